@@ -1,0 +1,73 @@
+"""What can go wrong, in words that carry their numbers.
+
+Every error of ours is a `MemtoolsError` and also the built-in error that a stranger would catch. Fields travel through
+`args` and are put into words by `__str__`, so that errors survive pickling between processes.
+"""
+
+
+class MemtoolsError(Exception):
+    """The root of every error that memtools raises on purpose."""
+
+
+class ConfigError(MemtoolsError, ValueError):
+    """An argument, option or environment value that makes no sense; nothing has been changed.
+
+    Attributes:
+        name: the argument that was refused.
+        value: what was given.
+        accepted: the accepted forms, in words.
+    """
+
+    def __init__(self, name: str, value: object, accepted: str) -> None:
+        super().__init__(name, value, accepted)
+        self.name = name
+        self.value = value
+        self.accepted = accepted
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value!r} is not accepted: use {self.accepted}"
+
+
+class BudgetExceeded(MemtoolsError, RuntimeError):
+    """An owner used more memory than its budget.
+
+    Not a `MemoryError`: task queues treat that one as the end of the worker.
+
+    Attributes:
+        scope: the name of the owner.
+        used_bytes: what it used when it was stopped, in bytes.
+        budget_bytes: what it was allowed, in bytes.
+        measure: which figure was held against the budget: `"peak"`, `"retained"` or `"resident"`.
+    """
+
+    def __init__(self, scope: str, used_bytes: int, budget_bytes: int, measure: str = "peak") -> None:
+        super().__init__(scope, used_bytes, budget_bytes, measure)
+        self.scope = scope
+        self.used_bytes = used_bytes
+        self.budget_bytes = budget_bytes
+        self.measure = measure
+
+    def __str__(self) -> str:
+        return f"{self.scope} used {_amount(self.used_bytes)}, budget {_amount(self.budget_bytes)} ({self.measure})"
+
+
+class ScopeClosed(MemtoolsError, RuntimeError):
+    """Work was handed to a scope that has ended or not begun.
+
+    Attributes:
+        scope: the name of the scope.
+        reason: why it takes no work.
+    """
+
+    def __init__(self, scope: str, reason: str = "it is closed") -> None:
+        super().__init__(scope, reason)
+        self.scope = scope
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.scope} takes no work: {self.reason}"
+
+
+def _amount(size_bytes: int) -> str:
+    # A budget of a few KiB is missed by bytes, which a rounded size would hide; `units` stands above this module.
+    return f"{size_bytes / 2**20:.1f} MiB" if size_bytes >= 2**20 else f"{size_bytes:,} B"

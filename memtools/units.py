@@ -1,0 +1,123 @@
+"""Sizes, counts and durations as people write them, and sizes as people read them.
+
+Covers: the one strict parser for sizes, the checks for whole numbers and seconds, the one formatter.
+Leaves to others: what a percentage is a share of (`memtools.readings.effective_limit`).
+
+`MB` is 10^6 bytes and `MiB` is 2^20 bytes (IEC 80000-13). A bare number is bytes. Output is always binary.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+from memtools.errors import ConfigError
+
+_FACTORS = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*|%)\s*")
+_SIZE_FORMS = "bytes as a whole number, or text such as '512 MiB', '1.5 GB', '64 KiB' (B, kB, MB, GB, TB, KiB to TiB)"
+_PERCENT_FORM = ", or a share of the effective limit from '0%' to '100%'"
+_STEPS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def parse_size(value: object, *, name: str = "size", percent_of: Callable[[], int | None] | None = None) -> int:
+    """Return `value` in bytes.
+
+    Args:
+        value: bytes as an int (or a float without a fraction), or text such as `"512 MiB"`.
+        name: what to call the argument in the error.
+        percent_of: gives the bytes that `"100%"` means, or None where they are not known; without it a percentage
+            is refused.
+
+    Raises:
+        ConfigError: for anything else: negative, not finite, bool, unknown unit (`"512Mb"`, `"512Mi"`), over 100 %,
+            or a percentage where no limit is known.
+    """
+    forms = _SIZE_FORMS + (_PERCENT_FORM if percent_of else "")
+
+    if isinstance(value, str):
+        return _parse_text(value, name, forms, percent_of)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(name, value, forms)
+    if not math.isfinite(value) or value < 0 or value != int(value):
+        raise ConfigError(name, value, forms)
+    return int(value)
+
+
+def _parse_text(value: str, name: str, forms: str, percent_of: Callable[[], int | None] | None) -> int:
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ConfigError(name, value, forms)
+
+    number, unit = match.groups()
+    if unit == "%" and percent_of is not None:
+        if float(number) > 100:
+            raise ConfigError(name, value, forms)
+        whole = percent_of()
+        if whole is None:
+            raise ConfigError(name, value, "a size in bytes: no limit is known here that could be divided")
+        return int(whole * float(number) / 100)
+    if unit not in _FACTORS:
+        raise ConfigError(name, value, forms)
+    return _scaled(number, _FACTORS[unit])
+
+
+def _scaled(number: str, factor: int) -> int:
+    # Digits are multiplied as whole numbers: a float would lose bytes above 2**53.
+    whole, _, fraction = number.partition(".")
+    bytes_ = int(whole) * factor
+    return bytes_ + int(fraction) * factor // 10 ** len(fraction) if fraction else bytes_
+
+
+def parse_count(value: object, *, name: str, least: int = 1) -> int:
+    """Return `value`, a whole number of at least `least`.
+
+    Raises:
+        ConfigError: for anything else; a bool is not a number here.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(name, value, f"a whole number of at least {least}")
+    return value
+
+
+def parse_seconds(value: object, *, name: str) -> float:
+    """Return `value` in seconds, finite and not negative.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ConfigError(name, value, "seconds as a finite number of at least 0")
+    return float(value)
+
+
+def parse_choice(value: object, choices: tuple[str, ...], *, name: str) -> str:
+    """Return `value`, one of `choices`.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(name, value, " or ".join(repr(choice) for choice in choices))
+    return value
+
+
+def format_size(size_bytes: int | float) -> str:
+    """Return a size as people read it: `512.0 MiB`, `3 B`, `-1.5 KiB`."""
+    amount = float(size_bytes)
+    for unit in _STEPS:
+        if abs(amount) < 1024 or unit == _STEPS[-1]:
+            break
+        amount /= 1024
+    return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
