@@ -4,6 +4,8 @@ Every error of ours is a `MemtoolsError` and also the built-in error that a stra
 `args` and are put into words by `__str__`, so that errors survive pickling between processes.
 """
 
+_SHOWN_AT_MOST = 200  # characters of a refused value
+
 
 class MemtoolsError(Exception):
     """The root of every error that memtools raises on purpose."""
@@ -25,7 +27,7 @@ class ConfigError(MemtoolsError, ValueError):
         self.accepted = accepted
 
     def __str__(self) -> str:
-        return f"{self.name}={self.value!r} is not accepted: use {self.accepted}"
+        return f"{self.name}={_shown(self.value)} is not accepted: use {self.accepted}"
 
 
 class BudgetExceeded(MemtoolsError, RuntimeError):
@@ -48,7 +50,8 @@ class BudgetExceeded(MemtoolsError, RuntimeError):
         self.measure = measure
 
     def __str__(self) -> str:
-        return f"{self.scope} used {_amount(self.used_bytes)}, budget {_amount(self.budget_bytes)} ({self.measure})"
+        used, budget = _amounts(self.used_bytes, self.budget_bytes)
+        return f"{self.scope} used {used}, budget {budget} ({self.measure})"
 
 
 class ScopeClosed(MemtoolsError, RuntimeError):
@@ -68,6 +71,18 @@ class ScopeClosed(MemtoolsError, RuntimeError):
         return f"{self.scope} takes no work: {self.reason}"
 
 
-def _amount(size_bytes: int) -> str:
-    # A budget of a few KiB is missed by bytes, which a rounded size would hide; `units` stands above this module.
-    return f"{size_bytes / 2**20:.1f} MiB" if size_bytes >= 2**20 else f"{size_bytes:,} B"
+def _amounts(used_bytes: int, budget_bytes: int) -> tuple[str, str]:
+    # In MiB, unless rounding would hide by how much the budget was missed. `units` stands above this module.
+    used, budget = f"{used_bytes / 2**20:.1f} MiB", f"{budget_bytes / 2**20:.1f} MiB"
+    if used == budget or budget_bytes < 2**20:
+        return f"{used_bytes:,} B", f"{budget_bytes:,} B"
+    return used, budget
+
+
+def _shown(value: object) -> str:
+    # Whatever was refused is a stranger's object: its `repr` may be endless, or fail (an int of 5,000 digits does).
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<a {type(value).__name__} that cannot be shown>"
+    return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}…"

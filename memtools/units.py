@@ -6,8 +6,8 @@ Leaves to others: what a percentage is a share of (`memtools.readings.effective_
 `MB` is 10^6 bytes and `MiB` is 2^20 bytes (IEC 80000-13). A bare number is bytes. Output is always binary.
 """
 
-import math
 import re
+import sys
 from collections.abc import Callable
 
 from memtools.errors import ConfigError
@@ -50,7 +50,7 @@ def parse_size(value: object, *, name: str = "size", percent_of: Callable[[], in
         return _parse_text(value, name, forms, percent_of)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(name, value, forms)
-    if not math.isfinite(value) or value < 0 or value != int(value):
+    if value < 0 or (isinstance(value, float) and not value.is_integer()):
         raise ConfigError(name, value, forms)
     return int(value)
 
@@ -67,7 +67,7 @@ def _parse_text(value: str, name: str, forms: str, percent_of: Callable[[], int 
         whole = percent_of()
         if whole is None:
             raise ConfigError(name, value, "a size in bytes: no limit is known here that could be divided")
-        return int(whole * float(number) / 100)
+        return _scaled(number, whole) // 100
     if unit not in _FACTORS:
         raise ConfigError(name, value, forms)
     return _scaled(number, _FACTORS[unit])
@@ -97,7 +97,8 @@ def parse_seconds(value: object, *, name: str) -> float:
     Raises:
         ConfigError: for anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    # Compared, not asked `isfinite`, which cannot take an int beyond the largest float; nan fails every comparison.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
         raise ConfigError(name, value, "seconds as a finite number of at least 0")
     return float(value)
 
@@ -113,11 +114,12 @@ def parse_choice(value: object, choices: tuple[str, ...], *, name: str) -> str:
     return value
 
 
-def format_size(size_bytes: int | float) -> str:
+def format_size(size_bytes: float) -> str:
     """Return a size as people read it: `512.0 MiB`, `3 B`, `-1.5 KiB`."""
-    amount = float(size_bytes)
-    for unit in _STEPS:
-        if abs(amount) < 1024 or unit == _STEPS[-1]:
-            break
+    amount = float(round(size_bytes))
+    step = 0
+    # Judged as it will be shown: one byte short of a MiB is "1.0 MiB", not "1024.0 KiB".
+    while step < len(_STEPS) - 1 and round(abs(amount), 1) >= 1024:
         amount /= 1024
-    return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        step += 1
+    return f"{amount:.1f} {_STEPS[step]}" if step else f"{amount:.0f} B"

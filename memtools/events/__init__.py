@@ -1,12 +1,13 @@
 """What happened, as one frozen record per fact, for whoever listens."""
 
-from memtools.events._hub import Event, Subscription, emit, statistics, subscribe
+from memtools.events._hub import Event, HubStatistics, Subscription, emit, statistics, subscribe
 from memtools.events._records import BudgetOverrun, HighUsage, ScopeEnded, TaskAbandoned
 
 __all__ = [
     "BudgetOverrun",
     "Event",
     "HighUsage",
+    "HubStatistics",
     "ScopeEnded",
     "Subscription",
     "TaskAbandoned",

@@ -1,0 +1,27 @@
+"""Run the code blocks of the README and of the docs, and make property tests repeat themselves.
+
+Leaves to others: what no test may leave behind (`tests/conftest.py`).
+"""
+
+import os
+
+from hypothesis import settings
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+import memtools
+
+# A gate that fails by luck is a gate that people learn to ignore. `HYPOTHESIS_PROFILE=default` goes exploring.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["README.md", "docs/**/*.md", "docs/*.md"],
+    excludes=["docs/_build/**"],
+).pytest()
+
+
+def pytest_report_header() -> str:
+    """Say which copy of memtools is tested: the installed one, or the checkout."""
+    return f"memtools: {os.path.dirname(memtools.__file__)}"
