@@ -1,0 +1,55 @@
+"""What psutil is asked for; nobody else in memtools knows it.
+
+Fields are read by name: psutil 8 renames and drops some. Loaded on first need, for on Linux there is seldom one.
+Threads: safe; two threads that start at once make two `psutil.Process`, and one of them is kept.
+"""
+
+import os
+from typing import NamedTuple
+
+import psutil  # type: ignore[import-untyped]  # it ships no types, and its stubs are no dependency of ours
+
+_kept: tuple[int, psutil.Process] | None = None
+
+
+class MemoryFields(NamedTuple):
+    """Memory of this process, in bytes; None where the platform does not say."""
+
+    resident: int
+    virtual: int
+    shared: int | None
+    peak: int | None
+
+
+def memory_fields() -> MemoryFields:
+    """Return the memory of this process.
+
+    Raises:
+        OSError: when psutil cannot read it; its own errors are turned into this one.
+    """
+    try:
+        found = _process().memory_info()
+    except psutil.Error as error:
+        raise OSError(0, f"psutil: {error}") from error
+    # On Windows the kernel keeps the peak of the process itself; `peak_rss` is the name of psutil 8.
+    peak = getattr(found, "peak_wset", None) or getattr(found, "peak_rss", None)
+    return MemoryFields(int(found.rss), int(found.vms), getattr(found, "shared", None), peak)
+
+
+def physical_bytes() -> int:
+    """Return how much memory the machine has, in bytes."""
+    return int(psutil.virtual_memory().total)
+
+
+def available_bytes() -> int:
+    """Return how much memory the machine can still give without swapping, in bytes."""
+    return int(psutil.virtual_memory().available)
+
+
+def _process() -> psutil.Process:
+    # A psutil.Process made before a fork goes on reporting the parent.
+    global _kept
+    pid = os.getpid()
+    if _kept is None or _kept[0] != pid:
+        _kept = (pid, psutil.Process(pid))
+    return _kept[1]
