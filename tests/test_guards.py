@@ -1,5 +1,6 @@
 """The guards of this suite catch what they say they catch: run on a small suite of culprits."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,8 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> str:
     (suite / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nmarkers = leaves(what, reason): excused\n")
 
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rEpf", "--tb=short", str(suite)]
-    result = subprocess.run(command, cwd=suite, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "COLUMNS": "400", "PYTEST_ADDOPTS": ""}  # the summary cuts its lines at the width
+    result = subprocess.run(command, cwd=suite, env=environment, capture_output=True, text=True, timeout=120)
     return result.stdout
 
 
