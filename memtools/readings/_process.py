@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 
 from memtools.readings._peak import PeakMemory
+from memtools.readings._second_way import by_psutil
 from memtools.readings._statm import Statm
-from memtools.readings._unreadable import ReadingError
 from memtools.units import format_size
 
 
@@ -43,48 +43,28 @@ _peak = PeakMemory()
 
 if sys.platform == "linux":
     _statm = Statm()
+    _fields = _statm.fields
+    resident_bytes = _statm.resident_bytes  # the method itself: a function around it would cost two in a hundred
+else:
+    _fields = by_psutil
 
     def resident_bytes() -> int:
         """Return the resident memory of this process, in bytes.
 
-        On Linux one system call on a descriptor that is opened on first use and stays open (1.5 us); elsewhere psutil
-        (about 10 us). Right in forked children, in threads, and after somebody has closed our descriptor.
-
-        Raises:
-            ReadingError: when neither way works, for instance when no descriptor is left for the first reading.
-        """
-        try:
-            return _statm.resident_bytes()
-        except (OSError, ValueError) as error:
-            return _by_psutil(error)[1]
-
-    def _fields() -> tuple[int, int, int | None, int | None]:
-        try:
-            return (*_statm.fields(), None)
-        except (OSError, ValueError) as error:
-            return _by_psutil(error)
-
-    def _forget() -> None:
-        _statm.forget()
-        _peak.forget()
-
-    os.register_at_fork(after_in_child=_forget)
-
-else:
-
-    def resident_bytes() -> int:
-        """Return the resident memory of this process, in bytes, by psutil (about 10 us).
-
         Raises:
             ReadingError: when psutil cannot read it.
         """
-        return _by_psutil(None)[1]
+        return by_psutil()[1]
 
-    def _fields() -> tuple[int, int, int | None, int | None]:
-        return _by_psutil(None)
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_peak.forget)
+def _forget() -> None:
+    if sys.platform == "linux":
+        _statm.forget()
+    _peak.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def virtual_bytes() -> int:
@@ -117,20 +97,3 @@ def read_process() -> ProcessMemory:
     virtual, resident, shared, peak = _fields()
     highest = _peak.after(resident) if peak is None else max(peak, resident)
     return ProcessMemory(resident, highest, virtual, shared, time.monotonic())
-
-
-def _by_psutil(first: Exception | None) -> tuple[int, int, int | None, int | None]:
-    try:
-        from memtools.readings._psutil import memory_fields
-
-        found = memory_fields()
-    except (OSError, ImportError) as error:
-        # Without a descriptor even the import fails; the first refusal is the one to tell of.
-        raise _refusal(first or error) from error
-    return found.virtual, found.resident, found.shared, found.peak
-
-
-def _refusal(error: Exception) -> ReadingError:
-    number = (error.errno if isinstance(error, OSError) else None) or 0
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return ReadingError(number, f"the memory of this process cannot be read: {reason}", "/proc/self/statm")

@@ -5,24 +5,13 @@ Threads: safe; two threads that start at once make two `psutil.Process`, and one
 """
 
 import os
-from typing import NamedTuple
-
 import psutil  # type: ignore[import-untyped]  # it ships no types, and its stubs are no dependency of ours
 
 _kept: tuple[int, psutil.Process] | None = None
 
 
-class MemoryFields(NamedTuple):
-    """Memory of this process, in bytes; None where the platform does not say."""
-
-    resident: int
-    virtual: int
-    shared: int | None
-    peak: int | None
-
-
-def memory_fields() -> MemoryFields:
-    """Return the memory of this process.
+def memory_fields() -> tuple[int, int, int | None, int | None]:
+    """Return virtual, resident, shared and peak memory of this process, in bytes; None where psutil does not say.
 
     Raises:
         OSError: when psutil cannot read it; its own errors are turned into this one.
@@ -33,7 +22,7 @@ def memory_fields() -> MemoryFields:
         raise OSError(0, f"psutil: {error}") from error
     # On Windows the kernel keeps the peak of the process itself; `peak_rss` is the name of psutil 8.
     peak = getattr(found, "peak_wset", None) or getattr(found, "peak_rss", None)
-    return MemoryFields(int(found.rss), int(found.vms), getattr(found, "shared", None), peak)
+    return (int(found.vms), int(found.rss), getattr(found, "shared", None), peak)
 
 
 def physical_bytes() -> int:

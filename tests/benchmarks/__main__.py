@@ -3,8 +3,8 @@
 Covers: finding `bench_*.py` beside this file, printing their results, writing them into a page.
 Leaves to others: what is measured and how (`_compare`, and each benchmark).
 
-A page holds the results of `bench_NAME.py` between `<!-- results:NAME -->` and `<!-- /results:NAME -->`. The exit status
-is 0 whether or not the targets are met: a busy machine is no failure, and what is printed says which were missed.
+A page holds the results of `bench_NAME.py` between `<!-- results:NAME -->` and `<!-- /results:NAME -->`. The exit
+status is 0 whether or not the targets are met: a busy machine is no failure, and the table says which were missed.
 """
 
 import argparse
@@ -82,9 +82,7 @@ def _run(path: Path, rounds: int) -> list[Result]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python tests/benchmarks", description="Run the benchmarks of memtools.")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="run only bench_NAME.py; repeatable"
-    )
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only bench_NAME.py; repeatable")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of each comparison (default: 15)")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables between the markers of this page")
     return parser
