@@ -3,20 +3,33 @@
 The only room that knows psutil, /proc and cgroups. What the figures mean for the service is the monitor's business.
 """
 
+from memtools.readings._headroom import Headroom, LevelRoom
 from memtools.readings._high_water import HighWater
+from memtools.readings._host import available_bytes, physical_bytes
 from memtools.readings._level import Level
+from memtools.readings._limit import Limit, LimitSource
+from memtools.readings._now import effective_limit, headroom, take_reading
 from memtools.readings._process import ProcessMemory, peak_bytes, read_process, resident_bytes, virtual_bytes
 from memtools.readings._reading import Reading
 from memtools.readings._unreadable import ReadingError
 
 __all__ = [
+    "Headroom",
     "HighWater",
     "Level",
+    "LevelRoom",
+    "Limit",
+    "LimitSource",
     "ProcessMemory",
     "Reading",
     "ReadingError",
+    "available_bytes",
+    "effective_limit",
+    "headroom",
     "peak_bytes",
+    "physical_bytes",
     "read_process",
     "resident_bytes",
+    "take_reading",
     "virtual_bytes",
 ]

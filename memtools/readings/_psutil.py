@@ -5,6 +5,7 @@ Threads: safe; two threads that start at once make two `psutil.Process`, and one
 """
 
 import os
+
 import psutil  # type: ignore[import-untyped]  # it ships no types, and its stubs are no dependency of ours
 
 _kept: tuple[int, psutil.Process] | None = None
