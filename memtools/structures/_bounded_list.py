@@ -1,0 +1,241 @@
+"""A list that cannot grow without end: what people construct, copy, send and ask for figures.
+
+Covers: arguments, copies and pickles, `statistics`, `check`, `shrink`.
+Leaves to others: keeping to the bounds (`_window`, `_weighed`), telling of what went (`_eviction`), when to shrink
+(`memtools.monitor`).
+"""
+
+import sys
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Self, SupportsIndex, TypeVar
+
+from memtools.cleanup import register, unregister
+from memtools.readings import Level
+from memtools.structures._list_bounds import ListBounds, OnEvict, Sizeof, parse_bounds
+from memtools.structures._weighed import weighed
+from memtools.structures._window import Window
+
+T = TypeVar("T")
+
+# By level: lists longer than the first are shortened, and the second stays. The guide: beyond 500, down to 250.
+_SHRINK_ABOVE = {Level.WARNING: (500, 250), Level.CRITICAL: (100, 50)}
+_SLICES = 32  # a long list is shortened in so many strokes at most, as each moves what is left
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedListStatistics:
+    """How full a bounded list is, and what had to go.
+
+    Attributes:
+        length: items now.
+        maxlen: the most items, or None.
+        keep: how many items an overflow leaves, or None where `maxlen` is None.
+        bytes: shallow size of the items in bytes, as remembered; None without `max_bytes`, as nothing is weighed then.
+        max_bytes: the most bytes of items, or None.
+        evicted: items that had to go since the list was made.
+        hook_failures: calls of `on_evict` that raised.
+    """
+
+    length: int
+    maxlen: int | None
+    keep: int | None
+    bytes: int | None
+    max_bytes: int | None
+    evicted: int
+    hook_failures: int
+
+
+class BoundedList(Window[T]):
+    """A `list` that keeps the newest items: `len(x) <= maxlen` after every call, and the oldest go on overflow.
+
+    In all else it is a list, at a list's own speed: `isinstance`, indexing, slices, iteration, comparison, `sort`,
+    JSON. Slices and `x + y` are plain lists; `copy`, `copy.copy`, `deepcopy` and pickles are bounded lists with the
+    same bounds (a pickle leaves `on_evict` behind, which belongs to its process).
+
+    >>> recent = BoundedList([1, 2, 3], maxlen=3)
+    >>> recent.append(4)
+    >>> recent
+    [2, 3, 4]
+
+    Args:
+        iterable: what it holds at first.
+        maxlen: the most items. May be left out only where `max_bytes` is given.
+        keep: how many items an overflow leaves. By default `maxlen`: exactly the last `maxlen` stay, as in
+            `deque(maxlen=...)`; then each `append` to a full list moves the whole list. With less, the list is cut in
+            one stroke once in a while, at the same price for any length: for long lists use three quarters of it.
+        max_bytes: the most bytes of items by shallow size, such as `"10 MiB"`. An item larger than that cannot stay.
+        sizeof: gives an item's size in bytes, and is asked once per item, when it comes in.
+        on_evict: called with a list of the items that had to go, oldest first, after the list is within its bounds;
+            what it raises is logged at most once a minute and counted. Items that you remove yourself are not told.
+        shrinkable: whether a monitor may shorten it when memory runs short.
+
+    Raises:
+        ConfigError: for bounds that make no sense; an existing list is unchanged.
+
+    What bypasses the bounds: `list.append(x, item)` and C code that calls it, such as `heapq.heappush`. The next
+    addition, or `check()`, restores them.
+
+    Threads: as a list. The bound holds when the last of several calls has returned; with `max_bytes`, use a lock.
+    Cost: see the page on performance; `append` is a Python method, reading is not touched.
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        iterable: Iterable[T] = (),
+        /,
+        maxlen: int | None = None,
+        *,
+        keep: int | None = None,
+        max_bytes: int | str | None = None,
+        sizeof: Sizeof = sys.getsizeof,
+        on_evict: OnEvict | None = None,
+        shrinkable: bool = True,
+    ) -> None:
+        bounds = parse_bounds(maxlen, keep, max_bytes, sizeof, on_evict, shrinkable)
+        super().__init__()  # a second call empties the list, as a list's does
+        self._enter(bounds)
+        self.extend(iterable)
+
+    @property
+    def maxlen(self) -> int | None:
+        """The most items, or None where bytes alone decide."""
+        return self._bounds.maxlen
+
+    @property
+    def keep(self) -> int | None:
+        """How many items an overflow leaves, or None where bytes alone decide."""
+        return self._bounds.keep
+
+    @property
+    def max_bytes(self) -> int | None:
+        """The most bytes of items, by shallow size, or None."""
+        return self._bounds.max_bytes
+
+    def statistics(self) -> BoundedListStatistics:
+        """Return how full the list is, and what had to go."""
+        bounds = self._bounds
+        return BoundedListStatistics(
+            length=len(self),
+            maxlen=bounds.maxlen,
+            keep=bounds.keep,
+            bytes=None if bounds.max_bytes is None else self._bytes,
+            max_bytes=bounds.max_bytes,
+            evicted=self._evicted,
+            hook_failures=0 if self._eviction is None else self._eviction.failures,
+        )
+
+    def check(self) -> int:
+        """Restore the bounds after something bypassed them; return how many items had to go.
+
+        With `max_bytes`, all items are weighed anew.
+        """
+        before = self._evicted
+        self._reweigh()
+        self._fit()
+        return self._evicted - before
+
+    def shrink(self, level: Level, deadline: float, /) -> int:
+        """Let the oldest items go because memory is short.
+
+        Beyond 500 items, half go at `WARNING`, and 250 stay; beyond 100, all but 50 go at `CRITICAL`. They are counted
+        as evicted and told to `on_evict`.
+
+        Args:
+            level: how short memory is.
+            deadline: when to stop, in seconds of `time.monotonic()`; looked at between strokes of 1,000 items or more.
+
+        Returns:
+            The shallow size of what went and of the places it took, in bytes: the most that can have been freed.
+        """
+        start, floor = _SHRINK_ABOVE.get(level, (sys.maxsize, 0))
+        length = len(self)
+        if length <= start:
+            return 0
+
+        goal = max(floor, length // 2) if level is Level.WARNING else floor
+        stroke = max(1000, (length - goal) // _SLICES)
+        given_back = 0
+        while len(self) > goal and monotonic() < deadline:
+            given_back += self._give_back(min(stroke, len(self) - goal))
+        return given_back
+
+    def _give_back(self, count: int) -> int:
+        before = sys.getsizeof(self)
+        items_bytes = sum(map(sys.getsizeof, self[:count]))
+        self._drop(slice(None, count))
+        return items_bytes + before - sys.getsizeof(self)
+
+    def copy(self) -> Self:
+        """Return a bounded list of the same class with the same items and bounds."""
+        return self.__copy__()
+
+    def __copy__(self) -> Self:
+        twin = _rebuild(_plain(type(self)), self._bounds)
+        twin.extend(self[:])
+        _restore(twin, self.__getstate__())
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        twin = _rebuild(_plain(type(self)), self._bounds)
+        memo[id(self)] = twin  # before the items, which may hold this list
+        twin.extend([deepcopy(item, memo) for item in self])
+        _restore(twin, deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> tuple[Any, ...]:
+        # A pickle gives the items before the state, so the bounds have to come with the making of the list.
+        return _rebuild, (_plain(type(self)), self._bounds), self.__getstate__(), iter(self[:])
+
+    def __getstate__(self) -> object:
+        """Return what a subclass has added, as `object.__getstate__` does; the bounds travel by themselves."""
+        state = super().__getstate__()
+        if not isinstance(state, tuple):
+            return state
+        attributes, slots = state
+        added = {name: value for name, value in slots.items() if name not in Window.__slots__}
+        return (attributes, added) if added else attributes
+
+    def _enter(self, bounds: ListBounds) -> None:
+        """Become the class that these bounds need, take them, and join the register or leave it."""
+        plain = _plain(type(self))
+        kind = plain if bounds.max_bytes is None else weighed(plain)
+        if kind is not type(self):
+            self.__class__ = kind
+        self._bind(bounds)
+        if bounds.shrinkable:
+            register(self)
+        else:
+            unregister(self)
+
+
+def _plain(kind: type[Any]) -> type[Any]:
+    """Return the class that the user knows: for a list bounded by bytes, the one that `weighed` was given."""
+    plain: type[Any] = kind.__dict__.get("_plain_kind", kind)
+    return plain
+
+
+def _rebuild(kind: type[Any], bounds: ListBounds) -> Any:
+    """Make an empty list of `kind` within `bounds`, without its `__init__`, whose arguments may be its own."""
+    twin = list.__new__(kind)
+    twin._enter(bounds)
+    return twin
+
+
+def _restore(twin: Any, state: Any) -> None:
+    """Give `twin` the attributes that a subclass has added, as `copy.copy` would."""
+    if state is None:
+        return
+    if hasattr(twin, "__setstate__"):
+        twin.__setstate__(state)
+        return
+
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    if attributes:
+        twin.__dict__.update(attributes)
+    for name, value in (slots or {}).items():
+        setattr(twin, name, value)
