@@ -1,0 +1,129 @@
+"""Peaks: the kernel's own, our own, and the rise between two moments."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from memtools.readings import HighWater, peak_bytes, resident_bytes
+from memtools.readings._peak import PeakMemory, kernel_peak_bytes
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("Name:\tpython\nVmHWM:\t   12345 kB\nVmRSS:\t 1 kB\n", 12345 * 1024),
+        ("Name:\tVmHWM: 5 kB\nVmRSS:\t 1 kB\n", None),  # a process may call itself anything
+        ("Name:\tpython\nVmRSS:\t 1 kB\n", None),
+        ("Name:\tpython\nVmHWM:\t 5 MB\n", None),
+        ("Name:\tpython\nVmHWM:\t -5 kB\n", None),
+        ("Name:\tpython\nVmHWM:", None),
+        ("", None),
+    ],
+)
+def test_kernel_peak_is_read_from_its_line(tmp_path: Path, status: str, expected: int | None) -> None:
+    path = tmp_path / "status"
+    path.write_text(status)
+
+    assert kernel_peak_bytes(str(path)) == expected
+
+
+def test_kernel_peak_is_not_known_without_the_file(tmp_path: Path) -> None:
+    assert kernel_peak_bytes(str(tmp_path / "missing")) is None
+
+
+def test_peak_never_lies_below_the_present() -> None:
+    peak = PeakMemory(kernel_peak=lambda: 100)
+
+    assert [peak.after(90), peak.after(110)] == [100, 110]
+
+
+def scripted(*figures: int | None) -> Callable[[], HighWater]:
+    script: Iterator[int | None] = iter(figures)
+    return lambda: HighWater(measure=lambda: next(script))
+
+
+def test_without_a_kernel_peak_the_highest_seen_is_kept() -> None:
+    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(900, 900, 900, 900))
+
+    assert [peak.after(50), peak.after(80), peak.after(60)] == [50, 80, 80]
+
+
+def test_without_a_kernel_peak_a_rise_that_nobody_saw_counts() -> None:
+    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(50, 50, 300))
+
+    assert [peak.after(50), peak.after(60)] == [50, 300]
+
+
+def test_forked_child_begins_its_own_peak() -> None:
+    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(0, 0, 0, 0))
+    peak.after(500)
+
+    peak.forget()
+
+    assert peak.after(70) == 70
+
+
+def test_peak_remembers_what_has_been_given_back() -> None:
+    block = bytearray(b"\x01") * (60 * MIB)
+    with_block = resident_bytes()
+
+    del block
+
+    assert peak_bytes() >= with_block - 2 * MIB
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "risen"),
+    [(100, 100, None), (100, 150, 150), (100, 90, None), (None, None, None)],
+)
+def test_high_water_is_only_known_when_it_rose(before: int | None, after: int | None, risen: int | None) -> None:
+    figures = iter((before, after))
+
+    mark = HighWater(measure=lambda: next(figures))
+
+    assert mark.risen_to() == risen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
+def test_high_water_tells_a_peak_that_is_over(in_child: Callable[..., object]) -> None:
+    def work() -> tuple[int | None, int | None, int]:
+        # Above anything that this process had before, so that the mark must rise.
+        ballast = bytearray(b"\x01") * (peak_bytes() - resident_bytes() + MIB)
+        mark = HighWater()
+        block = bytearray(b"\x01") * (80 * MIB)
+        truth = resident_bytes() + 0 * len(ballast)
+        del block
+        first = mark.risen_to()
+        small = HighWater()
+        block = bytearray(b"\x01") * (10 * MIB)
+        return first, small.risen_to(), truth + 0 * len(block)
+
+    risen, not_risen, truth = in_child(work)  # type: ignore[misc]
+
+    assert risen == pytest.approx(truth, abs=4 * MIB)
+    assert not_risen is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone carries ru_maxrss over exec")
+def test_spawned_child_knows_no_rise_below_the_peak_of_its_parent(in_child: Callable[..., object]) -> None:
+    program = (
+        "from memtools.readings import HighWater; mark = HighWater();"
+        "block = bytearray(b'x') * (20 << 20); print(mark.risen_to())"
+    )
+
+    def spawn() -> str:
+        block = bytearray(b"\x01") * (200 * MIB)
+        reading_end, writing_end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.dup2(writing_end, 1)
+            os.execv(sys.executable, [sys.executable, "-c", program])
+        os.waitpid(child, 0)
+        return os.read(reading_end, 100).decode().strip() + "" * len(block)
+
+    assert in_child(spawn) == "None"
