@@ -1,0 +1,81 @@
+"""CPython's own suites for lists, run with a `BoundedList` in the place of `list`."""
+
+import unittest
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from memtools.structures import BoundedList
+
+pytest.importorskip("test.list_tests", reason="this Python comes without its own test suite")
+
+from test import list_tests, seq_tests, test_list
+
+LARGE = 10_000_000
+
+
+class Counted(BoundedList[Any]):
+    """Bounded by number, takes what `list` takes."""
+
+    def __init__(self, iterable: Iterable[Any] = (), /) -> None:
+        super().__init__(iterable, LARGE)
+
+
+class Weighed(BoundedList[Any]):
+    """Bounded by bytes, takes what `list` takes."""
+
+    def __init__(self, iterable: Iterable[Any] = (), /) -> None:
+        super().__init__(iterable, LARGE, keep=LARGE // 2, max_bytes="8 GiB")
+
+
+class TestSequenceCounted(seq_tests.CommonTest):  # type: ignore[misc]  # typeshed knows no `test`
+    type2test = Counted
+
+
+class TestSequenceWeighed(seq_tests.CommonTest):  # type: ignore[misc]
+    type2test = Weighed
+
+
+class TestListCommonCounted(list_tests.CommonTest):  # type: ignore[misc]
+    type2test = Counted
+
+
+class TestListCommonWeighed(list_tests.CommonTest):  # type: ignore[misc]
+    type2test = Weighed
+
+
+class TestListCounted(test_list.ListTest):  # type: ignore[misc]
+    type2test = Counted
+
+
+class TestListWeighed(test_list.ListTest):  # type: ignore[misc]
+    type2test = Weighed
+
+
+class TestListByName(test_list.ListTest):  # type: ignore[misc]
+    """As above; and where the suite says `list(...)`, or derives from `list`, it gets ours as well."""
+
+    type2test = Counted
+
+    @pytest.fixture(autouse=True)
+    def ours_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (seq_tests, list_tests, test_list):
+            monkeypatch.setattr(module, "list", Counted, raising=False)
+
+    @unittest.skip(
+        "`list` lets a subclass with a `__new__` of its own take any keyword; ours names what it does not know"
+    )
+    def test_keywords_in_subclass(self) -> None: ...
+
+    @unittest.skip("our fields, beside those of a list, take bytes of their own")
+    def test_preallocation(self) -> None: ...
+
+
+def test_the_suites_are_not_empty() -> None:
+    suites = (TestSequenceCounted, TestListCommonCounted, TestListCounted)
+
+    counts = [unittest.defaultTestLoader.loadTestsFromTestCase(suite).countTestCases() for suite in suites]
+
+    assert counts == sorted(counts)
+    assert counts[0] > 15
