@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Self, SupportsIndex, TypeVar
+from typing import Any, Self, SupportsIndex, TypeVar, cast
 
 from memtools.cleanup import register, unregister
 from memtools.readings import Level
@@ -19,6 +19,7 @@ from memtools.structures._weighed import weighed
 from memtools.structures._window import Window
 
 T = TypeVar("T")
+_State = tuple[dict[str, Any] | None, dict[str, Any]]  # what `object.__getstate__` gives: attributes, slots
 
 # By level: lists longer than the first are shortened, and the second stays. The guide: beyond 500, down to 250.
 _SHRINK_ABOVE = {Level.WARNING: (500, 250), Level.CRITICAL: (100, 50)}
@@ -175,13 +176,13 @@ class BoundedList(Window[T]):
         return self.__copy__()
 
     def __copy__(self) -> Self:
-        twin = _rebuild(_plain(type(self)), self._bounds)
+        twin: Self = _rebuild(_plain(type(self)), self._bounds)
         twin.extend(self[:])
         _restore(twin, self.__getstate__())
         return twin
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        twin = _rebuild(_plain(type(self)), self._bounds)
+        twin: Self = _rebuild(_plain(type(self)), self._bounds)
         memo[id(self)] = twin  # before the items, which may hold this list
         twin.extend([deepcopy(item, memo) for item in self])
         _restore(twin, deepcopy(self.__getstate__(), memo))
@@ -196,7 +197,7 @@ class BoundedList(Window[T]):
         state = super().__getstate__()
         if not isinstance(state, tuple):
             return state
-        attributes, slots = state
+        attributes, slots = cast("_State", state)
         added = {name: value for name, value in slots.items() if name not in Window.__slots__}
         return (attributes, added) if added else attributes
 
@@ -205,7 +206,7 @@ class BoundedList(Window[T]):
         plain = _plain(type(self))
         kind = plain if bounds.max_bytes is None else weighed(plain)
         if kind is not type(self):
-            self.__class__ = kind
+            self.__class__ = kind  # pyright: ignore[reportAttributeAccessIssue]  # same layout: see `weighed`
         self._bind(bounds)
         if bounds.shrinkable:
             register(self)
@@ -226,7 +227,7 @@ def _rebuild(kind: type[Any], bounds: ListBounds) -> Any:
     return twin
 
 
-def _restore(twin: Any, state: Any) -> None:
+def _restore(twin: Any, state: object) -> None:
     """Give `twin` the attributes that a subclass has added, as `copy.copy` would."""
     if state is None:
         return
@@ -234,8 +235,8 @@ def _restore(twin: Any, state: Any) -> None:
         twin.__setstate__(state)
         return
 
-    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    attributes, slots = cast("_State", state if isinstance(state, tuple) else (state, {}))
     if attributes:
         twin.__dict__.update(attributes)
-    for name, value in (slots or {}).items():
+    for name, value in slots.items():
         setattr(twin, name, value)

@@ -52,7 +52,7 @@ def parse_bounds(
     max_bytes: int | str | None,
     sizeof: Sizeof,
     on_evict: OnEvict | None,
-    shrinkable: bool,
+    shrinkable: object,
 ) -> ListBounds:
     """Return the bounds that these arguments mean.
 

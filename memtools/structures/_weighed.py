@@ -7,7 +7,7 @@ The sizes stand in a list of their own, one place per item, and each mutator doe
 a class apart so that a list without `max_bytes` keeps the C methods for all that removes and reorders.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, SupportsIndex, TypeVar, cast, overload
 
 from memtools.errors import ConfigError
@@ -50,27 +50,31 @@ class Weighed(Window[T]):
     def __setitem__(self, index: SupportsIndex, value: T, /) -> None: ...
     @overload
     def __setitem__(self, index: slice, value: Iterable[T], /) -> None: ...
-    def __setitem__(self, index: Any, value: Any, /) -> None:  # as wide as both forms
+    def __setitem__(self, index: SupportsIndex | slice, value: Any, /) -> None:  # as wide as both forms
         self._align()
-        many = isinstance(index, slice)
-        values: Any = list(value) if many else value
-        sizes: Any = list(map(self._weigh, values)) if many else self._weigh(value)
-
         # What is replaced lives until the sizes are in step: a finaliser of it may add to this very list.
-        replaced = self[index]
-        self._set(index, values)
-        self._bytes += _total(sizes) - _total(self._sizes[index])
-        self._sizes[index] = sizes
+        if isinstance(index, slice):
+            items: list[T] = list(value)
+            sizes = list(map(self._weigh, items))
+            _replaced = self[index]
+            self._set(index, items)
+            self._bytes += sum(sizes) - sum(self._sizes[index])
+            self._sizes[index] = sizes
+        else:
+            size = self._weigh(value)
+            _replaced = [self[index]]
+            self._set(index, value)
+            self._bytes += size - self._sizes[index]
+            self._sizes[index] = size
         self._fit()
-        del replaced
 
     def __delitem__(self, index: SupportsIndex | slice, /) -> None:
         self._align()
-        removed = self[index]
+        _removed = self[index]  # lives until the sizes are in step
         self._cut(index)
-        self._bytes -= _total(self._sizes[index])
+        sizes = self._sizes[index]
+        self._bytes -= sum(sizes) if isinstance(sizes, list) else sizes
         del self._sizes[index]
-        del removed
 
     def pop(self, index: SupportsIndex = -1, /) -> T:
         """Remove the item at `index` and return it."""
@@ -106,9 +110,10 @@ class Weighed(Window[T]):
             self._fit()
 
     def _weigh(self, item: T) -> int:
-        size = self._bounds.sizeof(item)
+        sizeof = cast("Callable[[T], object]", self._bounds.sizeof)  # the user's, whatever it promised
+        size = sizeof(item)
         if not isinstance(size, int) or size < 0:
-            raise ConfigError("sizeof", self._bounds.sizeof, f"a function that returns bytes, not {size!r}")
+            raise ConfigError("sizeof", sizeof, f"a function that returns bytes, not {size!r}")
         return size
 
     def _take(self, items: list[T], sizes: list[int]) -> None:
@@ -184,10 +189,6 @@ class Weighed(Window[T]):
         return len(gone)
 
 
-def _total(sizes: int | list[int]) -> int:
-    return sizes if isinstance(sizes, int) else sum(sizes)
-
-
 def weighed(kind: type[W]) -> type[W]:
     """Return the class whose instances are `kind`s bounded by bytes; the same one each time.
 
@@ -197,7 +198,8 @@ def weighed(kind: type[W]) -> type[W]:
     found = kind.__dict__.get("_weighed_kind")
     if found is None:
         names = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__, "_plain_kind": kind}
-        found = type(kind)(kind.__name__, (kind, Weighed), names)
+        metaclass = cast("Callable[..., Any]", type(kind))
+        found = metaclass(kind.__name__, (kind, Weighed), names)
         found._weighed_kind = found
         kind._weighed_kind = found  # type: ignore[attr-defined]  # a note of ours on a class that may be the user's
     return cast("type[W]", found)

@@ -29,8 +29,8 @@ class Window(list[T]):
         "__weakref__",
         "_bounds",
         "_bytes",
-        "_eviction",
         "_evicted",
+        "_eviction",
         "_is_exact",
         "_keep",
         "_limit",
@@ -49,13 +49,13 @@ class Window(list[T]):
     _bytes: int
 
     # A class attribute is one look-up where `super()` is a call: 12.5 against 16 times `deque.append`.
-    _app: ClassVar[Callable[..., None]] = list.append
-    _ext: ClassVar[Callable[..., None]] = list.extend
-    _ins: ClassVar[Callable[..., None]] = list.insert
-    _pop: ClassVar[Callable[..., Any]] = list.pop
-    _set: ClassVar[Callable[..., None]] = list.__setitem__
-    _cut: ClassVar[Callable[..., None]] = list.__delitem__
-    _rep: ClassVar[Callable[..., Any]] = list.__imul__
+    _app: ClassVar[Callable[..., None]] = list[Any].append
+    _ext: ClassVar[Callable[..., None]] = list[Any].extend
+    _ins: ClassVar[Callable[..., None]] = list[Any].insert
+    _pop: ClassVar[Callable[..., Any]] = list[Any].pop
+    _set: ClassVar[Callable[..., None]] = list[Any].__setitem__
+    _cut: ClassVar[Callable[..., None]] = list[Any].__delitem__
+    _rep: ClassVar[Callable[..., Any]] = list[Any].__imul__
 
     def _bind(self, bounds: ListBounds) -> None:
         """Take `bounds`; the items are not looked at."""
@@ -111,7 +111,8 @@ class Window(list[T]):
         if len(self) > self._limit:
             self._fit()
 
-    def __iadd__(self, iterable: Iterable[T], /) -> Self:
+    # Narrower than `__add__` by the language's own rules; typeshed silences this for `list`, too.
+    def __iadd__(self, iterable: Iterable[T], /) -> Self:  # type: ignore[override, misc]
         self.extend(iterable)
         return self
 
