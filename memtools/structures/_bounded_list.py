@@ -168,7 +168,7 @@ class BoundedList(Window[T]):
     def _give_back(self, count: int) -> int:
         before = sys.getsizeof(self)
         items_bytes = sum(map(sys.getsizeof, self[:count]))
-        self._drop(slice(None, count))
+        self._drop(slice(None, count), count)
         return items_bytes + before - sys.getsizeof(self)
 
     def copy(self) -> Self:

@@ -27,11 +27,17 @@ class Weighed(Window[T]):
         super()._bind(bounds)
         self._sizes = []
         self._bytes = 0
+        self._most = bounds.max_bytes or 0
 
     def append(self, item: T, /) -> None:
         """Add `item` at the end; where the list is full, by number or by bytes, the oldest go."""
-        self._take([item], [self._weigh(item)])
-        self._fit()
+        size = self._weigh(item)
+        self._align()
+        self._app(item)
+        self._sizes.append(size)
+        self._bytes += size
+        if self._bytes > self._most or len(self) > self._limit:
+            self._fit()
 
     def extend(self, iterable: Iterable[T], /) -> None:
         """Add all of `iterable` at the end; of an iterator, never more than the bounds hold and one item wait."""
@@ -110,11 +116,10 @@ class Weighed(Window[T]):
             self._fit()
 
     def _weigh(self, item: T) -> int:
-        sizeof = cast("Callable[[T], object]", self._bounds.sizeof)  # the user's, whatever it promised
-        size = sizeof(item)
-        if not isinstance(size, int) or size < 0:
-            raise ConfigError("sizeof", sizeof, f"a function that returns bytes, not {size!r}")
-        return size
+        size = cast("object", self._bounds.sizeof(item))  # the user's function may give what it never promised
+        if isinstance(size, int) and size >= 0:
+            return size
+        raise ConfigError("sizeof", self._bounds.sizeof, f"a function that returns bytes, not {size!r}")
 
     def _take(self, items: list[T], sizes: list[int]) -> None:
         self._align()
@@ -133,15 +138,13 @@ class Weighed(Window[T]):
 
     def _repeat(self, times: int) -> None:
         self._align()
-        most = self._bounds.max_bytes or 0
-        enough = min(times, most // self._bytes + 1) if self._bytes else times
+        enough = min(times, self._most // self._bytes + 1) if self._bytes else times
         self._rep(enough)
         self._sizes *= enough
         self._bytes = sum(self._sizes)
         self._fit()
 
     def _feed(self, feed: Iterator[T]) -> None:
-        most = self._bounds.max_bytes or 0
         waiting: list[T] = []
         sizes: list[int] = []
         waiting_bytes = 0
@@ -153,7 +156,7 @@ class Weighed(Window[T]):
                 waiting.append(item)
                 sizes.append(size)
                 waiting_bytes += size
-                if waiting_bytes > most or len(waiting) > self._limit:
+                if waiting_bytes > self._most or len(waiting) > self._limit:
                     self._take(waiting, sizes)
                     waiting, sizes, waiting_bytes = [], [], 0
                     overflowed = self._cut_to(self._limit) or overflowed
@@ -166,7 +169,7 @@ class Weighed(Window[T]):
 
     def _fit(self) -> None:
         """Cut an overflow by number, then by bytes."""
-        excess = self._bytes - (self._bounds.max_bytes or 0)
+        excess = self._bytes - self._most
         over = len(self) - self._keep if len(self) > self._limit else 0
         if over == 0 and excess <= 0:
             return
@@ -175,18 +178,16 @@ class Weighed(Window[T]):
         while excess > 0 and over < len(self._sizes):
             excess -= self._sizes[over]
             over += 1
-        self._drop(slice(None, over))
+        self._drop(slice(None, over), over)
 
-    def _drop(self, stale: slice) -> int:
+    def _drop(self, stale: slice, count: int) -> None:
         gone = self[stale]  # lives until the sizes are in step
         self._bytes -= sum(self._sizes[stale])
         del self._sizes[stale]
         self._cut(stale)
-        self._evicted += len(gone)
-
+        self._evicted += count
         if self._eviction is not None:
             self._eviction.tell(gone)
-        return len(gone)
 
 
 def weighed(kind: type[W]) -> type[W]:

@@ -1,0 +1,157 @@
+"""The price of a bound: `BoundedList` against `deque(maxlen)` for adding, against a bare list subclass for reading.
+
+Times of loops are net: an empty loop of the same length is taken off both, so that nothing but the call is compared.
+The exact window has a floor that no Python code goes below: `list.append` and `list.pop(0)`, without any method of
+ours, move the same 8 kB each time. It is measured beside it.
+"""
+
+import statistics
+from collections import deque
+from collections.abc import Callable
+
+from _compare import Result, Timing, compare, print_results
+
+from memtools.structures import BoundedList
+
+_MAXLEN = 1000
+_TURNS = 2000
+
+
+class Bare(list[int]):
+    """What a list costs as soon as it is a subclass."""
+
+    __slots__ = ()
+
+
+def run(rounds: int = 15) -> list[Result]:
+    """Time adding, reading and making."""
+    return [*_appending(rounds), *_extending(rounds), *_reading(rounds), *_making(rounds)]
+
+
+def _appending(rounds: int) -> list[Result]:
+    full: deque[int] = deque(range(_MAXLEN), maxlen=_MAXLEN)
+    three_quarters = BoundedList(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, shrinkable=False)
+    exact = BoundedList(range(_MAXLEN), _MAXLEN, shrinkable=False)
+    weighed = BoundedList(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, max_bytes="1 MiB", shrinkable=False)
+    timing = compare(
+        {
+            "loop": _loop,
+            "deque": _appends(full.append),
+            "three quarters": _appends(three_quarters.append),
+            "exact": _appends(exact.append),
+            "floor": _moves(list(range(_MAXLEN))),
+            "weighed": _appends(weighed.append),
+        },
+        number=5,
+        rounds=rounds,
+        baseline="deque",
+    )
+    floor = _net(timing, "floor", "deque")
+    note = "time per append, net of the loop"
+    peer = "deque(maxlen=1000).append"
+    return [
+        Result("append, maxlen=1000, keep=750", peer, _net(timing, "three quarters", "deque"), 6.0, note),
+        Result("append, maxlen=1000, exact window", peer, _net(timing, "exact", "deque"), 14.0, note),
+        Result("append, maxlen=1000, exact window", "list.append and list.pop(0)", _net(timing, "exact", "floor"), 2.0,
+               f"{note}; that floor is {floor:.1f}x of deque.append"),
+        Result("append, maxlen=1000, keep=750, max_bytes", peer, _net(timing, "weighed", "deque"), 60.0, note),
+    ]  # fmt: skip
+
+
+def _extending(rounds: int) -> list[Result]:
+    hundred = list(range(100))
+    full: deque[int] = deque(range(_MAXLEN), maxlen=_MAXLEN)
+    exact = BoundedList(range(_MAXLEN), _MAXLEN, shrinkable=False)
+    three_quarters = BoundedList(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, shrinkable=False)
+    bare = Bare(range(_MAXLEN))
+
+    def extend_bare() -> None:
+        bare.extend(hundred)
+        del bare[:-_MAXLEN]
+
+    timing = compare(
+        {
+            "deque": lambda: full.extend(hundred),
+            "exact": lambda: exact.extend(hundred),
+            "three quarters": lambda: three_quarters.extend(hundred),
+            "bare": extend_bare,
+        },
+        number=3000,
+        rounds=rounds,
+        baseline="deque",
+    )
+    trimmed = statistics.median(
+        ours / peer for ours, peer in zip(timing.rounds_ns["exact"], timing.rounds_ns["bare"], strict=True)
+    )
+    return [
+        Result("extend(100 items), exact window", "deque(maxlen=1000).extend", timing.ratio("exact"), 1.3),
+        Result("extend(100 items), keep=750", "deque(maxlen=1000).extend", timing.ratio("three quarters"), 1.3),
+        Result("extend(100 items), exact window", "extend and del x[:-1000] by hand on a list subclass", trimmed, 2.0),
+    ]
+
+
+def _reading(rounds: int) -> list[Result]:
+    ours = BoundedList(range(_MAXLEN), _MAXLEN, shrinkable=False)
+    bare = Bare(range(_MAXLEN))
+    peer = "a bare list subclass"
+    return [
+        Result("x[500]", peer, _pair(lambda x: [x[500] for _ in range(2000)], ours, bare, rounds), 1.05),
+        Result("x[100:200]", peer, _pair(lambda x: [x[100:200] for _ in range(300)], ours, bare, rounds), 1.05),
+        Result("for item in x", peer, _pair(lambda x: [None for _ in x], ours, bare, rounds), 1.05),
+        Result("len(x)", peer, _pair(lambda x: [len(x) for _ in range(2000)], ours, bare, rounds), 1.05),
+        Result("sorted in place", peer, _pair(lambda x: x.sort(), ours, bare, rounds), 1.05),
+    ]
+
+
+def _making(rounds: int) -> list[Result]:
+    timing = compare(
+        {
+            "on the register": lambda: BoundedList((), 10),
+            "not on it": lambda: BoundedList((), 10, shrinkable=False),
+        },
+        number=3000,
+        rounds=rounds,
+        baseline="not on it",
+    )
+    note = f"{timing.median_ns('on the register') / 1000:.1f} us each"
+    return [Result("making one, on the register", "making one that is not", timing.ratio("on the register"), 1.6, note)]
+
+
+def _loop() -> None:
+    for _ in range(_TURNS):
+        pass
+
+
+def _appends(append: Callable[[int], None]) -> Callable[[], None]:
+    # The owner is not looked up in the loop, for either side: a bound method calls a method as fast as a builtin.
+    def turns() -> None:
+        for number in range(_TURNS):
+            append(number)
+
+    return turns
+
+
+def _moves(items: list[int]) -> Callable[[], None]:
+    def turns() -> None:
+        for number in range(_TURNS):
+            items.append(number)
+            items.pop(0)
+
+    return turns
+
+
+def _net(timing: Timing, case: str, peer: str) -> float:
+    rounds = timing.rounds_ns
+    triples = zip(rounds[case], rounds[peer], rounds["loop"], strict=True)
+    return statistics.median((ours - loop) / (theirs - loop) for ours, theirs, loop in triples)
+
+
+def _pair(act: Callable[[list[int]], object], ours: BoundedList[int], bare: Bare, rounds: int) -> float:
+    timing = compare(
+        {"ours": lambda: act(ours), "bare": lambda: act(bare)}, number=30, rounds=rounds * 2, baseline="bare"
+    )
+    return timing.ratio("ours")
+
+
+if __name__ == "__main__":
+    print_results(run())
