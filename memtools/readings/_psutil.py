@@ -22,7 +22,7 @@ def memory_fields() -> tuple[int, int, int | None, int | None]:
     except psutil.Error as error:
         raise OSError(0, f"psutil: {error}") from error
     # On Windows the kernel keeps the peak of the process itself; `peak_rss` is the name of psutil 8.
-    peak = getattr(found, "peak_wset", None) or getattr(found, "peak_rss", None)
+    peak = getattr(found, "peak_wset", None) or getattr(found, "peak_rss", None) or None
     return (int(found.vms), int(found.rss), getattr(found, "shared", None), peak)
 
 

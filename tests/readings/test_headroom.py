@@ -1,0 +1,172 @@
+"""How much room is left: limit and usage of the same level, the least of all levels, the machine."""
+
+import errno
+
+import pytest
+
+from memtools.errors import ConfigError
+from memtools.readings import Headroom, LimitSource, headroom, take_reading
+
+MIB = 2**20
+GIB = 2**30
+V2 = "/sys/fs/cgroup"
+V1 = "/sys/fs/cgroup/memory"
+NO_ACCESS = PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_sibling_that_fills_the_ancestor_takes_our_room(machine) -> None:
+    machine.v2("/pod/ours")
+    machine.put(V2 + "/pod/ours", memory_max=2 * GIB, memory_current=100 * MIB, memory_stat="inactive_file 0")
+    machine.put(V2 + "/pod", memory_max=4 * GIB, memory_current=4 * GIB - 50 * MIB, memory_stat="inactive_file 0")
+
+    room = machine.headroom()
+
+    assert machine.limit().value_bytes == 2 * GIB
+    assert room.value_bytes == 50 * MIB
+    assert [(level.level, level.room_bytes) for level in room.levels] == [(0, 2 * GIB - 100 * MIB), (1, 50 * MIB)]
+
+
+def test_file_cache_that_nobody_uses_is_room(machine) -> None:
+    machine.v2("/a")
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=GIB, memory_stat=f"anon 5\ninactive_file {300 * MIB}")
+
+    assert machine.headroom().value_bytes == 300 * MIB
+
+
+def test_version_1_counts_the_cache_of_the_children(machine) -> None:
+    machine.v1("/a")
+    machine.put(
+        V1 + "/a",
+        memory_limit_in_bytes=GIB,
+        memory_usage_in_bytes=GIB,
+        memory_stat=f"inactive_file 5\ntotal_inactive_file {300 * MIB}",
+    )
+
+    assert machine.headroom().value_bytes == 300 * MIB
+
+
+def test_cache_that_grew_between_two_reads_does_not_make_room_beyond_the_limit(machine) -> None:
+    machine.v2("/a")
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=MIB, memory_stat=f"inactive_file {2 * MIB}")
+
+    assert machine.headroom().value_bytes == GIB
+
+
+def test_machine_that_is_short_is_the_tightest_wall(machine) -> None:
+    machine.host(64 * GIB, 10 * MIB)
+    machine.v2("/a")
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=MIB, memory_stat="inactive_file 0")
+
+    room = machine.headroom()
+
+    assert (room.value_bytes, room.source, room.host_available_bytes) == (10 * MIB, LimitSource.PHYSICAL, 10 * MIB)
+
+
+def test_room_beyond_a_wall_is_negative(machine) -> None:
+    machine.v2("/a")
+    machine.put(V2 + "/a", memory_high=GIB, memory_current=GIB + MIB, memory_stat="inactive_file 0")
+
+    assert machine.headroom().value_bytes == -MIB
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"memory_current": NO_ACCESS}, {"memory_stat": NO_ACCESS}, {"memory_current": "abc"}, {"memory_stat": "anon 5"}],
+)
+def test_level_whose_usage_cannot_be_read_has_no_room_that_we_know_of(machine, broken: dict[str, object]) -> None:
+    machine.v2("/a/b")
+    whole = {"memory_max": GIB, "memory_current": MIB, "memory_stat": "inactive_file 0"}
+    machine.put(V2 + "/a/b", **whole | broken)
+    machine.put(V2 + "/a", **whole | {"memory_max": 2 * GIB})
+
+    room = machine.headroom()
+
+    assert room.levels[0].room_bytes is None
+    assert (room.value_bytes, room.source) == (2 * GIB - MIB, LimitSource.CGROUP2_MAX)
+
+
+def test_usage_that_may_not_be_read_is_shown_as_a_gap(machine) -> None:
+    machine.v2("/a")
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=NO_ACCESS, memory_stat="inactive_file 0")
+
+    assert machine.headroom().gaps == (V2 + "/a/memory.current",)
+
+
+def test_wall_that_stands_above_what_is_mounted_is_shown_without_a_usage(machine) -> None:
+    machine.v1("/docker/abc", shown="/docker/abc")
+    machine.put(
+        V1,
+        memory_limit_in_bytes=4 * GIB,
+        memory_usage_in_bytes=0,
+        memory_stat=f"total_inactive_file 0\nhierarchical_memory_limit {GIB}",
+    )
+
+    hidden = machine.headroom().levels[-1]
+
+    assert (hidden.source, hidden.limit_bytes) == (LimitSource.CGROUP1_HIERARCHY, GIB)
+    assert (hidden.used_bytes, hidden.room_bytes) == (None, None)
+
+
+def test_usage_is_read_at_every_call_and_limits_are_kept(machine) -> None:
+    machine.v2("/a")
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=0, memory_stat="inactive_file 0")
+    machine.headroom(refresh=False)
+    machine.reads.clear()
+    machine.put(V2 + "/a", memory_max=5, memory_current=MIB)
+
+    assert machine.headroom(refresh=False).value_bytes == GIB - MIB
+    assert machine.reads == [V2 + "/a/memory.current", V2 + "/a/memory.stat", "/proc/meminfo"]
+
+
+def test_usage_of_a_cgroup_with_two_limits_is_read_once(machine) -> None:
+    machine.v2("/a")
+    machine.put(V2 + "/a", memory_max=GIB, memory_high=GIB // 2, memory_current=0, memory_stat="inactive_file 0")
+
+    room = machine.headroom()
+
+    assert len(room.levels) == 2
+    assert machine.reads.count(V2 + "/a/memory.current") == 1
+
+
+def test_limit_by_the_user_counts_our_own_memory_only(machine) -> None:
+    machine.resident = 100 * MIB
+    machine.environ["MEMTOOLS_LIMIT"] = "150 MiB"
+
+    assert machine.headroom().value_bytes == 50 * MIB
+    assert machine.headroom().source is LimitSource.ENVIRONMENT
+    assert machine.headroom("120 MiB").value_bytes == 20 * MIB
+
+
+def test_nothing_known_is_no_headroom_known(machine) -> None:
+    machine.files.clear()
+
+    room = machine.headroom()
+
+    assert room == Headroom(None, LimitSource.UNKNOWN, (), None)
+    assert str(room) == "no headroom known"
+
+
+def test_headroom_is_told_in_words(machine) -> None:
+    assert str(machine.headroom()) == "32.0 GiB left (physical memory)"
+
+
+def test_headroom_refuses_what_is_no_size(machine) -> None:
+    with pytest.raises(ConfigError):
+        machine.headroom("512Mb")
+
+
+def test_real_machine_has_room_for_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEMTOOLS_LIMIT", raising=False)
+
+    value = headroom(refresh=True).value_bytes
+
+    assert value is not None
+    assert value > 0
+
+
+def test_reading_joins_usage_and_limit() -> None:
+    reading = take_reading("1 TiB")
+
+    assert reading.limit_bytes == 2**40
+    assert 5 * MIB < reading.used_bytes < 2**40
+    assert reading.at > 0
