@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from memtools.readings._peak import PeakMemory
 from memtools.readings._second_way import by_psutil
-from memtools.readings._statm import Statm
 from memtools.units import format_size
 
 
@@ -42,6 +41,8 @@ class ProcessMemory:
 _peak = PeakMemory()
 
 if sys.platform == "linux":
+    from memtools.readings._statm import Statm  # os.pread does not exist on Windows
+
     _statm = Statm()
     _fields = _statm.fields
     resident_bytes = _statm.resident_bytes  # the method itself: a function around it would cost two in a hundred

@@ -11,7 +11,6 @@ The old number is closed only if it still means the file that we opened.
 
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import TypeAlias
@@ -19,7 +18,7 @@ from typing import TypeAlias
 from memtools.readings._birthmark import Birthmark, birthmark
 from memtools.readings._second_way import Fields, by_psutil
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if sys.platform != "win32" else 4096
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _pread = os.pread  # a module's attribute costs a look-up more on every reading
 _LONGEST = 160  # seven numbers of at most 20 digits, and what separates them
 

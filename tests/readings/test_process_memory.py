@@ -199,3 +199,25 @@ import memtools.readings
 print(len(os.listdir("/proc/self/fd")) - before, threading.active_count(), "psutil" in sys.modules)
 """
     assert run_alone(program) == "0 1 False"
+
+
+@on_linux
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_platform_without_statm_is_read_by_psutil(platform: str) -> None:
+    # psutil and what it loads have to come first: they choose by the same name.
+    program = f"""
+import asyncio, ctypes, logging, psutil, resource, subprocess, sys, tempfile
+sys.platform = {platform!r}
+import memtools.readings as readings
+assert "memtools.readings._statm" not in sys.modules
+before = readings.read_process()
+block = bytearray(b"x") * (30 << 20)
+grown = readings.resident_bytes() - before.resident_bytes
+assert 28 << 20 < grown < 35 << 20, grown
+assert readings.peak_bytes() >= before.peak_bytes >= before.resident_bytes
+assert readings.virtual_bytes() > readings.resident_bytes()
+assert readings.HighWater().risen_to() is None
+assert readings.physical_bytes() > readings.available_bytes() > 0
+print("right")
+"""
+    assert run_alone(program) == "right"

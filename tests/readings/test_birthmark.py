@@ -1,0 +1,51 @@
+"""The birthmark: true where it was made, false in a forked child, by either of its two ways."""
+
+import ctypes
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from memtools.readings import _birthmark
+from memtools.readings._birthmark import birthmark
+
+
+def _raw_fork() -> int:
+    child: int = ctypes.PyDLL(None).fork()
+    return child
+
+
+@pytest.fixture(params=["page", "pid"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "page" and sys.platform != "linux":
+        pytest.skip("only Linux wipes a page at a fork")
+    if request.param == "pid":
+        monkeypatch.setattr(_birthmark, "_MADV_WIPEONFORK", 9999)  # refused, as by a kernel before 4.14
+    return str(request.param)
+
+
+def test_mark_holds_where_it_was_made(way: str) -> None:
+    mark = birthmark()
+
+    assert mark[0]
+    assert isinstance(mark, _birthmark._PidMark) == (way == "pid")
+
+
+def test_mark_does_not_hold_in_a_child_that_python_knows_of(way: str, in_child: Callable[..., object]) -> None:
+    mark = birthmark()
+
+    assert in_child(lambda: bool(mark[0])) is False
+    assert mark[0]
+
+
+def test_mark_does_not_hold_in_a_child_that_python_never_heard_of(way: str, in_child: Callable[..., object]) -> None:
+    mark = birthmark()
+
+    assert in_child(lambda: bool(mark[0]), fork=_raw_fork) is False
+    assert mark[0]
+
+
+def test_child_has_its_own_mark(way: str, in_child: Callable[..., object]) -> None:
+    birthmark()
+
+    assert in_child(lambda: bool(birthmark()[0])) is True
