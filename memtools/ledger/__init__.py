@@ -1,0 +1,49 @@
+"""Who is charged for a byte: owners, their tree, the meters that count and the drivers that follow."""
+
+from memtools.ledger._accounts import Entry
+from memtools.ledger._book import (
+    LedgerStatistics,
+    end_owner,
+    forget_accounts,
+    open_owner,
+    open_owners,
+    statistics,
+    usage_of,
+)
+from memtools.ledger._budget import Budget, Measure, OnExceed
+from memtools.ledger._carrying import carry
+from memtools.ledger._current import active_owner, current_driver
+from memtools.ledger._driver import Driven
+from memtools.ledger._installing import Installation, install
+from memtools.ledger._meters import Meter, choose_meter
+from memtools.ledger._owner import Kind, Owner
+from memtools.ledger._placing import open_in_frame
+from memtools.ledger._turns import Turn
+from memtools.ledger._usage import Usage
+
+__all__ = [
+    "Budget",
+    "Driven",
+    "Entry",
+    "Installation",
+    "Kind",
+    "LedgerStatistics",
+    "Measure",
+    "Meter",
+    "OnExceed",
+    "Owner",
+    "Turn",
+    "Usage",
+    "active_owner",
+    "carry",
+    "choose_meter",
+    "current_driver",
+    "end_owner",
+    "forget_accounts",
+    "install",
+    "open_in_frame",
+    "open_owner",
+    "open_owners",
+    "statistics",
+    "usage_of",
+]

@@ -1,0 +1,119 @@
+"""Remember what ended owners used, by name and place, in bounded space.
+
+Covers: one account per (kind, name) below its parent's account, with sums and maxima. Leaves to others: open owners
+(`_book`), how it is shown (`memtools.reports`).
+
+Names may come from requests, so there is a bound on names below one account, on the length of a name, and on accounts
+in all; what comes later is added up under `<other>`. A function that calls itself has one account, not one per depth.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+MAX_NAMES: Final = 256
+MAX_ACCOUNTS: Final = 4096
+MAX_NAME_LENGTH: Final = 200
+OTHER: Final = "<other>"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the owners of one name and place used together, at one moment; a tree.
+
+    Attributes:
+        name: the owners' name.
+        kind: `"scope"`, `"call"` or `"task"`.
+        entered: how many were opened.
+        active: how many of them are open.
+        failed: how many ended with an exception.
+        peak_bytes: the highest peak of one of them.
+        mean_peak_bytes: the mean over the peaks of the ended ones.
+        retained_bytes: the sum of what the ended ones left alive and what the open ones hold.
+        duration_s: the sum of their wall times, in seconds.
+        steps: the sum of their steps.
+        exact: False when one of them was not exact.
+        note: why, for the first that was not.
+        meter: the meter of the last one.
+        children: accounts below, in order of arrival.
+    """
+
+    name: str
+    kind: str
+    entered: int
+    active: int
+    failed: int
+    peak_bytes: int
+    mean_peak_bytes: int
+    retained_bytes: int
+    duration_s: float
+    steps: int
+    exact: bool
+    note: str
+    meter: str
+    children: "tuple[Entry, ...]"
+
+
+class Account:
+    """The running sums behind an `Entry`. The caller holds the ledger's lock."""
+
+    __slots__ = (
+        "_count", "active", "children", "duration_s", "ended", "entered", "failed", "kind", "meter", "name", "note",
+        "parent", "peak", "peak_sum", "retained", "steps",
+    )  # fmt: skip
+
+    def __init__(self, name: str, kind: str, parent: "Account | None" = None) -> None:
+        self.name = name
+        self.kind = kind
+        self.parent = parent
+        self.children: dict[tuple[str, str], Account] = {}
+        self.entered = self.active = self.ended = self.failed = self.steps = 0
+        self.peak = self.peak_sum = self.retained = self.duration_s = 0.0
+        self.note = ""
+        self.meter = ""
+        self._count = parent._count if parent is not None else [0]  # shared by the whole tree
+
+    def below(self, kind: str, name: str) -> "Account":
+        """Return the account for owners of that kind and name whose parent has this account."""
+        above: Account | None = self
+        while above is not None:
+            if above.name == name and above.kind == kind:
+                return above
+            above = above.parent
+
+        found = self.children.get((kind, name))
+        if found is not None:
+            return found
+        if len(self.children) >= MAX_NAMES or self._count[0] >= MAX_ACCOUNTS:
+            name = OTHER
+            found = self.children.get((kind, name))
+            if found is not None:
+                return found
+        self._count[0] += 1
+        found = self.children[kind, name] = Account(name, kind, self)
+        return found
+
+    def entry(self, open_figures: "dict[int, list[tuple[float, float, str]]]") -> Entry:
+        """Return the sums as a tree of records.
+
+        Args:
+            open_figures: live bytes, peak bytes and note of the open owners, by the id of their account.
+        """
+        still_open = open_figures.get(id(self), ())
+        notes = [self.note, *(note for _, _, note in still_open)]
+        note = next(filter(None, notes), "")
+        return Entry(
+            name=self.name,
+            kind=self.kind,
+            entered=self.entered,
+            active=self.active,
+            failed=self.failed,
+            peak_bytes=int(max([self.peak, *(peak for _, peak, _ in still_open)])),
+            mean_peak_bytes=int(self.peak_sum / self.ended) if self.ended else 0,
+            retained_bytes=int(self.retained + sum(live for live, _, _ in still_open)),
+            duration_s=self.duration_s,
+            steps=self.steps,
+            exact=not note,
+            note=note,
+            meter=self.meter,
+            children=tuple(child.entry(open_figures) for child in self.children.values()),
+        )

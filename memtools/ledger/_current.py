@@ -1,0 +1,72 @@
+"""Who has the turn: on this thread, in this context, in this task.
+
+Covers: the owner that new owners become children of (a context variable, inherited by tasks and `to_thread`), the owner
+that this thread is charged to now (a slot per thread), and whether a driver follows the running coroutine.
+Leaves to others: counting (`_traced`, `_resident`), following the steps (`_driver`, `_frames`).
+"""
+
+import sys
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memtools.ledger._driver import Driven
+    from memtools.ledger._owner import Owner
+
+active: ContextVar["Owner | None"] = ContextVar("memtools_owner", default=None)
+
+
+class Slot:
+    """What one thread is doing.
+
+    Attributes:
+        owner: who is charged for what this thread allocates, or None for nobody.
+        driver: the driver whose step this thread is in, if any.
+        over: an owner that passed its budget during the present step, until the driver has seen it.
+    """
+
+    __slots__ = ("driver", "over", "owner")
+
+    def __init__(self) -> None:
+        self.owner: Owner | None = None
+        self.driver: Driven[object] | None = None
+        self.over: Owner | None = None
+
+
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.slot = Slot()
+
+
+per_thread = _PerThread()
+
+
+def active_owner() -> "Owner | None":
+    """Return the innermost open owner of this context.
+
+    A context outlives the scopes that were open when it was copied, hence the search upwards.
+    """
+    owner = active.get()
+    while owner is not None and owner.ended:
+        owner = owner.parent
+    return owner
+
+
+def current_task() -> object | None:
+    """Return the asyncio task that runs in this thread, or None; loads no asyncio of its own accord."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or not hasattr(asyncio, "current_task") or asyncio._get_running_loop() is None:
+        return None
+    task: object | None = asyncio.current_task()
+    return task
+
+
+def current_driver() -> "Driven[object] | None":
+    """Return the driver that follows the coroutine that runs in this thread step by step, or None.
+
+    A task that was started eagerly runs inside a step of its parent, whose driver does not follow it: hence the look at
+    the task.
+    """
+    driver = per_thread.slot.driver
+    return driver if driver is not None and driver.task is current_task() else None

@@ -1,0 +1,224 @@
+"""Follow a coroutine step by step, so that only its own steps are charged to its owners.
+
+Between two steps of a coroutine other tasks run. The driver sits between the event loop and the coroutine: at the start
+of a step it gives the turn to the owner that is active in the task's context, at the end it gives the turn back. One
+driver serves a whole task: scopes and decorated calls inside it only move the active owner.
+
+It is a coroutine to its loop (asyncio, uvloop, trio) and passes through what debuggers and reprs look at. What is
+thrown in, cancellation included, goes to the coroutine inside a charged step, and so does `close()`.
+"""
+
+import re
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Final, TypeVar, cast
+
+from memtools.errors import BudgetExceeded
+from memtools.ledger._budget import Budget
+from memtools.ledger._book import end_owner, open_owner
+from memtools.ledger._current import active, active_owner, current_task, per_thread
+from memtools.ledger._meters import Meter
+from memtools.ledger._owner import Kind, Owner
+from memtools.ledger._tally import share
+
+T = TypeVar("T")
+
+# 3.13.0 names every task that a factory makes "None" (set_name(None)).
+_AUTOMATIC_NAME: Final = re.compile(r"Task-[0-9]+|None")
+# How a coroutine ends that returns, is closed, or is cancelled by asyncio or trio (by name: neither has to be loaded).
+_NO_FAILURES: Final = frozenset({"StopIteration", "GeneratorExit", "CancelledError", "Cancelled"})
+
+
+class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is between them and the coroutine
+    """A coroutine whose steps are charged to the owners that it opens, or to the one of its own.
+
+    Args:
+        inner: the coroutine to follow.
+        meter: who counts.
+        name: the name of its own owner; an empty one is taken from the task, or from the coroutine where the task has
+            only a number for a name; None means no owner of its own.
+        kind: the kind of its own owner.
+        budget: the budget of its own owner.
+        include_children: whether owners below count into the figures of its own owner.
+        on_end: told when its own owner has ended, and whether it failed; what it raises is raised in place of a
+            result.
+
+    Attributes:
+        owner: its own owner, once the first step has begun.
+        steps: how many steps were taken.
+        task: the asyncio task that it was first stepped in, or None.
+    """
+
+    __slots__ = (
+        "_inner", "_meter", "_overrun", "_send", "budget", "include_children", "kind", "name", "on_end", "owner",
+        "steps", "task",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        inner: Coroutine[Any, Any, T],
+        meter: Meter,
+        *,
+        name: str | None = None,
+        kind: Kind = "task",
+        budget: Budget | None = None,
+        include_children: bool = True,
+        on_end: Callable[[Owner, bool], object] | None = None,
+    ) -> None:
+        self._inner = inner
+        self._send = inner.send
+        self._meter = meter
+        self._overrun: BudgetExceeded | None = None
+        self.name = name
+        self.kind: Kind = kind
+        self.budget = budget
+        self.include_children = include_children
+        self.on_end = on_end
+        self.owner: Owner | None = None
+        self.steps = 0
+        self.task: object | None = None
+
+    def send(self, value: Any) -> Any:
+        """Run one step."""
+        slot = per_thread.slot
+        before, driver_before = slot.owner, slot.driver
+        slot.driver = self
+        try:
+            if self.steps:
+                self._resume()
+            else:
+                self._begin()
+            result = self._send(value) if self._overrun is None else self._stop()
+        except BaseException as error:
+            self._end(before, error)
+            raise
+        finally:
+            slot.driver = driver_before
+
+        self._suspend(before)
+        return result
+
+    def throw(self, kind: Any, error: Any = None, trace: TracebackType | None = None) -> Any:
+        """Throw into the coroutine, inside a charged step; cancellation passes through here."""
+        slot = per_thread.slot
+        before, driver_before = slot.owner, slot.driver
+        slot.driver = self
+        try:
+            if self.steps:
+                self._resume()
+            else:
+                self._begin()
+            # One argument wherever possible: the other signature is deprecated since 3.12.
+            result = self._inner.throw(kind) if error is None else self._inner.throw(kind, error, trace)
+        except BaseException as end:
+            self._end(before, end)
+            raise
+        finally:
+            slot.driver = driver_before
+            kind = error = trace = None  # or traceback, this frame and the exception would keep each other alive
+
+        self._suspend(before)
+        return result
+
+    def close(self) -> None:
+        """Close the coroutine; its `finally` blocks are a charged step."""
+        if not self.steps:
+            self._inner.close()
+            return
+
+        slot = per_thread.slot
+        before, driver_before = slot.owner, slot.driver
+        slot.driver = self
+        closed: BaseException = GeneratorExit()
+        try:
+            self._resume()
+            self._inner.close()
+        except BaseException as error:
+            closed = error
+            raise
+        finally:
+            slot.driver = driver_before
+            self._end(before, closed)
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return cast("Generator[Any, Any, T]", self)
+
+    def __iter__(self) -> "Driven[T]":
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def _begin(self) -> None:
+        self.steps = 1
+        self.task = current_task()
+        parent = active_owner()
+        if self.name is None:
+            if parent is not None and parent.charged is not None:
+                # A task without an owner of its own shares its parent's, and both run in turns.
+                share(parent.charged)
+                self._meter.switch(per_thread.slot, parent.charged)
+            return
+
+        self.owner = open_owner(
+            self.name or self._task_name(),
+            self.kind,
+            meter=self._meter,
+            include_children=self.include_children,
+            budget=self.budget,
+            driver=self,
+            is_task=self.kind == "task",
+        )
+
+    def _task_name(self) -> str:
+        name = getattr(self.task, "get_name", str)()
+        if not name or _AUTOMATIC_NAME.fullmatch(name):
+            name = getattr(self._inner, "__qualname__", type(self._inner).__qualname__)
+        return str(name)
+
+    def _resume(self) -> None:
+        self.steps += 1
+        owner = active.get()
+        if owner is not None and owner.ended:
+            owner = active_owner()
+        self._meter.switch(per_thread.slot, owner.charged if owner is not None else None)
+
+    def _suspend(self, before: Owner | None) -> None:
+        slot = per_thread.slot
+        if before is not None and not before.shared:
+            share(before)  # it goes on while an owner below it is still open
+        self._meter.switch(slot, before)
+        if slot.over is not None:
+            self._note_overrun(slot.over)
+            slot.over = None
+
+    def _stop(self) -> Any:
+        overrun, self._overrun = self._overrun, None
+        try:
+            return self._inner.throw(overrun)
+        finally:
+            del overrun  # the same as in `throw`
+
+    def _end(self, before: Owner | None, error: BaseException) -> None:
+        slot = per_thread.slot
+        if self.owner is None:
+            self._meter.switch(slot, before)
+            return
+
+        failed = type(error).__name__ not in _NO_FAILURES
+        end_owner(self.owner, failed=failed, back=before)
+        if slot.owner is not before:
+            self._meter.switch(slot, before)
+        if self.on_end is not None:
+            self.on_end(self.owner, failed)
+
+    def _note_overrun(self, owner: Owner) -> None:
+        if owner.budget is not None:
+            self._overrun = owner.budget.note_overrun(owner, owner.peak_bytes, in_flight=True)
+
+    def __getattr__(self, name: str) -> Any:
+        # What debuggers, reprs and asyncio's stack printers look at: cr_frame, cr_await, __qualname__ and the like.
+        return getattr(self._inner, name)
+
+    def __repr__(self) -> str:
+        return f"<driven {self._inner!r}>"

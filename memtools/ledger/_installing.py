@@ -1,0 +1,107 @@
+"""Follow every task of an event loop: `install()`.
+
+Covers: the task factory that puts each new task under a driver, around a factory that is there; the loop's executor
+calls, so that `to_thread` brings its owner along; doing so for every loop of a program (`python -m memtools run`).
+Leaves to others: the driver itself (`_driver`), carrying (`_carrying`).
+"""
+
+import sys
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from memtools.errors import ConfigError
+from memtools.ledger._carrying import carry
+from memtools.ledger._driver import Driven
+from memtools.ledger._meters import Meter, choose_meter
+
+if TYPE_CHECKING:
+    import asyncio
+
+    Loop: TypeAlias = asyncio.AbstractEventLoop
+
+Factory: TypeAlias = Callable[..., Any]  # Any: what a factory takes and makes differs from Python to Python
+
+
+class Installation:
+    """What `install()` did to one loop; undone by `close()` or at the end of a `with`.
+
+    Closing takes the factory back only if nobody has set another one since.
+    """
+
+    def __init__(self, loop: "Loop", meter: Meter) -> None:
+        self._loop = loop
+        self._meter = meter
+        self._inner: Factory | None = loop.get_task_factory()
+        self._run_in_executor = loop.run_in_executor
+        self._closed = False
+        meter.hold()
+        loop.set_task_factory(self._factory)
+        # An attribute of this one loop object, not of its class.
+        loop.run_in_executor = self._run_carried  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """Leave the loop as it was found; tasks that are followed already stay so. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._loop.get_task_factory() == self._factory:
+            self._loop.set_task_factory(self._inner)
+        if self._loop.run_in_executor == self._run_carried:
+            del self._loop.run_in_executor
+        self._meter.release()
+
+    def __enter__(self) -> "Installation":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "active"
+        return f"<Installation {state} meter={self._meter.name}>"
+
+    def _factory(self, loop: "Loop", coro: Coroutine[Any, Any, Any], **options: Any) -> Any:
+        if not isinstance(coro, Driven) and not self._closed:
+            coro = Driven(coro, self._meter, name="", kind="task")
+        if self._inner is not None:
+            return self._inner(loop, coro, **options)
+        return sys.modules["asyncio"].Task(coro, loop=loop, **options)
+
+    def _run_carried(self, executor: Any, function: Callable[..., Any], *args: Any) -> Any:
+        # A process pool pickles what it is given, and no owner could follow into another process.
+        if executor is None or _is_thread_pool(executor):
+            function = carry(function)
+        return self._run_in_executor(executor, function, *args)
+
+
+def install(loop: "Loop | None" = None, *, meter: str | None = None) -> Installation:
+    """Give every task that this loop creates from now on an account of its own, whoever creates it.
+
+    A task is called by its name, or by its coroutine where it has only a number for a name. Calls of
+    `asyncio.to_thread` and of thread pools through the loop are charged to the task that makes them. A task factory
+    that is there goes on making the tasks.
+
+    Args:
+        loop: the event loop; by default the running one.
+        meter: who counts; by default `MEMTOOLS_METER`, else the default meter.
+
+    Raises:
+        ConfigError: without a loop, or where the loop has been installed on already.
+    """
+    chosen = choose_meter(meter)
+    if loop is None:
+        asyncio = sys.modules.get("asyncio")
+        loop = asyncio._get_running_loop() if asyncio is not None else None
+    if loop is None:
+        raise ConfigError("loop", loop, "an event loop, or call it where one is running")
+    if getattr(loop.get_task_factory(), "__func__", None) is Installation._factory:
+        raise ConfigError("loop", loop, "a loop that memtools has not been installed on already")
+    return Installation(loop, chosen)
+
+
+def _is_thread_pool(executor: object) -> bool:
+    module = sys.modules.get("concurrent.futures.thread")
+    return module is not None and isinstance(executor, module.ThreadPoolExecutor)

@@ -1,0 +1,92 @@
+"""What every meter can be asked, and which one to take.
+
+Covers: the protocol, the choice by argument, environment and default. Leaves to others: the meters themselves, one file
+each; a further one joins by a line in `_MAKERS`.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from memtools.ledger._current import Slot
+from memtools.ledger._owner import Owner
+from memtools.ledger._resident import ResidentMeter
+from memtools.ledger._traced import TracedMeter
+from memtools.units import parse_choice
+
+
+class Meter(Protocol):
+    """One way of counting bytes. All calls are safe from any thread."""
+
+    @property
+    def name(self) -> str:
+        """How the meter is called in arguments, reports and `MEMTOOLS_METER`."""
+        ...
+
+    @property
+    def follows(self) -> bool:
+        """Whether owners must be followed through the steps of their coroutines."""
+        ...
+
+    def hold(self) -> None:
+        """Keep the meter running until `release`; calls are counted."""
+        ...
+
+    def release(self) -> None:
+        """Give up one hold; the last one ends what the first one started."""
+        ...
+
+    def enter(self, owner: Owner, slot: Slot) -> None:
+        """Begin to measure a new owner; it gets the turn in `slot` unless it is adrift."""
+        ...
+
+    def leave(self, owner: Owner, slot: Slot, back: Owner | None) -> None:
+        """End it: write its last figures, and give the turn to `back` if the owner has it."""
+        ...
+
+    def switch(self, slot: Slot, owner: Owner | None) -> None:
+        """Charge `owner` (or nobody) for what this thread allocates from now on."""
+        ...
+
+    def set_adrift(self, owner: Owner, slot: Slot, why: str) -> None:
+        """Measure the owner process-wide from now on: nobody follows its steps."""
+        ...
+
+    def look(self, owner: Owner) -> tuple[int, int]:
+        """Return live and peak bytes of an open owner, up to this moment."""
+        ...
+
+    def after_fork(self, slot: Slot) -> None:
+        """Make locks anew in the child of a fork, where only the thread of `slot` lives on."""
+        ...
+
+    @property
+    def unattributed_bytes(self) -> int:
+        """Bytes added by nobody's turn since the meter was first held."""
+        ...
+
+
+_MAKERS: dict[str, Callable[[], Meter]] = {"traced": TracedMeter, "resident": ResidentMeter}
+_made: dict[str, Meter] = {}
+
+
+def choose_meter(name: str | None = None) -> Meter:
+    """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else the default (`resident`).
+
+    Raises:
+        ConfigError: for a name that no meter has.
+    """
+    origin = "meter"
+    if name is None:
+        name = os.environ.get("MEMTOOLS_METER") or "resident"
+        origin = "MEMTOOLS_METER"
+
+    meter = _made.get(name) if isinstance(name, str) else None
+    if meter is None:
+        meter = _made.setdefault(name, _MAKERS[parse_choice(name, tuple(_MAKERS), name=origin)]())
+    return meter
+
+
+def made_meters() -> tuple[Meter, ...]:
+    """Return the meters that were asked for so far."""
+    return tuple(_made.values())

@@ -1,0 +1,114 @@
+"""Who is charged: an open scope, a decorated call, a task.
+
+Covers: what an owner is and knows. Leaves to others: its arithmetic (`_tally`), opening and ending it (`_book`).
+"""
+
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from memtools.ledger._tally import Tally
+from memtools.ledger._usage import Usage
+
+if TYPE_CHECKING:
+    from memtools.ledger._accounts import Account
+    from memtools.ledger._budget import Budget
+    from memtools.ledger._driver import Driven
+    from memtools.ledger._meters import Meter
+    from memtools.ledger._turns import Turn
+
+Kind: TypeAlias = Literal["scope", "call", "task"]
+
+
+class Owner(Tally):
+    """One who is charged, from its opening to its end.
+
+    Attributes:
+        name: what it is called in reports.
+        kind: `"scope"`, `"call"` or `"task"`.
+        meter: the meter that counts for it.
+        parent: the owner that was active where it was opened.
+        include_children: whether owners below count into its figures.
+        charged: who is charged while this owner is active: itself, or the nearest one above with a meter that follows.
+        outer: who had the turn on its thread before it.
+        adrift: True when nobody follows its steps, so that its figures are the whole process's.
+        note: why its figures are not exact, empty when they are.
+        budget: what it may use, if that is bounded.
+        usage: the final figures, once it has ended.
+    """
+
+    __slots__ = (
+        "__weakref__", "account", "adrift", "base", "budget", "charged", "driver", "epoch", "include_children", "kind", "meter",
+        "name", "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before", "turn", "usage", "watch",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        meter: "Meter",
+        parent: "Owner | None",
+        account: "Account",
+        *,
+        include_children: bool = True,
+        budget: "Budget | None" = None,
+        adrift: bool = False,
+    ) -> None:
+        super().__init__(ceiling=budget.ceiling if budget is not None else inf)
+        self.name = name
+        self.kind: Kind = kind
+        self.meter = meter
+        self.parent = parent
+        self.account = account
+        self.include_children = include_children
+        self.adrift = adrift
+        self.charged: Owner | None = None
+        self.outer: Owner | None = None
+        self.note = ""
+        self.usage: Usage | None = None
+        self.budget = budget
+        self.turn: Turn | None = None
+        self.overran = False
+        self.nested = False
+        self.driver: Driven[Any] | None = None
+        self.steps_before = 0
+        # What the meter and the book remember from the opening, to take the difference at the end.
+        self.base = 0.0
+        self.epoch = 0
+        self.neighbours: object = None
+        self.watch: object = None
+        self.opened_at = 0.0
+        self.resident = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is still open."""
+        return not self.ended
+
+    @property
+    def steps(self) -> int:
+        """Steps that its coroutine has taken since it was opened; 0 where no driver counts them."""
+        return self.driver.steps - self.steps_before if self.driver is not None else 0
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Names of the accounts from the outermost down to this one."""
+        names: list[str] = []
+        account: Account | None = self.account
+        while account is not None and account.parent is not None:
+            names.append(account.name)
+            account = account.parent
+        return tuple(reversed(names))
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes that it and its children hold now; after its end what it held then."""
+        return self.usage.retained_bytes if self.usage is not None else self.meter.look(self)[0]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Its highest live bytes so far."""
+        return self.usage.peak_bytes if self.usage is not None else self.meter.look(self)[1]
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "open"
+        return f"<{self.kind} {self.name!r} {state} meter={self.meter.name}>"

@@ -1,0 +1,105 @@
+"""Open an owner where a `with` stands, and have it followed by whoever can.
+
+Four answers to "who takes the turn back when the code inside the `with` is suspended?":
+
+- nobody has to: a plain function runs to its end;
+- the driver of the task (`_driver`), where there is one;
+- the interpreter's events for the frame that holds the `with` (`_frames`, Python 3.12 and later);
+- nobody can: the owner is adrift, its figures are the whole process's and say so.
+
+What holds the `with` is the frame whose suspension suspends the block: not the generator behind a `@contextmanager` and
+not `ExitStack`, but the function that uses them.
+"""
+
+import sys
+from types import FrameType
+from typing import Any, Final
+
+from memtools.ledger import _frames
+from memtools.ledger._book import open_owner
+from memtools.ledger._budget import Budget
+from memtools.ledger._current import active, current_driver, current_task, per_thread
+from memtools.ledger._meters import Meter
+from memtools.ledger._owner import Kind, Owner
+
+NOBODY_FOLLOWS: Final = "process-wide: nobody follows this task's steps (see memtools.install)"
+# inspect.CO_GENERATOR | CO_ASYNC_GENERATOR, and CO_COROUTINE | CO_ITERABLE_COROUTINE: the language's own numbers;
+# importing inspect for them would cost more than all of memtools.
+_GENERATOR: Final = 0x20 | 0x200
+_COROUTINE: Final = 0x80 | 0x100
+
+
+def open_in_frame(
+    name: str,
+    kind: Kind,
+    frame: FrameType,
+    *,
+    meter: Meter,
+    include_children: bool = True,
+    budget: Budget | None = None,
+) -> Owner:
+    """Open an owner for the block of a `with` that is entered in `frame` or in what `frame` works for.
+
+    Args:
+        name: what reports call it.
+        kind: `"scope"`, `"call"` or `"task"`.
+        frame: where `__enter__` or `__aenter__` was called.
+        meter: who counts.
+        include_children: whether owners below count into its figures.
+        budget: what it may use.
+    """
+    if not meter.follows:
+        return open_owner(name, kind, meter=meter, include_children=include_children, budget=budget)
+
+    holder = _holder_of(frame)
+    flags = holder.f_code.co_flags
+    is_generator = bool(flags & _GENERATOR) and not flags & _COROUTINE
+    driver = current_driver()
+    needs_frame = is_generator or (bool(flags & _COROUTINE) and driver is None)
+    follows_frame = needs_frame and _frames.can_follow()
+
+    active_before = active.get()
+    owner = open_owner(
+        name,
+        kind,
+        meter=meter,
+        include_children=include_children,
+        budget=budget,
+        adrift=NOBODY_FOLLOWS if needs_frame and not follows_frame else "",
+        driver=driver,
+        # Unfollowed in a generator, it would stay active in its consumer.
+        binds=follows_frame or not is_generator,
+    )
+    if follows_frame:
+        _frames.hold(holder, owner, active_before)
+    elif not owner.adrift and driver is None:
+        _mistrust(owner)
+    return owner
+
+
+def _holder_of(frame: FrameType) -> FrameType:
+    here = frame
+    while here.f_back is not None and (_is_between(here) or _is_context_generator(here)):
+        here = here.f_back
+    return here
+
+
+def _is_between(frame: FrameType) -> bool:
+    module = frame.f_globals.get("__name__", "")
+    return module == "contextlib" or (isinstance(module, str) and module.startswith("memtools."))
+
+
+def _is_context_generator(frame: FrameType) -> bool:
+    if not frame.f_code.co_flags & _GENERATOR or frame.f_back is None:
+        return False
+    return frame.f_back.f_globals.get("__name__") == "contextlib"
+
+
+def _mistrust(owner: Owner) -> None:
+    # A plain function may open a scope on behalf of the task that it runs in. When the loop gets its turn while the
+    # scope is still open, the task has been suspended, and nobody has told us.
+    if current_task() is None:
+        return
+    loop: Any = sys.modules["asyncio"].get_running_loop()  # Any: asyncio is not imported here, only found
+    slot = per_thread.slot
+    loop.call_soon(lambda: owner.meter.set_adrift(owner, slot, NOBODY_FOLLOWS))

@@ -1,0 +1,249 @@
+"""Count bytes with tracemalloc: exact for one thread, dear, available everywhere.
+
+Covers: one shared session of one frame per block, cutting the process's traced total into segments, the garbage
+collector's part, sessions that somebody else stops or clears. Leaves to others: what a segment does to the tree of
+owners (`_tally`), when the turn changes (`_book`, `_driver`, `_frames`).
+
+tracemalloc knows one number for the process, so a segment belongs to whoever has the turn, whoever's blocks are freed
+in it. Three things would charge the wrong one:
+
+- *Another thread.* When two threads have the turn, the one that took it last is charged until it gives it back, which
+  is right as long as the interpreter does not change threads in between (5 ms). `_neighbours` says when it may have.
+- *The garbage collector* frees cycles of anybody's in the middle of somebody's segment. What it frees is credited to
+  nobody, except where all objects that it looks at were made by the one who has the turn.
+- *Somebody else's* `tracemalloc.stop()` or `clear_traces()`. A block of our own tells us by having no trace any more;
+  owners that were open then say that their figures are not exact.
+"""
+
+import gc
+import sys
+import sysconfig
+import threading
+import tracemalloc
+from typing import Any, Final, cast
+
+from memtools.ledger._current import Slot
+from memtools.ledger._owner import Owner
+from memtools.ledger._tally import charge, inclusive
+
+_LOST: Final = "tracemalloc was stopped or cleared meanwhile"
+_get_traced_memory = tracemalloc.get_traced_memory
+_reset_peak = tracemalloc.reset_peak
+# Three generations that are each collected as a whole, the younger ones with it. Changed in 3.14.
+_GENERATIONS_ARE_WHOLE: Final = sys.version_info < (3, 14)
+_FREE_THREADED: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+
+class _Watch:
+    """Highest traced total of the process since an owner went adrift."""
+
+    __slots__ = ("high",)
+
+    def __init__(self, high: float) -> None:
+        self.high = high
+
+
+class TracedMeter:
+    """Figures from one tracemalloc session that is shared by all owners and started for the first of them.
+
+    A session that somebody else started is used and left alone. Ours ends with the last hold.
+
+    Threads: owners are opened and ended under a lock. Changing the turn takes none under the GIL: it happens in
+    collector callbacks, too, where waiting for a lock could be for ever; see `_settle` for why the sums still add up.
+    """
+
+    name: Final = "traced"
+    follows: Final = True
+
+    def __init__(self) -> None:
+        # Reentrant: a finaliser that runs in the middle may open a scope of its own.
+        self._lock = threading.RLock()
+        self._holds = 0
+        self._started_here = False
+        self._mark = 0.0
+        self._unattributed = 0.0
+        self._epoch = 0
+        self._probe: object = None
+        self._holder: Slot | None = None
+        self._busy_slots: list[Slot] = []
+        self._watches: list[_Watch] = []
+        self._collecting = False
+        self._turn = 0
+        self._turn_collected = [-1, -1, -1]
+
+    @property
+    def unattributed_bytes(self) -> int:
+        """Traced bytes that were added, less those freed, while nobody had the turn."""
+        with self._lock:
+            if self._holds:
+                self._settle()
+            return int(self._unattributed)
+
+    def hold(self) -> None:
+        """Start the session, or join it."""
+        with self._lock:
+            self._holds += 1
+            if self._holds > 1:
+                return
+            self._started_here = not tracemalloc.is_tracing()
+            if self._started_here:
+                tracemalloc.start(1)
+            self._unattributed = 0.0
+            self._begin_epoch()
+            gc.callbacks.append(self._on_collection)
+
+    def release(self) -> None:
+        """Leave the session; the last one out ends it, if it is ours."""
+        with self._lock:
+            self._holds -= 1
+            if self._holds:
+                return
+            gc.callbacks.remove(self._on_collection)
+            self._probe = None
+            self._holder = None
+            for slot in self._busy_slots:
+                slot.owner = None
+            self._busy_slots.clear()
+            if self._started_here and tracemalloc.is_tracing():
+                tracemalloc.stop()
+
+    def enter(self, owner: Owner, slot: Slot) -> None:
+        """Begin to measure `owner`."""
+        with self._lock:
+            self._settle()
+            owner.base = self._mark
+            owner.epoch = self._epoch
+            owner.outer = slot.owner
+            if owner.adrift:
+                owner.watch = self._watch()
+            else:
+                self._move(slot, owner)
+
+    def leave(self, owner: Owner, slot: Slot, back: Owner | None) -> None:
+        """Write the owner's last figures and give the turn back, if it has it."""
+        with self._lock:
+            self._settle()
+            if owner.adrift:
+                owner.live, owner.peak = self._process_wide(owner)
+                self._watches.remove(cast("_Watch", owner.watch))
+            if owner.epoch != self._epoch or not self._is_intact():
+                owner.note = _LOST
+            if slot.owner is owner:
+                self._move(slot, back)
+
+    def switch(self, slot: Slot, owner: Owner | None) -> None:
+        """Charge `owner` for what this thread allocates from now on."""
+        if self._holds:
+            self._settle()
+            self._move(slot, owner)
+
+    def set_adrift(self, owner: Owner, slot: Slot, why: str) -> None:
+        """Turn the owner's figures into the whole process's: nobody follows its steps any more."""
+        with self._lock:
+            if owner.adrift or owner.ended:
+                return
+            self._settle()
+            owner.adrift = True
+            owner.note = why
+            owner.watch = self._watch()
+            if slot.owner is owner:
+                self._move(slot, owner.outer)
+
+    def look(self, owner: Owner) -> tuple[int, int]:
+        """Return live and peak bytes up to now."""
+        with self._lock:
+            self._settle()
+            live, peak = self._process_wide(owner) if owner.adrift else inclusive(owner)
+            return int(live), int(peak)
+
+    def after_fork(self, slot: Slot) -> None:
+        """Make the lock anew and forget the threads that are no more."""
+        self._lock = threading.RLock()
+        self._busy_slots = [slot] if slot.owner is not None else []
+        self._holder = slot if self._busy_slots else None
+
+    def _settle(self) -> None:
+        """End the present segment: charge it and begin the next.
+
+        A collection, a signal handler or another thread may come in at any call below. The mark is therefore moved
+        before anything else is done: what comes in between settles a segment of its own, and the sums still add up.
+        """
+        now, peak = _get_traced_memory()
+        net = now - self._mark
+        rise = peak - self._mark
+        self._mark = now + 0.0
+        _reset_peak()
+
+        if not now and not tracemalloc.is_tracing():
+            self._restart()
+            return
+        if rise < net or rise < 0:
+            rise = max(net, 0.0)  # somebody else reset the peak
+
+        holder = self._holder
+        if holder is None or holder.owner is None or self._collecting:
+            self._unattributed += net
+        else:
+            over = charge(holder.owner, net, rise)
+            if over is not None:
+                holder.over = cast("Owner", over)
+        for watch in self._watches:
+            watch.high = max(watch.high, peak)
+
+    def _move(self, slot: Slot, owner: Owner | None) -> None:
+        self._turn += 1
+        before, slot.owner = slot.owner, owner
+        if owner is not None:
+            if before is None:
+                self._busy_slots.append(slot)
+            self._holder = slot
+            return
+
+        if before is not None:
+            self._busy_slots.remove(slot)
+        if self._holder is slot:
+            # Another thread is still at work: the turn goes back to it.
+            self._holder = self._busy_slots[-1] if self._busy_slots else None
+
+    def _watch(self) -> _Watch:
+        watch = _Watch(self._mark)
+        self._watches.append(watch)
+        return watch
+
+    def _process_wide(self, owner: Owner) -> tuple[float, float]:
+        high = cast("_Watch", owner.watch).high
+        return self._mark - owner.base, max(high - owner.base, owner.peak, 0.0)
+
+    def _is_intact(self) -> bool:
+        if tracemalloc.get_object_traceback(self._probe) is not None:
+            return True
+        self._begin_epoch()
+        return False
+
+    def _restart(self) -> None:
+        # Owners that open later shall find a session, whoever stopped the last one.
+        tracemalloc.start(1)
+        self._started_here = True
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._epoch += 1
+        self._probe = bytearray(1)
+        _reset_peak()
+        self._mark = _get_traced_memory()[0] + 0.0
+
+    def _on_collection(self, phase: str, about: dict[str, Any]) -> None:
+        # `Any`: the type that typeshed gives to collector callbacks.
+        generation: int = about["generation"]
+        if phase == "start":
+            sole = _GENERATIONS_ARE_WHOLE and self._turn == self._turn_collected[generation]
+            if not sole:
+                self._settle()
+                self._collecting = True
+            return
+
+        if self._collecting:
+            self._settle()
+            self._collecting = False
+        for younger in range(generation + 1):
+            self._turn_collected[younger] = self._turn

@@ -1,0 +1,19 @@
+"""Scopes: blocks, calls and tasks that are charged to a name."""
+
+from memtools.scopes._calls import Plan, call, follow, generate, generate_async
+from memtools.scopes._judging import judge, make_budget, parse_limit
+from memtools.scopes._memory_scope import memory_scope
+from memtools.scopes._naming import parse_name
+
+__all__ = [
+    "Plan",
+    "call",
+    "follow",
+    "generate",
+    "generate_async",
+    "judge",
+    "make_budget",
+    "memory_scope",
+    "parse_limit",
+    "parse_name",
+]

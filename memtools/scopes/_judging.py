@@ -1,0 +1,81 @@
+"""Hold what an owner used against what it was meant to use: the warning, and the budget at its end.
+
+Leaves to others: budgets while an owner is open (`memtools.ledger`).
+"""
+
+import logging
+from typing import cast
+
+from memtools.errors import ConfigError
+from memtools.events import HighUsage, emit
+from memtools.ledger import Budget, OnExceed, Owner, Usage
+from memtools.readings import effective_limit
+from memtools.units import format_size, parse_choice, parse_size
+
+_log = logging.getLogger("memtools.scopes")
+
+
+def parse_limit(value: object, *, name: str) -> int:
+    """Return a size in bytes, or a share of the effective limit (`"80%"`) in bytes.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    return parse_size(value, name=name, percent_of=lambda: effective_limit().value_bytes)
+
+
+def make_budget(limit: object, *, measure: object = "peak", on_exceed: object = "raise", hard: bool = True) -> Budget:
+    """Return a checked budget.
+
+    Raises:
+        ConfigError: for a limit, measure or on_exceed that makes no sense.
+    """
+    limit_bytes = parse_limit(limit, name="budget")
+    parse_choice(measure, ("peak", "retained", "resident"), name="measure")
+    if not callable(on_exceed) and on_exceed not in ("raise", "warn"):
+        raise ConfigError("on_exceed", on_exceed, "'raise', 'warn' or a callable that takes the error")
+    return Budget(limit_bytes, measure, cast("OnExceed", on_exceed), hard)  # type: ignore[arg-type]  # checked above
+
+
+def judge(owner: Owner, usage: Usage, *, warn_bytes: int | None, failed: bool) -> None:
+    """Warn about an ended owner, and raise if it was over its budget.
+
+    An owner that failed is told about but not raised for: its own exception goes first.
+
+    Raises:
+        BudgetExceeded: when it used more than its budget, did not fail, and has not been stopped for it before.
+    """
+    if warn_bytes is not None and usage.peak_bytes > warn_bytes:
+        _warn(owner, usage, warn_bytes)
+
+    budget = owner.budget
+    if budget is None or owner.overran:
+        return
+    used = _measured(usage, budget)
+    if used <= budget.limit_bytes:
+        return
+    error = budget.note_overrun(owner, used, in_flight=False)
+    if error is not None and not failed:
+        raise error
+
+
+def _measured(usage: Usage, budget: Budget) -> int:
+    if budget.measure == "retained":
+        return usage.retained_bytes
+    if budget.measure == "resident":
+        return usage.resident_delta_bytes
+    return usage.peak_bytes
+
+
+def _warn(owner: Owner, usage: Usage, warn_bytes: int) -> None:
+    children = sorted(owner.account.children.values(), key=lambda child: child.peak, reverse=True)
+    largest = tuple((child.name, int(child.peak)) for child in children[:3])
+    emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, largest))
+    _log.warning(
+        "High memory increase: %s used %s, warning at %s%s%s",
+        owner.name,
+        format_size(usage.peak_bytes),
+        format_size(warn_bytes),
+        f" ({usage.note})" if usage.note else "",
+        "; largest below it: " + ", ".join(f"{name} {format_size(size)}" for name, size in largest) if largest else "",
+    )

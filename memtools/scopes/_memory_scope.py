@@ -1,0 +1,157 @@
+"""Put a name on a block of code, and know what it used: `memory_scope`.
+
+Covers: the `with`, the `async with` and the decorator form, warning and budget at the end of the block.
+Leaves to others: who follows the block while it is suspended, and the counting (`memtools.ledger`).
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
+
+from memtools.errors import ConfigError, ScopeClosed
+from memtools.ledger import Budget, OnExceed, Owner, Usage, choose_meter, end_owner, open_in_frame, usage_of
+from memtools.scopes._calls import Plan, call, follow, generate
+from memtools.scopes._judging import judge, make_budget, parse_limit
+from memtools.scopes._naming import parse_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80 | 0x100, 0x200  # as in `inspect`
+
+
+class memory_scope:  # noqa: N801  # a context manager that reads like a word, as `contextlib.suppress`
+    """Charge a block of code to a name of its own.
+
+    ```python
+    with memory_scope("import", warn="50 MiB") as scope:
+        rows = [line.split(",") for line in ["a,b"] * 1000]
+    print(scope.usage)
+    ```
+
+    Scopes nest into a tree: the parent is the scope, call or task that is active where this one is entered. Tasks that
+    are started inside belong to it. One object can be entered again after it has ended; as a decorator it opens a new
+    scope for each call.
+
+    Args:
+        name: what reports call it.
+        warn: size in bytes or as text (`"50 MiB"`, `"10%"` of the effective limit); a higher peak is logged as "High
+            memory increase" with the three largest children, and told as `HighUsage`.
+        budget: the highest peak that is allowed, in the same forms. It is looked at after each step of a task under a
+            driver, and at the end of the block.
+        on_exceed: `"raise"` (BudgetExceeded), `"warn"`, or a callable that is given the error.
+        include_children: whether the figures hold those of the scopes, calls and tasks below.
+        meter: `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"resident"`.
+
+    Raises:
+        ConfigError: at construction, for an argument that makes no sense.
+        BudgetExceeded: at the end of the block, unless the block raises something itself.
+
+    Threads: a scope is entered and left in one thread; its name and figures may be read from any.
+    """
+
+    __slots__ = ("_budget", "_include_children", "_meter", "_owner", "_warn_bytes", "name")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        warn: int | str | None = None,
+        budget: int | str | None = None,
+        on_exceed: OnExceed = "raise",
+        include_children: bool = True,
+        meter: str | None = None,
+    ) -> None:
+        self.name = parse_name(name)
+        self._warn_bytes = None if warn is None else parse_limit(warn, name="warn")
+        self._budget: Budget | None = None if budget is None else make_budget(budget, on_exceed=on_exceed)
+        self._include_children = include_children
+        self._meter = choose_meter(meter)
+        self._owner: Owner | None = None
+
+    @property
+    def owner(self) -> Owner:
+        """The owner that is charged.
+
+        Raises:
+            ScopeClosed: before the scope is entered.
+        """
+        if self._owner is None:
+            raise ScopeClosed(self.name, "it has not been entered")
+        return self._owner
+
+    @property
+    def usage(self) -> Usage:
+        """What the block used so far, or in the end.
+
+        Raises:
+            ScopeClosed: before the scope is entered.
+        """
+        return usage_of(self.owner)
+
+    def __enter__(self) -> "memory_scope":
+        if self._owner is not None and self._owner.is_active:
+            raise ScopeClosed(self.name, "it has been entered already")
+        self._owner = open_in_frame(
+            self.name,
+            "scope",
+            sys._getframe(1),
+            meter=self._meter,
+            include_children=self._include_children,
+            budget=self._budget,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish(self.owner, error is not None)
+
+    async def __aenter__(self) -> "memory_scope":
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish(self.owner, error is not None)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return `function`, each call of which is a scope of this name.
+
+        Raises:
+            ConfigError: for what is no Python function, and for asynchronous generators (`profile_memory` takes those).
+        """
+        flags = getattr(getattr(function, "__code__", None), "co_flags", None)
+        if flags is None or flags & _CO_ASYNC_GENERATOR:
+            raise ConfigError("function", function, "a function, generator function or coroutine function")
+        plan = Plan(self.name, "scope", self._meter, self._budget, self._include_children, self._judge)
+        return cast("Callable[P, R]", functools.wraps(function)(_planned(plan, function, flags)))
+
+    def __repr__(self) -> str:
+        state = "not entered" if self._owner is None else "open" if self._owner.is_active else "ended"
+        return f"<memory_scope {self.name!r} {state}>"
+
+    def _finish(self, owner: Owner, failed: bool) -> None:
+        end_owner(owner, failed=failed)
+        self._judge(owner, failed)
+
+    def _judge(self, owner: Owner, failed: bool) -> None:
+        judge(owner, usage_of(owner), warn_bytes=self._warn_bytes, failed=failed)
+
+
+def _planned(plan: Plan, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
+    # Any: the three shapes have nothing in common but being called; `__call__` gives the types back.
+    if flags & _CO_COROUTINE:
+
+        async def scoped_async(*args: Any, **kwargs: Any) -> Any:
+            inner: Coroutine[Any, Any, Any] = function(*args, **kwargs)
+            del args, kwargs  # or the call would keep its arguments alive
+            return await follow(plan, inner)
+
+        return scoped_async
+
+    if flags & _CO_GENERATOR:
+        return lambda *args, **kwargs: generate(plan, function(*args, **kwargs))
+    return lambda *args, **kwargs: call(plan, function, args, kwargs)
