@@ -1,4 +1,6 @@
-"""Run the code blocks of the README and of the docs, and make property tests repeat themselves.
+"""Run the code blocks of the README and of the docs, and make every run the same.
+
+Covers: property tests that repeat themselves, and an environment in which nobody has chosen a meter or a limit for us.
 
 Leaves to others: what no test may leave behind (`tests/conftest.py`).
 """
@@ -20,6 +22,10 @@ pytest_collect_file = Sybil(
     patterns=["README.md", "docs/**/*.md", "docs/*.md"],
     excludes=["docs/_build/**"],
 ).pytest()
+
+
+for name in [name for name in os.environ if name.startswith("MEMTOOLS_")]:
+    del os.environ[name]
 
 
 def pytest_report_header() -> str:
