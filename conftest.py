@@ -1,7 +1,6 @@
 """Run the code blocks of the README and of the docs, and make every run the same.
 
 Covers: property tests that repeat themselves, and an environment in which nobody has chosen a meter or a limit for us.
-
 Leaves to others: what no test may leave behind (`tests/conftest.py`).
 """
 

@@ -8,7 +8,6 @@ Leaves to others: how examples in the docs are run (`conftest.py` in the root).
 
 import asyncio
 import gc
-import importlib.util
 import inspect
 import os
 import sys
@@ -20,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from memtools.events import _hub
+from memtools.ledger import open_owners
 
 # Things end a moment after the call that ends them: a thread between its last statement and its removal, say.
 _PATIENCE_S = 2.0
@@ -62,13 +62,6 @@ def _subscriptions() -> dict[object, str]:
 
 
 def _scopes() -> dict[object, str]:
-    # The ledger's room may not have come yet.
-    if importlib.util.find_spec("memtools.ledger") is None:
-        return {}
-
-    import memtools.ledger
-
-    open_owners = getattr(memtools.ledger, "open_owners", tuple)
     return {owner: repr(owner) for owner in open_owners()}
 
 

@@ -11,6 +11,7 @@ CULPRITS = """
 import asyncio, os, threading, tracemalloc
 import pytest
 from memtools.events import subscribe
+from memtools.scopes import memory_scope
 
 kept = []
 
@@ -26,6 +27,9 @@ def test_leaves_a_descriptor():
 
 def test_leaves_a_tracemalloc_session():
     tracemalloc.start()
+
+def test_leaves_a_scope():
+    kept.append(memory_scope("culprit-scope").__enter__())
 
 def test_leaves_a_subscription():
     kept.append(subscribe(print))
@@ -57,8 +61,9 @@ def test_innocent_file_in_a_cycle(tmp_path):
 
 def test_release():
     tracemalloc.stop()
-    for one in kept:
+    for one in reversed(kept):
         if isinstance(one, threading.Event): one.set()
+        if isinstance(one, memory_scope): one.__exit__(None, None, None)
 """
 
 
@@ -82,6 +87,8 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> str:
     [
         ("test_leaves_a_thread", "left behind: thread <Thread(culprit-thread"),
         ("test_leaves_a_tracemalloc_session", "left behind: tracemalloc"),
+        ("test_leaves_a_scope", "left behind: scope"),
+        ("test_leaves_a_scope", "culprit-scope"),
         ("test_leaves_a_subscription", "left behind: subscription Subscription(print)"),
         ("test_leaves_a_task", "left behind: task culprit-task"),
         ("test_gives_no_reason", "needs one of"),
