@@ -1,7 +1,7 @@
 """How much memory this process uses.
 
 Covers: resident, virtual and peak memory, each from the cheapest source that is right on this platform.
-Leaves to others: out of how much (`_effective`), of which machine (`_host`).
+Leaves to others: out of how much (`_now`), of which machine (`_host`).
 """
 
 import os
@@ -80,7 +80,7 @@ def virtual_bytes() -> int:
 def peak_bytes() -> int:
     """Return the highest resident memory of this process so far, in bytes.
 
-    From VmHWM on Linux (10 us or so), from the peak working set on Windows. Elsewhere it is the highest that was
+    From VmHWM on Linux (20 us), from the peak working set on Windows. Elsewhere it is the highest that was
     seen by this function and `read_process`, or that the process is known to have risen to since the import.
 
     Raises:
