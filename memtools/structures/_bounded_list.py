@@ -140,7 +140,7 @@ class BoundedList(Window[T]):
         self._fit()
         return self._evicted - before
 
-    def shrink(self, level: Level, deadline: float, /) -> int:
+    def shrink(self, level: Level, deadline: float) -> int:
         """Let the oldest items go because memory is short.
 
         Beyond 500 items, half go at `WARNING`, and 250 stay; beyond 100, all but 50 go at `CRITICAL`. They are counted
@@ -158,11 +158,14 @@ class BoundedList(Window[T]):
         if length <= start:
             return 0
 
-        goal = max(floor, length // 2) if level is Level.WARNING else floor
+        goal = max(floor, length // 2) if level == Level.WARNING else floor
         stroke = max(1000, (length - goal) // _SLICES)
         given_back = 0
-        while len(self) > goal and monotonic() < deadline:
-            given_back += self._give_back(min(stroke, len(self) - goal))
+        # Strokes are counted, not `len` awaited: a hook may put items back.
+        for left in range(length - goal, 0, -stroke):
+            if monotonic() >= deadline:
+                break
+            given_back += self._give_back(min(stroke, left, len(self)))
         return given_back
 
     def _give_back(self, count: int) -> int:
@@ -177,7 +180,8 @@ class BoundedList(Window[T]):
 
     def __copy__(self) -> Self:
         twin: Self = _rebuild(_plain(type(self)), self._bounds)
-        twin.extend(self[:])
+        twin._adopt(self)
+        twin._fit()
         _restore(twin, self.__getstate__())
         return twin
 

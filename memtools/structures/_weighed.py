@@ -121,6 +121,11 @@ class Weighed(Window[T]):
             return size
         raise ConfigError("sizeof", self._bounds.sizeof, f"a function that returns bytes, not {size!r}")
 
+    def _adopt(self, other: Window[T]) -> None:
+        if isinstance(other, Weighed):
+            other._align()
+            self._take(other[:], other._sizes[:])  # an item may have grown: it is not asked again
+
     def _take(self, items: list[T], sizes: list[int]) -> None:
         self._align()
         self._ext(items)
@@ -139,6 +144,7 @@ class Weighed(Window[T]):
     def _repeat(self, times: int) -> None:
         self._align()
         enough = min(times, self._most // self._bytes + 1) if self._bytes else times
+        _before = self[:] if enough <= 0 else None  # lives until the sizes are in step
         self._rep(enough)
         self._sizes *= enough
         self._bytes = sum(self._sizes)
@@ -201,6 +207,5 @@ def weighed(kind: type[W]) -> type[W]:
         names = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__, "_plain_kind": kind}
         metaclass = cast("Callable[..., Any]", type(kind))
         found = metaclass(kind.__name__, (kind, Weighed), names)
-        found._weighed_kind = found
         kind._weighed_kind = found  # type: ignore[attr-defined]  # a note of ours on a class that may be the user's
     return cast("type[W]", found)

@@ -165,6 +165,10 @@ class Window(list[T]):
             if overflowed or len(self) > self._limit:
                 self._cut_to(self._keep)
 
+    def _adopt(self, other: "Window[T]") -> None:
+        """Take the items of a list with the same bounds."""
+        self._ext(other[:])
+
     def _reweigh(self) -> None:
         """Nothing is weighed here."""
 

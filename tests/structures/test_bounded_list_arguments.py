@@ -1,0 +1,90 @@
+import sys
+from typing import Any
+
+import pytest
+
+from memtools.errors import ConfigError
+from memtools.structures import BoundedList
+
+
+async def hook(gone: list[object]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({}, "maxlen"),
+        ({"maxlen": None}, "maxlen"),
+        ({"maxlen": -1}, "maxlen"),
+        ({"maxlen": True}, "maxlen"),
+        ({"maxlen": 2.0}, "maxlen"),
+        ({"maxlen": "5"}, "maxlen"),
+        ({"maxlen": 5, "keep": 6}, "keep"),
+        ({"maxlen": 5, "keep": -1}, "keep"),
+        ({"maxlen": 5, "keep": False}, "keep"),
+        ({"maxlen": 5, "keep": 0.75}, "keep"),
+        ({"max_bytes": 100, "keep": 5}, "keep"),
+        ({"max_bytes": -1}, "max_bytes"),
+        ({"max_bytes": True}, "max_bytes"),
+        ({"max_bytes": "1 Mb"}, "max_bytes"),
+        ({"max_bytes": "50%"}, "max_bytes"),
+        ({"maxlen": 5, "sizeof": None}, "sizeof"),
+        ({"maxlen": 5, "on_evict": 5}, "on_evict"),
+        ({"maxlen": 5, "on_evict": hook}, "on_evict"),
+        ({"maxlen": 5, "shrinkable": 1}, "shrinkable"),
+    ],
+)
+def test_bounds_that_make_no_sense_are_refused_by_name(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        BoundedList([1, 2, 3], **arguments)
+
+    assert refusal.value.name == name
+
+
+def test_refused_bounds_leave_the_list_as_it_was() -> None:
+    recent = BoundedList([1, 2, 3], 3, keep=2)
+
+    with pytest.raises(ConfigError):
+        recent.__init__([9], 3, keep=4)  # type: ignore[misc]
+
+    assert recent == [1, 2, 3]
+    assert (recent.maxlen, recent.keep) == (3, 2)
+
+
+def test_iterable_has_no_name_and_bounds_after_maxlen_have_one() -> None:
+    with pytest.raises(TypeError):
+        BoundedList(iterable=[1], maxlen=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        BoundedList([1], 3, 2)  # type: ignore[misc]
+
+
+def test_keep_is_maxlen_unless_said_otherwise() -> None:
+    assert BoundedList((), 5).keep == 5
+    assert BoundedList((), 5, keep=0).keep == 0
+    assert BoundedList((), max_bytes="1 KiB").keep is None
+
+
+def test_bounds_are_read_only() -> None:
+    recent = BoundedList((), 5, max_bytes="1 KiB")
+
+    assert (recent.maxlen, recent.max_bytes) == (5, 1024)
+    for name in ("maxlen", "keep", "max_bytes"):
+        with pytest.raises(AttributeError):
+            setattr(recent, name, 3)
+
+
+def test_largest_bound_is_accepted() -> None:
+    recent = BoundedList(range(10), sys.maxsize)
+
+    recent.extend(iter(range(5000)))
+
+    assert len(recent) == 5010
+
+
+def test_statistics_tell_bounds_and_what_went() -> None:
+    recent = BoundedList(range(12), 10, keep=8)
+
+    figures = recent.statistics()
+
+    assert (figures.length, figures.maxlen, figures.keep, figures.evicted) == (8, 10, 8, 4)
+    assert (figures.bytes, figures.max_bytes, figures.hook_failures) == (None, None, 0)

@@ -1,0 +1,127 @@
+import logging
+
+import pytest
+
+from memtools.structures import BoundedList, _eviction
+
+
+def test_hook_gets_what_went_oldest_first_when_the_list_is_within_bounds() -> None:
+    told: list[tuple[list[int], int]] = []
+    recent: BoundedList[int] = BoundedList(range(4), 4, keep=2, on_evict=lambda gone: told.append((gone, len(recent))))
+
+    recent.append(4)
+    recent.extend([5, 6, 7])
+
+    assert told == [([0, 1, 2], 2), ([3, 4, 5], 2)]
+
+
+def test_hook_of_an_exact_window_gets_every_item_once() -> None:
+    told: list[int] = []
+    recent: BoundedList[int] = BoundedList(maxlen=5, on_evict=told.extend)
+
+    for number in range(100):
+        recent.append(number)
+    recent.extend(iter(range(100, 5000)))
+    recent.insert(0, -1)
+
+    assert told == [*range(4995), -1]
+    assert recent == [*range(4995, 5000)]
+
+
+def test_hook_is_not_told_what_the_owner_removes() -> None:
+    told: list[int] = []
+    recent = BoundedList([1, 2, 3], 3, on_evict=told.extend)
+
+    recent.pop(0)
+    del recent[0]
+    recent.clear()
+
+    assert told == []
+
+
+def test_hook_that_fails_is_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(gone: list[int]) -> None:
+        raise OSError("disk full")
+
+    recent = BoundedList([1, 2], 2, on_evict=broken)
+
+    with caplog.at_level(logging.ERROR):
+        for number in range(10):
+            recent.append(number)
+
+    assert recent == [8, 9]
+    assert recent.statistics().hook_failures == 10
+    assert [record.name for record in caplog.records] == ["memtools.structures"]
+    assert "disk full" in caplog.text
+
+
+def test_failures_are_logged_again_after_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 159.9, 160.0])
+    monkeypatch.setattr(_eviction, "monotonic", lambda: next(clock))
+    recent = BoundedList((), 0, on_evict=lambda gone: 1 / 0)
+
+    for number in range(3):
+        recent.append(number)
+
+    assert len(caplog.records) == 2
+
+
+def test_interrupt_in_the_hook_passes_and_the_next_eviction_is_told() -> None:
+    told: list[list[int]] = []
+
+    def interrupted_once(gone: list[int]) -> None:
+        told.append(gone)
+        if len(told) == 1:
+            raise KeyboardInterrupt
+
+    recent = BoundedList([1], 1, on_evict=interrupted_once)
+
+    with pytest.raises(KeyboardInterrupt):
+        recent.append(2)
+    recent.append(3)
+
+    assert recent == [3]
+    assert told == [[1], [2]]
+
+
+def test_hook_that_adds_to_the_list_is_told_in_turn_not_nested() -> None:
+    told: list[list[int]] = []
+    depth = 0
+
+    def put_back_small(gone: list[int]) -> None:
+        nonlocal depth
+        depth += 1
+        assert depth == 1
+        told.append(gone)
+        if gone[0] < 3:
+            recent.append(gone[0] + 10)
+        depth -= 1
+
+    recent: BoundedList[int] = BoundedList([1, 2, 3], 3, on_evict=put_back_small)
+
+    recent.append(4)
+
+    assert told == [[1], [2], [3]]
+    assert recent == [4, 11, 12]
+    assert recent.statistics().hook_failures == 0
+
+
+def test_hook_that_puts_everything_back_comes_to_an_end(caplog: pytest.LogCaptureFixture) -> None:
+    recent: BoundedList[int] = BoundedList([1, 2, 3], 3, on_evict=lambda gone: recent.extend(gone))
+
+    recent.append(4)
+
+    assert len(recent) == 3
+    assert recent.statistics().hook_failures == 1
+    assert "without end" in caplog.text
+
+
+def test_hook_of_one_list_may_fill_another() -> None:
+    archive: BoundedList[int] = BoundedList(maxlen=100)
+    recent = BoundedList(range(3), 3, on_evict=archive.extend)
+
+    recent.extend(range(3, 50))
+
+    assert archive + recent == list(range(50))
