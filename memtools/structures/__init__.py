@@ -1,8 +1,16 @@
 """Containers that cannot grow without end."""
 
 from memtools.structures._bounded_list import BoundedList, BoundedListStatistics
+from memtools.structures._cache_errors import NotPicklable, NotWeaklyReferable, RecursiveFactory
+from memtools.structures._cache_statistics import CacheStatistics
+from memtools.structures._weak_cache import WeakCache
 
 __all__ = [
     "BoundedList",
     "BoundedListStatistics",
+    "CacheStatistics",
+    "NotPicklable",
+    "NotWeaklyReferable",
+    "RecursiveFactory",
+    "WeakCache",
 ]

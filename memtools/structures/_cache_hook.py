@@ -1,0 +1,77 @@
+"""Tell the user what the strong tier let go; a hook that breaks is logged now and then and counted, never raised.
+
+Covers: isolation of the hook, evictions that the hook itself causes, the rate limit of the log.
+Leaves to others: when an entry goes (`memtools.structures._cache_tier`).
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from threading import get_ident
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_QUIET_S = 60.0  # between two reports of one cache
+
+# A hook that puts entries back causes evictions of its own. They are told in turn, not nested; one that puts something
+# back each time would never come to an end.
+_ROUNDS = 100
+
+_log = logging.getLogger("memtools.structures")
+
+
+class EvictionHook(Generic[K, V]):
+    """The user's `on_evict`, made harmless. `KeyboardInterrupt`, `SystemExit` and cancellation pass.
+
+    Threads: each thread tells what it let go itself, at once; several may be in the hook at the same time.
+    """
+
+    __slots__ = ("_call", "_queues", "_report_after", "failures")
+
+    def __init__(self, call: Callable[[K, V], object] | None) -> None:
+        self._call = call
+        self._queues: dict[int, deque[dict[K, V]]] = {}  # of the threads that are in the hook
+        self._report_after = 0.0
+        self.failures = 0
+
+    def tell(self, gone: dict[K, V]) -> None:
+        """Call the hook for each entry, in the order given; from inside the hook, when it has returned."""
+        if self._call is None or not gone:
+            return
+        me = get_ident()
+        queue = self._queues.get(me)
+        if queue is not None:
+            queue.append(gone)
+            return
+
+        self._queues[me] = queue = deque([gone])
+        try:
+            self._tell_in_turn(queue, self._call)
+        finally:
+            del self._queues[me]
+
+    def _tell_in_turn(self, queue: deque[dict[K, V]], call: Callable[[K, V], object]) -> None:
+        for _ in range(_ROUNDS):
+            if not queue:
+                return
+            for key, value in queue.popleft().items():
+                try:
+                    call(key, value)
+                except Exception:
+                    if self._counts_and_may_report():
+                        _log.exception("on_evict %r failed; the cache goes on, later failures are counted", call)
+
+        untold = sum(map(len, queue))
+        if untold and self._counts_and_may_report():
+            _log.error("on_evict %r puts entries back into its full cache without end; %d go untold", call, untold)
+
+    def _counts_and_may_report(self) -> bool:
+        self.failures += 1
+        now = time.monotonic()
+        if now < self._report_after:
+            return False
+        self._report_after = now + _QUIET_S
+        return True

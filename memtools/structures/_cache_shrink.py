@@ -1,0 +1,80 @@
+"""Give memory back when it runs short.
+
+Covers: letting the strong tier go in slices, and an honest figure of what that gave back.
+Leaves to others: when it is time (`memtools.monitor`), who is asked (`memtools.cleanup`).
+"""
+
+import time
+from typing import TypeVar
+
+from memtools.readings import Level
+from memtools.structures._cache_entries import MISSING, Entry, HeldEntry
+from memtools.structures._cache_store import CacheStore
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_SLICE = 256  # entries that go between two looks at the deadline
+
+
+class ShrinkingStore(CacheStore[K, V]):
+    """A store that can give memory back."""
+
+    __slots__ = ()
+
+    def shrink(self, level: Level, deadline: float, /) -> int:
+        """Give memory back: at `WARNING` the old half of the strong tier, at `CRITICAL` all of it.
+
+        Values that somebody else holds are still found. `on_evict` is told.
+
+        Args:
+            level: how short memory is; `NORMAL` only removes what is dead or too old.
+            deadline: when to stop, in seconds of `time.monotonic()`; what is left stays strong.
+
+        Returns:
+            The shallow bytes of the values that ended by this: those that died at once, and those that cannot be
+            weakly referenced, of which nobody knows whether they are held elsewhere. What a value refers to is not
+            counted, nor one in a circle, which waits for the garbage collector.
+        """
+        self._count()
+        with self._lock:
+            keys = list(self._tier.old) if level >= Level.WARNING else []
+            keys += list(self._tier.young) if level >= Level.CRITICAL else []
+
+        freed_bytes = 0
+        for start in range(0, len(keys), _SLICE):
+            if time.monotonic() >= deadline:
+                break
+            freed_bytes += self._release_all(keys[start : start + _SLICE])
+        return freed_bytes
+
+    def _release_all(self, keys: list[K]) -> int:
+        values: dict[K, V] = {}
+        entries: list[Entry[K, V]] = []
+        with self._lock:
+            for key in keys:
+                entry = self._index.get(key)
+                value = MISSING if entry is None else self._tier.release(key, entry.size_bytes)
+                if entry is not None and value is not MISSING:
+                    entries.append(entry)
+                    values[key] = value
+            self._let_go(values)
+        value = MISSING
+
+        self._hook.tell(values)
+        sizes = [self._size_of(entry, values[entry.key]) for entry in entries]
+        values.clear()
+        return sum(
+            size_bytes
+            for entry, size_bytes in zip(entries, sizes, strict=True)
+            if isinstance(entry, HeldEntry) or entry() is None
+        )
+
+    def _size_of(self, entry: Entry[K, V], value: V) -> int:
+        if self._settings.max_bytes is not None:
+            return entry.size_bytes
+        try:
+            return self._settings.sizeof(value)
+        except Exception:
+            # The figure is a courtesy to whoever watches memory; memory is given back without it.
+            return 0

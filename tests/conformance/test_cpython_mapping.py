@@ -1,0 +1,114 @@
+"""CPython's own tests of mappings and of `weakref.WeakValueDictionary`, with `WeakCache` put in the place of theirs.
+
+Two configurations: `WeakCache()` with a strong tier, as a plain mapping of any values; `WeakCache(strong=0)`, a pure weak
+cache, in the place of `WeakValueDictionary`. Tests that are left out are named here with their reason.
+"""
+
+import types
+import weakref
+from unittest import mock
+
+import pytest
+
+from memtools.structures import WeakCache
+
+try:
+    from test import mapping_tests, test_weakref
+except ImportError as error:  # some distributions ship the interpreter without its tests
+    pytest.skip(f"this interpreter comes without CPython's own tests: {error}", allow_module_level=True)
+
+LEFT_OUT = {
+    "test_make_weak_valued_dict_repr": "asks for the text '<WeakValueDictionary at'; ours says what is in the cache",
+    "test_remove_closure": "looks at `_remove`, the callback in Python that WeakCache does without",
+}
+# Tests of the same class about WeakKeyDictionary, which is not ours.
+ABOUT_KEYS = {name for name in dir(test_weakref.MappingTestCase) if name.startswith("test_") and "weak_key" in name}
+
+
+class PureCache(WeakCache):
+    """`WeakCache(strong=0)` behind the constructor of WeakValueDictionary, and its extras that only tests use.
+
+    The views are walked by `next(d.keys())` in these tests, as WeakValueDictionary returns generators there; ours are
+    real views, so here an iterator stands before them.
+    """
+
+    def __init__(self, other=(), /, **entries):
+        super().__init__(strong=0)
+        self.update(other, **entries)
+
+    def keys(self):
+        return iter(super().keys())
+
+    def values(self):
+        return iter(super().values())
+
+    def items(self):
+        return iter(super().items())
+
+    def valuerefs(self):
+        return self._snapshot()
+
+    def itervaluerefs(self):
+        return iter(self._snapshot())
+
+    @property
+    def data(self):
+        return self._index
+
+
+class TestAnyMapping(mapping_tests.BasicTestMappingProtocol):
+    """The mapping protocol with values of any kind, held strongly."""
+
+    type2test = WeakCache
+
+
+class TestPureMapping(mapping_tests.BasicTestMappingProtocol):
+    """The mapping protocol with values that are only held weakly, as CPython runs it for WeakValueDictionary."""
+
+    type2test = PureCache
+    kept = {"key1": test_weakref.Object(1), "key2": test_weakref.Object(2), "key3": test_weakref.Object(3)}
+
+    def _reference(self):
+        return self.kept.copy()
+
+    # Feeds keys as values, which are texts: refused at the first one, before the error that the test waits for. It
+    # passes in `TestAnyMapping`.
+    test_update = None
+
+
+class _ValueHalf(test_weakref.MappingTestCase):
+    __test__ = False
+
+    def setUp(self):
+        super().setUp()
+        in_their_place = types.SimpleNamespace(**{**vars(weakref), "WeakValueDictionary": PureCache})
+        patch = mock.patch.object(test_weakref, "weakref", in_their_place)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+
+# A name that is None is no test.
+TestValueHalf = type("TestValueHalf", (_ValueHalf,), {"__test__": True, **dict.fromkeys(ABOUT_KEYS | set(LEFT_OUT))})
+
+
+def test_every_test_that_is_left_out_exists():
+    names = set(dir(test_weakref.MappingTestCase))
+
+    assert set(LEFT_OUT) <= names
+
+
+def test_the_value_half_is_really_run_on_our_type():
+    names = {name for name in dir(TestValueHalf) if name.startswith("test_") and getattr(TestValueHalf, name)}
+
+    assert {"test_weak_values", "test_weak_valued_len_cycles", "test_threaded_weak_valued_consistency"} <= names
+    assert len(names) >= 18
+
+
+def test_their_dictionary_is_ours_while_they_run():
+    case = TestValueHalf("test_weak_values")
+    case.setUp()
+
+    made, _ = case.make_weak_valued_dict()
+    case.doCleanups()
+
+    assert isinstance(made, PureCache)
