@@ -198,10 +198,7 @@ class BoundedList(Window[T]):
 
     def __getstate__(self) -> object:
         """Return what a subclass has added, as `object.__getstate__` does; the bounds travel by themselves."""
-        state = super().__getstate__()
-        if not isinstance(state, tuple):
-            return state
-        attributes, slots = cast("_State", state)
+        attributes, slots = cast("_State", super().__getstate__())
         added = {name: value for name, value in slots.items() if name not in Window.__slots__}
         return (attributes, added) if added else attributes
 

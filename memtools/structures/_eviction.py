@@ -43,7 +43,8 @@ class Eviction:
                 if not self._waiting:
                     return
                 self._call(self._waiting.popleft())
-            self._give_up()
+            if self._waiting:
+                self._give_up()
         finally:
             self._is_telling = False
 
@@ -56,8 +57,6 @@ class Eviction:
                 _log.exception("on_evict %r failed on %d items; the list goes on", self._hook, len(gone))
 
     def _give_up(self) -> None:
-        if not self._waiting:
-            return
         untold = sum(map(len, self._waiting))
         self._waiting.clear()
         self.failures += 1

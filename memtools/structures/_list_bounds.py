@@ -37,10 +37,6 @@ class ListBounds:
     on_evict: OnEvict | None
     shrinkable: bool
 
-    def __deepcopy__(self, memo: object) -> "ListBounds":
-        # A deep copy of a list must not copy the service whose bound method is its hook.
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickle may go to another process, where the hook has no meaning, and its object no business.
         return ListBounds, (self.maxlen, self.keep, self.max_bytes, self.sizeof, None, self.shrinkable)

@@ -122,9 +122,7 @@ class Weighed(Window[T]):
         raise ConfigError("sizeof", self._bounds.sizeof, f"a function that returns bytes, not {size!r}")
 
     def _adopt(self, other: Window[T]) -> None:
-        if isinstance(other, Weighed):
-            other._align()
-            self._take(other[:], other._sizes[:])  # an item may have grown: it is not asked again
+        self._take(other[:], other._sizes[:])  # an item may have grown: it is not asked again
 
     def _take(self, items: list[T], sizes: list[int]) -> None:
         self._align()

@@ -375,3 +375,21 @@ def test_subclass_goes_through_its_own_methods() -> None:
 
     assert seen == ["append", "append"]
     assert noted == [2, 3]
+
+
+def test_list_emptied_by_another_thread_in_the_middle_of_an_append_is_left_empty() -> None:
+    class Raced(BoundedList[int]):
+        def __len__(self) -> int:
+            length = super().__len__()
+            self.clear()  # where another thread may get its turn
+            return length
+
+    raced = Raced([1], 1)
+
+    raced.append(2)
+    raced.append(3)
+    list.append(raced, 4)
+    list.append(raced, 5)
+    raced.append(6)
+
+    assert list(raced) == []

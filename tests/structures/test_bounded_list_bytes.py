@@ -66,6 +66,18 @@ def test_number_and_bytes_bound_together() -> None:
     assert weights(parcels) == [100]
 
 
+def test_hook_is_told_what_went_by_bytes() -> None:
+    told: list[list[int]] = []
+    parcels = make(40, 30, 20, on_evict=lambda gone: told.append(weights(gone)))
+
+    parcels.append(Parcel(60))
+    parcels.extend(map(Parcel, [30, 80, 90]))
+
+    assert told[0] == [40, 30]
+    assert [weight for gone in told for weight in gone] == [40, 30, 20, 60, 30, 80]
+    assert weights(parcels) == [90]
+
+
 def test_size_is_asked_once_and_remembered() -> None:
     parcels = make(10, 20, 30)
     first = list(parcels)
@@ -97,11 +109,11 @@ def test_size_is_asked_once_and_remembered() -> None:
         (lambda parcels: parcels.__setitem__(-1, Parcel(50)), [20, 30, 50]),
         (lambda parcels: parcels.__setitem__(slice(1, 3), map(Parcel, (1, 2, 3))), [10, 1, 2, 3, 40]),
         (lambda parcels: parcels.__setitem__(slice(None, None, 2), (Parcel(1), Parcel(2))), [1, 20, 2, 40]),
-        (lambda parcels: parcels.insert(1, Parcel(5)), [20, 30, 40]),
+        (lambda parcels: parcels.insert(1, Parcel(5)), [5, 20, 30, 40]),
         (lambda parcels: parcels.insert(0, Parcel(5)), [10, 20, 30, 40]),
         (lambda parcels: parcels.insert(4, Parcel(5)), [20, 30, 40, 5]),
         (lambda parcels: parcels.extend(map(Parcel, (1, 2))), [20, 30, 40, 1, 2]),
-        (lambda parcels: parcels.extend(parcels), [20, 30, 40]),
+        (lambda parcels: parcels.extend(parcels), [10, 20, 30, 40]),
         (lambda parcels: parcels.extend(reversed(parcels)), [40, 30, 20, 10]),
         (lambda parcels: parcels.__iadd__([Parcel(70)]), [70]),
         (lambda parcels: parcels.__imul__(3), [10, 20, 30, 40]),
