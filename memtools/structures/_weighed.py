@@ -41,6 +41,7 @@ class Weighed(Window[T]):
 
     def extend(self, iterable: Iterable[T], /) -> None:
         """Add all of `iterable` at the end; of an iterator, never more than the bounds hold and one item wait."""
+        # A list that was filled behind our back weighs more than may wait, and would be fed to itself without end.
         self._feed(iter(self[:] if iterable is self else iterable))
 
     def insert(self, index: SupportsIndex, item: T, /) -> None:

@@ -102,8 +102,6 @@ class Window(list[T]):
                     self._cut(self._stale)
                 else:
                     self._fit()
-        elif iterable is self:
-            self.extend(self[:])
         else:
             self._feed(iter(iterable))
 
@@ -143,9 +141,9 @@ class Window(list[T]):
         self._fit()
 
     def _feed(self, feed: Iterator[T]) -> None:
-        # As long as `feed` may be looking at this list (`reversed(x)`), the items wait outside: cutting the list would
-        # move its items under the iterator. One that gives more than the list holds is looking at something else.
-        patience = max(len(self), self._portion)
+        # As long as `feed` may be looking at this list (`x.extend(x)`, `reversed(x)`), the items wait outside: cutting
+        # the list would move its items under the iterator. One that gives more than the list holds looks elsewhere.
+        patience = len(self)
         waiting: list[T] = []
         overflowed = False
 
@@ -155,10 +153,10 @@ class Window(list[T]):
                 waiting.extend(islice(feed, self._portion))
                 if len(waiting) - before < self._portion:
                     return
-                if len(waiting) >= patience:
+                if len(waiting) > patience:
                     self._ext(waiting)
                     waiting.clear()
-                    patience = self._portion
+                    patience = 0
                     overflowed = self._cut_to(self._limit) or overflowed
         finally:
             self._ext(waiting)

@@ -205,6 +205,34 @@ def test_generator_never_has_more_than_the_bound_and_a_portion_alive(witnesses: 
     recent.clear()
 
 
+def test_generator_into_a_full_list_waits_in_portions(witnesses: type[Witness]) -> None:
+    recent: BoundedList[Witness | None] = BoundedList([None] * 5000, 5000)
+
+    recent.extend(witnesses() for _ in range(20_000))
+
+    assert witnesses.most_alive <= 5000 + 1024 + 1
+    recent.clear()
+
+
+@pytest.mark.parametrize("length", [1024, 2047, 2048, 2049, 4096])
+def test_overflow_in_the_middle_of_an_iterator_leaves_keep_at_its_end(length: int) -> None:
+    recent = BoundedList(range(100), 100, keep=30)
+
+    recent.extend(iter(range(length)))
+
+    assert recent == list(range(length - 30, length))
+
+
+@pytest.mark.parametrize("length", [3, 1024, 2048, 5000])
+def test_full_list_extended_by_itself_is_what_it_was(length: int) -> None:
+    recent = BoundedList(range(length), length)
+    list.append(recent, length)  # behind its back
+
+    recent.extend(recent)
+
+    assert recent == list(range(1, length + 1))
+
+
 def test_iterator_leaves_what_a_list_of_the_same_items_leaves() -> None:
     by_list = BoundedList(range(90), 100, keep=30)
     by_iterator = BoundedList(range(90), 100, keep=30)

@@ -210,6 +210,23 @@ def test_bypassing_calls_are_weighed_at_the_next_change_or_check() -> None:
     assert parcels.statistics().bytes == 11
 
 
+def test_list_filled_behind_its_back_can_be_extended_by_itself() -> None:
+    parcels = make(60)
+    list.append(parcels, Parcel(70))
+
+    parcels.extend(parcels)
+
+    assert weights(parcels) == [70]
+
+
+def test_overflow_by_number_in_the_middle_of_an_iterator_leaves_keep_at_its_end() -> None:
+    parcels = make(maxlen=10, keep=3)
+
+    parcels.extend(map(Parcel, range(15)))
+
+    assert weights(parcels) == [12, 13, 14]
+
+
 def test_check_weighs_items_that_have_grown() -> None:
     parcels = make(10, 20)
     parcels[0].weight = 90
@@ -248,7 +265,6 @@ def test_finaliser_that_adds_in_the_middle_of_a_removal_leaves_the_sizes_in_step
         parcels.clear()
         parcels.append(Echo(20))
         change()
-        parcels.append(Parcel(2))
         assert parcels.statistics().bytes == sum(weights(parcels))
         assert 3 in weights(parcels)
 

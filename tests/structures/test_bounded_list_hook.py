@@ -109,10 +109,18 @@ def test_hook_that_adds_to_the_list_is_told_in_turn_not_nested() -> None:
 
 
 def test_hook_that_puts_everything_back_comes_to_an_end(caplog: pytest.LogCaptureFixture) -> None:
-    recent: BoundedList[int] = BoundedList([1, 2, 3], 3, on_evict=lambda gone: recent.extend(gone))
+    calls = 0
+
+    def put_back(gone: list[int]) -> None:
+        nonlocal calls
+        calls += 1
+        recent.extend(gone)
+
+    recent: BoundedList[int] = BoundedList([1, 2, 3], 3, on_evict=put_back)
 
     recent.append(4)
 
+    assert calls == 100
     assert len(recent) == 3
     assert recent.statistics().hook_failures == 1
     assert "without end" in caplog.text
