@@ -1,1 +1,28 @@
 """memtools: put a memory budget on any function, block, task or process, and always know who is eating it."""
+
+from memtools.decorators import bounded_history, memory_budget, profile_memory
+from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, ScopeClosed
+from memtools.events import subscribe
+from memtools.ledger import Usage, install
+from memtools.readings import Level, Reading, effective_limit
+from memtools.scopes import memory_scope
+from memtools.structures import BoundedList, WeakCache
+
+__all__ = [
+    "BoundedList",
+    "BudgetExceeded",
+    "ConfigError",
+    "Level",
+    "MemtoolsError",
+    "Reading",
+    "ScopeClosed",
+    "Usage",
+    "WeakCache",
+    "bounded_history",
+    "effective_limit",
+    "install",
+    "memory_budget",
+    "memory_scope",
+    "profile_memory",
+    "subscribe",
+]

@@ -183,7 +183,7 @@ class _Steps(Generic[T]):
         self._awaitable = awaitable
 
     def __await__(self) -> Generator[Any, Any, T]:  # Any: between the loop and what it resumes
-        steps = cast("Generator[Any, Any, T]", self._awaitable.__await__())
+        steps = self._awaitable.__await__()
         sent: Any = None
         thrown: BaseException | None = None
         while True:

@@ -24,13 +24,15 @@ def parse_limit(value: object, *, name: str) -> int:
     return parse_size(value, name=name, percent_of=lambda: effective_limit().value_bytes)
 
 
-def make_budget(limit: object, *, measure: object = "peak", on_exceed: object = "raise", hard: bool = True) -> Budget:
-    """Return a checked budget.
+def make_budget(
+    limit: object, *, name: str = "budget", measure: object = "peak", on_exceed: object = "raise", hard: bool = True
+) -> Budget:
+    """Return a checked budget; `name` is what the caller calls its limit.
 
     Raises:
         ConfigError: for a limit, measure or on_exceed that makes no sense.
     """
-    limit_bytes = parse_limit(limit, name="budget")
+    limit_bytes = parse_limit(limit, name=name)
     parse_choice(measure, ("peak", "retained", "resident"), name="measure")
     if not callable(on_exceed) and on_exceed not in ("raise", "warn"):
         raise ConfigError("on_exceed", on_exceed, "'raise', 'warn' or a callable that takes the error")

@@ -5,10 +5,11 @@ Leaves to others: who follows the block while it is suspended, and the counting 
 """
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.ledger import Budget, OnExceed, Owner, Usage, choose_meter, end_owner, open_in_frame, usage_of
@@ -19,7 +20,7 @@ from memtools.scopes._naming import parse_name
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80 | 0x100, 0x200  # as in `inspect`
+_COROUTINE: Final = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
 
 
 class memory_scope:  # noqa: N801  # a context manager that reads like a word, as `contextlib.suppress`
@@ -91,13 +92,13 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         """
         return usage_of(self.owner)
 
-    def __enter__(self) -> "memory_scope":
+    def __enter__(self) -> Self:
         if self._owner is not None and self._owner.is_active:
             raise ScopeClosed(self.name, "it has been entered already")
         self._owner = open_in_frame(
             self.name,
             "scope",
-            sys._getframe(1),
+            sys._getframe(1),  # pyright: ignore[reportPrivateUsage]  # CPython's documented way to the caller
             meter=self._meter,
             include_children=self._include_children,
             budget=self._budget,
@@ -109,7 +110,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
     ) -> None:
         self._finish(self.owner, error is not None)
 
-    async def __aenter__(self) -> "memory_scope":
+    async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(
@@ -124,7 +125,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
             ConfigError: for what is no Python function, and for asynchronous generators (`profile_memory` takes those).
         """
         flags = getattr(getattr(function, "__code__", None), "co_flags", None)
-        if flags is None or flags & _CO_ASYNC_GENERATOR:
+        if flags is None or flags & inspect.CO_ASYNC_GENERATOR:
             raise ConfigError("function", function, "a function, generator function or coroutine function")
         plan = Plan(self.name, "scope", self._meter, self._budget, self._include_children, self._judge)
         return cast("Callable[P, R]", functools.wraps(function)(_planned(plan, function, flags)))
@@ -143,7 +144,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
 
 def _planned(plan: Plan, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
     # Any: the three shapes have nothing in common but being called; `__call__` gives the types back.
-    if flags & _CO_COROUTINE:
+    if flags & _COROUTINE:
 
         async def scoped_async(*args: Any, **kwargs: Any) -> Any:
             inner: Coroutine[Any, Any, Any] = function(*args, **kwargs)
@@ -152,6 +153,6 @@ def _planned(plan: Plan, function: Callable[..., Any], flags: int) -> Callable[.
 
         return scoped_async
 
-    if flags & _CO_GENERATOR:
+    if flags & inspect.CO_GENERATOR:
         return lambda *args, **kwargs: generate(plan, function(*args, **kwargs))
     return lambda *args, **kwargs: call(plan, function, args, kwargs)

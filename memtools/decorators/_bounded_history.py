@@ -1,0 +1,272 @@
+"""`@bounded_history`: the last calls of a function, never more."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from types import MethodType
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+from memtools.decorators._call_records import CallRecord, History
+from memtools.decorators._detours import (
+    Shape,
+    detour_for,
+    is_descriptor,
+    is_enabled,
+    name_of,
+    over_descriptors,
+    shape_of,
+)
+from memtools.decorators._history_places import KeyedHistory, ObjectHistories
+from memtools.decorators._wrapping import Decorated, Detour
+from memtools.errors import ConfigError
+from memtools.ledger import Meter, Owner, choose_meter, usage_of
+from memtools.scopes import Plan
+from memtools.units import parse_count
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+H = TypeVar("H", bound="History | KeyedHistory")
+S = TypeVar("S")
+T = TypeVar("T")
+
+NO_KEY: Final = "<no key>"
+
+_log = logging.getLogger("memtools.history")
+
+
+class Recorded(Decorated[P, R_co], Generic[P, R_co, H]):
+    """A function whose last calls are remembered: `f.history`."""
+
+    def __init__(
+        self, function: Callable[P, R_co], detour: Detour, history: H, per_object: ObjectHistories | None
+    ) -> None:
+        super().__init__(function, detour)
+        self._self_history = history
+        self._self_per_object = per_object
+
+    @property
+    def history(self) -> H:
+        """The newest calls, oldest first; with `by=` a mapping from key to such a list."""
+        return self._self_history
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> "Recorded[P, R_co, H]": ...
+    @overload
+    def __get__(
+        self: "Recorded[Concatenate[S, Q], R, H]", instance: S, owner: type | None = None
+    ) -> "Recorded[Q, R, H]": ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None or self._self_per_object is None:
+            return super().__get__(instance, owner)
+        bound: Callable[..., Any] = MethodType(self, instance)
+        return Recorded(bound, _through, self._self_per_object.at(instance), None)
+
+
+class _HistoryDecorator(Protocol[H]):
+    @overload
+    def __call__(self, function: "classmethod[T, P, R]", /) -> "classmethod[T, P, R]": ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a staticmethod can be called, too: it stands first
+        self, function: "staticmethod[P, R]", /
+    ) -> "staticmethod[P, R]": ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Recorded[P, R, H]: ...
+
+
+@overload
+def bounded_history(function: "classmethod[T, P, R]", /) -> "classmethod[T, P, R]": ...
+@overload
+def bounded_history(  # type: ignore[overload-overlap]  # as above
+    function: "staticmethod[P, R]", /
+) -> "staticmethod[P, R]": ...
+@overload
+def bounded_history(function: Callable[P, R], /) -> Recorded[P, R, History]: ...
+@overload
+def bounded_history(
+    maxlen: int = 1000,
+    /,
+    *,
+    keep: int | None = None,
+    by: None = None,
+    result: bool = False,
+    per_instance: bool = False,
+    meter: str | None = None,
+    enabled: bool | None = None,
+) -> _HistoryDecorator[History]: ...
+@overload
+def bounded_history(
+    maxlen: int = 1000,
+    /,
+    *,
+    keep: int | None = None,
+    by: Callable[..., Hashable],
+    result: bool = False,
+    meter: str | None = None,
+    enabled: bool | None = None,
+) -> _HistoryDecorator[KeyedHistory]: ...
+def bounded_history(
+    maxlen: Any = 1000,
+    /,
+    *,
+    keep: int | None = None,
+    by: Callable[..., Hashable] | None = None,
+    result: bool = False,
+    per_instance: bool = False,
+    meter: str | None = None,
+    enabled: bool | None = None,
+) -> Any:
+    """Remember the last calls of a function: when, how long, how they ended, what they used.
+
+    Bare or called. Arguments are never kept, results only on request.
+
+    ```python
+    @bounded_history(100)
+    def tick() -> None: ...
+
+    tick()
+    assert len(tick.history) == 1
+    print(tick.history.summary())
+    ```
+
+    Args:
+        maxlen: the most calls to remember; where the decorator is used bare, the function.
+        keep: how many are left when there are too many, see `BoundedList`; by default `maxlen`.
+        by: gives a key from the arguments of a call; calls are then remembered for each of up to 1,000 keys. Where it
+            fails, the call is remembered under `"<no key>"`, and the failure is logged once.
+        result: whether to keep what plain and coroutine functions return.
+        per_instance: for methods: one history per object, for as long as the object lives: `obj.method.history`.
+            Objects that cannot be weakly referenced share the history of the class.
+        meter: `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"resident"`, read when decorating.
+        enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
+
+    Raises:
+        ConfigError: when decorating, for an argument that makes no sense.
+    """
+    given: object = maxlen
+    is_bare = callable(given) or is_descriptor(given)
+    make = _maker(1000 if is_bare else given, keep)
+    if by is not None and not callable(by):
+        raise ConfigError("by", by, "a callable that takes the arguments of a call and gives a key")
+    if by is not None and per_instance:
+        raise ConfigError("per_instance", per_instance, "either by= or per_instance=, not both")
+    chosen = choose_meter(meter)
+
+    def decorate(function: Any) -> Any:
+        shape = shape_of(function)
+        if result and shape not in ("plain", "coroutine"):
+            raise ConfigError("result", result, f"False for a {shape}: it yields, and items are not kept")
+        places = _Places(make, by, per_instance)
+        if not is_enabled(enabled):
+            return _bare(function, places.shared)
+        detour = _recording(shape, name_of(function), chosen, places, keeps_result=result)
+        return Recorded(function, detour, places.shared, places.per_object)
+
+    if is_bare:
+        return over_descriptors(decorate)(maxlen)
+    return over_descriptors(decorate)
+
+
+class _Places:
+    """Where the calls of one function go."""
+
+    def __init__(self, make: Callable[[], History], by: Callable[..., Hashable] | None, per_instance: bool) -> None:
+        self._by = by
+        self._complained = False
+        self.keyed = KeyedHistory(make) if by is not None else None
+        everything = make()
+        self.per_object = ObjectHistories(make, everything) if per_instance else None
+        self.shared: History | KeyedHistory = self.keyed if self.keyed is not None else everything
+
+    def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> History:
+        if self.keyed is not None and self._by is not None:
+            return self._keyed_place(self.keyed, self._by, args, kwargs)
+        if self.per_object is not None and args:
+            return self.per_object.at(args[0])
+        return cast("History", self.shared)
+
+    def _keyed_place(
+        self, keyed: KeyedHistory, by: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> History:
+        try:
+            return keyed.at(by(*args, **kwargs))
+        except Exception:
+            # The call that is watched goes on, whatever is wrong with the key.
+            if not self._complained:
+                self._complained = True
+                _log.exception("by= of a bounded history failed; such calls are remembered under %r", NO_KEY)
+            return keyed.at(NO_KEY)
+
+
+class _Recording:
+    """One running call, and the history that it goes to."""
+
+    __slots__ = ("_history", "_started", "result")
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._started = time.time()
+        self.result: Any = None
+
+    def on_end(self, owner: Owner, failed: bool) -> None:
+        usage = usage_of(owner)
+        # Called where the call ends: what it ends with is the exception in flight.
+        error = sys.exc_info()[0]
+        ended_well = error is None or (not failed and issubclass(error, (StopIteration, GeneratorExit)))
+        self._history.append(
+            CallRecord(
+                started=self._started,
+                duration_s=usage.duration_s,
+                outcome="ok" if ended_well or error is None else error.__name__,
+                retained_bytes=usage.retained_bytes,
+                peak_bytes=usage.peak_bytes,
+                resident_delta_bytes=usage.resident_delta_bytes,
+                exact=usage.exact,
+                result=self.result,
+            )
+        )
+
+
+def _recording(shape: Shape, name: str, meter: Meter, places: _Places, *, keeps_result: bool) -> Detour:
+    def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        recording = _Recording(places.place(args, kwargs))
+        plan = Plan(name, "call", meter, on_end=recording.on_end)
+        observed = _keeping(shape, function, recording) if keeps_result else function
+        return detour_for(shape, plan)(observed, args, kwargs)
+
+    return detour
+
+
+def _keeping(shape: Shape, function: Callable[..., Any], recording: _Recording) -> Callable[..., Any]:
+    if shape == "coroutine":
+
+        async def kept_async(*args: Any, **kwargs: Any) -> Any:
+            recording.result = await function(*args, **kwargs)
+            return recording.result
+
+        return kept_async
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        recording.result = function(*args, **kwargs)
+        return recording.result
+
+    return kept
+
+
+def _maker(maxlen: object, keep: int | None) -> Callable[[], History]:
+    maxlen = parse_count(maxlen, name="maxlen")
+    History(maxlen=maxlen, keep=keep, shrinkable=False)  # refuses a bad `keep` now, not at the first call
+    return lambda: History(maxlen=maxlen, keep=keep)
+
+
+def _through(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def _bare(function: Any, history: History | KeyedHistory) -> Any:
+    with suppress(AttributeError):  # a builtin has no room for it
+        function.history = history  # code that reads it finds it empty
+    return function

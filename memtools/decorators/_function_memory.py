@@ -1,0 +1,102 @@
+"""What the calls of one function used, in bounded space: sums, maxima and the last one."""
+
+import threading
+from dataclasses import dataclass
+
+from memtools.ledger import Owner, Usage, open_owners, usage_of
+from memtools.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStatistics:
+    """What the measured calls of one function used together.
+
+    Attributes:
+        name: the function's name in reports.
+        calls: how many measured calls have ended.
+        failures: how many of them ended with an exception.
+        active: how many measured calls are running.
+        mean_peak_bytes: the mean of their peaks.
+        max_peak_bytes: the highest of their peaks.
+        retained_bytes: the sum of what they left alive when they ended.
+        retained_per_call_bytes: the same for one call.
+        live_bytes: what the running calls hold now.
+        duration_s: the sum of their wall times, in seconds.
+        exact: False when one of them was not exact.
+    """
+
+    name: str
+    calls: int
+    failures: int
+    active: int
+    mean_peak_bytes: int
+    max_peak_bytes: int
+    retained_bytes: int
+    retained_per_call_bytes: int
+    live_bytes: int
+    duration_s: float
+    exact: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.calls} calls, {self.failures} failed, peak mean {format_size(self.mean_peak_bytes)} "
+            f"max {format_size(self.max_peak_bytes)}, retained {format_size(self.retained_bytes)} "
+            f"({format_size(self.retained_per_call_bytes)} a call){'' if self.exact else ', not exact'}"
+        )
+
+
+class FunctionMemory:
+    """The running account of one function: `f.memory`. Safe from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.RLock()
+        self._last: Usage | None = None
+        self._exact = True
+        self._calls = self._failures = self._peak_sum = self._peak_max = self._retained = 0
+        self._duration_s = 0.0
+
+    @property
+    def last(self) -> Usage | None:
+        """What the measured call that ended last used, or None."""
+        return self._last
+
+    def record(self, owner: Owner, failed: bool) -> None:
+        """Add a call that has ended."""
+        usage = usage_of(owner)
+        with self._lock:
+            self._last = usage
+            self._calls += 1
+            self._failures += failed
+            self._peak_sum += usage.peak_bytes
+            self._peak_max = max(self._peak_max, usage.peak_bytes)
+            self._retained += usage.retained_bytes
+            self._duration_s += usage.duration_s
+            self._exact = self._exact and usage.exact
+
+    def statistics(self) -> FunctionStatistics:
+        """Return the sums and maxima up to now."""
+        running = [owner for owner in open_owners() if owner.kind == "call" and owner.name == self._name]
+        with self._lock:
+            calls = self._calls or 1
+            return FunctionStatistics(
+                name=self._name,
+                calls=self._calls,
+                failures=self._failures,
+                active=len(running),
+                mean_peak_bytes=self._peak_sum // calls,
+                max_peak_bytes=self._peak_max,
+                retained_bytes=self._retained,
+                retained_per_call_bytes=self._retained // calls,
+                live_bytes=sum(owner.live_bytes for owner in running),
+                duration_s=self._duration_s,
+                exact=self._exact,
+            )
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        with self._lock:
+            self.__init__(self._name)  # type: ignore[misc]  # the same fields, begun anew under the lock
+
+    def __repr__(self) -> str:
+        return f"<FunctionMemory {self._name} calls={self._calls} max_peak={format_size(self._peak_max)}>"

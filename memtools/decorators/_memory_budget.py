@@ -1,0 +1,68 @@
+"""`@memory_budget`: how much may a call use, and what follows when it uses more?"""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from memtools.decorators._detours import detour_for, is_enabled, name_of, over_descriptors, shape_of
+from memtools.decorators._wrapping import Decorated
+from memtools.ledger import Measure, OnExceed, Owner, choose_meter, usage_of
+from memtools.scopes import Plan, judge, make_budget
+from memtools.units import parse_count
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def memory_budget(
+    limit: int | str,
+    *,
+    measure: Measure = "peak",
+    on_exceed: OnExceed = "raise",
+    sample: int = 1,
+    hard: bool = True,
+    meter: str | None = None,
+    enabled: bool | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Hold the calls of a function to a budget, each call by itself.
+
+    A coroutine is looked at after each of its steps: the step that crosses the budget is the last, and
+    `BudgetExceeded` is raised where it awaits. A plain function is looked at when it ends.
+
+    ```python
+    @memory_budget("50 MiB", meter="traced")
+    def load() -> bytes:
+        return bytes(1_000_000)
+
+    load()
+    ```
+
+    Args:
+        limit: bytes, text such as `"50 MiB"`, or a share of the effective limit such as `"10%"`.
+        measure: the figure that is held against it: `"peak"` (highest live bytes), `"retained"` (alive at the end) or
+            `"resident"` (growth of the whole process's resident memory). The last two are looked at in the end.
+        on_exceed: `"raise"`, `"warn"` (the log says "High memory increase"), or a callable that is given the
+            `BudgetExceeded`; what the callable raises is logged.
+        sample: look at every so manieth call, the first one included.
+        hard: False looks at the end only.
+        meter: `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"resident"`, read when decorating.
+        enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
+
+    Raises:
+        ConfigError: when decorating, for an argument that makes no sense.
+        BudgetExceeded: in a call that is over its budget, unless it raises something itself.
+    """
+    budget = make_budget(limit, name="limit", measure=measure, on_exceed=on_exceed, hard=hard)
+    parse_count(sample, name="sample")
+    chosen = choose_meter(meter)
+
+    def on_end(owner: Owner, failed: bool) -> None:
+        judge(owner, usage_of(owner), warn_bytes=None, failed=failed)
+
+    def decorate(function: Any) -> Any:
+        shape = shape_of(function)
+        if not is_enabled(enabled):
+            return function
+        plan = Plan(name_of(function), "call", chosen, budget=budget, on_end=on_end)
+        return Decorated(function, detour_for(shape, plan), sample=sample)
+
+    return over_descriptors(decorate)
