@@ -76,8 +76,8 @@ class BoundedList(Window[T]):
     Raises:
         ConfigError: for bounds that make no sense; an existing list is unchanged.
 
-    What bypasses the bounds: `list.append(x, item)` and C code that calls it, such as `heapq.heappush`. The next
-    addition, or `check()`, restores them.
+    What bypasses the bounds: `list.append(x, item)` and C code that calls it, such as `heapq.heappush`; `check()` and
+    the next `extend` restore them.
 
     Threads: as a list. The bound holds when the last of several calls has returned; with `max_bytes`, use a lock.
     Cost: see the page on performance; `append` is a Python method, reading is not touched.

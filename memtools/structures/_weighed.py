@@ -41,7 +41,7 @@ class Weighed(Window[T]):
 
     def extend(self, iterable: Iterable[T], /) -> None:
         """Add all of `iterable` at the end; of an iterator, never more than the bounds hold and one item wait."""
-        # A list that was filled behind our back weighs more than may wait, and would be fed to itself without end.
+        # A list that was filled behind our back weighs more than may wait: it would be cut while it is read.
         self._feed(iter(self[:] if iterable is self else iterable))
 
     def insert(self, index: SupportsIndex, item: T, /) -> None:
@@ -100,7 +100,6 @@ class Weighed(Window[T]):
 
     def reverse(self) -> None:
         """Reverse the order of the items in place."""
-        self._align()
         super().reverse()
         self._sizes.reverse()
 

@@ -212,11 +212,11 @@ def test_bypassing_calls_are_weighed_at_the_next_change_or_check() -> None:
 
 def test_list_filled_behind_its_back_can_be_extended_by_itself() -> None:
     parcels = make(60)
-    list.append(parcels, Parcel(70))
+    list.extend(parcels, [Parcel(70), Parcel(80)])
 
     parcels.extend(parcels)
 
-    assert weights(parcels) == [70]
+    assert weights(parcels) == [80]
 
 
 def test_overflow_by_number_in_the_middle_of_an_iterator_leaves_keep_at_its_end() -> None:
@@ -256,6 +256,7 @@ def test_finaliser_that_adds_in_the_middle_of_a_removal_leaves_the_sizes_in_step
         lambda: parcels.clear(),
         lambda: parcels.__delitem__(0),
         lambda: parcels.__setitem__(0, Parcel(1)),
+        lambda: parcels.__setitem__(-1, Parcel(1)),
         lambda: parcels.__setitem__(slice(None), []),
         lambda: parcels.__imul__(0),
         lambda: parcels.append(Parcel(99)),
