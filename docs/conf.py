@@ -3,6 +3,8 @@
 import tomllib
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 _PROJECT = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 project = "memtools"
@@ -23,3 +25,21 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"memtools {release}"
+
+
+def _fences_as_directives(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    # Docstrings are written with fenced blocks, as these pages are; Sphinx reads docstrings as reStructuredText.
+    inside = False
+    for number, line in enumerate(lines):
+        if line.strip() == "```python":
+            lines[number], inside = line.replace("```python", ".. code-block:: python\n"), True
+        elif line.strip() == "```" and inside:
+            lines[number], inside = "", False
+        elif inside:
+            lines[number] = "    " + line
+    lines[:] = "\n".join(lines).split("\n")
+
+
+def setup(app: Sphinx) -> None:
+    """Have docstrings translated before Sphinx reads them."""
+    app.connect("autodoc-process-docstring", _fences_as_directives)
