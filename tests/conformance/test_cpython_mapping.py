@@ -1,7 +1,7 @@
 """CPython's own tests of mappings and of `weakref.WeakValueDictionary`, with `WeakCache` put in the place of theirs.
 
-Two configurations: `WeakCache()` with a strong tier, as a plain mapping of any values; `WeakCache(strong=0)`, a pure weak
-cache, in the place of `WeakValueDictionary`. Tests that are left out are named here with their reason.
+Two configurations: `WeakCache()` with a strong tier, as a plain mapping of any values; `WeakCache(strong=0)`, a pure
+weak cache, in the place of `WeakValueDictionary`. Tests that are left out are named here with their reason.
 """
 
 import types
@@ -66,10 +66,10 @@ class TestPureMapping(mapping_tests.BasicTestMappingProtocol):
     """The mapping protocol with values that are only held weakly, as CPython runs it for WeakValueDictionary."""
 
     type2test = PureCache
-    kept = {"key1": test_weakref.Object(1), "key2": test_weakref.Object(2), "key3": test_weakref.Object(3)}
 
     def _reference(self):
-        return self.kept.copy()
+        # The test case keeps the values alive.
+        return {"key1": test_weakref.Object(1), "key2": test_weakref.Object(2), "key3": test_weakref.Object(3)}
 
     # Feeds keys as values, which are texts: refused at the first one, before the error that the test waits for. It
     # passes in `TestAnyMapping`.
