@@ -1,0 +1,56 @@
+"""What happened to the process as a whole, and what of it is nobody's.
+
+Leaves to others: the readings themselves (`memtools.readings`), the meters' sums (`memtools.ledger`).
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+
+from memtools.ledger import LedgerStatistics
+from memtools.readings import ProcessMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """The process between a first and a last reading, in bytes; None where it cannot be known.
+
+    Attributes:
+        resident_bytes: resident memory at the last reading.
+        peak_bytes: the most that ever was resident in this process.
+        resident_growth_bytes: change since the first reading; None without one.
+        owned_bytes: what the traced owners hold together; None without the traced meter.
+        nobody_bytes: traced bytes that were added while nobody had the turn; None without the traced meter.
+        meter_bytes: what tracemalloc needs for its own tables.
+        other_bytes: growth that no traced block and no table explains: C libraries, fragments, interpreter.
+    """
+
+    resident_bytes: int
+    peak_bytes: int
+    resident_growth_bytes: int | None = None
+    owned_bytes: int | None = None
+    nobody_bytes: int | None = None
+    meter_bytes: int | None = None
+    other_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as a dict that JSON can hold."""
+        return asdict(self)
+
+
+def measure_growth(ledger: LedgerStatistics, now: ProcessMemory, since: ProcessMemory | None) -> Growth:
+    """Return the whole process's figures beside what the ledger explains of them."""
+    growth = now.resident_bytes - since.resident_bytes if since is not None else None
+    traced = [entry for entry in ledger.accounts if entry.meter == "traced"]
+    if not traced:
+        return Growth(now.resident_bytes, now.peak_bytes, growth)
+
+    owned = sum(entry.retained_bytes for entry in traced)
+    nobody = ledger.unattributed_bytes.get("traced", 0)
+    tables = _tracemalloc_bytes()
+    other = growth - owned - nobody - tables if growth is not None else None
+    return Growth(now.resident_bytes, now.peak_bytes, growth, owned, nobody, tables, other)
+
+
+def _tracemalloc_bytes() -> int:
+    tracemalloc = sys.modules.get("tracemalloc")
+    return tracemalloc.get_tracemalloc_memory() if tracemalloc is not None and tracemalloc.is_tracing() else 0

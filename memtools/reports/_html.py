@@ -1,0 +1,96 @@
+"""A report as one HTML table, for notebooks and mails.
+
+One table, styles inline, no script; readable on light and on dark, because it takes the page's own colours. Every name
+is escaped: it may come from a request.
+"""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+from memtools.reports._rows import Row, notes_of
+from memtools.reports._visible import visible
+from memtools.reports._words import marked, mib, process_lines, seconds, share
+
+if TYPE_CHECKING:
+    from memtools.reports._report import Report
+
+_TABLE: Final = "border-collapse:collapse;font:13px/1.5 ui-monospace,monospace;color:inherit;background:transparent"
+_EDGE: Final = "border-bottom:1px solid rgba(128,128,128,.35)"
+_LEFT: Final = f"text-align:left;padding:.15em .8em .15em 0;white-space:pre;{_EDGE}"
+_RIGHT: Final = f"text-align:right;padding:.15em .8em .15em 0;white-space:nowrap;{_EDGE}"
+_BAR: Final = "height:.7em;border-radius:2px;background:#5b8def"
+_HEADINGS: Final = ("calls", "open", "failed", "peak MiB", "retained MiB", "time")
+
+
+def html_table(report: "Report") -> str:
+    """Return `report` as a table that can stand in any page."""
+    parts = [f'<table style="{_TABLE}">', f'<caption style="text-align:left">{_text(_caption(report))}</caption>']
+    for heading, rows in report.sections:
+        if rows:
+            parts += _section(heading, rows, report.peak_bytes)
+    parts += _process(report)
+    parts += _notes(report.notes)
+    return "".join([*parts, "</table>"])
+
+
+def html_rows(heading: str, rows: Sequence[Row]) -> str:
+    """Return one table of rows with its notes."""
+    whole = max((row.peak_bytes for row in rows), default=0)
+    section = _section(heading, [(0, row) for row in rows], whole)
+    return "".join([f'<table style="{_TABLE}">', *section, *_notes(notes_of(rows)), "</table>"])
+
+
+def html_page(report: "Report") -> str:
+    """Return `report` as a page of its own, in the reader's colours."""
+    title = _text(f"memtools: {report.title}")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="color-scheme" content="light dark"><meta name="viewport" content="width=device-width">'
+        f'<title>{title}</title></head><body style="margin:2em">{html_table(report)}</body></html>\n'
+    )
+
+
+def _section(heading: str, rows: Iterable[tuple[int, Row]], whole: int) -> list[str]:
+    cells = [_cell("th", heading, _LEFT), *(_cell("th", text, _RIGHT) for text in _HEADINGS)]
+    lines = [f"<tbody><tr>{''.join(cells)}{_cell('th', 'share of peak', _LEFT)}</tr>"]
+    for depth, row in rows:
+        figures = (
+            f"{row.calls:,}", f"{row.active:,}", f"{row.failed:,}",
+            marked(row.peak_bytes, row), marked(row.retained_bytes, row), seconds(row.duration_s),
+        )  # fmt: skip
+        indented = f"{_LEFT};padding-left:{min(depth, 12) * 1.2:.1f}em"
+        cells = [_cell("td", row.name, indented), *(_cell("td", text, _RIGHT) for text in figures)]
+        percent = share(row.peak_bytes, whole) * 100
+        drawn = f'<td style="{_LEFT};min-width:10em"><div style="{_BAR};width:{percent:.1f}%"></div></td>'
+        lines.append(f"<tr>{''.join(cells)}{drawn}</tr>")
+    return [*lines, "</tbody>"]
+
+
+def _process(report: "Report") -> list[str]:
+    lines = [f"<tbody><tr>{_cell('th', 'process', _LEFT)}{_wide('MiB', 'th')}</tr>"]
+    for label, size, why in process_lines(report.process):
+        lines.append(f"<tr>{_cell('td', label, _LEFT)}{_wide(f'{size}  {why}'.rstrip(), 'td')}</tr>")
+    return [*lines, "</tbody>"]
+
+
+def _notes(notes: dict[str, int]) -> list[str]:
+    lines = [f"~ not exact: {note} ({count} row{'s' if count > 1 else ''})" for note, count in notes.items()]
+    return [f'<tbody><tr><td colspan="8">{_text(line)}</td></tr></tbody>' for line in lines]
+
+
+def _wide(text: str, tag: str) -> str:
+    return f'<{tag} colspan="7" style="{_LEFT}">{_text(text)}</{tag}>'
+
+
+def _cell(tag: str, text: str, style: str) -> str:
+    return f'<{tag} style="{style}">{_text(text)}</{tag}>'
+
+
+def _caption(report: "Report") -> str:
+    by = f", counted by: {', '.join(report.meters)}" if report.meters else ""
+    return f"memtools: {report.title}, peak {mib(report.peak_bytes)} MiB{by}"
+
+
+def _text(text: str) -> str:
+    return escape(visible(text))

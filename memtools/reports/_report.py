@@ -1,0 +1,139 @@
+"""The report: who used how much, as one frozen record.
+
+Covers: taking it, and its forms as a dict and as JSON. Leaves to others: adding the rows up (`_rows`), the process's
+part (`_growth`), text and HTML (`_text`, `_html`).
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from memtools.ledger import LedgerStatistics, statistics
+from memtools.readings import ProcessMemory, read_process
+from memtools.reports._growth import Growth, measure_growth
+from memtools.reports._html import html_table
+from memtools.reports._rows import Row, flat_rows, notes_of, scope_rows
+from memtools.reports._text import text_report
+from memtools.reports._visible import cut, visible
+from memtools.units import format_size
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Who used how much, per scope, per task and per function; and what was nobody's.
+
+    ```python
+    from memtools.reports import report
+
+    print(report())
+    ```
+
+    Attributes:
+        title: what was looked at.
+        scopes: the tree of scopes, the highest peak first.
+        tasks: one row per task name, the highest peak first.
+        functions: one row per decorated function, the highest peak first.
+        process: the process as a whole.
+
+    A row's peak is that of the dearest call, its retained bytes and its time are sums. Inexact figures carry a `~`.
+    Names are kept as they were given: to show them yourself, escape them, as `str()` and `_repr_html_()` do.
+    """
+
+    title: str
+    scopes: tuple[Row, ...]
+    tasks: tuple[Row, ...]
+    functions: tuple[Row, ...]
+    process: Growth
+
+    @property
+    def sections(self) -> tuple[tuple[str, tuple[tuple[int, Row], ...]], ...]:
+        """The three views with their headings: pairs of depth and row, parents first."""
+        return (
+            ("scope", tuple(pair for row in self.scopes for pair in row.walk())),
+            ("task", tuple((0, row) for row in self.tasks)),
+            ("function", tuple((0, row) for row in self.functions)),
+        )
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest peak of all rows: what the bars are a share of."""
+        return max((row.peak_bytes for row in self._rows()), default=0)
+
+    @property
+    def meters(self) -> tuple[str, ...]:
+        """Who counted, in order of appearance."""
+        return tuple(dict.fromkeys(meter for row in self._rows() for meter in row.meters))
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """Why figures are not exact, each with the number of rows that it stands for."""
+        return notes_of(self._rows())
+
+    def to_text(self, *, width: int | None = None, ascii_only: bool | None = None, most: int = 20) -> str:
+        """Return the report as a table for a terminal, without colours.
+
+        Args:
+            width: columns; by default the terminal's, between 80 and 140.
+            ascii_only: draw bars and marks with ASCII; by default where standard output cannot do better.
+            most: rows per view; what is left out is counted.
+        """
+        return text_report(self, width=width, ascii_only=ascii_only, most=most)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the whole report, no row left out, as a dict that JSON can hold."""
+        return {
+            "schema": _SCHEMA,
+            "title": self.title,
+            "meters": list(self.meters),
+            "process": self.process.to_dict(),
+            "scopes": [row.to_dict() for row in self.scopes],
+            "tasks": [row.to_dict() for row in self.tasks],
+            "functions": [row.to_dict() for row in self.functions],
+        }
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Return the whole report as JSON, in ASCII."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def _rows(self) -> Iterator[Row]:
+        return (row for _, rows in self.sections for _, row in rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def __repr__(self) -> str:
+        title = cut(visible(self.title), 60)
+        return (
+            f"<Report {title!r}: {len(self.scopes)} scopes, {len(self.tasks)} tasks, {len(self.functions)} functions, "
+            f"peak {format_size(self.peak_bytes)}, resident {format_size(self.process.resident_bytes)}>"
+        )
+
+
+def report(
+    *, title: str = "this process", since: ProcessMemory | None = None, ledger: LedgerStatistics | None = None
+) -> Report:
+    """Return who used how much in this process up to now.
+
+    Args:
+        title: what the report is about.
+        since: a reading from the beginning (`memtools.readings.read_process()`): growth is counted from there.
+        ledger: what the ledger knew at some moment; by default now.
+
+    Raises:
+        ReadingError: when the system does not say what the process uses.
+
+    Threads: safe. Cost: a copy of the accounts, at most 4,096.
+    """
+    known = statistics() if ledger is None else ledger
+    return Report(
+        title=title,
+        scopes=scope_rows(known.accounts),
+        tasks=flat_rows(known.accounts, "task"),
+        functions=flat_rows(known.accounts, "call"),
+        process=measure_growth(known, read_process(), since),
+    )

@@ -1,0 +1,139 @@
+"""Turn the ledger's tree of accounts into the three views of a report.
+
+Covers: scopes as a tree of scopes, tasks by name and functions by name, each added up over all the places where they
+were at work. Leaves to others: what an account holds (`memtools.ledger`), how a row is shown (`_text`, `_html`).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from memtools.ledger import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the owners of one name used together.
+
+    Attributes:
+        name: the owners' name, as it was given: escape it before it is shown.
+        calls: how many were opened.
+        active: how many of them are still open.
+        failed: how many ended with an exception.
+        peak_bytes: the highest peak of one of them.
+        retained_bytes: the sum of what they left alive, and of what the open ones hold.
+        duration_s: the sum of their wall times, in seconds.
+        meters: who counted.
+        notes: why the figures are not exact; empty when they are.
+        children: scopes inside this one; empty for tasks and functions.
+    """
+
+    name: str
+    calls: int
+    active: int
+    failed: int
+    peak_bytes: int
+    retained_bytes: int
+    duration_s: float
+    meters: tuple[str, ...]
+    notes: tuple[str, ...]
+    children: "tuple[Row, ...]" = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether nobody else's bytes can be in the figures."""
+        return not self.notes
+
+    def walk(self, depth: int = 0) -> "Iterator[tuple[int, Row]]":
+        """Yield this row and all below it with their depth, parents first."""
+        yield depth, self
+        for child in self.children:
+            yield from child.walk(depth + 1)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the row as a dict that JSON can hold; `children` only where there are some."""
+        fields: dict[str, object] = {
+            "name": self.name,
+            "calls": self.calls,
+            "active": self.active,
+            "failed": self.failed,
+            "peak_bytes": self.peak_bytes,
+            "retained_bytes": self.retained_bytes,
+            "duration_s": self.duration_s,
+            "exact": self.exact,
+            "meters": list(self.meters),
+            "notes": list(self.notes),
+        }
+        if self.children:
+            fields["children"] = [child.to_dict() for child in self.children]
+        return fields
+
+
+def scope_rows(accounts: Iterable[Entry]) -> tuple[Row, ...]:
+    """Return the tree of scopes. Tasks and calls between two scopes are passed through, equal paths added up."""
+    by_name: dict[str, list[Entry]] = {}
+    for entry in _nearest_scopes(accounts):
+        by_name.setdefault(entry.name, []).append(entry)
+
+    rows = (
+        _added_up(name, same, scope_rows(child for entry in same for child in entry.children))
+        for name, same in by_name.items()
+    )
+    return _dearest_first(rows)
+
+
+def flat_rows(accounts: Iterable[Entry], kind: str) -> tuple[Row, ...]:
+    """Return one row per name of that kind (`"task"`, `"call"`), from anywhere in the tree."""
+    by_name: dict[str, list[Entry]] = {}
+    for entry in _everywhere(accounts):
+        if entry.kind == kind:
+            by_name.setdefault(entry.name, []).append(entry)
+    return _dearest_first(_added_up(name, same) for name, same in by_name.items())
+
+
+def notes_of(rows: Iterable[Row]) -> dict[str, int]:
+    """Return why figures are not exact, each with the number of rows that it stands for."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        for note in row.notes:
+            counts[note] = counts.get(note, 0) + 1
+    return counts
+
+
+def _nearest_scopes(accounts: Iterable[Entry]) -> Iterator[Entry]:
+    for entry in accounts:
+        if entry.kind == "scope":
+            yield entry
+        else:
+            yield from _nearest_scopes(entry.children)
+
+
+def _everywhere(accounts: Iterable[Entry]) -> Iterator[Entry]:
+    # A stack of our own: the tree may be 4,096 deep, beyond what Python lets a function call itself.
+    waiting = list(accounts)
+    while waiting:
+        entry = waiting.pop()
+        yield entry
+        waiting.extend(entry.children)
+
+
+def _added_up(name: str, entries: list[Entry], children: tuple[Row, ...] = ()) -> Row:
+    return Row(
+        name=name,
+        calls=sum(entry.entered for entry in entries),
+        active=sum(entry.active for entry in entries),
+        failed=sum(entry.failed for entry in entries),
+        peak_bytes=max(entry.peak_bytes for entry in entries),
+        retained_bytes=sum(entry.retained_bytes for entry in entries),
+        duration_s=sum(entry.duration_s for entry in entries),
+        meters=_distinct(entry.meter for entry in entries),
+        notes=_distinct(entry.note for entry in entries),
+        children=children,
+    )
+
+
+def _distinct(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, words)))
+
+
+def _dearest_first(rows: Iterable[Row]) -> tuple[Row, ...]:
+    return tuple(sorted(rows, key=lambda row: (-row.peak_bytes, row.name)))

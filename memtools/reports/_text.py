@@ -1,0 +1,147 @@
+"""A report as a table on a terminal.
+
+Covers: columns that fit the terminal, what is left out and how often, notes explained once. No colours, so that
+`NO_COLOR` has nothing to ask for. Leaves to others: the figures (`_words`), harmless names (`_visible`).
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from memtools.reports._rows import Row, notes_of
+from memtools.reports._visible import cut, visible, width_of
+from memtools.reports._words import bar, marked, mib, process_lines, seconds, share
+
+if TYPE_CHECKING:
+    from memtools.reports._report import Report
+
+_NARROWEST, _WIDEST = 80, 140
+_GAP: Final = "  "
+
+
+def text_report(report: "Report", *, width: int | None, ascii_only: bool | None, most: int) -> str:
+    """Return `report` as text of at most `width` columns."""
+    page = _page(width, ascii_only, most)
+    page.say(f"memtools: {visible(report.title)}, peak {mib(report.peak_bytes)} MiB{_counted_by(report.meters)}")
+    for heading, rows in report.sections:
+        if rows:
+            page.table(heading, rows, whole=report.peak_bytes)
+    page.process(report)
+    page.notes(report.notes)
+    return page.text()
+
+
+def text_rows(heading: str, rows: Sequence[Row], *, width: int | None, ascii_only: bool | None) -> str:
+    """Return one table of rows, none left out, with its notes."""
+    page = _page(width, ascii_only, len(rows))
+    page.table(heading, [(0, row) for row in rows], whole=max((row.peak_bytes for row in rows), default=0))
+    page.notes(notes_of(rows))
+    return page.text().lstrip("\n")
+
+
+def terminal_width() -> int:
+    """Return the terminal's width, within what a table needs and an eye can follow."""
+    return min(max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST), _WIDEST)
+
+
+def can_show_blocks(encoding: str | None) -> bool:
+    """Return whether a stream of that encoding can show bars made of blocks, and an ellipsis."""
+    try:
+        "█▏…".encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _page(width: int | None, ascii_only: bool | None, most: int) -> "_Page":
+    if ascii_only is None:
+        ascii_only = not can_show_blocks(getattr(sys.stdout, "encoding", None))
+    return _Page(terminal_width() if width is None else max(width, _NARROWEST), ascii_only, most)
+
+
+class _Page:
+    """Lines of text, of at most so many columns."""
+
+    def __init__(self, width: int, ascii_only: bool, most: int) -> None:
+        self._width = width
+        self._ascii_only = ascii_only
+        self._most = most
+        self._lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        line = self._plain(line)
+        self._lines.append(cut(line, self._width, mark=self._ellipsis))
+
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self._lines)
+
+    def table(self, heading: str, rows: Sequence[tuple[int, Row]], *, whole: int) -> None:
+        shown = rows[: self._most]
+        figures = [_figures(row) for _, row in shown]
+        headings = ["calls", "open", "failed", "peak MiB", "retained", "time"]
+        # "open" and "failed" take room only where there is something to say.
+        kept = [column for column in range(6) if column not in (1, 2) or any(line[column] != "0" for line in figures)]
+        widths = [max(len(text) for text in (headings[column], *(line[column] for line in figures))) for column in kept]
+
+        bar_width = max(self._width // 9, 8)
+        name_width = self._width - sum(widths) - len(_GAP) * (len(kept) + 1) - bar_width - len(" 100%")
+        self._lines.append("")
+        self._row(heading, [headings[column] for column in kept], widths, name_width, "share of peak")
+        for (depth, row), line in zip(shown, figures, strict=True):
+            name = _indented(self._plain(visible(row.name)), depth, name_width, self._ellipsis)
+            part = share(row.peak_bytes, whole)
+            drawn = f"{part:4.0%} {bar(part, bar_width, ascii_only=self._ascii_only)}"
+            self._row(name, [line[column] for column in kept], widths, name_width, drawn)
+        if len(rows) > len(shown):
+            self.say(f"{self._ellipsis} and {len(rows) - len(shown):,} more")
+
+    def process(self, report: "Report") -> None:
+        lines = process_lines(report.process)
+        label_width = max(len(label) for label, _, _ in lines)
+        size_width = max(len(size) for _, size, _ in lines)
+        self._lines.append("")
+        self.say(f"{'process':<{label_width}}{_GAP}{'MiB':>{size_width}}")
+        for label, size, why in lines:
+            self.say(f"{label:<{label_width}}{_GAP}{size:>{size_width}}{_GAP}{why}")
+
+    def notes(self, notes: dict[str, int]) -> None:
+        if not notes:
+            return
+        self._lines.append("")
+        for note, count in notes.items():
+            self.say(f"~ not exact: {visible(note)} ({count} row{'s' if count > 1 else ''})")
+
+    def _row(self, name: str, figures: list[str], widths: list[int], name_width: int, drawn: str) -> None:
+        name = cut(name, name_width, mark=self._ellipsis)
+        padded = name + " " * (name_width - width_of(name))
+        cells = [f"{text:>{width}}" for text, width in zip(figures, widths, strict=True)]
+        self._lines.append(_GAP.join([padded, *cells, drawn]))
+
+    def _plain(self, text: str) -> str:
+        return text.encode("ascii", "backslashreplace").decode("ascii") if self._ascii_only else text
+
+    @property
+    def _ellipsis(self) -> str:
+        return "..." if self._ascii_only else "…"
+
+
+def _indented(name: str, depth: int, width: int, ellipsis: str) -> str:
+    # Deep trees go on at the right margin of the indentation, so that a name always has room.
+    indent = "  " * min(depth, width // 4)
+    return indent + cut(name, width - len(indent), mark=ellipsis)
+
+
+def _figures(row: Row) -> list[str]:
+    return [
+        f"{row.calls:,}",
+        f"{row.active:,}",
+        f"{row.failed:,}",
+        marked(row.peak_bytes, row),
+        marked(row.retained_bytes, row),
+        seconds(row.duration_s),
+    ]
+
+
+def _counted_by(meters: tuple[str, ...]) -> str:
+    return f", counted by the {' and '.join(meters)} meter{'s' if len(meters) > 1 else ''}" if meters else ""
