@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Self, SupportsIndex, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from memtools.cleanup import register, unregister
 from memtools.readings import Level
@@ -192,7 +192,7 @@ class BoundedList(Window[T]):
         _restore(twin, deepcopy(self.__getstate__(), memo))
         return twin
 
-    def __reduce_ex__(self, protocol: SupportsIndex, /) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # A pickle gives the items before the state, so the bounds have to come with the making of the list.
         return _rebuild, (_plain(type(self)), self._bounds), self.__getstate__(), iter(self[:])
 

@@ -32,6 +32,13 @@ class Restoring(BoundedList[Any]):
         self.state = state
 
 
+class Reduced(BoundedList[Any]):
+    """A subclass that knows better how it is made again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Named, ("made again",)
+
+
 def by_pickle(protocol: int) -> Callable[[Any], Any]:
     return lambda original: pickle.loads(pickle.dumps(original, protocol))
 
@@ -108,6 +115,11 @@ def test_slots_of_a_subclass_are_copied(way: Callable[[Any], Any], bounds: dict[
 @every_way
 def test_state_of_a_subclass_is_its_own_business(way: Callable[[Any], Any]) -> None:
     assert way(Restoring([1], 2)).state == {"from": "getstate"}
+
+
+@pytest.mark.parametrize("way", WAYS[3:])
+def test_subclass_may_say_itself_how_it_is_pickled(way: Callable[[Any], Any]) -> None:
+    assert way(Reduced([1], 2)).name == "made again"
 
 
 @pytest.mark.parametrize("way", WAYS[2:])
