@@ -1,7 +1,6 @@
 """`@bounded_history`: the last calls of a function, never more."""
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -211,16 +210,14 @@ class _Recording:
         self._started = time.time()
         self.result: Any = None
 
-    def on_end(self, owner: Owner, failed: bool) -> None:
+    def on_end(self, owner: Owner, error: BaseException | None) -> None:
         usage = usage_of(owner)
-        # Called where the call ends: what it ends with is the exception in flight.
-        error = sys.exc_info()[0]
-        ended_well = error is None or (not failed and issubclass(error, (StopIteration, GeneratorExit)))
         self._history.append(
             CallRecord(
                 started=self._started,
                 duration_s=usage.duration_s,
-                outcome="ok" if ended_well or error is None else error.__name__,
+                # A consumer that has had enough closes the generator, which is how those end well.
+                outcome="ok" if error is None or isinstance(error, GeneratorExit) else type(error).__name__,
                 retained_bytes=usage.retained_bytes,
                 peak_bytes=usage.peak_bytes,
                 resident_delta_bytes=usage.resident_delta_bytes,

@@ -61,7 +61,7 @@ class FunctionMemory:
         """What the measured call that ended last used, or None."""
         return self._last
 
-    def record(self, owner: Owner, failed: bool) -> None:
+    def record(self, owner: Owner, *, failed: bool) -> None:
         """Add a call that has ended."""
         usage = usage_of(owner)
         with self._lock:

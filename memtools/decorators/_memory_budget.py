@@ -55,8 +55,8 @@ def memory_budget(
     parse_count(sample, name="sample")
     chosen = choose_meter(meter)
 
-    def on_end(owner: Owner, failed: bool) -> None:
-        judge(owner, usage_of(owner), warn_bytes=None, failed=failed)
+    def on_end(owner: Owner, error: BaseException | None) -> None:
+        judge(owner, usage_of(owner), warn_bytes=None, failed=error is not None)
 
     def decorate(function: Any) -> Any:
         shape = shape_of(function)

@@ -118,8 +118,8 @@ def profile_memory(
         if not is_enabled(enabled):
             return _bare(function, memory)
 
-        def on_end(owner: Owner, failed: bool) -> None:
-            memory.record(owner, failed)
+        def on_end(owner: Owner, error: BaseException | None) -> None:
+            memory.record(owner, failed=error is not None)
             if log is not None and _log.isEnabledFor(log):
                 _log.log(log, "%s", usage_of(owner))
 

@@ -7,9 +7,10 @@ A coroutine that runs under a driver already only opens its owner there; otherwi
 is suspended by its consumer (the generators) takes its turn at each step.
 """
 
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from memtools.ledger import (
     Budget,
@@ -28,6 +29,9 @@ T = TypeVar("T")
 Y = TypeVar("Y")
 S = TypeVar("S")
 
+# By name: neither asyncio nor trio has to be loaded.
+_NO_FAILURES: Final = frozenset({"GeneratorExit", "CancelledError", "Cancelled"})
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -39,7 +43,8 @@ class Plan:
         meter: who counts.
         budget: what it may use.
         include_children: whether owners below count into its figures.
-        on_end: told when the owner has ended, and whether it failed; what it raises is raised in place of a result.
+        on_end: told when the owner has ended, and by which exception, None for a result; what it raises is raised in
+            place of the result.
     """
 
     name: str
@@ -47,7 +52,7 @@ class Plan:
     meter: Meter
     budget: Budget | None = None
     include_children: bool = True
-    on_end: Callable[[Owner, bool], object] | None = None
+    on_end: Callable[[Owner, BaseException | None], object] | None = None
 
     def open(self, driver: "Driven[Any] | None" = None) -> Owner:
         """Open the owner here."""
@@ -60,11 +65,17 @@ class Plan:
             driver=driver,
         )
 
-    def end(self, owner: Owner, *, failed: bool) -> None:
-        """End the owner and tell `on_end`."""
-        end_owner(owner, failed=failed)
+    def end(self, owner: Owner, error: BaseException | None) -> None:
+        """End the owner and tell `on_end`; cancelled or closed is no failure."""
+        end_owner(owner, failed=error is not None and type(error).__name__ not in _NO_FAILURES)
         if self.on_end is not None:
-            self.on_end(owner, failed)
+            self.on_end(owner, error)
+
+    def on_driven_end(self, owner: Owner, failed: bool) -> None:
+        """Tell `on_end` of an owner that a driver has ended; the driver calls it with the exception in flight."""
+        error = sys.exc_info()[1]
+        if self.on_end is not None:
+            self.on_end(owner, None if isinstance(error, StopIteration) else error)
 
 
 def call(plan: Plan, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
@@ -72,15 +83,38 @@ def call(plan: Plan, function: Callable[..., T], args: tuple[Any, ...], kwargs: 
     owner = plan.open()
     try:
         result = function(*args, **kwargs)
-    except BaseException:
-        plan.end(owner, failed=True)
+    except BaseException as error:
+        plan.end(owner, error)
         raise
-    plan.end(owner, failed=False)
+    plan.end(owner, None)
     return result
 
 
-async def follow(plan: Plan, inner: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine, charged from its first step on."""
+def follow(plan: Plan, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """Return a coroutine that runs `inner`, charged from its first step on."""
+    return _follow(plan, _Unbegun(inner))
+
+
+class _Unbegun:
+    """A coroutine that may never be awaited; then the one around it warns, and one warning is enough."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: Coroutine[Any, Any, Any]) -> None:
+        self._inner: Coroutine[Any, Any, Any] | None = inner
+
+    def begin(self) -> Coroutine[Any, Any, Any]:
+        assert self._inner is not None  # begun once: a coroutine cannot be awaited twice
+        inner, self._inner = self._inner, None
+        return inner
+
+    def __del__(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+
+
+async def _follow(plan: Plan, unbegun: _Unbegun) -> Any:  # Any: what the coroutine returns, see `follow`
+    inner = unbegun.begin()
     driver = current_driver()
     needs_driver = plan.meter.follows or (plan.budget is not None and plan.budget.hard)
     if driver is None and needs_driver:
@@ -91,16 +125,16 @@ async def follow(plan: Plan, inner: Coroutine[Any, Any, T]) -> T:
             kind=plan.kind,
             budget=plan.budget,
             include_children=plan.include_children,
-            on_end=plan.on_end,
+            on_end=plan.on_driven_end,
         )
 
     owner = plan.open(driver)
     try:
         result = await inner
     except BaseException as error:
-        plan.end(owner, failed=not isinstance(error, GeneratorExit) and type(error).__name__ != "CancelledError")
+        plan.end(owner, error)
         raise
-    plan.end(owner, failed=False)
+    plan.end(owner, None)
     return result
 
 
@@ -108,7 +142,6 @@ def generate(plan: Plan, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
     """Run a generator; what its consumer does between the steps is not charged to it."""
     active_before = active_owner()
     turn = Turn(plan.open(), active_before)
-    failed = True
     sent: S | None = None
     thrown: BaseException | None = None
     try:
@@ -116,8 +149,8 @@ def generate(plan: Plan, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
             try:
                 item = next(inner) if sent is None and thrown is None else _advance(inner, sent, thrown)
             except StopIteration as end:
-                failed = False
-                return cast("T", end.value)
+                result = cast("T", end.value)
+                break
             finally:
                 thrown = None  # or traceback, this frame and the exception would keep each other alive
             turn.give_back()
@@ -126,21 +159,22 @@ def generate(plan: Plan, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
             except GeneratorExit:
                 turn.take()
                 inner.close()
-                failed = False
                 raise
             except BaseException as error:
                 thrown = error
             turn.take()
-    finally:
+    except BaseException as error:
         turn.take()
-        plan.end(turn.owner, failed=failed)
+        plan.end(turn.owner, error)
+        raise
+    plan.end(turn.owner, None)
+    return result
 
 
 async def generate_async(plan: Plan, inner: AsyncGenerator[Y, S]) -> AsyncGenerator[Y, S]:
     """Run an asynchronous generator; neither its consumer nor other tasks are charged to it."""
     active_before = active_owner()
     turn = Turn(plan.open(), active_before)
-    failed = True
     step: Awaitable[Y] = inner.__anext__()
     try:
         while True:
@@ -148,22 +182,23 @@ async def generate_async(plan: Plan, inner: AsyncGenerator[Y, S]) -> AsyncGenera
             try:
                 item = await _Steps(turn, step)
             except StopAsyncIteration:
-                failed = False
-                return
+                break
             del step  # it may hold an exception whose traceback holds this frame
             try:
                 sent = yield item
             except GeneratorExit:
                 await _Steps(turn, inner.aclose())
-                failed = False
                 raise
             except BaseException as error:
                 step = inner.athrow(error)
             else:
                 step = inner.asend(sent)
-    finally:
+    except BaseException as error:
         turn.take()
-        plan.end(turn.owner, failed=failed)
+        plan.end(turn.owner, error)
+        raise
+    turn.take()
+    plan.end(turn.owner, None)
 
 
 def _advance(inner: Generator[Y, S, T], sent: S | None, thrown: BaseException | None) -> Y:

@@ -108,7 +108,8 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish(self.owner, error is not None)
+        end_owner(self.owner, failed=error is not None)
+        self._judge(self.owner, error)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -116,7 +117,8 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish(self.owner, error is not None)
+        end_owner(self.owner, failed=error is not None)
+        self._judge(self.owner, error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return `function`, each call of which is a scope of this name.
@@ -134,12 +136,8 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         state = "not entered" if self._owner is None else "open" if self._owner.is_active else "ended"
         return f"<memory_scope {self.name!r} {state}>"
 
-    def _finish(self, owner: Owner, failed: bool) -> None:
-        end_owner(owner, failed=failed)
-        self._judge(owner, failed)
-
-    def _judge(self, owner: Owner, failed: bool) -> None:
-        judge(owner, usage_of(owner), warn_bytes=self._warn_bytes, failed=failed)
+    def _judge(self, owner: Owner, error: BaseException | None) -> None:
+        judge(owner, usage_of(owner), warn_bytes=self._warn_bytes, failed=error is not None)
 
 
 def _planned(plan: Plan, function: Callable[..., Any], flags: int) -> Callable[..., Any]:

@@ -1,0 +1,396 @@
+"""What all three decorators share: the function stays what it was, in all that can be asked of it."""
+
+import asyncio
+import contextlib
+import copy
+import gc
+import inspect
+import pickle
+import warnings
+import weakref
+
+import pytest
+
+from memtools import BudgetExceeded, ConfigError, bounded_history, memory_budget, profile_memory
+
+DECORATORS = {
+    "profile_memory bare": profile_memory,
+    "profile_memory called": profile_memory(),
+    "profile_memory traced": profile_memory(meter="traced"),
+    "memory_budget": memory_budget("1 GiB"),
+    "memory_budget traced": memory_budget("1 GiB", meter="traced"),
+    "bounded_history bare": bounded_history,
+    "bounded_history called": bounded_history(10, keep=5),
+    "bounded_history traced": bounded_history(10, meter="traced"),
+}
+
+
+@pytest.fixture(params=DECORATORS.values(), ids=DECORATORS)
+def decorate(request):
+    return request.param
+
+
+def plain(first, second=2):
+    """Add two numbers."""
+    return first + second
+
+
+@profile_memory
+def module_level(number):
+    return number + 1
+
+
+class Holder:
+    @profile_memory
+    def method(self):
+        return 41
+
+
+def test_result_name_docs_and_signature_are_those_of_the_function(decorate):
+    decorated = decorate(plain)
+
+    assert decorated(1, second=3) == 4
+    assert decorated.__name__ == "plain"
+    assert decorated.__qualname__ == "plain"
+    assert decorated.__doc__ == "Add two numbers."
+    assert decorated.__module__ == __name__
+    assert inspect.signature(decorated) == inspect.signature(plain)
+    assert decorated.__wrapped__ is plain
+
+
+def test_each_shape_of_function_is_still_seen_as_that(decorate):
+    async def coroutine():
+        return 1
+
+    def generator():
+        yield 1
+
+    async def async_generator():
+        yield 1
+
+    assert inspect.iscoroutinefunction(decorate(coroutine))
+    assert inspect.isgeneratorfunction(decorate(generator))
+    assert inspect.isasyncgenfunction(decorate(async_generator))
+    assert not inspect.iscoroutinefunction(decorate(plain))
+
+
+async def test_coroutines_return_raise_and_are_native_coroutines(decorate):
+    @decorate
+    async def work(outcome):
+        await asyncio.sleep(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    running = work(5)
+
+    assert inspect.iscoroutine(running)
+    assert running.__qualname__.endswith("work")
+    assert await running == 5
+    with pytest.raises(KeyError, match="gone"):
+        await work(KeyError("gone"))
+
+
+async def test_wrong_arguments_are_refused_when_a_coroutine_function_is_called(decorate):
+    @decorate
+    async def work(one):
+        return one
+
+    with pytest.raises(TypeError, match="positional argument"):
+        work(1, 2)
+
+
+def test_generators_yield_take_send_throw_close_and_return(decorate):
+    closed = []
+
+    @decorate
+    def work():
+        try:
+            got = yield 1
+            try:
+                yield got
+            except KeyError:
+                yield "caught"
+            yield "last"
+        finally:
+            closed.append(True)
+        return "result"
+
+    running = work()
+    assert next(running) == 1
+    assert running.send("sent") == "sent"
+    assert running.throw(KeyError()) == "caught"
+    assert next(running) == "last"
+    with pytest.raises(StopIteration) as end:
+        next(running)
+    assert end.value.value == "result"
+
+    second = work()
+    next(second)
+    second.close()
+    assert closed == [True, True]
+
+
+async def test_async_generators_yield_take_send_throw_and_close(decorate):
+    closed = []
+
+    @decorate
+    async def work():
+        try:
+            got = yield 1
+            await asyncio.sleep(0)
+            try:
+                yield got
+            except KeyError:
+                yield "caught"
+        finally:
+            await asyncio.sleep(0)
+            closed.append(True)
+
+    running = work()
+    assert await anext(running) == 1
+    assert await running.asend("sent") == "sent"
+    assert await running.athrow(KeyError()) == "caught"
+    with pytest.raises(StopAsyncIteration):
+        await anext(running)
+
+    second = work()
+    await anext(second)
+    await second.aclose()
+    assert closed == [True, True]
+
+
+def test_methods_bind_in_every_way_and_in_either_order(decorate):
+    class Thing:
+        @decorate
+        def method(self, number):
+            return self, number
+
+        @classmethod
+        @decorate
+        def inner_class(cls):
+            return cls
+
+        @decorate
+        @classmethod
+        def outer_class(cls):
+            return cls
+
+        @staticmethod
+        @decorate
+        def inner_static(number):
+            return number
+
+        @decorate
+        @staticmethod
+        def outer_static(number):
+            return number
+
+        @property
+        @decorate
+        def value(self):
+            return 7
+
+    class Heir(Thing):
+        def method(self, number):
+            return super().method(number)
+
+    thing, heir = Thing(), Heir()
+    assert thing.method(1) == (thing, 1)
+    assert Thing.method(thing, 2) == (thing, 2)
+    assert heir.method(3) == (heir, 3)
+    assert Heir.inner_class() is Heir
+    assert heir.outer_class() is Heir
+    assert Thing.inner_static(4) == thing.outer_static(4) == 4
+    assert thing.value == 7
+    assert str(inspect.signature(thing.method)) == "(number)"
+
+
+async def test_a_method_that_is_a_coroutine_function_is_seen_as_one_when_bound(decorate):
+    class Thing:
+        @decorate
+        async def method(self):
+            return self
+
+    thing = Thing()
+
+    assert inspect.iscoroutinefunction(thing.method)
+    assert await thing.method() is thing
+
+
+def test_decorators_stack_and_each_keeps_its_own():
+    @profile_memory
+    @bounded_history(5)
+    @memory_budget("1 GiB")
+    def work():
+        return 1
+
+    work()
+    work()
+
+    assert work.memory.statistics().calls == 2
+    assert len(work.history) == 2
+
+
+def test_a_decorated_function_is_pickled_and_copied_by_reference():
+    assert pickle.loads(pickle.dumps(module_level)) is module_level
+    assert copy.copy(module_level) is module_level
+    assert copy.deepcopy({"job": module_level})["job"] is module_level
+    assert pickle.loads(pickle.dumps(Holder.method)) is Holder.method
+    assert pickle.loads(pickle.dumps(Holder().method))() == 41
+
+
+def test_switched_off_by_argument_it_is_the_bare_function():
+    assert profile_memory(enabled=False)(plain) is plain
+    assert memory_budget(1, enabled=False)(plain) is plain
+    assert bounded_history(5, enabled=False)(plain) is plain
+    assert plain.memory.statistics().calls == 0
+    assert list(plain.history) == []
+    del plain.memory, plain.history
+
+
+@pytest.mark.parametrize("value", ["0", "false", "No", "off"])
+def test_switched_off_by_environment_it_is_the_bare_function(monkeypatch, value):
+    monkeypatch.setenv("MEMTOOLS_ENABLED", value)
+
+    assert memory_budget(1)(plain) is plain
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused_with_its_value(monkeypatch):
+    monkeypatch.setenv("MEMTOOLS_ENABLED", "perhaps")
+
+    with pytest.raises(ConfigError, match=r"MEMTOOLS_ENABLED='perhaps'.*1.*0"):
+        memory_budget(1)(plain)
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        (lambda: profile_memory(sample=0), "sample=0"),
+        (lambda: profile_memory(sample=True), "sample=True"),
+        (lambda: profile_memory(sample=1.5), "sample=1.5"),
+        (lambda: profile_memory(name=""), "name=''"),
+        (lambda: profile_memory(log="loud"), "log='loud'"),
+        (lambda: profile_memory(meter="exact"), "meter='exact'.*traced.*resident"),
+        (lambda: profile_memory(int), "function=<class 'int'>"),
+        (lambda: profile_memory()(3), "function=3"),
+        (lambda: memory_budget("512Mb"), "limit='512Mb'.*512 MiB"),
+        (lambda: memory_budget("120%"), "limit='120%'.*100%"),
+        (lambda: memory_budget(-1), "limit=-1"),
+        (lambda: memory_budget(float("nan")), "limit=nan"),
+        (lambda: memory_budget(True), "limit=True"),
+        (lambda: memory_budget(plain), "limit=<function plain"),
+        (lambda: memory_budget(1, measure="best"), "measure='best'.*peak.*retained.*resident"),
+        (lambda: memory_budget(1, on_exceed="shout"), "on_exceed='shout'"),
+        (lambda: memory_budget(1, sample=0), "sample=0"),
+        (lambda: bounded_history(0), "maxlen=0"),
+        (lambda: bounded_history(True), "maxlen=True"),
+        (lambda: bounded_history("10"), "maxlen='10'"),
+        (lambda: bounded_history(10, keep=11), "keep=11"),
+        (lambda: bounded_history(10, keep=-1), "keep=-1"),
+        (lambda: bounded_history(10, by=3), "by=3"),
+        (lambda: bounded_history(10, by=len, per_instance=True), "per_instance=True"),
+        (lambda: bounded_history(10, result=True)(lambda: (yield)), "result=True"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_when_decorating(refused, words):
+    with pytest.raises(ConfigError, match=words):
+        refused()
+
+
+async def test_arguments_of_a_running_coroutine_are_not_kept_alive(decorate):
+    class Big:
+        pass
+
+    @decorate
+    async def work(big):
+        alive = weakref.ref(big)
+        del big
+        await asyncio.sleep(0)
+        return alive()
+
+    assert await work(Big()) is None
+
+
+async def test_cancellation_passes_and_is_balanced(decorate):
+    @decorate
+    async def work():
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+    async def outer():
+        try:
+            async with asyncio.timeout(0):
+                await work()
+        except TimeoutError:
+            return asyncio.current_task().cancelling()
+
+    assert await outer() == 0
+
+
+async def test_no_frame_of_a_failed_call_is_kept_alive(decorate):
+    class Local:
+        pass
+
+    @decorate
+    async def work(refs):
+        local = Local()
+        refs.append(weakref.ref(local))
+        await asyncio.sleep(0)
+        raise ValueError
+
+    @decorate
+    def work_plainly(refs):
+        local = Local()
+        refs.append(weakref.ref(local))
+        raise ValueError
+
+    refs = []
+    gc.disable()
+    try:
+        for _ in range(10):
+            with contextlib.suppress(ValueError):
+                await work(refs)
+            with contextlib.suppress(ValueError):
+                work_plainly(refs)
+        alive = sum(ref() is not None for ref in refs)
+    finally:
+        gc.enable()
+
+    assert alive == 0
+
+
+def test_a_coroutine_that_is_never_awaited_warns_once_in_the_functions_name(decorate):
+    @decorate
+    async def forgotten():
+        pass
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        forgotten()
+        gc.collect()
+
+    assert [str(warning.message) for warning in caught] == [f"coroutine '{forgotten.__qualname__}' was never awaited"]
+
+
+def test_an_error_in_the_budget_leaves_the_users_exception_first():
+    @memory_budget(0, meter="traced")
+    def work():
+        kept = bytearray(100_000)
+        raise LookupError(len(kept))
+
+    with pytest.raises(LookupError):
+        work()
+
+    @memory_budget(0, meter="traced")
+    def quiet():
+        return bytearray(100_000)
+
+    with pytest.raises(BudgetExceeded):
+        quiet()

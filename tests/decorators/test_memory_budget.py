@@ -1,0 +1,207 @@
+"""`@memory_budget`: calls that may use only so much."""
+
+import asyncio
+import pickle
+
+import pytest
+
+from memtools import BudgetExceeded, memory_budget, subscribe
+from memtools.events import BudgetOverrun
+
+MB = 10**6
+
+
+def test_a_call_within_its_budget_is_left_alone():
+    @memory_budget("2 MB", meter="traced")
+    def work():
+        return len(bytearray(MB))
+
+    assert work() == MB
+
+
+def test_a_plain_call_over_its_budget_raises_at_its_end_with_the_numbers():
+    @memory_budget("1 MB", meter="traced")
+    def work():
+        return len(bytearray(3 * MB))
+
+    with pytest.raises(BudgetExceeded) as caught:
+        work()
+
+    error = caught.value
+    assert error.scope.endswith("work")
+    assert error.used_bytes == pytest.approx(3 * MB, rel=0.02)
+    assert (error.budget_bytes, error.measure) == (MB, "peak")
+    assert not isinstance(error, MemoryError)
+    assert pickle.loads(pickle.dumps(error)).used_bytes == error.used_bytes
+
+
+async def test_a_coroutine_is_stopped_at_the_step_that_crosses_its_budget():
+    steps = []
+
+    @memory_budget("2 MB", meter="traced")
+    async def runaway():
+        hoard = []
+        for step in range(100):
+            hoard.append(bytearray(MB))
+            steps.append(step)
+            await asyncio.sleep(0)
+
+    with pytest.raises(BudgetExceeded):
+        await runaway()
+
+    assert steps == [0, 1]
+
+
+async def test_a_stopped_coroutine_may_clean_up_and_is_told_once():
+    told = []
+
+    @memory_budget("1 MB", meter="traced")
+    async def runaway():
+        hoard = []
+        try:
+            for _ in range(10):
+                hoard.append(bytearray(MB))
+                await asyncio.sleep(0)
+        except BudgetExceeded:
+            hoard.append(bytearray(MB))
+            await asyncio.sleep(0)
+            return "cleaned up"
+
+    with subscribe(lambda event: told.append(event) if isinstance(event, BudgetOverrun) else None):
+        assert await runaway() == "cleaned up"
+
+    assert [(event.in_flight, event.measure) for event in told] == [(True, "peak")]
+
+
+async def test_the_innermost_exceeded_budget_is_told():
+    @memory_budget("10 MB", meter="traced")
+    async def outer():
+        await inner()
+
+    @memory_budget("1 MB", meter="traced")
+    async def inner():
+        hoard = []
+        for _ in range(100):
+            hoard.append(bytearray(MB))
+            await asyncio.sleep(0)
+
+    with pytest.raises(BudgetExceeded) as caught:
+        await outer()
+
+    assert caught.value.scope.endswith("inner")
+
+
+async def test_neighbours_go_on_when_one_is_stopped():
+    @memory_budget("2 MB", meter="traced")
+    async def work(blocks):
+        hoard = []
+        for _ in range(blocks):
+            hoard.append(bytearray(MB))
+            await asyncio.sleep(0)
+        return blocks
+
+    results = await asyncio.gather(work(1), work(50), work(1), return_exceptions=True)
+
+    assert results[0] == results[2] == 1
+    assert isinstance(results[1], BudgetExceeded)
+
+
+def test_retained_is_held_against_the_budget_only_if_it_stays():
+    kept = []
+
+    @memory_budget("1 MB", measure="retained", meter="traced")
+    def work(*, keeps):
+        block = bytearray(3 * MB)
+        if keeps:
+            kept.append(block)
+
+    work(keeps=False)
+    with pytest.raises(BudgetExceeded) as caught:
+        work(keeps=True)
+
+    assert caught.value.measure == "retained"
+
+
+def test_resident_is_the_growth_of_the_process():
+    kept = []
+
+    @memory_budget("10 MB", measure="resident")
+    def work():
+        kept.append(bytearray(b"x") * (40 * MB))
+
+    with pytest.raises(BudgetExceeded) as caught:
+        work()
+
+    assert caught.value.measure == "resident"
+
+
+def test_a_warning_is_logged_in_the_guides_words(caplog):
+    @memory_budget("1 MiB", on_exceed="warn", meter="traced")
+    def work():
+        return len(bytearray(3 * MB))
+
+    assert work() == 3 * MB
+    assert "High memory increase" in caplog.text
+    assert "work used 2.9 MiB, budget 1.0 MiB" in caplog.text
+
+
+def test_a_callable_is_given_the_error_and_may_fail(caplog):
+    given = []
+
+    def on_exceed(error):
+        given.append(error)
+        raise OSError("the pager is down")
+
+    @memory_budget("1 MB", on_exceed=on_exceed, meter="traced")
+    def work():
+        return len(bytearray(3 * MB))
+
+    assert work() == 3 * MB
+    assert [type(error) for error in given] == [BudgetExceeded]
+    assert "the pager is down" in caplog.text
+
+
+async def test_a_soft_budget_is_looked_at_in_the_end_only():
+    steps = []
+
+    @memory_budget("1 MB", hard=False, meter="traced")
+    async def work():
+        hoard = []
+        for step in range(5):
+            hoard.append(bytearray(MB))
+            steps.append(step)
+            await asyncio.sleep(0)
+
+    with pytest.raises(BudgetExceeded):
+        await work()
+
+    assert len(steps) == 5
+
+
+def test_only_sampled_calls_are_looked_at():
+    @memory_budget("1 MB", sample=2, meter="traced")
+    def work():
+        return len(bytearray(3 * MB))
+
+    with pytest.raises(BudgetExceeded):
+        work()
+    assert work() == 3 * MB
+    with pytest.raises(BudgetExceeded):
+        work()
+
+
+async def test_under_the_resident_meter_a_runaway_is_stopped_at_a_step():
+    steps = []
+
+    @memory_budget("30 MB", meter="resident")
+    async def runaway():
+        hoard = []
+        for step in range(50):
+            hoard.append(bytearray(b"x") * (10 * MB))
+            steps.append(step)
+            await asyncio.sleep(0)
+
+    with pytest.raises(BudgetExceeded):
+        await runaway()
+
+    assert len(steps) < 15
