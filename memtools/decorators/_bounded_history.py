@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from types import MethodType
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from memtools.decorators._call_records import CallRecord, History
 from memtools.decorators._detours import (
@@ -40,29 +40,38 @@ _log = logging.getLogger("memtools.history")
 class Recorded(Decorated[P, R_co], Generic[P, R_co, H]):
     """A function whose last calls are remembered: `f.history`."""
 
-    def __init__(
-        self, function: Callable[P, R_co], detour: Detour, history: H, per_object: ObjectHistories | None
-    ) -> None:
+    def __init__(self, function: Callable[P, R_co], detour: Detour, history: H) -> None:
         super().__init__(function, detour)
         self._self_history = history
-        self._self_per_object = per_object
 
     @property
     def history(self) -> H:
         """The newest calls, oldest first; with `by=` a mapping from key to such a list."""
         return self._self_history
 
-    @overload
-    def __get__(self, instance: None, owner: type | None = None) -> "Recorded[P, R_co, H]": ...
-    @overload
-    def __get__(
-        self: "Recorded[Concatenate[S, Q], R, H]", instance: S, owner: type | None = None
-    ) -> "Recorded[Q, R, H]": ...
+    if TYPE_CHECKING:  # how it binds, for type checkers; it binds as its base class does
+
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> "Recorded[P, R_co, H]": ...
+        @overload
+        def __get__(
+            self: "Recorded[Concatenate[S, Q], R, H]", instance: S, owner: type | None = None
+        ) -> "Recorded[Q, R, H]": ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+
+
+class _RecordedPerObject(Recorded[P, R_co, History]):
+    """A function that, bound to an object, has that object's history."""
+
+    def __init__(self, function: Callable[P, R_co], detour: Detour, shared: History, places: ObjectHistories) -> None:
+        super().__init__(function, detour, shared)
+        self._self_places = places
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None or self._self_per_object is None:
-            return super().__get__(instance, owner)
+        if instance is None:
+            return self
         bound: Callable[..., Any] = MethodType(self, instance)
-        return Recorded(bound, _through, self._self_per_object.at(instance), None)
+        return Recorded(bound, _through, self._self_places.at(instance))
 
 
 class _HistoryDecorator(Protocol[H]):
@@ -162,7 +171,9 @@ def bounded_history(
         if not is_enabled(enabled):
             return _bare(function, places.shared)
         detour = _recording(shape, name_of(function), chosen, places, keeps_result=result)
-        return Recorded(function, detour, places.shared, places.per_object)
+        if places.per_object is not None:
+            return _RecordedPerObject(function, detour, cast("History", places.shared), places.per_object)
+        return Recorded(function, detour, places.shared)
 
     if is_bare:
         return over_descriptors(decorate)(maxlen)

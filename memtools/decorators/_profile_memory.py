@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from memtools.decorators._detours import detour_for, is_enabled, name_of, over_descriptors, shape_of
 from memtools.decorators._function_memory import FunctionMemory
@@ -34,12 +34,15 @@ class Profiled(Decorated[P, R_co]):
         """What its calls used: `memory.statistics()`, `memory.last`."""
         return self._self_memory
 
-    @overload
-    def __get__(self, instance: None, owner: type | None = None) -> "Profiled[P, R_co]": ...
-    @overload
-    def __get__(self: "Profiled[Concatenate[S, Q], R]", instance: S, owner: type | None = None) -> "Profiled[Q, R]": ...
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return super().__get__(instance, owner)
+    if TYPE_CHECKING:  # how it binds, for type checkers; it binds as its base class does
+
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> "Profiled[P, R_co]": ...
+        @overload
+        def __get__(
+            self: "Profiled[Concatenate[S, Q], R]", instance: S, owner: type | None = None
+        ) -> "Profiled[Q, R]": ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
 
 
 class _ProfileDecorator(Protocol):
