@@ -6,13 +6,11 @@ Leaves to others: tasks (`memtools.structures._cache_tasks`), where the value is
 """
 
 import threading
-from collections.abc import Hashable
-from threading import get_ident
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from memtools.structures._cache_entries import MISSING, Missing
-from memtools.structures._cache_waits import waiting
+from memtools.structures._cache_waits import Runner, this_thread, waiting
 
 V = TypeVar("V")
 
@@ -21,14 +19,14 @@ class ThreadFlight(Generic[V]):
     """One run of a factory in the thread that made this object.
 
     Attributes:
-        runner: the number of that thread.
+        runner: that thread.
         is_awaited: whether another thread has joined; set while the cache is locked.
     """
 
-    __slots__ = ("_ended", "_error", "_trace", "_value", "is_awaited", "runner")
+    __slots__ = ("__weakref__", "_ended", "_error", "_trace", "_value", "is_awaited", "runner")
 
     def __init__(self) -> None:
-        self.runner: Hashable | None = get_ident()
+        self.runner: Runner | None = this_thread()
         self.is_awaited = False
         self._ended = threading.Event()
         self._value: V | Missing = MISSING
@@ -54,7 +52,7 @@ class ThreadFlight(Generic[V]):
             RecursiveFactory: if this thread makes the value of `key` itself, or the run waits for this thread.
             Exception: what the factory raised.
         """
-        with waiting(get_ident(), self, key):
+        with waiting(this_thread(), self, key):
             self._ended.wait()
 
         if self._error is None:

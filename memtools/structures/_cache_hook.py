@@ -53,6 +53,11 @@ class EvictionHook(Generic[K, V]):
         finally:
             del self._queues[me]
 
+    def forget_other_threads(self) -> None:
+        """Forget who was in the hook; for a child process, in which they are not."""
+        me = get_ident()
+        self._queues = {me: self._queues[me]} if me in self._queues else {}
+
     def _tell_in_turn(self, queue: deque[dict[K, V]], call: Callable[[K, V], object]) -> None:
         for _ in range(_ROUNDS):
             if not queue:

@@ -34,9 +34,9 @@ class ShrinkingStore(CacheStore[K, V]):
         Returns:
             The shallow bytes of the values that ended by this: those that died at once, and those that cannot be
             weakly referenced, of which nobody knows whether they are held elsewhere. What a value refers to is not
-            counted, nor one in a circle, which waits for the garbage collector.
+            counted, nor one in a circle, which waits for the garbage collector, nor what was too old.
         """
-        self._count()
+        self._clear_away(deadline)
         with self._lock:
             keys = list(self._tier.old) if level >= Level.WARNING else []
             keys += list(self._tier.young) if level >= Level.CRITICAL else []
@@ -47,6 +47,16 @@ class ShrinkingStore(CacheStore[K, V]):
                 break
             freed_bytes += self._release_all(keys[start : start + _SLICE])
         return freed_bytes
+
+    def _clear_away(self, deadline: float) -> None:
+        now = self._now()
+        removed = _SLICE
+        while removed == _SLICE and time.monotonic() < deadline:
+            gone: list[dict[K, V]] = []
+            with self._lock:
+                self._bury_dead()
+                removed = self._expire_oldest(now, _SLICE, gone)
+            self._tell(gone)
 
     def _release_all(self, keys: list[K]) -> int:
         values: dict[K, V] = {}

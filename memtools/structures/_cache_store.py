@@ -280,27 +280,29 @@ class CacheStore(Generic[K, V]):
     def _bury_dead(self) -> None:
         dead, index = self._dead, self._index
         while dead:
-            entry = dead.popleft()
             try:
+                entry = dead.popleft()
                 # Two steps without a call in between: a finaliser that sets the key anew cannot slip in.
                 if index[entry.key] is entry:
                     del index[entry.key]
-            except KeyError:  # removed or replaced, and buried since
-                pass
+            except (IndexError, KeyError):  # a finaliser was here first, or the entry was removed before it died
+                continue
 
     def _sweep(self, now: float, gone: list[dict[K, V]]) -> None:
         """Leave only what is alive and valid."""
         self._bury_dead()
         self._expire_oldest(now, len(self._index), gone)
 
-    def _expire_oldest(self, now: float, at_most: int, gone: list[dict[K, V]]) -> None:
+    def _expire_oldest(self, now: float, at_most: int, gone: list[dict[K, V]]) -> int:
+        """Remove what is too old, the oldest first; return how many were removed."""
         if self._settings.ttl_s is None:
-            return
-        for _ in range(at_most):
+            return 0
+        for removed in range(at_most):
             oldest = next(iter(self._index.values()), None)
             if oldest is None or oldest.expires_at > now:
-                return
+                return removed
             self._expire(oldest, gone)
+        return at_most
 
     def _expire(self, entry: Entry[K, V], gone: list[dict[K, V]]) -> None:
         self._index.pop(entry.key, None)

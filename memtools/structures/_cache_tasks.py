@@ -12,10 +12,10 @@ Everything here happens in the thread of one loop.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from memtools.structures._cache_waits import waiting
+from memtools.structures._cache_waits import Runner, this_task, waiting
 
 V = TypeVar("V")
 
@@ -27,10 +27,10 @@ class TaskFlight(Generic[V]):
         runner: the task, while it runs.
     """
 
-    __slots__ = ("_loop", "_on_end", "_task", "_waiters", "runner")
+    __slots__ = ("__weakref__", "_loop", "_on_end", "_task", "_waiters", "runner")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_end: Callable[["TaskFlight[V]"], None]) -> None:
-        self.runner: Hashable | None = None
+        self.runner: Runner | None = None
         self._loop = loop
         self._on_end = on_end  # nobody may join any more
         self._task: asyncio.Task[V] | None = None
@@ -55,7 +55,7 @@ class TaskFlight(Generic[V]):
             BaseException: what the factory raised.
         """
         try:
-            with waiting(asyncio.current_task() or object(), self, key):
+            with waiting(this_task(), self, key):
                 await self._wait()
             assert self._task is not None
             return self._task.result()
@@ -63,7 +63,7 @@ class TaskFlight(Generic[V]):
             self._leave()
 
     async def _run(self, make: Callable[[], Coroutine[Any, Any, V]]) -> V:
-        self.runner = asyncio.current_task()
+        self.runner = this_task()
         return await make()
 
     async def _wait(self) -> None:

@@ -4,8 +4,8 @@ Covers: who is held strongly, who goes when there is no room.
 Leaves to others: what becomes of those who go, locking, telling the user (`memtools.structures._cache_store`).
 
 An entry enters the young generation. When that is full it becomes the old one as a whole, and what was still in the
-old one goes. Whoever is used again is young again. So at least the half used last is always there, and neither a use
-nor an eviction ever moves a list or a linked chain (2Q and CLOCK do; Johnson & Shasha, VLDB 1994).
+old one goes. Whoever is used again is young again. So at least the half used last is always there, and a use of what
+is young changes nothing: no order has to be kept, and so no lock has to be taken.
 
 Threads: the caller holds a lock, a re-entrant one. A finaliser may run wherever memory is allocated and use the same
 tier in the middle of a method, so the generations change places in one statement that calls and allocates nothing.
@@ -91,12 +91,6 @@ class StrongTier(Generic[K, V]):
         fresh: dict[K, V] = {}
         gone, self.old, self._old_bytes = self.old, fresh, 0
         return gone
-
-    def drop_all(self) -> dict[K, V]:
-        """Let both generations go and return them."""
-        fresh: dict[K, V] = {}
-        young, self.young, self._young_bytes = self.young, fresh, 0
-        return self.drop_old() | young
 
     def _age(self) -> dict[K, V]:
         fresh: dict[K, V] = {}

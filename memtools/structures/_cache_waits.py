@@ -3,33 +3,48 @@
 Covers: threads and tasks that wait for a flight, over all caches of the process.
 Leaves to others: the waiting itself (`memtools.structures._cache_flights`, `memtools.structures._cache_tasks`).
 
-A flight is one run of a factory that several may wait for. Its runner is the thread (by number) or the task that runs
-the factory. A wait is refused when the runner itself waits, over any number of steps, for the one who asks. A task
-that the factory starts and waits for is another runner, which is not followed.
+A flight is one run of a factory that several may wait for. Its runner is the thread or the task that runs the factory.
+A wait is refused when the runner itself waits, over any number of steps, for the one who asks. A task that the factory
+starts and waits for is another runner, which is not followed.
 """
 
+import asyncio
 import os
 import sys
 import threading
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeAlias
+from weakref import ref
 
 from memtools.structures._cache_errors import RecursiveFactory
+
+# A number and not the thing itself, and flights only weakly: a task whose loop was abandoned must not live on for us.
+Runner: TypeAlias = tuple[str, int]
 
 
 class Flight(Protocol):
     """One run of a factory."""
 
-    runner: Hashable | None
+    runner: Runner | None
 
 
 _lock = threading.RLock()  # a finaliser may ask a cache in the middle of this
-_awaited: dict[Hashable, Flight] = {}
+_awaited: dict[Runner, ref[Flight]] = {}
+
+
+def this_thread() -> Runner:
+    """Return the running thread."""
+    return "thread", threading.get_ident()
+
+
+def this_task() -> Runner:
+    """Return the running task."""
+    return "task", id(asyncio.current_task())
 
 
 @contextmanager
-def waiting(waiter: Hashable, flight: Flight, key: object) -> Generator[None, None, None]:
+def waiting(waiter: Runner, flight: Flight, key: object) -> Generator[None, None, None]:
     """Note for the length of the block that `waiter` waits for `flight`, which makes the value of `key`.
 
     Raises:
@@ -38,7 +53,7 @@ def waiting(waiter: Hashable, flight: Flight, key: object) -> Generator[None, No
     with _lock:
         _refuse_circle(waiter, flight, key)
         before = _awaited.get(waiter)
-        _awaited[waiter] = flight
+        _awaited[waiter] = ref(flight)
     try:
         yield
     finally:
@@ -48,12 +63,13 @@ def waiting(waiter: Hashable, flight: Flight, key: object) -> Generator[None, No
                 _awaited[waiter] = before
 
 
-def _refuse_circle(waiter: Hashable, flight: Flight, key: object) -> None:
+def _refuse_circle(waiter: Runner, flight: Flight, key: object) -> None:
     step: Flight | None = flight
     while step is not None and step.runner is not None:
         if step.runner == waiter:
             raise RecursiveFactory.of(key)
-        step = _awaited.get(step.runner)
+        awaited = _awaited.get(step.runner)
+        step = None if awaited is None else awaited()
 
 
 def _renew() -> None:

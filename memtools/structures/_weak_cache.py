@@ -140,7 +140,7 @@ class WeakCache(FactoryStore[K, V], ShrinkingStore[K, V], MutableMapping[K, V]):
 
     def __contains__(self, key: object) -> bool:
         """Whether `key` would be found; nothing is counted and nothing becomes young."""
-        return self._peek(key) is not MISSING  # type: ignore[arg-type]  # any object may be asked for
+        return key in self._hot or self._peek(key) is not MISSING  # type: ignore[arg-type]  # any object may be asked for
 
     def __len__(self) -> int:
         return self._count()
@@ -273,6 +273,7 @@ class WeakCache(FactoryStore[K, V], ShrinkingStore[K, V], MutableMapping[K, V]):
         was_free = self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
         self._pending = Pending()
+        self._hook.forget_other_threads()
         if not was_free:
             # Another thread, which is not in the child, was in the middle of a change: a cache may always be empty.
             self._reset()

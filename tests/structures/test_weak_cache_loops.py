@@ -1,8 +1,10 @@
 """WeakCache.aget_or_create on several event loops: one after the other, in several threads, closed in mid-run."""
 
 import asyncio
+import gc
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -135,3 +137,27 @@ def test_the_end_of_a_loop_ends_the_run():
     assert task.cancelled()
     assert ended == [1]
     assert cache.statistics().making == 0
+
+
+def test_a_loop_that_was_abandoned_is_not_kept_alive():
+    async def endless():
+        await asyncio.Event().wait()
+
+    async def begin():
+        cache = WeakCache()
+        task = asyncio.create_task(cache.aget_or_create("key", endless))
+        await asyncio.sleep(0.01)
+        return weakref.ref(task)
+
+    def abandon():
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)  # as above
+        try:
+            return loop.run_until_complete(begin())
+        finally:
+            loop.close()
+
+    task = abandon()
+    gc.collect()
+
+    assert task() is None
