@@ -70,27 +70,29 @@ class Account:
         self.peak = self.peak_sum = self.retained = self.duration_s = 0.0
         self.note = ""
         self.meter = ""
-        self._count = parent._count if parent is not None else [0]  # shared by the whole tree
+        self._count: list[int] = parent._count if parent is not None else [0]  # shared by the whole tree
 
     def below(self, kind: str, name: str) -> "Account":
         """Return the account for owners of that kind and name whose parent has this account."""
+        known = self._known(kind, name)
+        if known is not None:
+            return known
+        if len(self.children) >= MAX_NAMES or self._count[0] >= MAX_ACCOUNTS:
+            name = OTHER
+            known = self._known(kind, name)
+            if known is not None:
+                return known
+        self._count[0] += 1
+        made = self.children[kind, name] = Account(name, kind, self)
+        return made
+
+    def _known(self, kind: str, name: str) -> "Account | None":
         above: Account | None = self
         while above is not None:
             if above.name == name and above.kind == kind:
                 return above
             above = above.parent
-
-        found = self.children.get((kind, name))
-        if found is not None:
-            return found
-        if len(self.children) >= MAX_NAMES or self._count[0] >= MAX_ACCOUNTS:
-            name = OTHER
-            found = self.children.get((kind, name))
-            if found is not None:
-                return found
-        self._count[0] += 1
-        found = self.children[kind, name] = Account(name, kind, self)
-        return found
+        return self.children.get((kind, name))
 
     def entry(self, open_figures: "dict[int, list[tuple[float, float, str]]]") -> Entry:
         """Return the sums as a tree of records.

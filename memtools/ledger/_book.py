@@ -9,7 +9,9 @@ Threads: opening and ending are safe from any thread. Cost: see docs/performance
 import os
 import threading
 import time
+import weakref
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from memtools.events import ScopeEnded, emit
@@ -19,9 +21,8 @@ from memtools.ledger._budget import Budget
 from memtools.ledger._current import active, active_owner, per_thread
 from memtools.ledger._meters import Meter, choose_meter, made_meters
 from memtools.ledger._owner import Kind, Owner
-from memtools.ledger._tally import attach, detach
+from memtools.ledger._resident import resident_or_zero
 from memtools.ledger._usage import Usage
-from memtools.readings import resident_bytes
 
 if TYPE_CHECKING:
     from memtools.ledger._driver import Driven
@@ -74,36 +75,35 @@ def open_owner(
     meter = meter or choose_meter()
     name = name[:MAX_NAME_LENGTH]
     parent = active_owner()
-    slot = per_thread.slot
     meter.hold()
-
     with _lock:
         account = (parent.account if parent is not None else _root).below(kind, name)
         owner = Owner(
             name, kind, meter, parent, account,
             include_children=include_children, budget=budget, adrift=bool(adrift),
         )  # fmt: skip
-        if parent is not None:
-            _forget_ended_above(parent)
-        payer = _payer(parent, meter)
-        owner.charged = owner if meter.follows and not adrift else payer
-        owner.note = adrift
-        owner.driver = driver
-        owner.steps_before = driver.steps - 1 if driver is not None else 0  # the present step counts
-        owner.nested = _stands_below_itself(owner)
         account.entered += 1
         account.active += 1
         account.meter = meter.name
         _open[id(owner)] = owner
-        if meter.follows and not adrift:
-            attach(owner, payer, in_line=not is_task and payer is not None and slot.owner is payer)
+
+    if parent is not None:
+        _forget_ended_above(parent)
+        owner.nested = _stands_below_itself(owner)
+    above = parent.budgeted if parent is not None else None
+    owner.budgeted = owner if owner.ceiling != inf else above
+    owner.charged = owner if meter.follows and not adrift else parent and parent.charged
+    owner.note = adrift
+    if driver is not None:
+        owner.driver = weakref.ref(driver)
+        owner.steps_before = driver.steps - 1  # the present step counts
 
     if binds:
         active.set(owner)
     owner.opened_at = time.perf_counter()
-    owner.resident = resident_bytes()
+    owner.resident = resident_or_zero()
     owner.neighbours = _neighbours.look() if meter.follows else None
-    meter.enter(owner, slot)
+    meter.enter(owner, per_thread.slot, _payer(parent, meter), is_task)
     return owner
 
 
@@ -118,22 +118,23 @@ def end_owner(owner: Owner, *, failed: bool = False, back: Owner | None = None) 
     if owner.usage is not None:
         return owner.usage
 
-    slot = per_thread.slot
-    meter = owner.meter
     outer, active_after = owner.turn.let_go(owner) if owner.turn else (owner.outer, owner.parent)
-    meter.leave(owner, slot, back or _still_open(outer))
+    owner.outer = _still_open(back or outer)
+    owner.meter.leave(owner, per_thread.slot, owner.outer)
     if active.get() is owner:
         active.set(active_after)
 
     with _lock:
-        detach(owner)
+        if owner.ended:
+            return usage_of(owner)  # another thread was first
         owner.ended = True
-        _open.pop(id(owner), None)
+        owner.charged = owner.budgeted = None  # it may be its own: a cycle
         if not owner.note and owner.neighbours is not None and _neighbours.have_run_since(owner.neighbours):
             owner.note = "other threads ran meanwhile"
         usage = owner.usage = usage_of(owner)
         _settle_account(owner, usage, failed)
-    meter.release()
+        _open.pop(id(owner), None)
+    owner.meter.release()
 
     emit(
         ScopeEnded(
@@ -155,7 +156,7 @@ def usage_of(owner: Owner) -> Usage:
         peak_bytes=peak,
         allocated_bytes=None,
         freed_bytes=None,
-        resident_delta_bytes=resident_bytes() - owner.resident,
+        resident_delta_bytes=resident_or_zero() - owner.resident,
         duration_s=time.perf_counter() - owner.opened_at,
         steps=owner.steps,
         meter=owner.meter.name,
@@ -190,6 +191,7 @@ def forget_accounts() -> None:
     with _lock:
         _root = Account("process", "process")
         for owner in _open.values():
+            _forget_ended_above(owner)
             above = owner.parent.account if owner.parent is not None else _root
             owner.account = above.below(owner.kind, owner.name)
             owner.account.active += 1

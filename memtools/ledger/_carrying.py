@@ -8,7 +8,7 @@ bystander). A carried function has the turn in the thread that runs it.
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar, cast
 
-from memtools.ledger._current import active, active_owner, per_thread
+from memtools.ledger._current import active, active_owner, give_turn, per_thread
 from memtools.ledger._owner import Owner
 from memtools.ledger._tally import share
 
@@ -58,8 +58,8 @@ def _charged_call(
     slot = per_thread.slot
     before = slot.owner
     share(owner)  # the thread that it comes from goes on beside this one
-    owner.meter.switch(slot, owner)
+    give_turn(slot, owner)
     try:
         return function(*args, **kwargs)
     finally:
-        owner.meter.switch(slot, before)
+        give_turn(slot, before)

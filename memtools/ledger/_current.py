@@ -8,7 +8,7 @@ Leaves to others: counting (`_traced`, `_resident`), following the steps (`_driv
 import sys
 import threading
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memtools.ledger._driver import Driven
@@ -23,15 +23,15 @@ class Slot:
     Attributes:
         owner: who is charged for what this thread allocates, or None for nobody.
         driver: the driver whose step this thread is in, if any.
-        over: an owner that passed its budget during the present step, until the driver has seen it.
+        unwatched: owners that nobody will tell when their block is suspended, until the event loop has its turn.
     """
 
-    __slots__ = ("driver", "over", "owner")
+    __slots__ = ("driver", "owner", "unwatched")
 
     def __init__(self) -> None:
         self.owner: Owner | None = None
-        self.driver: Driven[object] | None = None
-        self.over: Owner | None = None
+        self.driver: Driven[Any] | None = None
+        self.unwatched: list[Owner] = []
 
 
 class _PerThread(threading.local):
@@ -53,6 +53,19 @@ def active_owner() -> "Owner | None":
     return owner
 
 
+def give_turn(slot: Slot, owner: "Owner | None") -> None:
+    """Charge `owner`, or nobody, for what this thread allocates from now on."""
+    while owner is not None and owner.detached:
+        owner = owner.outer  # it has ended, or has been given up, since it had the turn
+    before = slot.owner
+    if before is owner:
+        return
+    if before is not None and (owner is None or owner.meter is not before.meter):
+        before.meter.switch(slot, None)
+    if owner is not None:
+        owner.meter.switch(slot, owner)
+
+
 def current_task() -> object | None:
     """Return the asyncio task that runs in this thread, or None; loads no asyncio of its own accord."""
     asyncio = sys.modules.get("asyncio")
@@ -62,7 +75,7 @@ def current_task() -> object | None:
     return task
 
 
-def current_driver() -> "Driven[object] | None":
+def current_driver() -> "Driven[Any] | None":  # Any: whatever the coroutine returns
     """Return the driver that follows the coroutine that runs in this thread step by step, or None.
 
     A task that was started eagerly runs inside a step of its parent, whose driver does not follow it: hence the look at

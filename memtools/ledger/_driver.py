@@ -14,12 +14,11 @@ from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from memtools.errors import BudgetExceeded
-from memtools.ledger._budget import Budget
 from memtools.ledger._book import end_owner, open_owner
-from memtools.ledger._current import active, active_owner, current_task, per_thread
+from memtools.ledger._budget import Budget
+from memtools.ledger._current import Slot, active, active_owner, current_task, give_turn, per_thread
 from memtools.ledger._meters import Meter
 from memtools.ledger._owner import Kind, Owner
-from memtools.ledger._tally import share
 
 T = TypeVar("T")
 
@@ -45,13 +44,12 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
 
     Attributes:
         owner: its own owner, once the first step has begun.
-        steps: how many steps were taken.
-        task: the asyncio task that it was first stepped in, or None.
+        task: the asyncio task that it runs in, or None; known from its first step to its last.
     """
 
     __slots__ = (
-        "_inner", "_meter", "_overrun", "_send", "budget", "include_children", "kind", "name", "on_end", "owner",
-        "steps", "task",
+        "__weakref__", "_has_ended", "_inner", "_meter", "_overrun", "_send", "_steps", "budget", "include_children",
+        "kind", "name", "on_end", "owner", "task",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +63,8 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         include_children: bool = True,
         on_end: Callable[[Owner, bool], object] | None = None,
     ) -> None:
+        self._steps = 0.0  # a float, for the reason given in `_tally`
+        self._has_ended = False
         self._inner = inner
         self._send = inner.send
         self._meter = meter
@@ -75,8 +75,12 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         self.include_children = include_children
         self.on_end = on_end
         self.owner: Owner | None = None
-        self.steps = 0
         self.task: object | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return int(self._steps)
 
     def send(self, value: Any) -> Any:
         """Run one step."""
@@ -84,10 +88,10 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         before, driver_before = slot.owner, slot.driver
         slot.driver = self
         try:
-            if self.steps:
-                self._resume()
+            if self._steps:
+                self._resume(slot)
             else:
-                self._begin()
+                self._begin(slot)
             result = self._send(value) if self._overrun is None else self._stop()
         except BaseException as error:
             self._end(before, error)
@@ -95,7 +99,7 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         finally:
             slot.driver = driver_before
 
-        self._suspend(before)
+        self._suspend(slot, before)
         return result
 
     def throw(self, kind: Any, error: Any = None, trace: TracebackType | None = None) -> Any:
@@ -104,10 +108,10 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         before, driver_before = slot.owner, slot.driver
         slot.driver = self
         try:
-            if self.steps:
-                self._resume()
+            if self._steps:
+                self._resume(slot)
             else:
-                self._begin()
+                self._begin(slot)
             # One argument wherever possible: the other signature is deprecated since 3.12.
             result = self._inner.throw(kind) if error is None else self._inner.throw(kind, error, trace)
         except BaseException as end:
@@ -117,28 +121,35 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
             slot.driver = driver_before
             kind = error = trace = None  # or traceback, this frame and the exception would keep each other alive
 
-        self._suspend(before)
+        self._suspend(slot, before)
         return result
 
     def close(self) -> None:
         """Close the coroutine; its `finally` blocks are a charged step."""
-        if not self.steps:
+        if not self._steps or self._has_ended:
             self._inner.close()
             return
 
         slot = per_thread.slot
         before, driver_before = slot.owner, slot.driver
         slot.driver = self
-        closed: BaseException = GeneratorExit()
         try:
-            self._resume()
+            self._steps += 1.0
+            owner = self._innermost()
+            give_turn(slot, owner.charged if owner is not None else None)
             self._inner.close()
         except BaseException as error:
-            closed = error
+            self._end(before, error)
             raise
+        else:
+            self._end(before, GeneratorExit())
         finally:
             slot.driver = driver_before
-            self._end(before, closed)
+
+    def __del__(self) -> None:
+        # As a coroutine does: who is dropped while suspended is closed. Otherwise its owner would stay open for ever.
+        if self._steps and not self._has_ended:
+            self.close()
 
     def __await__(self) -> Generator[Any, Any, T]:
         return cast("Generator[Any, Any, T]", self)
@@ -149,15 +160,13 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
     def __next__(self) -> Any:
         return self.send(None)
 
-    def _begin(self) -> None:
-        self.steps = 1
+    def _begin(self, slot: Slot) -> None:
+        self._steps = 1.0
         self.task = current_task()
-        parent = active_owner()
         if self.name is None:
-            if parent is not None and parent.charged is not None:
-                # A task without an owner of its own shares its parent's, and both run in turns.
-                share(parent.charged)
-                self._meter.switch(per_thread.slot, parent.charged)
+            parent = active_owner()
+            if parent is not None:
+                give_turn(slot, parent.charged)
             return
 
         self.owner = open_owner(
@@ -176,45 +185,57 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
             name = getattr(self._inner, "__qualname__", type(self._inner).__qualname__)
         return str(name)
 
-    def _resume(self) -> None:
-        self.steps += 1
+    def _resume(self, slot: Slot) -> None:
+        self._steps += 1.0
         owner = active.get()
         if owner is not None and owner.ended:
             owner = active_owner()
-        self._meter.switch(per_thread.slot, owner.charged if owner is not None else None)
+        give_turn(slot, owner.charged if owner is not None else None)
 
-    def _suspend(self, before: Owner | None) -> None:
-        slot = per_thread.slot
-        if before is not None and not before.shared:
-            share(before)  # it goes on while an owner below it is still open
-        self._meter.switch(slot, before)
-        if slot.over is not None:
-            self._note_overrun(slot.over)
-            slot.over = None
+    def _suspend(self, slot: Slot, before: Owner | None) -> None:
+        give_turn(slot, before)
+        owner = active.get()
+        if owner is not None and owner.budgeted is not None:
+            self._check_budgets(owner.budgeted)
+
+    def _check_budgets(self, innermost: Owner) -> None:
+        budgeted: Owner | None = innermost
+        while budgeted is not None:
+            if budgeted.budget is not None and (used := budgeted.peak_bytes) > budgeted.ceiling:
+                error = budgeted.budget.note_overrun(budgeted, used, in_flight=True)
+                self._overrun = self._overrun or error
+                return
+            budgeted = budgeted.parent and budgeted.parent.budgeted
 
     def _stop(self) -> Any:
         overrun, self._overrun = self._overrun, None
         try:
-            return self._inner.throw(overrun)
+            return self._inner.throw(cast("BudgetExceeded", overrun))
         finally:
             del overrun  # the same as in `throw`
 
     def _end(self, before: Owner | None, error: BaseException) -> None:
         slot = per_thread.slot
-        if self.owner is None:
-            self._meter.switch(slot, before)
+        first = not self._has_ended
+        self._has_ended = True
+        self.task = None  # a task holds its coroutine for good: they would keep each other alive
+        owner = self.owner
+        if owner is None or not first:
+            give_turn(slot, before)
             return
 
         failed = type(error).__name__ not in _NO_FAILURES
-        end_owner(self.owner, failed=failed, back=before)
-        if slot.owner is not before:
-            self._meter.switch(slot, before)
+        end_owner(owner, failed=failed, back=before)
+        give_turn(slot, before)
         if self.on_end is not None:
-            self.on_end(self.owner, failed)
+            self.on_end(owner, failed)
 
-    def _note_overrun(self, owner: Owner) -> None:
-        if owner.budget is not None:
-            self._overrun = owner.budget.note_overrun(owner, owner.peak_bytes, in_flight=True)
+    def _innermost(self) -> Owner | None:
+        # Who is dropped may be closed in the context of whoever dropped it.
+        innermost = owner = active_owner()
+        while owner is not None and owner is not self.owner:
+            owner = owner.parent
+        return innermost if owner is self.owner else self.owner
 
     def __getattr__(self, name: str) -> Any:
         # What debuggers, reprs and asyncio's stack printers look at: cr_frame, cr_await, __qualname__ and the like.

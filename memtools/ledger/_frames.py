@@ -12,11 +12,11 @@ import sys
 from types import CodeType, FrameType
 from typing import Final
 
-from memtools.ledger._current import per_thread
 from memtools.ledger._owner import Owner
 from memtools.ledger._turns import Turn
 
 _TOOL_IDS: Final = (4, 3)  # those that no known tool has by convention (PEP 669)
+_caller = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; the events name no frame
 _LEFT_OPEN: Final = "its frame ended before it: process-wide"
 
 
@@ -104,33 +104,33 @@ else:
         """Return False: `sys.monitoring` came with Python 3.12."""
         return False
 
-    def _watch(code: CodeType) -> None:
+    def _watch(_code: CodeType) -> None:
         raise AssertionError("can_follow() said no")
 
 
-def _on_yield(code: CodeType, offset: int, value: object) -> None:
-    holder = _holders.get(id(sys._getframe(1)))
+def _on_yield(_code: CodeType, _offset: int, _value: object) -> None:
+    holder = _holders.get(id(_caller(1)))
     if holder is not None:
         holder.give_back()
 
 
-def _on_resume(code: CodeType, offset: int) -> None:
-    holder = _holders.get(id(sys._getframe(1)))
+def _on_resume(_code: CodeType, _offset: int) -> None:
+    holder = _holders.get(id(_caller(1)))
     if holder is not None:
         holder.take()
 
 
-def _on_throw(code: CodeType, offset: int, error: BaseException) -> None:
+def _on_throw(_code: CodeType, _offset: int, _error: BaseException) -> None:
     if _holders:
-        holder = _holders.get(id(sys._getframe(1)))
+        holder = _holders.get(id(_caller(1)))
         if holder is not None:
             holder.take()
 
 
-def _on_return(code: CodeType, offset: int, value: object) -> None:
+def _on_return(_code: CodeType, _offset: int, _value: object) -> None:
     # A function may open a scope for its caller. From here on nobody can say when that one is suspended.
-    holder = _holders.pop(id(sys._getframe(1)), None)
+    holder = _holders.pop(id(_caller(1)), None)
     if holder is not None:
         for owner in reversed(holder.owners):
             owner.turn = None
-            owner.meter.set_adrift(owner, per_thread.slot, _LEFT_OPEN)
+            owner.meter.set_adrift(owner, _LEFT_OPEN)

@@ -8,7 +8,7 @@ Leaves to others: the driver itself (`_driver`), carrying (`_carrying`).
 import sys
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from memtools.errors import ConfigError
 from memtools.ledger._carrying import carry
@@ -36,22 +36,22 @@ class Installation:
         self._run_in_executor = loop.run_in_executor
         self._closed = False
         meter.hold()
-        loop.set_task_factory(self._factory)
+        loop.set_task_factory(self.make_task)
         # An attribute of this one loop object, not of its class.
-        loop.run_in_executor = self._run_carried  # type: ignore[method-assign]
+        loop.run_in_executor = cast("Any", self._run_carried)  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Leave the loop as it was found; tasks that are followed already stay so. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        if self._loop.get_task_factory() == self._factory:
+        if self._loop.get_task_factory() == self.make_task:
             self._loop.set_task_factory(self._inner)
         if self._loop.run_in_executor == self._run_carried:
             del self._loop.run_in_executor
         self._meter.release()
 
-    def __enter__(self) -> "Installation":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -63,8 +63,10 @@ class Installation:
         state = "closed" if self._closed else "active"
         return f"<Installation {state} meter={self._meter.name}>"
 
-    def _factory(self, loop: "Loop", coro: Coroutine[Any, Any, Any], **options: Any) -> Any:
-        if not isinstance(coro, Driven) and not self._closed:
+    def make_task(self, loop: "Loop", coro: Any, **options: Any) -> Any:
+        """Make a task whose steps are followed: the task factory."""
+        # What is no coroutine is refused by the task, in its own words.
+        if not self._closed and _is_to_be_followed(coro):
             coro = Driven(coro, self._meter, name="", kind="task")
         if self._inner is not None:
             return self._inner(loop, coro, **options)
@@ -97,9 +99,13 @@ def install(loop: "Loop | None" = None, *, meter: str | None = None) -> Installa
         loop = asyncio._get_running_loop() if asyncio is not None else None
     if loop is None:
         raise ConfigError("loop", loop, "an event loop, or call it where one is running")
-    if getattr(loop.get_task_factory(), "__func__", None) is Installation._factory:
+    if getattr(loop.get_task_factory(), "__func__", None) is Installation.make_task:
         raise ConfigError("loop", loop, "a loop that memtools has not been installed on already")
     return Installation(loop, chosen)
+
+
+def _is_to_be_followed(coro: object) -> bool:
+    return isinstance(coro, Coroutine) and not isinstance(coro, Driven)
 
 
 def _is_thread_pool(executor: object) -> bool:

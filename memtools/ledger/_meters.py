@@ -6,7 +6,7 @@ each; a further one joins by a line in `_MAKERS`.
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from memtools.ledger._current import Slot
 from memtools.ledger._owner import Owner
@@ -16,7 +16,10 @@ from memtools.units import parse_choice
 
 
 class Meter(Protocol):
-    """One way of counting bytes. All calls are safe from any thread."""
+    """One way of counting bytes. All calls are safe from any thread.
+
+    A meter that does not follow is never asked to `switch`, and its owners never have the turn.
+    """
 
     @property
     def name(self) -> str:
@@ -36,27 +39,30 @@ class Meter(Protocol):
         """Give up one hold; the last one ends what the first one started."""
         ...
 
-    def enter(self, owner: Owner, slot: Slot) -> None:
-        """Begin to measure a new owner; it gets the turn in `slot` unless it is adrift."""
+    def enter(self, owner: Owner, slot: Slot, payer: Owner | None, is_task: bool, /) -> None:
+        """Begin to measure a new owner; it gets the turn in `slot` unless it is adrift.
+
+        Its figures count into those of `payer`; `is_task` says that it stands beside its payer and not inside it.
+        """
         ...
 
-    def leave(self, owner: Owner, slot: Slot, back: Owner | None) -> None:
+    def leave(self, owner: Owner, slot: Slot, back: Owner | None, /) -> None:
         """End it: write its last figures, and give the turn to `back` if the owner has it."""
         ...
 
-    def switch(self, slot: Slot, owner: Owner | None) -> None:
+    def switch(self, slot: Slot, owner: Owner | None, /) -> None:
         """Charge `owner` (or nobody) for what this thread allocates from now on."""
         ...
 
-    def set_adrift(self, owner: Owner, slot: Slot, why: str) -> None:
+    def set_adrift(self, owner: Owner, why: str, /) -> None:
         """Measure the owner process-wide from now on: nobody follows its steps."""
         ...
 
-    def look(self, owner: Owner) -> tuple[int, int]:
+    def look(self, owner: Owner, /) -> tuple[int, int]:
         """Return live and peak bytes of an open owner, up to this moment."""
         ...
 
-    def after_fork(self, slot: Slot) -> None:
+    def after_fork(self, slot: Slot, /) -> None:
         """Make locks anew in the child of a fork, where only the thread of `slot` lives on."""
         ...
 
@@ -66,7 +72,7 @@ class Meter(Protocol):
         ...
 
 
-_MAKERS: dict[str, Callable[[], Meter]] = {"traced": TracedMeter, "resident": ResidentMeter}
+_MAKERS: Final[dict[str, Callable[[], Meter]]] = {"traced": TracedMeter, "resident": ResidentMeter}
 _made: dict[str, Meter] = {}
 
 
@@ -80,11 +86,10 @@ def choose_meter(name: str | None = None) -> Meter:
     if name is None:
         name = os.environ.get("MEMTOOLS_METER") or "resident"
         origin = "MEMTOOLS_METER"
-
-    meter = _made.get(name) if isinstance(name, str) else None
-    if meter is None:
-        meter = _made.setdefault(name, _MAKERS[parse_choice(name, tuple(_MAKERS), name=origin)]())
-    return meter
+    # Checked first: what is no text may be no key either.
+    chosen = parse_choice(name, tuple(_MAKERS), name=origin)
+    meter = _made.get(chosen)
+    return meter if meter is not None else _made.setdefault(chosen, _MAKERS[chosen]())
 
 
 def made_meters() -> tuple[Meter, ...]:

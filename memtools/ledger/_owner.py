@@ -3,6 +3,7 @@
 Covers: what an owner is and knows. Leaves to others: its arithmetic (`_tally`), opening and ending it (`_book`).
 """
 
+import weakref
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from memtools.ledger._budget import Budget
     from memtools.ledger._driver import Driven
     from memtools.ledger._meters import Meter
+    from memtools.ledger._neighbours import Neighbours
     from memtools.ledger._turns import Turn
 
 Kind: TypeAlias = Literal["scope", "call", "task"]
@@ -33,12 +35,17 @@ class Owner(Tally):
         adrift: True when nobody follows its steps, so that its figures are the whole process's.
         note: why its figures are not exact, empty when they are.
         budget: what it may use, if that is bounded.
+        budgeted: itself or the nearest one above whose budget is looked at while it is open.
+        ceiling: the peak in bytes at which it is over its budget while open; infinite once that was told.
+        overran: whether it was told already.
+        ended: whether it is over.
         usage: the final figures, once it has ended.
     """
 
     __slots__ = (
-        "__weakref__", "account", "adrift", "base", "budget", "charged", "driver", "epoch", "include_children", "kind", "meter",
-        "name", "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before", "turn", "usage", "watch",
+        "__weakref__", "account", "adrift", "base", "budget", "budgeted", "ceiling", "charged", "driver",
+        "ended", "epoch", "freed_before", "include_children", "kind", "meter", "name", "neighbours", "nested",
+        "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before", "turn", "usage", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -53,7 +60,7 @@ class Owner(Tally):
         budget: "Budget | None" = None,
         adrift: bool = False,
     ) -> None:
-        super().__init__(ceiling=budget.ceiling if budget is not None else inf)
+        super().__init__()
         self.name = name
         self.kind: Kind = kind
         self.meter = meter
@@ -66,15 +73,20 @@ class Owner(Tally):
         self.note = ""
         self.usage: Usage | None = None
         self.budget = budget
-        self.turn: Turn | None = None
+        self.ceiling = budget.ceiling if budget is not None else inf
+        self.budgeted: Owner | None = None
         self.overran = False
+        self.ended = False
+        self.turn: Turn | None = None
         self.nested = False
-        self.driver: Driven[Any] | None = None
+        # Weak: a pending task that nobody wants any more must not live on by our list of open owners.
+        self.driver: weakref.ref[Driven[Any]] | None = None  # Any: whatever its coroutine returns
         self.steps_before = 0
         # What the meter and the book remember from the opening, to take the difference at the end.
         self.base = 0.0
-        self.epoch = 0
-        self.neighbours: object = None
+        self.epoch = 0.0
+        self.freed_before = 0.0
+        self.neighbours: Neighbours | None = None
         self.watch: object = None
         self.opened_at = 0.0
         self.resident = 0
@@ -87,14 +99,15 @@ class Owner(Tally):
     @property
     def steps(self) -> int:
         """Steps that its coroutine has taken since it was opened; 0 where no driver counts them."""
-        return self.driver.steps - self.steps_before if self.driver is not None else 0
+        driver = self.driver() if self.driver is not None else None
+        return driver.steps - self.steps_before if driver is not None else 0
 
     @property
     def path(self) -> tuple[str, ...]:
         """Names of the accounts from the outermost down to this one."""
         names: list[str] = []
-        account: Account | None = self.account
-        while account is not None and account.parent is not None:
+        account = self.account
+        while account.parent is not None:
             names.append(account.name)
             account = account.parent
         return tuple(reversed(names))

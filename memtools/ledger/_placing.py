@@ -12,6 +12,7 @@ not `ExitStack`, but the function that uses them.
 """
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
@@ -58,6 +59,10 @@ def open_in_frame(
     needs_frame = is_generator or (bool(flags & _COROUTINE) and driver is None)
     follows_frame = needs_frame and _frames.can_follow()
 
+    may_be_for_caller = not needs_frame and driver is None
+    if may_be_for_caller:
+        _ask_loop_to_mistrust()
+
     active_before = active.get()
     owner = open_owner(
         name,
@@ -72,8 +77,8 @@ def open_in_frame(
     )
     if follows_frame:
         _frames.hold(holder, owner, active_before)
-    elif not owner.adrift and driver is None:
-        _mistrust(owner)
+    elif may_be_for_caller:
+        per_thread.slot.unwatched.append(owner)
     return owner
 
 
@@ -95,11 +100,31 @@ def _is_context_generator(frame: FrameType) -> bool:
     return frame.f_back.f_globals.get("__name__") == "contextlib"
 
 
-def _mistrust(owner: Owner) -> None:
+def _ask_loop_to_mistrust() -> None:
     # A plain function may open a scope on behalf of the task that it runs in. When the loop gets its turn while the
     # scope is still open, the task has been suspended, and nobody has told us.
-    if current_task() is None:
-        return
-    loop: Any = sys.modules["asyncio"].get_running_loop()  # Any: asyncio is not imported here, only found
-    slot = per_thread.slot
-    loop.call_soon(lambda: owner.meter.set_adrift(owner, slot, NOBODY_FOLLOWS))
+    unwatched = per_thread.slot.unwatched
+    while unwatched and unwatched[-1].ended:
+        unwatched.pop()
+    call_soon = None if unwatched else _loop_call()
+    if call_soon is not None:
+        call_soon(_mistrust)
+
+
+def _mistrust() -> None:
+    unwatched = per_thread.slot.unwatched
+    while unwatched:
+        owner = unwatched.pop()
+        owner.meter.set_adrift(owner, NOBODY_FOLLOWS)
+
+
+def _loop_call() -> Callable[[Callable[[], None]], object] | None:
+    # Any: neither library is imported here, only found.
+    if current_task() is not None:
+        asyncio: Any = sys.modules["asyncio"]
+        return asyncio.get_running_loop().call_soon  # type: ignore[no-any-return]  # see above
+    trio: Any = sys.modules.get("trio")
+    try:
+        return trio.lowlevel.current_trio_token().run_sync_soon if trio is not None else None
+    except RuntimeError:
+        return None  # not inside of trio

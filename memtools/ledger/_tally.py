@@ -16,8 +16,6 @@ Figures are floats: exact below 2**53 bytes, and CPython serves floats from a fr
 not show up in what is measured (an int would be a new block of its own, at 250 ns under tracemalloc).
 """
 
-from math import inf
-
 
 class Tally:
     """What one owner holds, and its place in the tree.
@@ -25,28 +23,25 @@ class Tally:
     Attributes:
         live: bytes that this owner, and the children counted so far, added and did not give back.
         peak: the highest `live` so far, children included.
-        ceiling: the `peak` at which the budget of the owner is exceeded.
         shared: whether segments of its children are charged to it at once.
         up: the nearest shared tally above, which is charged with every segment of this one.
         payer: the tally that takes over these figures in the end.
         child: the one child in line, while this tally is not shared.
         children: how many are attached now.
-        ended: set by `detach`.
+        detached: set by `detach`.
     """
 
-    __slots__ = ("ceiling", "child", "children", "ended", "live", "payer", "peak", "shared", "up")
+    __slots__ = ("child", "children", "detached", "live", "payer", "peak", "shared", "up")
 
-    def __init__(self, *, ceiling: float = inf) -> None:
+    def __init__(self) -> None:
         self.live = 0.0
         self.peak = 0.0
-        self.ceiling = ceiling
-        # A budget has to see every byte when it comes, not when the child ends.
-        self.shared = ceiling != inf
+        self.shared = False
         self.up: Tally | None = None
         self.payer: Tally | None = None
         self.child: Tally | None = None
         self.children = 0
-        self.ended = False
+        self.detached = False
 
 
 def attach(tally: Tally, payer: Tally | None, *, in_line: bool) -> None:
@@ -54,7 +49,7 @@ def attach(tally: Tally, payer: Tally | None, *, in_line: bool) -> None:
     if payer is None:
         return
 
-    _forget_ended(payer)
+    _forget_detached(payer)
     if not in_line or payer.child is not None:
         share(payer)
     payer.children += 1
@@ -65,12 +60,14 @@ def attach(tally: Tally, payer: Tally | None, *, in_line: bool) -> None:
 
 
 def detach(tally: Tally) -> None:
-    """Take an ended tally out of the tree and hand its figures to its payer."""
+    """Take a tally out of the tree and hand its figures to its payer; a second call does nothing."""
+    if tally.detached:
+        return
     if tally.children:
         # It ends before its children do: from now on their segments go straight to everyone above.
         _share_all(tally)
 
-    tally.ended = True
+    tally.detached = True
     payer = tally.payer
     if payer is None:
         return
@@ -82,20 +79,15 @@ def detach(tally: Tally) -> None:
     payer.child = None
 
 
-def charge(tally: Tally, net: float, rise: float) -> "Tally | None":
-    """Charge one segment; return the innermost tally whose ceiling was passed by it, if any."""
-    over: Tally | None = None
-    charged: Tally | None = tally
-    while charged is not None:
-        live = charged.live
+def charge(tally: Tally | None, net: float, rise: float) -> None:
+    """Charge one segment to `tally`, which has no open child in line, and to all who share in it."""
+    while tally is not None:
+        live = tally.live
         high = live + rise
-        if high > charged.peak:
-            charged.peak = high
-            if high > charged.ceiling and over is None:
-                over = charged
-        charged.live = live + net
-        charged = charged.up
-    return over
+        if high > tally.peak:
+            tally.peak = high
+        tally.live = live + net
+        tally = tally.up
 
 
 def share(tally: Tally) -> None:
@@ -119,11 +111,11 @@ def inclusive(tally: Tally) -> tuple[float, float]:
     return live, peak
 
 
-def _forget_ended(tally: Tally) -> None:
+def _forget_detached(tally: Tally) -> None:
     # A task that starts its successor and ends, for ever: without this each would keep all that came before.
-    while tally.up is not None and tally.up.ended:
+    while tally.up is not None and tally.up.detached:
         tally.up = tally.up.up
-    while tally.payer is not None and tally.payer.ended:
+    while tally.payer is not None and tally.payer.detached:
         tally.payer = tally.payer.payer
         if tally.payer is not None:
             tally.payer.children += 1

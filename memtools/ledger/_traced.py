@@ -10,7 +10,8 @@ in it. Three things would charge the wrong one:
 - *Another thread.* When two threads have the turn, the one that took it last is charged until it gives it back, which
   is right as long as the interpreter does not change threads in between (5 ms). `_neighbours` says when it may have.
 - *The garbage collector* frees cycles of anybody's in the middle of somebody's segment. What it frees is credited to
-  nobody, except where all objects that it looks at were made by the one who has the turn.
+  nobody, except where all objects that it looks at were made by the one who has the turn. An owner whose figures would
+  look different otherwise says so.
 - *Somebody else's* `tracemalloc.stop()` or `clear_traces()`. A block of our own tells us by having no trace any more;
   owners that were open then say that their figures are not exact.
 """
@@ -24,14 +25,19 @@ from typing import Any, Final, cast
 
 from memtools.ledger._current import Slot
 from memtools.ledger._owner import Owner
-from memtools.ledger._tally import charge, inclusive
+from memtools.ledger._tally import attach, charge, detach, inclusive, share
+from memtools.units import format_size
 
 _LOST: Final = "tracemalloc was stopped or cleared meanwhile"
-_get_traced_memory = tracemalloc.get_traced_memory
-_reset_peak = tracemalloc.reset_peak
 # Three generations that are each collected as a whole, the younger ones with it. Changed in 3.14.
 _GENERATIONS_ARE_WHOLE: Final = sys.version_info < (3, 14)
 _FREE_THREADED: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+# What a collection may have freed for nobody of an owner's bytes before the owner's figures count as doubtful.
+_DOUBT_SHARE: Final = 0.02
+_DOUBT_BYTES: Final = 65_536
+
+_get_traced_memory = tracemalloc.get_traced_memory
+_reset_peak = tracemalloc.reset_peak
 
 
 class _Watch:
@@ -52,24 +58,34 @@ class TracedMeter:
     collector callbacks, too, where waiting for a lock could be for ever; see `_settle` for why the sums still add up.
     """
 
-    name: Final = "traced"
-    follows: Final = True
-
     def __init__(self) -> None:
         # Reentrant: a finaliser that runs in the middle may open a scope of its own.
         self._lock = threading.RLock()
         self._holds = 0
         self._started_here = False
+        # Counters are floats for the same reason as those of `_tally`.
         self._mark = 0.0
         self._unattributed = 0.0
-        self._epoch = 0
+        self._freed_for_nobody = 0.0
+        self._epoch = 0.0
+        self._turns = 0.0
+        self._turns_at_collection = [-1.0, -1.0, -1.0]
         self._probe: object = None
         self._holder: Slot | None = None
         self._busy_slots: list[Slot] = []
         self._watches: list[_Watch] = []
-        self._collecting = False
-        self._turn = 0
-        self._turn_collected = [-1, -1, -1]
+        self._is_collecting = False
+        self._interrupted: Owner | None = None
+
+    @property
+    def name(self) -> str:
+        """`"traced"`."""
+        return "traced"
+
+    @property
+    def follows(self) -> bool:
+        """True: a segment belongs to whoever has the turn."""
+        return True
 
     @property
     def unattributed_bytes(self) -> int:
@@ -85,10 +101,12 @@ class TracedMeter:
             self._holds += 1
             if self._holds > 1:
                 return
+            self._unattributed = self._freed_for_nobody = 0.0
             self._started_here = not tracemalloc.is_tracing()
             if self._started_here:
                 tracemalloc.start(1)
-            self._unattributed = 0.0
+                # What was made before is not traced: the first turn is as good as alone in the world.
+                self._turns_at_collection = [self._turns + 1.0] * 3
             self._begin_epoch()
             gc.callbacks.append(self._on_collection)
 
@@ -107,56 +125,78 @@ class TracedMeter:
             if self._started_here and tracemalloc.is_tracing():
                 tracemalloc.stop()
 
-    def enter(self, owner: Owner, slot: Slot) -> None:
+    def enter(self, owner: Owner, slot: Slot, payer: Owner | None, is_task: bool, /) -> None:
         """Begin to measure `owner`."""
         with self._lock:
+            self._check_probe()
+            if not owner.adrift:
+                attach(owner, payer, in_line=not is_task and payer is slot.owner)
             self._settle()
             owner.base = self._mark
             owner.epoch = self._epoch
+            owner.freed_before = self._freed_for_nobody
             owner.outer = slot.owner
             if owner.adrift:
                 owner.watch = self._watch()
             else:
                 self._move(slot, owner)
 
-    def leave(self, owner: Owner, slot: Slot, back: Owner | None) -> None:
+    def leave(self, owner: Owner, slot: Slot, back: Owner | None, /) -> None:
         """Write the owner's last figures and give the turn back, if it has it."""
         with self._lock:
             self._settle()
+            self._check_probe()
+            detach(owner)
             if owner.adrift:
                 owner.live, owner.peak = self._process_wide(owner)
                 self._watches.remove(cast("_Watch", owner.watch))
-            if owner.epoch != self._epoch or not self._is_intact():
+            if owner.epoch != self._epoch:
                 owner.note = _LOST
+            elif not owner.note:
+                owner.note = self._doubt(owner)
             if slot.owner is owner:
                 self._move(slot, back)
 
-    def switch(self, slot: Slot, owner: Owner | None) -> None:
+    def switch(self, slot: Slot, owner: Owner | None, /) -> None:
         """Charge `owner` for what this thread allocates from now on."""
-        if self._holds:
-            self._settle()
-            self._move(slot, owner)
+        if not self._holds:
+            return
+        if _FREE_THREADED:
+            with self._lock:
+                self._settle()
+                self._move(slot, owner)
+            return
+        self._settle()
+        self._move(slot, owner)
 
-    def set_adrift(self, owner: Owner, slot: Slot, why: str) -> None:
-        """Turn the owner's figures into the whole process's: nobody follows its steps any more."""
+    def set_adrift(self, owner: Owner, why: str, /) -> None:
+        """Turn the owner's figures into the whole process's: nobody follows its steps any more.
+
+        What it was charged with until now goes to its payer; what comes now is not its payer's own either.
+        """
         with self._lock:
             if owner.adrift or owner.ended:
                 return
             self._settle()
+            owner.peak = inclusive(owner)[1]
+            detach(owner)
             owner.adrift = True
             owner.note = why
             owner.watch = self._watch()
-            if slot.owner is owner:
-                self._move(slot, owner.outer)
+            above = owner.parent
+            owner.charged = above.charged if above is not None and not above.ended else None
+            for slot in tuple(self._busy_slots):
+                if slot.owner is owner:
+                    self._move(slot, owner.outer)
 
-    def look(self, owner: Owner) -> tuple[int, int]:
+    def look(self, owner: Owner, /) -> tuple[int, int]:
         """Return live and peak bytes up to now."""
         with self._lock:
             self._settle()
             live, peak = self._process_wide(owner) if owner.adrift else inclusive(owner)
             return int(live), int(peak)
 
-    def after_fork(self, slot: Slot) -> None:
+    def after_fork(self, slot: Slot, /) -> None:
         """Make the lock anew and forget the threads that are no more."""
         self._lock = threading.RLock()
         self._busy_slots = [slot] if slot.owner is not None else []
@@ -180,20 +220,24 @@ class TracedMeter:
         if rise < net or rise < 0:
             rise = max(net, 0.0)  # somebody else reset the peak
 
-        holder = self._holder
-        if holder is None or holder.owner is None or self._collecting:
-            self._unattributed += net
-        else:
-            over = charge(holder.owner, net, rise)
-            if over is not None:
-                holder.over = cast("Owner", over)
         for watch in self._watches:
             watch.high = max(watch.high, peak)
+        holder = self._holder
+        owner = holder.owner if holder is not None else None
+        if self._is_collecting and owner is self._interrupted:
+            self._freed_for_nobody -= net
+            owner = None
+        if owner is None:
+            self._unattributed += net
+        else:
+            charge(owner, net, rise)
 
     def _move(self, slot: Slot, owner: Owner | None) -> None:
-        self._turn += 1
+        self._turns += 1.0
         before, slot.owner = slot.owner, owner
         if owner is not None:
+            if owner.child is not None:
+                share(owner)  # it goes on while an owner inside it is still open
             if before is None:
                 self._busy_slots.append(slot)
             self._holder = slot
@@ -214,11 +258,18 @@ class TracedMeter:
         high = cast("_Watch", owner.watch).high
         return self._mark - owner.base, max(high - owner.base, owner.peak, 0.0)
 
-    def _is_intact(self) -> bool:
-        if tracemalloc.get_object_traceback(self._probe) is not None:
-            return True
-        self._begin_epoch()
-        return False
+    def _doubt(self, owner: Owner) -> str:
+        freed = min(self._freed_for_nobody - owner.freed_before, owner.live)
+        if freed <= max(_DOUBT_BYTES, _DOUBT_SHARE * owner.peak):
+            return ""
+        return f"up to {format_size(freed)} of it may have been freed by the garbage collector"
+
+    def _check_probe(self) -> None:
+        if tracemalloc.get_object_traceback(self._probe) is None:
+            if not tracemalloc.is_tracing():
+                self._restart()
+            else:
+                self._begin_epoch()
 
     def _restart(self) -> None:
         # Owners that open later shall find a session, whoever stopped the last one.
@@ -227,7 +278,7 @@ class TracedMeter:
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        self._epoch += 1
+        self._epoch += 1.0
         self._probe = bytearray(1)
         _reset_peak()
         self._mark = _get_traced_memory()[0] + 0.0
@@ -236,14 +287,16 @@ class TracedMeter:
         # `Any`: the type that typeshed gives to collector callbacks.
         generation: int = about["generation"]
         if phase == "start":
-            sole = _GENERATIONS_ARE_WHOLE and self._turn == self._turn_collected[generation]
-            if not sole:
+            # The turn has not changed since the last time: nobody else can have made what is looked at.
+            if not _GENERATIONS_ARE_WHOLE or self._turns != self._turns_at_collection[generation]:
                 self._settle()
-                self._collecting = True
+                self._interrupted = self._holder.owner if self._holder is not None else None
+                self._is_collecting = True
             return
 
-        if self._collecting:
+        if self._is_collecting:
             self._settle()
-            self._collecting = False
+            self._is_collecting = False
+            self._interrupted = None
         for younger in range(generation + 1):
-            self._turn_collected[younger] = self._turn
+            self._turns_at_collection[younger] = self._turns

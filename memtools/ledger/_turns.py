@@ -4,9 +4,8 @@ For code whose caller goes on between its steps in the same task and the same co
 steps of an asynchronous generator. Both what is charged on the thread and what is active in the context change hands.
 """
 
-from memtools.ledger._current import active, per_thread
+from memtools.ledger._current import active, give_turn, per_thread
 from memtools.ledger._owner import Owner
-from memtools.ledger._tally import share
 
 
 class Turn:
@@ -19,7 +18,7 @@ class Turn:
         is_taken: whether a step is running.
     """
 
-    __slots__ = ("_active_inside", "_meter", "active_before", "before", "is_taken", "owner")
+    __slots__ = ("_active_inside", "active_before", "before", "is_taken", "owner")
 
     def __init__(self, owner: Owner, active_before: Owner | None) -> None:
         self.owner = owner
@@ -27,7 +26,6 @@ class Turn:
         self.active_before = active_before
         self.is_taken = True
         self._active_inside: Owner | None = owner
-        self._meter = owner.meter
         owner.turn = self
 
     def take(self) -> None:
@@ -37,21 +35,21 @@ class Turn:
         slot = per_thread.slot
         self.is_taken = True
         self.before = slot.owner
-        self.active_before = active.get()
-        self._meter.switch(slot, self.owner.charged)
-        active.set(self._active_inside)
+        before = self.active_before = active.get()
+        if before is not self._active_inside:
+            active.set(self._active_inside)
+        give_turn(slot, self.owner.charged)
 
     def give_back(self) -> None:
         """End a step: whoever had the turn before goes on, while the owner stays open."""
         if not self.is_taken:
             return
         self.is_taken = False
-        if self.before is not None and not self.before.shared:
-            share(self.before)
-        self._meter.switch(per_thread.slot, self.before)
+        give_turn(per_thread.slot, self.before)
         # The consumer of a generator shares this context: what it opens is no child of ours.
-        self._active_inside = active.get()
-        active.set(self.active_before)
+        inside = self._active_inside = active.get()
+        if inside is not self.active_before:
+            active.set(self.active_before)
 
     def let_go(self, owner: Owner) -> tuple[Owner | None, Owner | None]:
         """Say who gets the turn, and who is active, after `owner`, which is about to end."""
