@@ -50,7 +50,7 @@ class Recorded(Decorated[P, R_co], Generic[P, R_co, H]):
         return self._self_history
 
     if TYPE_CHECKING:  # how it binds, for type checkers; it binds as its base class does
-
+        # A classmethod is to them a function that takes the class, and they do not let it bind: cast where it matters.
         @overload
         def __get__(self, instance: None, owner: type | None = None) -> "Recorded[P, R_co, H]": ...
         @overload

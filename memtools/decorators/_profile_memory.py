@@ -35,7 +35,7 @@ class Profiled(Decorated[P, R_co]):
         return self._self_memory
 
     if TYPE_CHECKING:  # how it binds, for type checkers; it binds as its base class does
-
+        # A classmethod is to them a function that takes the class, and they do not let it bind: cast where it matters.
         @overload
         def __get__(self, instance: None, owner: type | None = None) -> "Profiled[P, R_co]": ...
         @overload

@@ -1,0 +1,153 @@
+"""What type checkers see of memtools. Never run: checked by mypy strict and pyright."""
+
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from typing import Any, assert_type
+
+from memtools import (
+    BoundedList,
+    Level,
+    Reading,
+    Usage,
+    WeakCache,
+    bounded_history,
+    effective_limit,
+    memory_budget,
+    memory_scope,
+    profile_memory,
+    subscribe,
+)
+from memtools.decorators import FunctionMemory, History, HistorySummary
+from memtools.events import Subscription
+
+
+@profile_memory
+def plain(first: int, *, second: str = "") -> float:
+    return first + len(second)
+
+
+@profile_memory(name="later", sample=10, meter="traced")
+async def later(first: int) -> str:
+    return str(first)
+
+
+@memory_budget("50 MiB")
+def budgeted(first: int) -> bytes:
+    return bytes(first)
+
+
+@memory_budget("50 MiB", on_exceed="warn", measure="retained")
+async def budgeted_later(first: int) -> bytes:
+    return bytes(first)
+
+
+@bounded_history
+def remembered(first: int) -> int:
+    return first
+
+
+@bounded_history(100, keep=75, result=True)
+async def remembered_later(first: int) -> int:
+    return first
+
+
+@profile_memory
+def items(count: int) -> Generator[int, None, str]:
+    yield from range(count)
+    return "done"
+
+
+@profile_memory
+async def items_later(count: int) -> AsyncGenerator[int, None]:
+    for number in range(count):
+        yield number
+
+
+@memory_scope("scoped")
+def scoped(first: int) -> str:
+    return str(first)
+
+
+class Service:
+    @profile_memory
+    def method(self, first: int) -> str:
+        return str(first)
+
+    @profile_memory(sample=2)
+    async def method_later(self, first: int) -> str:
+        return str(first)
+
+    @memory_budget("1 GiB")
+    def budgeted(self, first: int) -> str:
+        return str(first)
+
+    @bounded_history(10, per_instance=True)
+    def remembered(self, first: int) -> str:
+        return str(first)
+
+    @profile_memory
+    @staticmethod
+    def fixed(first: int) -> str:
+        return str(first)
+
+
+async def use(service: Service) -> None:
+    assert_type(plain(1, second="x"), float)
+    waiting: Coroutine[Any, Any, str] = later(1)
+    assert_type(await waiting, str)
+    assert_type(budgeted(1), bytes)
+    assert_type(await budgeted_later(1), bytes)
+    assert_type(remembered(1), int)
+    assert_type(await remembered_later(1), int)
+    assert_type(items(3), Generator[int, None, str])
+    assert_type(items_later(3), AsyncGenerator[int, None])
+    assert_type(scoped(1), str)
+
+    assert_type(plain.memory, FunctionMemory)
+    assert_type(plain.memory.last, Usage | None)
+    assert_type(remembered.history, History)
+    assert_type(remembered_later.history.summary(), HistorySummary)
+
+    assert_type(service.method(1), str)
+    assert_type(Service.method(service, 1), str)
+    assert_type(await service.method_later(1), str)
+    assert_type(service.method.memory, FunctionMemory)
+    assert_type(service.budgeted(1), str)
+    assert_type(service.remembered(1), str)
+    assert_type(service.remembered.history, History)
+    assert_type(Service.fixed(1), str)
+
+
+def refused() -> None:
+    plain("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    budgeted()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    profile_memory(samples=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    BoundedList[int](maxlen="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def scopes() -> None:
+    with memory_scope("block", warn="50 MiB") as scope:
+        assert_type(scope, memory_scope)
+    assert_type(scope.usage, Usage)
+    async with memory_scope("block", budget=1000) as later_scope:
+        assert_type(later_scope.usage.peak_bytes, int)
+
+
+def structures() -> None:
+    recent = BoundedList([1, 2], maxlen=1000)
+    assert_type(recent, BoundedList[int])
+    assert_type(recent[0], int)
+    assert_type(recent[:1], list[int])
+    assert_type(recent.copy(), BoundedList[int])
+
+    cache: WeakCache[str, Service] = WeakCache(strong=0)
+    assert_type(cache.get("x"), Service | None)
+    assert_type(cache["x"], Service)
+    assert_type(cache.get_or_create("x", Service), Service)
+
+
+def words() -> None:
+    assert_type(effective_limit().value_bytes, int | None)
+    assert_type(list(Level), list[Level])
+    assert_type(Reading(1, None, 0.0).used_bytes, int)
+    hook: Callable[[object], None] = print
+    assert_type(subscribe(hook), Subscription)
