@@ -1,0 +1,92 @@
+"""Read the command line, and hand over.
+
+Covers: the words of the command line and what is refused. Leaves to others: running a program (`_run`), describing the
+environment (`_describing`).
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from memtools.commands._describing import describe
+from memtools.commands._run import Run, run
+from memtools.commands._versions import memtools_version
+from memtools.errors import ConfigError
+from memtools.ledger import Meter, choose_meter
+
+_RUN_HELP: Final = "run any program unchanged and report on stderr who used how much memory"
+_INFO_HELP: Final = "say what a bug report needs: versions, meters, the effective limit, the allocator"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the command line says; return the exit code of everything but `run`, which ends as the program does.
+
+    Args:
+        arguments: the command line without the interpreter's own part.
+    """
+    parser = _make_parser()
+    wishes = parser.parse_args(list(arguments))
+    if wishes.command == "info":
+        return describe(as_json=wishes.json)
+    if wishes.command == "run":
+        return run(_planned(parser, wishes))
+    parser.print_help()
+    return 2
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m memtools", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,info}")
+
+    running = commands.add_parser(
+        "run",
+        help=_RUN_HELP,
+        description=_RUN_HELP,
+        allow_abbrev=False,
+        usage="python -m memtools run [--json FILE] [--html FILE] [--meter NAME] (-m MODULE | SCRIPT) [ARGUMENT ...]",
+    )
+    running.add_argument("--json", metavar="FILE", help="write the whole report there, too")
+    running.add_argument("--html", metavar="FILE", help="write the report there as a page, too")
+    running.add_argument("--meter", metavar="NAME", help="who counts: traced (the default) or resident")
+    running.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="run a module")
+    running.add_argument("script", metavar="SCRIPT", nargs=argparse.REMAINDER, help="a file, folder or zip to run")
+
+    describing = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
+    describing.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _planned(parser: argparse.ArgumentParser, wishes: argparse.Namespace) -> Run:
+    # `-mpkg a b` leaves a and b to the script's place.
+    module: list[str] = [*(wishes.module or []), *wishes.script] if wishes.module is not None else []
+    words: list[str] = module or wishes.script
+    if not words or (words[0].startswith("-") and not module):
+        parser.error("run: a script or -m MODULE is needed")
+    return Run(
+        program=words[0],
+        is_module=bool(module),
+        arguments=tuple(words[1:]),
+        meter=_chosen_meter(parser, wishes.meter),
+        json_path=_writable(parser, wishes.json),
+        html_path=_writable(parser, wishes.html),
+    )
+
+
+def _chosen_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
+    try:
+        # A figure per task is what one runs this for: traced, unless somebody says otherwise.
+        return choose_meter(name or os.environ.get("MEMTOOLS_METER") or "traced")
+    except ConfigError as error:
+        parser.error(f"run: {error}")
+
+
+def _writable(parser: argparse.ArgumentParser, path: str | None) -> str | None:
+    if path is None:
+        return None
+    # Absolute: the program may go elsewhere. Looked at now: an hour later would be a pity.
+    absolute = os.path.abspath(path)
+    if os.path.isdir(absolute) or not os.access(os.path.dirname(absolute), os.W_OK):
+        parser.error(f"run: cannot write {path}")
+    return absolute

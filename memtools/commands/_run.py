@@ -1,0 +1,121 @@
+"""Run a program unchanged, and report at its very end who used how much.
+
+Covers: the owner of the whole program, the order of things at its end. Leaves to others: starting it as the interpreter
+would (`_program`), its end (`_ends`), following its tasks (`memtools.ledger._everywhere`), the report itself
+(`memtools.reports`).
+
+The report is an `atexit` call that was registered before the program's own, hence runs after all of them, when the
+threads that are no daemons have been joined. A program that dies by SIGTERM, `os._exit` or `exec` dies as it would
+alone: there is no report then. Children of a fork print none: they are not the process that was asked about.
+"""
+
+import atexit
+import os
+import sys
+from dataclasses import dataclass
+from typing import Final, TextIO
+
+from memtools.commands._ends import end_with
+from memtools.commands._program import execute, refuse_unreadable
+from memtools.commands._telling import tell
+from memtools.ledger import Meter, end_owner, open_owner
+from memtools.ledger._everywhere import Everywhere, follow_everywhere
+from memtools.readings import ProcessMemory, read_process
+from memtools.reports import Report, report
+
+_METER_VARIABLE: Final = "MEMTOOLS_METER"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is to be run, and where the report goes besides stderr.
+
+    Attributes:
+        program: path of a script, folder or zip file, or the name of a module.
+        is_module: whether it is a module.
+        arguments: what belongs to the program.
+        meter: who counts.
+        json_path: where to write the report as JSON.
+        html_path: where to write it as a page.
+    """
+
+    program: str
+    is_module: bool
+    arguments: tuple[str, ...]
+    meter: Meter
+    json_path: str | None = None
+    html_path: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the program is called in the report."""
+        return self.program if self.is_module else os.path.basename(self.program.rstrip("/\\")) or self.program
+
+
+class _Watch:
+    """The owner of the whole program, from its start to its report."""
+
+    def __init__(self, wish: Run, stream: TextIO | None) -> None:
+        self._wish = wish
+        self._stream = stream
+        self._process = os.getpid()
+        self.failed = False
+        # Scopes and decorators of the program that name no meter shall use ours; its children inherit it.
+        os.environ[_METER_VARIABLE] = wish.meter.name
+        wish.meter.hold()
+        self._everywhere: Everywhere = follow_everywhere(wish.meter)
+        self._since: ProcessMemory = read_process()
+        self._owner = open_owner(wish.title, "scope", meter=wish.meter)
+
+    def finish(self) -> None:
+        """Report; whatever goes wrong here, the program's end stays what it was."""
+        if os.getpid() != self._process:
+            return
+        try:
+            tell(self._take(), self._stream, json_path=self._wish.json_path, html_path=self._wish.html_path)
+        except Exception as error:
+            _complain(self._stream, error)
+
+    def _take(self) -> Report:
+        end_owner(self._owner, failed=self.failed)
+        taken = report(title=self._wish.title, since=self._since)
+        self._everywhere.close()
+        self._wish.meter.release()
+        return taken
+
+
+def run(wish: Run) -> int:
+    """Run the program; return 0 when its main module comes to its end.
+
+    Raises:
+        SystemExit: as the program exits; 1 after an uncaught exception, whose traceback has been shown.
+    """
+    if not wish.is_module:
+        refuse_unreadable(wish.program)
+    watch = _Watch(wish, sys.stderr)
+    atexit.register(watch.finish)
+    error = _executed(watch, wish)
+    # Here, where no exception is being handled: what a hook of the program raises has no context then, as alone.
+    if error is not None:
+        end_with(error)
+    return 0
+
+
+def _executed(watch: _Watch, wish: Run) -> BaseException | None:
+    try:
+        execute(wish.program, wish.arguments, is_module=wish.is_module)
+    except SystemExit as end:
+        watch.failed = end.code not in (None, 0)
+        raise
+    except BaseException as error:
+        watch.failed = True
+        return error
+    return None
+
+
+def _complain(stream: TextIO | None, error: Exception) -> None:
+    try:
+        if stream is not None:
+            stream.write(f"memtools: no report: {type(error).__name__}: {error}\n")
+    except Exception:  # nobody is there to be told
+        return
