@@ -133,9 +133,15 @@ def test_no_function_is_longer_than_a_screen(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
 
-    long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= 60]
+    long = [node.name for node in functions if _lines_of_code(node) > 60]
 
     assert long == []
+
+
+def _lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    # What is said about its arguments does not make a function long.
+    docstring = ast.get_docstring(function, clean=False) or ""
+    return (function.end_lineno or 0) - function.lineno - docstring.count("\n")
 
 
 def test_every_public_name_says_what_it_is_for() -> None:
