@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tracemalloc
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from memtools.commands._versions import installed_version, memtools_version
 from memtools.errors import ConfigError
@@ -153,7 +153,7 @@ def _shown(value: object) -> str:
     if isinstance(value, int):
         return format_size(value)
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(map(str, cast("list[object]", value))) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{number}: {tool or 'free'}" for number, tool in value.items())
+        return ", ".join(f"{number}: {tool or 'free'}" for number, tool in cast("dict[object, object]", value).items())
     return str(value)

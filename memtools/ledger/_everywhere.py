@@ -18,12 +18,11 @@ set. Traps:
 """
 
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from types import CodeType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from memtools.ledger import _carrying, _driver
 from memtools.ledger._carrying import carry
@@ -51,6 +50,7 @@ class Everywhere:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
+        self._closed = False
         self._replaced: list[tuple[type, str, object, object]] = []
         self._finder: _Finder | None = None
         meter.hold()
@@ -61,9 +61,15 @@ class Everywhere:
             sys.meta_path.insert(0, self._finder)
 
     def close(self) -> None:
-        """Leave the classes as they were found, except where somebody has replaced something since."""
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)  # type: ignore[arg-type]  # it is in the list
+        """Leave the classes as they were found, except where somebody has replaced something since.
+
+        A second call does nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._finder is not None and self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
         for kind, name, before, ours in self._replaced:
             if vars(kind).get(name) is not ours:
                 continue
@@ -71,10 +77,7 @@ class Everywhere:
                 delattr(kind, name)
             else:
                 setattr(kind, name, before)
-        if self._finder is not None or self._replaced:
-            self._meter.release()
-        self._finder = None
-        self._replaced = []
+        self._meter.release()
 
     def _patch(self, module: ModuleType | None) -> bool:
         kind = getattr(module, _LOOPS[module.__name__], None) if module is not None else None
@@ -188,7 +191,7 @@ def _found_by(
 def _following(original: Callable[..., Any], meter: Meter) -> Callable[..., Any]:
     # Any: arguments differ from Python to Python, and are between the program and its loop.
     def create_task(self: Any, coro: Any, **options: Any) -> Any:
-        if isinstance(coro, Coroutine) and not isinstance(coro, Driven):
+        if _can_be_followed(coro):
             coro = _Followed(coro, meter, name="", kind="task")
         try:
             task = original(self, coro, **options)
@@ -229,6 +232,11 @@ def _dressed_as(original: Callable[..., Any], ours: Callable[..., Any]) -> Calla
 def _is_thread_pool(executor: object) -> bool:
     module = sys.modules.get("concurrent.futures.thread")
     return module is not None and isinstance(executor, module.ThreadPoolExecutor)
+
+
+def _can_be_followed(coro: object) -> TypeGuard[Coroutine[Any, Any, Any]]:
+    # What has no name (`agen.aclose()`, which loops make tasks of) is shown by its type, and would be shown by ours.
+    return isinstance(coro, Coroutine) and not isinstance(coro, Driven) and hasattr(coro, "__name__")
 
 
 def _is_coroutine_function(func: object) -> bool:
