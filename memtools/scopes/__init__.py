@@ -4,9 +4,18 @@ from memtools.scopes._calls import Plan, call, follow, generate, generate_async
 from memtools.scopes._judging import judge, make_budget, parse_limit
 from memtools.scopes._memory_scope import memory_scope
 from memtools.scopes._naming import parse_name
+from memtools.scopes._task_admission import Admission, Admit
+from memtools.scopes._task_records import ScopeFull, TaskFailure, TaskScopeStatistics, TaskUsage
+from memtools.scopes._task_scope import task_scope
 
 __all__ = [
+    "Admission",
+    "Admit",
     "Plan",
+    "ScopeFull",
+    "TaskFailure",
+    "TaskScopeStatistics",
+    "TaskUsage",
     "call",
     "follow",
     "generate",
@@ -16,4 +25,5 @@ __all__ = [
     "memory_scope",
     "parse_limit",
     "parse_name",
+    "task_scope",
 ]

@@ -1,0 +1,350 @@
+"""Start tasks that cannot be lost, and know what they used: `task_scope`.
+
+Covers: the block, creating tasks in it, what can be asked about them. Leaves to others: tasks that run and how they end
+(`_task_roster`), turns and admission (`_task_gate`), owners and their steps (`memtools.ledger`).
+"""
+
+import sys
+from collections.abc import Coroutine
+from contextvars import Context
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, cast
+
+from memtools.errors import ScopeClosed
+from memtools.ledger import Driven, Owner, Usage, end_owner, open_in_frame, usage_of
+from memtools.ledger._current import active
+from memtools.scopes._judging import judge
+from memtools.scopes._task_accounts import TaskAccount
+from memtools.scopes._task_admission import Admission, Admit, SizeAdmission
+from memtools.scopes._task_context import context_below
+from memtools.scopes._task_gate import Gate, Ticket
+from memtools.scopes._task_outcomes import Outcomes
+from memtools.scopes._task_parent import ParentTask
+from memtools.scopes._task_records import TaskFailure, TaskScopeStatistics, TaskUsage
+from memtools.scopes._task_roster import FINISHED, OPEN, SHUTTING_DOWN, Live, Roster
+from memtools.scopes._task_settings import read_settings
+
+if TYPE_CHECKING:
+    import asyncio
+
+T = TypeVar("T")
+Work: TypeAlias = Coroutine[Any, Any, T]  # Any: what loop and coroutine exchange is between them
+
+_NOT_ENTERED: Final = "it has not been entered"
+_STATES: Final = {OPEN: "open", SHUTTING_DOWN: "shutting down", FINISHED: "finished"}
+
+
+class task_scope:  # noqa: N801  # a context manager that reads like a word, as `memory_scope`
+    """Run tasks that end with the block, at most so many at once, one account per name.
+
+    ```python
+    import asyncio
+
+    async def main():
+        async with task_scope(limit=64, name="import") as tasks:
+            for path in ("a", "b"):
+                await tasks.spawn(asyncio.sleep(0, path), name="read")
+        print(tasks.usage()["read"])
+
+    asyncio.run(main())
+    ```
+
+    A drop-in for `asyncio.TaskGroup`; nothing of a finished task stays alive.
+
+    Args:
+        limit: how many tasks may run at once; the others wait for their turn before their first step.
+        on_error: `"cancel"` cancels the siblings of a task that fails and raises an `ExceptionGroup`, as a TaskGroup
+            does; `"record"` lets them go on and keeps the last 256 failures in words (`errors()`). `SystemExit` and
+            `KeyboardInterrupt` are raised bare either way; what the block itself raises cancels the tasks.
+        on_exit: whether the end of the block waits for the tasks (`"join"`) or cancels them.
+        grace: seconds for all that was cancelled to end; who goes on is named (`TaskAbandoned`, a warning) and left.
+        keep_results: how many of the last results to keep for `results()`.
+        admit: an object with `admit()`, or a callable, that gives an async context manager: entering it waits while
+            memory is short. Or a size (`"200 MiB"`): tasks start while the scope has used less; one always may.
+        name: what reports call it.
+        budget: the highest peak that the scope as a whole may have; see `memory_scope`.
+        warn: a higher peak of the whole is logged as "High memory increase".
+        max_pending: how many may wait for their turn; one more raises `ScopeFull`.
+        meter: who counts; see `memory_scope`. With a meter that follows, each task is an owner below the scope.
+
+    Raises:
+        ConfigError: at construction, for an argument that makes no sense.
+        BudgetExceeded: at the end of a block that raises nothing else.
+
+    Threads: belongs to the loop that it is entered in. One object is entered once.
+    Cost: see docs/performance.md, task scope.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_accounts",
+        "_drives",
+        "_gate",
+        "_open_account",
+        "_outcomes",
+        "_owner",
+        "_roster",
+        "_settings",
+        "_special",
+        "name",
+    )
+
+    def __init__(
+        self,
+        limit: int | None = None,
+        on_error: Literal["cancel", "record"] = "cancel",
+        on_exit: Literal["join", "cancel"] = "join",
+        grace: float = 5.0,
+        keep_results: int = 0,
+        admit: Admit | None = None,
+        name: str | None = None,
+        budget: int | str | None = None,
+        warn: int | str | None = None,
+        max_pending: int | None = None,
+        meter: str | None = None,
+    ) -> None:
+        self._settings = settings = read_settings(
+            limit=limit, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results, admit=admit,
+            name=name, budget=budget, warn=warn, max_pending=max_pending, meter=meter,
+        )  # fmt: skip
+        self.name = settings.name
+        # A budget is looked at after each step, whoever counts.
+        self._drives = settings.meter.follows or settings.budget is not None
+        self._special = self._drives or settings.limit is not None or settings.admission is not None
+        self._outcomes = Outcomes(settings.name, settings.keep_results)
+        # Looked at for each task, hence not searched for each time.
+        self._accounts = self._outcomes.accounts.by_name
+        self._open_account = self._outcomes.accounts.open
+        self._gate: Gate | None = None
+        self._roster: Roster | None = None
+        self._owner: Owner | None = None
+
+    async def __aenter__(self) -> Self:
+        import asyncio  # loaded by whoever runs a loop, not by whoever imports memtools
+
+        if self._owner is not None:
+            raise ScopeClosed(self.name, "it has already been entered")
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        if task is None:
+            raise ScopeClosed(self.name, "it cannot determine the parent task")
+
+        settings = self._settings
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # the only way to one's caller
+        self._owner = owner = open_in_frame(self.name, "scope", frame, meter=settings.meter, budget=settings.budget)
+        if settings.limit is not None or settings.admission is not None:
+            admission = _admission_for(settings.admission, owner)
+            self._gate = Gate(self.name, settings.limit, settings.max_pending, admission)
+        self._roster = Roster(
+            self.name, loop, ParentTask(task), self._outcomes, self._gate,
+            grace_s=settings.grace_s, records_errors=settings.records_errors,
+        )  # fmt: skip
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        roster = cast("Roster", self._roster)
+        failed = True
+        try:
+            if error is not None or self._settings.cancels_on_exit:
+                roster.abort()
+            # A block that is torn down from outside (`GeneratorExit`) may not wait.
+            if not isinstance(error, GeneratorExit):
+                await roster.conclude(error, await roster.join(error))
+            failed = error is not None
+        finally:
+            del error, trace  # or exception, traceback and this frame would keep each other alive
+            self._end_owner(failed)
+
+    def create_task(
+        self, coro: "Work[T]", *, name: str | None = None, context: Context | None = None
+    ) -> "asyncio.Task[T]":
+        """Start a task in this scope; past the limit it waits for its turn before its first step.
+
+        Args:
+            coro: the coroutine to run.
+            name: the task's name, and that of its account; by default the account is the coroutine's.
+            context: the context to run in; by default a copy of the present one.
+
+        Raises:
+            ScopeClosed: when the scope takes no tasks; the coroutine is closed.
+            ScopeFull: when as many as may are waiting; the coroutine is closed.
+        """
+        roster = self._roster
+        if roster is None or roster.refusal or self._special:
+            return self._create_special(coro, name, context, may_wait=False)[0]
+
+        began = perf_counter()
+        try:
+            if context is None and active.get() is self._owner:
+                task = roster.loop.create_task(coro, name=name)
+            else:
+                task = roster.loop.create_task(coro, name=name, context=context_below(self.owner, context))
+        except BaseException:
+            _close(coro)
+            raise
+        label = name or _name_of(coro)
+        account = self._accounts.get(label) or self._open_account(label)
+        roster.enrol(task, (account, began, None, None))
+        return task
+
+    async def spawn(
+        self, coro: "Work[T]", *, name: str | None = None, context: Context | None = None
+    ) -> "asyncio.Task[T]":
+        """Start a task as `create_task` does, but return only when it has got its turn: back-pressure.
+
+        Whoever waits here does not count towards `max_pending`. When the wait is cancelled, the task does not start.
+
+        Raises:
+            ScopeClosed: when the scope takes no tasks, or stopped taking them meanwhile; the coroutine is closed.
+        """
+        task, ticket = self._create_special(coro, name, context, may_wait=True)
+        if ticket is None or ticket.has_begun or task.done():
+            return task
+
+        watcher = ticket.watcher = task.get_loop().create_future()
+        try:
+            await watcher
+        except BaseException:
+            if not ticket.has_begun:
+                task.cancel()
+            raise
+        if not ticket.has_begun and task.cancelled():
+            raise ScopeClosed(self.name, SHUTTING_DOWN)
+        return task
+
+    async def shutdown(self) -> None:
+        """Cancel all tasks, take no new ones, and wait until they have ended or the grace is over.
+
+        A second call waits for the same end. Whoever calls it from inside a task of the scope is cancelled, too.
+        """
+        if self._roster is not None:
+            self._roster.abort()
+            await self._roster.drained()
+
+    @property
+    def owner(self) -> Owner:
+        """The owner that is charged for the scope as a whole.
+
+        Raises:
+            ScopeClosed: before the scope is entered.
+        """
+        if self._owner is None:
+            raise ScopeClosed(self.name, _NOT_ENTERED)
+        return self._owner
+
+    @property
+    def total(self) -> Usage:
+        """What the scope as a whole used so far, or in the end.
+
+        Raises:
+            ScopeClosed: before the scope is entered.
+        """
+        return usage_of(self.owner)
+
+    def usage(self) -> dict[str, TaskUsage]:
+        """Return what the tasks used, by name, the running ones included; beyond 256 names under `<other>`."""
+        open_owners: dict[str, list[Owner]] = {}
+        for account, _, driven, _ in self._live().values():
+            owner = driven.owner if driven is not None else None
+            if owner is not None and owner.is_active:
+                open_owners.setdefault(account.name, []).append(owner)
+        meter = self._settings.meter
+        return {name: account.to_usage(meter, open_owners.get(name, ())) for name, account in self._accounts.items()}
+
+    def errors(self) -> tuple[TaskFailure, ...]:
+        """Return the last 256 failures, in words, oldest first; only with `on_error="record"`."""
+        return tuple(self._outcomes.failures)
+
+    def results(self) -> tuple[object, ...]:
+        """Return the last `keep_results` results, in the order in which the tasks ended."""
+        return tuple(self._outcomes.results)
+
+    def statistics(self) -> TaskScopeStatistics:
+        """Return how the tasks fared so far."""
+        total = self._outcomes.accounts.total
+        waiting = self._gate.waiting if self._gate is not None else 0
+        return TaskScopeStatistics(
+            name=self.name,
+            state=self._state(),
+            limit=self._settings.limit,
+            running=len(self._live()) - waiting,
+            waiting=waiting,
+            finished=total("finished"),
+            failed=total("failed"),
+            cancelled=total("cancelled"),
+            abandoned=total("abandoned"),
+        )
+
+    def __repr__(self) -> str:
+        waiting = self._gate.waiting if self._gate is not None else 0
+        running = len(self._live()) - waiting
+        return f"<task_scope {self.name!r} {self._state()} running={running} waiting={waiting}>"
+
+    def _create_special(
+        self, coro: "Work[T]", name: str | None, context: Context | None, *, may_wait: bool
+    ) -> "tuple[asyncio.Task[T], Ticket | None]":
+        # A task that is refused, driven, or counted at the gate.
+        ticket: Ticket | None = None
+        began = perf_counter()
+        try:
+            roster = self._open_roster()
+            account = self._open_account(name or _name_of(coro))
+            if self._gate is not None:
+                ticket = self._gate.take(roster.loop, may_wait=may_wait)
+            work = coro if ticket is None or self._gate is None else self._gate.put_before(coro, ticket)
+            # One driver, outermost: a task factory of `install()` leaves a driver alone, and none runs inside another.
+            driven = self._drive(work, name, account) if self._drives else None
+            task = roster.loop.create_task(driven or work, name=name, context=context_below(self.owner, context))
+        except BaseException:
+            if ticket is not None and self._gate is not None:
+                self._gate.leave(ticket)
+            _close(coro)
+            raise
+        roster.enrol(task, (account, began, driven, ticket))
+        return task, ticket
+
+    def _open_roster(self) -> Roster:
+        if self._roster is None:
+            raise ScopeClosed(self.name, _NOT_ENTERED)
+        if self._roster.refusal:
+            raise ScopeClosed(self.name, self._roster.refusal)
+        return self._roster
+
+    def _drive(self, coro: "Work[T]", name: str | None, account: TaskAccount) -> "Driven[T]":
+        meter = self._settings.meter
+        if not meter.follows:
+            return Driven(coro, meter)  # only looks at the budget after each step
+        return Driven(coro, meter, name=name or _name_of(coro), kind="task", on_end=account.add_ended)
+
+    def _live(self) -> "dict[asyncio.Task[Any], Live]":
+        return {} if self._roster is None else self._roster.live
+
+    def _state(self) -> str:
+        return "not entered" if self._roster is None else _STATES[self._roster.refusal]
+
+    def _end_owner(self, failed: bool) -> None:
+        usage = end_owner(self.owner, failed=failed)
+        judge(self.owner, usage, warn_bytes=self._settings.warn_bytes, failed=failed)
+
+
+def _admission_for(admission: Admission | int | None, owner: Owner) -> Admission | None:
+    return SizeAdmission(admission, lambda: owner.live_bytes) if isinstance(admission, int) else admission
+
+
+def _name_of(coro: Any) -> str:
+    # Any: what a loop takes for a coroutine need not have a name.
+    try:
+        name: str = coro.__qualname__
+    except AttributeError:
+        return type(coro).__qualname__
+    return name
+
+
+def _close(coro: Any) -> None:
+    # Any: a wrong argument is refused by the loop, and may be no coroutine at all.
+    close = getattr(coro, "close", None)
+    if callable(close):
+        close()
