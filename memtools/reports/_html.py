@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from memtools.reports._rows import Row, notes_of
 from memtools.reports._visible import visible
-from memtools.reports._words import marked, mib, process_lines, seconds, share
+from memtools.reports._words import LEGEND, marked, mib, process_lines, seconds, share
 
 if TYPE_CHECKING:
     from memtools.reports._report import Report
@@ -30,7 +30,7 @@ def html_table(report: "Report") -> str:
         if rows:
             parts += _section(heading, rows, report.peak_bytes)
     parts += _process(report)
-    parts += _notes(report.notes)
+    parts += _notes(report.notes, legend=True)
     return "".join([*parts, "</table>"])
 
 
@@ -74,8 +74,9 @@ def _process(report: "Report") -> list[str]:
     return [*lines, "</tbody>"]
 
 
-def _notes(notes: dict[str, int]) -> list[str]:
-    lines = [f"~ not exact: {note} ({count} row{'s' if count > 1 else ''})" for note, count in notes.items()]
+def _notes(notes: dict[str, int], *, legend: bool = False) -> list[str]:
+    lines = [*LEGEND] if legend else []
+    lines += [f"~ not exact: {note} ({count} row{'s' if count > 1 else ''})" for note, count in notes.items()]
     return [f'<tbody><tr><td colspan="8">{_text(line)}</td></tr></tbody>' for line in lines]
 
 

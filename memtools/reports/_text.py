@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from memtools.reports._rows import Row, notes_of
 from memtools.reports._visible import cut, visible, width_of
-from memtools.reports._words import bar, marked, mib, process_lines, seconds, share
+from memtools.reports._words import LEGEND, bar, marked, mib, process_lines, seconds, share
 
 if TYPE_CHECKING:
     from memtools.reports._report import Report
@@ -28,6 +28,7 @@ def text_report(report: "Report", *, width: int | None, ascii_only: bool | None,
         if rows:
             page.table(heading, rows, whole=report.peak_bytes)
     page.process(report)
+    page.legend()
     page.notes(report.notes)
     return page.text()
 
@@ -105,10 +106,12 @@ class _Page:
         for label, size, why in lines:
             self.say(f"{label:<{label_width}}{_GAP}{size:>{size_width}}{_GAP}{why}")
 
-    def notes(self, notes: dict[str, int]) -> None:
-        if not notes:
-            return
+    def legend(self) -> None:
         self._lines.append("")
+        for line in LEGEND:
+            self.say(line)
+
+    def notes(self, notes: dict[str, int]) -> None:
         for note, count in notes.items():
             self.say(f"~ not exact: {visible(note)} ({count} row{'s' if count > 1 else ''})")
 

@@ -9,6 +9,11 @@ from typing import Final
 from memtools.reports._growth import Growth
 from memtools.reports._rows import Row
 
+LEGEND: Final = (
+    "peak: the most that one call had alive at once, with all that it called",
+    "retained: what was alive of it when each call ended, added up",
+    "time: from the begin to the end of each call, others in between, added up",
+)
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
