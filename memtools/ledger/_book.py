@@ -10,7 +10,6 @@ import os
 import threading
 import time
 import weakref
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from memtools.ledger._meters import Meter, choose_meter, made_meters
 from memtools.ledger._owner import Kind, Owner
 from memtools.ledger._resident import resident_or_zero
 from memtools.ledger._usage import Usage
+from memtools.records import record
 
 if TYPE_CHECKING:
     from memtools.ledger._driver import Driven
@@ -32,7 +32,7 @@ _open: dict[int, Owner] = {}
 _root = Account("process", "process")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LedgerStatistics:
     """What the ledger knows at one moment.
 
@@ -119,7 +119,9 @@ def end_owner(owner: Owner, *, failed: bool = False, back: Owner | None = None) 
         return owner.usage
 
     outer, active_after = owner.turn.let_go(owner) if owner.turn else (owner.outer, owner.parent)
-    owner.outer = _still_open(back or outer)
+    if back is not None and back is not owner:
+        outer = back
+    owner.outer = _still_open(outer)
     owner.meter.leave(owner, per_thread.slot, owner.outer)
     if active.get() is owner:
         active.set(active_after)

@@ -1,0 +1,445 @@
+"""Whose step is it: what is thrown in, cancelled, closed, started eagerly, and what debuggers see."""
+
+import asyncio
+import contextvars
+import gc
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from memtools.ledger import Driven, Kind, Meter, Owner, active_owner, current_driver, end_owner, open_owner
+from memtools.scopes import memory_scope
+
+MB = 1_000_000
+
+
+def near(truth: int) -> Any:
+    # Any: what pytest.approx returns has no public type.
+    return pytest.approx(truth, rel=0.02, abs=64_000)
+
+
+def drive(inner: Coroutine[Any, Any, Any], meter: Meter, name: str | None = "call", kind: Kind = "call") -> Driven[Any]:
+    return Driven(inner, meter, name=name, kind=kind)
+
+
+def ended(driver: Driven[Any]) -> Owner:
+    assert driver.owner is not None
+    assert driver.owner.usage is not None
+    return driver.owner
+
+
+async def bystander(meter: Meter) -> int:
+    """Run short steps, and say what it was charged with."""
+
+    async def steps() -> None:
+        for _ in range(30):
+            await asyncio.sleep(0.001)
+
+    driver = drive(steps(), meter, "bystander")
+    await driver
+    return ended(driver).usage.retained_bytes  # type: ignore[union-attr]  # `ended` has looked
+
+
+async def cleans_up(store: list[bytearray], during: asyncio.Event) -> None:
+    block = bytearray(30 * MB)
+    try:
+        during.set()
+        await asyncio.sleep(60)
+    finally:
+        del block
+        store.append(bytearray(10 * MB))
+        await asyncio.sleep(0.005)
+        store.append(bytearray(5 * MB))
+
+
+async def test_cleaning_up_after_a_cancellation_is_charged_rightly(session: Meter) -> None:
+    store: list[bytearray] = []
+    started = asyncio.Event()
+    driver = drive(cleans_up(store, started), session)
+    task = asyncio.ensure_future(driver)
+    beside = asyncio.ensure_future(bystander(session))
+    await started.wait()
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    usage = ended(driver).usage
+    assert usage is not None
+    assert (usage.peak_bytes, usage.retained_bytes) == (near(30 * MB), near(15 * MB))
+    assert await beside == near(0)
+
+
+async def test_cleaning_up_after_a_timeout_is_charged_rightly(session: Meter) -> None:
+    store: list[bytearray] = []
+    driver = drive(cleans_up(store, asyncio.Event()), session)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.005):
+            await driver
+
+    task = asyncio.current_task()
+    usage = ended(driver).usage
+    assert usage is not None
+    assert (usage.peak_bytes, usage.retained_bytes) == (near(30 * MB), near(15 * MB))
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_cancelling_and_uncancel_are_what_they_are_without_a_driver(session: Meter) -> None:
+    seen: list[int] = []
+
+    async def swallows_one() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            seen.append(task.cancelling())
+            seen.append(task.uncancel())
+        await asyncio.sleep(0)
+        return "went on"
+
+    for inner in (swallows_one(), drive(swallows_one(), session)):
+        task = asyncio.ensure_future(inner)
+        await asyncio.sleep(0)
+        task.cancel()
+        assert await task == "went on"
+
+    assert seen == [1, 0, 1, 0]
+
+
+async def test_a_task_cancelled_before_its_first_step_still_ends_its_owner(session: Meter) -> None:
+    async def never() -> None:
+        raise AssertionError("must not run")
+
+    driver = drive(never(), session)
+    task = asyncio.ensure_future(driver)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not ended(driver).is_active
+
+
+def test_close_runs_the_clean_up_inside_a_charged_step(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    class Pause:
+        def __await__(self) -> Any:
+            yield
+
+    async def holds() -> None:
+        try:
+            await Pause()
+        finally:
+            store.append(bytearray(10 * MB))
+
+    driver = drive(holds(), session)
+    driver.send(None)
+    before = session.unattributed_bytes
+
+    driver.close()
+
+    assert ended(driver).live_bytes == near(10 * MB)
+    assert session.unattributed_bytes - before == near(0)
+
+
+def test_closing_twice_ends_once(session: Meter) -> None:
+    told: list[bool] = []
+
+    async def pauses() -> None:
+        await asyncio.sleep(0)
+
+    driver = Driven(pauses(), session, name="call", kind="call", on_end=lambda owner, failed: told.append(failed))
+    driver.send(None)
+
+    driver.close()
+    driver.close()
+
+    assert told == [False]
+
+
+def test_closing_what_never_began_opens_nothing(session: Meter) -> None:
+    async def never() -> None:
+        raise AssertionError("must not run")
+
+    driver = drive(never(), session)
+
+    driver.close()
+
+    assert driver.owner is None
+
+
+def test_a_suspended_call_that_is_dropped_is_closed_and_settled_as_a_coroutine_is(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    class Pause:
+        def __await__(self) -> Any:
+            yield
+
+    async def holds() -> None:
+        try:
+            await Pause()
+        finally:
+            store.append(bytearray(10 * MB))
+
+    driver = drive(holds(), session)
+    driver.send(None)
+    owner = driver.owner
+    assert owner is not None
+
+    del driver
+
+    assert not owner.is_active
+    assert owner.live_bytes == near(10 * MB)
+
+
+async def test_what_a_coroutine_raises_and_returns_passes(session: Meter) -> None:
+    async def raises() -> None:
+        await asyncio.sleep(0)
+        raise LookupError("mine")
+
+    async def returns() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    failing = drive(raises(), session)
+    with pytest.raises(LookupError, match="mine"):
+        await failing
+
+    assert await drive(returns(), session) == 7
+    assert current_driver() is None
+
+
+def test_an_interrupt_in_the_middle_passes_and_ends_the_owner(session: Meter) -> None:
+    async def interrupted() -> None:
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    driver = drive(interrupted(), session)
+
+    async def main() -> None:
+        await driver
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+
+    assert not ended(driver).is_active
+
+
+async def test_children_inherit_the_owner_and_count_into_it_unless_told_otherwise(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    async def child() -> None:
+        await asyncio.sleep(0.001)
+        store.append(bytearray(10 * MB))
+
+    async def parent() -> None:
+        await asyncio.gather(*(asyncio.ensure_future(drive(child(), session, f"child {i}", "task")) for i in range(2)))
+
+    together = Driven(parent(), session, name="together", kind="call")
+    alone = Driven(parent(), session, name="alone", kind="call", include_children=False)
+    await asyncio.ensure_future(together)
+    await asyncio.ensure_future(alone)
+
+    assert ended(together).live_bytes == near(20 * MB)
+    assert ended(alone).live_bytes == near(0)
+
+
+async def test_a_task_without_an_owner_of_its_own_is_charged_to_the_one_it_was_started_in(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    async def child() -> None:
+        await asyncio.sleep(0.001)
+        store.append(bytearray(10 * MB))
+
+    async def parent() -> None:
+        await asyncio.gather(*(asyncio.ensure_future(drive(child(), session, None)) for _ in range(3)))
+
+    driver = drive(parent(), session)
+    await asyncio.ensure_future(driver)
+
+    assert ended(driver).live_bytes == near(30 * MB)
+
+
+async def test_another_meter_in_between_does_not_take_the_turn_away(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    async def call() -> None:
+        async with memory_scope("resident", meter="resident"):
+            await asyncio.sleep(0.001)
+            store.append(bytearray(10 * MB))
+            await asyncio.sleep(0.001)
+
+    driver = drive(call(), session)
+    await asyncio.gather(driver, bystander(session))
+
+    assert ended(driver).live_bytes == near(10 * MB)
+
+
+async def test_a_driver_of_one_meter_follows_for_the_scopes_of_another() -> None:
+    from memtools.ledger import choose_meter
+
+    store: list[bytearray] = []
+    scopes: list[memory_scope] = []
+
+    async def call() -> None:
+        async with memory_scope("traced", meter="traced") as scope:
+            scopes.append(scope)
+            await asyncio.sleep(0.002)
+            store.append(bytearray(10 * MB))
+            await asyncio.sleep(0.002)
+
+    async def neighbour() -> None:
+        await asyncio.sleep(0.001)
+        store.append(bytearray(30 * MB))
+
+    await asyncio.gather(drive(call(), choose_meter("resident")), neighbour())
+
+    assert scopes[0].usage.retained_bytes == near(10 * MB)
+    assert scopes[0].usage.exact
+
+
+async def test_steps_are_counted_for_the_call_and_for_scopes_inside(session: Meter) -> None:
+    scopes: list[memory_scope] = []
+
+    async def call() -> None:
+        await asyncio.sleep(0)
+        async with memory_scope("inside", meter="traced") as scope:
+            scopes.append(scope)
+            for _ in range(300):
+                await asyncio.sleep(0)
+
+    driver = drive(call(), session)
+    await driver
+
+    usage = ended(driver).usage
+    assert usage is not None
+    assert usage.steps == driver.steps == 302
+    assert scopes[0].usage.steps == 301
+
+
+async def test_a_call_awaited_inside_a_charged_step_gives_the_turn_back(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    async def inner() -> None:
+        store.append(bytearray(5 * MB))
+        await asyncio.sleep(0)
+
+    async def outer() -> None:
+        store.append(bytearray(10 * MB))
+        await drive(inner(), session, "inner")
+        store.append(bytearray(10 * MB))
+
+    driver = drive(outer(), session, "outer")
+    await driver
+
+    assert ended(driver).live_bytes == near(25 * MB)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_an_eager_task_runs_inside_its_parents_step_and_is_charged_for_itself(session: Meter) -> None:
+    store: list[bytearray] = []
+    children: list[Driven[Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+
+    async def child() -> None:
+        assert current_driver() is children[0]
+        store.append(bytearray(5 * MB))
+        await asyncio.sleep(0.001)
+        store.append(bytearray(5 * MB))
+
+    async def bare() -> None:
+        # Starts in the parent's step, whose driver will not follow it.
+        assert current_driver() is None
+        async with memory_scope("bare", meter="traced") as scope:
+            await asyncio.sleep(0.001)
+            store.append(bytearray(3 * MB))
+        assert scope.usage.retained_bytes == near(3 * MB)
+        assert scope.usage.exact
+
+    async def parent() -> None:
+        store.append(bytearray(20 * MB))
+        children.append(drive(child(), session, "child", "task"))
+        tasks = [asyncio.ensure_future(children[0]), asyncio.ensure_future(bare())]
+        store.append(bytearray(20 * MB))
+        await asyncio.gather(*tasks)
+
+    driver = Driven(parent(), session, name="parent", kind="call", include_children=False)
+    await driver
+
+    assert ended(children[0]).live_bytes == near(10 * MB)
+    assert ended(driver).live_bytes == near(40 * MB)
+
+
+async def test_an_owner_may_be_opened_in_one_context_and_ended_in_another(session: Meter) -> None:
+    opened: list[Owner] = []
+    elsewhere = contextvars.copy_context()
+    elsewhere.run(lambda: opened.append(open_owner("there", "scope", meter=session)))
+    elsewhere_too = contextvars.copy_context()
+
+    elsewhere_too.run(lambda: end_owner(opened[0]))
+
+    assert elsewhere.run(active_owner) is None
+    assert active_owner() is None
+
+
+async def test_a_task_that_outlives_its_scope_opens_below_the_next_one_that_is_open(session: Meter) -> None:
+    parents: list[Owner | None] = []
+
+    async def late() -> None:
+        await asyncio.sleep(0.002)
+        with memory_scope("late", meter="traced") as scope:
+            parents.append(scope.owner.parent)
+
+    outer = open_owner("outer", "scope", meter=session)
+    inner = open_owner("inner", "scope", meter=session)
+    task = asyncio.ensure_future(drive(late(), session, None))
+    end_owner(inner)
+    await task
+    end_owner(outer)
+
+    assert parents == [outer]
+
+
+async def test_debuggers_see_the_users_coroutine(session: Meter, capsys: pytest.CaptureFixture[str]) -> None:
+    async def my_own_coroutine() -> None:
+        await asyncio.sleep(60)
+
+    driver = drive(my_own_coroutine(), session)
+    task = asyncio.get_running_loop().create_task(driver)
+    await asyncio.sleep(0)
+
+    assert task in asyncio.all_tasks()
+    assert [frame.f_code.co_name for frame in task.get_stack()] == ["my_own_coroutine"]
+    assert "my_own_coroutine" in repr(task)
+    assert driver.cr_await is not None
+    assert asyncio.iscoroutine(driver)
+    task.print_stack(file=sys.stdout)
+    assert "my_own_coroutine" in capsys.readouterr().out
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_asyncio_debug_mode_is_served(session: Meter) -> None:
+    async def call() -> int:
+        await asyncio.sleep(0)
+        return 3
+
+    async def main() -> int:
+        return await asyncio.create_task(drive(call(), session, "call", "task"))
+
+    assert asyncio.run(main(), debug=True) == 3
+
+
+def test_what_is_no_coroutine_is_refused_without_a_trace(session: Meter) -> None:
+    with pytest.raises(AttributeError, match="send"):
+        Driven(42, session)  # type: ignore[arg-type]  # on purpose
+    gc.collect()
