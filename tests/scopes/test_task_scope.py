@@ -1,0 +1,495 @@
+"""What a task scope promises about starting tasks, their errors, and what is left of them."""
+
+import asyncio
+import gc
+import sys
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from typing import Any
+
+import pytest
+import uvloop
+
+from memtools.errors import ConfigError, MemtoolsError, ScopeClosed
+from memtools.scopes import ScopeFull, TaskFailure, memory_scope, task_scope
+
+
+async def give(value: object = None) -> object:
+    await asyncio.sleep(0)
+    return value
+
+
+async def fail(error: BaseException) -> None:
+    await asyncio.sleep(0)
+    raise error
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+# -- arguments
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("limit", 0),
+        ("limit", True),
+        ("limit", -1),
+        ("limit", 1.5),
+        ("limit", "8"),
+        ("on_error", "ignore"),
+        ("on_error", None),
+        ("on_exit", "leave"),
+        ("grace", float("nan")),
+        ("grace", -1),
+        ("grace", float("inf")),
+        ("grace", True),
+        ("keep_results", -1),
+        ("keep_results", None),
+        ("admit", "much"),
+        ("admit", object()),
+        ("admit", True),
+        ("name", ""),
+        ("name", 7),
+        ("budget", "1 elephant"),
+        ("warn", -1),
+        ("meter", "scales"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused_by_name(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        task_scope(**{argument: value})
+
+    assert refused.value.name == argument
+    assert refused.value.value is value
+    assert refused.value.accepted
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_pending": 1}, {"limit": 1, "max_pending": -1}, {"admit": 1, "max_pending": 0}]
+)
+def test_max_pending_has_to_make_sense(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="max_pending"):
+        task_scope(**settings)
+
+
+# -- creating
+
+
+async def test_create_task_returns_a_task_of_asyncio_with_its_name() -> None:
+    async with task_scope() as tasks:
+        task = tasks.create_task(give(7), name="seven")
+
+    assert isinstance(task, asyncio.Task)
+    assert (task.get_name(), task.result()) == ("seven", 7)
+
+
+@pytest.mark.parametrize("spawns", [False, True])
+async def test_a_closed_scope_refuses_and_closes_the_coroutine(spawns: bool) -> None:
+    tasks = task_scope(name="import")
+    async with tasks:
+        pass
+    coro = give()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ScopeClosed, match="import takes no work: it is finished"):
+            await tasks.spawn(coro) if spawns else tasks.create_task(coro)
+        with pytest.raises(RuntimeError, match="cannot reuse"):
+            coro.send(None)
+        del coro
+        gc.collect()
+
+
+async def test_a_scope_that_was_not_entered_refuses_too() -> None:
+    tasks = task_scope()
+
+    with pytest.raises(ScopeClosed, match="has not been entered"):
+        tasks.create_task(give())
+    with pytest.raises(ScopeClosed, match="has not been entered"):
+        tasks.owner  # noqa: B018
+    await tasks.shutdown()
+    assert tasks.statistics().state == "not entered"
+
+
+async def test_what_is_no_coroutine_is_refused_as_by_the_loop() -> None:
+    for settings in ({}, {"limit": 1}):
+        async with task_scope(**settings) as tasks:
+            with pytest.raises(TypeError, match="coroutine was expected"):
+                tasks.create_task(7)  # type: ignore[arg-type]
+
+            assert tasks.statistics().running == 0
+
+
+async def test_context_variables_of_the_creator_are_seen_and_a_given_context_is_used_itself() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+
+    async def read_and_set(value: str) -> str:
+        before = variable.get()
+        variable.set(value)
+        return before
+
+    variable.set("creator")
+    given = copy_context()
+    given.run(variable.set, "given")
+    async with task_scope() as tasks:
+        with memory_scope("another owner"):
+            own = tasks.create_task(read_and_set("a"))
+        other = tasks.create_task(read_and_set("b"), context=given)
+
+    assert (own.result(), other.result()) == ("creator", "given")
+    assert given[variable] == "b"
+    assert variable.get() == "creator"
+
+
+async def test_one_object_is_entered_once() -> None:
+    async with task_scope() as tasks:
+        with pytest.raises(ScopeClosed, match="already been entered"):
+            await tasks.__aenter__()
+
+
+# -- the limit
+
+
+async def test_no_more_than_the_limit_run_and_all_run_in_order() -> None:
+    started: list[int] = []
+    running = highest = 0
+
+    async def work(number: int) -> None:
+        nonlocal running, highest
+        started.append(number)
+        running += 1
+        highest = max(highest, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    async with task_scope(limit=3) as tasks:
+        for number in range(20):
+            tasks.create_task(work(number))
+        assert started == []
+        assert (tasks.statistics().running, tasks.statistics().waiting) == (3, 17)
+
+    assert started == list(range(20))
+    assert highest == 3
+    assert tasks.statistics().finished == 20
+
+
+async def test_spawn_waits_for_a_place_first() -> None:
+    release = asyncio.Event()
+    async with task_scope(limit=1) as tasks:
+        await tasks.spawn(release.wait())  # type: ignore[arg-type]
+        second = asyncio.ensure_future(tasks.spawn(give(2)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        was_waiting = not second.done()
+        release.set()
+        task = await second
+
+    assert was_waiting
+    assert task.result() == 2
+
+
+async def test_a_cancelled_spawn_starts_nothing_and_leaves_the_place_to_the_next() -> None:
+    began: list[str] = []
+
+    async def note(name: str) -> None:
+        began.append(name)
+
+    release = asyncio.Event()
+    async with task_scope(limit=1) as tasks:
+        tasks.create_task(release.wait())  # type: ignore[arg-type]
+        given_up = asyncio.ensure_future(tasks.spawn(note("given up")))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        tasks.create_task(note("next"))
+        release.set()
+
+    assert began == ["next"]
+    assert tasks.statistics().waiting == 0
+
+
+async def test_a_spawn_that_waits_when_the_scope_shuts_down_is_told() -> None:
+    async with task_scope(limit=1) as tasks:
+        tasks.create_task(for_ever())
+        waiting = asyncio.ensure_future(tasks.spawn(give()))
+        await asyncio.sleep(0)
+        await tasks.shutdown()
+
+        with pytest.raises(ScopeClosed):
+            await waiting
+
+
+async def test_a_task_that_is_cancelled_in_the_row_never_begins_and_its_coroutine_is_closed() -> None:
+    coro = give()
+    async with task_scope(limit=1) as tasks:
+        release = asyncio.Event()
+        tasks.create_task(release.wait())  # type: ignore[arg-type]
+        early = tasks.create_task(coro)
+        early.cancel()
+        late = tasks.create_task(give())
+        await asyncio.sleep(0)
+        late.cancel()
+        release.set()
+
+    assert early.cancelled()
+    assert late.cancelled()
+    assert (tasks.statistics().cancelled, tasks.statistics().waiting, tasks.statistics().running) == (2, 0, 0)
+    assert coro.cr_frame is None  # closed
+
+
+async def test_one_more_than_may_wait_is_refused_with_the_numbers() -> None:
+    async with task_scope(limit=1, max_pending=2, name="import") as tasks:
+        for _ in range(3):
+            tasks.create_task(give())
+        coro = give()
+
+        with pytest.raises(ScopeFull, match="import takes no more tasks: 2 are waiting, max_pending=2") as full:
+            tasks.create_task(coro)
+
+        assert isinstance(full.value, MemtoolsError)
+        assert isinstance(full.value, RuntimeError)
+        assert coro.cr_frame is None
+    assert tasks.statistics().finished == 3
+
+
+# -- errors
+
+
+async def test_a_failure_cancels_the_others_and_is_raised_in_a_group() -> None:
+    with pytest.raises(ExceptionGroup, match="unhandled errors in import") as raised:  # noqa: PT012  # the block is what raises
+        async with task_scope(name="import") as tasks:
+            other = tasks.create_task(for_ever())
+            tasks.create_task(fail(ValueError("no")))
+
+    assert [str(error) for error in raised.value.exceptions] == ["no"]
+    assert other.cancelled()
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+async def test_recorded_failures_let_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    async with task_scope(on_error="record", name="import") as tasks:
+        other = tasks.create_task(give("done"))
+        tasks.create_task(fail(ValueError("no")), name="bad")
+        tasks.create_task(fail(ValueError("again")), name="bad")
+
+    assert other.result() == "done"
+    failures = tasks.errors()
+    assert [(one.name, one.kind, one.message) for one in failures] == [
+        ("bad", "ValueError", "no"),
+        ("bad", "ValueError", "again"),
+    ]
+    assert isinstance(failures[0], TaskFailure)
+    assert failures[0].at > 0
+    assert len(caplog.records) == 1  # the first of a name
+    assert caplog.records[0].exc_info is None
+
+
+async def test_records_are_bounded_and_survive_exceptions_that_cannot_be_shown() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("not even this")
+
+    async with task_scope(on_error="record") as tasks:
+        for number in range(300):
+            tasks.create_task(fail(ValueError(number)))
+        tasks.create_task(fail(ValueError("x" * 10_000)))
+        tasks.create_task(fail(Mute()))
+
+    assert len(tasks.errors()) == 256
+    assert tasks.errors()[-1].message == "<a message that cannot be shown>"
+    assert len(tasks.errors()[-2].message) == 501
+    assert tasks.statistics().failed == 302
+
+
+async def test_what_the_block_raises_passes_bare_where_failures_are_recorded() -> None:
+    with pytest.raises(KeyError):  # noqa: PT012  # the block is what raises
+        async with task_scope(on_error="record") as tasks:
+            task = tasks.create_task(for_ever())
+            raise KeyError("block")
+
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("on_error", ["cancel", "record"])
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_the_end_of_the_program_is_raised_bare(on_error: Any, kind: type[BaseException]) -> None:
+    seen: list[type[BaseException]] = []
+
+    async def main() -> None:
+        try:
+            async with task_scope(on_error=on_error) as tasks:
+                tasks.create_task(for_ever())
+                tasks.create_task(fail(kind()))
+        except BaseException as error:
+            seen.append(type(error))
+            raise
+
+    with pytest.raises(kind):
+        asyncio.run(main())
+    assert seen == [kind]
+
+
+async def test_the_last_results_are_kept_and_no_more() -> None:
+    async with task_scope(keep_results=2) as tasks:
+        for number in range(5):
+            tasks.create_task(give(number))
+
+    assert tasks.results() == (3, 4)
+
+
+# -- nothing is pinned
+
+
+class Big:
+    """Stands for whatever a frame, a result or an argument may hold."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        type(self).alive += 1
+
+    def __del__(self) -> None:
+        type(self).alive -= 1
+
+
+async def fail_big() -> None:
+    big = Big()
+    await asyncio.sleep(0)
+    raise ValueError(id(big))
+
+
+async def return_big() -> Big:
+    await asyncio.sleep(0)
+    return Big()
+
+
+async def frames_alive_after(open_group: Callable[[], Any]) -> int:
+    Big.alive = 0
+    try:
+        async with open_group() as tasks:
+            for _ in range(50):
+                tasks.create_task(fail_big())
+    except* ValueError:
+        pass
+    await asyncio.sleep(0)
+    return Big.alive
+
+
+@pytest.fixture
+def no_collector() -> Any:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_no_frame_of_a_failed_task_stays_alive_where_a_task_group_keeps_all() -> None:
+    ours = await frames_alive_after(task_scope)
+    limited = await frames_alive_after(lambda: task_scope(limit=50))
+    recorded = await frames_alive_after(lambda: task_scope(on_error="record"))
+    theirs = await frames_alive_after(asyncio.TaskGroup)
+
+    assert (ours, limited, recorded) == (0, 0, 0)
+    if sys.version_info < (3, 12, 8) or sys.version_info[:3] == (3, 13, 0):
+        assert theirs == 50  # mended by gh-124958
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_no_frame_stays_alive_with_an_account_per_task() -> None:
+    assert await frames_alive_after(lambda: task_scope(meter="traced")) == 0
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_no_result_stays_alive_while_the_scope_is_open() -> None:
+    Big.alive = 0
+    async with task_scope() as tasks:
+        for _ in range(50):
+            tasks.create_task(return_big())
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+        assert tasks.statistics().finished == 50
+        assert Big.alive == 0
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_nothing_stays_alive_when_the_block_itself_raises_or_is_cancelled() -> None:
+    async def hold() -> None:
+        big = Big()
+        async with task_scope() as tasks:
+            tasks.create_task(for_ever())
+            await asyncio.sleep(0)
+            raise KeyError(id(big))
+
+    Big.alive = 0
+    for _ in range(5):
+        try:
+            await hold()
+        except* KeyError:
+            pass
+        held = asyncio.ensure_future(hold())
+        await asyncio.sleep(0)
+        held.cancel()
+        try:  # noqa: SIM105  # as users write it
+            await held
+        except asyncio.CancelledError:
+            pass
+        del held
+    await asyncio.sleep(0)  # the loop holds what it ran last
+
+    assert Big.alive == 0
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_running_task_is_held_though_nobody_else_does() -> None:
+    async def wait_on(future: "asyncio.Future[None]") -> None:
+        await future
+
+    async with task_scope(on_exit="cancel") as tasks:
+        # Only the task holds the future, and only the future the task: such a pair vanishes in a collection.
+        tasks.create_task(wait_on(asyncio.get_running_loop().create_future()))
+        await asyncio.sleep(0)
+        gc.collect()
+
+        assert tasks.statistics().running == 1
+
+
+# -- shown
+
+
+async def test_repr_is_one_line_and_tells_the_state() -> None:
+    tasks = task_scope(limit=1, name="import")
+    shown = [repr(tasks)]
+    async with tasks:
+        tasks.create_task(give())
+        tasks.create_task(give())
+        shown.append(repr(tasks))
+    shown.append(repr(tasks))
+
+    assert shown == [
+        "<task_scope 'import' not entered running=0 waiting=0>",
+        "<task_scope 'import' open running=1 waiting=1>",
+        "<task_scope 'import' finished running=0 waiting=0>",
+    ]
+
+
+@pytest.mark.leaves("descriptor", reason="libuv keeps one pipe for signals in each process")
+def test_it_runs_on_uvloop() -> None:
+    async def main() -> tuple[int, int]:
+        with pytest.raises(ExceptionGroup):  # noqa: PT012  # the block is what raises
+            async with task_scope(limit=2, grace=0.01) as tasks:
+                for number in range(5):
+                    await tasks.spawn(give(number))
+                tasks.create_task(fail(ValueError()))
+                await for_ever()
+        return tasks.statistics().finished, tasks.statistics().failed
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()) == (5, 1)

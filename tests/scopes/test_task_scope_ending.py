@@ -1,0 +1,320 @@
+"""How a task scope ends: joined, cancelled, cut short from outside, abandoned by tasks that do not end."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from memtools.errors import ScopeClosed
+from memtools.events import Event, TaskAbandoned, subscribe
+from memtools.scopes import task_scope
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def fail() -> None:
+    raise ValueError("no")
+
+
+async def stubborn(release: asyncio.Event) -> None:
+    while not release.is_set():
+        try:  # noqa: SIM105  # as users write it
+            await release.wait()
+        except asyncio.CancelledError:
+            pass  # that is what makes it stubborn
+
+
+def cancelling() -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
+
+
+@pytest.fixture
+async def release() -> AsyncIterator[asyncio.Event]:
+    """Set at the end of the test, so that stubborn tasks end, too."""
+    event = asyncio.Event()
+    yield event
+    event.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_join_waits_and_cancel_does_not() -> None:
+    async with task_scope(on_exit="join") as joined:
+        joined.create_task(asyncio.sleep(0.01))
+    async with task_scope(on_exit="cancel") as cut:
+        task = cut.create_task(for_ever())
+
+    assert joined.statistics().finished == 1
+    assert task.cancelled()
+    assert cut.statistics().cancelled == 1
+    assert cancelling() == 0
+
+
+async def test_those_who_go_on_after_the_grace_are_named_and_left(
+    release: asyncio.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Event] = []
+    loop = asyncio.get_running_loop()
+    with subscribe(events.append):
+        began = loop.time()
+        async with task_scope(on_exit="cancel", grace=0.05, name="import") as tasks:
+            for number in range(3):
+                tasks.create_task(stubborn(release), name=f"stuck {number}")
+            tasks.create_task(for_ever(), name="willing")
+            await asyncio.sleep(0)
+        took = loop.time() - began
+
+    assert 0.05 <= took < 2
+    abandoned = [event for event in events if isinstance(event, TaskAbandoned)]
+    assert abandoned == [TaskAbandoned("import", f"stuck {number}", 0.05) for number in range(3)]
+    warning = next(record.getMessage() for record in caplog.records if "abandons" in record.getMessage())
+    assert "import abandons 3 of its tasks" in warning
+    assert "stuck 0, stuck 1, stuck 2" in warning
+    assert (tasks.statistics().abandoned, tasks.statistics().cancelled) == (3, 1)
+    assert tasks.statistics().state == "finished"
+
+
+async def test_grace_of_nothing_still_lets_the_willing_end(release: asyncio.Event) -> None:
+    async def tidy() -> None:
+        try:
+            await for_ever()
+        finally:
+            await asyncio.sleep(0)
+
+    async with task_scope(on_exit="cancel", grace=0) as tasks:
+        for _ in range(10):
+            tasks.create_task(tidy())
+        tasks.create_task(stubborn(release))
+        await asyncio.sleep(0)
+
+    assert (tasks.statistics().cancelled, tasks.statistics().abandoned) == (10, 1)
+
+
+async def test_an_abandoned_task_that_fails_later_is_reported_to_the_loop(release: asyncio.Event) -> None:
+    reports: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, about: reports.append(about["exception"]))
+
+    async def fail_late() -> None:
+        await stubborn(release)
+        raise ValueError("late")
+
+    async with task_scope(on_exit="cancel", grace=0) as tasks:
+        tasks.create_task(fail_late())
+        await asyncio.sleep(0)
+    release.set()
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+    assert [str(report) for report in reports] == ["late"]
+
+
+async def test_one_deadline_holds_for_all_however_often_it_is_cancelled(release: asyncio.Event) -> None:
+    async def hold() -> None:
+        async with task_scope(grace=0.05) as tasks:
+            tasks.create_task(stubborn(release))
+            await for_ever()
+
+    holder = asyncio.ensure_future(hold())
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(0.01)
+    began = loop.time()
+    for _ in range(4):
+        holder.cancel()
+        await asyncio.sleep(0.02)
+    with pytest.raises(asyncio.CancelledError):
+        await holder
+
+    assert loop.time() - began < 1
+
+
+async def test_an_outer_cancellation_passes_and_the_count_is_kept() -> None:
+    counts: list[int] = []
+
+    async def hold() -> None:
+        try:
+            async with task_scope() as tasks:
+                tasks.create_task(for_ever())
+                await for_ever()
+        finally:
+            counts.append(cancelling())
+
+    holder = asyncio.ensure_future(hold())
+    await asyncio.sleep(0)
+    holder.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await holder
+    assert counts == [1]
+
+
+@pytest.mark.parametrize("on_exit", ["join", "cancel"])
+async def test_an_outer_cancellation_during_the_exit_passes(on_exit: str, release: asyncio.Event) -> None:
+    async def hold() -> str:
+        async with task_scope(on_exit=on_exit, grace=0.05) as tasks:  # type: ignore[arg-type]
+            tasks.create_task(stubborn(release))
+            await asyncio.sleep(0)
+        return "swallowed"
+
+    holder = asyncio.ensure_future(hold())
+    for _ in range(4):
+        await asyncio.sleep(0)
+    holder.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await holder
+
+
+async def test_a_timeout_around_the_scope_is_a_timeout() -> None:
+    with pytest.raises(TimeoutError):  # noqa: PT012  # the block is what raises
+        async with asyncio.timeout(0.01):
+            async with task_scope() as tasks:
+                task = tasks.create_task(for_ever())
+                await for_ever()
+
+    assert task.cancelled()
+    assert cancelling() == 0
+
+
+async def test_an_outer_cancellation_beside_a_failure_is_delivered_after_the_scope() -> None:
+    steps: list[object] = []
+
+    async def hold() -> None:
+        try:
+            async with task_scope() as tasks:
+                tasks.create_task(fail())
+                await for_ever()
+        except* ValueError:
+            steps.append(cancelling())
+        await asyncio.sleep(0)
+        steps.append("the cancellation was lost")
+
+    holder = asyncio.ensure_future(hold())
+    await asyncio.sleep(0)
+    holder.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await holder
+    assert steps == [1]
+
+
+async def test_shutdown_cancels_all_takes_no_more_and_can_be_repeated() -> None:
+    async with task_scope(name="import") as tasks:
+        task = tasks.create_task(for_ever())
+
+        await tasks.shutdown()
+        await tasks.shutdown()
+
+        assert task.cancelled()
+        assert tasks.statistics().state == "shutting down"
+        with pytest.raises(ScopeClosed, match="import takes no work: it is shutting down"):
+            tasks.create_task(for_ever())
+    await tasks.shutdown()
+    assert cancelling() == 0
+
+
+async def test_two_who_shut_down_at_once_both_wait_for_the_end() -> None:
+    async def tidy() -> None:
+        try:
+            await for_ever()
+        finally:
+            await asyncio.sleep(0.01)
+
+    async with task_scope() as tasks:
+        task = tasks.create_task(tidy())
+        await asyncio.sleep(0)
+
+        await asyncio.gather(tasks.shutdown(), tasks.shutdown())
+
+        assert task.done()
+
+
+async def test_shutdown_from_inside_a_task_cancels_that_one_too() -> None:
+    async with task_scope() as tasks:
+        inside = tasks.create_task(tasks.shutdown())
+        other = tasks.create_task(for_ever())
+
+    assert inside.cancelled()
+    assert other.cancelled()
+
+
+async def test_a_block_that_is_torn_down_does_not_wait() -> None:
+    async def hold() -> None:
+        async with task_scope() as tasks:
+            started.append(tasks.create_task(for_ever()))
+            await asyncio.sleep(0)
+            await for_ever()
+
+    started: list[asyncio.Task[None]] = []
+    coro = hold()
+    coro.send(None)
+
+    coro.close()
+
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert started[0].cancelled()
+
+
+if sys.version_info >= (3, 12):
+
+    @pytest.fixture
+    async def eager() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+    @pytest.mark.usefixtures("eager")
+    async def test_eager_tasks_that_end_at_once_are_counted() -> None:
+        async def at_once() -> int:
+            return 7
+
+        async with task_scope(limit=2, keep_results=1) as tasks:
+            for _ in range(5):
+                task = tasks.create_task(at_once())
+                assert task.done()
+
+        assert (tasks.statistics().finished, tasks.results()) == (5, (7,))
+
+    @pytest.mark.usefixtures("eager")
+    async def test_an_eager_failure_interrupts_the_block_and_nothing_after_it() -> None:
+        with pytest.raises(ExceptionGroup):
+            async with task_scope() as tasks:
+                tasks.create_task(fail())
+        await asyncio.sleep(0)  # our own cancellation must not arrive here
+
+        assert cancelling() == 0
+
+    @pytest.mark.usefixtures("eager")
+    async def test_an_eager_task_that_makes_the_scope_fail_is_cancelled_with_it() -> None:
+        async def start_a_failure() -> None:
+            tasks.create_task(fail())
+            await for_ever()
+
+        with pytest.raises(ExceptionGroup):  # noqa: PT012  # the block is what raises
+            async with task_scope() as tasks:
+                task = tasks.create_task(start_a_failure())
+                await for_ever()
+
+        assert task.cancelled()
+
+    @pytest.mark.usefixtures("eager")
+    async def test_the_limit_holds_for_eager_tasks_that_create_eager_tasks() -> None:
+        running = highest = 0
+
+        async def work(depth: int) -> None:
+            nonlocal running, highest
+            running += 1
+            highest = max(highest, running)
+            if depth:
+                tasks.create_task(work(depth - 1))
+            await asyncio.sleep(0)
+            running -= 1
+
+        async with task_scope(limit=2) as tasks:
+            tasks.create_task(work(6))
+
+        assert highest == 2
+        assert tasks.statistics().finished == 7
