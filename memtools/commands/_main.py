@@ -18,6 +18,8 @@ from memtools.ledger import Meter, choose_meter
 _RUN_HELP: Final = "run any program unchanged and report on stderr who used how much memory"
 _INFO_HELP: Final = "say what a bug report needs: versions, meters, the effective limit, the allocator"
 
+_WITH_A_VALUE: Final = frozenset({"--json", "--html", "--meter"})
+
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the command line says; return the exit code of everything but `run`, which ends as the program does.
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: the command line without the interpreter's own part.
     """
     parser = _make_parser()
-    wishes = parser.parse_args(list(arguments))
+    wishes = parser.parse_args(_detached(arguments))
     if wishes.command == "info":
         return describe(as_json=wishes.json)
     if wishes.command == "run":
@@ -58,9 +60,21 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _detached(arguments: Sequence[str]) -> list[str]:
+    # `-mpkg` is `-m pkg` to the interpreter; argparse would go on reading the options after it as ours.
+    words = list(arguments)
+    place = 1
+    while place < len(words) and words[place].startswith("-"):
+        if words[place].startswith("-m"):
+            if len(words[place]) > 2:
+                words[place : place + 1] = ["-m", words[place][2:]]
+            break
+        place += 2 if words[place] in _WITH_A_VALUE else 1
+    return words
+
+
 def _planned(parser: argparse.ArgumentParser, wishes: argparse.Namespace) -> Run:
-    # `-mpkg a b` leaves a and b to the script's place.
-    module: list[str] = [*(wishes.module or []), *wishes.script] if wishes.module is not None else []
+    module: list[str] = wishes.module or []
     words: list[str] = module or wishes.script
     if not words or (words[0].startswith("-") and not module):
         parser.error("run: a script or -m MODULE is needed")

@@ -236,7 +236,7 @@ def _is_thread_pool(executor: object) -> bool:
 
 def _can_be_followed(coro: object) -> TypeGuard[Coroutine[Any, Any, Any]]:
     # What has no name (`agen.aclose()`, which loops make tasks of) is shown by its type, and would be shown by ours.
-    return isinstance(coro, Coroutine) and not isinstance(coro, Driven) and hasattr(coro, "__name__")
+    return not isinstance(coro, Driven) and hasattr(coro, "__name__") and isinstance(coro, Coroutine)
 
 
 def _is_coroutine_function(func: object) -> bool:

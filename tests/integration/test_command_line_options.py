@@ -1,0 +1,227 @@
+"""The command line itself: what it takes, what it refuses, where the report goes, and what `info` knows."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import memtools
+
+TIMEOUT_S = 90
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "index_stdlib.py"
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run `python -m memtools` in an empty folder."""
+
+    def command(
+        *words: str, env: dict[str, str] | None = None, **options: object
+    ) -> "subprocess.CompletedProcess[str]":
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.run(  # type: ignore[call-overload, no-any-return]  # the pipes are the test's business
+            [sys.executable, "-m", "memtools", *words],
+            cwd=tmp_path, env={**os.environ, **(env or {})}, text=True, timeout=TIMEOUT_S, check=False, **pipes,
+        )  # fmt: skip
+
+    return command
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that shows its arguments."""
+    path = tmp_path / "program.py"
+    path.write_text("import sys; print(sys.argv[1:])")
+    return path
+
+
+@pytest.mark.parametrize("words", [
+    ["--json", "x"], ["-m", "y"], ["--", "-x"], ["--meter", "nonsense"], ["--help"], ["--version"], ["a", "--", "b"],
+    ["-mfoo"], ["--js"], ["run"], [""],
+])  # fmt: skip
+def test_what_follows_the_script_belongs_to_it(words: list[str], program: Path, run: Run) -> None:
+    by_path = run("run", str(program), *words)
+    after_options = run("run", "--meter", "resident", str(program), *words)
+    by_name = run("run", "-m", "program", *words)
+    attached = run("run", "-mprogram", *words)
+
+    assert [done.stdout for done in (by_path, after_options, by_name, attached)] == [f"{words}\n"] * 4
+    assert by_path.returncode == 0
+
+
+@pytest.mark.parametrize(("words", "complaint"), [
+    (["run"], "a script or -m MODULE"),
+    (["run", "--meter", "precise", "program.py"], "meter='precise' is not accepted"),
+    (["run", "--json", "nowhere/x.json", "program.py"], "cannot write nowhere/x.json"),
+    (["run", "--html", ".", "program.py"], "cannot write ."),
+    (["run", "-m"], "a script or -m MODULE"),
+    (["run", "--frobnicate", "program.py"], "--frobnicate"),
+    (["walk"], "invalid choice"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_anything_runs(
+    words: list[str], complaint: str, program: Path, run: Run
+) -> None:
+    done = run(*words)
+
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stdout == ""
+
+
+def test_without_a_command_the_commands_are_listed(run: Run) -> None:
+    done = run()
+
+    assert done.returncode == 2
+    assert "run" in done.stdout
+    assert "info" in done.stdout
+
+
+def test_the_files_are_written_where_they_were_asked_for_wherever_the_program_goes(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "program.py").write_text("import os\nos.chdir('/')\nblock = bytes(2 * 2**20)")
+
+    done = run("run", "--json", "report.json", "--html", "report.html", "program.py")
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert done.returncode == 0
+    assert (report["title"], report["meters"]) == ("program.py", ["traced"])
+    assert report["scopes"][0]["retained_bytes"] >= 2 * 2**20
+    assert report["process"]["resident_growth_bytes"] is not None
+    assert "program.py" in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_follows_all_output_of_the_program(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "program.py").write_text(
+        "import atexit, sys, threading, time\n"
+        "atexit.register(lambda: print('atexit'))\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()\n"
+        "print('main')\n"
+    )
+
+    done = run("run", "program.py", stderr=subprocess.STDOUT)
+
+    before, _, report = done.stdout.partition("\nmemtools: ")
+    assert before.split() == ["main", "thread", "atexit"]
+    assert report.startswith("program.py")
+
+
+@pytest.mark.parametrize("ending", ["", "import sys; sys.exit(3)", "raise ValueError"])
+@pytest.mark.parametrize(
+    "harm", ["import sys; sys.stderr.close()", "import os; os.close(2)", "import sys; sys.stderr = None"]
+)
+def test_an_unusable_stderr_does_not_change_the_exit_code(harm: str, ending: str, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "program.py").write_text(f"{harm}\n{ending}\n")
+    alone = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, timeout=TIMEOUT_S, stderr=subprocess.DEVNULL, check=False
+    )
+
+    done = run("run", "program.py")
+
+    assert done.returncode == alone.returncode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of this kind are POSIX's")
+def test_a_stderr_that_nobody_reads_does_not_change_the_exit_code(program: Path, run: Run) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = run("run", str(program), stderr=write)
+    finally:
+        os.close(write)
+
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+
+
+def test_a_report_that_fails_is_complained_of_and_changes_nothing(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "program.py").write_text("import shutil, sys\nshutil.rmtree('out')\nsys.exit(4)")
+
+    done = run("run", "--json", "out/report.json", "program.py")
+
+    assert done.returncode == 4
+    assert "no report" in done.stderr
+    assert "program.py, peak" in done.stderr
+
+
+def test_the_report_is_in_ascii_where_the_stream_is(program: Path, run: Run) -> None:
+    done = run("run", str(program), env={"PYTHONIOENCODING": "ascii", "COLUMNS": "80"})
+
+    assert done.stderr.isascii()
+    assert "100% ########" in done.stderr
+    assert max(map(len, done.stderr.splitlines())) <= 80
+
+
+def test_no_colour_is_ever_used(program: Path, run: Run) -> None:
+    done = run("run", str(program), env={"NO_COLOR": "1", "FORCE_COLOR": "1"})
+
+    assert "\x1b" not in done.stderr
+
+
+def test_the_limit_and_its_source_are_told(run: Run) -> None:
+    done = run("info", "--json", env={"MEMTOOLS_LIMIT": "64 MiB"})
+
+    facts = json.loads(done.stdout)
+    assert (facts["limit"]["limit_bytes"], facts["limit"]["source"]) == (64 * 2**20, "MEMTOOLS_LIMIT")
+    assert facts["limit"]["headroom_bytes"] < 64 * 2**20
+    assert facts["environment"]["MEMTOOLS_LIMIT"] == "64 MiB"
+
+
+def test_info_names_versions_meters_and_the_interpreters_state(run: Run) -> None:
+    facts = json.loads(run("info", "--json").stdout)
+
+    assert {"traced", "resident"} <= set(facts["meters"]["available"])
+    assert facts["meters"]["default"] in facts["meters"]["available"]
+    assert facts["versions"]["python"].startswith("{}.{}.".format(*sys.version_info))
+    assert facts["versions"]["psutil"]
+    assert facts["memory"]["resident_bytes"] > 0
+    assert facts["interpreter"]["tracemalloc"] == "off"
+
+
+def test_info_sees_tracing_and_other_allocators(run: Run) -> None:
+    done = run("info", "--json", env={"PYTHONTRACEMALLOC": "3", "PYTHONMALLOC": "malloc"})
+
+    facts = json.loads(done.stdout)
+    assert facts["interpreter"]["tracemalloc"] == "tracing, 3 frames"
+    assert facts["allocator"]["python"] == "malloc"
+
+
+@pytest.mark.parametrize("wrong", [{"MEMTOOLS_LIMIT": "64 Mb"}, {"MEMTOOLS_METER": "precise"}])
+def test_info_says_what_is_wrong_and_goes_on(wrong: dict[str, str], run: Run) -> None:
+    done = run("info", env=wrong)
+
+    assert done.returncode == 0
+    assert "is not accepted" in done.stdout
+    assert "interpreter" in done.stdout
+
+
+def test_info_is_read_by_people(run: Run) -> None:
+    done = run("info")
+
+    assert done.stdout.splitlines()[0] == "versions"
+    assert "headroom" in done.stdout
+    assert "MiB" in done.stdout
+
+
+def test_the_version_is_told(run: Run) -> None:
+    done = run("--version")
+
+    assert done.stdout.startswith("memtools ")
+    assert done.returncode == 0
+
+
+def test_the_example_indexes_and_reports_per_package(run: Run, tmp_path: Path) -> None:
+    assert hasattr(memtools, "task_scope")
+
+    done = run("run", "--json", "report.json", str(EXAMPLE), "--limit", "60")
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("60 modules")
+    assert {"asyncio", "single modules"} <= {row["name"] for row in report["tasks"]}
+    assert {"read_facts", "parse", "find_cycles"} <= {row["name"] for row in report["functions"]}
+    assert {"index", "cross-reference"} <= {row["name"] for row in report["scopes"][0]["children"]}

@@ -1,0 +1,51 @@
+"""Accounts made by hand, so that a report's figures are known beforehand."""
+
+from collections.abc import Callable
+
+import pytest
+
+from memtools.ledger import Entry, LedgerStatistics, Usage
+
+MIB = 2**20
+
+
+@pytest.fixture
+def entry() -> Callable[..., Entry]:
+    """Make an account: `entry("scope", "name", peak=3, children=(...))`, sizes in MiB."""
+
+    def make(
+        kind: str, name: str, *, peak: float = 1, retained: float = 0, entered: int = 1, active: int = 0,
+        failed: int = 0, duration_s: float = 1.0, note: str = "", meter: str = "traced",
+        children: tuple[Entry, ...] = (),
+    ) -> Entry:  # fmt: skip
+        return Entry(
+            name=name, kind=kind, entered=entered, active=active, failed=failed, peak_bytes=int(peak * MIB),
+            mean_peak_bytes=int(peak * MIB), retained_bytes=int(retained * MIB), duration_s=duration_s, steps=0,
+            exact=not note, note=note, meter=meter, children=children,
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def ledger() -> Callable[..., LedgerStatistics]:
+    """What the ledger would know, had it these accounts."""
+
+    def make(*accounts: Entry, nobody: float = 0) -> LedgerStatistics:
+        return LedgerStatistics(accounts, 0, {"traced": int(nobody * MIB)})
+
+    return make
+
+
+@pytest.fixture
+def usage() -> Callable[..., Usage]:
+    """Make a usage: `usage("name", peak=3)`, sizes in MiB."""
+
+    def make(name: str, *, peak: float = 1, retained: float = 0, note: str = "") -> Usage:
+        return Usage(
+            name=name, retained_bytes=int(retained * MIB), peak_bytes=int(peak * MIB), allocated_bytes=None,
+            freed_bytes=None, resident_delta_bytes=0, duration_s=0.5, steps=0, meter="traced",
+            exact=not note, note=note,
+        )  # fmt: skip
+
+    return make

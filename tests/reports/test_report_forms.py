@@ -1,0 +1,224 @@
+"""Text, HTML and JSON: they fit, they say the same, and no name can harm the one who reads them."""
+
+import io
+import json
+import sys
+import unicodedata
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memtools.ledger import Entry, LedgerStatistics, Usage
+from memtools.reports import Report, Row, UsageTable, html_page, report, visible
+from memtools.reports._growth import Growth
+from memtools.reports._visible import cut, width_of
+from memtools.reports._words import bar, mib, seconds, share
+
+Make = Callable[..., Entry]
+Ledger = Callable[..., LedgerStatistics]
+NASTY = "</td><script>alert('x')</script>\x1b[31m\u202egnp.exe\u2066\r\n\x00\u200b&amp;\ud800\x9b2J"
+LONG = "a" * 150 + "the-end"
+
+
+@pytest.fixture
+def taken(entry: Make, ledger: Ledger) -> Report:
+    inner = entry("scope", NASTY, peak=2.5, retained=-0.25, note="other threads ran meanwhile")
+    root = entry("scope", "root", peak=10, entered=1, duration_s=12.3, children=(inner, entry("task", LONG, failed=2)))
+    return report(title="my program", ledger=ledger(root, entry("call", "größe 漢字", peak=5, entered=12_345)))
+
+
+def _row(name: str) -> Row:
+    return Row(name, 1, 0, 0, 1, 1, 0.1, ("traced",), ())
+
+
+@pytest.mark.parametrize("width", [80, 97, 120, 140])
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_no_line_is_wider_than_the_terminal(taken: Report, width: int, ascii_only: bool) -> None:
+    text = taken.to_text(width=width, ascii_only=ascii_only)
+
+    assert max(map(width_of, text.splitlines())) <= width
+    assert text.isascii() == ascii_only
+
+
+def test_figures_of_one_table_stand_in_columns(taken: Report) -> None:
+    lines = taken.to_text(width=100, ascii_only=False).splitlines()
+    heading = next(line for line in lines if line.startswith("function"))
+    row = next(line for line in lines if line.startswith("größe"))
+
+    column = heading.index("peak MiB") + len("peak MiB")
+    assert width_of(row[: row.index("5.00") + 4]) == column
+
+
+def test_the_width_is_the_terminals_within_reason(taken: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = {}
+    for columns in ("20", "100", "500"):
+        monkeypatch.setenv("COLUMNS", columns)
+        widths[columns] = max(map(width_of, str(taken).splitlines()))
+
+    assert widths["20"] <= 80
+    assert 80 < widths["100"] <= 100
+    assert 100 < widths["500"] <= 140
+
+
+def test_inexact_figures_are_marked_and_explained_once(taken: Report) -> None:
+    text = taken.to_text(width=100, ascii_only=False)
+
+    assert "~2.50" in text
+    assert "~-0.25" in text
+    assert text.count("other threads ran meanwhile") == 1
+    assert "(1 row)" in text
+
+
+def test_a_long_name_is_cut_in_the_middle(taken: Report) -> None:
+    text = taken.to_text(width=80, ascii_only=False)
+
+    assert LONG not in text
+    assert "aaa…" in text
+    assert "the-end" in text
+
+
+def test_failed_and_open_have_columns_only_where_there_are_any(taken: Report) -> None:
+    text = taken.to_text(width=100, ascii_only=False)
+
+    scopes, tasks = text.index("scope  "), text.index("task  ")
+    assert "failed" not in text[scopes:tasks]
+    assert "failed" in text[tasks:]
+    assert " open" not in text
+
+
+def test_what_is_left_out_of_a_table_is_counted(entry: Make, ledger: Ledger) -> None:
+    taken = report(ledger=ledger(*(entry("task", f"t{n}") for n in range(50))))
+
+    text = taken.to_text(width=80, ascii_only=False, most=20)
+
+    assert "… and 30 more" in text
+    assert len(taken.to_dict()["tasks"]) == 50
+
+
+def test_no_name_moves_the_cursor_or_turns_the_line(taken: Report) -> None:
+    for text in (str(taken), taken.to_text(width=140, ascii_only=False), repr(taken)):
+        harmful = {c for c in text if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} and c != "\n"}
+        assert harmful == set()
+    assert "\n" not in repr(taken)
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_html_is_one_table_in_which_every_name_is_text(taken: Report) -> None:
+    parser = _Tags()
+    parser.feed(taken._repr_html_())
+
+    assert parser.tags.count("table") == 1
+    assert set(parser.tags) == {"table", "caption", "tbody", "tr", "th", "td", "div"}
+    assert "<script>alert('x')</script>\\x1b[31m\\u202egnp.exe" in parser.text
+    assert "größe 漢字" in parser.text
+    html_page(taken).encode("utf-8")
+
+
+def test_a_page_of_its_own_follows_the_readers_colours(taken: Report) -> None:
+    page = html_page(taken)
+
+    assert page.startswith("<!doctype html>")
+    assert 'content="light dark"' in page
+    assert "my program" in page
+
+
+def test_json_holds_every_row_and_name_as_they_are(taken: Report) -> None:
+    read = json.loads(taken.to_json())
+
+    assert read == json.loads(json.dumps(taken.to_dict()))
+    assert taken.to_json().isascii()
+    assert read["scopes"][0]["children"][0]["name"] == NASTY
+    assert read["functions"][0]["calls"] == 12_345
+    assert read["process"]["resident_bytes"] == taken.process.resident_bytes
+
+
+def test_str_can_be_printed_where_only_ascii_can_be_shown(taken: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+
+    print(taken)
+
+    stream.flush()
+    assert b"##" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_usages_stand_side_by_side_in_the_order_given(usage: Callable[..., Usage]) -> None:
+    table = UsageTable.of([usage("second <b>", peak=2), usage("first", peak=8, note="threads")])
+
+    text = table.to_text(width=80, ascii_only=False)
+    assert text.index("second <b>") < text.index("first")
+    assert "~8.00" in text
+    assert "threads" in text
+    assert "second &lt;b&gt;" in table._repr_html_()
+    assert [row["name"] for row in json.loads(table.to_json())["usages"]] == ["second <b>", "first"]
+    assert repr(table) == "<UsageTable of 2, highest peak 8.0 MiB>"
+    assert len(table) == 2
+    assert [row.name for row in table] == ["second <b>", "first"]
+    assert str(UsageTable(())).startswith("usage")
+
+
+@given(st.text())
+def test_what_is_visible_is_printable_and_plain_text_stays(name: str) -> None:
+    shown = visible(name)
+
+    assert all(unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} for c in shown)
+    if name.isascii() and name.isprintable():
+        assert shown == name
+
+
+@given(st.text(), st.integers(3, 60))
+def test_a_cut_name_fits_and_keeps_both_ends(name: str, width: int) -> None:
+    name = visible(name)
+
+    shown = cut(name, width)
+
+    assert width_of(shown) <= width
+    if shown != name:
+        head, _, tail = shown.rpartition("…")
+        assert name.startswith(head)
+        assert name.endswith(tail)
+
+
+@given(st.floats(0, 1), st.integers(5, 40), st.booleans())
+def test_a_bar_is_as_long_as_its_share(fraction: float, width: int, ascii_only: bool) -> None:
+    drawn = bar(fraction, width, ascii_only=ascii_only)
+
+    assert len(drawn) <= width
+    assert bool(drawn) == (fraction > 0)
+    assert abs(len(drawn) - fraction * width) <= 1
+
+
+@given(st.text(), st.integers(80, 140), st.booleans())
+def test_whatever_the_name_every_line_fits(name: str, width: int, ascii_only: bool) -> None:
+    taken = Report(name, (_row(name),), (_row(name),), (), Growth(1, 1))
+
+    assert max(map(width_of, taken.to_text(width=width, ascii_only=ascii_only).split("\n"))) <= width
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "0.00"), (-1, "0.00"), (2**20, "1.00"), (3 * 2**40, "3,145,728.00")])
+def test_sizes_are_in_mebibytes(size: int, text: str) -> None:
+    assert mib(size) == text
+
+
+@pytest.mark.parametrize(("duration", "text"), [(0.0123, "0.012 s"), (12.34, "12.3 s"), (3723, "1:02:03")])
+def test_durations_are_short(duration: float, text: str) -> None:
+    assert seconds(duration) == text
+
+
+def test_a_share_of_nothing_is_nothing() -> None:
+    assert (share(1, 0), share(-1, 2), share(3, 2)) == (0.0, 0.0, 1.0)

@@ -1,0 +1,60 @@
+"""What is the process's and nobody's own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from memtools.ledger import Entry, LedgerStatistics
+from memtools.readings import read_process
+from memtools.reports import report
+
+MIB = 2**20
+
+
+def test_growth_is_what_is_owned_nobodys_the_meters_and_other(
+    entry: Callable[..., Entry], ledger: Callable[..., LedgerStatistics]
+) -> None:
+    since = replace(read_process(), resident_bytes=0)
+
+    grown = report(since=since, ledger=ledger(entry("scope", "root", retained=5), nobody=2)).process
+
+    assert grown.resident_growth_bytes == grown.resident_bytes
+    assert (grown.owned_bytes, grown.nobody_bytes, grown.meter_bytes) == (5 * MIB, 2 * MIB, 0)
+    assert grown.other_bytes == grown.resident_bytes - 7 * MIB
+
+
+def test_without_a_first_reading_no_growth_is_claimed(
+    entry: Callable[..., Entry], ledger: Callable[..., LedgerStatistics]
+) -> None:
+    taken = report(ledger=ledger(entry("scope", "root", retained=5)))
+
+    assert taken.process.resident_growth_bytes is None
+    assert taken.process.other_bytes is None
+    assert "growth" not in str(taken)
+
+
+def test_resident_figures_explain_nothing_of_the_growth(
+    entry: Callable[..., Entry], ledger: Callable[..., LedgerStatistics]
+) -> None:
+    taken = report(since=read_process(), ledger=ledger(entry("scope", "root", meter="resident")))
+
+    assert taken.process.owned_bytes is None
+    assert taken.process.other_bytes is None
+
+
+def test_the_default_is_the_present_state_of_this_process() -> None:
+    from memtools.ledger import forget_accounts
+    from memtools.scopes import memory_scope
+
+    forget_accounts()
+    with memory_scope("here and now", meter="traced"):
+        block = bytearray(3 * MIB)
+        taken = report(since=read_process())
+
+    row = next(row for row in taken.scopes if row.name == "here and now")
+    assert row.active == 1
+    assert row.retained_bytes == pytest.approx(len(block), rel=0.05)
+    assert taken.process.meter_bytes is not None
+    assert taken.process.meter_bytes > 0
+    forget_accounts()
