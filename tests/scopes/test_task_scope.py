@@ -145,6 +145,14 @@ async def test_context_variables_of_the_creator_are_seen_and_a_given_context_is_
     assert variable.get() == "creator"
 
 
+async def test_a_context_that_is_in_use_is_used_as_it_is() -> None:
+    stranger = copy_context()
+    async with task_scope() as tasks:
+        task = stranger.run(lambda: tasks.create_task(give(7), context=stranger))
+
+    assert task.result() == 7
+
+
 async def test_one_object_is_entered_once() -> None:
     async with task_scope() as tasks:
         with pytest.raises(ScopeClosed, match="already been entered"):

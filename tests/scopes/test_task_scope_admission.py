@@ -195,3 +195,47 @@ async def test_a_scope_with_a_size_runs_all_be_it_one_at_a_time(meter: str) -> N
     assert tasks.statistics().finished == 5
     if meter == "traced":
         assert highest == 1  # more than nothing is used all the time
+
+
+async def test_an_admission_that_swallows_a_failure_does_not_hide_it() -> None:
+    class Swallowing:
+        async def __aenter__(self) -> None: ...
+
+        async def __aexit__(self, *about: object) -> bool:
+            return True
+
+    async def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(ExceptionGroup) as raised:  # the block is what raises
+        async with task_scope(admit=lambda: Swallowing()) as tasks:
+            tasks.create_task(fail())
+
+    assert "must not swallow" in str(raised.value.exceptions[0])
+
+
+async def test_a_task_that_was_given_up_at_the_door_never_begins() -> None:
+    reports: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, about: reports.append(about["exception"]))
+    door = asyncio.Event()
+
+    @asynccontextmanager
+    async def admit() -> AsyncIterator[None]:
+        while not door.is_set():
+            try:
+                await door.wait()
+            except asyncio.CancelledError:  # that is what is wrong with it
+                continue
+        yield
+
+    coro = asyncio.sleep(0)
+    async with task_scope(admit=admit, on_exit="cancel", grace=0) as tasks:
+        tasks.create_task(coro)
+        await turns()
+    assert tasks.statistics().abandoned == 1
+    door.set()
+    await turns()
+
+    assert coro.cr_frame is None
+    assert "gave this task up" in str(reports[0])
+    assert tasks.statistics().waiting == 0

@@ -318,3 +318,54 @@ if sys.version_info >= (3, 12):
 
         assert highest == 2
         assert tasks.statistics().finished == 7
+
+
+async def test_a_failure_after_the_end_of_the_holding_task_is_reported_to_the_loop() -> None:
+    reports: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, about: reports.append(about))
+    tasks = task_scope(name="import")
+    await asyncio.ensure_future(tasks.__aenter__())
+
+    tasks.create_task(fail())
+    await tasks.__aexit__(None, None, None)
+
+    assert [str(report["exception"]) for report in reports] == ["no"]
+    assert "import" in str(reports[0]["message"])
+
+
+def test_the_end_of_the_program_passes_bare_through_the_block() -> None:
+    ended: list[bool] = []
+
+    async def main() -> None:
+        async with task_scope() as tasks:
+            task = tasks.create_task(for_ever())
+            task.add_done_callback(lambda task: ended.append(task.cancelled()))
+            await asyncio.sleep(0)
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        asyncio.run(main())
+    assert ended == [True]
+
+
+async def test_a_task_cancelled_by_its_own_handle_is_no_failure() -> None:
+    async with task_scope() as tasks:
+        other = tasks.create_task(asyncio.sleep(0, 7))
+        tasks.create_task(for_ever()).cancel()
+
+    assert other.result() == 7
+    assert (tasks.statistics().cancelled, tasks.statistics().failed) == (1, 0)
+
+
+async def test_many_who_wait_are_cancelled_in_a_moment() -> None:
+    loop = asyncio.get_running_loop()
+    async with task_scope(limit=1) as tasks:
+        for _ in range(5_000):
+            tasks.create_task(for_ever())
+        await asyncio.sleep(0)
+        began = loop.time()
+
+        await tasks.shutdown()
+
+        assert loop.time() - began < 5  # a row that is searched for each of them takes minutes
+    assert tasks.statistics().cancelled == 5_000
