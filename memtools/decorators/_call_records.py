@@ -1,13 +1,13 @@
 """What is remembered of calls: one frozen record each, the newest ones, and their summary."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
+from memtools.records import record
 from memtools.structures import BoundedList
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CallRecord:
     """One call that has ended.
 
@@ -32,7 +32,7 @@ class CallRecord:
     result: Any = None  # Any: whatever the function returns
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HistorySummary:
     """The remembered calls in numbers; durations in seconds, None where there are no calls.
 

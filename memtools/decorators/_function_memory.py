@@ -1,13 +1,13 @@
 """What the calls of one function used, in bounded space: sums, maxima and the last one."""
 
 import threading
-from dataclasses import dataclass
 
 from memtools.ledger import Owner, Usage, open_owners, usage_of
+from memtools.records import record
 from memtools.units import format_size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FunctionStatistics:
     """What the measured calls of one function used together.
 

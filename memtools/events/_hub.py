@@ -9,20 +9,20 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from types import TracebackType
 from typing import Self, TypeAlias
 
 from memtools.errors import ConfigError
 from memtools.events._records import BudgetOverrun, HighUsage, ScopeEnded, TaskAbandoned
+from memtools.records import record
 
 Event: TypeAlias = ScopeEnded | HighUsage | BudgetOverrun | TaskAbandoned
 
 _log = logging.getLogger("memtools.events")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HubStatistics:
     """How the listeners fared.
 

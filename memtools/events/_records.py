@@ -4,10 +4,10 @@ Leaves to others: who listens (`memtools.events.subscribe`). Records hold number
 a hook that keeps them keeps nothing else alive.
 """
 
-from dataclasses import dataclass
+from memtools.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ScopeEnded:
     """A scope, a decorated call or a task has ended, and this is what it used.
 
@@ -36,7 +36,7 @@ class ScopeEnded:
     failed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HighUsage:
     """An owner passed its warning size; the guide's "High memory increase".
 
@@ -55,7 +55,7 @@ class HighUsage:
     largest: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BudgetOverrun:
     """An owner used more than its budget; told whether or not an exception follows.
 
@@ -76,7 +76,7 @@ class BudgetOverrun:
     in_flight: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskAbandoned:
     """A task scope ended while a task of it went on in spite of being cancelled.
 

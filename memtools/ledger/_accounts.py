@@ -7,8 +7,9 @@ Names may come from requests, so there is a bound on names below one account, on
 in all; what comes later is added up under `<other>`. A function that calls itself has one account, not one per depth.
 """
 
-from dataclasses import dataclass
 from typing import Final
+
+from memtools.records import record
 
 MAX_NAMES: Final = 256
 MAX_ACCOUNTS: Final = 4096
@@ -16,7 +17,7 @@ MAX_NAME_LENGTH: Final = 200
 OTHER: Final = "<other>"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """What the owners of one name and place used together, at one moment; a tree.
 

@@ -6,12 +6,12 @@ looked at (`_driver` after each step, `memtools.scopes` at the end).
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from memtools.errors import BudgetExceeded
 from memtools.events import BudgetOverrun, emit
+from memtools.records import record
 
 if TYPE_CHECKING:
     from memtools.ledger._owner import Owner
@@ -22,7 +22,7 @@ OnExceed: TypeAlias = Literal["raise", "warn"] | Callable[[BudgetExceeded], obje
 _log = logging.getLogger("memtools.budget")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Budget:
     """What an owner may use.
 

@@ -18,7 +18,6 @@ in it. Three things would charge the wrong one:
 
 import gc
 import sys
-import sysconfig
 import threading
 import tracemalloc
 from typing import Any, Final, cast
@@ -31,7 +30,7 @@ from memtools.units import format_size
 _LOST: Final = "tracemalloc was stopped or cleared meanwhile"
 # Three generations that are each collected as a whole, the younger ones with it. Changed in 3.14.
 _GENERATIONS_ARE_WHOLE: Final = sys.version_info < (3, 14)
-_FREE_THREADED: Final = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+_FREE_THREADED: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 # What a collection may have freed for nobody of an owner's bytes before the owner's figures count as doubtful.
 _DOUBT_SHARE: Final = 0.02
 _DOUBT_BYTES: Final = 65_536

@@ -1,11 +1,10 @@
 """What an owner used: one frozen record."""
 
-from dataclasses import asdict, dataclass
-
+from memtools.records import record
 from memtools.units import format_size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """What an owner used between its opening and its end (or until now, while it is open).
 
@@ -37,7 +36,7 @@ class Usage:
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__match_args__}
 
     def __str__(self) -> str:
         doubt = "" if self.exact else f" ({self.note})"

@@ -10,16 +10,16 @@ cgroup_namespaces(7), proc(5).
 
 import os
 import re
-from dataclasses import dataclass
 
 from memtools.readings._tree import Tree
+from memtools.records import record
 
 _OWN = "/proc/self/cgroup"
 _MOUNTS = "/proc/self/mountinfo"
 _ESCAPE = re.compile(rb"\\([0-7]{3})")  # the kernel writes blank, tab, line feed, backslash and # so
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Place:
     """One directory of cgroup files that holds for this process.
 
@@ -34,7 +34,7 @@ class Place:
     level: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Mount:
     version: int
     shown: tuple[str, ...]  # the part of the hierarchy that can be seen here; empty for all of it

@@ -5,11 +5,11 @@ Leaves to others: where the levels are (`_cgroup_places`), which limit is the le
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from memtools.readings._cgroup_places import Place
 from memtools.readings._limit import LimitSource
 from memtools.readings._tree import Tree
+from memtools.records import record
 
 # v1 says "none" with 2**63 rounded down to a page, v2 may say up to 2**64; no machine has half of the first.
 _NO_MACHINE_BYTES = 2**62
@@ -23,7 +23,7 @@ _USAGE = {1: "memory.usage_in_bytes", 2: "memory.current"}
 _INACTIVE = {1: b"total_inactive_file", 2: b"inactive_file"}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wall:
     """One limit of one cgroup.
 

@@ -4,13 +4,13 @@ Leaves to others: where the walls are found (`_limit_reader`).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from memtools.readings._limit import LimitSource
+from memtools.records import record
 from memtools.units import format_size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LevelRoom:
     """What is left below one wall; limit and usage are of the same level.
 
@@ -41,7 +41,7 @@ class LevelRoom:
         return self.limit_bytes - max(self.used_bytes - self.inactive_file_bytes, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Headroom:
     """How much more memory this process can take before it meets the first wall.
 

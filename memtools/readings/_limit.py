@@ -3,9 +3,9 @@
 Leaves to others: how it is found (`_limit_reader`).
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from memtools.records import record
 from memtools.units import format_size
 
 
@@ -22,7 +22,7 @@ class LimitSource(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limit:
     """How much memory this process may use, and who says so.
 

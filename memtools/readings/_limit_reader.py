@@ -8,19 +8,19 @@ Limits change while a process runs (`docker update`, a resized pod), so nothing 
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from memtools.readings._cgroup_places import Place, find_places
 from memtools.readings._cgroup_walls import Wall, find_walls, usage_bytes
 from memtools.readings._headroom import Headroom, LevelRoom, least_room
 from memtools.readings._limit import Limit, LimitSource
 from memtools.readings._tree import Tree
+from memtools.records import record
 from memtools.units import parse_size
 
 _VARIABLE = "MEMTOOLS_LIMIT"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Walk:
     least: Limit
     walls: tuple[Wall, ...]

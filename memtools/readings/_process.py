@@ -7,14 +7,14 @@ Leaves to others: out of how much (`_now`), of which machine (`_host`).
 import os
 import sys
 import time
-from dataclasses import dataclass
 
 from memtools.readings._peak import PeakMemory
 from memtools.readings._second_way import by_psutil
+from memtools.records import record
 from memtools.units import format_size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ProcessMemory:
     """The memory of this process at one moment, in bytes.
 

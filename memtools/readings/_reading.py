@@ -3,12 +3,11 @@
 Leaves to others: how the figures are read (`_resident`, `_limit`), what is made of them (`memtools.monitor`).
 """
 
-from dataclasses import dataclass
-
+from memtools.records import record
 from memtools.units import format_size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reading:
     """How much memory a process uses, and how much it may use, at one moment."""
 

@@ -9,7 +9,6 @@ is suspended by its consumer (the generators) takes its turn at each step.
 
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
 from memtools.ledger import (
@@ -24,6 +23,7 @@ from memtools.ledger import (
     end_owner,
     open_owner,
 )
+from memtools.records import record
 
 T = TypeVar("T")
 Y = TypeVar("Y")
@@ -33,7 +33,7 @@ S = TypeVar("S")
 _NO_FAILURES: Final = frozenset({"GeneratorExit", "CancelledError", "Cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """How the owner of a call is opened and ended.
 

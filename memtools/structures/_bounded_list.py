@@ -8,12 +8,12 @@ Leaves to others: keeping to the bounds (`_window`, `_weighed`), telling of what
 import sys
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self, TypeVar, cast
 
 from memtools.cleanup import register, unregister
 from memtools.readings import Level
+from memtools.records import record
 from memtools.structures._list_bounds import ListBounds, OnEvict, Sizeof, parse_bounds
 from memtools.structures._weighed import weighed
 from memtools.structures._window import Window
@@ -26,7 +26,7 @@ _SHRINK_ABOVE = {Level.WARNING: (500, 250), Level.CRITICAL: (100, 50)}
 _SLICES = 32  # a long list is shortened in so many strokes at most, as each moves what is left
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BoundedListStatistics:
     """How full a bounded list is, and what had to go.
 

@@ -4,17 +4,17 @@ Leaves to others: what each choice does (`memtools.structures._cache_store`).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from memtools.errors import ConfigError
+from memtools.records import record
 from memtools.units import parse_count, parse_seconds, parse_size
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CacheSettings(Generic[K, V]):
     """The arguments of a `WeakCache`, in units that need no further reading.
 

@@ -3,10 +3,10 @@
 Leaves to others: how the figures are counted (`memtools.structures._cache_store`).
 """
 
-from dataclasses import dataclass
+from memtools.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CacheStatistics:
     """How a cache fared since it was made, and what is in it now.
 

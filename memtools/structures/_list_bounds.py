@@ -4,10 +4,10 @@ Leaves to others: keeping to it (`_window`, `_weighed`), telling of what went (`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from memtools.errors import ConfigError
+from memtools.records import record
 from memtools.units import parse_count, parse_size
 
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE, without the price of importing inspect
@@ -17,7 +17,7 @@ Sizeof = Callable[[Any], int]
 OnEvict = Callable[[list[Any]], object]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ListBounds:
     """The bounds of one list and of its copies.
 

@@ -1,0 +1,114 @@
+"""Facts are frozen: the one decorator for records.
+
+To its users a record is a frozen dataclass with slots: `dataclasses.fields`, `asdict` and `replace` take it, it
+compares, hashes, prints, pickles and matches by its fields, and assigning to one raises `FrozenInstanceError`.
+
+Why not `dataclasses.dataclass`: it compiles six methods for each class when the module is imported, 0.4 ms a class;
+with some forty records that alone was more than importing memtools may cost (docs/performance.md, import). Here
+one method is compiled and the others are shared, which takes an eighth of it, and what `dataclasses` itself wants to
+know is worked out when it asks. It may go when the standard library is as cheap.
+"""
+
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Return `cls` as a frozen record with slots; its fields are its annotations, in order, with plain defaults."""
+    annotations: dict[str, Any] = cls.__annotations__  # Any: types, or their text
+    names = tuple(annotations)
+    body = {name: value for name, value in vars(cls).items() if name not in (*names, "__dict__", "__weakref__")}
+    defaults = {name: vars(cls)[name] for name in names if name in vars(cls)}
+    made: Any = type(cls)(  # type: ignore[misc]  # mypy cannot make a class by its own class
+        cls.__name__,
+        cls.__bases__,
+        {**_SHARED, **body, "__qualname__": cls.__qualname__, "__slots__": names, "__match_args__": names},
+    )
+    made.__dataclass_fields__ = _Fields(defaults)
+    made.__init__ = _initialiser(made, names, defaults)
+    result: type[T] = made
+    return result
+
+
+def _initialiser(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) -> Any:
+    # The slots' own setters: quicker than `object.__setattr__`, and they do not know that the record is frozen.
+    scope: dict[str, Any] = {f"_set_{name}": getattr(made, name).__set__ for name in names}
+    scope |= {f"_default_{name}": default for name, default in defaults.items()}
+    parameters = (f"{name}=_default_{name}" if name in defaults else name for name in names)
+    lines = (f" _set_{name}(self, {name})" for name in names)
+    # Nothing but the field names of our own classes is put together here.
+    exec(f"def __init__(self, {', '.join(parameters)}):\n" + "\n".join(lines), scope)
+    initialiser: Any = scope["__init__"]
+    initialiser.__qualname__ = f"{made.__qualname__}.__init__"
+    initialiser.__module__ = made.__module__
+    initialiser.__annotations__ = {**made.__annotations__, "return": None}
+    return initialiser
+
+
+class _Fields:
+    """What `dataclasses` wants to know of a record, worked out when it first asks."""
+
+    def __init__(self, defaults: dict[str, Any]) -> None:
+        self._defaults = defaults
+
+    def __get__(self, instance: object, owner: type[Any]) -> dict[str, Any]:
+        from dataclasses import field, make_dataclass
+
+        twin = make_dataclass(
+            owner.__name__,
+            [
+                (name, kind, field(default=self._defaults[name])) if name in self._defaults else (name, kind)
+                for name, kind in owner.__annotations__.items()
+            ],
+        )
+        owner.__dataclass_fields__ = vars(twin)["__dataclass_fields__"]
+        fields: dict[str, Any] = owner.__dataclass_fields__
+        return fields
+
+
+class _Shared:
+    """The methods that all records have, whatever their fields."""
+
+    __match_args__: ClassVar[tuple[str, ...]]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+        return f"{type(self).__qualname__}({shown})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return _values(self) == _values(other)
+
+    def __hash__(self) -> int:
+        return hash(_values(self))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise _frozen(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise _frozen(f"cannot delete field {name!r}")
+
+    def __reduce__(self) -> tuple[type[Any], tuple[Any, ...]]:
+        return type(self), _values(self)
+
+    def __replace__(self, **changes: Any) -> Any:
+        return type(self)(**{name: getattr(self, name) for name in self.__match_args__} | changes)
+
+
+_SHARED = {
+    name: vars(_Shared)[name]
+    for name in ("__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__reduce__", "__replace__")
+}
+
+
+def _values(fact: Any) -> tuple[Any, ...]:
+    return tuple([getattr(fact, name) for name in fact.__match_args__])
+
+
+def _frozen(message: str) -> AttributeError:
+    from dataclasses import FrozenInstanceError
+
+    return FrozenInstanceError(message)
