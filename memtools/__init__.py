@@ -5,7 +5,7 @@ from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, ScopeClo
 from memtools.events import subscribe
 from memtools.ledger import Usage, install
 from memtools.readings import Level, Reading, effective_limit
-from memtools.scopes import memory_scope
+from memtools.scopes import memory_scope, task_scope
 from memtools.structures import BoundedList, WeakCache
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "memory_scope",
     "profile_memory",
     "subscribe",
+    "task_scope",
 ]
