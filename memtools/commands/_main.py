@@ -28,11 +28,12 @@ def main(arguments: Sequence[str]) -> int:
         arguments: the command line without the interpreter's own part.
     """
     parser = _make_parser()
-    wishes = parser.parse_args(_detached(arguments))
+    ours, theirs, is_module = _split(list(arguments))
+    wishes = parser.parse_args(ours)
     if wishes.command == "info":
         return describe(as_json=wishes.json)
     if wishes.command == "run":
-        return run(_planned(parser, wishes))
+        return run(_planned(parser, wishes, theirs, is_module=is_module))
     parser.print_help()
     return 2
 
@@ -52,35 +53,35 @@ def _make_parser() -> argparse.ArgumentParser:
     running.add_argument("--json", metavar="FILE", help="write the whole report there, too")
     running.add_argument("--html", metavar="FILE", help="write the report there as a page, too")
     running.add_argument("--meter", metavar="NAME", help="who counts: traced (the default) or resident")
-    running.add_argument("-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="run a module")
-    running.add_argument("script", metavar="SCRIPT", nargs=argparse.REMAINDER, help="a file, folder or zip to run")
+    running.epilog = "SCRIPT is a file, a folder or a zip file, as for python. What follows it belongs to the program."
 
     describing = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
     describing.add_argument("--json", action="store_true", help="as JSON")
     return parser
 
 
-def _detached(arguments: Sequence[str]) -> list[str]:
-    # `-mpkg` is `-m pkg` to the interpreter; argparse would go on reading the options after it as ours.
-    words = list(arguments)
+def _split(words: list[str]) -> tuple[list[str], list[str], bool]:
+    """Return our own words, the program's, and whether the program is a module."""
+    # By hand: argparse takes a `--` out of a REMAINDER, drops an empty word (3.13), and reads `-mpkg --json` as ours.
+    if words[:1] != ["run"]:
+        return words, [], False
     place = 1
     while place < len(words) and words[place].startswith("-"):
-        if words[place].startswith("-m"):
-            if len(words[place]) > 2:
-                words[place : place + 1] = ["-m", words[place][2:]]
-            break
-        place += 2 if words[place] in _WITH_A_VALUE else 1
-    return words
+        word = words[place]
+        if word.startswith("-m"):
+            return words[:place], [*filter(None, [word[2:]]), *words[place + 1 :]], True
+        if word == "--":
+            return words[:place], words[place + 1 :], False
+        place += 2 if word in _WITH_A_VALUE else 1
+    return words[:place], words[place:], False
 
 
-def _planned(parser: argparse.ArgumentParser, wishes: argparse.Namespace) -> Run:
-    module: list[str] = wishes.module or []
-    words: list[str] = module or wishes.script
-    if not words or (words[0].startswith("-") and not module):
+def _planned(parser: argparse.ArgumentParser, wishes: argparse.Namespace, words: list[str], *, is_module: bool) -> Run:
+    if not words:
         parser.error("run: a script or -m MODULE is needed")
     return Run(
         program=words[0],
-        is_module=bool(module),
+        is_module=is_module,
         arguments=tuple(words[1:]),
         meter=_chosen_meter(parser, wishes.meter),
         json_path=_writable(parser, wishes.json),
