@@ -1,0 +1,93 @@
+"""Following every loop is undone without a trace, and leaves alone what others have done since."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from memtools.ledger import Meter, choose_meter, forget_accounts, statistics
+from memtools.ledger._everywhere import follow_everywhere
+
+LOOP = asyncio.base_events.BaseEventLoop
+NAMES = ("create_task", "run_in_executor")
+
+
+@pytest.fixture
+def meter() -> Iterator[Meter]:
+    """The traced meter, and accounts that begin anew."""
+    forget_accounts()
+    yield choose_meter("traced")
+    forget_accounts()
+
+
+async def _one_task() -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+
+    await asyncio.create_task(work(), name="one")
+
+
+def _task_names() -> set[str]:
+    return {entry.name for entry in statistics().accounts if entry.kind == "task"}
+
+
+def test_tasks_are_followed_until_it_is_closed(meter: Meter) -> None:
+    everywhere = follow_everywhere(meter)
+    asyncio.run(_one_task())
+    while_open = _task_names()
+    everywhere.close()
+    everywhere.close()
+
+    forget_accounts()
+    asyncio.run(_one_task())
+
+    assert "_one_task" in while_open
+    assert _task_names() == set()
+
+
+def test_closing_leaves_classes_and_finders_as_they_were(meter: Meter) -> None:
+    before = {name: vars(LOOP)[name] for name in NAMES}
+    finders = list(sys.meta_path)
+
+    everywhere = follow_everywhere(meter)
+    patched = {name: vars(LOOP)[name] for name in NAMES}
+    everywhere.close()
+
+    assert all(patched[name] is not before[name] for name in NAMES)
+    assert {name: vars(LOOP)[name] for name in NAMES} == before
+    assert sys.meta_path == finders
+
+
+def test_what_somebody_replaced_since_is_left_to_him(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LOOP, "create_task", LOOP.create_task)  # so that the test leaves nothing
+    everywhere = follow_everywhere(meter)
+
+    def theirs(self: object) -> None: ...
+
+    LOOP.create_task = theirs  # type: ignore[method-assign, assignment]
+    everywhere.close()
+
+    assert LOOP.create_task is theirs
+
+
+def test_the_methods_look_like_the_ones_they_stand_for(meter: Meter) -> None:
+    before = LOOP.create_task
+    everywhere = follow_everywhere(meter)
+    during = LOOP.create_task
+    everywhere.close()
+
+    assert (during.__name__, during.__qualname__, during.__doc__) == (
+        before.__name__, before.__qualname__, before.__doc__,
+    )  # fmt: skip
+
+
+def test_a_module_that_cannot_be_found_is_not_found(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)  # what an import that is forbidden looks like
+    everywhere = follow_everywhere(meter)
+
+    try:
+        with pytest.raises(ImportError):
+            import uvloop  # noqa: F401
+    finally:
+        everywhere.close()
