@@ -7,6 +7,7 @@ Leaves to others: counting (`_traced`, `_resident`), following the steps (`_driv
 
 import sys
 import threading
+import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +24,17 @@ class Slot:
     Attributes:
         owner: who is charged for what this thread allocates, or None for nobody.
         driver: the driver whose step this thread is in, if any.
-        unwatched: owners that nobody will tell when their block is suspended, until the event loop has its turn.
+        unwatched: open owners whose suspension nobody will tell of, until the event loop has its turn.
+        asked_loop: the event loop that will see to them, if it was asked.
     """
 
-    __slots__ = ("driver", "owner", "unwatched")
+    __slots__ = ("asked_loop", "driver", "owner", "unwatched")
 
     def __init__(self) -> None:
         self.owner: Owner | None = None
         self.driver: Driven[Any] | None = None
         self.unwatched: list[Owner] = []
+        self.asked_loop: weakref.ref[Any] | None = None  # Any: of asyncio, uvloop or trio
 
 
 class _PerThread(threading.local):

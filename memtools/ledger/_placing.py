@@ -12,7 +12,7 @@ not `ExitStack`, but the function that uses them.
 """
 
 import sys
-from collections.abc import Callable
+import weakref
 from types import FrameType
 from typing import Any, Final
 
@@ -59,9 +59,8 @@ def open_in_frame(
     needs_frame = is_generator or (bool(flags & _COROUTINE) and driver is None)
     follows_frame = needs_frame and _frames.can_follow()
 
-    may_be_for_caller = not needs_frame and driver is None
-    if may_be_for_caller:
-        _ask_loop_to_mistrust()
+    # Asked before the opening: what the question costs is not the owner's.
+    may_be_for_caller = not needs_frame and driver is None and _will_be_mistrusted()
 
     active_before = active.get()
     owner = open_owner(
@@ -100,31 +99,40 @@ def _is_context_generator(frame: FrameType) -> bool:
     return frame.f_back.f_globals.get("__name__") == "contextlib"
 
 
-def _ask_loop_to_mistrust() -> None:
+def _will_be_mistrusted() -> bool:
     # A plain function may open a scope on behalf of the task that it runs in. When the loop gets its turn while the
-    # scope is still open, the task has been suspended, and nobody has told us.
-    unwatched = per_thread.slot.unwatched
-    while unwatched and unwatched[-1].ended:
-        unwatched.pop()
-    call_soon = None if unwatched else _loop_call()
-    if call_soon is not None:
+    # scope is still open, the task has been suspended, and nobody has told us. One question is enough for all scopes
+    # until then.
+    slot = per_thread.slot
+    while slot.unwatched and slot.unwatched[-1].ended:
+        slot.unwatched.pop()
+    loop, call_soon = _running_loop()
+    asked = slot.asked_loop
+    if loop is not None and (asked is None or asked() is not loop):
+        slot.asked_loop = weakref.ref(loop)
         call_soon(_mistrust)
+    return loop is not None
 
 
 def _mistrust() -> None:
-    unwatched = per_thread.slot.unwatched
-    while unwatched:
-        owner = unwatched.pop()
+    slot = per_thread.slot
+    slot.asked_loop = None
+    while slot.unwatched:
+        owner = slot.unwatched.pop()
         owner.meter.set_adrift(owner, NOBODY_FOLLOWS)
 
 
-def _loop_call() -> Callable[[Callable[[], None]], object] | None:
+def _running_loop() -> Any:
+    """Return the loop that runs a task in this thread, and how to be called back by it; (None, None) if none does."""
     # Any: neither library is imported here, only found.
     if current_task() is not None:
-        asyncio: Any = sys.modules["asyncio"]
-        return asyncio.get_running_loop().call_soon  # type: ignore[no-any-return]  # see above
+        loop: Any = sys.modules["asyncio"].get_running_loop()
+        return loop, loop.call_soon
     trio: Any = sys.modules.get("trio")
-    try:
-        return trio.lowlevel.current_trio_token().run_sync_soon if trio is not None else None
-    except RuntimeError:
-        return None  # not inside of trio
+    if trio is not None:
+        try:
+            token = trio.lowlevel.current_trio_token()
+        except RuntimeError:  # not inside of trio
+            return None, None
+        return token, token.run_sync_soon
+    return None, None

@@ -1,0 +1,154 @@
+"""Budgets are looked at after each step: thrown into the coroutine that is over, once, the innermost first."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from memtools.errors import BudgetExceeded
+from memtools.events import BudgetOverrun, subscribe
+from memtools.ledger import Budget, Driven, Meter, OnExceed, choose_meter
+
+MB = 1_000_000
+
+
+def budgeted(inner: Coroutine[Any, Any, Any], name: str, limit: int, **options: Any) -> Driven[Any]:
+    meter = choose_meter(options.pop("meter", "traced"))
+    return Driven(inner, meter, name=name, kind="call", budget=Budget(limit, **options))
+
+
+async def grows(store: list[bytearray], steps: int = 20) -> None:
+    for _ in range(steps):
+        store.append(bytearray(b"x" * MB))
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("meter", ["traced", "resident"])
+async def test_a_call_over_its_budget_is_stopped_at_its_next_step(meter: str) -> None:
+    store: list[bytearray] = []
+    limit = 5 * MB if meter == "traced" else 60 * MB
+    driver = budgeted(grows(store, 300), "report", limit, meter=meter)
+
+    with pytest.raises(BudgetExceeded) as caught:
+        await asyncio.ensure_future(driver)
+
+    assert (caught.value.scope, caught.value.budget_bytes) == ("report", limit)
+    assert caught.value.used_bytes > limit
+    assert len(store) <= limit / MB + 40
+    assert driver.owner is not None
+    assert driver.owner.overran
+
+
+async def test_a_task_is_not_stopped_for_what_its_neighbour_used(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    async def modest() -> str:
+        for _ in range(30):
+            await asyncio.sleep(0)
+        return "done"
+
+    greedy, other = await asyncio.gather(
+        budgeted(grows(store), "greedy", 5 * MB), budgeted(modest(), "modest", 5 * MB), return_exceptions=True
+    )
+
+    assert isinstance(greedy, BudgetExceeded)
+    assert other == "done"
+
+
+async def test_a_neighbour_is_not_stopped_for_a_resident_budget_of_another_task() -> None:
+    store: list[bytearray] = []
+
+    async def modest() -> str:
+        for _ in range(400):
+            await asyncio.sleep(0)
+        return "done"
+
+    meter = choose_meter("resident")
+    greedy, other = await asyncio.gather(
+        budgeted(grows(store, 300), "greedy", 60 * MB, meter="resident"),
+        Driven(modest(), meter, name="modest"),
+        return_exceptions=True,
+    )
+
+    assert isinstance(greedy, BudgetExceeded)
+    assert other == "done"
+
+
+async def test_it_is_told_once_and_a_coroutine_that_handles_it_goes_on(session: Meter) -> None:
+    store: list[bytearray] = []
+    events: list[Any] = []
+
+    async def handles() -> str:
+        try:
+            await grows(store)
+        except BudgetExceeded:
+            store.clear()
+            await grows(store)
+        return "went on"
+
+    with subscribe(events.append):
+        assert await budgeted(handles(), "handles", 5 * MB) == "went on"
+
+    overruns = [event for event in events if isinstance(event, BudgetOverrun)]
+    assert [(event.name, event.in_flight) for event in overruns] == [("handles", True)]
+
+
+async def test_the_innermost_that_is_over_is_named_first(session: Meter) -> None:
+    store: list[bytearray] = []
+    raised: list[str] = []
+
+    async def outer() -> None:
+        try:
+            await budgeted(grows(store), "inner", 5 * MB)
+        except BudgetExceeded as error:
+            raised.append(error.scope)
+        await grows(store)
+
+    with pytest.raises(BudgetExceeded) as caught:
+        await budgeted(outer(), "outer", 10 * MB)
+
+    assert [*raised, caught.value.scope] == ["inner", "outer"]
+
+
+async def test_the_budget_of_a_parent_holds_for_its_children(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    async def parent() -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(Driven(grows(store), session, name="child"))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await budgeted(parent(), "parent", 9 * MB)
+
+    (error,) = caught.value.exceptions
+    assert isinstance(error, BudgetExceeded)
+    assert error.scope == "parent"
+    assert len(store) <= 12  # each of the three may have had one more step
+
+
+def ignores(error: BudgetExceeded) -> None:
+    raise RuntimeError(f"broken hook for {error.scope}")
+
+
+@pytest.mark.parametrize("on_exceed", ["warn", ignores])
+async def test_warnings_and_broken_hooks_do_not_stop_the_call(
+    session: Meter, caplog: pytest.LogCaptureFixture, on_exceed: OnExceed
+) -> None:
+    store: list[bytearray] = []
+
+    with caplog.at_level(logging.WARNING, logger="memtools"):
+        await budgeted(grows(store), "goes on", 5 * MB, on_exceed=on_exceed)
+
+    assert len(store) == 20
+    assert len([record for record in caplog.records if "goes on" in record.getMessage()]) == 1
+
+
+async def test_a_soft_budget_is_not_looked_at_in_flight(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    await budgeted(grows(store), "soft", 5 * MB, hard=False)
+
+    assert len(store) == 20

@@ -1,0 +1,419 @@
+"""Threads, processes, collections and other users of tracemalloc: what runs beside us, and what it may not change."""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import functools
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import tracemalloc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from memtools.ledger import Driven, Meter, carry, choose_meter, end_owner, install, open_owner
+from memtools.scopes import memory_scope
+
+MB = 1_000_000
+
+
+def near(truth: int) -> Any:
+    # Any: what pytest.approx returns has no public type.
+    return pytest.approx(truth, rel=0.02, abs=64_000)
+
+
+def scope(name: str) -> memory_scope:
+    return memory_scope(name, meter="traced")
+
+
+def sixty(store: list[bytearray]) -> None:
+    for _ in range(60):
+        store.append(bytearray(MB))
+        time.sleep(0.0001)  # lets the loop have its turn
+
+
+async def short_steps(until: asyncio.Event) -> memory_scope:
+    async with scope("bystander") as opened:
+        while not until.is_set():  # noqa: ASYNC110  # the many short steps are the point
+            await asyncio.sleep(0)
+    return opened
+
+
+@pytest.fixture
+def no_forced_switches() -> Iterator[None]:
+    """Let threads change only where one of them waits: a change in the middle of a step is the meter's known limit."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(10.0)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("way", ["to_thread", "default executor", "own executor"])
+async def test_a_thread_that_works_for_a_task_is_charged_to_it_and_not_to_a_bystander(
+    way: str, no_forced_switches: None
+) -> None:
+    store: list[bytearray] = []
+    done = asyncio.Event()
+
+    async def works() -> memory_scope:
+        loop = asyncio.get_running_loop()
+        async with scope("works") as opened:
+            if way == "to_thread":
+                await asyncio.to_thread(sixty, store)
+            elif way == "default executor":
+                await loop.run_in_executor(None, sixty, store)
+            else:
+                with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                    await loop.run_in_executor(pool, sixty, store)
+        done.set()
+        return opened
+
+    with install(meter="traced"):
+        task, bystander = asyncio.create_task(works()), asyncio.create_task(short_steps(done))
+        charged, innocent = await task, await bystander
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+    assert charged.usage.retained_bytes == pytest.approx(60 * MB, rel=0.02)
+    assert abs(innocent.usage.retained_bytes) < MB
+    assert not charged.usage.exact
+    assert "threads" in charged.usage.note
+
+
+def test_a_carried_function_is_charged_to_the_owner_it_comes_from(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    with scope("sender") as opened:
+        thread = threading.Thread(target=carry(functools.partial(sixty, store)))
+        thread.start()
+        thread.join()
+
+    assert opened.usage.retained_bytes == near(60 * MB)
+
+
+def test_a_scope_inside_a_carried_function_is_a_child_of_the_sender(session: Meter) -> None:
+    inside: list[memory_scope] = []
+
+    def work() -> None:
+        with scope("inside") as opened:
+            inside.append(opened)
+
+    with scope("sender") as sender:
+        thread = threading.Thread(target=carry(work))
+        thread.start()
+        thread.join()
+
+    assert inside[0].owner.parent is sender.owner
+
+
+def test_carrying_without_an_owner_is_the_function_itself() -> None:
+    assert carry(sixty) is sixty
+
+
+def test_a_carried_function_names_itself_and_passes_its_exception(session: Meter) -> None:
+    def fails() -> None:
+        raise LookupError("mine")
+
+    with scope("sender"):
+        carried = carry(fails)
+
+    assert "fails" in repr(carried)
+    with pytest.raises(LookupError, match="mine"):
+        carried()
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+@pytest.mark.leaves("descriptor", reason="multiprocessing keeps its resource tracker and fork server")
+async def test_process_pools_get_the_function_as_it_is() -> None:
+    loop = asyncio.get_running_loop()
+
+    async def works() -> int:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return await loop.run_in_executor(pool, abs, -3)
+
+    with install(meter="traced"):
+        assert await asyncio.create_task(works()) == 3
+
+
+def test_two_threads_with_scopes_at_once_add_up_and_say_that_they_are_not_exact(session: Meter) -> None:
+    store: list[bytearray] = []
+    barrier = threading.Barrier(2, timeout=10)
+    found: list[memory_scope] = []
+
+    def work() -> None:
+        with scope("thread") as opened:
+            barrier.wait()
+            store.extend(bytearray(MB) for _ in range(20))
+            barrier.wait()
+        found.append(opened)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sum(opened.usage.retained_bytes for opened in found) == near(40 * MB)
+    assert not any(opened.usage.exact for opened in found)
+
+
+def test_an_idle_thread_pool_does_no_harm(session: Meter) -> None:
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(square, range(4))) == [0, 1, 4, 9]
+        settled = threading.Event()
+        settled.wait(0.05)  # the workers go back to their queue
+
+        with scope("beside idle threads") as opened:
+            block = bytearray(MB)
+
+    assert opened.usage.exact
+    del block
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_in_an_open_scope_leaves_both_sides_right(session: Meter) -> None:
+    read, write = os.pipe()
+
+    with scope("forked") as opened:
+        kept = bytearray(5 * MB)
+        child = os.fork()
+        if child == 0:
+            try:
+                more = bytearray(10 * MB)
+                with scope("in the child") as inner:
+                    even_more = bytearray(2 * MB)
+                told = f"{opened.usage.retained_bytes} {inner.usage.retained_bytes}"
+                os.write(write, told.encode())
+                del more, even_more
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    in_child = [int(number) for number in os.read(read, 100).split()]
+    os.close(read)
+    os.close(write)
+
+    assert opened.usage.retained_bytes == near(5 * MB)
+    assert in_child == [near(17 * MB), near(2 * MB)]
+    del kept
+
+
+class Cycle:
+    def __init__(self, size: int) -> None:
+        self.block = bytearray(size)
+        self.me = self
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
+
+
+async def test_a_collection_in_an_innocent_step_does_not_credit_it(session: Meter, no_collector: None) -> None:
+    async def guilty() -> None:
+        Cycle(50 * MB)
+        await asyncio.sleep(0.001)
+
+    async def innocent() -> None:
+        await asyncio.sleep(0.002)
+        gc.collect()
+        await asyncio.sleep(0)
+
+    drivers = [Driven(each(), session, name=each.__name__) for each in (guilty, innocent)]
+    await asyncio.gather(*drivers)
+    owners = [driver.owner for driver in drivers]
+
+    assert owners[1] is not None
+    assert owners[1].usage is not None
+    assert (owners[1].usage.retained_bytes, owners[1].usage.peak_bytes) == (near(0), near(0))
+    assert owners[1].usage.exact
+    assert owners[0] is not None
+    assert owners[0].live_bytes == near(50 * MB)
+
+
+def test_a_function_that_collects_its_own_cycles_while_alone_is_credited(no_collector: None) -> None:
+    with scope("alone in its session") as opened:
+        Cycle(50 * MB)
+        gc.collect()
+
+    assert opened.usage.retained_bytes == near(0)
+    assert opened.usage.peak_bytes == near(50 * MB)
+    assert opened.usage.exact
+
+
+def test_a_second_collection_in_one_turn_is_credited_in_any_session(session: Meter, no_collector: None) -> None:
+    with scope("before"):
+        Cycle(30 * MB)
+
+    with scope("collects") as opened:
+        gc.collect()
+        Cycle(50 * MB)
+        gc.collect()
+
+    assert opened.usage.retained_bytes == near(0)
+    assert opened.usage.exact
+
+
+def test_an_owner_whose_garbage_may_have_been_collected_says_so(session: Meter, no_collector: None) -> None:
+    with scope("before"):
+        pass
+    with scope("cannot tell") as opened:
+        kept = Cycle(10 * MB)
+        Cycle(50 * MB)
+        gc.collect()
+
+    assert opened.usage.retained_bytes == near(60 * MB)
+    assert "garbage collector" in opened.usage.note
+    assert not opened.usage.exact
+    kept.me = None  # type: ignore[assignment]  # breaks the cycle
+
+
+def test_what_a_collection_frees_is_accounted_for(session: Meter, no_collector: None) -> None:
+    with scope("makes"):
+        Cycle(50 * MB)
+    before = session.unattributed_bytes
+
+    with scope("innocent"):
+        gc.collect()
+
+    assert session.unattributed_bytes - before == near(-50 * MB)
+
+
+def test_a_finaliser_may_open_a_scope_during_a_collection(session: Meter, no_collector: None) -> None:
+    found: list[memory_scope] = []
+    store: list[bytearray] = []
+
+    class Final:
+        def __init__(self) -> None:
+            self.me = self
+            self.block = bytearray(20 * MB)
+
+        def __del__(self) -> None:
+            with scope("finaliser") as opened:
+                store.append(bytearray(3 * MB))
+            found.append(opened)
+
+    with scope("innocent") as innocent:
+        Final()
+        gc.collect()
+
+    assert found[0].usage.retained_bytes == near(3 * MB)
+    assert found[0].owner.parent is innocent.owner
+
+
+def test_collector_callbacks_are_ours_only_while_somebody_is_measured() -> None:
+    before = list(gc.callbacks)
+    with scope("measured"):
+        during = list(gc.callbacks)
+
+    assert len(during) == len(before) + 1
+    assert gc.callbacks == before
+
+
+def test_sessions_are_reference_counted_and_ended() -> None:
+    with scope("outer"):
+        with scope("inner"):
+            pass
+        assert tracemalloc.is_tracing()
+
+    assert not tracemalloc.is_tracing()
+
+
+def test_a_foreign_session_is_used_and_not_ended() -> None:
+    tracemalloc.start(5)
+    try:
+        with scope("guest") as opened:
+            block = bytearray(5 * MB)
+
+        assert opened.usage.retained_bytes == near(5 * MB)
+        assert tracemalloc.is_tracing()
+        assert tracemalloc.get_traceback_limit() == 5
+        del block
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_foreign_start_while_we_trace_changes_nothing() -> None:
+    with scope("host") as opened:
+        tracemalloc.start(5)
+        block = bytearray(5 * MB)
+
+    assert opened.usage.retained_bytes == near(5 * MB)
+    assert opened.usage.exact
+    del block
+
+
+@pytest.mark.parametrize("interference", ["stop", "clear", "stop and start"])
+def test_open_scopes_are_invalid_after_a_foreign_stop_or_clear_and_later_ones_are_right(interference: str) -> None:
+    with scope("outer") as outer:
+        block = bytearray(5 * MB)
+        with scope("open") as opened:
+            if interference == "clear":
+                tracemalloc.clear_traces()
+            else:
+                tracemalloc.stop()
+            if interference == "stop and start":
+                tracemalloc.start()
+        with scope("later") as later:
+            more = bytearray(3 * MB)
+
+    assert [("tracemalloc" in each.usage.note, each.usage.exact) for each in (outer, opened)] == [(True, False)] * 2
+    assert later.usage.retained_bytes == near(3 * MB)
+    assert later.usage.exact
+    assert not tracemalloc.is_tracing()
+    del block, more
+
+
+def test_a_reset_of_the_peak_by_somebody_else_leaves_retained_right() -> None:
+    with scope("reset") as opened:
+        block = bytearray(5 * MB)
+        tracemalloc.reset_peak()
+
+    assert (opened.usage.retained_bytes, opened.usage.peak_bytes) == (near(5 * MB), near(5 * MB))
+    del block
+
+
+def test_an_owner_ended_in_another_thread_is_not_exact(session: Meter) -> None:
+    owner = open_owner("travels", "scope", meter=session)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(end_owner, owner))
+    thread.start()
+    thread.join()
+
+    assert owner.usage is not None
+    assert not owner.usage.exact
+    end_owner(open_owner("takes the turn from it", "scope", meter=session))
+
+
+def test_meters_are_chosen_by_name_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from memtools.errors import ConfigError
+
+    assert choose_meter().name == "resident"
+    monkeypatch.setenv("MEMTOOLS_METER", "traced")
+    assert choose_meter().name == "traced"
+    monkeypatch.setenv("MEMTOOLS_METER", "tracd")
+    with pytest.raises(ConfigError, match="MEMTOOLS_METER"):
+        choose_meter()
+    with pytest.raises(ConfigError, match="meter"):
+        choose_meter(3)  # type: ignore[arg-type]  # on purpose
+
+
+def test_nothing_of_a_scope_is_kept_by_the_meter(session: Meter) -> None:
+    with scope("gone") as opened:
+        pass
+    owner = weakref.ref(opened.owner)
+
+    del opened
+
+    assert owner() is None

@@ -1,0 +1,422 @@
+"""Opening and ending owners: any order, any way of entering, any depth, any number of names."""
+
+import asyncio
+import contextlib
+import gc
+import sys
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from memtools.ledger import Driven, Meter, Owner, active_owner, end_owner, open_owner, open_owners, statistics
+from memtools.ledger import _frames as frames
+from memtools.ledger._accounts import MAX_NAME_LENGTH, MAX_NAMES, OTHER
+from memtools.scopes import memory_scope
+
+MB = 1_000_000
+
+
+def near(truth: int) -> Any:
+    # Any: what pytest.approx returns has no public type.
+    return pytest.approx(truth, rel=0.02, abs=64_000)
+
+
+def scope(name: str, **options: Any) -> memory_scope:
+    return memory_scope(name, meter="traced", **options)
+
+
+@contextlib.contextmanager
+def by_generator(name: str) -> Iterator[memory_scope]:
+    with scope(name) as opened:
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def by_async_generator(name: str) -> AsyncIterator[memory_scope]:
+    await asyncio.sleep(0)
+    async with scope(name) as opened:
+        yield opened
+
+
+def test_usage_can_be_asked_while_a_scope_is_open(session: Meter) -> None:
+    with scope("open") as opened:
+        block = bytearray(10 * MB)
+        at_peak = opened.usage
+        del block
+        after = opened.usage
+
+    assert (at_peak.retained_bytes, at_peak.peak_bytes) == (near(10 * MB), near(10 * MB))
+    assert (after.retained_bytes, after.peak_bytes) == (near(0), near(10 * MB))
+    assert opened.owner.live_bytes == opened.usage.retained_bytes
+
+
+def test_scopes_that_end_out_of_order_are_charged_with_what_they_were_open_for(session: Meter) -> None:
+    store: list[bytearray] = []
+    outer = open_owner("outer", "scope", meter=session)
+    inner = open_owner("inner", "scope", meter=session)
+    store.append(bytearray(10 * MB))
+
+    end_owner(outer)
+    store.append(bytearray(5 * MB))
+    end_owner(inner)
+
+    assert outer.live_bytes == near(10 * MB)
+    assert inner.live_bytes == near(15 * MB)
+    assert active_owner() is None
+
+
+def test_the_middle_of_three_may_end_first(session: Meter) -> None:
+    store: list[bytearray] = []
+    owners = [open_owner(name, "scope", meter=session) for name in ("outer", "middle", "inner")]
+    end_owner(owners[1])
+    store.append(bytearray(4 * MB))
+    end_owner(owners[2])
+    store.append(bytearray(2 * MB))
+    end_owner(owners[0])
+
+    assert [owner.live_bytes for owner in owners] == [near(6 * MB), near(0), near(4 * MB)]
+
+
+def test_ending_twice_returns_the_same_usage(session: Meter) -> None:
+    owner = open_owner("once", "scope", meter=session)
+
+    assert end_owner(owner) is end_owner(owner)
+
+
+def test_sync_ways_of_entering_a_scope_agree(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    with by_generator("generator") as generator, contextlib.nullcontext():
+        store.append(bytearray(3 * MB))
+    with contextlib.ExitStack() as stack:
+        stacked = stack.enter_context(by_generator("stacked"))
+        stack.enter_context(contextlib.nullcontext())
+        store.append(bytearray(3 * MB))
+
+    assert [opened.usage.retained_bytes for opened in (generator, stacked)] == [near(3 * MB)] * 2
+    assert generator.usage.exact
+    assert stacked.usage.exact
+
+
+@pytest.mark.parametrize("is_driven", [True, False])
+async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: bool) -> None:
+    if not is_driven and sys.version_info < (3, 12):
+        pytest.skip("sys.monitoring came with Python 3.12")
+    found: list[memory_scope] = []
+
+    async def call() -> None:
+        store: list[bytearray] = []
+        async with by_async_generator("generator") as generator, contextlib.nullcontext():
+            await asyncio.sleep(0.001)
+            store.append(bytearray(3 * MB))
+            await asyncio.sleep(0.001)
+        async with contextlib.AsyncExitStack() as stack:
+            stacked = await stack.enter_async_context(by_async_generator("stacked"))
+            nested = stack.enter_context(by_generator("nested"))
+            await asyncio.sleep(0.001)
+            store.append(bytearray(3 * MB))
+            await asyncio.sleep(0.001)
+        found.extend((generator, stacked, nested))
+
+    async def neighbour() -> None:
+        kept = []
+        for _ in range(8):
+            kept.append(bytearray(5 * MB))
+            await asyncio.sleep(0.0005)
+
+    inner = call()
+    await asyncio.gather(Driven(inner, session, name="call", kind="call") if is_driven else inner, neighbour())
+
+    assert [opened.usage.retained_bytes for opened in found] == [near(3 * MB)] * 3
+    assert [opened.usage.note for opened in found] == [""] * 3
+
+
+async def test_a_scope_that_nobody_follows_says_that_it_is_process_wide(
+    session: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "can_follow", lambda: False)  # 3.11, or no tool id left
+    store: list[bytearray] = []
+
+    async def neighbour() -> None:
+        store.append(bytearray(30 * MB))
+
+    async def call() -> memory_scope:
+        async with scope("alone") as opened:
+            store.append(bytearray(5 * MB))
+            await asyncio.sleep(0.001)
+        return opened
+
+    opened, _ = await asyncio.gather(call(), neighbour())
+
+    assert not opened.usage.exact
+    assert "process-wide" in opened.usage.note
+    assert opened.usage.retained_bytes == near(35 * MB)
+
+
+def test_the_interpreters_events_are_not_to_be_had_when_all_tool_ids_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if sys.version_info < (3, 12):
+        assert not frames.can_follow()
+        return
+    monkeypatch.setattr(frames, "_tool", None)
+    monkeypatch.setattr(frames, "_TOOL_IDS", ())
+
+    assert not frames.can_follow()
+
+
+async def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed(session: Meter) -> None:
+    store: list[bytearray] = []
+
+    def open_for(stack: contextlib.ExitStack) -> memory_scope:
+        return stack.enter_context(scope("opened for another"))
+
+    async def neighbour() -> None:
+        store.append(bytearray(30 * MB))
+
+    async def call() -> memory_scope:
+        with contextlib.ExitStack() as stack:
+            opened = open_for(stack)
+            store.append(bytearray(5 * MB))
+            await asyncio.sleep(0.002)
+        return opened
+
+    opened, _ = await asyncio.gather(call(), neighbour())
+
+    assert not opened.usage.exact
+    assert opened.usage.peak_bytes >= 35 * MB
+
+
+def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed_on_trio(session: Meter) -> None:
+    trio = pytest.importorskip("trio", reason="trio is not installed")
+
+    def open_for(stack: contextlib.ExitStack) -> memory_scope:
+        return stack.enter_context(scope("opened for another"))
+
+    async def main() -> memory_scope:
+        with contextlib.ExitStack() as stack:
+            opened = open_for(stack)
+            await trio.sleep(0.002)
+        return opened
+
+    assert not trio.run(main).usage.exact
+
+
+async def test_a_coroutine_that_opens_a_scope_for_its_caller_is_not_believed(session: Meter) -> None:
+    async def open_for(stack: contextlib.AsyncExitStack) -> memory_scope:
+        return await stack.enter_async_context(scope("opened for another"))
+
+    async with contextlib.AsyncExitStack() as stack:
+        opened = await open_for(stack)
+        await asyncio.sleep(0.002)
+
+    assert not opened.usage.exact
+
+
+async def test_giving_up_a_scope_leaves_its_parent_exact(session: Meter) -> None:
+    store: list[bytearray] = []
+    parent = open_owner("parent", "scope", meter=session)
+    lost = open_owner("lost", "scope", meter=session)
+    store.append(bytearray(4 * MB))
+
+    session.set_adrift(lost, "process-wide")
+    store.append(bytearray(2 * MB))
+    end_owner(lost)
+    end_owner(parent)
+
+    assert parent.live_bytes == near(6 * MB)
+    assert parent.usage is not None
+    assert parent.usage.exact
+    assert lost.live_bytes == near(6 * MB)
+
+
+async def test_many_scopes_in_one_step_leave_nothing_waiting_for_the_loop(session: Meter) -> None:
+    def sync_work() -> int:
+        with scope("short") as opened:
+            pass
+        return opened.usage.retained_bytes
+
+    loop: Any = asyncio.get_running_loop()
+    before = len(loop._ready)
+
+    figures = [sync_work() for _ in range(200)]
+
+    assert len(loop._ready) - before <= 1
+    assert max(figures) < 2_000
+
+
+def test_recursion_five_hundred_deep_is_one_account(session: Meter, accounts: Any) -> None:
+    def descend(depth: int) -> None:
+        with scope("descend"):
+            if depth:
+                descend(depth - 1)
+
+    descend(499)
+
+    entry = accounts["descend"]
+    assert (entry.entered, entry.active, entry.children) == (500, 0, ())
+
+
+def test_ten_thousand_names_are_bounded(accounts: Any) -> None:
+    for number in range(10_000):
+        end_owner(open_owner(f"request {number}", "scope"))
+
+    names = accounts.names()
+    assert len(names) == MAX_NAMES + 1
+    assert accounts[OTHER].entered == 10_000 - MAX_NAMES
+
+
+def test_names_that_nest_without_bound_are_bounded(accounts: Any) -> None:
+    owners = []
+    for number in range(6_000):
+        owners.append(open_owner(f"level {number}", "scope"))
+        if len(owners) == 100:
+            while owners:
+                end_owner(owners.pop())
+    while owners:
+        end_owner(owners.pop())
+
+    def count(entries: Any) -> int:
+        return sum(1 + count(entry.children) for entry in entries)
+
+    assert count(statistics().accounts) <= 4_096 + 4_096
+
+
+def test_names_are_cut(accounts: Any) -> None:
+    end_owner(open_owner("n" * 10_000, "scope"))
+
+    assert accounts.names() == ["n" * MAX_NAME_LENGTH]
+
+
+def test_resident_scopes_say_that_they_are_process_wide() -> None:
+    with memory_scope("resident", meter="resident") as opened:
+        # Touched, so that it is resident; too large for memory that the allocator has kept from before.
+        block = bytes(80 * MB).replace(b"\0", b"x")
+
+    assert not opened.usage.exact
+    assert opened.usage.peak_bytes > 70 * MB
+    del block
+
+
+class Failed(Exception):
+    pass
+
+
+def test_no_exception_and_no_frame_is_pinned(session: Meter) -> None:
+    class Canary:
+        pass
+
+    canaries: list[weakref.ref[Canary]] = []
+
+    async def fails() -> None:
+        canary = Canary()
+        canaries.append(weakref.ref(canary))
+        await asyncio.sleep(0)
+        raise Failed
+
+    async def times_out() -> None:
+        canary = Canary()
+        canaries.append(weakref.ref(canary))
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(Driven(fails(), session, name="fails"))
+        with contextlib.suppress(Failed):
+            await task
+        del task
+        task = asyncio.ensure_future(Driven(times_out(), session, name="times out"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        del task
+        closed = Driven(fails(), session, name="closed")
+        closed.send(None)
+        closed.close()
+        del closed
+
+    gc.collect()
+    gc.disable()
+    try:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+        alive = [canary for canary in canaries if canary() is not None]
+    finally:
+        gc.enable()
+
+    assert len(canaries) == 3
+    assert alive == []
+
+
+def test_owners_and_drivers_are_freed_without_the_collector(session: Meter) -> None:
+    async def call() -> None:
+        async with scope("inside"):
+            await asyncio.sleep(0)
+
+    owners: list[weakref.ref[Owner]] = []
+    drivers: list[weakref.ref[Driven[None]]] = []
+
+    async def main() -> None:
+        driver = Driven(call(), session, name="call")
+        drivers.append(weakref.ref(driver))
+        task = asyncio.ensure_future(driver)
+        await task
+        assert driver.owner is not None
+        owners.append(weakref.ref(driver.owner))
+
+    gc.collect()
+    gc.disable()
+    try:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+        del loop
+        alive = [found for found in (*owners, *drivers) if found() is not None]
+    finally:
+        gc.enable()
+
+    assert alive == []
+
+
+async def test_a_pending_task_that_is_dropped_with_its_loop_does_not_stay_open(session: Meter) -> None:
+    async def waits() -> None:
+        await asyncio.sleep(0)
+
+    driver = Driven(waits(), session, name="waits")
+    driver.send(None)
+    assert [owner.name for owner in open_owners()] == ["waits"]
+
+    del driver
+
+    assert open_owners() == ()
+
+
+async def test_a_chain_of_ten_thousand_tasks_keeps_none_of_the_links(session: Meter, accounts: Any) -> None:
+    owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+    done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    tasks: set[asyncio.Task[None]] = set()
+    most = 0
+
+    async def link(number: int) -> None:
+        nonlocal most
+        owner = active_owner()
+        assert owner is not None
+        owners.add(owner)
+        if number % 1000 == 0:
+            most = max(most, len(owners))
+        if number == 10_000:
+            done.set_result(most)
+            return
+        task = asyncio.ensure_future(Driven(link(number + 1), session, name="link"))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        await asyncio.sleep(0)
+
+    await Driven(link(0), session, name="link")
+
+    assert await done < 50
+    await asyncio.sleep(0.01)
+    assert accounts["link"].entered == 10_001
