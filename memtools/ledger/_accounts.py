@@ -63,14 +63,21 @@ class Account:
     )  # fmt: skip
 
     def __init__(self, name: str, kind: str, parent: "Account | None" = None) -> None:
-        self.name = name
-        self.kind = kind
-        self.parent = parent
+        self.name: str = name
+        self.kind: str = kind
+        self.parent: Account | None = parent
         self.children: dict[tuple[str, str], Account] = {}
-        self.entered = self.active = self.ended = self.failed = self.steps = 0
-        self.peak = self.peak_sum = self.retained = self.duration_s = 0.0
-        self.note = ""
-        self.meter = ""
+        self.entered: int = 0
+        self.active: int = 0
+        self.ended: int = 0
+        self.failed: int = 0
+        self.steps: int = 0
+        self.peak: float = 0.0
+        self.peak_sum: float = 0.0
+        self.retained: float = 0.0
+        self.duration_s: float = 0.0
+        self.note: str = ""
+        self.meter: str = ""
         self._count: list[int] = parent._count if parent is not None else [0]  # shared by the whole tree
 
     def below(self, kind: str, name: str) -> "Account":

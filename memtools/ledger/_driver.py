@@ -69,11 +69,11 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         self._send = inner.send
         self._meter = meter
         self._overrun: BudgetExceeded | None = None
-        self.name = name
+        self.name: str | None = name
         self.kind: Kind = kind
-        self.budget = budget
-        self.include_children = include_children
-        self.on_end = on_end
+        self.budget: Budget | None = budget
+        self.include_children: bool = include_children
+        self.on_end: Callable[[Owner, bool], object] | None = on_end
         self.owner: Owner | None = None
         self.task: object | None = None
 

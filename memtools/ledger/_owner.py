@@ -61,35 +61,35 @@ class Owner(Tally):
         adrift: bool = False,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name: str = name
         self.kind: Kind = kind
-        self.meter = meter
-        self.parent = parent
-        self.account = account
-        self.include_children = include_children
-        self.adrift = adrift
+        self.meter: "Meter" = meter
+        self.parent: "Owner | None" = parent
+        self.account: "Account" = account
+        self.include_children: bool = include_children
+        self.adrift: bool = adrift
         self.charged: Owner | None = None
         self.outer: Owner | None = None
-        self.note = ""
+        self.note: str = ""
         self.usage: Usage | None = None
-        self.budget = budget
-        self.ceiling = budget.ceiling if budget is not None else inf
+        self.budget: "Budget | None" = budget
+        self.ceiling: float = budget.ceiling if budget is not None else inf
         self.budgeted: Owner | None = None
-        self.overran = False
-        self.ended = False
+        self.overran: bool = False
+        self.ended: bool = False
         self.turn: Turn | None = None
-        self.nested = False
+        self.nested: bool = False
         # Weak: a pending task that nobody wants any more must not live on by our list of open owners.
         self.driver: weakref.ref[Driven[Any]] | None = None  # Any: whatever its coroutine returns
-        self.steps_before = 0
+        self.steps_before: int = 0
         # What the meter and the book remember from the opening, to take the difference at the end.
-        self.base = 0.0
-        self.epoch = 0.0
-        self.freed_before = 0.0
+        self.base: float = 0.0
+        self.epoch: float = 0.0
+        self.freed_before: float = 0.0
         self.neighbours: Neighbours | None = None
         self.watch: object = None
-        self.opened_at = 0.0
-        self.resident = 0
+        self.opened_at: float = 0.0
+        self.resident: int = 0
 
     @property
     def is_active(self) -> bool:

@@ -34,14 +34,14 @@ class Tally:
     __slots__ = ("child", "children", "detached", "live", "payer", "peak", "shared", "up")
 
     def __init__(self) -> None:
-        self.live = 0.0
-        self.peak = 0.0
-        self.shared = False
+        self.live: float = 0.0
+        self.peak: float = 0.0
+        self.shared: bool = False
         self.up: Tally | None = None
         self.payer: Tally | None = None
         self.child: Tally | None = None
-        self.children = 0
-        self.detached = False
+        self.children: int = 0
+        self.detached: bool = False
 
 
 def attach(tally: Tally, payer: Tally | None, *, in_line: bool) -> None:

@@ -21,10 +21,10 @@ class Turn:
     __slots__ = ("_active_inside", "active_before", "before", "is_taken", "owner")
 
     def __init__(self, owner: Owner, active_before: Owner | None) -> None:
-        self.owner = owner
+        self.owner: Owner = owner
         self.before = owner.outer
         self.active_before = active_before
-        self.is_taken = True
+        self.is_taken: bool = True
         self._active_inside: Owner | None = owner
         owner.turn = self
 

@@ -7,6 +7,7 @@ Leaves to others: out of how much (`_now`), of which machine (`_host`).
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from memtools.readings._peak import PeakMemory
 from memtools.readings._second_way import by_psutil
@@ -45,7 +46,8 @@ if sys.platform == "linux":
 
     _statm = Statm()
     _fields = _statm.fields
-    resident_bytes = _statm.resident_bytes  # the method itself: a function around it would cost two in a hundred
+    # The method itself: a function around it would cost two in a hundred.
+    resident_bytes: Callable[[], int] = _statm.resident_bytes
 else:
     _fields = by_psutil
 

@@ -71,7 +71,7 @@ class Plan:
         if self.on_end is not None:
             self.on_end(owner, error)
 
-    def on_driven_end(self, owner: Owner, failed: bool) -> None:
+    def on_driven_end(self, owner: Owner, failed: bool) -> None:  # noqa: ARG002  # the exception says more
         """Tell `on_end` of an owner that a driver has ended; the driver calls it with the exception in flight."""
         error = sys.exc_info()[1]
         if self.on_end is not None:

@@ -65,7 +65,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         include_children: bool = True,
         meter: str | None = None,
     ) -> None:
-        self.name = parse_name(name)
+        self.name: str = parse_name(name)
         self._warn_bytes = None if warn is None else parse_limit(warn, name="warn")
         self._budget: Budget | None = None if budget is None else make_budget(budget, on_exceed=on_exceed)
         self._include_children = include_children
