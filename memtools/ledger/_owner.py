@@ -63,16 +63,16 @@ class Owner(Tally):
         super().__init__()
         self.name: str = name
         self.kind: Kind = kind
-        self.meter: "Meter" = meter
-        self.parent: "Owner | None" = parent
-        self.account: "Account" = account
+        self.meter: Meter = meter
+        self.parent: Owner | None = parent
+        self.account: Account = account
         self.include_children: bool = include_children
         self.adrift: bool = adrift
         self.charged: Owner | None = None
         self.outer: Owner | None = None
         self.note: str = ""
         self.usage: Usage | None = None
-        self.budget: "Budget | None" = budget
+        self.budget: Budget | None = budget
         self.ceiling: float = budget.ceiling if budget is not None else inf
         self.budgeted: Owner | None = None
         self.overran: bool = False

@@ -48,6 +48,10 @@ class _Watch:
         self.high = high
 
 
+def _is_busy(slot: Slot) -> bool:
+    return slot.owner is not None
+
+
 class TracedMeter:
     """Figures from one tracemalloc session that is shared by all owners and started for the first of them.
 
@@ -71,7 +75,9 @@ class TracedMeter:
         self._turns_at_collection = [-1.0, -1.0, -1.0]
         self._probe: object = None
         self._holder: Slot | None = None
-        self._busy_slots: list[Slot] = []
+        # Those that have had the turn, and some of which may be idle now: shrinking and growing a list at every step
+        # would be an allocation.
+        self._slots: list[Slot] = []
         self._watches: list[_Watch] = []
         self._is_collecting = False
         self._interrupted: Owner | None = None
@@ -118,9 +124,9 @@ class TracedMeter:
             gc.callbacks.remove(self._on_collection)
             self._probe = None
             self._holder = None
-            for slot in self._busy_slots:
+            for slot in self._slots:
                 slot.owner = None
-            self._busy_slots.clear()
+            self._slots = []
             if self._started_here and tracemalloc.is_tracing():
                 tracemalloc.stop()
 
@@ -184,7 +190,7 @@ class TracedMeter:
             owner.watch = self._watch()
             above = owner.parent
             owner.charged = above.charged if above is not None and not above.ended else None
-            for slot in tuple(self._busy_slots):
+            for slot in self._slots:
                 if slot.owner is owner:
                     self._move(slot, owner.outer)
 
@@ -198,8 +204,8 @@ class TracedMeter:
     def after_fork(self, slot: Slot, /) -> None:
         """Make the lock anew and forget the threads that are no more."""
         self._lock = threading.RLock()
-        self._busy_slots = [slot] if slot.owner is not None else []
-        self._holder = slot if self._busy_slots else None
+        self._slots = [slot]
+        self._holder = slot if slot.owner is not None else None
 
     def _settle(self) -> None:
         """End the present segment: charge it and begin the next.
@@ -208,19 +214,19 @@ class TracedMeter:
         before anything else is done: what comes in between settles a segment of its own, and the sums still add up.
         """
         now, peak = _get_traced_memory()
-        net = now - self._mark
-        rise = peak - self._mark
+        mark = self._mark
         self._mark = now + 0.0
         _reset_peak()
-
         if not now and not tracemalloc.is_tracing():
             self._restart()
             return
-        if rise < net or rise < 0:
-            rise = max(net, 0.0)  # somebody else reset the peak
 
-        for watch in self._watches:
-            watch.high = max(watch.high, peak)
+        net = now - mark
+        rise = peak - mark
+        if rise < net or rise < 0:
+            rise = net if net > 0 else 0.0  # somebody else reset the peak
+        if self._watches:
+            self._raise_watches(peak)
         holder = self._holder
         owner = holder.owner if holder is not None else None
         if self._is_collecting and owner is self._interrupted:
@@ -233,20 +239,21 @@ class TracedMeter:
 
     def _move(self, slot: Slot, owner: Owner | None) -> None:
         self._turns += 1.0
-        before, slot.owner = slot.owner, owner
+        slot.owner = owner
         if owner is not None:
             if owner.child is not None:
                 share(owner)  # it goes on while an owner inside it is still open
-            if before is None:
-                self._busy_slots.append(slot)
-            self._holder = slot
-            return
+            if self._holder is not slot:
+                self._holder = slot
+                if slot not in self._slots:
+                    self._slots = [*filter(_is_busy, self._slots), slot]
+        elif self._holder is slot:
+            # Another thread may still be at work: the turn goes back to it.
+            self._holder = next(filter(_is_busy, self._slots), None) if len(self._slots) > 1 else None
 
-        if before is not None:
-            self._busy_slots.remove(slot)
-        if self._holder is slot:
-            # Another thread is still at work: the turn goes back to it.
-            self._holder = self._busy_slots[-1] if self._busy_slots else None
+    def _raise_watches(self, total: int) -> None:
+        for watch in self._watches:
+            watch.high = max(watch.high, total)
 
     def _watch(self) -> _Watch:
         watch = _Watch(self._mark)

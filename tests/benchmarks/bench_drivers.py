@@ -16,7 +16,7 @@ from _compare import Result, Timing, compare, print_results
 from memtools.ledger import Driven, Meter, choose_meter, end_owner, open_owner
 from memtools.scopes import memory_scope
 
-_STEPS = 200
+_STEPS = 1_000
 _TRACED_TARGET_NS = 5_000.0
 _IDLE_TARGET_NS = 1_000.0
 
@@ -58,7 +58,7 @@ def _steps_under_traced(rounds: int) -> list[Result]:
 
     meter.hold()
     try:
-        timing = compare(cases, number=5, rounds=rounds, baseline="bare")
+        timing = compare(cases, number=1, rounds=rounds, baseline="bare")
     finally:
         meter.release()
         loop.close()
@@ -73,7 +73,7 @@ def _steps_with_nothing_on(rounds: int) -> list[Result]:
         "driven, resident": lambda: loop.run_until_complete(_driven(_steps(), meter)),
     }
     try:
-        timing = compare(cases, number=20, rounds=rounds, baseline="bare")
+        timing = compare(cases, number=3, rounds=rounds, baseline="bare")
     finally:
         loop.close()
     return [_per_step(timing, "driven, resident", "a bare task", _IDLE_TARGET_NS)]
@@ -92,7 +92,7 @@ def _per_step(timing: Timing, case: str, peer: str, target_ns: float) -> Result:
 
 def _owners(rounds: int) -> list[Result]:
     results = []
-    for name, target_ns in (("traced", 40_000.0), ("resident", 20_000.0)):
+    for name, target_ns in (("traced", 60_000.0), ("resident", 20_000.0)):
         meter = choose_meter(name)
         meter.hold()
         try:
