@@ -93,9 +93,18 @@ class Everywhere:
 
 
 class _Followed(Driven[Any]):  # Any: as in `Driven`
-    """A driver that leaves no frame in the tracebacks of what passes through it."""
+    """A driver that passes for its coroutine, and leaves no frame in the tracebacks of what passes through it."""
 
     __slots__ = ()
+
+    @property
+    def __class__(self) -> type:
+        # For `isinstance` and `inspect.iscoroutine`, where a program asks for `task.get_coro()`.
+        return type(self._inner)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise TypeError("__class__ of a coroutine cannot be set")
 
     def __next__(self) -> Any:
         try:

@@ -1,0 +1,49 @@
+"""CPython's own tests of asyncio pass under `python -m memtools run` as they pass alone, every task of theirs followed.
+
+What they assert of tasks, factories, tracebacks, names, stacks and cancellation is what a program may rely on. None is
+excluded.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+TIMEOUT_S = 300
+SUITES = (
+    "test_tasks",
+    "test_taskgroups",
+    "test_base_events",
+    "test_runners",
+    "test_timeouts",
+    "test_eager_task_factory",
+)
+
+
+def _suite(name: str, *before: str) -> tuple[str, list[str]]:
+    done = subprocess.run(
+        [sys.executable, *before, "-m", "unittest", "-q", f"test.test_asyncio.{name}"],
+        env={**os.environ, "PYTHONASYNCIODEBUG": ""}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    ran = re.search(r"^Ran (\d+) tests", done.stderr, re.MULTILINE)
+    failed = re.findall(r"^(?:FAIL|ERROR): (\S+ \S+)", done.stderr, re.MULTILINE)
+    return ran.group(1) if ran else done.stderr[-500:], failed
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_asyncios_own_tests_pass_as_they_pass_alone(name: str) -> None:
+    try:
+        found = importlib.util.find_spec(f"test.test_asyncio.{name}")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        pytest.skip("this distribution of Python, or this version of it, comes without that suite")
+    alone = _suite(name)
+
+    under = _suite(name, "-m", "memtools", "run", "--meter", "traced")
+
+    assert under == alone
