@@ -10,13 +10,15 @@ from memtools.ledger import Owner
 from memtools.ledger._current import active
 
 
-def context_below(owner: Owner, context: Context | None) -> Context:
-    """Return `context`, or a copy of the present one, with `owner` active in it.
+def context_below(owner: Owner, context: Context | None) -> Context | None:
+    """Return `context`, or a copy of the present one, with `owner` active in it; None where a plain copy will do.
 
     A context that is given is used as it is, so that the task's changes are seen in it; once the owner has ended, what
     is opened in it hangs below the owner's parent.
     """
     if context is None:
+        if active.get() is owner:
+            return None
         context = copy_context()
     if context.get(active) is owner:
         return context

@@ -5,10 +5,10 @@ Records hold numbers and text, never tasks, results, exceptions or frames: whoev
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Final
 
 from memtools.errors import MemtoolsError
+from memtools.records import as_dict, record
 from memtools.units import format_size
 
 MAX_MESSAGE_LENGTH: Final = 500
@@ -33,7 +33,7 @@ class ScopeFull(MemtoolsError, RuntimeError):
         return f"{self.scope} takes no more tasks: {self.waiting} are waiting, max_pending={self.max_pending}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskFailure:
     """One task that failed, in words.
 
@@ -53,7 +53,7 @@ class TaskFailure:
         return f"{self.name}: {self.kind}: {self.message}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskScopeStatistics:
     """How the tasks of one scope fared, up to one moment.
 
@@ -81,10 +81,10 @@ class TaskScopeStatistics:
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
-        return asdict(self)
+        return as_dict(self)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskUsage:
     """What the tasks of one name used together, up to one moment.
 
@@ -122,7 +122,7 @@ class TaskUsage:
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
-        return asdict(self)
+        return as_dict(self)
 
     def __str__(self) -> str:
         peak = "unknown" if self.peak_bytes is None else format_size(self.peak_bytes)

@@ -68,7 +68,7 @@ class Roster:
     ) -> None:
         self._scope = scope
         self.loop = loop
-        self._parent = parent
+        self._parent: ParentTask | None = parent
         self._outcomes = outcomes
         self._gate = gate
         self._grace_s = grace_s
@@ -146,21 +146,21 @@ class Roster:
             error: what the block has raised.
             cancelled: the cancellation that has to go on.
         """
-        outcomes = self._outcomes
+        outcomes, parent = self._outcomes, self._parent
         self.refusal = FINISHED
         base_error, errors = outcomes.base_error, outcomes.errors
         outcomes.forget_errors()
         group: BaseException | None = None
         try:
+            if parent is not None and await parent.settle():
+                cancelled = None
             if base_error is not None:
                 raise base_error
-            if await self._parent.settle():
-                cancelled = None
             has_failed = error is not None and not _is_cancellation(error)
             if error is not None and has_failed and not self._records_errors:
                 errors.append(error)
-            if errors or has_failed:
-                self._parent.renew_outer_cancellation()
+            if parent is not None and (errors or has_failed):
+                parent.renew_outer_cancellation()
             elif cancelled is not None and error is None:
                 raise cancelled
             if errors:
@@ -169,6 +169,11 @@ class Roster:
         finally:
             error = cancelled = base_error = group = None  # the same as in `join`
             del errors
+
+    def let_go(self) -> None:
+        """Forget the holding task, whose frame and result are no business of a scope that has ended."""
+        self._parent = None
+        self._outcomes.forget_errors()
 
     def _on_done(self, task: "asyncio.Task[Any]") -> None:
         account, began, _, ticket = self.live.pop(task)
@@ -186,7 +191,8 @@ class Roster:
             self._outcomes.record(task_name(task, account), account, error)
             return
 
-        if self._parent.task.done():
+        parent = self._parent
+        if parent is None or parent.task.done():
             self.loop.call_exception_handler(
                 {
                     "message": f"a task of {self._scope} failed, but the task that holds the scope has ended",
@@ -196,9 +202,9 @@ class Roster:
             )
             return
         self._outcomes.keep_error(error)
-        if not self._aborting and not self._parent.is_interrupted:
+        if not self._aborting and not parent.is_interrupted:
             self.abort()
-            self._parent.interrupt()
+            parent.interrupt()
 
     def _start_timer(self) -> None:
         if self._timer is None:

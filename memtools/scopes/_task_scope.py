@@ -18,6 +18,7 @@ from memtools.scopes._judging import judge
 from memtools.scopes._task_accounts import TaskAccount
 from memtools.scopes._task_admission import Admission, Admit, SizeAdmission
 from memtools.scopes._task_context import context_below
+from memtools.scopes._task_coroutines import close_unused, coroutine_name
 from memtools.scopes._task_gate import Gate, Ticket
 from memtools.scopes._task_outcomes import Outcomes
 from memtools.scopes._task_parent import ParentTask
@@ -108,7 +109,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             limit=limit, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results, admit=admit,
             name=name, budget=budget, warn=warn, max_pending=max_pending, meter=meter,
         )  # fmt: skip
-        self.name = settings.name
+        self.name: str = settings.name
         # A budget is looked at after each step, whoever counts.
         self._drives = settings.meter.follows or settings.budget is not None
         self._special = self._drives or settings.limit is not None or settings.admission is not None
@@ -156,6 +157,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             failed = error is not None
         finally:
             del error, trace  # or exception, traceback and this frame would keep each other alive
+            roster.let_go()
             self._end_owner(failed)
 
     def create_task(
@@ -178,14 +180,14 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
         began = perf_counter()
         try:
+            label = str(name) if name else coroutine_name(coro)
             if context is None and active.get() is self._owner:
                 task = roster.loop.create_task(coro, name=name)
             else:
                 task = roster.loop.create_task(coro, name=name, context=context_below(self.owner, context))
         except BaseException:
-            _close(coro)
+            close_unused(coro)
             raise
-        label = name or _name_of(coro)
         account = self._accounts.get(label) or self._open_account(label)
         roster.enrol(task, (account, began, None, None))
         return task
@@ -252,7 +254,11 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             if owner is not None and owner.is_active:
                 open_owners.setdefault(account.name, []).append(owner)
         meter = self._settings.meter
-        return {name: account.to_usage(meter, open_owners.get(name, ())) for name, account in self._accounts.items()}
+        return {
+            name: account.to_usage(meter, open_owners.get(name, ()))
+            for name, account in self._accounts.items()
+            if account.started  # an account may have been opened for a task that was refused
+        }
 
     def errors(self) -> tuple[TaskFailure, ...]:
         """Return the last 256 failures, in words, oldest first; only with `on_error="record"`."""
@@ -291,17 +297,18 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         began = perf_counter()
         try:
             roster = self._open_roster()
-            account = self._open_account(name or _name_of(coro))
+            label = str(name) if name else coroutine_name(coro)
+            account = self._open_account(label)
             if self._gate is not None:
                 ticket = self._gate.take(roster.loop, may_wait=may_wait)
             work = coro if ticket is None or self._gate is None else self._gate.put_before(coro, ticket)
             # One driver, outermost: a task factory of `install()` leaves a driver alone, and none runs inside another.
-            driven = self._drive(work, name, account) if self._drives else None
+            driven = self._drive(work, label, account) if self._drives else None
             task = roster.loop.create_task(driven or work, name=name, context=context_below(self.owner, context))
         except BaseException:
             if ticket is not None and self._gate is not None:
                 self._gate.leave(ticket)
-            _close(coro)
+            close_unused(coro)
             raise
         roster.enrol(task, (account, began, driven, ticket))
         return task, ticket
@@ -313,11 +320,11 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             raise ScopeClosed(self.name, self._roster.refusal)
         return self._roster
 
-    def _drive(self, coro: "Work[T]", name: str | None, account: TaskAccount) -> "Driven[T]":
+    def _drive(self, coro: "Work[T]", label: str, account: TaskAccount) -> "Driven[T]":
         meter = self._settings.meter
         if not meter.follows:
             return Driven(coro, meter)  # only looks at the budget after each step
-        return Driven(coro, meter, name=name or _name_of(coro), kind="task", on_end=account.add_ended)
+        return Driven(coro, meter, name=label, kind="task", on_end=account.add_ended)
 
     def _live(self) -> "dict[asyncio.Task[Any], Live]":
         return {} if self._roster is None else self._roster.live
@@ -332,19 +339,3 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
 def _admission_for(admission: Admission | int | None, owner: Owner) -> Admission | None:
     return SizeAdmission(admission, lambda: owner.live_bytes) if isinstance(admission, int) else admission
-
-
-def _name_of(coro: Any) -> str:
-    # Any: what a loop takes for a coroutine need not have a name.
-    try:
-        name: str = coro.__qualname__
-    except AttributeError:
-        return type(coro).__qualname__
-    return name
-
-
-def _close(coro: Any) -> None:
-    # Any: a wrong argument is refused by the loop, and may be no coroutine at all.
-    close = getattr(coro, "close", None)
-    if callable(close):
-        close()

@@ -1,10 +1,10 @@
 """The arguments of `task_scope`, checked."""
 
-from dataclasses import dataclass
 from typing import Final
 
 from memtools.errors import ConfigError
 from memtools.ledger import Budget, Meter, choose_meter
+from memtools.records import record
 from memtools.scopes._judging import make_budget, parse_limit
 from memtools.scopes._naming import parse_name
 from memtools.scopes._task_admission import Admission, parse_admission
@@ -13,7 +13,7 @@ from memtools.units import parse_choice, parse_count, parse_seconds
 DEFAULT_NAME: Final = "task_scope"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskScopeSettings:
     """What a task scope was told to do.
 

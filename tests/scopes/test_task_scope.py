@@ -4,6 +4,7 @@ import asyncio
 import gc
 import sys
 import warnings
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from typing import Any
@@ -467,6 +468,41 @@ async def test_a_running_task_is_held_though_nobody_else_does() -> None:
         gc.collect()
 
         assert tasks.statistics().running == 1
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_scope_that_has_ended_keeps_the_task_that_held_it_no_longer() -> None:
+    kept: list[task_scope] = []
+
+    async def hold() -> None:
+        async with task_scope() as tasks:
+            kept.append(tasks)
+
+    holder = asyncio.ensure_future(hold())
+    await holder
+    seen = weakref.ref(holder)
+    del holder
+    await asyncio.sleep(0)
+
+    assert seen() is None
+    assert kept[0].statistics().state == "finished"
+
+
+async def test_a_name_that_is_no_text_is_put_into_words_as_asyncio_does() -> None:
+    async with task_scope() as tasks:
+        task = tasks.create_task(give(), name=7)  # type: ignore[arg-type]
+
+    assert task.get_name() == "7"
+    assert tasks.usage()["7"].finished == 1
+
+
+async def test_a_refused_task_leaves_no_trace_in_the_usage() -> None:
+    async with task_scope(limit=1, max_pending=0) as tasks:
+        tasks.create_task(give(), name="first")
+        with pytest.raises(ScopeFull):
+            tasks.create_task(give(), name="second")
+
+    assert list(tasks.usage()) == ["first"]
 
 
 # -- shown

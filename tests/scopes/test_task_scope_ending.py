@@ -369,3 +369,41 @@ async def test_many_who_wait_are_cancelled_in_a_moment() -> None:
 
         assert loop.time() - began < 5  # a row that is searched for each of them takes minutes
     assert tasks.statistics().cancelled == 5_000
+
+
+async def test_a_task_that_fails_after_the_block_was_torn_down_is_reported_to_the_loop() -> None:
+    reports: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, about: reports.append(about["exception"]))
+
+    async def fail_on_cancel() -> None:
+        try:
+            await for_ever()
+        finally:
+            await fail()
+
+    async def hold() -> None:
+        async with task_scope() as tasks:
+            tasks.create_task(fail_on_cancel())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    coro = hold()
+    coro.send(None)
+    await asyncio.sleep(0)
+    coro.close()
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+    assert [str(report) for report in reports] == ["no"]
+
+
+async def test_the_count_is_kept_when_the_end_of_the_program_passes() -> None:
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012  # the block is what raises
+        async with task_scope() as tasks:
+            tasks.create_task(fail())
+            try:
+                await for_ever()
+            finally:
+                raise KeyboardInterrupt
+
+    assert cancelling() == 0
