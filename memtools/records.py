@@ -32,6 +32,11 @@ def record(cls: type[T]) -> type[T]:
     return result
 
 
+def as_dict(fact: Any) -> dict[str, object]:  # Any: every record, which have no class in common
+    """Return the fields of a record by name; what they hold is not converted."""
+    return dict(zip(fact.__match_args__, _values(fact), strict=True))
+
+
 def _initialiser(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) -> Any:
     # The slots' own setters: quicker than `object.__setattr__`, and they do not know that the record is frozen.
     scope: dict[str, Any] = {f"_set_{name}": getattr(made, name).__set__ for name in names}

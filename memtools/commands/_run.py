@@ -12,7 +12,6 @@ alone: there is no report then. Children of a fork print none: they are not the 
 import atexit
 import os
 import sys
-from dataclasses import dataclass
 from typing import Final, TextIO
 
 from memtools.commands._ends import end_with
@@ -21,12 +20,13 @@ from memtools.commands._telling import tell
 from memtools.ledger import Meter, end_owner, open_owner
 from memtools.ledger._everywhere import Everywhere, follow_everywhere
 from memtools.readings import ProcessMemory, read_process
+from memtools.records import record
 from memtools.reports import Report, report
 
 _METER_VARIABLE: Final = "MEMTOOLS_METER"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Run:
     """What is to be run, and where the report goes besides stderr.
 

@@ -11,7 +11,6 @@ from typing import Final, Protocol
 from memtools.ledger._current import Slot
 from memtools.ledger._owner import Owner
 from memtools.ledger._resident import ResidentMeter
-from memtools.ledger._traced import TracedMeter
 from memtools.units import parse_choice
 
 
@@ -72,7 +71,13 @@ class Meter(Protocol):
         ...
 
 
-_MAKERS: Final[dict[str, Callable[[], Meter]]] = {"traced": TracedMeter, "resident": ResidentMeter}
+def _make_traced() -> Meter:
+    from memtools.ledger._traced import TracedMeter  # tracemalloc loads pickle: for those who ask for it
+
+    return TracedMeter()
+
+
+_MAKERS: Final[dict[str, Callable[[], Meter]]] = {"traced": _make_traced, "resident": ResidentMeter}
 _made: dict[str, Meter] = {}
 
 

@@ -1,6 +1,6 @@
 """What an owner used: one frozen record."""
 
-from memtools.records import record
+from memtools.records import as_dict, record
 from memtools.units import format_size
 
 
@@ -36,7 +36,7 @@ class Usage:
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
-        return {name: getattr(self, name) for name in self.__match_args__}
+        return as_dict(self)
 
     def __str__(self) -> str:
         doubt = "" if self.exact else f" ({self.note})"

@@ -4,13 +4,13 @@ Leaves to others: the readings themselves (`memtools.readings`), the meters' sum
 """
 
 import sys
-from dataclasses import asdict, dataclass
 
 from memtools.ledger import LedgerStatistics
 from memtools.readings import ProcessMemory
+from memtools.records import as_dict, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Growth:
     """The process between a first and a last reading, in bytes; None where it cannot be known.
 
@@ -34,7 +34,7 @@ class Growth:
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
-        return asdict(self)
+        return as_dict(self)
 
 
 def measure_growth(ledger: LedgerStatistics, now: ProcessMemory, since: ProcessMemory | None) -> Growth:

@@ -6,10 +6,10 @@ part (`_growth`), text and HTML (`_text`, `_html`).
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from memtools.ledger import LedgerStatistics, statistics
 from memtools.readings import ProcessMemory, read_process
+from memtools.records import record
 from memtools.reports._growth import Growth, measure_growth
 from memtools.reports._html import html_table
 from memtools.reports._rows import Row, flat_rows, notes_of, scope_rows
@@ -20,7 +20,7 @@ from memtools.units import format_size
 _SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Report:
     """Who used how much, per scope, per task and per function; and what was nobody's.
 

@@ -5,12 +5,12 @@ were at work. Leaves to others: what an account holds (`memtools.ledger`), how a
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from memtools.ledger import Entry
+from memtools.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Row:
     """What the owners of one name used together.
 

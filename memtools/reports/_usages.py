@@ -5,16 +5,16 @@ Covers: the forms of the big report for a handful of `Usage` records. Leaves to 
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from memtools.ledger import Usage
+from memtools.records import record
 from memtools.reports._html import html_rows
 from memtools.reports._rows import Row
 from memtools.reports._text import text_rows
 from memtools.units import format_size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UsageTable:
     """Usages as the rows of a table, in the order in which they were given.
 
