@@ -298,7 +298,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         try:
             roster = self._open_roster()
             label = str(name) if name else coroutine_name(coro)
-            account = self._open_account(label)
+            account = self._accounts.get(label) or self._open_account(label)
             if self._gate is not None:
                 ticket = self._gate.take(roster.loop, may_wait=may_wait)
             work = coro if ticket is None or self._gate is None else self._gate.put_before(coro, ticket)

@@ -52,7 +52,7 @@ def run(rounds: int = 15) -> list[Result]:
     note = f"{timing.median_ns('scope') / _TASKS / 1000:.1f} us per task that does nothing"
     return [
         Result("a task of a task_scope()", peer, timing.ratio("scope"), 1.6, note),
-        Result("... with a limit that is not reached", peer, timing.ratio("places"), 1.8, "time per task"),
+        Result("... with a limit that is not reached", peer, timing.ratio("places"), 2.0, "time per task"),
         Result("... with a limit of 8, most wait their turn", peer, timing.ratio("row"), 3.0, "time per task"),
         Result(
             "... with an exact account per task",
