@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from memtools.ledger._owner import Owner
 
 active: ContextVar["Owner | None"] = ContextVar("memtools_owner", default=None)
+# Bound once: a call of `active.get` makes a method object, which is an allocation for tracemalloc to trace.
+get_active = active.get
 
 
 class Slot:
@@ -50,7 +52,7 @@ def active_owner() -> "Owner | None":
 
     A context outlives the scopes that were open when it was copied, hence the search upwards.
     """
-    owner = active.get()
+    owner = get_active()
     while owner is not None and owner.ended:
         owner = owner.parent
     return owner

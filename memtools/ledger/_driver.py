@@ -10,13 +10,14 @@ thrown in, cancellation included, goes to the coroutine inside a charged step, a
 
 import re
 from collections.abc import Callable, Coroutine, Generator
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from memtools.errors import BudgetExceeded
 from memtools.ledger._book import end_owner, open_owner
 from memtools.ledger._budget import Budget
-from memtools.ledger._current import Slot, active, active_owner, current_task, give_turn, per_thread
+from memtools.ledger._current import Slot, active_owner, current_task, get_active, give_turn, per_thread
 from memtools.ledger._meters import Meter
 from memtools.ledger._owner import Kind, Owner
 
@@ -48,7 +49,8 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
     """
 
     __slots__ = (
-        "__weakref__", "_has_ended", "_inner", "_meter", "_overrun", "_send", "_steps", "budget", "include_children",
+        "__name__", "__qualname__", "__weakref__",
+        "_has_ended", "_inner", "_meter", "_overrun", "_send", "_steps", "budget", "include_children",
         "kind", "name", "on_end", "owner", "task",
     )  # fmt: skip
 
@@ -67,6 +69,8 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         self._has_ended = False
         self._inner = inner
         self._send = inner.send
+        self.__qualname__: str = getattr(inner, "__qualname__", type(inner).__qualname__)
+        self.__name__: str = getattr(inner, "__name__", self.__qualname__)
         self._meter = meter
         self._overrun: BudgetExceeded | None = None
         self.name: str | None = name
@@ -182,19 +186,19 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
     def _task_name(self) -> str:
         name = getattr(self.task, "get_name", str)()
         if not name or _AUTOMATIC_NAME.fullmatch(name):
-            name = getattr(self._inner, "__qualname__", type(self._inner).__qualname__)
+            name = self.__qualname__
         return str(name)
 
     def _resume(self, slot: Slot) -> None:
         self._steps += 1.0
-        owner = active.get()
+        owner = get_active()
         if owner is not None and owner.ended:
             owner = active_owner()
         give_turn(slot, owner.charged if owner is not None else None)
 
     def _suspend(self, slot: Slot, before: Owner | None) -> None:
         give_turn(slot, before)
-        owner = active.get()
+        owner = get_active()
         if owner is not None and owner.budgeted is not None:
             self._check_budgets(owner.budgeted)
 
@@ -237,9 +241,14 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
             owner = owner.parent
         return innermost if owner is self.owner else self.owner
 
-    def __getattr__(self, name: str) -> Any:
-        # What debuggers, reprs and asyncio's stack printers look at: cr_frame, cr_await, __qualname__ and the like.
-        return getattr(self._inner, name)
+    # What debuggers, reprs and asyncio's stack printers look at. One by one: a `__getattr__` would make each attribute
+    # of ours slower, and each call of a method an allocation.
+    cr_await = property(attrgetter("_inner.cr_await"))
+    cr_code = property(attrgetter("_inner.cr_code"))
+    cr_frame = property(attrgetter("_inner.cr_frame"))
+    cr_origin = property(attrgetter("_inner.cr_origin"))
+    cr_running = property(attrgetter("_inner.cr_running"))
+    cr_suspended = property(attrgetter("_inner.cr_suspended"))
 
     def __repr__(self) -> str:
         return f"<driven {self._inner!r}>"

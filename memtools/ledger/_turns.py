@@ -4,7 +4,7 @@ For code whose caller goes on between its steps in the same task and the same co
 steps of an asynchronous generator. Both what is charged on the thread and what is active in the context change hands.
 """
 
-from memtools.ledger._current import active, give_turn, per_thread
+from memtools.ledger._current import active, get_active, give_turn, per_thread
 from memtools.ledger._owner import Owner
 
 
@@ -35,7 +35,7 @@ class Turn:
         slot = per_thread.slot
         self.is_taken = True
         self.before = slot.owner
-        before = self.active_before = active.get()
+        before = self.active_before = get_active()
         if before is not self._active_inside:
             active.set(self._active_inside)
         give_turn(slot, self.owner.charged)
@@ -47,7 +47,7 @@ class Turn:
         self.is_taken = False
         give_turn(per_thread.slot, self.before)
         # The consumer of a generator shares this context: what it opens is no child of ours.
-        inside = self._active_inside = active.get()
+        inside = self._active_inside = get_active()
         if inside is not self.active_before:
             active.set(self.active_before)
 
