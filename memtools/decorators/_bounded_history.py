@@ -13,6 +13,7 @@ from memtools.decorators._detours import (
     detour_for,
     is_descriptor,
     is_enabled,
+    is_layered,
     name_of,
     over_descriptors,
     shape_of,
@@ -241,7 +242,7 @@ class _Recording:
 def _recording(shape: Shape, name: str, meter: Meter, places: _Places, *, keeps_result: bool) -> Detour:
     def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recording = _Recording(places.place(args, kwargs))
-        plan = Plan(name, "call", meter, on_end=recording.on_end)
+        plan = Plan(name, "call", meter, is_layered=is_layered(function), on_end=recording.on_end)
         observed = _keeping(shape, function, recording) if keeps_result else function
         return detour_for(shape, plan)(observed, args, kwargs)
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-from memtools.decorators._wrapping import Detour
+from memtools.decorators._wrapping import Decorated, Detour
 from memtools.errors import ConfigError
 from memtools.scopes import Plan, call, follow, generate, generate_async
 
@@ -43,6 +43,11 @@ def name_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", type(function).__qualname__)
     module = getattr(function, "__module__", None)
     return name if module in (None, "__main__", "__mp_main__") else f"{module}.{name}"
+
+
+def is_layered(function: Callable[..., Any]) -> bool:
+    """Return whether `function` is under a decorator of ours already: its calls are then counted once."""
+    return isinstance(function, Decorated)
 
 
 def detour_for(shape: Shape, plan: Plan) -> Detour:

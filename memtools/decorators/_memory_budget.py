@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from memtools.decorators._detours import detour_for, is_enabled, name_of, over_descriptors, shape_of
+from memtools.decorators._detours import detour_for, is_enabled, is_layered, name_of, over_descriptors, shape_of
 from memtools.decorators._wrapping import Decorated
 from memtools.ledger import Measure, OnExceed, Owner, choose_meter, usage_of
 from memtools.scopes import Plan, judge, make_budget
@@ -62,7 +62,7 @@ def memory_budget(
         shape = shape_of(function)
         if not is_enabled(enabled):
             return function
-        plan = Plan(name_of(function), "call", chosen, budget=budget, on_end=on_end)
+        plan = Plan(name_of(function), "call", chosen, budget=budget, is_layered=is_layered(function), on_end=on_end)
         return Decorated(function, detour_for(shape, plan), sample=sample)
 
     return over_descriptors(decorate)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
-from memtools.decorators._detours import detour_for, is_enabled, name_of, over_descriptors, shape_of
+from memtools.decorators._detours import detour_for, is_enabled, is_layered, name_of, over_descriptors, shape_of
 from memtools.decorators._function_memory import FunctionMemory
 from memtools.decorators._wrapping import Decorated
 from memtools.ledger import Owner, choose_meter, usage_of
@@ -126,7 +126,7 @@ def profile_memory(
             if log is not None and _log.isEnabledFor(log):
                 _log.log(log, "%s", usage_of(owner))
 
-        plan = Plan(name or name_of(function), "call", chosen, on_end=on_end)
+        plan = Plan(name or name_of(function), "call", chosen, is_layered=is_layered(function), on_end=on_end)
         return Profiled(function, plan, memory, sample)
 
     if function is None:

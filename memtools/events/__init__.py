@@ -1,6 +1,6 @@
 """What happened, as one frozen record per fact, for whoever listens."""
 
-from memtools.events._hub import Event, HubStatistics, Subscription, emit, statistics, subscribe
+from memtools.events._hub import Event, HubStatistics, Subscription, emit, is_heard, statistics, subscribe
 from memtools.events._records import BudgetOverrun, HighUsage, ScopeEnded, TaskAbandoned
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Subscription",
     "TaskAbandoned",
     "emit",
+    "is_heard",
     "statistics",
     "subscribe",
 ]

@@ -161,6 +161,11 @@ def emit(event: Event) -> None:
         _hub.tell(event)
 
 
+def is_heard() -> bool:
+    """Return whether anybody listens: for those to whom an event is dear to make."""
+    return bool(_hub.listeners)
+
+
 def statistics() -> HubStatistics:
     """Return how many listen, how much was told and how often a hook broke."""
     return _hub.statistics()

@@ -13,7 +13,7 @@ import weakref
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from memtools.events import ScopeEnded, emit
+from memtools.events import ScopeEnded, emit, is_heard
 from memtools.ledger import _neighbours
 from memtools.ledger._accounts import MAX_NAME_LENGTH, Account, Entry
 from memtools.ledger._budget import Budget
@@ -57,6 +57,7 @@ def open_owner(
     adrift: str = "",
     driver: "Driven[Any] | None" = None,
     is_task: bool = False,
+    is_layered: bool = False,
     binds: bool = True,
 ) -> Owner:
     """Open an owner below the active one and give it the turn on this thread.
@@ -70,6 +71,8 @@ def open_owner(
         adrift: why nobody can follow its steps, empty where somebody does.
         driver: who follows its steps and counts them, if anybody has to.
         is_task: whether the owner stands for a task of its own, beside its parent and not inside it.
+        is_layered: whether the call that it stands for goes through a further owner of the same name: one call then,
+            and not two.
         binds: whether it becomes the active owner of the context.
     """
     meter = meter or choose_meter()
@@ -82,8 +85,12 @@ def open_owner(
             name, kind, meter, parent, account,
             include_children=include_children, budget=budget, adrift=bool(adrift),
         )  # fmt: skip
-        account.entered += 1
-        account.active += 1
+        owner.is_layered = is_layered
+        if parent is not None and parent.is_layered and parent.account is account:
+            parent.is_layered = False  # the next call of that name is another one
+            owner.is_counted = False
+        account.entered += owner.is_counted
+        account.active += owner.is_counted
         account.meter = meter.name
         _open[id(owner)] = owner
 
@@ -138,12 +145,13 @@ def end_owner(owner: Owner, *, failed: bool = False, back: Owner | None = None) 
         _open.pop(id(owner), None)
     owner.meter.release()
 
-    emit(
-        ScopeEnded(
-            owner.name, owner.kind, owner.path, usage.retained_bytes, usage.peak_bytes, usage.resident_delta_bytes,
-            usage.duration_s, usage.meter, usage.exact, failed,
-        )
-    )  # fmt: skip
+    if is_heard():
+        emit(
+            ScopeEnded(
+                owner.name, owner.kind, owner.path, usage.retained_bytes, usage.peak_bytes, usage.resident_delta_bytes,
+                usage.duration_s, usage.meter, usage.exact, failed,
+            )
+        )  # fmt: skip
     return usage
 
 
@@ -196,8 +204,8 @@ def forget_accounts() -> None:
             _forget_ended_above(owner)
             above = owner.parent.account if owner.parent is not None else _root
             owner.account = above.below(owner.kind, owner.name)
-            owner.account.active += 1
-            owner.account.entered += 1
+            owner.account.active += owner.is_counted
+            owner.account.entered += owner.is_counted
 
 
 def _payer(parent: Owner | None, meter: Meter) -> Owner | None:
@@ -234,14 +242,15 @@ def _stands_below_itself(owner: Owner) -> bool:
 
 def _settle_account(owner: Owner, usage: Usage, failed: bool) -> None:
     account = owner.account
-    account.active -= 1
-    account.ended += 1
-    account.failed += failed
-    account.steps += usage.steps
     account.peak = max(account.peak, usage.peak_bytes)
-    account.peak_sum += usage.peak_bytes
     if not account.note:
         account.note = usage.note
+    if owner.is_counted:
+        account.active -= 1
+        account.ended += 1
+        account.failed += failed
+        account.steps += usage.steps
+        account.peak_sum += usage.peak_bytes
     if not owner.nested:
         account.retained += usage.retained_bytes
         account.duration_s += usage.duration_s

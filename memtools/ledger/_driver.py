@@ -40,6 +40,7 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         kind: the kind of its own owner.
         budget: the budget of its own owner.
         include_children: whether owners below count into the figures of its own owner.
+        is_layered: whether its own owner stands for a call that goes through a further owner of the same name.
         on_end: told when its own owner has ended, and whether it failed; what it raises is raised in place of a
             result.
 
@@ -51,7 +52,7 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
     __slots__ = (
         "__name__", "__qualname__", "__weakref__",
         "_has_ended", "_inner", "_meter", "_overrun", "_send", "_steps", "budget", "include_children",
-        "kind", "name", "on_end", "owner", "task",
+        "is_layered", "kind", "name", "on_end", "owner", "task",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +64,7 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         kind: Kind = "task",
         budget: Budget | None = None,
         include_children: bool = True,
+        is_layered: bool = False,
         on_end: Callable[[Owner, bool], object] | None = None,
     ) -> None:
         self._steps = 0.0  # a float, for the reason given in `_tally`
@@ -77,6 +79,7 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         self.kind: Kind = kind
         self.budget: Budget | None = budget
         self.include_children: bool = include_children
+        self.is_layered: bool = is_layered
         self.on_end: Callable[[Owner, bool], object] | None = on_end
         self.owner: Owner | None = None
         self.task: object | None = None
@@ -180,6 +183,7 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
             include_children=self.include_children,
             budget=self.budget,
             driver=self,
+            is_layered=self.is_layered,
             is_task=self.kind == "task",
         )
 

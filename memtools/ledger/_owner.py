@@ -39,13 +39,16 @@ class Owner(Tally):
         ceiling: the peak in bytes at which it is over its budget while open; infinite once that was told.
         overran: whether it was told already.
         ended: whether it is over.
+        is_layered: whether the call that it stands for is still to go through a further owner of the same name.
+        is_counted: whether its account counts it; not where it is that further owner.
         usage: the final figures, once it has ended.
     """
 
     __slots__ = (
-        "__weakref__", "account", "adrift", "base", "budget", "budgeted", "ceiling", "charged", "driver",
-        "ended", "epoch", "freed_before", "include_children", "kind", "meter", "name", "neighbours", "nested",
-        "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before", "turn", "usage", "watch",
+        "__weakref__", "account", "adrift", "base", "budget", "budgeted", "ceiling", "charged", "driver", "ended",
+        "epoch", "freed_before", "include_children", "is_counted", "is_layered", "kind", "meter", "name", "neighbours",
+        "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before", "turn", "usage",
+        "watch",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +82,8 @@ class Owner(Tally):
         self.ended: bool = False
         self.turn: Turn | None = None
         self.nested: bool = False
+        self.is_layered: bool = False
+        self.is_counted: bool = True
         # Weak: a pending task that nobody wants any more must not live on by our list of open owners.
         self.driver: weakref.ref[Driven[Any]] | None = None  # Any: whatever its coroutine returns
         self.steps_before: int = 0

@@ -43,6 +43,7 @@ class Plan:
         meter: who counts.
         budget: what it may use.
         include_children: whether owners below count into its figures.
+        is_layered: whether the function is under a further decorator of ours: one call then, and not two.
         on_end: told when the owner has ended, and by which exception, None for a result; what it raises is raised in
             place of the result.
     """
@@ -52,6 +53,7 @@ class Plan:
     meter: Meter
     budget: Budget | None = None
     include_children: bool = True
+    is_layered: bool = False
     on_end: Callable[[Owner, BaseException | None], object] | None = None
 
     def open(self, driver: "Driven[Any] | None" = None) -> Owner:
@@ -63,6 +65,7 @@ class Plan:
             include_children=self.include_children,
             budget=self.budget,
             driver=driver,
+            is_layered=self.is_layered,
         )
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
@@ -125,6 +128,7 @@ async def _follow(plan: Plan, unbegun: _Unbegun) -> Any:  # Any: what the corout
             kind=plan.kind,
             budget=plan.budget,
             include_children=plan.include_children,
+            is_layered=plan.is_layered,
             on_end=plan.on_driven_end,
         )
 

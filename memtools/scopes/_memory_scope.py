@@ -129,7 +129,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         flags = getattr(getattr(function, "__code__", None), "co_flags", None)
         if flags is None or flags & inspect.CO_ASYNC_GENERATOR:
             raise ConfigError("function", function, "a function, generator function or coroutine function")
-        plan = Plan(self.name, "scope", self._meter, self._budget, self._include_children, self._judge)
+        plan = Plan(self.name, "scope", self._meter, self._budget, self._include_children, on_end=self._judge)
         return cast("Callable[P, R]", functools.wraps(function)(_planned(plan, function, flags)))
 
     def __repr__(self) -> str:

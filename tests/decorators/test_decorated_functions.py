@@ -12,6 +12,7 @@ import weakref
 import pytest
 
 from memtools import BudgetExceeded, ConfigError, bounded_history, memory_budget, profile_memory
+from memtools.ledger import forget_accounts, statistics
 
 DECORATORS = {
     "profile_memory bare": profile_memory,
@@ -230,6 +231,24 @@ def test_decorators_stack_and_each_keeps_its_own():
 
     assert work.memory.statistics().calls == 2
     assert len(work.history) == 2
+
+
+@pytest.mark.parametrize("meter", ["resident", "traced"])
+async def test_a_call_through_stacked_decorators_is_one_call_in_the_accounts(meter):
+    @profile_memory(meter=meter)
+    @bounded_history(5, meter=meter)
+    @memory_budget("1 GiB", meter=meter)
+    async def stacked(depth):
+        if depth:
+            await stacked(depth - 1)
+
+    forget_accounts()
+    await stacked(2)
+    await stacked(0)
+
+    entry = next(entry for entry in statistics().accounts if entry.name == stacked.memory.statistics().name)
+    assert (entry.entered, entry.active, entry.failed) == (4, 0, 0)
+    assert stacked.memory.statistics().calls == len(stacked.history) == 4
 
 
 def test_a_decorated_function_is_pickled_and_copied_by_reference():
