@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from memtools.events import ScopeEnded, emit, is_heard
 from memtools.ledger import _neighbours
@@ -26,6 +26,8 @@ from memtools.records import record
 
 if TYPE_CHECKING:
     from memtools.ledger._driver import Driven
+
+_MOST_CHILDREN: Final = 3  # as many as a warning names
 
 _lock = threading.RLock()
 _open: dict[int, Owner] = {}
@@ -142,6 +144,8 @@ def end_owner(owner: Owner, *, failed: bool = False, back: Owner | None = None) 
             owner.note = "other threads ran meanwhile"
         usage = owner.usage = usage_of(owner)
         _settle_account(owner, usage, failed)
+        if owner.parent is not None and usage.peak_bytes:
+            _note_child(owner.parent, usage)
         _open.pop(id(owner), None)
     owner.meter.release()
 
@@ -238,6 +242,15 @@ def _stands_below_itself(owner: Owner) -> bool:
             return True
         above = above.parent
     return False
+
+
+def _note_child(parent: Owner, usage: Usage) -> None:
+    if len(parent.largest) == _MOST_CHILDREN and usage.peak_bytes <= parent.largest[-1][1]:
+        return
+    peaks = dict(parent.largest)
+    peaks[usage.name] = max(usage.peak_bytes, peaks.get(usage.name, 0))
+    ordered = sorted(peaks.items(), key=lambda child: child[1], reverse=True)
+    parent.largest = tuple(ordered[:_MOST_CHILDREN])
 
 
 def _settle_account(owner: Owner, usage: Usage, failed: bool) -> None:

@@ -198,10 +198,18 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
         owner = get_active()
         if owner is not None and owner.ended:
             owner = active_owner()
-        give_turn(slot, owner.charged if owner is not None else None)
+        charged = owner.charged if owner is not None else None
+        if slot.owner is None and charged is not None and not charged.detached:
+            charged.meter.switch(slot, charged)  # what `give_turn` comes to, nearly always
+        else:
+            give_turn(slot, charged)
 
     def _suspend(self, slot: Slot, before: Owner | None) -> None:
-        give_turn(slot, before)
+        after = slot.owner
+        if before is None and after is not None:
+            after.meter.switch(slot, None)  # as above
+        else:
+            give_turn(slot, before)
         owner = get_active()
         if owner is not None and owner.budgeted is not None:
             self._check_budgets(owner.budgeted)

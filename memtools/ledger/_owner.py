@@ -40,15 +40,16 @@ class Owner(Tally):
         overran: whether it was told already.
         ended: whether it is over.
         is_layered: whether the call that it stands for is still to go through a further owner of the same name.
+        largest: the three children with the highest peaks that have ended, as (name, peak in bytes).
         is_counted: whether its account counts it; not where it is that further owner.
         usage: the final figures, once it has ended.
     """
 
     __slots__ = (
         "__weakref__", "account", "adrift", "base", "budget", "budgeted", "ceiling", "charged", "driver", "ended",
-        "epoch", "freed_before", "include_children", "is_counted", "is_layered", "kind", "meter", "name", "neighbours",
-        "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before", "turn", "usage",
-        "watch",
+        "epoch", "freed_before", "include_children", "is_counted", "is_layered", "kind", "largest", "meter", "name",
+        "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before", "turn",
+        "usage", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +85,7 @@ class Owner(Tally):
         self.nested: bool = False
         self.is_layered: bool = False
         self.is_counted: bool = True
+        self.largest: tuple[tuple[str, int], ...] = ()
         # Weak: a pending task that nobody wants any more must not live on by our list of open owners.
         self.driver: weakref.ref[Driven[Any]] | None = None  # Any: whatever its coroutine returns
         self.steps_before: int = 0

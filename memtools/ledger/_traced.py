@@ -171,8 +171,26 @@ class TracedMeter:
                 self._settle()
                 self._move(slot, owner)
             return
-        self._settle()
-        self._move(slot, owner)
+
+        # `_settle` and `_move` in one piece: this runs twice at each step of each task.
+        now, peak = _get_traced_memory()
+        mark = self._mark
+        self._mark = now + 0.0
+        _reset_peak()
+        if self._holder is not slot or self._watches or self._is_collecting or not now:
+            self._charge(now, peak, mark)
+        elif slot.owner is None:
+            self._unattributed += now - mark
+        else:
+            net = now - mark
+            rise = peak - mark
+            charge(slot.owner, net, rise if rise >= net and rise >= 0 else max(net, 0.0))
+
+        if self._holder is slot and (len(self._slots) == 1 if owner is None else owner.child is None):
+            self._turns += 1.0
+            slot.owner = owner
+        else:
+            self._move(slot, owner)
 
     def set_adrift(self, owner: Owner, why: str, /) -> None:
         """Turn the owner's figures into the whole process's: nobody follows its steps any more.
@@ -217,6 +235,10 @@ class TracedMeter:
         mark = self._mark
         self._mark = now + 0.0
         _reset_peak()
+        self._charge(now, peak, mark)
+
+    def _charge(self, now: int, peak: int, mark: float) -> None:
+        """Charge the segment from `mark` to `now` to whoever had the turn."""
         if not now and not tracemalloc.is_tracing():
             self._restart()
             return
@@ -247,9 +269,9 @@ class TracedMeter:
                 self._holder = slot
                 if slot not in self._slots:
                     self._slots = [*filter(_is_busy, self._slots), slot]
-        elif self._holder is slot:
+        elif self._holder is slot and len(self._slots) > 1:
             # Another thread may still be at work: the turn goes back to it.
-            self._holder = next(filter(_is_busy, self._slots), None) if len(self._slots) > 1 else None
+            self._holder = next(filter(_is_busy, self._slots), slot)
 
     def _raise_watches(self, total: int) -> None:
         for watch in self._watches:

@@ -70,14 +70,13 @@ def _measured(usage: Usage, budget: Budget) -> int:
 
 
 def _warn(owner: Owner, usage: Usage, warn_bytes: int) -> None:
-    children = sorted(owner.account.children.values(), key=lambda child: child.peak, reverse=True)
-    largest = tuple((child.name, int(child.peak)) for child in children[:3])
-    emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, largest))
+    below = ", ".join(f"{name} {format_size(size)}" for name, size in owner.largest)
+    emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, owner.largest))
     _log.warning(
         "High memory increase: %s used %s, warning at %s%s%s",
         owner.name,
         format_size(usage.peak_bytes),
         format_size(warn_bytes),
         f" ({usage.note})" if usage.note else "",
-        "; largest below it: " + ", ".join(f"{name} {format_size(size)}" for name, size in largest) if largest else "",
+        f"; largest below it: {below}" if below else "",
     )
