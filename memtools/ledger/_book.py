@@ -65,7 +65,7 @@ def open_owner(
     """Open an owner below the active one and give it the turn on this thread.
 
     Args:
-        name: what reports call it; cut to 200 characters.
+        name: what reports call it; cut to 200 characters, with escapes for what cannot be printed.
         kind: `"scope"`, `"call"` or `"task"`.
         meter: who counts; by default `choose_meter()`.
         include_children: whether owners below count into its figures.
@@ -78,7 +78,7 @@ def open_owner(
         binds: whether it becomes the active owner of the context.
     """
     meter = meter or choose_meter()
-    name = name[:MAX_NAME_LENGTH]
+    name = _presentable(name)
     parent = active_owner()
     meter.hold()
     with _lock:
@@ -210,6 +210,14 @@ def forget_accounts() -> None:
             owner.account = above.below(owner.kind, owner.name)
             owner.account.active += owner.is_counted
             owner.account.entered += owner.is_counted
+
+
+def _presentable(name: str) -> str:
+    # Names may come from requests, and go into logs and exceptions: no line break of theirs shall begin a line there.
+    name = name[:MAX_NAME_LENGTH]
+    if name.isprintable():
+        return name
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
 
 
 def _payer(parent: Owner | None, meter: Meter) -> Owner | None:

@@ -420,3 +420,10 @@ async def test_a_chain_of_ten_thousand_tasks_keeps_none_of_the_links(session: Me
     assert await done < 50
     await asyncio.sleep(0.01)
     assert accounts["link"].entered == 10_001
+
+
+def test_a_name_cannot_forge_a_line_of_a_log(session: Meter) -> None:
+    owner = open_owner("job\nERROR all is lost\x1b[31m\u202e", "scope", meter=session)
+    end_owner(owner)
+
+    assert owner.name == r"job\nERROR all is lost\x1b[31m\u202e"
