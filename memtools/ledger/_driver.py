@@ -255,12 +255,12 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
 
     # What debuggers, reprs and asyncio's stack printers look at. One by one: a `__getattr__` would make each attribute
     # of ours slower, and each call of a method an allocation.
-    cr_await = property(attrgetter("_inner.cr_await"))
-    cr_code = property(attrgetter("_inner.cr_code"))
-    cr_frame = property(attrgetter("_inner.cr_frame"))
-    cr_origin = property(attrgetter("_inner.cr_origin"))
-    cr_running = property(attrgetter("_inner.cr_running"))
-    cr_suspended = property(attrgetter("_inner.cr_suspended"))
+    cr_await: property = property(attrgetter("_inner.cr_await"))
+    cr_code: property = property(attrgetter("_inner.cr_code"))
+    cr_frame: property = property(attrgetter("_inner.cr_frame"))
+    cr_origin: property = property(attrgetter("_inner.cr_origin"))
+    cr_running: property = property(attrgetter("_inner.cr_running"))
+    cr_suspended: property = property(attrgetter("_inner.cr_suspended"))
 
     def __repr__(self) -> str:
         return f"<driven {self._inner!r}>"

@@ -45,9 +45,11 @@ class WeakCache(FactoryStore[K, V], ShrinkingStore[K, V], MutableMapping[K, V]):
     Threads: every method may be called from any thread, and from a finaliser. A hit in the young half takes no lock
     (but does on builds without the GIL). `on_evict`, factories and finalisers of values run outside the lock;
     `__eq__` and `__hash__` of keys inside.
+
     Fork: the child has the entries and new locks; it starts empty if another thread was in the middle of a change.
+
     Cost: a hit in the young half is that of `weakref.WeakValueDictionary.get`. Any other hit is dearer: four to five
-        times that with `strong=0`, twelve to fifteen (0.7 us) from the old half, from the weak tier, or with a ttl.
+    times that with `strong=0`, twelve to fifteen (0.7 us) from the old half, from the weak tier, or with a ttl.
 
     Args:
         strong: most entries that are held strongly.
