@@ -4,9 +4,15 @@ from memtools.scopes._calls import Plan, call, follow, generate, generate_async
 from memtools.scopes._judging import judge, make_budget, parse_limit
 from memtools.scopes._memory_scope import memory_scope
 from memtools.scopes._naming import parse_name
-from memtools.scopes._task_admission import Admission, Admit
-from memtools.scopes._task_records import ScopeFull, TaskFailure, TaskScopeStatistics, TaskUsage
-from memtools.scopes._task_scope import task_scope
+from memtools.scopes.tasks import (
+    Admission,
+    Admit,
+    ScopeFull,
+    TaskFailure,
+    TaskScopeStatistics,
+    TaskUsage,
+    task_scope,
+)
 
 __all__ = [
     "Admission",

@@ -1,9 +1,13 @@
 """Containers that cannot grow without end."""
 
 from memtools.structures._bounded_list import BoundedList, BoundedListStatistics
-from memtools.structures._cache_errors import NotPicklable, NotWeaklyReferable, RecursiveFactory
-from memtools.structures._cache_statistics import CacheStatistics
-from memtools.structures._weak_cache import WeakCache
+from memtools.structures.caches import (
+    CacheStatistics,
+    NotPicklable,
+    NotWeaklyReferable,
+    RecursiveFactory,
+    WeakCache,
+)
 
 __all__ = [
     "BoundedList",

@@ -89,7 +89,7 @@ def test_a_large_tier_goes_in_slices_until_the_deadline(monkeypatch):
     for number in range(2000):
         cache[number] = number
     now = iter([0.0, 0.0, 0.4, 0.8, 1.2])  # one look before what is too old, then one before each slice
-    monkeypatch.setattr("memtools.structures._cache_shrink.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("memtools.structures.caches._shrink.time.monotonic", lambda: next(now))
 
     freed_bytes = cache.shrink(Level.CRITICAL, 1.0)
     monkeypatch.undo()

@@ -12,8 +12,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from memtools.errors import ScopeClosed
-from memtools.scopes._task_admission import Admission
-from memtools.scopes._task_records import ScopeFull
+from memtools.scopes.tasks._admission import Admission
+from memtools.scopes.tasks._records import ScopeFull
 
 if TYPE_CHECKING:
     import asyncio

@@ -9,8 +9,8 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from memtools.scopes._task_accounts import OTHER, TaskAccount, TaskAccounts
-from memtools.scopes._task_records import TaskFailure, describe_failure
+from memtools.scopes.tasks._accounts import OTHER, TaskAccount, TaskAccounts
+from memtools.scopes.tasks._records import TaskFailure, describe_failure
 
 if TYPE_CHECKING:
     import asyncio

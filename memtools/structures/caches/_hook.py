@@ -1,7 +1,7 @@
 """Tell the user what the strong tier let go; a hook that breaks is logged now and then and counted, never raised.
 
 Covers: isolation of the hook, evictions that the hook itself causes, the rate limit of the log.
-Leaves to others: when an entry goes (`memtools.structures._cache_tier`).
+Leaves to others: when an entry goes (`_tier`).
 """
 
 import logging

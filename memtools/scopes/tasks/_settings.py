@@ -7,7 +7,7 @@ from memtools.ledger import Budget, Meter, choose_meter
 from memtools.records import record
 from memtools.scopes._judging import make_budget, parse_limit
 from memtools.scopes._naming import parse_name
-from memtools.scopes._task_admission import Admission, parse_admission
+from memtools.scopes.tasks._admission import Admission, parse_admission
 from memtools.units import parse_choice, parse_count, parse_seconds
 
 DEFAULT_NAME: Final = "task_scope"

@@ -1,6 +1,6 @@
 """One entry of a cache: a weak reference that knows its key, or a box for a value that cannot be weakly referenced.
 
-Leaves to others: where entries are kept and when they go (`memtools.structures._cache_store`).
+Leaves to others: where entries are kept and when they go (`_store`).
 
 Both are called to get at the value. A `WeakEntry` is made by `ref` itself and gets its fields afterwards: a constructor
 of our own would cost more than the rest of storing a value.

@@ -1,16 +1,16 @@
 """One run of a factory for all threads that miss the same key at the same time.
 
 Covers: waiting for another thread's run, handing out its value or its failure.
-Leaves to others: tasks (`memtools.structures._cache_tasks`), where the value is kept
-(`memtools.structures._cache_store`).
+Leaves to others: tasks (`_tasks`), where the value is kept
+(`_store`).
 """
 
 import threading
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from memtools.structures._cache_entries import MISSING, Missing
-from memtools.structures._cache_waits import Runner, this_thread, waiting
+from memtools.structures.caches._entries import MISSING, Missing
+from memtools.structures.caches._waits import Runner, this_thread, waiting
 
 V = TypeVar("V")
 

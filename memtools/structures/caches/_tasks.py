@@ -1,8 +1,8 @@
 """One run of an async factory for all tasks of a loop that miss the same key at the same time.
 
 Covers: the task that runs the factory, those who wait for it, cancellation of either.
-Leaves to others: threads (`memtools.structures._cache_flights`), where the value is kept
-(`memtools.structures._cache_store`).
+Leaves to others: threads (`_flights`), where the value is kept
+(`_store`).
 
 The factory runs in a task of its own, in a copy of the context of the one who came first. So nobody who waits, not even
 the first, takes the run along when cancelled. When the last one is cancelled nobody wants the value: the run is
@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from memtools.structures._cache_waits import Runner, this_task, waiting
+from memtools.structures.caches._waits import Runner, this_task, waiting
 
 V = TypeVar("V")
 

@@ -1,7 +1,7 @@
 """Keep what was used last alive, in two generations.
 
 Covers: who is held strongly, who goes when there is no room.
-Leaves to others: what becomes of those who go, locking, telling the user (`memtools.structures._cache_store`).
+Leaves to others: what becomes of those who go, locking, telling the user (`_store`).
 
 An entry enters the young generation. When that is full it becomes the old one as a whole, and what was still in the
 old one goes. Whoever is used again is young again. So at least the half used last is always there, and a use of what
@@ -13,7 +13,7 @@ tier in the middle of a method, so the generations change places in one statemen
 
 from typing import Generic, TypeVar
 
-from memtools.structures._cache_entries import MISSING, Missing
+from memtools.structures.caches._entries import MISSING, Missing
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -1,6 +1,6 @@
 """What a cache was asked to be, checked once.
 
-Leaves to others: what each choice does (`memtools.structures._cache_store`).
+Leaves to others: what each choice does (`_store`).
 """
 
 from collections.abc import Callable

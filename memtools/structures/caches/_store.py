@@ -1,8 +1,8 @@
 """Hold values weakly, the last ones strongly, and know when they die.
 
 Covers: the index, death and age of entries, what the strong tier lets go, counting, locking.
-Leaves to others: the mapping and the factories (`memtools.structures._weak_cache`), who is strong
-(`memtools.structures._cache_tier`).
+Leaves to others: the mapping and the factories (`_weak_cache`), who is strong
+(`_tier`).
 
 Death: the callback of each weak reference is the C method `deque.append`. It runs in whatever code dropped the last
 reference, perhaps in the middle of one of our own lines: a lock taken there would deadlock itself, and a dictionary
@@ -20,12 +20,12 @@ import threading
 from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
-from memtools.structures._cache_entries import MISSING, Entry, HeldEntry, Missing, WeakEntry, value_of
-from memtools.structures._cache_errors import NotWeaklyReferable
-from memtools.structures._cache_hook import EvictionHook
-from memtools.structures._cache_pending import Pending
-from memtools.structures._cache_settings import CacheSettings
-from memtools.structures._cache_tier import StrongTier
+from memtools.structures.caches._entries import MISSING, Entry, HeldEntry, Missing, WeakEntry, value_of
+from memtools.structures.caches._errors import NotWeaklyReferable
+from memtools.structures.caches._hook import EvictionHook
+from memtools.structures.caches._pending import Pending
+from memtools.structures.caches._settings import CacheSettings
+from memtools.structures.caches._tier import StrongTier
 
 K = TypeVar("K")
 V = TypeVar("V")

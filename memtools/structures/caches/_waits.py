@@ -1,7 +1,7 @@
 """Who waits for whom, so that a circle of factories is an error and not a silence.
 
 Covers: threads and tasks that wait for a flight, over all caches of the process.
-Leaves to others: the waiting itself (`memtools.structures._cache_flights`, `memtools.structures._cache_tasks`).
+Leaves to others: the waiting itself (`_flights`, `_tasks`).
 
 A flight is one run of a factory that several may wait for. Its runner is the thread or the task that runs the factory.
 A wait is refused when the runner itself waits, over any number of steps, for the one who asks. A task that the factory
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Protocol, TypeAlias
 from weakref import ref
 
-from memtools.structures._cache_errors import RecursiveFactory
+from memtools.structures.caches._errors import RecursiveFactory
 
 # A number and not the thing itself, and flights only weakly: a task whose loop was abandoned must not live on for us.
 Runner: TypeAlias = tuple[str, int]

@@ -1,7 +1,7 @@
 """Start tasks that cannot be lost, and know what they used: `task_scope`.
 
 Covers: the block, creating tasks in it, what can be asked about them. Leaves to others: tasks that run and how they end
-(`_task_roster`), turns and admission (`_task_gate`), owners and their steps (`memtools.ledger`).
+(`_roster`), turns and admission (`_gate`), owners and their steps (`memtools.ledger`).
 """
 
 import sys
@@ -15,16 +15,16 @@ from memtools.errors import ScopeClosed
 from memtools.ledger import Driven, Owner, Usage, end_owner, open_in_frame, usage_of
 from memtools.ledger._current import active
 from memtools.scopes._judging import judge
-from memtools.scopes._task_accounts import TaskAccount
-from memtools.scopes._task_admission import Admission, Admit, SizeAdmission
-from memtools.scopes._task_context import context_below
-from memtools.scopes._task_coroutines import close_unused, coroutine_name
-from memtools.scopes._task_gate import Gate, Ticket
-from memtools.scopes._task_outcomes import Outcomes
-from memtools.scopes._task_parent import ParentTask
-from memtools.scopes._task_records import TaskFailure, TaskScopeStatistics, TaskUsage
-from memtools.scopes._task_roster import FINISHED, OPEN, SHUTTING_DOWN, Live, Roster
-from memtools.scopes._task_settings import read_settings
+from memtools.scopes.tasks._accounts import TaskAccount
+from memtools.scopes.tasks._admission import Admission, Admit, SizeAdmission
+from memtools.scopes.tasks._context import context_below
+from memtools.scopes.tasks._coroutines import close_unused, coroutine_name
+from memtools.scopes.tasks._gate import Gate, Ticket
+from memtools.scopes.tasks._outcomes import Outcomes
+from memtools.scopes.tasks._parent import ParentTask
+from memtools.scopes.tasks._records import TaskFailure, TaskScopeStatistics, TaskUsage
+from memtools.scopes.tasks._roster import FINISHED, OPEN, SHUTTING_DOWN, Live, Roster
+from memtools.scopes.tasks._settings import read_settings
 
 if TYPE_CHECKING:
     import asyncio

@@ -1,6 +1,6 @@
 """The runs of factories that somebody may still join: one table for the threads, one for each event loop.
 
-Leaves to others: running and waiting (`memtools.structures._cache_flights`, `memtools.structures._cache_tasks`).
+Leaves to others: running and waiting (`_flights`, `_tasks`).
 
 A run is never joined from another loop, nor by a thread from a task: a loop may stop for good at any moment, and those
 who wait elsewhere would never hear of it.
@@ -11,8 +11,8 @@ Threads: the caller holds the cache's lock.
 import asyncio
 from typing import Generic, TypeVar
 
-from memtools.structures._cache_flights import ThreadFlight
-from memtools.structures._cache_tasks import TaskFlight
+from memtools.structures.caches._flights import ThreadFlight
+from memtools.structures.caches._tasks import TaskFlight
 
 K = TypeVar("K")
 V = TypeVar("V")

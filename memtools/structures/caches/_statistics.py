@@ -1,6 +1,6 @@
 """How a cache fares, as one frozen record.
 
-Leaves to others: how the figures are counted (`memtools.structures._cache_store`).
+Leaves to others: how the figures are counted (`_store`).
 """
 
 from memtools.records import record

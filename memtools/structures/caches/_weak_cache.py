@@ -1,9 +1,9 @@
 """A cache that never keeps the last reference, except to the few values used last.
 
 Covers: the mapping, copies, statistics.
-Leaves to others: making what is missing (`memtools.structures._cache_factories`), giving memory back
-(`memtools.structures._cache_shrink`), the index, the strong tier, death
-and age (`memtools.structures._cache_store`).
+Leaves to others: making what is missing (`_factories`), giving memory back
+(`_shrink`), the index, the strong tier, death
+and age (`_store`).
 """
 
 import sys
@@ -14,15 +14,15 @@ from copy import deepcopy
 from typing import NoReturn, Self, SupportsIndex, TypeVar, cast, overload
 
 from memtools.cleanup import register
-from memtools.structures._cache_entries import MISSING, HeldEntry, value_of
-from memtools.structures._cache_errors import NotPicklable
-from memtools.structures._cache_factories import FactoryStore
-from memtools.structures._cache_forks import renew_in_children
-from memtools.structures._cache_pending import Pending
-from memtools.structures._cache_settings import CacheSettings, read_settings
-from memtools.structures._cache_shrink import ShrinkingStore
-from memtools.structures._cache_statistics import CacheStatistics
-from memtools.structures._cache_views import CacheItems, CacheValues
+from memtools.structures.caches._entries import MISSING, HeldEntry, value_of
+from memtools.structures.caches._errors import NotPicklable
+from memtools.structures.caches._factories import FactoryStore
+from memtools.structures.caches._forks import renew_in_children
+from memtools.structures.caches._pending import Pending
+from memtools.structures.caches._settings import CacheSettings, read_settings
+from memtools.structures.caches._shrink import ShrinkingStore
+from memtools.structures.caches._statistics import CacheStatistics
+from memtools.structures.caches._views import CacheItems, CacheValues
 
 K = TypeVar("K")
 V = TypeVar("V")

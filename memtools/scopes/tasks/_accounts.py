@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from memtools.ledger import Meter, Owner, Usage, usage_of
-from memtools.scopes._task_records import TaskUsage
+from memtools.scopes.tasks._records import TaskUsage
 
 # As the ledger's own accounts. Names may come from requests.
 MAX_NAMES: Final = 256

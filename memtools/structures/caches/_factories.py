@@ -1,8 +1,8 @@
 """Make what is missing, once for all who miss it at the same time.
 
 Covers: `get_or_create` for threads, `aget_or_create` for tasks, what is kept of a run and what is not.
-Leaves to others: the runs (`memtools.structures._cache_flights`, `memtools.structures._cache_tasks`), who may join one
-(`memtools.structures._cache_pending`), the mapping (`memtools.structures._weak_cache`).
+Leaves to others: the runs (`_flights`, `_tasks`), who may join one
+(`_pending`), the mapping (`_weak_cache`).
 """
 
 import asyncio
@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
 from typing import TypeVar
 
-from memtools.structures._cache_entries import MISSING, Missing
-from memtools.structures._cache_flights import ThreadFlight
-from memtools.structures._cache_store import CacheStore
-from memtools.structures._cache_tasks import TaskFlight
+from memtools.structures.caches._entries import MISSING, Missing
+from memtools.structures.caches._flights import ThreadFlight
+from memtools.structures.caches._store import CacheStore
+from memtools.structures.caches._tasks import TaskFlight
 
 K = TypeVar("K")
 V = TypeVar("V")

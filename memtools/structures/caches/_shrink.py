@@ -8,8 +8,8 @@ import time
 from typing import TypeVar
 
 from memtools.readings import Level
-from memtools.structures._cache_entries import MISSING, Entry, HeldEntry
-from memtools.structures._cache_store import CacheStore
+from memtools.structures.caches._entries import MISSING, Entry, HeldEntry
+from memtools.structures.caches._store import CacheStore
 
 K = TypeVar("K")
 V = TypeVar("V")

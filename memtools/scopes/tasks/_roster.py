@@ -2,18 +2,18 @@
 
 Covers: strong references while they run, what follows when one fails, cancelling all, the one deadline, the wait for
 the last, what the block raises. Leaves to others: creating tasks (`_task_scope`), what is kept of an ended one
-(`_task_outcomes`), the count of cancellations (`_task_parent`).
+(`_outcomes`), the count of cancellations (`_parent`).
 """
 
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from memtools.ledger import Driven
-from memtools.scopes._task_abandoning import abandon
-from memtools.scopes._task_accounts import TaskAccount
-from memtools.scopes._task_gate import Gate, Ticket
-from memtools.scopes._task_outcomes import Outcomes, is_base_error, task_name
-from memtools.scopes._task_parent import ParentTask
+from memtools.scopes.tasks._abandoning import abandon
+from memtools.scopes.tasks._accounts import TaskAccount
+from memtools.scopes.tasks._gate import Gate, Ticket
+from memtools.scopes.tasks._outcomes import Outcomes, is_base_error, task_name
+from memtools.scopes.tasks._parent import ParentTask
 
 if TYPE_CHECKING:
     import asyncio

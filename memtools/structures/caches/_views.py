@@ -1,6 +1,6 @@
 """What `values()` and `items()` return: views whose walk is over a snapshot, and keeps nothing alive.
 
-Leaves to others: keys, for which the view of `collections.abc` will do (`memtools.structures._weak_cache`).
+Leaves to others: keys, for which the view of `collections.abc` will do (`_weak_cache`).
 
 The views of `collections.abc` look every key up again, which fails when the value has died on the way, counts as a hit
 and makes the entry young.
@@ -9,7 +9,7 @@ and makes the entry young.
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from typing import TypeVar
 
-from memtools.structures._cache_entries import MISSING, Entry, Missing, value_of
+from memtools.structures.caches._entries import MISSING, Entry, Missing, value_of
 
 K = TypeVar("K")
 V = TypeVar("V")
