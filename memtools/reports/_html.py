@@ -19,6 +19,7 @@ _TABLE: Final = "border-collapse:collapse;font:13px/1.5 ui-monospace,monospace;c
 _EDGE: Final = "border-bottom:1px solid rgba(128,128,128,.35)"
 _LEFT: Final = f"text-align:left;padding:.15em .8em .15em 0;white-space:pre;{_EDGE}"
 _RIGHT: Final = f"text-align:right;padding:.15em .8em .15em 0;white-space:nowrap;{_EDGE}"
+_ABOVE: Final = ";padding-top:1.4em"  # air between the sections
 _BAR: Final = "height:.7em;border-radius:2px;background:#5b8def"
 _HEADINGS: Final = ("calls", "open", "failed", "peak MiB", "retained MiB", "time")
 
@@ -52,8 +53,9 @@ def html_page(report: "Report") -> str:
 
 
 def _section(heading: str, rows: Iterable[tuple[int, Row]], whole: int) -> list[str]:
-    cells = [_cell("th", heading, _LEFT), *(_cell("th", text, _RIGHT) for text in _HEADINGS)]
-    lines = [f"<tbody><tr>{''.join(cells)}{_cell('th', 'share of peak', _LEFT)}</tr>"]
+    left, right = _LEFT + _ABOVE, _RIGHT + _ABOVE
+    cells = [_cell("th", heading, left), *(_cell("th", text, right) for text in _HEADINGS)]
+    lines = [f"<tbody><tr>{''.join(cells)}{_cell('th', 'share of peak', left)}</tr>"]
     for depth, row in rows:
         figures = (
             f"{row.calls:,}", f"{row.active:,}", f"{row.failed:,}",
@@ -68,7 +70,7 @@ def _section(heading: str, rows: Iterable[tuple[int, Row]], whole: int) -> list[
 
 
 def _process(report: "Report") -> list[str]:
-    lines = [f"<tbody><tr>{_cell('th', 'process', _LEFT)}{_wide('MiB', 'th')}</tr>"]
+    lines = [f"<tbody><tr>{_cell('th', 'process', _LEFT + _ABOVE)}{_wide('MiB', 'th')}</tr>"]
     for label, size, why in process_lines(report.process):
         lines.append(f"<tr>{_cell('td', label, _LEFT)}{_wide(f'{size}  {why}'.rstrip(), 'td')}</tr>")
     return [*lines, "</tbody>"]
