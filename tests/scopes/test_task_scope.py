@@ -117,7 +117,7 @@ async def test_a_scope_that_was_not_entered_refuses_too() -> None:
 
 
 async def test_what_is_no_coroutine_is_refused_as_by_the_loop() -> None:
-    for settings in ({}, {"limit": 1}):
+    for settings in ({}, {"limit": 1}, {"meter": "traced"}, {"limit": 1, "meter": "traced"}):
         async with task_scope(**settings) as tasks:
             with pytest.raises(TypeError, match="coroutine was expected"):
                 tasks.create_task(7)  # type: ignore[arg-type]
