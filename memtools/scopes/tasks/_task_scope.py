@@ -299,11 +299,14 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             roster = self._open_roster()
             label = str(name) if name else coroutine_name(coro)
             account = self._accounts.get(label) or self._open_account(label)
-            if self._gate is not None:
+            # What is no coroutine goes to the loop as it is, and is refused there in the loop's own words.
+            can_run = hasattr(coro, "send")
+            work = coro
+            if self._gate is not None and can_run:
                 ticket = self._gate.take(roster.loop, may_wait=may_wait)
-            work = coro if ticket is None or self._gate is None else self._gate.put_before(coro, ticket)
+                work = self._gate.put_before(coro, ticket)
             # One driver, outermost: a task factory of `install()` leaves a driver alone, and none runs inside another.
-            driven = self._drive(work, label, account) if self._drives else None
+            driven = self._drive(work, label, account) if self._drives and can_run else None
             task = roster.loop.create_task(driven or work, name=name, context=context_below(self.owner, context))
         except BaseException:
             if ticket is not None and self._gate is not None:
