@@ -1,0 +1,359 @@
+/* The hooks of the three domains, their installation and the check of what they see. */
+
+#include "hooks.h"
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "shadow.h"
+#include "tallies.h"
+
+/* Each installation has its own place to remember what it found: threads may be inside an older one. */
+#define MAX_INSTALLATIONS 8
+#define DOMAINS 3
+
+static const PyMemAllocatorDomain domains[DOMAINS] = {PYMEM_DOMAIN_RAW, PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ};
+static PyMemAllocatorEx found[MAX_INSTALLATIONS][DOMAINS];
+static int installations;
+
+static atomic_int is_counting;
+static _Atomic(uint64_t) lost;
+static const char *reason = "";
+
+_Thread_local struct here here;
+
+static inline int is_to_be_counted(void)
+{
+    return atomic_load_explicit(&is_counting, memory_order_relaxed) && !here.is_inside;
+}
+
+/* Take a block out of the shadow; 0 if it was not counted. */
+static inline size_t forget(cell *at, uint32_t *tally)
+{
+    return at == NULL ? 0 : shadow_take(at, tally);
+}
+
+static inline cell *place_for(void *block)
+{
+    cell *at = shadow_find_or_map(block);
+    if (UNLIKELY(at == NULL)) {
+        atomic_fetch_add(&lost, 1);
+    }
+    return at;
+}
+
+/* Under the GIL. */
+
+static inline void count(void *block, size_t size)
+{
+    cell *at = place_for(block);
+    if (UNLIKELY(at == NULL)) {
+        return;
+    }
+    uint32_t stale;
+    size_t gone = shadow_take(at, &stale);
+    if (UNLIKELY(gone != 0)) {
+        tallies_credit(stale, gone); /* somebody freed it behind our back */
+    }
+    shadow_write(at, here.tally, size);
+    tallies_charge(here.tally, shadow_counted(size));
+}
+
+static void *locked_malloc(void *ctx, size_t size)
+{
+    PyMemAllocatorEx *inner = ctx;
+    if (!is_to_be_counted()) {
+        return inner->malloc(inner->ctx, size);
+    }
+    here.is_inside = 1;
+    void *block = inner->malloc(inner->ctx, size);
+    here.is_inside = 0;
+    if (LIKELY(block != NULL)) {
+        count(block, size);
+    }
+    return block;
+}
+
+static void *locked_calloc(void *ctx, size_t items, size_t size)
+{
+    PyMemAllocatorEx *inner = ctx;
+    if (!is_to_be_counted()) {
+        return inner->calloc(inner->ctx, items, size);
+    }
+    here.is_inside = 1;
+    void *block = inner->calloc(inner->ctx, items, size);
+    here.is_inside = 0;
+    if (LIKELY(block != NULL)) {
+        count(block, items * size);
+    }
+    return block;
+}
+
+static void *locked_realloc(void *ctx, void *block, size_t size)
+{
+    PyMemAllocatorEx *inner = ctx;
+    if (here.is_inside) {
+        return inner->realloc(inner->ctx, block, size);
+    }
+    /* Taken out before the call: once the block is given back, another thread may have it. */
+    uint32_t owner = NOBODY;
+    cell *at = shadow_find(block);
+    size_t old_size = forget(at, &owner);
+    here.is_inside = 1;
+    void *made = inner->realloc(inner->ctx, block, size);
+    here.is_inside = 0;
+    if (UNLIKELY(made == NULL)) {
+        if (old_size != 0) {
+            shadow_write(at, owner, old_size);
+        }
+        return NULL;
+    }
+    if (old_size != 0) {
+        tallies_credit(owner, old_size);
+    }
+    if (is_to_be_counted()) {
+        count(made, size);
+    }
+    return made;
+}
+
+static void locked_free(void *ctx, void *block)
+{
+    PyMemAllocatorEx *inner = ctx;
+    uint32_t owner = NOBODY;
+    size_t size = forget(shadow_find(block), &owner);
+    if (LIKELY(size != 0)) {
+        tallies_credit(owner, size);
+    }
+    inner->free(inner->ctx, block);
+}
+
+/* Without the GIL: the same, but for what may be touched. PyGILState_Check may be called at any time, by any thread. */
+
+static void count_unlocked(void *block, size_t size)
+{
+    cell *at = place_for(block);
+    if (at == NULL) {
+        return;
+    }
+    uint32_t stale;
+    size_t gone = shadow_take(at, &stale);
+    if (gone != 0) {
+        tallies_change_unlocked(stale, -(int64_t)gone);
+    }
+    shadow_write(at, here.tally, size);
+    tallies_change_unlocked(here.tally, (int64_t)shadow_counted(size));
+}
+
+static void *raw_malloc(void *ctx, size_t size)
+{
+    if (PyGILState_Check()) {
+        return locked_malloc(ctx, size);
+    }
+    PyMemAllocatorEx *inner = ctx;
+    void *block = inner->malloc(inner->ctx, size);
+    if (block != NULL && is_to_be_counted()) {
+        count_unlocked(block, size);
+    }
+    return block;
+}
+
+static void *raw_calloc(void *ctx, size_t items, size_t size)
+{
+    if (PyGILState_Check()) {
+        return locked_calloc(ctx, items, size);
+    }
+    PyMemAllocatorEx *inner = ctx;
+    void *block = inner->calloc(inner->ctx, items, size);
+    if (block != NULL && is_to_be_counted()) {
+        count_unlocked(block, items * size);
+    }
+    return block;
+}
+
+static void *raw_realloc(void *ctx, void *block, size_t size)
+{
+    if (PyGILState_Check()) {
+        return locked_realloc(ctx, block, size);
+    }
+    PyMemAllocatorEx *inner = ctx;
+    uint32_t owner = NOBODY;
+    cell *at = shadow_find(block);
+    size_t old_size = forget(at, &owner);
+    void *made = inner->realloc(inner->ctx, block, size);
+    if (made == NULL) {
+        if (old_size != 0) {
+            shadow_write(at, owner, old_size);
+        }
+        return NULL;
+    }
+    if (old_size != 0) {
+        tallies_change_unlocked(owner, -(int64_t)old_size);
+    }
+    if (is_to_be_counted()) {
+        count_unlocked(made, size);
+    }
+    return made;
+}
+
+static void raw_free(void *ctx, void *block)
+{
+    PyMemAllocatorEx *inner = ctx;
+    uint32_t owner = NOBODY;
+    size_t size = forget(shadow_find(block), &owner);
+    if (size != 0) {
+        if (PyGILState_Check()) {
+            tallies_credit(owner, size);
+        }
+        else {
+            tallies_change_unlocked(owner, -(int64_t)size);
+        }
+    }
+    inner->free(inner->ctx, block);
+}
+
+static void put_in_place(void)
+{
+    PyMemAllocatorEx *below = found[installations++];
+    for (int n = 0; n < DOMAINS; n++) {
+        PyMem_GetAllocator(domains[n], &below[n]);
+        PyMemAllocatorEx ours = {&below[n], locked_malloc, locked_calloc, locked_realloc, locked_free};
+        if (domains[n] == PYMEM_DOMAIN_RAW) {
+            ours = (PyMemAllocatorEx){&below[n], raw_malloc, raw_calloc, raw_realloc, raw_free};
+        }
+        PyMem_SetAllocator(domains[n], &ours);
+    }
+}
+
+static int is_counted(const void *block)
+{
+    const cell *at = block == NULL ? NULL : shadow_find(block);
+    return at != NULL && *at != 0;
+}
+
+static int is_in_place(PyMemAllocatorDomain domain)
+{
+    void *block = domain == PYMEM_DOMAIN_RAW   ? PyMem_RawMalloc(SMALLEST)
+                  : domain == PYMEM_DOMAIN_MEM ? PyMem_Malloc(SMALLEST)
+                                               : PyObject_Malloc(SMALLEST);
+    int answer = is_counted(block);
+    if (domain == PYMEM_DOMAIN_RAW) {
+        PyMem_RawFree(block);
+    }
+    else if (domain == PYMEM_DOMAIN_MEM) {
+        PyMem_Free(block);
+    }
+    else {
+        PyObject_Free(block);
+    }
+    return answer;
+}
+
+int hooks_are_in_place(void)
+{
+    /* What the check makes and frees shall not show in anybody's figures. */
+    if (running.tally != here.tally) {
+        tallies_turn_over(here.tally);
+    }
+    struct running before = running;
+    int answer = 1;
+    for (int n = 0; n < DOMAINS; n++) {
+        answer = is_in_place(domains[n]) && answer;
+    }
+    running = before;
+    return answer;
+}
+
+/* Sizes on either side of each way to remember one, and of pymalloc's own limit. */
+static const size_t sizes[] = {1, 16, 17, 512, 513, 65535, 65536, 3000000};
+#define SIZES (sizeof sizes / sizeof *sizes)
+
+/* Make, resize and free blocks, and see that each is charged and credited to the byte. */
+static const char *check(void)
+{
+    int64_t start = running.net;
+    int64_t expected = start;
+    void *blocks[SIZES] = {NULL};
+    const char *failed = "";
+
+    for (size_t n = 0; n < SIZES && !*failed; n++) {
+        blocks[n] = n % 2 ? PyObject_Calloc(1, sizes[n]) : PyMem_Malloc(sizes[n]);
+        expected += (int64_t)shadow_counted(sizes[n]);
+        if (!is_counted(blocks[n]) || running.net != expected) {
+            failed = "an allocation was not counted as it should be";
+        }
+        else if ((uintptr_t)blocks[n] % SMALLEST != 0) {
+            failed = "blocks are not aligned to 16 bytes";
+        }
+    }
+    for (size_t n = 0; n < SIZES && !*failed; n++) {
+        size_t other = sizes[SIZES - 1 - n];
+        void *made = n % 2 ? PyObject_Realloc(blocks[n], other) : PyMem_Realloc(blocks[n], other);
+        blocks[n] = made == NULL ? blocks[n] : made;
+        expected += (int64_t)shadow_counted(other) - (int64_t)shadow_counted(sizes[n]);
+        if (made == NULL || running.net != expected) {
+            failed = "a resized block was not counted as it should be";
+        }
+    }
+    for (size_t n = 0; n < SIZES; n++) {
+        if (n % 2) {
+            PyObject_Free(blocks[n]);
+        }
+        else {
+            PyMem_Free(blocks[n]);
+        }
+    }
+    if (!*failed && running.net != start) {
+        failed = "freed blocks were not credited as they should be";
+    }
+    return failed;
+}
+
+static const char *install(void)
+{
+    if (shadow_start() < 0 || tallies_start() < 0) {
+        return "no address space for its tables";
+    }
+    if (installations == MAX_INSTALLATIONS) {
+        return "another tool keeps taking its hooks out";
+    }
+    if (installations > 0) {
+        shadow_forget();
+        tallies_forget();
+    }
+    put_in_place();
+
+    int was_counting = atomic_exchange(&is_counting, 1);
+    struct running before = (tallies_turn_over(here.tally), running);
+    const char *failed = hooks_are_in_place() ? check() : "the interpreter does not use the hooks";
+    running = before;
+    atomic_store(&is_counting, was_counting);
+    return failed;
+}
+
+int hooks_install(void)
+{
+    if (!*reason) {
+        const char *failed = install();
+        if (*failed) {
+            reason = failed;
+            atomic_store(&is_counting, 0);
+        }
+    }
+    return *reason ? -1 : 0;
+}
+
+const char *hooks_reason(void)
+{
+    return reason;
+}
+
+void hooks_count(int is_on)
+{
+    atomic_store(&is_counting, is_on && !*reason);
+}
+
+uint64_t hooks_lost(void)
+{
+    return atomic_load(&lost);
+}

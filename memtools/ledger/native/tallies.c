@@ -1,0 +1,267 @@
+/* The tree of tallies and the running segment; see tallies.h for how they work together. */
+
+#include "tallies.h"
+
+#include <sys/mman.h>
+
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
+#define QUEUE_END UINT32_MAX
+
+struct tally *tallies;
+struct running running;
+
+static uint32_t used = 1;  /* numbers below this have been given out at least once */
+static uint32_t taken = 0; /* numbers in use, the process not counted */
+static uint32_t free_number = 0;
+static uint32_t wide_count = 0;
+static _Atomic(uint32_t) queue = QUEUE_END;
+
+static void recycle_if_done(uint32_t number);
+
+int tallies_start(void)
+{
+    if (tallies != NULL) {
+        return 0;
+    }
+    void *made = mmap(NULL, MAX_TALLIES * sizeof(struct tally), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (made == MAP_FAILED) {
+        return -1;
+    }
+    tallies = made;
+    tallies[NOBODY].is_taken = tallies[NOBODY].is_open = tallies[NOBODY].is_held = 1;
+    return 0;
+}
+
+/* Add a change to a tally and all above it. */
+static void add(uint32_t number, int64_t net, int64_t high, int64_t allocated)
+{
+    for (;; number = tallies[number].parent) {
+        struct tally *tally = &tallies[number];
+        if (tally->live + high > tally->peak) {
+            tally->peak = tally->live + high;
+        }
+        tally->live += net;
+        tally->allocated += allocated;
+        if (number == NOBODY) {
+            return;
+        }
+    }
+}
+
+/* The tallies that follow the process, before its figures change by a segment. */
+static void raise_wide(int64_t high)
+{
+    int64_t reached = tallies[NOBODY].live + high;
+    uint32_t left = wide_count;
+    for (uint32_t number = 1; left > 0 && number < used; number++) {
+        struct tally *tally = &tallies[number];
+        if (tally->is_wide) {
+            left--;
+            if (tally->is_open && reached - tally->start > tally->widened) {
+                tally->widened = reached - tally->start;
+            }
+        }
+    }
+}
+
+static void settle_segment(void)
+{
+    struct running *segment = &running;
+    if (UNLIKELY(wide_count != 0)) {
+        raise_wide(segment->high);
+    }
+    tallies[segment->tally].own += segment->net + segment->lent;
+    add(segment->tally, segment->net, segment->high, segment->allocated);
+    segment->net = segment->high = segment->allocated = segment->lent = 0;
+}
+
+/* What threads without the GIL have changed. The caller has settled the segment. */
+static void settle_unlocked(void)
+{
+    uint32_t number = atomic_exchange(&queue, QUEUE_END);
+    while (number != QUEUE_END) {
+        struct tally *tally = &tallies[number];
+        uint32_t next = atomic_load(&tally->next_queued);
+        atomic_store(&tally->is_queued, 0);
+        int64_t change = atomic_exchange(&tally->unlocked, 0);
+        tally->own += change;
+        if (UNLIKELY(wide_count != 0)) {
+            raise_wide(change > 0 ? change : 0);
+        }
+        add(number, change, change > 0 ? change : 0, change > 0 ? change : 0);
+        recycle_if_done(number);
+        number = next;
+    }
+}
+
+void tallies_settle(void)
+{
+    settle_segment();
+    if (atomic_load_explicit(&queue, memory_order_relaxed) != QUEUE_END) {
+        settle_unlocked();
+    }
+}
+
+void tallies_turn_over(uint32_t number)
+{
+    uint32_t before = running.tally;
+    tallies_settle();
+    running.tally = number;
+    if (!tallies[before].is_held) {
+        recycle_if_done(before);
+    }
+}
+
+void tallies_credit_other(uint32_t number, int64_t size)
+{
+    uint32_t above = number;
+    while (above != running.tally && above != NOBODY) {
+        above = tallies[above].parent;
+    }
+    if (above != running.tally) {
+        /* What both have above them falls now, and not at the end of the segment. */
+        settle_segment();
+        add(number, -size, 0, 0);
+    }
+    else {
+        for (above = number; above != running.tally; above = tallies[above].parent) {
+            tallies[above].live -= size;
+        }
+        running.net -= size;
+        running.lent += size;
+    }
+    tallies[number].own -= size;
+    recycle_if_done(number);
+}
+
+void tallies_change_unlocked(uint32_t number, int64_t change)
+{
+    struct tally *tally = &tallies[number];
+    atomic_fetch_add(&tally->unlocked, change);
+    if (atomic_exchange(&tally->is_queued, 1)) {
+        return;
+    }
+    uint32_t first = atomic_load(&queue);
+    do {
+        atomic_store(&tally->next_queued, first);
+    } while (!atomic_compare_exchange_weak(&queue, &first, number));
+}
+
+uint32_t tallies_open(uint32_t parent)
+{
+    tallies_settle();
+    uint32_t number = free_number;
+    if (number != 0) {
+        free_number = tallies[number].parent;
+    }
+    else if (used < MAX_TALLIES) {
+        number = used++;
+    }
+    else {
+        return NOBODY;
+    }
+
+    struct tally *tally = &tallies[number];
+    *tally = (struct tally){
+        .parent = parent, .start = tallies[NOBODY].live, .is_taken = 1, .is_open = 1, .is_held = 1};
+    tallies[parent].below++;
+    taken++;
+    return number;
+}
+
+/* Hang the open tallies below this one to its parent. */
+static void move_open_ones_up(uint32_t number)
+{
+    struct tally *tally = &tallies[number];
+    uint32_t left = tally->below;
+    for (uint32_t other = 1; left > 0 && other < used; other++) {
+        struct tally *child = &tallies[other];
+        if (child->parent != number || !child->is_held) {
+            continue;
+        }
+        left--;
+        if (child->is_open) {
+            child->parent = tally->parent;
+            tally->live -= child->live;
+            tally->below--;
+            tallies[tally->parent].below++;
+        }
+    }
+}
+
+void tallies_close(uint32_t number)
+{
+    struct tally *tally = &tallies[number];
+    tallies_settle();
+    tally->is_open = 0;
+    if (tally->is_wide) {
+        wide_count--;
+        tally->is_wide = 0;
+    }
+    if (tally->below != 0) {
+        move_open_ones_up(number);
+    }
+}
+
+void tallies_widen(uint32_t number)
+{
+    struct tally *tally = &tallies[number];
+    if (tally->is_wide) {
+        return;
+    }
+    tallies_settle();
+    if (tally->below != 0) {
+        move_open_ones_up(number);
+    }
+    tally->is_wide = 1;
+    tally->widened = tally->peak;
+    wide_count++;
+}
+
+void tallies_release(uint32_t number)
+{
+    if (tallies[number].is_open) {
+        tallies_close(number);
+    }
+    tallies_settle();
+    tallies[number].is_held = 0;
+    recycle_if_done(number);
+}
+
+static void recycle_if_done(uint32_t number)
+{
+    while (number != NOBODY) {
+        struct tally *tally = &tallies[number];
+        if (!tally->is_taken || tally->is_held || tally->below != 0 || tally->own != 0 ||
+            running.tally == number || atomic_load(&tally->is_queued)) {
+            return;
+        }
+        uint32_t parent = tally->parent;
+        tallies[parent].below--;
+        tally->is_taken = 0;
+        tally->parent = free_number;
+        free_number = number;
+        taken--;
+        number = parent;
+    }
+}
+
+void tallies_forget(void)
+{
+    tallies_settle();
+    for (uint32_t number = 0; number < used; number++) {
+        tallies[number].own = tallies[number].live = 0;
+    }
+    for (uint32_t number = 1; number < used; number++) {
+        recycle_if_done(number);
+    }
+}
+
+uint32_t tallies_in_use(void)
+{
+    return taken;
+}

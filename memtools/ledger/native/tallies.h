@@ -1,0 +1,117 @@
+/* Add up what owners hold: live and highest live bytes of each and of those below it, to the byte and at any time.
+
+   Every owner has a tally, and tallies form a tree whose root, number 0, is the process: it also holds what was made
+   while nobody had the turn. A tally's figures include those of the tallies below it.
+
+   Walking up the tree at each allocation would be too dear. So there is one running segment for the whole interpreter:
+   whose turn it is, how many bytes its figures have risen by (`net`), and the highest that this was (`high`). It is
+   settled, that is added to the tally and all above it, when another tally has to be charged, when a block is freed
+   that belongs neither to the one with the turn nor below it, and when somebody asks. In between only one tally, and
+   those above it, change, and all by the same amount: hence the peaks are exact, with threads, too.
+
+   A block is credited to whoever made it, whoever frees it.
+
+   Locking: all under the GIL, except `tallies_change_unlocked`.
+   Leaves to others: which block is whose (shadow.h), which allocations are seen (hooks.h). */
+
+#ifndef MEMTOOLS_TALLIES_H
+#define MEMTOOLS_TALLIES_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "shadow.h"
+
+#define LIKELY(what) __builtin_expect(!!(what), 1)
+#define UNLIKELY(what) __builtin_expect(!!(what), 0)
+
+#define NOBODY 0
+
+struct tally {
+    int64_t own;       /* bytes of live blocks that carry its number */
+    int64_t live;      /* the same, with those below it */
+    int64_t peak;      /* the highest `live` so far */
+    int64_t allocated; /* all bytes ever charged to it and those below */
+    int64_t start;     /* `live` of the process when it was opened */
+    int64_t widened;   /* its own peak when it became wide */
+    uint32_t parent;
+    uint32_t below; /* how many tallies have it for a parent */
+    uint8_t is_taken;
+    uint8_t is_open;
+    uint8_t is_held; /* somebody may still ask for its figures */
+    uint8_t is_wide; /* its peak is the process's */
+    _Atomic(uint8_t) is_queued;
+    _Atomic(uint32_t) next_queued;
+    _Atomic(int64_t) unlocked; /* change of `own` without the GIL that has not been settled yet */
+};
+
+struct running {
+    uint32_t tally;
+    int64_t net;
+    int64_t high;
+    int64_t allocated;
+    int64_t lent; /* the part of `net` that was freed of tallies below */
+};
+
+extern struct tally *tallies;
+extern struct running running;
+
+/* Map the table; -1 if there is no room for it. */
+int tallies_start(void);
+
+/* Open a tally below `parent`, which is open; 0 when there are no numbers left. */
+uint32_t tallies_open(uint32_t parent);
+
+/* Close a tally. Its figures stay, and go on falling as its blocks are freed; open tallies below it move to its parent
+   and take their bytes along. */
+void tallies_close(uint32_t number);
+
+/* Have an open tally follow the whole process from now on: tallies below it move to its parent, and what it has made
+   so far stays counted there. */
+void tallies_widen(uint32_t number);
+
+/* Nobody will ask for its figures any more: its number is free for others once its last block is. */
+void tallies_release(uint32_t number);
+
+/* Bring all figures up to date. */
+void tallies_settle(void);
+
+/* Set all figures to zero, for when it is no longer known which blocks live. */
+void tallies_forget(void);
+
+/* How many numbers are taken. */
+uint32_t tallies_in_use(void);
+
+/* The rare parts of the two below. */
+void tallies_turn_over(uint32_t number);
+void tallies_credit_other(uint32_t number, int64_t size);
+
+/* Charge or credit without the GIL: it shows in the figures when they are settled the next time. Any thread. */
+void tallies_change_unlocked(uint32_t number, int64_t change);
+
+/* Charge a block to a tally. */
+static inline void tallies_charge(uint32_t number, size_t size)
+{
+    if (UNLIKELY(number != running.tally)) {
+        tallies_turn_over(number);
+    }
+    running.allocated += (int64_t)size;
+    running.net += (int64_t)size;
+    if (running.net > running.high) {
+        running.high = running.net;
+    }
+}
+
+/* Credit a block to the tally that it was charged to. */
+static inline void tallies_credit(uint32_t number, size_t size)
+{
+    if (LIKELY(number == running.tally)) {
+        running.net -= (int64_t)size;
+    }
+    else {
+        tallies_credit_other(number, (int64_t)size);
+    }
+}
+
+#endif
