@@ -44,16 +44,22 @@ static inline cell *place_for(void *block)
 
 /* Under the GIL. */
 
+/* Somebody freed the block that was here behind our back. */
+static __attribute__((noinline)) void credit_stale(cell *at)
+{
+    uint32_t owner = NOBODY;
+    size_t size = shadow_take(at, &owner);
+    tallies_credit(owner, size);
+}
+
 static inline void count(void *block, size_t size)
 {
     cell *at = place_for(block);
     if (UNLIKELY(at == NULL)) {
         return;
     }
-    uint32_t stale;
-    size_t gone = shadow_take(at, &stale);
-    if (UNLIKELY(gone != 0)) {
-        tallies_credit(stale, gone); /* somebody freed it behind our back */
+    if (UNLIKELY(*at != 0)) {
+        credit_stale(at);
     }
     shadow_write(at, here.tally, size);
     tallies_charge(here.tally, shadow_counted(size));

@@ -48,6 +48,14 @@ cell *shadow_map_leaf(size_t index)
     return there;
 }
 
+size_t shadow_take_long_size(cell *at)
+{
+    uint64_t exact;
+    memcpy(&exact, at + 2, sizeof exact);
+    memset(at + 2, 0, sizeof exact);
+    return (size_t)exact;
+}
+
 void shadow_forget(void)
 {
     for (size_t index = 0; index < LEAF_COUNT; index++) {

@@ -22,6 +22,9 @@
 #include <stdint.h>
 #include <string.h>
 
+#define LIKELY(what) __builtin_expect(!!(what), 1)
+#define UNLIKELY(what) __builtin_expect(!!(what), 0)
+
 #define GRANULE_BITS 4
 #define LEAF_BITS 26
 #define ADDRESS_BITS 48 /* user space of x86-64 and AArch64; what lies above is not counted */
@@ -50,22 +53,22 @@ void shadow_forget(void);
 static inline cell *shadow_find(const void *block)
 {
     size_t index = (uintptr_t)block >> LEAF_BITS;
-    if (index >= LEAF_COUNT) {
+    if (UNLIKELY(index >= LEAF_COUNT)) {
         return NULL;
     }
     cell *leaf = atomic_load_explicit(&shadow_leaves[index], memory_order_acquire);
-    return leaf == NULL ? NULL : leaf + (((uintptr_t)block & (LEAF_BYTES - 1)) >> GRANULE_BITS);
+    return UNLIKELY(leaf == NULL) ? NULL : leaf + (((uintptr_t)block & (LEAF_BYTES - 1)) >> GRANULE_BITS);
 }
 
 /* The same, made where there is none; NULL if there is no room for it. Any thread, no GIL. */
 static inline cell *shadow_find_or_map(const void *block)
 {
     size_t index = (uintptr_t)block >> LEAF_BITS;
-    if (index >= LEAF_COUNT) {
+    if (UNLIKELY(index >= LEAF_COUNT)) {
         return NULL;
     }
     cell *leaf = atomic_load_explicit(&shadow_leaves[index], memory_order_acquire);
-    if (leaf == NULL && (leaf = shadow_map_leaf(index)) == NULL) {
+    if (UNLIKELY(leaf == NULL) && (leaf = shadow_map_leaf(index)) == NULL) {
         return NULL;
     }
     return leaf + (((uintptr_t)block & (LEAF_BYTES - 1)) >> GRANULE_BITS);
@@ -84,7 +87,7 @@ static inline void shadow_write(cell *at, uint32_t tally, size_t size)
     if (size <= SMALLEST) {
         at[0] = label | 1;
     }
-    else if (size <= LARGEST_SHORT) {
+    else if (LIKELY(size <= LARGEST_SHORT)) {
         at[0] = label;
         at[1] = (cell)size;
     }
@@ -95,6 +98,9 @@ static inline void shadow_write(cell *at, uint32_t tally, size_t size)
         memcpy(at + 2, &exact, sizeof exact);
     }
 }
+
+/* Read and clear the size of a block whose size does not fit into one cell. */
+size_t shadow_take_long_size(cell *at);
 
 /* Read whose a block is and clear its cells; 0 if it was not counted. Whoever is about to give the block back: after
    that, another thread may have it. */
@@ -111,13 +117,7 @@ static inline size_t shadow_take(cell *at, uint32_t *tally)
     }
     size_t size = at[1];
     at[1] = 0;
-    if (size == 0) {
-        uint64_t exact;
-        memcpy(&exact, at + 2, sizeof exact);
-        memset(at + 2, 0, sizeof exact);
-        size = (size_t)exact;
-    }
-    return size;
+    return LIKELY(size != 0) ? size : shadow_take_long_size(at);
 }
 
 #endif

@@ -23,9 +23,6 @@
 
 #include "shadow.h"
 
-#define LIKELY(what) __builtin_expect(!!(what), 1)
-#define UNLIKELY(what) __builtin_expect(!!(what), 0)
-
 #define NOBODY 0
 
 struct tally {
@@ -47,7 +44,7 @@ struct tally {
 };
 
 struct running {
-    uint32_t tally;
+    _Alignas(64) uint32_t tally; /* all in one cache line */
     int64_t net;
     int64_t high;
     int64_t allocated;
