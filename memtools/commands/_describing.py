@@ -16,7 +16,7 @@ from typing import Final, cast
 
 from memtools.commands._versions import installed_version, memtools_version
 from memtools.errors import ConfigError
-from memtools.ledger import choose_meter
+from memtools.ledger import choose_meter, native_reason
 from memtools.readings import ReadingError, effective_limit, headroom, read_process
 from memtools.units import format_size
 
@@ -77,6 +77,7 @@ def _versions() -> dict[str, object]:
 def _meters() -> dict[str, object]:
     facts: dict[str, object] = {"available": _meter_names()}
     facts["default"] = choose_meter().name
+    facts["native"] = native_reason() or "built, and its hooks hold what they promise"
     facts["chosen by"] = "MEMTOOLS_METER" if os.environ.get("MEMTOOLS_METER") else "default"
     facts["of memtools run"] = os.environ.get("MEMTOOLS_METER") or "traced"
     return facts

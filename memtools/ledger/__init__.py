@@ -15,7 +15,7 @@ from memtools.ledger._carrying import carry
 from memtools.ledger._current import active_owner, current_driver
 from memtools.ledger._driver import Driven
 from memtools.ledger._installing import Installation, install
-from memtools.ledger._meters import Meter, choose_meter
+from memtools.ledger._meters import Meter, choose_meter, native_reason
 from memtools.ledger._owner import Kind, Owner
 from memtools.ledger._placing import open_in_frame
 from memtools.ledger._turns import Turn
@@ -41,6 +41,7 @@ __all__ = [
     "end_owner",
     "forget_accounts",
     "install",
+    "native_reason",
     "open_in_frame",
     "open_owner",
     "open_owners",

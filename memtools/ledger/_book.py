@@ -111,7 +111,7 @@ def open_owner(
         active.set(owner)
     owner.opened_at = time.perf_counter()
     owner.resident = resident_or_zero()
-    owner.neighbours = _neighbours.look() if meter.follows else None
+    owner.neighbours = _neighbours.look() if meter.follows and not meter.tells_threads_apart else None
     meter.enter(owner, per_thread.slot, _payer(parent, meter), is_task)
     return owner
 
@@ -168,8 +168,8 @@ def usage_of(owner: Owner) -> Usage:
         name=owner.name,
         retained_bytes=live,
         peak_bytes=peak,
-        allocated_bytes=None,
-        freed_bytes=None,
+        allocated_bytes=owner.allocated,
+        freed_bytes=None if owner.allocated is None else owner.allocated - live,
         resident_delta_bytes=resident_or_zero() - owner.resident,
         duration_s=time.perf_counter() - owner.opened_at,
         steps=owner.steps,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from memtools.errors import ConfigError
 from memtools.ledger._current import Slot
 from memtools.ledger._owner import Owner
 from memtools.ledger._resident import ResidentMeter
@@ -28,6 +29,11 @@ class Meter(Protocol):
     @property
     def follows(self) -> bool:
         """Whether owners must be followed through the steps of their coroutines."""
+        ...
+
+    @property
+    def tells_threads_apart(self) -> bool:
+        """Whether an owner's figures hold nothing of what other threads do meanwhile."""
         ...
 
     def hold(self) -> None:
@@ -61,6 +67,10 @@ class Meter(Protocol):
         """Return live and peak bytes of an open owner, up to this moment."""
         ...
 
+    def left_alive(self, owner: Owner, /) -> int:
+        """Return what an ended owner still holds, or what it held at its end where that is all that can be known."""
+        ...
+
     def after_fork(self, slot: Slot, /) -> None:
         """Make locks anew in the child of a fork, where only the thread of `slot` lives on."""
         ...
@@ -71,30 +81,69 @@ class Meter(Protocol):
         ...
 
 
+def _make_native() -> Meter:
+    from memtools.ledger._native_meter import NativeMeter  # may not have been built
+
+    return NativeMeter()
+
+
 def _make_traced() -> Meter:
     from memtools.ledger._traced import TracedMeter  # tracemalloc loads pickle: for those who ask for it
 
     return TracedMeter()
 
 
-_MAKERS: Final[dict[str, Callable[[], Meter]]] = {"traced": _make_traced, "resident": ResidentMeter}
+_MAKERS: Final[dict[str, Callable[[], Meter]]] = {
+    "native": _make_native,
+    "traced": _make_traced,
+    "resident": ResidentMeter,
+}
 _made: dict[str, Meter] = {}
 
 
 def choose_meter(name: str | None = None) -> Meter:
-    """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else the default (`resident`).
+    """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else the default.
+
+    The default is `native` where it can be had (see `native_reason`), else `resident`.
 
     Raises:
-        ConfigError: for a name that no meter has.
+        ConfigError: for a name that no meter has, and for `native` where it cannot be had.
     """
     origin = "meter"
     if name is None:
-        name = os.environ.get("MEMTOOLS_METER") or "resident"
+        name = os.environ.get("MEMTOOLS_METER")
         origin = "MEMTOOLS_METER"
+    reason = native_reason()
+    if not name and origin == "MEMTOOLS_METER":
+        name = "resident" if reason else "native"
     # Checked first: what is no text may be no key either.
-    chosen = parse_choice(name, tuple(_MAKERS), name=origin)
-    meter = _made.get(chosen)
-    return meter if meter is not None else _made.setdefault(chosen, _MAKERS[chosen]())
+    names = tuple(known for known in _MAKERS if known != "native" or not reason)
+    if name == "native" and reason:
+        raise ConfigError(origin, name, f"{' or '.join(map(repr, names))}; there is no 'native' here: {reason}")
+    chosen = parse_choice(name, names, name=origin)
+    return _made_meter(chosen)
+
+
+def native_reason() -> str:
+    """Return why the native meter cannot be had in this process, empty if it can.
+
+    The first call installs its hooks, which pass through until an owner is opened, and checks that they hold what they
+    promise.
+    """
+    if "native" not in _made and os.environ.get("MEMTOOLS_NATIVE") == "0":
+        return "MEMTOOLS_NATIVE=0"
+    try:
+        from memtools.ledger import _native
+    except ImportError as error:
+        return f"it was not built ({error})"
+    if not _native.reason():
+        _made_meter("native")
+    return _native.reason()
+
+
+def _made_meter(name: str) -> Meter:
+    meter = _made.get(name)
+    return meter if meter is not None else _made.setdefault(name, _MAKERS[name]())
 
 
 def made_meters() -> tuple[Meter, ...]:

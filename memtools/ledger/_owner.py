@@ -42,14 +42,15 @@ class Owner(Tally):
         is_layered: whether the call that it stands for is still to go through a further owner of the same name.
         largest: the three children with the highest peaks that have ended, as (name, peak in bytes).
         is_counted: whether its account counts it; not where it is that further owner.
+        allocated: bytes ever charged to it and those below, as of the meter's last look; None where it cannot see them.
         usage: the final figures, once it has ended.
     """
 
     __slots__ = (
-        "__weakref__", "account", "adrift", "base", "budget", "budgeted", "ceiling", "charged", "driver", "ended",
-        "epoch", "freed_before", "include_children", "is_counted", "is_layered", "kind", "largest", "meter", "name",
-        "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before", "turn",
-        "usage", "watch",
+        "__weakref__", "account", "adrift", "allocated", "base", "budget", "budgeted", "ceiling", "charged", "driver",
+        "ended", "epoch", "freed_before", "include_children", "is_counted", "is_layered", "kind", "largest", "meter",
+        "name", "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before",
+        "turn", "usage", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +94,7 @@ class Owner(Tally):
         self.base: float = 0.0
         self.epoch: float = 0.0
         self.freed_before: float = 0.0
+        self.allocated: int | None = None
         self.neighbours: Neighbours | None = None
         self.watch: object = None
         self.opened_at: float = 0.0
@@ -121,8 +123,11 @@ class Owner(Tally):
 
     @property
     def live_bytes(self) -> int:
-        """Bytes that it and its children hold now; after its end what it held then."""
-        return self.usage.retained_bytes if self.usage is not None else self.meter.look(self)[0]
+        """Bytes that it and its children hold now.
+
+        After its end: those of them that still live with the native meter, what it held at its end with the others.
+        """
+        return self.meter.left_alive(self) if self.usage is not None else self.meter.look(self)[0]
 
     @property
     def peak_bytes(self) -> int:

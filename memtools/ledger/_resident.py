@@ -35,6 +35,11 @@ class ResidentMeter:
         """False: there is no turn to change."""
         return False
 
+    @property
+    def tells_threads_apart(self) -> bool:
+        """False: its figures are the whole process's."""
+        return False
+
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._holds = 0
@@ -76,6 +81,10 @@ class ResidentMeter:
         """Return growth and highest growth of the resident size since the owner was opened."""
         self._measure(owner)
         return int(owner.live), int(owner.peak)
+
+    def left_alive(self, owner: Owner, /) -> int:
+        """Return what the owner held at its end."""
+        return int(owner.live)
 
     def after_fork(self, _slot: Slot, /) -> None:
         """Make the lock anew: it may have been held by a thread that is no more."""

@@ -93,6 +93,11 @@ class TracedMeter:
         return True
 
     @property
+    def tells_threads_apart(self) -> bool:
+        """False: tracemalloc knows one number for the process."""
+        return False
+
+    @property
     def unattributed_bytes(self) -> int:
         """Traced bytes that were added, less those freed, while nobody had the turn."""
         with self._lock:
@@ -218,6 +223,10 @@ class TracedMeter:
             self._settle()
             live, peak = self._process_wide(owner) if owner.adrift else inclusive(owner)
             return int(live), int(peak)
+
+    def left_alive(self, owner: Owner, /) -> int:
+        """Return what the owner held at its end."""
+        return int(owner.live)
 
     def after_fork(self, slot: Slot, /) -> None:
         """Make the lock anew and forget the threads that are no more."""

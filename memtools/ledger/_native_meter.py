@@ -1,0 +1,150 @@
+"""Count bytes in the allocator itself: to the byte, told apart by thread, cheap enough to leave on.
+
+Covers: one tally per owner, whose turn it is on this thread, what becomes of a tally after the owner's end. Leaves to
+others: the counting and the sums over the tree of owners (`native/*.c`; `_tally` is not used), when the turn changes
+(`_book`, `_driver`, `_frames`).
+
+What the figures mean here:
+
+- A block is charged to the owner that had the turn on the thread that made it, and credited to that owner, whoever
+  frees it, wherever and whenever: another thread, a bystander's step, a collection.
+- Live bytes are the blocks of an owner and of those below it that still live. After the owner's end they go on falling
+  for as long as somebody holds the owner. An owner below that outlives it takes its bytes along to the next one above.
+- Peaks are the highest sums of these at any one moment, all threads together.
+- Blocks of up to 16 bytes count as 16, which is what they take; all others count to the byte. Blocks from before
+  anybody held the meter do not count. Memory that Python's allocators do not hand out (a C library's own `malloc`,
+  numpy's arrays, `mmap`) is not seen.
+
+The figures stop being exact where another tool takes the hooks out of the allocator, as `tracemalloc.stop()` does when
+tracemalloc was started before the first owner was opened. Owners that are open then say so.
+"""
+
+import threading
+from typing import Final, cast
+
+from memtools.ledger import _native
+from memtools.ledger._current import Slot, per_thread
+from memtools.ledger._owner import Owner
+
+_TAKEN_OUT: Final = "another tool took the hooks out of the allocator meanwhile"
+_SHARED: Final = "too many owners at once: charged to the one above, together with all that is there"
+_BLOCKS_LOST: Final = "there was no memory to count every block"
+
+
+class NativeMeter:
+    """Figures from hooks in Python's allocators, which are installed when the meter is made and stay for good.
+
+    While nobody holds the meter the hooks pass through.
+
+    Threads: all calls are safe. Each call into the counter is a single one under the GIL; a lock of our own only guards
+    the holds.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # reentrant: a finaliser that runs in the middle may open a scope of its own
+        self._holds = 0
+        _native.install()
+
+    @property
+    def name(self) -> str:
+        """`"native"`."""
+        return "native"
+
+    @property
+    def follows(self) -> bool:
+        """True: a block belongs to whoever has the turn."""
+        return True
+
+    @property
+    def tells_threads_apart(self) -> bool:
+        """True: each thread has a turn of its own."""
+        return True
+
+    @property
+    def unattributed_bytes(self) -> int:
+        """Bytes of the live blocks that were made while nobody had the turn."""
+        return _native.nobodys_bytes()
+
+    def hold(self) -> None:
+        """Begin to count; put the hooks back in place where another tool took them out."""
+        with self._lock:
+            self._holds += 1
+            if self._holds == 1:
+                _native.count(True)
+            if not _native.are_in_place() and _native.install():
+                _native.count(True)
+
+    def release(self) -> None:
+        """Give up one hold; after the last one new blocks are no longer counted."""
+        with self._lock:
+            self._holds -= 1
+            if not self._holds:
+                _native.count(False)
+
+    def enter(self, owner: Owner, slot: Slot, payer: Owner | None, _is_task: bool, /) -> None:
+        """Begin to measure `owner`."""
+        tally = owner.watch = _native.Tally(_tally(payer) if payer is not None else None)
+        owner.base = float(_native.lost_blocks())
+        owner.outer = slot.owner
+        if owner.adrift:
+            tally.widen()
+            return
+        if tally.is_shared:
+            owner.note = _SHARED
+        self.switch(slot, owner)
+
+    def leave(self, owner: Owner, slot: Slot, back: Owner | None, /) -> None:
+        """Write the owner's last figures and give the turn back, if it has it."""
+        if not owner.ended:
+            owner.live, owner.peak = self.look(owner)
+            owner.note = owner.note or _doubt(owner)
+            _tally(owner).close()
+            owner.detached = True
+        if slot.owner is owner:
+            self.switch(slot, back)
+
+    def switch(self, slot: Slot, owner: Owner | None, /) -> None:
+        """Charge `owner` for what this thread makes from now on."""
+        slot.owner = owner
+        _native.switch(None if owner is None else owner.watch)  # type: ignore[arg-type]  # checked in C; a cast costs
+
+    def set_adrift(self, owner: Owner, why: str, /) -> None:
+        """Turn the owner's figures into the whole process's: nobody follows its steps any more.
+
+        What it was charged with until now stays with its payer; what comes now is not its payer's own either.
+        """
+        with self._lock:
+            if owner.adrift or owner.ended:
+                return
+            _tally(owner).widen()
+            owner.adrift = owner.detached = True
+            owner.note = why
+            above = owner.parent
+            owner.charged = above.charged if above is not None and not above.ended else None
+            slot = per_thread.slot
+            if slot.owner is owner:
+                self.switch(slot, owner.outer)
+
+    def look(self, owner: Owner, /) -> tuple[int, int]:
+        """Return live and peak bytes up to now."""
+        live, peak, allocated = _tally(owner).figures()
+        owner.allocated = None if owner.adrift else allocated
+        return live, peak
+
+    def left_alive(self, owner: Owner, /) -> int:
+        """Return the bytes of an ended owner's blocks, and of those below it, that still live."""
+        return int(owner.live) if owner.adrift else _tally(owner).figures()[0]
+
+    def after_fork(self, _slot: Slot, /) -> None:
+        """Make the lock anew: it may have been held by a thread that is no more."""
+        self._lock = threading.RLock()
+
+
+def _tally(owner: Owner) -> _native.Tally:
+    return cast("_native.Tally", owner.watch)
+
+
+def _doubt(owner: Owner) -> str:
+    if _tally(owner).is_lost or not _native.are_in_place():
+        return _TAKEN_OUT
+    return _BLOCKS_LOST if _native.lost_blocks() != owner.base else ""
