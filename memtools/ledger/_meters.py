@@ -67,8 +67,8 @@ class Meter(Protocol):
         """Return live and peak bytes of an open owner, up to this moment."""
         ...
 
-    def left_alive(self, owner: Owner, /) -> int:
-        """Return what an ended owner still holds, or what it held at its end where that is all that can be known."""
+    def left_alive(self, owner: Owner, /) -> int | None:
+        """Return what an ended owner still holds, or None where that cannot be known."""
         ...
 
     def after_fork(self, slot: Slot, /) -> None:

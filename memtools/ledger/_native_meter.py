@@ -131,9 +131,9 @@ class NativeMeter:
         owner.allocated = None if owner.adrift else allocated
         return live, peak
 
-    def left_alive(self, owner: Owner, /) -> int:
+    def left_alive(self, owner: Owner, /) -> int | None:
         """Return the bytes of an ended owner's blocks, and of those below it, that still live."""
-        return int(owner.live) if owner.adrift else _tally(owner).figures()[0]
+        return None if owner.adrift else _tally(owner).figures()[0]
 
     def after_fork(self, _slot: Slot, /) -> None:
         """Make the lock anew: it may have been held by a thread that is no more."""

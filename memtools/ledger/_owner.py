@@ -127,7 +127,10 @@ class Owner(Tally):
 
         After its end: those of them that still live with the native meter, what it held at its end with the others.
         """
-        return self.meter.left_alive(self) if self.usage is not None else self.meter.look(self)[0]
+        if self.usage is None:
+            return self.meter.look(self)[0]
+        left = self.meter.left_alive(self)
+        return self.usage.retained_bytes if left is None else left
 
     @property
     def peak_bytes(self) -> int:

@@ -1,0 +1,271 @@
+"""The native counter against a model of its own promises, and against tracemalloc, in random programs."""
+
+import ctypes
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from memtools.ledger import choose_meter, native_reason
+
+pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
+
+SMALLEST = 16  # what a block counts at least
+TRACE = 16  # what tracemalloc itself takes per block, in Python's raw domain, when it was started after our hooks
+TEMPORARIES = 4096  # what a call through ctypes makes and frees again, at most
+
+sizes = st.one_of(
+    st.integers(0, 600),
+    st.sampled_from([15, 16, 17, 511, 512, 513, 65_535, 65_536, 65_537]),
+    st.integers(0, 3_000_000),
+)
+
+
+@pytest.fixture(scope="module")
+def native() -> Iterator[Any]:
+    """The counter itself, counting."""
+    from memtools.ledger import _native
+
+    meter = choose_meter("native")
+    meter.hold()
+    yield _native
+    meter.release()
+
+
+class Domain:
+    """The four functions of one allocator domain; `without_gil` calls them as a thread of a C library would."""
+
+    def __init__(self, prefix: str, *, without_gil: bool = False) -> None:
+        library = ctypes.CDLL(None) if without_gil else ctypes.PyDLL(None)
+        self.malloc = self._function(library[f"{prefix}Malloc"], ctypes.c_size_t)
+        self.calloc = self._function(library[f"{prefix}Calloc"], ctypes.c_size_t, ctypes.c_size_t)
+        self.realloc = self._function(library[f"{prefix}Realloc"], ctypes.c_void_p, ctypes.c_size_t)
+        self.free = self._function(library[f"{prefix}Free"], ctypes.c_void_p)
+        self.free.restype = None
+
+    @staticmethod
+    def _function(function: Any, *arguments: type) -> Any:
+        function.argtypes = arguments
+        function.restype = ctypes.c_void_p
+        return function
+
+
+DOMAINS = {
+    "raw": Domain("PyMem_Raw"),
+    "raw without the GIL": Domain("PyMem_Raw", without_gil=True),
+    "mem": Domain("PyMem_"),
+    "obj": Domain("PyObject_"),
+}
+
+
+@dataclass
+class Modelled:
+    """What one owner ought to hold; the tree is that of the tallies."""
+
+    tally: Any
+    parent: "Modelled | None"
+    live: int = 0
+    peak: int = 0
+
+    def add(self, change: int) -> None:
+        above: Modelled | None = self
+        while above is not None:
+            above.live += change
+            above.peak = max(above.peak, above.live)
+            above = above.parent
+
+
+@dataclass
+class Block:
+    address: int
+    size: int
+    owner: Modelled
+    domain: str
+
+
+@dataclass
+class Program:
+    """Makes blocks in every domain and keeps the books by hand."""
+
+    native: Any
+    owners: list[Modelled]
+    blocks: list[Block] = field(default_factory=list)
+
+    def make(self, owner: Modelled, domain: str, size: int, zeroed: bool) -> None:
+        address = self._charged(
+            owner, lambda: DOMAINS[domain].calloc(1, size) if zeroed else DOMAINS[domain].malloc(size)
+        )
+        self.blocks.append(Block(address, size, owner, domain))
+        owner.add(max(size, SMALLEST))
+
+    def resize(self, which: int, owner: Modelled, size: int) -> None:
+        block = self.blocks[which % len(self.blocks)]
+        block.address = self._charged(owner, lambda: DOMAINS[block.domain].realloc(block.address, size))
+        block.owner.add(-max(block.size, SMALLEST))
+        owner.add(max(size, SMALLEST))
+        block.owner, block.size = owner, size
+
+    def fail_to_resize(self, which: int, owner: Modelled) -> None:
+        block = self.blocks[which % len(self.blocks)]
+        assert not self._charged(owner, lambda: DOMAINS[block.domain].realloc(block.address, 2**62) or 0)
+
+    def free(self, which: int, owner: Modelled) -> None:
+        block = self.blocks.pop(which % len(self.blocks))
+        self._charged(owner, lambda: DOMAINS[block.domain].free(block.address) or 0)
+        block.owner.add(-max(block.size, SMALLEST))
+
+    def _charged(self, owner: Modelled, act: Callable[[], int]) -> int:
+        self.native.switch(owner.tally)
+        address = act()
+        self.native.switch(None)
+        return address + 0 if address < 2**60 else address
+
+    def check(self) -> None:
+        for owner in self.owners:
+            live, peak, _ = owner.tally.figures()
+            # An address that ctypes returns is an int of the owner's, as long as the block is known.
+            ours = sum(1 for block in self.blocks if _is_below(block.owner, owner))
+            assert 0 <= live - owner.live <= 64 * ours, (live, owner.live)
+            assert -1 < peak - owner.peak <= TEMPORARIES + 64 * (ours + 40)
+
+
+def _is_below(owner: Modelled | None, above: Modelled) -> bool:
+    while owner is not None:
+        if owner is above:
+            return True
+        owner = owner.parent
+    return False
+
+
+def _tree(native: Any) -> list[Modelled]:
+    root = Modelled(native.Tally(), None)
+    child = Modelled(native.Tally(root.tally), root)
+    grandchild = Modelled(native.Tally(child.tally), child)
+    sibling = Modelled(native.Tally(root.tally), root)
+    stranger = Modelled(native.Tally(), None)
+    return [root, child, grandchild, sibling, stranger]
+
+
+acts = st.one_of(
+    st.tuples(st.just("make"), st.integers(0, 4), st.sampled_from(sorted(DOMAINS)), sizes, st.booleans()),
+    st.tuples(st.just("resize"), st.integers(0, 99), st.integers(0, 4), sizes),
+    st.tuples(st.just("fail"), st.integers(0, 99), st.integers(0, 4)),
+    st.tuples(st.just("free"), st.integers(0, 99), st.integers(0, 4)),
+)
+
+
+@given(program=st.lists(st.tuples(acts, st.booleans()), max_size=40))
+def test_every_block_is_charged_to_its_maker_and_to_all_above_whatever_becomes_of_it(
+    native: Any, program: list[tuple[tuple[Any, ...], bool]]
+) -> None:
+    owners = _tree(native)
+    books = Program(native, owners)
+
+    for act, elsewhere in program:
+        if act[0] != "make" and not books.blocks:
+            continue
+        step = {
+            "make": lambda act=act: books.make(owners[act[1]], *act[2:]),
+            "resize": lambda act=act: books.resize(act[1], owners[act[2]], act[3]),
+            "fail": lambda act=act: books.fail_to_resize(act[1], owners[act[2]]),
+            "free": lambda act=act: books.free(act[1], owners[act[2]]),
+        }[act[0]]
+        if elsewhere:
+            _in_a_thread(step)
+        else:
+            step()
+    books.check()
+
+    while books.blocks:
+        books.free(0, owners[4])
+    assert [owner.tally.figures()[0] for owner in owners] == [0] * len(owners)
+
+
+def _in_a_thread(step: Callable[[], None]) -> None:
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            step()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    thread.join()
+    assert not failed, failed
+
+
+# One function per owner, each in a file of its own, so that tracemalloc can tell their blocks apart. No lists, dicts,
+# floats or short tuples: the interpreter keeps some of those that die and hands them out again, which no allocator
+# sees; tracemalloc is told of it, by a call of the interpreter's own.
+PROGRAM = """
+def grow(switch, tally, kept, size):
+    switch(tally)
+    kept.append(bytes(size))
+    kept.append(str(size) * (size % 50))
+    kept.append((size + 1000,) * (30 + size % 500))
+    kept.append({size + 2000, size + 3000, size + 4000})
+    switch(None)
+
+def trim(switch, tally, kept, count):
+    switch(tally)
+    del kept[:count]
+    switch(None)
+"""
+
+
+# Without `explain`: it follows every line, and what it notes down on the way is charged like anything else.
+@settings(max_examples=40, phases=(Phase.explicit, Phase.generate, Phase.shrink))
+@given(
+    acts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 100_000)), max_size=30),
+    threaded=st.booleans(),
+)
+def test_live_bytes_are_those_that_tracemalloc_finds_for_the_same_blocks(
+    native: Any, acts: list[tuple[int, int, int]], threaded: bool
+) -> None:
+    tallies = [native.Tally() for _ in range(3)]
+    kept: list[list[object]] = [[], [], []]
+    functions: list[dict[str, Any]] = [{}, {}, {}]
+
+    before: list[int] = []
+
+    def run() -> None:
+        for names in functions:
+            # tracemalloc remembers each line and depth that it comes by, in a block of Python's own raw domain.
+            grown: list[object] = []
+            names["grow"](native.switch, None, grown, 7)
+            names["trim"](native.switch, None, grown, 3)
+            del grown
+        before.extend(_traced(number) for number in range(3))
+        for who, whose, size in acts:
+            if size % 3:
+                functions[who]["grow"](native.switch, tallies[who], kept[whose], size)
+            else:
+                functions[who]["trim"](native.switch, tallies[who], kept[whose], size % 7)
+
+    tracemalloc.start(1)
+    try:
+        for number, names in enumerate(functions):
+            exec(compile(PROGRAM, f"<owner {number}>", "exec"), names)
+        if threaded:
+            _in_a_thread(run)
+        else:
+            run()
+        live = [tally.figures()[0] for tally in tallies]
+        traced = [_traced(number) - before[number] for number in range(3)]
+    finally:
+        tracemalloc.stop()
+
+    assert live == traced
+
+
+def _traced(number: int) -> int:
+    only = tracemalloc.Filter(True, f"<owner {number}>")
+    blocks = tracemalloc.take_snapshot().filter_traces([only]).traces
+    return sum(max(block.size, SMALLEST) + TRACE for block in blocks)
