@@ -1,0 +1,353 @@
+"""What owners are told by the native meter: after their end, by threads, beside other tools, across a fork."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from memtools.ledger import Meter, Usage, choose_meter, end_owner, native_reason, open_owner, usage_of
+from memtools.scopes import memory_scope
+
+pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
+
+MB = 1_000_000
+SLACK = 20_000  # frames, records and locks that are made on the way
+
+
+@pytest.fixture
+def meter() -> Iterator[Meter]:
+    """The native meter, counting, as in a program that has a scope open all along."""
+    meter = choose_meter("native")
+    meter.hold()
+    yield meter
+    meter.release()
+
+
+def near(expected: int) -> Any:
+    return pytest.approx(expected, abs=SLACK)
+
+
+def python(program: str, *options: str, **environment: str) -> str:
+    command = [sys.executable, *options, "-c", program]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_native_is_the_default_and_says_what_it_sees() -> None:
+    with memory_scope("block") as block:
+        kept = [bytes(1000) for _ in range(1000)]
+
+    usage: Usage = block.usage
+    assert (usage.meter, usage.exact, usage.note) == ("native", True, "")
+    assert usage.retained_bytes == near(1000 * 1033 + sys.getsizeof(kept))
+    assert usage.allocated_bytes is not None
+    assert usage.freed_bytes == usage.allocated_bytes - usage.retained_bytes
+
+
+def test_live_bytes_go_on_falling_after_the_end_while_the_usage_stays(meter: Meter) -> None:
+    with memory_scope("leaves something", meter="native") as block:
+        kept = [bytearray(MB) for _ in range(3)]
+
+    assert block.owner.live_bytes == near(3 * MB)
+    del kept[1:]
+    assert block.owner.live_bytes == near(MB)
+    kept.clear()
+    assert block.owner.live_bytes == near(0)
+    assert block.usage.retained_bytes == near(3 * MB)
+
+
+def test_live_bytes_fall_even_when_nobody_counts_any_more() -> None:
+    with memory_scope("leaves something", meter="native") as block:
+        kept = bytearray(MB)
+
+    made_later = bytearray(MB)
+    del kept
+
+    assert block.owner.live_bytes == near(0)
+    assert len(made_later) == MB
+
+
+def test_a_bystander_who_frees_is_not_credited(meter: Meter) -> None:
+    with memory_scope("maker", meter="native") as maker:
+        kept = bytearray(5 * MB)
+
+    with memory_scope("bystander", meter="native") as bystander:
+        own = bytearray(MB)
+        del kept
+
+    assert bystander.usage.retained_bytes == near(MB)
+    assert maker.owner.live_bytes == near(0)
+    assert len(own) == MB
+
+
+def test_a_collection_in_a_bystanders_step_credits_the_maker(meter: Meter) -> None:
+    with memory_scope("maker", meter="native") as maker:
+        cycle: list[object] = [bytearray(5 * MB)]
+        cycle.append(cycle)
+        del cycle
+
+    with memory_scope("bystander", meter="native") as bystander:
+        gc.collect()
+
+    assert bystander.usage.peak_bytes < MB
+    assert bystander.usage.retained_bytes == near(0)
+    assert maker.owner.live_bytes == near(0)
+
+
+def test_what_a_child_made_and_its_parent_frees_leaves_room_for_more(meter: Meter) -> None:
+    with memory_scope("parent", meter="native") as parent:
+        with memory_scope("child", meter="native"):
+            kept = bytearray(5 * MB)
+        del kept
+        kept = bytearray(5 * MB)
+
+    assert parent.usage.peak_bytes == near(5 * MB)
+    assert parent.usage.retained_bytes == near(5 * MB)
+
+
+def test_a_sibling_who_frees_first_does_not_raise_the_parents_peak(meter: Meter) -> None:
+    with memory_scope("parent", meter="native") as parent:
+        with memory_scope("first", meter="native"):
+            kept = bytearray(5 * MB)
+        with memory_scope("second", meter="native") as second:
+            del kept
+            kept = bytearray(5 * MB)
+
+    assert parent.usage.peak_bytes == near(5 * MB)
+    assert second.usage.peak_bytes == near(5 * MB)
+    assert second.owner.live_bytes == near(5 * MB)
+
+
+def test_one_who_outlives_its_parent_takes_its_bytes_along(meter: Meter) -> None:
+    outer = open_owner("outer", "scope", meter=meter)
+    inner = open_owner("inner", "scope", meter=meter)
+    kept = [bytearray(MB)]
+
+    end_owner(outer)
+    kept.append(bytearray(MB))
+    end_owner(inner)
+
+    assert usage_of(outer).retained_bytes == near(MB)
+    assert outer.live_bytes == near(0)
+    assert inner.live_bytes == near(2 * MB)
+
+
+def test_threads_at_work_at_once_are_told_apart_exactly(meter: Meter) -> None:
+    usages: dict[int, Usage] = {}
+    kept: list[list[bytes]] = [[], [], []]
+
+    def work(number: int) -> None:
+        with memory_scope(f"thread {number}", meter="native") as opened:
+            for _ in range(2000):
+                kept[number].append(bytes(1000 * (number + 1)))
+        usages[number] = opened.usage
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    for number in range(3):
+        assert usages[number].exact
+        assert usages[number].retained_bytes == near(2000 * (1000 * (number + 1) + 33))
+
+
+def test_the_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> None:
+    both_hold = threading.Barrier(2, timeout=30)
+    from memtools.ledger import carry
+
+    def work() -> None:
+        kept = bytearray(5 * MB)
+        both_hold.wait()
+        del kept
+
+    with memory_scope("parent", meter="native") as parent:
+        threads = [threading.Thread(target=carry(work)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert parent.usage.peak_bytes == near(10 * MB)
+    assert parent.usage.retained_bytes == near(0)
+
+
+def test_what_nobody_has_the_turn_for_is_unattributed(meter: Meter) -> None:
+    before = meter.unattributed_bytes
+    kept = bytearray(2 * MB)
+
+    assert meter.unattributed_bytes - before == near(2 * MB)
+    assert len(kept) == 2 * MB
+
+
+def test_numbers_are_used_again_once_nobody_asks_and_nothing_lives(meter: Meter) -> None:
+    from memtools.ledger import _native
+
+    before = _native.tallies_in_use()
+    kept = []
+    for _ in range(1000):
+        with memory_scope("short", meter="native") as opened:
+            kept.append(bytearray(100))
+    del opened
+    gc.collect()
+    held = _native.tallies_in_use()
+    kept.clear()
+
+    assert 1000 <= held - before <= 1010
+    assert _native.tallies_in_use() - before <= 10
+
+
+def test_one_too_many_is_counted_with_the_one_above_and_says_so(meter: Meter) -> None:
+    from memtools.ledger import _native
+
+    with memory_scope("parent", meter="native") as parent:
+        crowd = [_native.Tally() for _ in range(40_000)]
+        assert crowd[-1].is_shared
+        with memory_scope("one too many", meter="native") as late:
+            kept = bytearray(MB)
+        del crowd
+
+    assert not late.usage.exact
+    assert "too many owners" in late.usage.note
+    assert late.usage.retained_bytes == near(MB)
+    assert parent.usage.retained_bytes >= MB
+    assert len(kept) == MB
+    with memory_scope("later", meter="native") as later:
+        pass
+    assert later.usage.exact
+
+
+def test_a_tracemalloc_session_of_somebody_elses_comes_and_goes(meter: Meter) -> None:
+    with memory_scope("during", meter="native") as during:
+        tracemalloc.start()
+        kept = [bytearray(MB)]
+        tracemalloc.stop()
+        kept.append(bytearray(MB))
+
+    assert during.usage.exact
+    assert during.usage.retained_bytes == near(2 * MB)
+    kept.clear()
+    assert during.owner.live_bytes == near(0)
+
+
+TAKEN_OUT = """
+import tracemalloc
+tracemalloc.start()
+from memtools.scopes import memory_scope
+kept = []
+with memory_scope("outer", meter="native") as outer:
+    kept.append(bytearray(1_000_000))
+    tracemalloc.stop()  # puts back what it found: the allocator without our hooks
+    kept.append(bytearray(1_000_000))
+with memory_scope("later", meter="native") as later:
+    kept.append(bytearray(1_000_000))
+print(outer.usage.exact, outer.usage.note)
+print(later.usage.exact, abs(later.usage.retained_bytes - 1_000_000) < 20_000)
+kept.clear()
+print(later.owner.live_bytes < 20_000)
+"""
+
+
+def test_when_another_tool_takes_the_hooks_out_owners_say_so_and_later_ones_are_right() -> None:
+    lines = python(TAKEN_OUT).splitlines()
+
+    assert lines[0] == "False another tool took the hooks out of the allocator meanwhile"
+    assert lines[1:] == ["True True", "True"]
+
+
+BESIDE = """
+import tracemalloc
+from memtools.ledger import _native, choose_meter
+choose_meter("native").hold()
+names = {}
+exec(compile(
+    "def work(switch, tally, kept):\\n"
+    "    switch(tally)\\n"
+    "    kept.append(kept[0] * 1000); kept.append(kept[0] * 100_000); kept.append({1, 2, 3})\\n"
+    "    switch(None)\\n", "<work>", "exec"), names)
+tally, kept = _native.Tally(), [b'x']
+names["work"](_native.switch, tally, kept)
+traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "<work>", lineno=3)])
+print(tally.figures()[0], sum(block.size for block in traces.traces))
+"""
+
+
+def test_on_top_of_tracemalloc_both_see_the_same_bytes() -> None:
+    native, traced = python(BESIDE, "-X", "tracemalloc=1").split()
+
+    assert native == traced
+
+
+FORKS = """
+import os, sys
+from memtools.scopes import memory_scope
+kept = [bytearray(1_000_000)]
+with memory_scope("forks", meter="native") as forks:
+    kept.append(bytearray(1_000_000))
+    child = os.fork()
+    kept.append(bytearray(1_000_000))
+    if not child:
+        kept.append(bytearray(1_000_000))
+expected = 2_000_000 if child else 3_000_000
+right = abs(forks.usage.retained_bytes - expected) < 20_000 and forks.usage.exact
+with memory_scope("afterwards", meter="native") as afterwards:
+    kept.clear()
+right = right and abs(forks.owner.live_bytes) < 20_000 and afterwards.usage.exact
+if not child:
+    os._exit(0 if right else 1)
+print(right and os.waitpid(child, 0)[1] == 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_both_sides_of_a_fork_go_on_counting() -> None:
+    assert python(FORKS).strip() == "True"
+
+
+def test_it_can_be_left_out_at_run_time() -> None:
+    program = (
+        "from memtools.ledger import choose_meter, native_reason\n"
+        "from memtools.errors import ConfigError\n"
+        "print(choose_meter().name, native_reason())\n"
+        "try:\n    choose_meter('native')\nexcept ConfigError as error:\n    print(error)\n"
+    )
+
+    lines = python(program, MEMTOOLS_NATIVE="0").splitlines()
+
+    assert lines[0] == "resident MEMTOOLS_NATIVE=0"
+    assert lines[1] == (
+        "meter='native' is not accepted: use 'traced' or 'resident'; there is no 'native' here: MEMTOOLS_NATIVE=0"
+    )
+
+
+def test_without_the_built_module_the_reason_says_so() -> None:
+    program = (
+        "import sys\nsys.modules['memtools.ledger._native'] = None\n"
+        "from memtools.ledger import choose_meter, native_reason\nprint(choose_meter().name, native_reason())"
+    )
+
+    assert python(program).startswith("resident it was not built (")
+
+
+@pytest.mark.parametrize("allocator", ["pymalloc", "malloc", "debug", "malloc_debug", "pymalloc_debug"])
+def test_it_counts_to_the_byte_on_every_allocator(allocator: str) -> None:
+    program = (
+        "from memtools.ledger import _native, choose_meter\n"
+        "choose_meter('native').hold()\n"
+        "def work(tally):\n"
+        "    _native.switch(tally)\n    kept = bytes(100_000)\n    _native.switch(None)\n"
+        "    print(tally.figures()[0])\n    del kept\n    print(tally.figures()[0])\n"
+        "work(_native.Tally())"
+    )
+
+    assert python(program, PYTHONMALLOC=allocator).split() == ["100033", "0"]
