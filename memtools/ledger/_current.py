@@ -30,7 +30,7 @@ class Slot:
         asked_loop: the event loop that will see to them, if it was asked.
     """
 
-    __slots__ = ("asked_loop", "driver", "owner", "unwatched")
+    __slots__ = ("__weakref__", "asked_loop", "driver", "owner", "unwatched")
 
     def __init__(self) -> None:
         self.owner: Owner | None = None
@@ -39,9 +39,12 @@ class Slot:
         self.asked_loop: weakref.ref[Any] | None = None  # Any: of asyncio, uvloop or trio
 
 
+slots: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()  # by the identity of their thread
+
+
 class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.slot = Slot()
+        self.slot = slots[threading.get_ident()] = Slot()
 
 
 per_thread = _PerThread()

@@ -20,10 +20,12 @@ tracemalloc was started before the first owner was opened. Owners that are open 
 """
 
 import threading
+from math import inf
 from typing import Final, cast
 
 from memtools.ledger import _native
 from memtools.ledger._current import Slot, per_thread
+from memtools.ledger._in_flight import Stopper
 from memtools.ledger._owner import Owner
 
 _TAKEN_OUT: Final = "another tool took the hooks out of the allocator meanwhile"
@@ -43,6 +45,7 @@ class NativeMeter:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # reentrant: a finaliser that runs in the middle may open a scope of its own
         self._holds = 0
+        _native.set_main_thread(threading.main_thread().ident or 0)
         _native.install()
 
     @property
@@ -91,6 +94,8 @@ class NativeMeter:
             return
         if tally.is_shared:
             owner.note = _SHARED
+        if owner.budget is not None and owner.budget.on_exceed == "raise" and owner.ceiling != inf:
+            tally.limit(int(owner.ceiling), Stopper(owner))
         self.switch(slot, owner)
 
     def leave(self, owner: Owner, slot: Slot, back: Owner | None, /) -> None:
@@ -138,6 +143,7 @@ class NativeMeter:
     def after_fork(self, _slot: Slot, /) -> None:
         """Make the lock anew: it may have been held by a thread that is no more."""
         self._lock = threading.RLock()
+        _native.set_main_thread(threading.get_ident())
 
 
 def _tally(owner: Owner) -> _native.Tally:

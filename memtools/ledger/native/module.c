@@ -8,6 +8,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "budgets.h"
 #include "hooks.h"
 #include "tallies.h"
 
@@ -28,6 +29,7 @@ typedef struct {
     int is_shared; /* there was no number left: it has its parent's, and these figures to begin with */
     int64_t live_before;
     int64_t allocated_before;
+    PyObject *stopper;
 } Tally;
 
 struct module_state {
@@ -84,6 +86,7 @@ static void Tally_dealloc(Tally *self)
         }
         tallies_release(self->number);
     }
+    Py_CLEAR(self->stopper);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }
@@ -134,10 +137,28 @@ static PyObject *Tally_is_lost(Tally *self, void *Py_UNUSED(none))
     return PyBool_FromLong(self->era != era);
 }
 
+PyDoc_STRVAR(limit_doc, "limit($self, ceiling_bytes, stopper, /)\n--\n\n"
+    "Have `stopper(used_bytes, thread)` asked for an exception when live bytes cross the ceiling, until it is closed.");
+
+static PyObject *Tally_limit(Tally *self, PyObject *args)
+{
+    long long ceiling;
+    PyObject *stopper;
+    if (!PyArg_ParseTuple(args, "LO:limit", &ceiling, &stopper)) {
+        return NULL;
+    }
+    if (!self->is_shared && tallies[self->number].is_open) {
+        Py_XSETREF(self->stopper, Py_NewRef(stopper));
+        tallies_limit(self->number, ceiling, stopper);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef tally_methods[] = {
     {"close", (PyCFunction)Tally_close, METH_NOARGS, close_doc},
     {"widen", (PyCFunction)Tally_widen, METH_NOARGS, widen_doc},
     {"figures", (PyCFunction)Tally_figures, METH_NOARGS, figures_doc},
+    {"limit", (PyCFunction)Tally_limit, METH_VARARGS, limit_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -250,6 +271,19 @@ static PyObject *native_lost_blocks(PyObject *Py_UNUSED(module), PyObject *Py_UN
     return PyLong_FromUnsignedLongLong(hooks_lost());
 }
 
+PyDoc_STRVAR(main_thread_doc, "set_main_thread($module, ident, /)\n--\n\n"
+    "Say which thread the interpreter takes for its main one.");
+
+static PyObject *native_set_main_thread(PyObject *Py_UNUSED(module), PyObject *ident)
+{
+    unsigned long thread = PyLong_AsUnsignedLong(ident);
+    if (thread == (unsigned long)-1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    budgets_set_main_thread(thread);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"are_in_place", native_are_in_place, METH_NOARGS, in_place_doc},
     {"count", native_count, METH_O, count_doc},
@@ -257,6 +291,7 @@ static PyMethodDef functions[] = {
     {"lost_blocks", native_lost_blocks, METH_NOARGS, lost_doc},
     {"nobodys_bytes", native_nobodys_bytes, METH_NOARGS, nobodys_doc},
     {"reason", native_reason, METH_NOARGS, reason_doc},
+    {"set_main_thread", native_set_main_thread, METH_O, main_thread_doc},
     {"switch", native_switch, METH_O, switch_doc},
     {"tallies_in_use", native_tallies_in_use, METH_NOARGS, tallies_in_use_doc},
     {NULL, NULL, 0, NULL},

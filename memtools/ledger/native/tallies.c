@@ -2,6 +2,8 @@
 
 #include "tallies.h"
 
+#include "budgets.h"
+
 #include <sys/mman.h>
 
 #ifndef MAP_NORESERVE
@@ -11,12 +13,14 @@
 #define QUEUE_END UINT32_MAX
 
 struct tally *tallies;
-struct running running;
+struct running running = {.room = NO_CEILING};
 
 static uint32_t used = 1;  /* numbers below this have been given out at least once */
 static uint32_t taken = 0; /* numbers in use, the process not counted */
 static uint32_t free_number = 0;
 static uint32_t wide_count = 0;
+static uint32_t limited_count = 0;
+static uint32_t opened = 0;
 static _Atomic(uint32_t) queue = QUEUE_END;
 
 static void recycle_if_done(uint32_t number);
@@ -32,6 +36,7 @@ int tallies_start(void)
         return -1;
     }
     tallies = made;
+    tallies[NOBODY].ceiling = NO_CEILING;
     tallies[NOBODY].is_taken = tallies[NOBODY].is_open = tallies[NOBODY].is_held = 1;
     return 0;
 }
@@ -68,6 +73,45 @@ static void raise_wide(int64_t high)
     }
 }
 
+/* How far the running segment may rise; never too much, as frees meanwhile only make room. */
+static int64_t room_now(void)
+{
+    int64_t room = NO_CEILING;
+    if (LIKELY(limited_count == 0)) {
+        return room;
+    }
+    for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
+        const struct tally *tally = &tallies[number];
+        if (tally->ceiling != NO_CEILING && tally->ceiling - tally->live < room) {
+            room = tally->ceiling - tally->live;
+        }
+    }
+    return room;
+}
+
+void tallies_cross(void)
+{
+    for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
+        struct tally *tally = &tallies[number];
+        int64_t used = tally->live + running.net;
+        if (tally->ceiling != NO_CEILING && tally->is_open && used > tally->ceiling) {
+            tally->ceiling = used + budgets_grace(tally->ceiling);
+            budgets_cross(number, used);
+            break; /* the innermost is told first */
+        }
+    }
+    running.room = room_now();
+}
+
+void tallies_limit(uint32_t number, int64_t ceiling, void *stopper)
+{
+    struct tally *tally = &tallies[number];
+    limited_count += (ceiling != NO_CEILING) - (tally->ceiling != NO_CEILING);
+    tally->ceiling = ceiling;
+    tally->stopper = stopper;
+    tallies_settle();
+}
+
 static void settle_segment(void)
 {
     struct running *segment = &running;
@@ -77,6 +121,7 @@ static void settle_segment(void)
     tallies[segment->tally].own += segment->net + segment->lent;
     add(segment->tally, segment->net, segment->high, segment->allocated);
     segment->net = segment->high = segment->allocated = segment->lent = 0;
+    segment->room = room_now();
 }
 
 /* What threads without the GIL have changed. The caller has settled the segment. */
@@ -111,6 +156,7 @@ void tallies_turn_over(uint32_t number)
     uint32_t before = running.tally;
     tallies_settle();
     running.tally = number;
+    running.room = room_now();
     if (!tallies[before].is_held) {
         recycle_if_done(before);
     }
@@ -167,7 +213,14 @@ uint32_t tallies_open(uint32_t parent)
 
     struct tally *tally = &tallies[number];
     *tally = (struct tally){
-        .parent = parent, .start = tallies[NOBODY].live, .is_taken = 1, .is_open = 1, .is_held = 1};
+        .parent = parent,
+        .start = tallies[NOBODY].live,
+        .ceiling = NO_CEILING,
+        .serial = ++opened,
+        .is_taken = 1,
+        .is_open = 1,
+        .is_held = 1,
+    };
     tallies[parent].below++;
     taken++;
     return number;
@@ -198,6 +251,9 @@ void tallies_close(uint32_t number)
     struct tally *tally = &tallies[number];
     tallies_settle();
     tally->is_open = 0;
+    if (tally->ceiling != NO_CEILING) {
+        tallies_limit(number, NO_CEILING, NULL);
+    }
     if (tally->is_wide) {
         wide_count--;
         tally->is_wide = 0;

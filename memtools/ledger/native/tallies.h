@@ -32,6 +32,9 @@ struct tally {
     int64_t allocated; /* all bytes ever charged to it and those below */
     int64_t start;     /* `live` of the process when it was opened */
     int64_t widened;   /* its own peak when it became wide */
+    int64_t ceiling;   /* `live` above which it is to be stopped */
+    void *stopper;     /* what `budgets_cross` is to call; kept alive by whoever set it */
+    uint32_t serial;   /* tells those apart that have had the same number */
     uint32_t parent;
     uint32_t below; /* how many tallies have it for a parent */
     uint8_t is_taken;
@@ -47,6 +50,7 @@ struct running {
     _Alignas(64) uint32_t tally; /* all in one cache line */
     int64_t net;
     int64_t high;
+    int64_t room; /* how far `net` may rise before a ceiling may be crossed */
     int64_t allocated;
     int64_t lent; /* the part of `net` that was freed of tallies below */
 };
@@ -80,7 +84,12 @@ void tallies_forget(void);
 /* How many numbers are taken. */
 uint32_t tallies_in_use(void);
 
+/* Have a tally stopped above so many live bytes, NO_CEILING for never. */
+#define NO_CEILING INT64_MAX
+void tallies_limit(uint32_t number, int64_t ceiling, void *stopper);
+
 /* The rare parts of the two below. */
+void tallies_cross(void);
 void tallies_turn_over(uint32_t number);
 void tallies_credit_other(uint32_t number, int64_t size);
 
@@ -97,6 +106,9 @@ static inline void tallies_charge(uint32_t number, size_t size)
     running.net += (int64_t)size;
     if (running.net > running.high) {
         running.high = running.net;
+        if (UNLIKELY(running.net > running.room)) {
+            tallies_cross();
+        }
     }
 }
 
