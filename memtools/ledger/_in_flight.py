@@ -8,8 +8,10 @@ Nobody is stopped
 
 - after the owner has ended, or while its thread works for somebody else: a task is then stopped at its next step;
 - inside our own book-keeping, which would be left half done: the question is put again a little later;
-- in another thread that is in the middle of an operation after which the interpreter looks for no exception: it might
-  find it only when the block has ended, inside our `__exit__`.
+- in a thread other than the main one that is in the middle of an operation after which the interpreter looks for no
+  exception: it might find it only when the block has ended, inside our `__exit__`;
+- in a thread other than the main one at all from Python 3.13 on, where a thread that waits for the GIL looks for an
+  exception only some bytecodes after it got it, wherever that is. It is judged at its steps and at its end.
 
 Whoever catches the error and goes on is told again when the grace is used up: a tenth of the budget, at least 1 MiB.
 """
@@ -25,6 +27,8 @@ from memtools.errors import BudgetExceeded
 from memtools.ledger._current import slots
 from memtools.ledger._owner import Owner
 
+# `_Py_HandlePending` looks at what is pending before it waits for the GIL, and no more after that.
+_OTHERS_LOOK_AT_ONCE: Final = sys.version_info < (3, 13)
 # Where a thread that waits for the GIL, or for a call to return, finds the exception before it does anything else.
 _LOOKS_FOR_EXCEPTIONS: Final = frozenset(
     number
@@ -58,6 +62,8 @@ class Stopper:
             return None
 
         is_here = thread == get_ident()
+        if not is_here and not _OTHERS_LOOK_AT_ONCE:
+            return None
         frame = sys._getframe(1) if is_here else sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
         if frame is None:
             return None

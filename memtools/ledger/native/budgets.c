@@ -41,6 +41,14 @@ int64_t budgets_grace(int64_t ceiling)
     return ceiling / 10 > LEAST_GRACE ? ceiling / 10 : LEAST_GRACE;
 }
 
+static void give_back(struct request *request)
+{
+    if (tallies[request->number].serial == request->serial) {
+        tallies_answered(request->number);
+    }
+    request->is_taken = 0;
+}
+
 /* Ask the stopper; `*found` is a new reference to what is to be raised. GIL, between two bytecodes. */
 static enum answer ask(const struct request *request, PyObject **found)
 {
@@ -78,7 +86,7 @@ static int stop_here(void *taken)
     if (answer == ASK_LATER && Py_AddPendingCall(stop_here, request) == 0) {
         return 0;
     }
-    request->is_taken = 0;
+    give_back(request);
     if (answer != RAISE) {
         return 0;
     }
@@ -103,7 +111,7 @@ static void *stop_there(void *taken)
             Py_DECREF(found);
         }
         if (answer != ASK_LATER || attempt == ATTEMPTS - 1) {
-            request->is_taken = 0;
+            give_back(request);
         }
         PyGILState_Release(state);
     }
@@ -125,7 +133,7 @@ void budgets_cross(uint32_t number, int64_t used)
 {
     struct request *request = take();
     if (request == NULL) {
-        return; /* it is told when it has used up its grace */
+        return; /* many at once: this one is judged at its end */
     }
     request->number = number;
     request->serial = tallies[number].serial;
@@ -144,6 +152,6 @@ void budgets_cross(uint32_t number, int64_t used)
         (void)pthread_attr_destroy(&detached);
     }
     if (failed) {
-        request->is_taken = 0;
+        request->is_taken = 0; /* judged at its end */
     }
 }

@@ -82,7 +82,7 @@ static int64_t room_now(void)
     }
     for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
         const struct tally *tally = &tallies[number];
-        if (tally->ceiling != NO_CEILING && tally->ceiling - tally->live < room) {
+        if (tally->ceiling != NO_CEILING && !tally->is_asked && tally->ceiling - tally->live < room) {
             room = tally->ceiling - tally->live;
         }
     }
@@ -94,11 +94,22 @@ void tallies_cross(void)
     for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
         struct tally *tally = &tallies[number];
         int64_t used = tally->live + running.net;
-        if (tally->ceiling != NO_CEILING && tally->is_open && used > tally->ceiling) {
-            tally->ceiling = used + budgets_grace(tally->ceiling);
+        if (tally->ceiling != NO_CEILING && !tally->is_asked && used > tally->ceiling) {
+            tally->is_asked = 1;
             budgets_cross(number, used);
             break; /* the innermost is told first */
         }
+    }
+    running.room = room_now();
+}
+
+void tallies_answered(uint32_t number)
+{
+    struct tally *tally = &tallies[number];
+    tallies_settle();
+    tally->is_asked = 0;
+    if (tally->ceiling != NO_CEILING) {
+        tally->ceiling = tally->live + budgets_grace(tally->ceiling);
     }
     running.room = room_now();
 }

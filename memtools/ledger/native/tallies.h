@@ -40,7 +40,8 @@ struct tally {
     uint8_t is_taken;
     uint8_t is_open;
     uint8_t is_held; /* somebody may still ask for its figures */
-    uint8_t is_wide; /* its peak is the process's */
+    uint8_t is_wide;  /* its peak is the process's */
+    uint8_t is_asked; /* it has crossed its ceiling, and the answer is outstanding */
     _Atomic(uint8_t) is_queued;
     _Atomic(uint32_t) next_queued;
     _Atomic(int64_t) unlocked; /* change of `own` without the GIL that has not been settled yet */
@@ -87,6 +88,9 @@ uint32_t tallies_in_use(void);
 /* Have a tally stopped above so many live bytes, NO_CEILING for never. */
 #define NO_CEILING INT64_MAX
 void tallies_limit(uint32_t number, int64_t ceiling, void *stopper);
+
+/* The owner has been told that it crossed, or was let be: it is asked about again when it has used its grace up. */
+void tallies_answered(uint32_t number);
 
 /* The rare parts of the two below. */
 void tallies_cross(void);

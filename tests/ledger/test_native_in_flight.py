@@ -1,0 +1,295 @@
+"""Budgets that act in the middle of the work, with the native meter."""
+
+import asyncio
+import itertools
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from memtools.decorators import memory_budget
+from memtools.errors import BudgetExceeded
+from memtools.events import BudgetOverrun, subscribe
+from memtools.ledger import carry, native_reason
+from memtools.scopes import memory_scope
+
+pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
+
+MIB = 2**20
+BUDGET = 20 * MIB
+ENOUGH = 30_000_000  # turns in which any of these would be far above the budget, should nobody stop it
+
+
+class Node:
+    def __init__(self, before: "Node | None") -> None:
+        self.before = before
+        self.name = "x" * 50
+
+
+def list_of_dicts() -> object:
+    return [{"a": number} for number in range(ENOUGH)]
+
+
+def append_strings() -> object:
+    kept = []
+    for number in range(ENOUGH):
+        kept.append(str(number))  # noqa: PERF401  # the loop is the point
+    return kept
+
+
+def grow_bytearray() -> object:
+    kept = bytearray()
+    for _ in range(ENOUGH):
+        kept.extend(b"x" * 10_000)
+    return kept
+
+
+def grow_list_by_slices() -> object:
+    kept: list[int] = []
+    for _ in range(ENOUGH):
+        kept[len(kept) :] = range(1000)
+    return kept
+
+
+def fill_dict() -> object:
+    # Long values: a table that doubles is one allocation, and what has been made cannot be unmade.
+    return {number: "x" * 500 + str(number) for number in range(ENOUGH)}
+
+
+def fill_set() -> object:
+    kept = set()
+    for number in range(ENOUGH):
+        kept.add(f"{'x' * 500} {number}")
+    return kept
+
+
+def join_a_generator() -> object:
+    return "".join("x" * 1000 for _ in range(ENOUGH))
+
+
+def sort_with_a_key() -> object:
+    return sorted(range(ENOUGH // 100), key=lambda number: "x" * 1000 + str(number))
+
+
+def parse_documents() -> object:
+    document = json.dumps([{"id": number, "name": "x" * 20} for number in range(200)])
+    return [json.loads(document) for _ in range(ENOUGH)]
+
+
+def chain_objects() -> object:
+    node = None
+    for _ in range(ENOUGH):
+        node = Node(node)
+    while node is not None:  # or its end would be a recursion
+        node = node.before
+    return node
+
+
+def recurse_into_tuples() -> object:
+    kept: tuple[object, ...] = ()
+    for number in range(ENOUGH):
+        kept = (number, [None] * 20, *kept[:100])
+        everything.append(kept)
+    return kept
+
+
+def consume_iterators() -> object:
+    return list(map(str, itertools.takewhile(lambda number: number < ENOUGH, itertools.count())))
+
+
+everything: list[object] = []
+
+RUNAWAYS: list[Callable[[], object]] = [
+    list_of_dicts, append_strings, grow_bytearray, grow_list_by_slices, fill_dict, fill_set, join_a_generator,
+    sort_with_a_key, parse_documents, chain_objects, recurse_into_tuples, consume_iterators,
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    yield
+    everything.clear()
+
+
+def stopped(runaway: Callable[[], object], found: list[BudgetExceeded]) -> int:
+    """Run it under its budget; return the peak."""
+    with memory_scope("runaway", meter="native", budget=BUDGET) as opened:
+        try:
+            runaway()
+        except BudgetExceeded as error:
+            found.append(error.with_traceback(None))
+    return opened.usage.peak_bytes
+
+
+@pytest.mark.parametrize("runaway", RUNAWAYS, ids=lambda runaway: runaway.__name__)
+def test_a_runaway_is_stopped_at_its_budget(runaway: Callable[[], object]) -> None:
+    found: list[BudgetExceeded] = []
+
+    peak = stopped(runaway, found)
+
+    (error,) = found
+    assert type(error) is BudgetExceeded
+    assert (error.scope, error.budget_bytes, error.measure) == ("runaway", BUDGET, "peak")
+    assert BUDGET < error.used_bytes <= peak
+    assert peak <= BUDGET * 1.1 + MIB
+
+
+late = pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="a thread that waits for the GIL looks too late for exceptions since 3.13"
+)
+
+
+# One step of growth (an eighth of a bytearray) more than in the main thread, and what is made in the time that the
+# interpreter takes to change threads.
+@late
+@pytest.mark.parametrize("runaway", RUNAWAYS, ids=lambda runaway: runaway.__name__)
+def test_a_runaway_in_another_thread_is_stopped_there(runaway: Callable[[], object]) -> None:
+    found: list[BudgetExceeded] = []
+    peaks: list[int] = []
+
+    thread = threading.Thread(target=lambda: peaks.append(stopped(runaway, found)))
+    thread.start()
+    thread.join()
+
+    (error,) = found
+    assert type(error) is BudgetExceeded
+    assert (error.scope, error.budget_bytes) == ("runaway", BUDGET)
+    assert BUDGET < error.used_bytes
+    assert peaks[0] < 3 * BUDGET
+
+
+@pytest.mark.parametrize("runaway", RUNAWAYS[:3], ids=lambda runaway: runaway.__name__)
+async def test_a_runaway_step_of_a_coroutine_is_stopped_and_the_loop_goes_on(runaway: Callable[[], object]) -> None:
+    ticks: list[float] = []
+
+    @memory_budget(BUDGET, meter="native")
+    async def import_day() -> None:
+        await asyncio.sleep(0)
+        runaway()
+
+    async def tick() -> None:
+        for _ in range(5):
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0)
+
+    results = await asyncio.gather(import_day(), tick(), return_exceptions=True)
+
+    assert isinstance(results[0], BudgetExceeded)
+    assert results[0].used_bytes <= BUDGET * 1.1 + MIB
+    assert len(ticks) == 5
+
+
+@late
+def test_the_thread_of_a_task_is_stopped_for_the_task() -> None:
+    @memory_budget(BUDGET, meter="native")
+    async def import_day() -> None:
+        await asyncio.to_thread(carry(list_of_dicts))
+
+    with pytest.raises(BudgetExceeded) as caught:
+        asyncio.run(import_day())
+
+    assert "import_day" in caught.value.scope
+
+
+def test_the_innermost_that_is_over_is_stopped_and_the_outer_one_goes_on() -> None:
+    with memory_scope("outer", meter="native", budget=10 * BUDGET) as outer:
+        with pytest.raises(BudgetExceeded) as caught, memory_scope("inner", meter="native", budget=BUDGET):
+            list_of_dicts()
+        kept = bytearray(MIB)
+
+    assert caught.value.scope == "inner"
+    assert outer.usage.exact
+    assert len(kept) == MIB
+
+
+def test_the_budget_of_an_outer_one_holds_for_what_is_inside() -> None:
+    with pytest.raises(BudgetExceeded) as caught, memory_scope("outer", meter="native", budget=BUDGET):
+        with memory_scope("inner", meter="native"):
+            list_of_dicts()
+
+    assert caught.value.scope == "outer"
+
+
+def test_who_catches_it_has_room_to_clean_up_and_is_stopped_again_beyond_that() -> None:
+    told: list[int] = []
+    kept: list[object] = []
+
+    def stubborn() -> None:
+        for _ in range(1000):
+            try:
+                for _ in range(1000):
+                    kept.append(bytearray(1000))
+            except Exception as error:
+                assert isinstance(error, BudgetExceeded)
+                told.append(error.used_bytes)
+                if len(told) == 3:
+                    raise
+
+    with pytest.raises(BudgetExceeded), memory_scope("stubborn", meter="native", budget=BUDGET):
+        stubborn()
+
+    assert told[0] == pytest.approx(BUDGET, abs=MIB)
+    for before, after in itertools.pairwise(told):
+        assert after - before == pytest.approx(BUDGET / 10, abs=MIB / 2)
+
+
+def test_it_is_told_once_as_an_event() -> None:
+    overruns: list[BudgetOverrun] = []
+    with subscribe(lambda event: overruns.append(event) if isinstance(event, BudgetOverrun) else None):
+        found: list[BudgetExceeded] = []
+        stopped(list_of_dicts, found)
+
+    assert [(event.name, event.in_flight) for event in overruns] == [("runaway", True)]
+
+
+def test_a_peak_that_ends_with_its_scope_is_judged_there_once() -> None:
+    with pytest.raises(BudgetExceeded) as caught, memory_scope("giant", meter="native", budget=BUDGET):
+        # One allocation, and no bytecode after it at which it could be stopped but the end of the block.
+        bytearray(3 * BUDGET)
+
+    assert caught.value.used_bytes >= 3 * BUDGET
+
+
+def test_what_is_freed_makes_room_again() -> None:
+    with memory_scope("tidy", meter="native", budget=BUDGET) as tidy:
+        for _ in range(50):
+            kept = [bytearray(1000) for _ in range(10_000)]
+            del kept
+
+    assert tidy.usage.allocated_bytes is not None
+    assert tidy.usage.allocated_bytes > 10 * BUDGET
+
+
+@pytest.mark.parametrize("on_exceed", ["warn", lambda error: None])
+def test_who_only_wants_to_be_told_is_not_stopped(on_exceed: object) -> None:
+    with memory_scope("noted", meter="native", budget=MIB, on_exceed=on_exceed) as noted:  # type: ignore[arg-type]
+        kept = [bytearray(1000) for _ in range(5000)]
+
+    assert noted.usage.peak_bytes > 4 * MIB
+    assert len(kept) == 5000
+
+
+def test_a_bystander_in_the_same_thread_is_never_stopped() -> None:
+    async def main() -> list[object]:
+        @memory_budget(BUDGET, meter="native")
+        async def greedy() -> None:
+            kept = []
+            for _ in range(100):
+                kept.append(bytearray(MIB))
+                await asyncio.sleep(0)
+
+        async def bystander() -> str:
+            for _ in range(200):
+                [str(number) for number in range(500)]
+                await asyncio.sleep(0)
+            return "unharmed"
+
+        return await asyncio.gather(greedy(), bystander(), return_exceptions=True)
+
+    stopped_one, unharmed = asyncio.run(main())
+
+    assert isinstance(stopped_one, BudgetExceeded)
+    assert unharmed == "unharmed"
