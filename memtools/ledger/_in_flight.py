@@ -2,7 +2,7 @@
 
 Covers: the answer to the native counter's question, which it puts soon after the allocation that crossed the budget,
 between two bytecodes of the thread that did so. Leaves to others: noticing (`native/tallies.c`), getting to that
-thread (`native/budgets.c`), budgets of owners with other meters, at steps and at the end (`_driver`, `memtools.scopes`).
+thread (`native/budgets.c`), budgets with other meters, at steps and at the end (`_driver`, `memtools.scopes`).
 
 Nobody is stopped
 

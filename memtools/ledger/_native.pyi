@@ -1,12 +1,10 @@
-"""Types of the native ledger, which is written in C (`memtools/ledger/native`)."""
+# Types of the native ledger, which is written in C (`memtools/ledger/native`), where the docstrings are.
 
 from collections.abc import Callable
 from typing import final
 
 @final
 class Tally:
-    """What one owner, and those below it, hold; held as long as this object."""
-
     def __new__(cls, parent: Tally | None = None) -> Tally: ...
     @property
     def is_shared(self) -> bool: ...

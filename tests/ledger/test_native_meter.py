@@ -108,10 +108,11 @@ def test_what_a_child_made_and_its_parent_frees_leaves_room_for_more(meter: Mete
         with memory_scope("child", meter="native"):
             kept = bytearray(5 * MB)
         del kept
-        kept = bytearray(5 * MB)
+        again = bytearray(5 * MB)
 
     assert parent.usage.peak_bytes == near(5 * MB)
     assert parent.usage.retained_bytes == near(5 * MB)
+    assert len(again) == 5 * MB
 
 
 def test_a_sibling_who_frees_first_does_not_raise_the_parents_peak(meter: Meter) -> None:
@@ -120,10 +121,11 @@ def test_a_sibling_who_frees_first_does_not_raise_the_parents_peak(meter: Meter)
             kept = bytearray(5 * MB)
         with memory_scope("second", meter="native") as second:
             del kept
-            kept = bytearray(5 * MB)
+            again = bytearray(5 * MB)
 
     assert parent.usage.peak_bytes == near(5 * MB)
     assert second.usage.peak_bytes == near(5 * MB)
+    assert len(again) == 5 * MB
     assert second.owner.live_bytes == near(5 * MB)
 
 
