@@ -8,6 +8,8 @@ Nobody is stopped
 
 - after the owner has ended, or while its thread works for somebody else: a task is then stopped at its next step;
 - inside our own book-keeping, which would be left half done: the question is put again a little later;
+- during a collection, inside `__del__`, a `weakref` callback of the standard library's or a hook of ours: whoever calls
+  those reports what they raise and goes on. (A callback of a plain `weakref.ref` cannot be told from other calls.)
 - in a thread other than the main one that is in the middle of an operation after which the interpreter looks for no
   exception: it might find it only when the block has ended, inside our `__exit__`;
 - in a thread other than the main one at all from Python 3.13 on, where a thread that waits for the GIL looks for an
@@ -16,6 +18,7 @@ Nobody is stopped
 Whoever catches the error and goes on is told again when the grace is used up: a tenth of the budget, at least 1 MiB.
 """
 
+import gc
 import opcode
 import sys
 import weakref
@@ -35,16 +38,24 @@ _LOOKS_FOR_EXCEPTIONS: Final = frozenset(
     for name, number in opcode.opmap.items()
     if name in ("RESUME", "JUMP_BACKWARD", "PRECALL") or name.startswith("CALL")
 )
+_SWALLOWING: Final = frozenset({"weakref", "_weakrefset", "memtools.events._hub"})
+
+_collecting: list[int] = []  # the thread in which the garbage collector is at work, if it is
+_stoppers: list[None] = []  # one entry for each that is at work
 
 
 class Stopper:
-    """Answers for one owner; does not keep it alive."""
+    """Answers for one owner, until its tally is closed; does not keep it alive."""
 
     __slots__ = ("_has_told", "_owner")
 
     def __init__(self, owner: Owner) -> None:
         self._owner = weakref.ref(owner)
         self._has_told = False
+        _begin_to_watch()
+
+    def __del__(self) -> None:
+        _end_to_watch()
 
     def __call__(self, used_bytes: int, thread: int) -> object:
         """Return what to raise in that thread, None for nothing, or NotImplemented to be asked again.
@@ -67,10 +78,36 @@ class Stopper:
         frame = sys._getframe(1) if is_here else sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
         if frame is None:
             return None
-        if _is_ours(frame) or not (is_here or _will_find_it(frame)):
+        if thread in _collecting or _is_ours(frame) or _is_swallowed(frame) or not (is_here or _will_find_it(frame)):
             return NotImplemented
         self._has_told = True
         return _error(owner, used_bytes) if is_here else _late_error(owner, used_bytes)
+
+
+def _begin_to_watch() -> None:
+    _stoppers.append(None)
+    if len(_stoppers) == 1:
+        # First and last of all callbacks: none of the others is to be interrupted.
+        gc.callbacks.insert(0, _on_start)
+        gc.callbacks.append(_on_stop)
+
+
+def _end_to_watch() -> None:
+    _stoppers.pop()
+    if not _stoppers:
+        gc.callbacks.remove(_on_start)
+        gc.callbacks.remove(_on_stop)
+        _collecting.clear()
+
+
+def _on_start(phase: str, _about: dict[str, int]) -> None:
+    if phase == "start":
+        _collecting.append(get_ident())
+
+
+def _on_stop(phase: str, _about: dict[str, int]) -> None:
+    if phase == "stop":
+        _collecting.clear()
 
 
 def _works_for(charged: Owner | None, owner: Owner) -> bool:
@@ -84,6 +121,15 @@ def _works_for(charged: Owner | None, owner: Owner) -> bool:
 def _is_ours(frame: FrameType) -> bool:
     module = frame.f_globals.get("__name__", "")
     return isinstance(module, str) and module.startswith("memtools.")
+
+
+def _is_swallowed(innermost: FrameType) -> bool:
+    frame: FrameType | None = innermost
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") in _SWALLOWING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _will_find_it(frame: FrameType) -> bool:

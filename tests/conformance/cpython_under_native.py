@@ -2,8 +2,8 @@
 
 `python tests/conformance/cpython_under_native.py test_json test_list` prints one line per suite; 0 if all are the same.
 
-Each suite runs in an interpreter of its own, in which a scope is open all the while. Compared is the number of tests run
-and the name of every one that failed, broke or was skipped.
+Each suite runs in an interpreter of its own, in which a scope is open all the while. Compared is the number of tests
+run, and the name of every one that failed, broke or was skipped.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Budgets that act in the middle of the work, with the native meter."""
 
 import asyncio
+import gc
 import itertools
 import json
 import sys
@@ -233,6 +234,61 @@ def test_who_catches_it_has_room_to_clean_up_and_is_stopped_again_beyond_that() 
     assert told[0] == pytest.approx(BUDGET, abs=MIB)
     for before, after in itertools.pairwise(told):
         assert after - before == pytest.approx(BUDGET / 10, abs=MIB / 2)
+
+
+class Swallower:
+    """Its end makes a lot, and what is raised there is lost."""
+
+    ended = 0
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        kept = [str(number) * 10 for number in range(100)]
+        Swallower.ended += len(kept) == 100
+
+
+def make_and_drop(kept: list[object], made: list[int], *, collected: bool) -> None:
+    for number in range(ENOUGH):
+        swallower = Swallower()
+        made.append(number)
+        if not collected:
+            del swallower.itself
+        kept.append([bytearray(5000)])
+
+
+@pytest.mark.parametrize("collected", [False, True])
+def test_nobody_is_stopped_in_a_finaliser_or_a_collector_callback(collected: bool) -> None:
+    Swallower.ended = 0
+    made: list[int] = []
+    kept: list[object] = []
+    callbacks: list[int] = []
+
+    def callback(phase: str, _about: dict[str, int]) -> None:
+        callbacks.append(sum(1 for _ in range(50)))
+        kept.append(bytearray(1000))
+
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(BudgetExceeded), memory_scope("finalises", meter="native", budget=BUDGET):
+            make_and_drop(kept, made, collected=collected)
+    finally:
+        gc.callbacks.remove(callback)
+    gc.collect()
+
+    assert Swallower.ended == len(made)
+    assert set(callbacks) == {50}
+
+
+def test_collector_callbacks_of_ours_are_there_only_under_a_budget() -> None:
+    before = list(gc.callbacks)
+
+    with memory_scope("bounded", meter="native", budget=BUDGET):
+        during = list(gc.callbacks)
+
+    assert len(during) == len(before) + 2
+    assert gc.callbacks == before
 
 
 def test_it_is_told_once_as_an_event() -> None:

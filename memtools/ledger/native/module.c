@@ -98,6 +98,7 @@ static PyObject *Tally_close(Tally *self, PyObject *Py_UNUSED(none))
     if (!self->is_shared && tallies[self->number].is_open) {
         tallies_close(self->number);
     }
+    Py_CLEAR(self->stopper);
     Py_RETURN_NONE;
 }
 
@@ -106,8 +107,10 @@ PyDoc_STRVAR(widen_doc, "widen($self, /)\n--\n\nFollow the whole process from no
 static PyObject *Tally_widen(Tally *self, PyObject *Py_UNUSED(none))
 {
     if (!self->is_shared && tallies[self->number].is_open) {
+        tallies_limit(self->number, NO_CEILING, NULL);
         tallies_widen(self->number);
     }
+    Py_CLEAR(self->stopper);
     Py_RETURN_NONE;
 }
 
