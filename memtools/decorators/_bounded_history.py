@@ -149,7 +149,8 @@ def bounded_history(
         result: whether to keep what plain and coroutine functions return.
         per_instance: for methods: one history per object, for as long as the object lives: `obj.method.history`.
             Objects that cannot be weakly referenced share the history of the class.
-        meter: `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"resident"`, read when decorating.
+        meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
+            else `"resident"`; read when decorating.
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:

@@ -44,7 +44,8 @@ def memory_budget(
             `BudgetExceeded`; what the callable raises is logged.
         sample: look at every so manieth call, the first one included.
         hard: False looks at the end only.
-        meter: `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"resident"`, read when decorating.
+        meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
+            else `"resident"`; read when decorating.
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:

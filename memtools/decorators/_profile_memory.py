@@ -102,7 +102,8 @@ def profile_memory(
         name: what reports call it; by default its module and qualified name.
         sample: measure every so manieth call, the first one included; the others go straight through.
         log: the level at which each usage is logged to `memtools.profile`, or None for not at all.
-        meter: `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"resident"`, read when decorating.
+        meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
+            else `"resident"`; read when decorating.
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:

@@ -41,10 +41,11 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         warn: size in bytes or as text (`"50 MiB"`, `"10%"` of the effective limit); a higher peak is logged as "High
             memory increase" with the three largest children, and told as `HighUsage`.
         budget: the highest peak that is allowed, in the same forms. It is looked at after each step of a task under a
-            driver, and at the end of the block.
+            driver and at the end of the block; with the native meter also in flight (see `docs/ledger.md`).
         on_exceed: `"raise"` (BudgetExceeded), `"warn"`, or a callable that is given the error.
         include_children: whether the figures hold those of the scopes, calls and tasks below.
-        meter: `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"resident"`.
+        meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
+            else `"resident"`.
 
     Raises:
         ConfigError: at construction, for an argument that makes no sense.

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Driven, Meter, carry, choose_meter, end_owner, install, open_owner
+from memtools.ledger import Driven, Meter, carry, choose_meter, end_owner, install, native_reason, open_owner
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -399,7 +399,7 @@ def test_an_owner_ended_in_another_thread_is_not_exact(session: Meter) -> None:
 def test_meters_are_chosen_by_name_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     from memtools.errors import ConfigError
 
-    assert choose_meter().name == "resident"
+    assert choose_meter().name == ("resident" if native_reason() else "native")
     monkeypatch.setenv("MEMTOOLS_METER", "traced")
     assert choose_meter().name == "traced"
     monkeypatch.setenv("MEMTOOLS_METER", "tracd")

@@ -207,8 +207,8 @@ def test_the_accounts_of_the_process_hold_the_tree():
     assert root.children[0].mean_peak_bytes == pytest.approx(MB, rel=0.02)
 
 
-def test_resident_is_the_default_and_never_claims_to_be_exact():
-    with memory_scope("resident") as block:
+def test_resident_never_claims_to_be_exact():
+    with memory_scope("resident", meter="resident") as block:
         # More than malloc ever keeps back for later, and touched: it has to show.
         kept = bytearray(b"x") * (64 * MB)
 
