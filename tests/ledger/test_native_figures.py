@@ -1,6 +1,7 @@
 """The native counter against a model of its own promises, and against tracemalloc, in random programs."""
 
 import ctypes
+import gc
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ TRACE = 16  # what tracemalloc itself takes per block, in Python's raw domain, w
 KEPT_FOR_LATER = 512  # tuples and the like that a call through ctypes leaves in the interpreter's free lists
 TEMPORARIES = 4096  # what a call through ctypes makes and frees again, at most
 
+# Without `explain`: it follows every line, and what it notes down on the way is charged like anything else.
+UNDISTURBED = settings(phases=(Phase.explicit, Phase.generate, Phase.shrink))
+
 sizes = st.one_of(
     st.integers(0, 600),
     st.sampled_from([15, 16, 17, 511, 512, 513, 65_535, 65_536, 65_537]),
@@ -34,7 +38,10 @@ def native() -> Iterator[Any]:
 
     meter = choose_meter("native")
     meter.hold()
+    gc.collect()
+    gc.disable()  # or collector callbacks of others run, and allocate, in the middle of somebody's turn
     yield _native
+    gc.enable()
     meter.release()
 
 
@@ -150,6 +157,7 @@ acts = st.one_of(
 )
 
 
+@settings(UNDISTURBED)
 @given(program=st.lists(st.tuples(acts, st.booleans()), max_size=40))
 def test_every_block_is_charged_to_its_maker_and_to_all_above_whatever_becomes_of_it(
     native: Any, program: list[tuple[tuple[Any, ...], bool]]
@@ -211,8 +219,7 @@ def trim(switch, tally, kept, count):
 """
 
 
-# Without `explain`: it follows every line, and what it notes down on the way is charged like anything else.
-@settings(max_examples=40, phases=(Phase.explicit, Phase.generate, Phase.shrink))
+@settings(UNDISTURBED, max_examples=40)
 @given(
     acts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 100_000)), max_size=30),
     threaded=st.booleans(),

@@ -143,15 +143,13 @@ late = pytest.mark.skipif(
 )
 
 
-# One step of growth (an eighth of a bytearray) more than in the main thread, and what is made in the time that the
-# interpreter takes to change threads.
+# How soon depends on how long the interpreter takes to change threads: no promise about the peak.
 @late
 @pytest.mark.parametrize("runaway", RUNAWAYS, ids=lambda runaway: runaway.__name__)
 def test_a_runaway_in_another_thread_is_stopped_there(runaway: Callable[[], object]) -> None:
     found: list[BudgetExceeded] = []
-    peaks: list[int] = []
 
-    thread = threading.Thread(target=lambda: peaks.append(stopped(runaway, found)))
+    thread = threading.Thread(target=stopped, args=(runaway, found))
     thread.start()
     thread.join()
 
@@ -159,7 +157,6 @@ def test_a_runaway_in_another_thread_is_stopped_there(runaway: Callable[[], obje
     assert type(error) is BudgetExceeded
     assert (error.scope, error.budget_bytes) == ("runaway", BUDGET)
     assert error.used_bytes > BUDGET
-    assert peaks[0] < 3 * BUDGET
 
 
 @pytest.mark.parametrize("runaway", RUNAWAYS[:3], ids=lambda runaway: runaway.__name__)

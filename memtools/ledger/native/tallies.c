@@ -10,8 +10,6 @@
 #define MAP_NORESERVE 0
 #endif
 
-#define QUEUE_END UINT32_MAX
-
 struct tally *tallies;
 struct running running = {.room = NO_CEILING};
 
@@ -21,7 +19,7 @@ static uint32_t free_number = 0;
 static uint32_t wide_count = 0;
 static uint32_t limited_count = 0;
 static uint32_t opened = 0;
-static _Atomic(uint32_t) queue = QUEUE_END;
+_Atomic(uint32_t) tallies_queue = QUEUE_END;
 
 static void recycle_if_done(uint32_t number);
 
@@ -135,31 +133,52 @@ static void settle_segment(void)
     segment->room = room_now();
 }
 
-/* What threads without the GIL have changed. The caller has settled the segment. */
+static void add_unlocked(uint32_t number, int64_t change)
+{
+    int64_t rise = change > 0 ? change : 0;
+    if (UNLIKELY(wide_count != 0)) {
+        raise_wide(rise);
+    }
+    tallies[number].own += change;
+    add(number, change, rise, rise);
+}
+
+/* What threads without the GIL have changed. In which order is not known; falls go first, or a block that changed hands
+   would count twice into the peak of those above both. The caller has settled the segment. */
 static void settle_unlocked(void)
 {
-    uint32_t number = atomic_exchange(&queue, QUEUE_END);
-    while (number != QUEUE_END) {
-        struct tally *tally = &tallies[number];
-        uint32_t next = atomic_load(&tally->next_queued);
-        atomic_store(&tally->is_queued, 0);
-        int64_t change = atomic_exchange(&tally->unlocked, 0);
-        tally->own += change;
-        if (UNLIKELY(wide_count != 0)) {
-            raise_wide(change > 0 ? change : 0);
+    uint32_t first = atomic_exchange(&tallies_queue, QUEUE_END);
+    for (uint32_t number = first; number != QUEUE_END; number = atomic_load(&tallies[number].next_queued)) {
+        int64_t change = atomic_exchange(&tallies[number].unlocked, 0);
+        tallies[number].risen = change > 0 ? change : 0;
+        if (change < 0) {
+            add_unlocked(number, change);
         }
-        add(number, change, change > 0 ? change : 0, change > 0 ? change : 0);
-        recycle_if_done(number);
-        number = next;
     }
+    for (uint32_t number = first, next; number != QUEUE_END; number = next) {
+        struct tally *tally = &tallies[number];
+        next = atomic_load(&tally->next_queued);
+        atomic_store(&tally->is_queued, 0); /* from here on another thread may queue it again */
+        add_unlocked(number, tally->risen + atomic_exchange(&tally->unlocked, 0));
+        recycle_if_done(number);
+    }
+    running.room = room_now();
 }
 
 void tallies_settle(void)
 {
     settle_segment();
-    if (atomic_load_explicit(&queue, memory_order_relaxed) != QUEUE_END) {
+    if (atomic_load_explicit(&tallies_queue, memory_order_relaxed) != QUEUE_END) {
         settle_unlocked();
     }
+}
+
+void tallies_settle_before(int64_t size)
+{
+    running.net -= size;
+    running.allocated -= size;
+    tallies_settle();
+    running.net = running.allocated = size;
 }
 
 void tallies_turn_over(uint32_t number)
@@ -202,10 +221,10 @@ void tallies_change_unlocked(uint32_t number, int64_t change)
     if (atomic_exchange(&tally->is_queued, 1)) {
         return;
     }
-    uint32_t first = atomic_load(&queue);
+    uint32_t first = atomic_load(&tallies_queue);
     do {
         atomic_store(&tally->next_queued, first);
-    } while (!atomic_compare_exchange_weak(&queue, &first, number));
+    } while (!atomic_compare_exchange_weak(&tallies_queue, &first, number));
 }
 
 uint32_t tallies_open(uint32_t parent)

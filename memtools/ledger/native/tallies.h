@@ -44,6 +44,7 @@ struct tally {
     uint8_t is_asked; /* it has crossed its ceiling, and the answer is outstanding */
     _Atomic(uint8_t) is_queued;
     _Atomic(uint32_t) next_queued;
+    int64_t risen;             /* the part of `unlocked` that waits for the falls of others */
     _Atomic(int64_t) unlocked; /* change of `own` without the GIL that has not been settled yet */
 };
 
@@ -58,6 +59,10 @@ struct running {
 
 extern struct tally *tallies;
 extern struct running running;
+
+/* Tallies that were changed without the GIL, since the last settling. */
+#define QUEUE_END UINT32_MAX
+extern _Atomic(uint32_t) tallies_queue;
 
 /* Map the table; -1 if there is no room for it. */
 int tallies_start(void);
@@ -92,8 +97,9 @@ void tallies_limit(uint32_t number, int64_t ceiling, void *stopper);
 /* The owner has been told that it crossed, or was let be: it is asked about again when it has used its grace up. */
 void tallies_answered(uint32_t number);
 
-/* The rare parts of the two below. */
+/* The rare parts of the functions below. */
 void tallies_cross(void);
+void tallies_settle_before(int64_t size);
 void tallies_turn_over(uint32_t number);
 void tallies_credit_other(uint32_t number, int64_t size);
 
@@ -109,6 +115,9 @@ static inline void tallies_charge(uint32_t number, size_t size)
     running.allocated += (int64_t)size;
     running.net += (int64_t)size;
     if (running.net > running.high) {
+        if (UNLIKELY(atomic_load_explicit(&tallies_queue, memory_order_relaxed) != QUEUE_END)) {
+            tallies_settle_before((int64_t)size); /* or what was freed without the GIL would count into the peak */
+        }
         running.high = running.net;
         if (UNLIKELY(running.net > running.room)) {
             tallies_cross();
