@@ -36,9 +36,6 @@ int hooks_install(void);
 /* Begin or end to count new blocks. */
 void hooks_count(int is_on);
 
-/* Whether allocations still reach us: another tool may have put back what it found before we came. */
-int hooks_are_in_place(void);
-
 /* How many blocks were not counted for want of memory. */
 uint64_t hooks_lost(void);
 

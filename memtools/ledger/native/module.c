@@ -9,6 +9,7 @@
 #include <Python.h>
 
 #include "budgets.h"
+#include "check.h"
 #include "hooks.h"
 #include "tallies.h"
 
@@ -228,7 +229,7 @@ PyDoc_STRVAR(in_place_doc, "are_in_place($module, /)\n--\n\n"
 
 static PyObject *native_are_in_place(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    return PyBool_FromLong(tallies != NULL && hooks_are_in_place());
+    return PyBool_FromLong(tallies != NULL && check_hooks_are_in_place());
 }
 
 PyDoc_STRVAR(switch_doc, "switch($module, tally, /)\n--\n\n"

@@ -2,8 +2,6 @@
 
 #include "tallies.h"
 
-#include "budgets.h"
-
 #include <sys/mman.h>
 
 #ifndef MAP_NORESERVE
@@ -17,7 +15,6 @@ static uint32_t used = 1;  /* numbers below this have been given out at least on
 static uint32_t taken = 0; /* numbers in use, the process not counted */
 static uint32_t free_number = 0;
 static uint32_t wide_count = 0;
-static uint32_t limited_count = 0;
 static uint32_t opened = 0;
 _Atomic(uint32_t) tallies_queue = QUEUE_END;
 
@@ -71,56 +68,6 @@ static void raise_wide(int64_t high)
     }
 }
 
-/* How far the running segment may rise; never too much, as frees meanwhile only make room. */
-static int64_t room_now(void)
-{
-    int64_t room = NO_CEILING;
-    if (LIKELY(limited_count == 0)) {
-        return room;
-    }
-    for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
-        const struct tally *tally = &tallies[number];
-        if (tally->ceiling != NO_CEILING && !tally->is_asked && tally->ceiling - tally->live < room) {
-            room = tally->ceiling - tally->live;
-        }
-    }
-    return room;
-}
-
-void tallies_cross(void)
-{
-    for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
-        struct tally *tally = &tallies[number];
-        int64_t used = tally->live + running.net;
-        if (tally->ceiling != NO_CEILING && !tally->is_asked && used > tally->ceiling) {
-            tally->is_asked = 1;
-            budgets_cross(number, used);
-            break; /* the innermost is told first */
-        }
-    }
-    running.room = room_now();
-}
-
-void tallies_answered(uint32_t number)
-{
-    struct tally *tally = &tallies[number];
-    tallies_settle();
-    tally->is_asked = 0;
-    if (tally->ceiling != NO_CEILING) {
-        tally->ceiling = tally->live + budgets_grace(tally->ceiling);
-    }
-    running.room = room_now();
-}
-
-void tallies_limit(uint32_t number, int64_t ceiling, void *stopper)
-{
-    struct tally *tally = &tallies[number];
-    limited_count += (ceiling != NO_CEILING) - (tally->ceiling != NO_CEILING);
-    tally->ceiling = ceiling;
-    tally->stopper = stopper;
-    tallies_settle();
-}
-
 static void settle_segment(void)
 {
     struct running *segment = &running;
@@ -130,7 +77,7 @@ static void settle_segment(void)
     tallies[segment->tally].own += segment->net + segment->lent;
     add(segment->tally, segment->net, segment->high, segment->allocated);
     segment->net = segment->high = segment->allocated = segment->lent = 0;
-    segment->room = room_now();
+    segment->room = tallies_room();
 }
 
 static void add_unlocked(uint32_t number, int64_t change)
@@ -162,7 +109,7 @@ static void settle_unlocked(void)
         add_unlocked(number, tally->risen + atomic_exchange(&tally->unlocked, 0));
         recycle_if_done(number);
     }
-    running.room = room_now();
+    running.room = tallies_room();
 }
 
 void tallies_settle(void)
@@ -186,7 +133,7 @@ void tallies_turn_over(uint32_t number)
     uint32_t before = running.tally;
     tallies_settle();
     running.tally = number;
-    running.room = room_now();
+    running.room = tallies_room();
     if (!tallies[before].is_held) {
         recycle_if_done(before);
     }

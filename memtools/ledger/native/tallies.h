@@ -94,6 +94,9 @@ uint32_t tallies_in_use(void);
 #define NO_CEILING INT64_MAX
 void tallies_limit(uint32_t number, int64_t ceiling, void *stopper);
 
+/* How far the running segment may rise before a ceiling may be crossed; never too much, as frees only make room. */
+int64_t tallies_room(void);
+
 /* The owner has been told that it crossed, or was let be: it is asked about again when it has used its grace up. */
 void tallies_answered(uint32_t number);
 
