@@ -197,9 +197,8 @@ static PyObject *native_reason(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(
 PyDoc_STRVAR(install_doc, "install($module, /)\n--\n\n"
     "Put the hooks in place, if they are not, and check them; return whether they can be relied upon.");
 
-static PyObject *native_install(PyObject *module, PyObject *Py_UNUSED(none))
+static PyObject *native_install(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    (void)module;
     if (*UNSUPPORTED) {
         Py_RETURN_FALSE;
     }
