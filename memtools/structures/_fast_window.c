@@ -37,6 +37,55 @@ static struct module_state *state_of(PyObject *self)
     return module == NULL ? NULL : PyModule_GetState(module);
 }
 
+/* Move `count` items down by one place, from `items[1]` on. What was in `items[0]` is the caller's.
+
+   An append to an exact window costs what this costs. Where source and target are one place apart, `memmove` of the C
+   library takes twice as long as loading four vectors before storing them: 104-116 against 51-64 ns for 1,000 items
+   (glibc 2.36, AMD EPYC). */
+#if defined(__GNUC__) && defined(__x86_64__)
+typedef long long four_items __attribute__((vector_size(32), aligned(8), may_alias));
+
+static int has_wide_vectors; /* of the machine, so the same for every interpreter */
+
+static void look_for_wide_vectors(void)
+{
+    __builtin_cpu_init();
+    has_wide_vectors = __builtin_cpu_supports("avx2") != 0;
+}
+
+__attribute__((target("avx2"))) static void shift_by_vectors(PyObject **items, Py_ssize_t count)
+{
+    for (; count >= 16; items += 16, count -= 16) {
+        const four_items *source = (const four_items *)(items + 1);
+        four_items *target = (four_items *)items;
+        four_items first = source[0], second = source[1], third = source[2], fourth = source[3];
+        target[0] = first;
+        target[1] = second;
+        target[2] = third;
+        target[3] = fourth;
+    }
+    memmove(items, items + 1, (size_t)count * sizeof(PyObject *));
+}
+
+static void shift(PyObject **items, Py_ssize_t count)
+{
+    if (has_wide_vectors) {
+        shift_by_vectors(items, count);
+        return;
+    }
+    memmove(items, items + 1, (size_t)count * sizeof(PyObject *));
+}
+#else
+static void look_for_wide_vectors(void)
+{
+}
+
+static void shift(PyObject **items, Py_ssize_t count)
+{
+    memmove(items, items + 1, (size_t)count * sizeof(PyObject *));
+}
+#endif
+
 /* Call `self.extend(argument)` or `self._feed(argument)`, whichever class has it. -1 with an exception set on failure. */
 static int call_with(PyObject *self, PyObject *name, PyObject *argument)
 {
@@ -69,15 +118,13 @@ static int fit(PyObject *self)
     return PyList_SetSlice(self, 0, excess, NULL);
 }
 
-/* Move a full list by one place and put `item` at its end. One stroke, where `append` and `del x[0]` are three; the
-   compiler makes vector instructions of the loop. The finaliser of the oldest runs when all is in place. */
+/* Move a full list by one place and put `item` at its end. One stroke, where `append` and `del x[0]` are three. The
+   finaliser of the oldest runs when all is in place. */
 static void move_on(PyObject *self, PyObject *item)
 {
-    Py_ssize_t last = PyList_GET_SIZE(self) - 1;
     PyObject *oldest = PyList_GET_ITEM(self, 0);
-    for (Py_ssize_t index = 0; index < last; index++) {
-        PyList_SET_ITEM(self, index, PyList_GET_ITEM(self, index + 1));
-    }
+    Py_ssize_t last = PyList_GET_SIZE(self) - 1;
+    shift(PySequence_Fast_ITEMS(self), last);
     PyList_SET_ITEM(self, last, Py_NewRef(item));
     ((Window *)self)->evicted++;
     Py_DECREF(oldest);
@@ -90,7 +137,8 @@ PyDoc_STRVAR(append_doc,
 static PyObject *window_append(PyObject *self, PyObject *item)
 {
     Window *window = (Window *)self;
-    if (window->is_exact && PyList_GET_SIZE(self) == window->limit && window->limit > 0) {
+    /* One that was filled behind our back is longer than that, and gives one for one. */
+    if (window->is_exact && PyList_GET_SIZE(self) >= window->limit && window->limit > 0) {
         move_on(self, item);
         Py_RETURN_NONE;
     }
@@ -242,6 +290,7 @@ static int execute(PyObject *module)
         return -1;
     }
 
+    look_for_wide_vectors();
     PyObject *kind = PyType_FromModuleAndSpec(module, &window_spec, (PyObject *)&PyList_Type);
     int code = kind == NULL ? -1 : PyModule_AddType(module, (PyTypeObject *)kind);
     Py_XDECREF(kind);
