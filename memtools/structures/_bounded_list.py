@@ -80,7 +80,7 @@ class BoundedList(Window[T]):
     the next `extend` restore them.
 
     Threads: as a list. The bound holds when the last of several calls has returned; with `max_bytes`, use a lock.
-    Cost: see the page on performance; `append` is a Python method, reading is not touched.
+    Cost: see the page on performance; `append` is a C method where that was built, reading is not touched.
     """
 
     __slots__ = ()

@@ -16,7 +16,7 @@ def pick_seat() -> type[list[Any]]:
 
     try:
         # Not at the top: it is missing where there was no compiler, and refuses where there is no GIL.
-        from memtools.structures._fast_window import FastWindow
+        from memtools.structures import _fast_window
     except ImportError:
         return PureWindow
-    return FastWindow
+    return _fast_window.FastWindow

@@ -11,6 +11,7 @@ from threading import Thread
 
 import pytest
 
+from memtools import structures
 from memtools.structures import BoundedList
 from memtools.structures._seat import pick_seat
 
@@ -83,6 +84,7 @@ def test_the_environment_can_forbid_the_c_type(monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_the_c_type_there_is_the_python_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "memtools.structures._fast_window", None)  # what a missing file looks like
+    monkeypatch.delattr(structures, "_fast_window", raising=False)
 
     assert pick_seat().__name__ == "PureWindow"
 
