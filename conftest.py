@@ -27,6 +27,7 @@ for name in [name for name in os.environ if name.startswith("MEMTOOLS_")]:
     del os.environ[name]
 
 
-def pytest_report_header() -> str:
-    """Say which copy of memtools is tested: the installed one, or the checkout."""
-    return f"memtools: {os.path.dirname(memtools.__file__)}"
+def pytest_report_header() -> list[str]:
+    """Say which copy of memtools is tested, the installed one or the checkout, and which list stands below ours."""
+    seat = next(kind for kind in memtools.BoundedList.__mro__ if kind.__name__ in ("FastWindow", "PureWindow"))
+    return [f"memtools: {os.path.dirname(memtools.__file__)}", f"bounded lists: {seat.__name__}"]

@@ -16,7 +16,7 @@ from memtools.readings import Level
 from memtools.records import record
 from memtools.structures._list_bounds import ListBounds, OnEvict, Sizeof, parse_bounds
 from memtools.structures._weighed import weighed
-from memtools.structures._window import Window
+from memtools.structures._window import OWN_SLOTS, Window
 
 T = TypeVar("T")
 _State = tuple[dict[str, Any] | None, dict[str, Any]]  # what `object.__getstate__` gives: attributes, slots
@@ -80,7 +80,7 @@ class BoundedList(Window[T]):
     the next `extend` restore them.
 
     Threads: as a list. The bound holds when the last of several calls has returned; with `max_bytes`, use a lock.
-    Cost: see the page on performance; `append` is a Python method, reading is not touched.
+    Cost: see the page on performance; `append` is a C method where that was built, reading is not touched.
     """
 
     __slots__ = ()
@@ -199,7 +199,7 @@ class BoundedList(Window[T]):
     def __getstate__(self) -> object:
         """Return what a subclass has added, as `object.__getstate__` does; the bounds travel by themselves."""
         attributes, slots = cast("_State", super().__getstate__())
-        added = {name: value for name, value in slots.items() if name not in Window.__slots__}
+        added = {name: value for name, value in slots.items() if name not in OWN_SLOTS}
         return (attributes, added) if added else attributes
 
     def _enter(self, bounds: ListBounds) -> None:

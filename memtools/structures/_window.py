@@ -1,52 +1,49 @@
-"""A list that never ends a call with more than `maxlen` items: the mutators that can add.
+"""A list that never ends a call with more than `maxlen` items: what stands on the calls that add.
 
-Covers: cutting the oldest after each of them, feeding from iterators in bounded portions, counting what went.
-Leaves to others: arguments, copies and statistics (`_bounded_list`), bytes (`_weighed`), the hook (`_eviction`).
+Covers: taking the bounds, feeding from iterators in bounded portions, repeating, telling and counting what went.
+Leaves to others: the calls that add (`_seat`: in C or in Python), arguments, copies and statistics (`_bounded_list`),
+bytes (`_weighed`), the hook (`_eviction`).
 
-Whatever only reads or removes is the list's own C method and is not touched. This is the file that a C type may stand
-in for.
+Whatever only reads or removes is the list's own C method and is not touched.
 """
 
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, ClassVar, Self, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, SupportsIndex, TypeVar
 
 from memtools.structures._eviction import Eviction
 from memtools.structures._list_bounds import ListBounds
+from memtools.structures._pure_window import PureWindow
+from memtools.structures._seat import pick_seat
+
+if TYPE_CHECKING:
+    Seat = PureWindow
+else:
+    Seat = pick_seat()
 
 T = TypeVar("T")
 
 _PORTION = 1024  # items; below it the price of a portion is lost in the price of its items
 
 
-class Window(list[T]):
-    """A list of at most `_limit` items; an overflow leaves the last `_keep` of them."""
+class Window(Seat[T]):
+    """A list within bounds, except for the bound in bytes."""
 
     # The class of a list bounded by bytes has further methods but must have the very same layout: see `weighed`.
     __slots__ = (
         "__weakref__",
         "_bounds",
         "_bytes",
-        "_evicted",
         "_eviction",
-        "_is_exact",
-        "_keep",
-        "_limit",
         "_most",
-        "_portion",
         "_sizes",
         "_stale",
     )
 
     _bounds: ListBounds
-    _limit: int
-    _keep: int
-    _is_exact: bool
     _stale: slice
-    _portion: int
-    _evicted: int
     _eviction: Eviction | None
     # Of a list bounded by bytes; see `_weighed`.
     _sizes: list[int]
@@ -70,60 +67,10 @@ class Window(list[T]):
         self._is_exact = self._keep == self._limit > 0 and bounds.on_evict is None
         # Counted from the end, a cut that two threads make at once takes no more than one of them would.
         self._stale = slice(None, -self._keep or None)
+        self._is_told = bounds.on_evict is not None
         self._portion = max(_PORTION, self._limit // 8, self._limit - self._keep)
         self._evicted = 0
         self._eviction = None if bounds.on_evict is None else Eviction(bounds.on_evict)
-
-    def append(self, item: T, /) -> None:
-        """Add `item` at the end; where the list is full, the oldest go."""
-        self._app(item)
-        if len(self) > self._limit:
-            if self._is_exact:
-                try:
-                    self._pop(0)
-                except IndexError:  # another thread has just emptied the list
-                    return
-                self._evicted += 1
-            else:
-                self._fit()
-
-    def extend(self, iterable: Iterable[T], /) -> None:
-        """Add all of `iterable` at the end; where that is too much, the last `keep` are left.
-
-        An iterator is fed in portions: there are never more of its items than the bound and one portion (1,024 items
-        or an eighth of `maxlen`), however many it gives. If it fails, what it gave before stays, as in a list.
-        """
-        kind = type(iterable)
-        if (kind is list or kind is tuple) and len(iterable) <= self._portion:  # type: ignore[arg-type]
-            self._ext(iterable)
-            if len(self) > self._limit:
-                if self._eviction is None:
-                    self._evicted += len(self) - self._keep
-                    self._cut(self._stale)
-                else:
-                    self._fit()
-        else:
-            self._feed(iter(iterable))
-
-    def insert(self, index: SupportsIndex, item: T, /) -> None:
-        """Put `item` before `index`; where the list is full, the oldest go: at the front, `item` itself."""
-        self._ins(index, item)
-        if len(self) > self._limit:
-            self._fit()
-
-    @overload
-    def __setitem__(self, index: SupportsIndex, value: T, /) -> None: ...
-    @overload
-    def __setitem__(self, index: slice, value: Iterable[T], /) -> None: ...
-    def __setitem__(self, index: Any, value: Any, /) -> None:  # as wide as both forms
-        self._set(index, value)
-        if len(self) > self._limit:
-            self._fit()
-
-    # Narrower than `__add__` by the language's own rules; typeshed silences this for `list`, too.
-    def __iadd__(self, iterable: Iterable[T], /) -> Self:  # type: ignore[override, misc]
-        self.extend(iterable)
-        return self
 
     def __imul__(self, times: SupportsIndex, /) -> Self:
         try:
@@ -193,3 +140,7 @@ class Window(list[T]):
         gone = self[stale]
         self._cut(stale)
         self._eviction.tell(gone)
+
+
+# What is ours beside the items, and no part of what a subclass has added. The C type's fields are no slots.
+OWN_SLOTS: Final = frozenset((*Window.__slots__, *PureWindow.__slots__))

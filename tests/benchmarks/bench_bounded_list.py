@@ -1,13 +1,18 @@
 """The price of a bound: `BoundedList` against `deque(maxlen)` for adding, against a bare list subclass for reading.
 
 Times of loops are net: an empty loop of the same length is taken off both, so that nothing but the call is compared.
-The exact window has a floor that no Python code goes below: `list.append` and `list.pop(0)`, without any method of
-ours, move the same 8 kB each time. It is measured beside it.
+Adding is timed for both types that it can come from, the one in C where it was built and the one in Python. The exact
+window has a floor that no Python code goes below: `list.append` and `list.pop(0)`, without any method of ours, move the
+same 8 kB each time. It is measured beside it.
 """
 
+import importlib
 import statistics
+import sys
 from collections import deque
 from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
 
 from _compare import Result, Timing, compare, print_results
 
@@ -15,6 +20,17 @@ from memtools.structures import BoundedList
 
 _MAXLEN = 1000
 _TURNS = 2000
+_ROOM = "memtools.structures"
+
+
+class Kind(NamedTuple):
+    """A bounded list whose adding comes from C or from Python, and what is promised of it."""
+
+    language: str
+    bounded_list: type[BoundedList[int]]
+    append: float
+    exact: float
+    extend: float
 
 
 class Bare(list[int]):
@@ -25,14 +41,31 @@ class Bare(list[int]):
 
 def run(rounds: int = 15) -> list[Result]:
     """Time adding, reading and making."""
-    return [*_appending(rounds), *_extending(rounds), *_reading(rounds), *_making(rounds)]
+    adding = [result for kind in _kinds() for result in (*_appending(kind, rounds), *_extending(kind, rounds))]
+    return [*adding, *_reading(rounds), *_making(rounds)]
 
 
-def _appending(rounds: int) -> list[Result]:
+def _kinds() -> list[Kind]:
+    in_python = Kind("in Python", _in_python(), append=6.0, exact=14.0, extend=1.3)
+    if in_python.bounded_list.__mro__[2].__name__ == BoundedList.__mro__[2].__name__:
+        return [in_python]
+    return [Kind("in C", BoundedList, append=1.2, exact=6.0, extend=1.3), in_python]
+
+
+def _in_python() -> type[Any]:
+    """Return the class as it is without the C type, from modules of its own."""
+    others = {name: module for name, module in sys.modules.items() if not name.startswith(_ROOM)}
+    with mock.patch.dict(sys.modules, others, clear=True), mock.patch.dict("os.environ", MEMTOOLS_NATIVE="0"):
+        found: type[Any] = importlib.import_module(_ROOM).BoundedList
+    return found
+
+
+def _appending(kind: Kind, rounds: int) -> list[Result]:
+    bounded_list = kind.bounded_list
     full: deque[int] = deque(range(_MAXLEN), maxlen=_MAXLEN)
-    three_quarters = BoundedList(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, shrinkable=False)
-    exact = BoundedList(range(_MAXLEN), _MAXLEN, shrinkable=False)
-    weighed = BoundedList(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, max_bytes="1 MiB", shrinkable=False)
+    three_quarters = bounded_list(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, shrinkable=False)
+    exact = bounded_list(range(_MAXLEN), _MAXLEN, shrinkable=False)
+    weighed = bounded_list(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, max_bytes="1 MiB", shrinkable=False)
     timing = compare(
         {
             "loop": _loop,
@@ -49,20 +82,23 @@ def _appending(rounds: int) -> list[Result]:
     floor = _net(timing, "floor", "deque")
     note = "time per append, net of the loop"
     peer = "deque(maxlen=1000).append"
+    in_words = kind.language
     return [
-        Result("append, maxlen=1000, keep=750", peer, _net(timing, "three quarters", "deque"), 6.0, note),
-        Result("append, maxlen=1000, exact window", peer, _net(timing, "exact", "deque"), 14.0, note),
-        Result("append, maxlen=1000, exact window", "list.append and list.pop(0)", _net(timing, "exact", "floor"), 2.0,
-               f"{note}; that floor is {floor:.1f}x of deque.append"),
-        Result("append, maxlen=1000, keep=750, max_bytes", peer, _net(timing, "weighed", "deque"), 60.0, note),
+        Result(f"append {in_words}, maxlen=1000, keep=750", peer, _net(timing, "three quarters", "deque"), kind.append,
+               note),
+        Result(f"append {in_words}, maxlen=1000, exact window", peer, _net(timing, "exact", "deque"), kind.exact, note),
+        Result(f"append {in_words}, maxlen=1000, exact window", "list.append and list.pop(0)",
+               _net(timing, "exact", "floor"), 2.0, f"{note}; that floor is {floor:.1f}x of deque.append"),
+        Result(f"append {in_words}, maxlen=1000, keep=750, max_bytes", peer, _net(timing, "weighed", "deque"), 60.0,
+               note),
     ]  # fmt: skip
 
 
-def _extending(rounds: int) -> list[Result]:
+def _extending(kind: Kind, rounds: int) -> list[Result]:
     hundred = list(range(100))
     full: deque[int] = deque(range(_MAXLEN), maxlen=_MAXLEN)
-    exact = BoundedList(range(_MAXLEN), _MAXLEN, shrinkable=False)
-    three_quarters = BoundedList(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, shrinkable=False)
+    exact = kind.bounded_list(range(_MAXLEN), _MAXLEN, shrinkable=False)
+    three_quarters = kind.bounded_list(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, shrinkable=False)
     bare = Bare(range(_MAXLEN))
 
     def extend_bare() -> None:
@@ -83,10 +119,13 @@ def _extending(rounds: int) -> list[Result]:
     trimmed = statistics.median(
         ours / peer for ours, peer in zip(timing.rounds_ns["exact"], timing.rounds_ns["bare"], strict=True)
     )
+    peer = "deque(maxlen=1000).extend"
+    title = f"extend(100 items) {kind.language}"
+    by_hand = "extend and del x[:-1000] by hand on a list subclass"
     return [
-        Result("extend(100 items), exact window", "deque(maxlen=1000).extend", timing.ratio("exact"), 1.3),
-        Result("extend(100 items), keep=750", "deque(maxlen=1000).extend", timing.ratio("three quarters"), 1.3),
-        Result("extend(100 items), exact window", "extend and del x[:-1000] by hand on a list subclass", trimmed, 2.0),
+        Result(f"{title}, exact window", peer, timing.ratio("exact"), kind.extend),
+        Result(f"{title}, keep=750", peer, timing.ratio("three quarters"), kind.extend),
+        Result(f"{title}, exact window", by_hand, trimmed, 2.0),
     ]
 
 

@@ -104,9 +104,13 @@ def test_reading_is_left_to_the_list(name: str) -> None:
     assert getattr(BoundedList, name) is getattr(list, name)
 
 
-@pytest.mark.parametrize("name", ["pop", "remove", "clear", "sort", "reverse", "index", "count", "__delitem__"])
+@pytest.mark.parametrize("name", ["pop", "remove", "clear", "sort", "reverse", "index", "count"])
 def test_removing_and_reordering_is_left_to_the_list(name: str) -> None:
     assert getattr(BoundedList, name) is getattr(list, name)
+
+
+def test_deleting_is_left_to_c_code() -> None:
+    assert type(BoundedList.__delitem__) is type(list.__delitem__)
 
 
 def test_list_has_no_attributes_of_its_own() -> None:
