@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -35,9 +36,11 @@ def near(expected: int) -> Any:
 
 def python(program: str, *options: str, **environment: str) -> str:
     command = [sys.executable, *options, "-c", program]
+    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False
-    )
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False,
+        cwd=tempfile.gettempdir(),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
