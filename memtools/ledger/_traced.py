@@ -38,6 +38,10 @@ _DOUBT_BYTES: Final = 65_536
 _get_traced_memory = tracemalloc.get_traced_memory
 _reset_peak = tracemalloc.reset_peak
 
+_SHARED_ALL: Final[tuple[bool, ...]] = (True, True, True)
+_FIRST_TURN: Final[tuple[bool, ...]] = (True, True, True, True)
+_ALONE: Final[tuple[bool, ...]] = (False, False, False)
+
 
 class _Watch:
     """Highest traced total of the process since an owner went adrift."""
@@ -67,12 +71,14 @@ class TracedMeter:
         self._holds = 0
         self._started_here = False
         # Counters are floats for the same reason as those of `_tally`.
-        self._mark = 0.0
+        # Less the traced total where the present segment began. A float on the left of a sum is what is quick: an int
+        # there is asked first, and has no answer.
+        self._minus_mark = 0.0
         self._unattributed = 0.0
         self._freed_for_nobody = 0.0
         self._epoch = 0.0
-        self._turns = 0.0
-        self._turns_at_collection = [-1.0, -1.0, -1.0]
+        # For each generation: whether somebody else may have had the turn since it was last collected.
+        self._is_shared: tuple[bool, ...] = _SHARED_ALL
         self._probe: object = None
         self._holder: Slot | None = None
         # Those that have had the turn, and some of which may be idle now: shrinking and growing a list at every step
@@ -116,7 +122,7 @@ class TracedMeter:
             if self._started_here:
                 tracemalloc.start(1)
                 # What was made before is not traced: the first turn is as good as alone in the world.
-                self._turns_at_collection = [self._turns + 1.0] * 3
+                self._is_shared = _FIRST_TURN
             self._begin_epoch()
             gc.callbacks.append(self._on_collection)
 
@@ -142,7 +148,7 @@ class TracedMeter:
             if not owner.adrift:
                 attach(owner, payer, in_line=not is_task and payer is slot.owner)
             self._settle()
-            owner.base = self._mark
+            owner.base = 0.0 - self._minus_mark
             owner.epoch = self._epoch
             owner.freed_before = self._freed_for_nobody
             owner.outer = slot.owner
@@ -179,20 +185,20 @@ class TracedMeter:
 
         # `_settle` and `_move` in one piece: this runs twice at each step of each task.
         now, peak = _get_traced_memory()
-        mark = self._mark
-        self._mark = now + 0.0
+        minus_mark = self._minus_mark
+        self._minus_mark = 0.0 - now
         _reset_peak()
         if self._holder is not slot or self._watches or self._is_collecting or not now:
-            self._charge(now, peak, mark)
+            self._charge(now, peak, minus_mark)
         elif slot.owner is None:
-            self._unattributed += now - mark
+            self._unattributed += minus_mark + now
         else:
-            net = now - mark
-            rise = peak - mark
-            charge(slot.owner, net, rise if rise >= net and rise >= 0 else max(net, 0.0))
+            net = minus_mark + now
+            rise = minus_mark + peak
+            charge(slot.owner, net, rise if rise >= net and rise >= 0.0 else max(net, 0.0))
 
         if self._holder is slot and (len(self._slots) == 1 if owner is None else owner.child is None):
-            self._turns += 1.0
+            self._is_shared = _SHARED_ALL
             slot.owner = owner
         else:
             self._move(slot, owner)
@@ -240,21 +246,21 @@ class TracedMeter:
         before anything else is done: what comes in between settles a segment of its own, and the sums still add up.
         """
         now, peak = _get_traced_memory()
-        mark = self._mark
-        self._mark = now + 0.0
+        minus_mark = self._minus_mark
+        self._minus_mark = 0.0 - now
         _reset_peak()
-        self._charge(now, peak, mark)
+        self._charge(now, peak, minus_mark)
 
-    def _charge(self, now: int, peak: int, mark: float) -> None:
-        """Charge the segment from `mark` to `now` to whoever had the turn."""
+    def _charge(self, now: int, peak: int, minus_mark: float) -> None:
+        """Charge the segment that ends at `now` to whoever had the turn."""
         if not now and not tracemalloc.is_tracing():
             self._restart()
             return
 
-        net = now - mark
-        rise = peak - mark
-        if rise < net or rise < 0:
-            rise = net if net > 0 else 0.0  # somebody else reset the peak
+        net = minus_mark + now
+        rise = minus_mark + peak
+        if rise < net or rise < 0.0:
+            rise = max(net, 0.0)  # somebody else reset the peak
         if self._watches:
             self._raise_watches(peak)
         holder = self._holder
@@ -268,7 +274,8 @@ class TracedMeter:
             charge(owner, net, rise)
 
     def _move(self, slot: Slot, owner: Owner | None) -> None:
-        self._turns += 1.0
+        # The first turn of a session of ours is the one exception: there is nothing from before that it could meet.
+        self._is_shared = _ALONE if self._is_shared is _FIRST_TURN else _SHARED_ALL
         slot.owner = owner
         if owner is not None:
             if owner.child is not None:
@@ -286,13 +293,13 @@ class TracedMeter:
             watch.high = max(watch.high, total)
 
     def _watch(self) -> _Watch:
-        watch = _Watch(self._mark)
+        watch = _Watch(0.0 - self._minus_mark)
         self._watches.append(watch)
         return watch
 
     def _process_wide(self, owner: Owner) -> tuple[float, float]:
         high = cast("_Watch", owner.watch).high
-        return self._mark - owner.base, max(high - owner.base, owner.peak, 0.0)
+        return -self._minus_mark - owner.base, max(high - owner.base, owner.peak, 0.0)
 
     def _doubt(self, owner: Owner) -> str:
         freed = min(self._freed_for_nobody - owner.freed_before, owner.live)
@@ -317,14 +324,14 @@ class TracedMeter:
         self._epoch += 1.0
         self._probe = bytearray(1)
         _reset_peak()
-        self._mark = _get_traced_memory()[0] + 0.0
+        self._minus_mark = 0.0 - _get_traced_memory()[0]
 
     def _on_collection(self, phase: str, about: dict[str, Any]) -> None:
         # `Any`: the type that typeshed gives to collector callbacks.
         generation: int = about["generation"]
         if phase == "start":
             # The turn has not changed since the last time: nobody else can have made what is looked at.
-            if not _GENERATIONS_ARE_WHOLE or self._turns != self._turns_at_collection[generation]:
+            if not _GENERATIONS_ARE_WHOLE or self._is_shared[generation]:
                 self._settle()
                 self._interrupted = self._holder.owner if self._holder is not None else None
                 self._is_collecting = True
@@ -334,5 +341,4 @@ class TracedMeter:
             self._settle()
             self._is_collecting = False
             self._interrupted = None
-        for younger in range(generation + 1):
-            self._turns_at_collection[younger] = self._turns
+        self._is_shared = (*_ALONE[: generation + 1], *self._is_shared[generation + 1 :])
