@@ -73,8 +73,8 @@ def run(rounds: int = 15) -> list[Result]:
 
 def _measured(rounds: int) -> list[Result]:
     # For information: what a measured call costs, where nothing else is traced. The bound is generous on purpose.
-    profiled = profile_memory(log=None)(_plain)
-    remembered = bounded_history(1000, keep=750)(_plain)
+    profiled = profile_memory(log=None, meter="resident")(_plain)
+    remembered = bounded_history(1000, keep=750, meter="resident")(_plain)
     timing = compare(
         {
             "pass-through": _calls(pass_through(_plain)),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from _compare import Result, compare, print_results
 
+from memtools.ledger import native_reason
 from memtools.scopes import task_scope
 
 _TASKS = 200
@@ -45,13 +46,21 @@ def run(rounds: int = 15) -> list[Result]:
             rounds=rounds,
             baseline="group",
         )
+        native = None
+        if not native_reason():
+            native = compare(
+                {"group": cases["group"], "native": lambda: run_here(_in_scope(meter="native"))},
+                number=5,
+                rounds=rounds,
+                baseline="group",
+            )
     finally:
         loop.close()
 
     peer = "asyncio.TaskGroup"
     note = f"{timing.median_ns('scope') / _TASKS / 1000:.1f} us per task that does nothing"
-    return [
-        Result("a task of a task_scope()", peer, timing.ratio("scope"), 1.6, note),
+    results = [
+        Result('a task of a task_scope(meter="resident")', peer, timing.ratio("scope"), 1.6, note),
         Result("... with a limit that is not reached", peer, timing.ratio("places"), 2.0, "time per task"),
         Result("... with a limit of 8, most wait their turn", peer, timing.ratio("row"), 3.0, "time per task"),
         Result(
@@ -62,6 +71,12 @@ def run(rounds: int = 15) -> list[Result]:
             "traced meter, for information: tracemalloc",
         ),
     ]
+    if native is not None:
+        # An owner is opened, followed and ended for each: what tells tasks apart, and what a no-op task shows most of.
+        took_us = native.median_ns("native") / _TASKS / 1000
+        words = f"native meter, for information: {took_us:.1f} us per task"
+        results.insert(3, Result("... with an exact account per task", peer, native.ratio("native"), 12.0, words))
+    return results
 
 
 if __name__ == "__main__":
