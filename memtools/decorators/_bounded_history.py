@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, P
 from memtools.decorators._call_records import CallRecord, History
 from memtools.decorators._detours import (
     Shape,
-    detour_for,
     is_descriptor,
     is_enabled,
     is_layered,
     name_of,
     over_descriptors,
+    runner_for,
     shape_of,
 )
 from memtools.decorators._history_places import KeyedHistory, ObjectHistories
@@ -172,7 +172,7 @@ def bounded_history(
         places = _Places(make, by, per_instance)
         if not is_enabled(enabled):
             return _bare(function, places.shared)
-        detour = _recording(shape, name_of(function), chosen, places, keeps_result=result)
+        detour = _recording(function, chosen, places, keeps_result=result)
         if places.per_object is not None:
             return _RecordedPerObject(function, detour, cast("History", places.shared), places.per_object)
         return Recorded(function, detour, places.shared)
@@ -240,12 +240,15 @@ class _Recording:
         )
 
 
-def _recording(shape: Shape, name: str, meter: Meter, places: _Places, *, keeps_result: bool) -> Detour:
+def _recording(function: Callable[..., Any], meter: Meter, places: _Places, *, keeps_result: bool) -> Detour:
+    shape = shape_of(function)
+    run, name, layered = runner_for(shape), name_of(function), is_layered(function)
+
     def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recording = _Recording(places.place(args, kwargs))
-        plan = Plan(name, "call", meter, is_layered=is_layered(function), on_end=recording.on_end)
+        plan = Plan(name, "call", meter, is_layered=layered, on_end=recording.on_end)
         observed = _keeping(shape, function, recording) if keeps_result else function
-        return detour_for(shape, plan)(observed, args, kwargs)
+        return run(plan, observed, args, kwargs)
 
     return detour
 

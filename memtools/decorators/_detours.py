@@ -7,6 +7,7 @@ switching decorators off. Leaves to others: running the call (`memtools.scopes`)
 import inspect
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from memtools.decorators._wrapping import Decorated, Detour
@@ -14,6 +15,9 @@ from memtools.errors import ConfigError
 from memtools.scopes import Plan, call, follow, generate, generate_async
 
 Shape: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
+
+# Any: what a function takes and returns is between it and its callers.
+Runner: TypeAlias = Callable[[Plan, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 _ON = ("1", "true", "yes", "on")
 _OFF = ("0", "false", "no", "off")
@@ -50,10 +54,10 @@ def is_layered(function: Callable[..., Any]) -> bool:
     return isinstance(function, Decorated)
 
 
-def detour_for(shape: Shape, plan: Plan) -> Detour:
-    """Return the detour that opens an owner by `plan` for each call of a function of that shape."""
+def runner_for(shape: Shape) -> Runner:
+    """Return what runs a call of a function of that shape as an owner by the plan that it is given."""
     if shape == "plain":
-        return lambda function, args, kwargs: call(plan, function, args, kwargs)
+        return call
 
     runs: dict[Shape, Callable[[Plan, Any], Any]] = {
         "coroutine": follow,
@@ -62,14 +66,19 @@ def detour_for(shape: Shape, plan: Plan) -> Detour:
     }
     run = runs[shape]
 
-    def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def runner(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         running = run(plan, function(*args, **kwargs))
         # In task lists and in "was never awaited" stands the user's function.
         running.__name__ = getattr(function, "__name__", running.__name__)
         running.__qualname__ = getattr(function, "__qualname__", running.__qualname__)
         return running
 
-    return detour
+    return runner
+
+
+def detour_for(shape: Shape, plan: Plan) -> Detour:
+    """Return the detour that opens an owner by `plan` for each call of a function of that shape."""
+    return partial(runner_for(shape), plan)
 
 
 def is_enabled(enabled: bool | None) -> bool:

@@ -51,6 +51,9 @@ class FunctionMemory:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.RLock()
+        self._begin()
+
+    def _begin(self) -> None:
         self._last: Usage | None = None
         self._exact = True
         self._calls = self._failures = self._peak_sum = self._peak_max = self._retained = 0
@@ -96,7 +99,7 @@ class FunctionMemory:
     def clear(self) -> None:
         """Forget what was recorded."""
         with self._lock:
-            self.__init__(self._name)  # type: ignore[misc]  # the same fields, begun anew under the lock
+            self._begin()
 
     def __repr__(self) -> str:
         return f"<FunctionMemory {self._name} calls={self._calls} max_peak={format_size(self._peak_max)}>"

@@ -14,6 +14,7 @@ from memtools.ledger._budget import Budget, Measure, OnExceed
 from memtools.ledger._carrying import carry
 from memtools.ledger._current import active_owner, current_driver
 from memtools.ledger._driver import Driven
+from memtools.ledger._endings import is_failure
 from memtools.ledger._installing import Installation, install
 from memtools.ledger._meters import Meter, choose_meter, native_reason
 from memtools.ledger._owner import Kind, Owner
@@ -41,6 +42,7 @@ __all__ = [
     "end_owner",
     "forget_accounts",
     "install",
+    "is_failure",
     "native_reason",
     "open_in_frame",
     "open_owner",

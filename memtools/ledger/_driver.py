@@ -18,6 +18,7 @@ from memtools.errors import BudgetExceeded
 from memtools.ledger._book import end_owner, open_owner
 from memtools.ledger._budget import Budget
 from memtools.ledger._current import Slot, active_owner, current_task, get_active, give_turn, per_thread
+from memtools.ledger._endings import is_failure
 from memtools.ledger._meters import Meter
 from memtools.ledger._owner import Kind, Owner
 
@@ -25,8 +26,6 @@ T = TypeVar("T")
 
 # 3.13.0 names every task that a factory makes "None" (set_name(None)).
 _AUTOMATIC_NAME: Final = re.compile(r"Task-[0-9]+|None")
-# How a coroutine ends that returns, is closed, or is cancelled by asyncio or trio (by name: neither has to be loaded).
-_NO_FAILURES: Final = frozenset({"StopIteration", "GeneratorExit", "CancelledError", "Cancelled"})
 
 
 class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is between them and the coroutine
@@ -240,7 +239,7 @@ class Driven(Coroutine[Any, Any, T]):  # Any: what loops send and receive is bet
             give_turn(slot, before)
             return
 
-        failed = type(error).__name__ not in _NO_FAILURES
+        failed = is_failure(error)
         end_owner(owner, failed=failed, back=before)
         give_turn(slot, before)
         if self.on_end is not None:

@@ -9,7 +9,7 @@ is suspended by its consumer (the generators) takes its turn at each step.
 
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from memtools.ledger import (
     Budget,
@@ -21,6 +21,7 @@ from memtools.ledger import (
     active_owner,
     current_driver,
     end_owner,
+    is_failure,
     open_owner,
 )
 from memtools.records import record
@@ -28,9 +29,6 @@ from memtools.records import record
 T = TypeVar("T")
 Y = TypeVar("Y")
 S = TypeVar("S")
-
-# By name: neither asyncio nor trio has to be loaded.
-_NO_FAILURES: Final = frozenset({"GeneratorExit", "CancelledError", "Cancelled"})
 
 
 @record
@@ -70,7 +68,7 @@ class Plan:
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
         """End the owner and tell `on_end`; cancelled or closed is no failure."""
-        end_owner(owner, failed=error is not None and type(error).__name__ not in _NO_FAILURES)
+        end_owner(owner, failed=is_failure(error))
         if self.on_end is not None:
             self.on_end(owner, error)
 
