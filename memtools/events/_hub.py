@@ -14,10 +14,30 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from memtools.errors import ConfigError
-from memtools.events._records import BudgetOverrun, HighUsage, ScopeEnded, TaskAbandoned
+from memtools.events._records import (
+    BudgetOverrun,
+    CleanupEnded,
+    HighUsage,
+    LevelChanged,
+    PressureFelt,
+    ReadingTaken,
+    ReclaimIneffective,
+    ScopeEnded,
+    TaskAbandoned,
+)
 from memtools.records import record
 
-Event: TypeAlias = ScopeEnded | HighUsage | BudgetOverrun | TaskAbandoned
+Event: TypeAlias = (
+    ScopeEnded
+    | HighUsage
+    | BudgetOverrun
+    | TaskAbandoned
+    | ReadingTaken
+    | LevelChanged
+    | CleanupEnded
+    | ReclaimIneffective
+    | PressureFelt
+)
 
 _log = logging.getLogger("memtools.events")
 

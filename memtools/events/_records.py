@@ -4,6 +4,7 @@ Leaves to others: who listens (`memtools.events.subscribe`). Records hold number
 a hook that keeps them keeps nothing else alive.
 """
 
+from memtools.readings import Level, Reading
 from memtools.records import record
 
 
@@ -89,3 +90,80 @@ class TaskAbandoned:
     scope: str
     task: str
     grace_s: float
+
+
+@record
+class ReadingTaken:
+    """The monitor has looked at the process.
+
+    Attributes:
+        reading: what it saw.
+        level: how short memory is, by the monitor's thresholds and its hysteresis.
+    """
+
+    reading: Reading
+    level: Level
+
+
+@record
+class LevelChanged:
+    """The monitor moved from one level to another; the way back to `NORMAL` is told as well.
+
+    Attributes:
+        before: the level that was left.
+        after: the level that was entered.
+        reading: the reading that decided.
+        threshold_bytes: the threshold that was passed, as used bytes; going down, the one that was left behind.
+    """
+
+    before: Level
+    after: Level
+    reading: Reading
+    threshold_bytes: int
+
+
+@record
+class CleanupEnded:
+    """Memory was given back on purpose, or that was tried.
+
+    Attributes:
+        level: how short memory was.
+        before_bytes: resident memory before the first step.
+        after_bytes: resident memory after the last step.
+        steps: the steps that were taken, as (name, bytes given back as far as known, seconds).
+        duration_s: wall time of them all.
+    """
+
+    level: Level
+    before_bytes: int
+    after_bytes: int
+    steps: tuple[tuple[str, int, float], ...]
+    duration_s: float
+
+
+@record
+class ReclaimIneffective:
+    """Every step was taken, and the process is still above the exit of its level; told once, until it has got below.
+
+    Attributes:
+        level: how short memory is.
+        used_bytes: what is in use after the last step.
+        target_bytes: what it would have had to get below.
+        largest: up to three owners with the most live bytes, as (name, bytes).
+    """
+
+    level: Level
+    used_bytes: int
+    target_bytes: int
+    largest: tuple[tuple[str, int], ...]
+
+
+@record
+class PressureFelt:
+    """The kernel, or whoever writes to `$MEMORY_PRESSURE_WATCH`, says that memory is short.
+
+    Attributes:
+        source: the file that said so.
+    """
+
+    source: str
