@@ -5,9 +5,14 @@ from typing import assert_type
 from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, ScopeClosed
 from memtools.events import (
     BudgetOverrun,
+    CleanupEnded,
     Event,
     HighUsage,
     HubStatistics,
+    LevelChanged,
+    PressureFelt,
+    ReadingTaken,
+    ReclaimIneffective,
     ScopeEnded,
     Subscription,
     TaskAbandoned,
@@ -15,6 +20,7 @@ from memtools.events import (
     statistics,
     subscribe,
 )
+from memtools.readings import Level, Reading
 from memtools.units import format_size, parse_choice, parse_count, parse_seconds, parse_size
 
 
@@ -60,6 +66,19 @@ def events_are_told_apart_by_their_class(event: Event) -> str:
         case BudgetOverrun():
             assert_type(event.in_flight, bool)
             return event.measure
+        case ReadingTaken():
+            assert_type(event.reading, Reading)
+            return str(event.reading)
+        case LevelChanged():
+            assert_type(event.after, Level)
+            return event.after.name
+        case CleanupEnded():
+            assert_type(event.steps, tuple[tuple[str, int, float], ...])
+            return event.level.name
+        case ReclaimIneffective():
+            return event.level.name
+        case PressureFelt():
+            return event.source
         case TaskAbandoned():  # the last one: a checker that finds a way past this match complains
             return event.task
 
