@@ -8,6 +8,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "accounts.h"
 #include "budgets.h"
 #include "check.h"
 #include "hooks.h"
@@ -35,6 +36,7 @@ typedef struct {
 
 struct module_state {
     PyTypeObject *tally_type;
+    PyTypeObject *account_type;
 };
 
 static PyObject *refuse(void)
@@ -90,6 +92,23 @@ static void Tally_dealloc(Tally *self)
     Py_CLEAR(self->stopper);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
+}
+
+PyDoc_STRVAR(join_doc, "join($self, account, /)\n--\n\nHave its own bytes counted in that account, and in no other.");
+
+static PyObject *Tally_join(Tally *self, PyObject *account)
+{
+    const struct module_state *state = PyType_GetModuleState(Py_TYPE(self));
+    if (Py_TYPE(account) != state->account_type) {
+        PyErr_SetString(PyExc_TypeError, "not an Account");
+        return NULL;
+    }
+    if (!self->is_shared) {
+        tallies_settle();
+        accounts_part(self->number);
+        accounts_join(self->number, accounts_number(account));
+    }
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(close_doc, "close($self, /)\n--\n\nTake no more from tallies below; live bytes go on falling.");
@@ -162,6 +181,7 @@ static PyMethodDef tally_methods[] = {
     {"close", (PyCFunction)Tally_close, METH_NOARGS, close_doc},
     {"widen", (PyCFunction)Tally_widen, METH_NOARGS, widen_doc},
     {"figures", (PyCFunction)Tally_figures, METH_NOARGS, figures_doc},
+    {"join", (PyCFunction)Tally_join, METH_O, join_doc},
     {"limit", (PyCFunction)Tally_limit, METH_VARARGS, limit_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -304,13 +324,18 @@ static int execute(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     state->tally_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &tally_spec, NULL);
-    return state->tally_type == NULL ? -1 : PyModule_AddType(module, state->tally_type);
+    state->account_type = accounts_make_type(module);
+    if (state->tally_type == NULL || state->account_type == NULL) {
+        return -1;
+    }
+    return PyModule_AddType(module, state->tally_type) < 0 ? -1 : PyModule_AddType(module, state->account_type);
 }
 
 static int traverse(PyObject *module, visitproc visit, void *arg)
 {
     struct module_state *state = PyModule_GetState(module);
     Py_VISIT(state->tally_type);
+    Py_VISIT(state->account_type);
     return 0;
 }
 
@@ -318,6 +343,7 @@ static int clear(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->tally_type);
+    Py_CLEAR(state->account_type);
     return 0;
 }
 

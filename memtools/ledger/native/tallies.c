@@ -2,6 +2,8 @@
 
 #include "tallies.h"
 
+#include "accounts.h"
+
 #include <sys/mman.h>
 
 #ifndef MAP_NORESERVE
@@ -68,13 +70,20 @@ static void raise_wide(int64_t high)
     }
 }
 
+/* Add a change to a tally's own bytes, and so to its account's. */
+static void add_own(uint32_t number, int64_t change)
+{
+    tallies[number].own += change;
+    accounts_add(tallies[number].account, change);
+}
+
 static void settle_segment(void)
 {
     struct running *segment = &running;
     if (UNLIKELY(wide_count != 0)) {
         raise_wide(segment->high);
     }
-    tallies[segment->tally].own += segment->net + segment->lent;
+    add_own(segment->tally, segment->net + segment->lent);
     add(segment->tally, segment->net, segment->high, segment->allocated);
     segment->net = segment->high = segment->allocated = segment->lent = 0;
     segment->room = tallies_room();
@@ -86,7 +95,7 @@ static void add_unlocked(uint32_t number, int64_t change)
     if (UNLIKELY(wide_count != 0)) {
         raise_wide(rise);
     }
-    tallies[number].own += change;
+    add_own(number, change);
     add(number, change, rise, rise);
 }
 
@@ -157,7 +166,7 @@ void tallies_credit_other(uint32_t number, int64_t size)
         running.net -= size;
         running.lent += size;
     }
-    tallies[number].own -= size;
+    add_own(number, -size);
     recycle_if_done(number);
 }
 
@@ -275,6 +284,7 @@ static void recycle_if_done(uint32_t number)
         }
         uint32_t parent = tally->parent;
         tallies[parent].below--;
+        accounts_part(number);
         tally->is_taken = 0;
         tally->parent = free_number;
         free_number = number;
@@ -289,6 +299,7 @@ void tallies_forget(void)
     for (uint32_t number = 0; number < used; number++) {
         tallies[number].own = tallies[number].live = 0;
     }
+    accounts_forget();
     for (uint32_t number = 1; number < used; number++) {
         recycle_if_done(number);
     }
