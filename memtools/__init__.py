@@ -1,7 +1,7 @@
 """memtools: put a memory budget on any function, block, task or process, and always know who is eating it."""
 
 from memtools.decorators import bounded_history, memory_budget, profile_memory
-from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, ScopeClosed
+from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, MissingExtraError, ScopeClosed
 from memtools.events import subscribe
 from memtools.ledger import Usage, install
 from memtools.readings import Level, Reading, effective_limit
@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "Level",
     "MemtoolsError",
+    "MissingExtraError",
     "Reading",
     "ScopeClosed",
     "Usage",

@@ -71,6 +71,23 @@ class ScopeClosed(MemtoolsError, RuntimeError):
         return f"{self.scope} takes no work: {self.reason}"
 
 
+class MissingExtraError(MemtoolsError, ImportError):
+    """A part was used that needs a library which is not installed; the text is the command that installs it.
+
+    Attributes:
+        module: the library that is missing.
+        extra: the extra of memtools that brings it.
+    """
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(module, extra)
+        self.module = module
+        self.extra = extra
+
+    def __str__(self) -> str:
+        return f"{self.module} is not installed: pip install 'memtools[{self.extra}]'"
+
+
 def _amounts(used_bytes: int, budget_bytes: int) -> tuple[str, str]:
     # In MiB, unless rounding would hide by how much the budget was missed. `units` stands above this module.
     used, budget = f"{used_bytes / 2**20:.1f} MiB", f"{budget_bytes / 2**20:.1f} MiB"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, ScopeClosed
+from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, MissingExtraError, ScopeClosed
 
 MIB = 2**20
 EXAMPLES = [
@@ -15,6 +15,7 @@ EXAMPLES = [
     BudgetExceeded("report", 612 * MIB, 512 * MIB, "resident"),
     ScopeClosed("nightly"),
     ScopeClosed("nightly", "it has not begun"),
+    MissingExtraError("apprise", "alerts"),
 ]
 
 
@@ -36,7 +37,13 @@ def test_an_error_can_be_copied(error: MemtoolsError) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "builtin"), [(ConfigError, ValueError), (BudgetExceeded, RuntimeError), (ScopeClosed, RuntimeError)]
+    ("kind", "builtin"),
+    [
+        (ConfigError, ValueError),
+        (BudgetExceeded, RuntimeError),
+        (ScopeClosed, RuntimeError),
+        (MissingExtraError, ImportError),
+    ],
 )
 def test_an_error_is_also_the_builtin_that_a_stranger_would_catch(
     kind: type[MemtoolsError], builtin: type[Exception]
@@ -82,6 +89,13 @@ def test_a_config_error_names_the_argument_the_value_and_the_way_out() -> None:
 
 def test_a_closed_scope_says_why_it_takes_no_work() -> None:
     assert str(ScopeClosed("nightly")) == "nightly takes no work: it is closed"
+
+
+def test_a_missing_library_is_answered_with_the_command_that_installs_it() -> None:
+    error = MissingExtraError("apprise", "alerts")
+
+    assert str(error) == "apprise is not installed: pip install 'memtools[alerts]'"
+    assert (error.module, error.extra) == ("apprise", "alerts")
 
 
 def test_an_endless_value_does_not_make_an_endless_message() -> None:
