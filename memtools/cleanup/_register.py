@@ -1,8 +1,8 @@
 """Who can give memory back when it runs short.
 
 Covers: the weak register of living things that have a `shrink` method.
-Leaves to others: when they are asked, in which order and for how long (`memtools.monitor`), what shrinking means (the
-thing itself).
+Leaves to others: in which order they are asked and for how long (`_trim`), when (`memtools.monitor`), what shrinking
+means (the thing itself).
 
 Threads: every function is safe from any thread, in finalisers and after a fork, as there is no lock: each step on the
 set of references is one C call. A lock here would deadlock itself, for a finaliser may run in the middle of any line.
@@ -12,12 +12,17 @@ from collections.abc import Callable
 from typing import Protocol
 from weakref import getweakrefs, ref
 
+from memtools.cleanup._past import Past
 from memtools.errors import ConfigError
 from memtools.readings import Level
 
 
 class Shrinkable(Protocol):
-    """Something that can give memory back when it runs short."""
+    """Something that can give memory back when it runs short.
+
+    It may also have an attribute `is_shrinking`: True after a `shrink` that had to stop at its deadline. Then it is asked
+    again in the next slice. Without one, a thing that gave something back and returned at its deadline is asked again.
+    """
 
     def shrink(self, level: Level, deadline: float, /) -> int:
         """Give memory back.
@@ -32,19 +37,29 @@ class Shrinkable(Protocol):
         ...
 
 
-class _Place(ref[Shrinkable]):
-    """One thing's place in the register; hashes by itself, as the thing may be unhashable or equal to another."""
+class Place(ref[Shrinkable]):
+    """One thing's place in the register; hashes by itself, as the thing may be unhashable or equal to another.
 
-    __slots__ = ()
+    Attributes:
+        past: how the thing fared when it was asked; None where it never was. It ends with the place.
+    """
+
+    __slots__ = ("past",)
     __hash__ = object.__hash__
     __eq__ = object.__eq__
 
+    past: Past | None
 
-_places: set[_Place] = set()
+    def is_taken(self) -> bool:
+        """Whether the thing is still on the register; it may be dead all the same."""
+        return self in _places
+
+
+_places: set[Place] = set()
 
 # The callback of a weak reference runs in whatever code dropped the last reference. A C method takes no lock there and
 # runs no Python code; `discard` does not mind a place that has already been given up.
-_give_up: Callable[[_Place], None] = _places.discard
+_give_up: Callable[[Place], None] = _places.discard
 
 
 def register(thing: Shrinkable) -> None:
@@ -61,10 +76,12 @@ def register(thing: Shrinkable) -> None:
         return
 
     try:
-        _places.add(_Place(thing, _give_up))
+        place = Place(thing, _give_up)
     except TypeError:
         accepted = "an object that can be weakly referenced (with slots: name `__weakref__` among them)"
         raise ConfigError("thing", thing, accepted) from None
+    place.past = None
+    _places.add(place)
 
 
 def unregister(thing: Shrinkable) -> None:
@@ -84,6 +101,11 @@ def registered() -> tuple[Shrinkable, ...]:
     return tuple({id(thing): thing for thing in alive}.values())
 
 
-def _places_of(thing: object) -> list[_Place]:
+def places() -> list[Place]:
+    """Return the places as they are now, of the living and of those about to die."""
+    return list(_places.copy())
+
+
+def _places_of(thing: object) -> list[Place]:
     # The thing itself knows its references; asking them needs no table of ids, which are reused after death.
-    return [place for place in getweakrefs(thing) if type(place) is _Place and place in _places]
+    return [place for place in getweakrefs(thing) if type(place) is Place and place in _places]

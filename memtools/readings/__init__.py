@@ -4,6 +4,7 @@ The only room that knows psutil, /proc and cgroups. What the figures mean for th
 """
 
 from memtools.readings._headroom import Headroom, LevelRoom
+from memtools.readings._heap import trim_heap
 from memtools.readings._high_water import HighWater
 from memtools.readings._host import available_bytes, physical_bytes
 from memtools.readings._level import Level
@@ -31,5 +32,6 @@ __all__ = [
     "read_process",
     "resident_bytes",
     "take_reading",
+    "trim_heap",
     "virtual_bytes",
 ]
