@@ -11,7 +11,6 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from memtools.cleanup._pause import collect_measured
 from memtools.readings import Level, resident_bytes
@@ -27,8 +26,8 @@ class CollectYoung:
         read: returns what is in use, in bytes; what it falls by is taken for given back.
     """
 
-    name: Final = "collect young"
-    least: Final = Level.NORMAL
+    name: str = "collect young"
+    least: Level = Level.NORMAL
 
     __slots__ = ("_read",)
 
@@ -54,8 +53,8 @@ class CollectAll:
         collect: collects everything and returns the pause in seconds, or None where another thread was at it already.
     """
 
-    name: Final = "collect all"
-    least: Final = Level.WARNING
+    name: str = "collect all"
+    least: Level = Level.WARNING
 
     __slots__ = ("_clock", "_collect", "_count", "_price_s", "_read")
 

@@ -20,8 +20,8 @@ from memtools.readings import Level
 class Shrinkable(Protocol):
     """Something that can give memory back when it runs short.
 
-    It may also have an attribute `is_shrinking`: True after a `shrink` that had to stop at its deadline. Then it is asked
-    again in the next slice. Without one, a thing that gave something back and returned at its deadline is asked again.
+    It may also have an attribute `is_shrinking`: True after a `shrink` that had to stop at its deadline, so that it is
+    asked again in the next slice. Without one, a thing that gave something back and returned at its deadline is.
     """
 
     def shrink(self, level: Level, deadline: float, /) -> int:

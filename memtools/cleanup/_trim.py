@@ -7,7 +7,6 @@ Leaves to others: who is registered (`_register`), in which order (`_order`), wh
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from memtools.cleanup._order import in_order, size_of
 from memtools.cleanup._past import Past
@@ -36,8 +35,8 @@ class TrimRegistered:
         ConfigError: for a slice that is not a number of seconds.
     """
 
-    name: Final = "trim"
-    least: Final = Level.WARNING
+    name: str = "trim"
+    least: Level = Level.WARNING
 
     __slots__ = ("_asked", "_clock", "_failures", "_overruns", "_seldom", "_slice_s")
 

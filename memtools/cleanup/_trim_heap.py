@@ -6,7 +6,6 @@ Leaves to others: how it is done (`memtools.readings`).
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from memtools.readings import Level, resident_bytes, trim_heap
 
@@ -26,8 +25,8 @@ class TrimHeap:
         trim: hands the pages back and returns whether there was a way to do it.
     """
 
-    name: Final = "trim heap"
-    least: Final = Level.CRITICAL
+    name: str = "trim heap"
+    least: Level = Level.CRITICAL
 
     __slots__ = ("_clock", "_last_s", "_not_before", "_read", "_trim")
 
