@@ -1,13 +1,15 @@
 """Remember what ended owners used, by name and place, in bounded space.
 
-Covers: one account per (kind, name) below its parent's account, with sums and maxima. Leaves to others: open owners
-(`_book`), how it is shown (`memtools.reports`).
+Covers: one account per (kind, name) below its parent's account, with sums and maxima; what of theirs is still alive,
+where the meter knows it, now and after so many calls. Leaves to others: open owners (`_book`, `_open_holdings`), how it
+is shown (`memtools.reports`).
 
 Names may come from requests, so there is a bound on names below one account, on the length of a name, and on accounts
 in all; what comes later is added up under `<other>`. A function that calls itself has one account, not one per depth.
 """
 
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Final, Protocol
 
 from memtools.records import record
 
@@ -15,6 +17,16 @@ MAX_NAMES: Final = 256
 MAX_ACCOUNTS: Final = 4096
 MAX_NAME_LENGTH: Final = 200
 OTHER: Final = "<other>"
+FIRST_MARK: Final = 16  # calls: what the first ones leave are caches and imports
+MARKS: Final = 4  # the last ones suffice to see whether it goes on
+
+
+class Holdings(Protocol):
+    """What the owners of one account hold, those that have ended included, as far as a meter knows."""
+
+    def live_bytes(self) -> int | None:
+        """Return the bytes of the live blocks that they have made; None where that cannot be known."""
+        ...
 
 
 @record
@@ -36,6 +48,11 @@ class Entry:
         note: why, for the first that was not.
         meter: the meter of the last one.
         children: accounts below, in order of arrival.
+        live_bytes: what all of them, ended and open, and those below have made that is alive now; None where the meter
+            does not know.
+        left_bytes: the part of it that is left of those that have ended.
+        left_after: pairs of a number of calls and the bytes that so many had left when the last of them ended: the last
+            four that were a power of two.
     """
 
     name: str
@@ -52,14 +69,17 @@ class Entry:
     note: str
     meter: str
     children: "tuple[Entry, ...]"
+    live_bytes: int | None = None
+    left_bytes: int | None = None
+    left_after: tuple[tuple[int, int], ...] = ()
 
 
 class Account:
     """The running sums behind an `Entry`. The caller holds the ledger's lock."""
 
     __slots__ = (
-        "_count", "active", "children", "duration_s", "ended", "entered", "failed", "kind", "meter", "name", "note",
-        "parent", "peak", "peak_sum", "retained", "steps",
+        "_count", "active", "children", "duration_s", "ended", "entered", "failed", "holdings", "kind", "marks",
+        "meter", "name", "note", "parent", "peak", "peak_sum", "retained", "stands_alone", "steps",
     )  # fmt: skip
 
     def __init__(self, name: str, kind: str, parent: "Account | None" = None) -> None:
@@ -78,6 +98,10 @@ class Account:
         self.duration_s: float = 0.0
         self.note: str = ""
         self.meter: str = ""
+        # Set by a meter that knows. Owners that leave out those below do not hold their bytes either.
+        self.holdings: Holdings | None = None
+        self.stands_alone: bool = False
+        self.marks: tuple[tuple[int, int], ...] = ()
         self._count: list[int] = parent._count if parent is not None else [0]  # shared by the whole tree
 
     def below(self, kind: str, name: str) -> "Account":
@@ -102,11 +126,50 @@ class Account:
             above = above.parent
         return self.children.get((kind, name))
 
-    def entry(self, open_figures: "dict[int, list[tuple[float, float, str]]]") -> Entry:
+    @property
+    def live_bytes(self) -> int | None:
+        """What its owners, ended and open, and those below hold now; None where no meter knows."""
+        own = self._own_bytes
+        if self.stands_alone:
+            return own
+        below = (account._own_bytes for account in self._all_below())
+        known = [own_bytes for own_bytes in (own, *below) if own_bytes is not None]
+        return sum(known) if known else None
+
+    @property
+    def is_at_a_mark(self) -> bool:
+        """Whether it is time to remember what its owners have left."""
+        return self.ended >= FIRST_MARK and not self.ended & (self.ended - 1) and self.holdings is not None
+
+    def mark(self, held_by_open: Mapping[int, int]) -> None:
+        """Remember what its ended owners have left up to now."""
+        left = self._left_bytes(held_by_open)
+        if left is not None and (self.ended, left) not in self.marks[-1:]:
+            self.marks = (*self.marks, (self.ended, left))[-MARKS:]
+
+    def _left_bytes(self, held_by_open: Mapping[int, int]) -> int | None:
+        live = self.live_bytes
+        return None if live is None else live - held_by_open.get(id(self), 0)
+
+    @property
+    def _own_bytes(self) -> int | None:
+        return self.holdings.live_bytes() if self.holdings is not None else None
+
+    def _all_below(self) -> "Iterator[Account]":
+        waiting = list(self.children.values())
+        while waiting:
+            account = waiting.pop()
+            yield account
+            waiting.extend(account.children.values())
+
+    def entry(
+        self, open_figures: "dict[int, list[tuple[float, float, str]]]", held_by_open: Mapping[int, int]
+    ) -> Entry:
         """Return the sums as a tree of records.
 
         Args:
             open_figures: live bytes, peak bytes and note of the open owners, by the id of their account.
+            held_by_open: what open owners hold of an account's live bytes, by its id.
         """
         still_open = open_figures.get(id(self), ())
         notes = [self.note, *(note for _, _, note in still_open)]
@@ -125,5 +188,8 @@ class Account:
             exact=not note,
             note=note,
             meter=self.meter,
-            children=tuple(child.entry(open_figures) for child in self.children.values()),
+            children=tuple(child.entry(open_figures, held_by_open) for child in self.children.values()),
+            live_bytes=self.live_bytes,
+            left_bytes=self._left_bytes(held_by_open),
+            left_after=self.marks,
         )

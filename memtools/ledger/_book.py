@@ -19,6 +19,7 @@ from memtools.ledger._accounts import MAX_NAME_LENGTH, Account, Entry
 from memtools.ledger._budget import Budget
 from memtools.ledger._current import active, active_owner, per_thread
 from memtools.ledger._meters import Meter, choose_meter, made_meters
+from memtools.ledger._open_holdings import held_by_open
 from memtools.ledger._owner import Kind, Owner
 from memtools.ledger._resident import resident_or_zero
 from memtools.ledger._usage import Usage
@@ -147,6 +148,8 @@ def end_owner(owner: Owner, *, failed: bool = False, back: Owner | None = None) 
         if owner.parent is not None and usage.peak_bytes:
             _note_child(owner.parent, usage)
         _open.pop(id(owner), None)
+        if owner.account.is_at_a_mark:
+            owner.account.mark(held_by_open(_open.values()))
     owner.meter.release()
 
     if is_heard():
@@ -192,8 +195,9 @@ def statistics() -> LedgerStatistics:
         for owner in _open.values():
             live, peak = owner.meter.look(owner)
             figures.setdefault(id(owner.account), []).append((live, peak, owner.note))
+        held = held_by_open(_open.values())
         return LedgerStatistics(
-            accounts=tuple(child.entry(figures) for child in _root.children.values()),
+            accounts=tuple(child.entry(figures, held) for child in _root.children.values()),
             open_owners=len(_open),
             unattributed_bytes={meter.name: meter.unattributed_bytes for meter in made_meters()},
         )
@@ -210,6 +214,7 @@ def forget_accounts() -> None:
             owner.account = above.below(owner.kind, owner.name)
             owner.account.active += owner.is_counted
             owner.account.entered += owner.is_counted
+            owner.meter.join(owner)
 
 
 def _presentable(name: str) -> str:

@@ -68,7 +68,11 @@ class Meter(Protocol):
         ...
 
     def left_alive(self, owner: Owner, /) -> int | None:
-        """Return what an ended owner still holds, or None where that cannot be known."""
+        """Return what an owner, ended or not, still holds, or None where that cannot be known."""
+        ...
+
+    def join(self, owner: Owner, /) -> None:
+        """Count what the owner holds, now and after its end, in its account and in no other, where that is known."""
         ...
 
     def after_fork(self, slot: Slot, /) -> None:

@@ -92,6 +92,7 @@ class NativeMeter:
         if owner.adrift:
             tally.widen()
             return
+        self.join(owner)
         if tally.is_shared:
             owner.note = _SHARED
         if owner.budget is not None and owner.budget.on_exceed == "raise" and owner.ceiling != inf:
@@ -137,8 +138,20 @@ class NativeMeter:
         return live, peak
 
     def left_alive(self, owner: Owner, /) -> int | None:
-        """Return the bytes of an ended owner's blocks, and of those below it, that still live."""
-        return None if owner.adrift else _tally(owner).figures()[0]
+        """Return the bytes of an owner's blocks, and of those below it, that still live."""
+        if owner.adrift or owner.watch is None:
+            return None  # or another thread is just about to open it
+        return _tally(owner).figures()[0]
+
+    def join(self, owner: Owner, /) -> None:
+        """Count what the owner holds, now and after its end, in its account and in no other."""
+        if owner.watch is None:
+            return  # another thread is just about to open it
+        account = owner.account
+        if account.holdings is None:
+            account.holdings = _native.Account()
+        account.stands_alone = not owner.include_children
+        _tally(owner).join(account.holdings)  # type: ignore[arg-type]  # checked in C; a cast costs
 
     def after_fork(self, _slot: Slot, /) -> None:
         """Make the lock anew: it may have been held by a thread that is no more."""

@@ -85,6 +85,9 @@ class ResidentMeter:
     def left_alive(self, _owner: Owner, /) -> None:
         """Know nothing: nobody remembers whose a block is."""
 
+    def join(self, _owner: Owner, /) -> None:
+        """Do nothing: what becomes of a block after its owner's end is not known."""
+
     def after_fork(self, _slot: Slot, /) -> None:
         """Make the lock anew: it may have been held by a thread that is no more."""
         self._lock = threading.RLock()

@@ -233,6 +233,9 @@ class TracedMeter:
     def left_alive(self, _owner: Owner, /) -> None:
         """Know nothing: nobody remembers whose a block is."""
 
+    def join(self, _owner: Owner, /) -> None:
+        """Do nothing: what becomes of a block after its owner's end is not known."""
+
     def after_fork(self, slot: Slot, /) -> None:
         """Make the lock anew and forget the threads that are no more."""
         self._lock = threading.RLock()
