@@ -8,13 +8,14 @@ Leaves to others: keeping to the bounds (`_window`, `_weighed`), telling of what
 import sys
 from collections.abc import Iterable
 from copy import deepcopy
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, Self, TypeVar, cast
 
 from memtools.cleanup import register, unregister
 from memtools.readings import Level
 from memtools.records import record
 from memtools.structures._list_bounds import ListBounds, OnEvict, Sizeof, parse_bounds
+from memtools.structures._strokes import Strokes
 from memtools.structures._weighed import weighed
 from memtools.structures._window import OWN_SLOTS, Window
 
@@ -23,7 +24,7 @@ _State = tuple[dict[str, Any] | None, dict[str, Any]]  # what `object.__getstate
 
 # By level: lists longer than the first are shortened, and the second stays. The guide: beyond 500, down to 250.
 _SHRINK_ABOVE = {Level.WARNING: (500, 250), Level.CRITICAL: (100, 50)}
-_SLICES = 32  # a long list is shortened in so many strokes at most, as each moves what is left
+_WEIGHED = 1000  # items of one stroke, at most: to weigh an item takes longer than to let it go
 
 
 @record
@@ -140,37 +141,68 @@ class BoundedList(Window[T]):
         self._fit()
         return self._evicted - before
 
+    @property
+    def is_shrinking(self) -> bool:
+        """Whether the last `shrink` had to stop at its deadline; the next one goes on where it stopped."""
+        return self._strokes is not None
+
     def shrink(self, level: Level, deadline: float) -> int:
         """Let the oldest items go because memory is short.
 
         Beyond 500 items, half go at `WARNING`, and 250 stay; beyond 100, all but 50 go at `CRITICAL`. They are counted
-        as evicted and told to `on_evict`.
+        as evicted and told to `on_evict`. Where the deadline comes first, `is_shrinking` is True.
 
         Args:
             level: how short memory is.
-            deadline: when to stop, in seconds of `time.monotonic()`; looked at between strokes of 1,000 items or more.
+            deadline: when to return, in seconds of `time.monotonic()`. Items go in strokes, one at least; no other is
+                begun that would not be done in time, as long as items take no longer to go than those before them.
 
         Returns:
-            The shallow size of what went and of the places it took, in bytes: the most that can have been freed.
+            The shallow size of what went and of the places it took, in bytes: the most that can have been freed. Of a
+            stroke of more than 1,000 items, one in so many is weighed.
         """
-        start, floor = _SHRINK_ABOVE.get(level, (sys.maxsize, 0))
-        length = len(self)
-        if length <= start:
+        strokes = self._strokes_to(level)
+        if strokes is None:
             return 0
 
-        goal = max(floor, length // 2) if level == Level.WARNING else floor
-        stroke = max(1000, (length - goal) // _SLICES)
+        whole_s = left_s = deadline - monotonic()
         given_back = 0
-        # Strokes are counted, not `len` awaited: a hook may put items back.
-        for left in range(length - goal, 0, -stroke):
-            if monotonic() >= deadline:
+        # Counted down, not `len` awaited: a hook may put items back.
+        todo = len(self) - strokes.goal
+        while todo > 0 and left_s > 0:
+            length = len(self)
+            began = self._spent()
+            count = min(strokes.size, todo, length)
+            given_back += self._give_back(count)
+            todo -= count
+            strokes.took(self._spent() - began, length, whole_s)
+            left_s = deadline - monotonic()
+            if not strokes.has_time(left_s):
                 break
-            given_back += self._give_back(min(stroke, left, len(self)))
+        self._strokes = strokes if todo > 0 else None
         return given_back
+
+    def _spent(self) -> float:
+        # What a stroke takes by itself: on a busy machine, most of the wall time is that of others. A hook may wait.
+        return thread_time() if self._eviction is None else monotonic()
+
+    def _strokes_to(self, level: Level) -> Strokes | None:
+        start, floor = _SHRINK_ABOVE.get(level, (sys.maxsize, 0))
+        length = len(self)
+        strokes, self._strokes = self._strokes, None
+        if length <= start:
+            return None
+
+        goal = max(floor, length // 2) if level == Level.WARNING else floor
+        if strokes is None or length <= strokes.goal:
+            return Strokes(goal, length)
+        # Half of what was there when it began, not of what is left; more where the list has grown since.
+        strokes.goal = max(strokes.goal, goal) if level == Level.WARNING else goal
+        return strokes
 
     def _give_back(self, count: int) -> int:
         before = sys.getsizeof(self)
-        items_bytes = sum(map(sys.getsizeof, self[:count]))
+        items_bytes = _weigh(self[: count : count // _WEIGHED + 1], count)
         self._drop(slice(None, count), count)
         return items_bytes + before - sys.getsizeof(self)
 
@@ -213,6 +245,11 @@ class BoundedList(Window[T]):
             register(self)
         else:
             unregister(self)
+
+
+def _weigh(sample: list[Any], count: int) -> int:
+    """Return the shallow size of `count` items, of which `sample` are some."""
+    return sum(map(sys.getsizeof, sample)) * count // len(sample)
 
 
 def _plain(kind: type[Any]) -> type[Any]:

@@ -17,6 +17,7 @@ from memtools.structures._eviction import Eviction
 from memtools.structures._list_bounds import ListBounds
 from memtools.structures._pure_window import PureWindow
 from memtools.structures._seat import pick_seat
+from memtools.structures._strokes import Strokes
 
 if TYPE_CHECKING:
     Seat = PureWindow
@@ -40,11 +41,13 @@ class Window(Seat[T]):
         "_most",
         "_sizes",
         "_stale",
+        "_strokes",
     )
 
     _bounds: ListBounds
     _stale: slice
     _eviction: Eviction | None
+    _strokes: Strokes | None  # what is left of a `shrink` that ran out of time
     # Of a list bounded by bytes; see `_weighed`.
     _sizes: list[int]
     _bytes: int
@@ -62,6 +65,7 @@ class Window(Seat[T]):
     def _bind(self, bounds: ListBounds) -> None:
         """Take `bounds`; the items are not looked at."""
         self._bounds = bounds
+        self._strokes = None
         self._limit = sys.maxsize if bounds.maxlen is None else bounds.maxlen
         self._keep = self._limit if bounds.keep is None else bounds.keep
         self._is_exact = self._keep == self._limit > 0 and bounds.on_evict is None

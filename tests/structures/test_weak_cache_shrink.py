@@ -1,5 +1,6 @@
 """WeakCache when memory runs short."""
 
+import sys
 import time
 
 from memtools.readings import Level
@@ -115,3 +116,75 @@ def test_a_cache_without_a_strong_tier_has_nothing_to_give():
 
     assert cache.shrink(Level.CRITICAL, NEVER) == 0
     assert cache["key"] is value
+
+
+def test_a_large_tier_goes_on_where_it_stopped(monkeypatch):
+    cache = WeakCache(strong=2000, sizeof=lambda value: 1)
+    for number in range(2000):
+        cache[number] = number
+    now = iter([0.0, 0.0, 0.4, 1.2])
+    monkeypatch.setattr("memtools.structures.caches._shrink.time.monotonic", lambda: next(now))
+    cache.shrink(Level.CRITICAL, 1.0)
+    monkeypatch.undo()
+    assert cache.is_shrinking
+
+    freed_bytes = cache.shrink(Level.CRITICAL, NEVER)
+
+    assert freed_bytes == 2000 - 2 * 256
+    assert len(cache) == 0
+    assert not cache.is_shrinking
+
+
+def test_a_tier_of_more_keys_than_are_listed_at_once_goes_whole_and_oldest_first(monkeypatch):
+    monkeypatch.setattr("memtools.structures.caches._shrink._LISTED", 300)
+    gone = []
+    cache = WeakCache(strong=2000, on_evict=lambda key, value: gone.append(key))
+    for number in range(2000):
+        cache[number] = number
+
+    cache.shrink(Level.CRITICAL, NEVER)
+
+    assert gone == list(range(2000))
+    assert len(cache) == 0
+
+
+def test_what_a_hook_puts_back_cannot_keep_the_ladder_busy():
+    cache = WeakCache(strong=1000, on_evict=lambda key, value: cache.__setitem__(key, value))
+    for number in range(1000):
+        cache[number] = number
+
+    cache.shrink(Level.CRITICAL, NEVER)
+
+    assert len(cache) > 0
+    assert not cache.is_shrinking
+
+
+def test_values_that_die_by_shrinking_leave_no_work_for_the_next_caller():
+    cache = WeakCache(strong=10_000)
+    for number in range(10_000):
+        cache[number] = Value()
+
+    cache.shrink(Level.CRITICAL, NEVER)
+
+    assert len(cache._dead) <= 512
+
+
+def test_the_dead_are_buried_in_portions(monkeypatch):
+    values = [Value() for _ in range(2000)]
+    cache = WeakCache(strong=0)
+    cache.update(enumerate(values))
+    values.clear()
+    now = iter([0.0, 0.5, 1.0])
+    monkeypatch.setattr("memtools.structures.caches._shrink.time.monotonic", lambda: next(now))
+
+    cache.shrink(Level.NORMAL, 1.0)
+    monkeypatch.undo()
+
+    assert len(cache._dead) == 2000 - 2 * 256
+
+
+def test_the_tables_of_a_cache_count_as_its_size():
+    small, large = WeakCache(), WeakCache(strong=10_000)
+    large.update((number, number) for number in range(10_000))
+
+    assert sys.getsizeof(large) > sys.getsizeof(small) + 10_000 * 8

@@ -51,6 +51,7 @@ class CacheStore(Generic[K, V]):
         "_hook",
         "_hot",
         "_index",
+        "_is_shrinking",
         "_lock",
         "_misses",
         "_pending",
@@ -73,6 +74,7 @@ class CacheStore(Generic[K, V]):
         self._expirations = 0
         self._dead: deque[WeakEntry[K, V]] = deque()
         self._bury = self._dead.append
+        self._is_shrinking = False  # whether there was too little time to let all go that was to go
         self._has_held = False  # whether there was ever a value that cannot be weakly referenced
         self._shows_hot = settings.ttl_s is None and not HITS_NEED_LOCK
         self._reset()
@@ -277,9 +279,12 @@ class CacheStore(Generic[K, V]):
             if isinstance(self._index.get(key), HeldEntry):
                 self._index.pop(key, None)
 
-    def _bury_dead(self) -> None:
+    def _bury_dead(self, at_most: int = sys.maxsize) -> int:
+        """Remove the entries of dead values; return how many were looked at."""
         dead, index = self._dead, self._index
-        while dead:
+        buried = 0
+        while dead and buried < at_most:
+            buried += 1
             try:
                 entry = dead.popleft()
                 # Two steps without a call in between: a finaliser that sets the key anew cannot slip in.
@@ -287,6 +292,7 @@ class CacheStore(Generic[K, V]):
                     del index[entry.key]
             except (IndexError, KeyError):  # a finaliser was here first, or the entry was removed before it died
                 continue
+        return buried
 
     def _sweep(self, now: float, gone: list[dict[K, V]]) -> None:
         """Leave only what is alive and valid."""
