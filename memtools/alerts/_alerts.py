@@ -1,0 +1,280 @@
+"""Tell people, and act, when memory is short: the part that services start and stop.
+
+Covers: the configuration, the beginning and the end, forks.
+Leaves to others: what happens in between (`_session`).
+"""
+
+import asyncio
+import atexit
+import os
+import random
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from memtools.alerts._actions import Actions
+from memtools.alerts._board import Board
+from memtools.alerts._channel import Channel
+from memtools.alerts._complaints import Complaints
+from memtools.alerts._deadline import Deadline
+from memtools.alerts._listed import listed
+from memtools.alerts._outbox import Outbox, Patience
+from memtools.alerts._postman import Postman
+from memtools.alerts._rules import AlertRule
+from memtools.alerts._session import Session
+from memtools.alerts._statistics import AlertStatistics
+from memtools.alerts._wiring import Cleaner, channels_for, parse_cleaner
+from memtools.alerts._wording import plain
+from memtools.errors import ConfigError
+from memtools.events import Event, Subscription, subscribe
+from memtools.units import parse_count, parse_seconds
+
+_POLL_S = 0.01  # how often the end of the threads is looked for in an event loop
+
+
+class Alerts:
+    """Hears what memtools finds out, and tells people and acts by a table of rules.
+
+    Works between its start and its end: `with`, `async with`, or `start()` and `stop()`.
+
+    Args:
+        rules: the table.
+        channels: name to channel; `"log"` is always there, apprise URLs need none.
+        monitor: what `immediate_cleanup` cleans up: a `MemoryMonitor` or a callable.
+        service: what to call this service in messages; the name of the program by default.
+        cooldown: how long a receiver is spared what is no news, in seconds.
+        timeout: how long one delivery may take, in seconds.
+        action_timeout: how long an action may take, in seconds.
+        queue_size: how many messages wait for a channel that does not answer; of more, the oldest go.
+        retry_first: the pause after a failure, in seconds; it doubles with each, with jitter.
+        retry_most: the longest pause, in seconds; a longer `Retry-After` is honoured, up to an hour.
+        give_up_after: the age at which an undelivered message is given up, in seconds.
+        drain: how long the end waits for what is not delivered yet, in seconds.
+
+    Raises:
+        ConfigError: for values that make no sense.
+
+    Threads: one delivers; one runs actions, if any rule has one. Facts are judged in the thread where they happen, in
+    some microseconds, which never waits.
+    Forks: a child starts with nothing open and nothing queued, and threads of its own when it has something to tell.
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[AlertRule],
+        *,
+        channels: Mapping[str, Channel] | None = None,
+        monitor: Cleaner | Callable[[], Any] | None = None,  # Any: what it returns is not looked at
+        service: str | None = None,
+        cooldown: float = 900.0,
+        timeout: float = 10.0,
+        action_timeout: float = 30.0,
+        queue_size: int = 100,
+        retry_first: float = 1.0,
+        retry_most: float = 60.0,
+        give_up_after: float = 3600.0,
+        drain: float = 5.0,
+    ) -> None:
+        self._rules = _rules(rules)
+        self._channels = channels_for(self._rules, channels or {})
+        self._clean_up = parse_cleaner(monitor, self._rules)
+        self._service = _service(service)
+        self._cooldown_s = parse_seconds(cooldown, name="cooldown")
+        self._timeout_s = _positive(timeout, name="timeout")
+        self._action_timeout_s = _positive(action_timeout, name="action_timeout")
+        self._queue_size = parse_count(queue_size, name="queue_size")
+        self._patience = Patience(
+            parse_seconds(retry_first, name="retry_first"),
+            parse_seconds(retry_most, name="retry_most"),
+            parse_seconds(give_up_after, name="give_up_after"),
+        )
+        self._drain_s = parse_seconds(drain, name="drain")
+        self._subscription: Subscription | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._sessions: dict[int, Session] = {}  # of this process and of those it was forked from
+
+    @property
+    def is_running(self) -> bool:
+        """Whether facts are heard now."""
+        return self._subscription is not None
+
+    def start(self) -> None:
+        """Open the channels, start the threads and listen; nothing happens when that has been done.
+
+        Raises:
+            MissingExtraError: when a rule names an apprise URL and apprise is not installed.
+            ConfigError: when apprise cannot read it.
+            OSError: when a file of certificates cannot be read.
+        """
+        if self._subscription is not None:
+            return
+        self._open_channels()
+        self._pid = os.getpid()
+        self._loop = _running_loop()
+        session = self._make_session()
+        self._sessions = {self._pid: session}
+        session.start(acting=any(rule.runs for rule in self._rules))
+        atexit.register(self._end_at_exit)
+        self._subscription = subscribe(self._hear)
+
+    def stop(self, *, drain: float | None = None) -> None:
+        """Listen no more, deliver what waits for at most `drain` seconds, end the threads; says what was left.
+
+        Raises:
+            ConfigError: if `drain` is no number of seconds.
+        """
+        deadline = Deadline(self._drain_s if drain is None else parse_seconds(drain, name="drain"))
+        session = self._listen_no_more()
+        if session is None:
+            return
+        session.ask_to_end(deadline)
+        session.end(deadline)
+        self._close_channels()
+
+    def statistics(self) -> AlertStatistics:
+        """Return how alerts fared since the start, in this process; after the end, until the end."""
+        return self._session().statistics()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        deadline = Deadline(self._drain_s)
+        session = self._listen_no_more()
+        if session is None:
+            return
+        session.ask_to_end(deadline)
+        try:
+            # The loop goes on meanwhile: actions may be coroutines on it.
+            while session.is_alive and deadline.left_s:  # noqa: ASYNC110  # what is waited for are threads
+                await asyncio.sleep(_POLL_S)
+        finally:
+            deadline.cut()
+            session.end(deadline)
+            self._close_channels()
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_running else "not running"
+        return f"Alerts({len(self._rules)} rules, {', '.join(target.name for target in self._channels)}; {state})"
+
+    def _hear(self, event: Event) -> None:
+        self._session().hear(event)
+
+    def _session(self) -> Session:
+        pid = os.getpid()
+        session = self._sessions.get(pid)
+        # Made anew in a forked child, at the first fact: its parent's threads are not there, its incidents not its own.
+        return session if session is not None else self._sessions.setdefault(pid, self._make_session())
+
+    def _make_session(self) -> Session:
+        pid = os.getpid()
+        complaints = Complaints()
+        board = Board(
+            self._rules,
+            cooldown_s=self._cooldown_s,
+            source=plain(f"{self._service} on {socket.gethostname()} (process {pid})"),
+            token=os.urandom(5).hex(),
+            wall=time.time,
+        )
+        actions = Actions(
+            self._clean_up,
+            self._loop if pid == self._pid else None,
+            timeout_s=self._action_timeout_s,
+            complaints=complaints,
+        )
+        outbox = Outbox(self._channels, size=self._queue_size, patience=self._patience, jitter=_jitter)
+        hire = partial(
+            Postman,
+            self._channels,
+            outbox,
+            size=self._queue_size,
+            timeout_s=self._timeout_s,
+            complaints=complaints,
+        )
+        return Session(board, actions, lambda beat: hire(beat=beat))
+
+    def _listen_no_more(self) -> Session | None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is None:
+            return None
+        subscription.close()
+        atexit.unregister(self._end_at_exit)
+        return self._session()
+
+    def _open_channels(self) -> None:
+        opened: list[Channel] = []
+        try:
+            for channel in dict.fromkeys(self._channels.values()):
+                channel.open()
+                opened.append(channel)
+        except BaseException:
+            _close(opened)
+            raise
+
+    def _close_channels(self) -> None:
+        _close(dict.fromkeys(self._channels.values()))
+
+    def _end_at_exit(self) -> None:
+        # The last chance to tell: what brought the program down may be waiting here.
+        warnings.warn(f"{self!r} was never stopped", ResourceWarning, stacklevel=2)
+        self.stop()
+
+
+def _close(channels: Iterable[Channel]) -> None:
+    for channel in channels:
+        try:
+            channel.close()
+        except Exception as error:
+            Complaints().say("close", "A channel of alerts could not be closed: %s", type(error).__name__)
+
+
+def _rules(value: object) -> tuple[AlertRule, ...]:
+    given = listed(value)
+    rules = tuple(rule for rule in given if isinstance(rule, AlertRule))
+    if not rules or len(rules) < len(given):
+        raise ConfigError("rules", value, "AlertRules, one at least")
+    return rules
+
+
+def _service(value: object) -> str:
+    if value is None:
+        return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError("service", value, "the name of the service, as text")
+    return value
+
+
+def _positive(value: object, *, name: str) -> float:
+    seconds = parse_seconds(value, name=name)
+    if not seconds:
+        raise ConfigError(name, value, "seconds as a number above 0")
+    return seconds
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _jitter() -> float:
+    return random.uniform(0.8, 1.2)
