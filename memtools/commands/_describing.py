@@ -14,6 +14,7 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Final, cast
 
+from memtools.commands._metering import meter_of_a_run
 from memtools.commands._versions import installed_version, memtools_version
 from memtools.errors import ConfigError
 from memtools.ledger import choose_meter, native_reason
@@ -79,7 +80,7 @@ def _meters() -> dict[str, object]:
     facts["default"] = choose_meter().name
     facts["native"] = native_reason() or "built, and its hooks hold what they promise"
     facts["chosen by"] = "MEMTOOLS_METER" if os.environ.get("MEMTOOLS_METER") else "default"
-    facts["of memtools run"] = os.environ.get("MEMTOOLS_METER") or "traced"
+    facts["of memtools run"] = meter_of_a_run().name
     return facts
 
 

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from memtools.commands._describing import describe
+from memtools.commands._metering import meter_of_a_run
 from memtools.commands._run import Run, run
 from memtools.commands._versions import memtools_version
 from memtools.errors import ConfigError
-from memtools.ledger import Meter, choose_meter
+from memtools.ledger import Meter
 
 _RUN_HELP: Final = "run any program unchanged and report on stderr who used how much memory"
+_METER_HELP: Final = "who counts: native (the default where it can be had), traced or resident"
 _INFO_HELP: Final = "say what a bug report needs: versions, meters, the effective limit, the allocator"
 
 _WITH_A_VALUE: Final = frozenset({"--json", "--html", "--meter"})
@@ -52,7 +54,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     running.add_argument("--json", metavar="FILE", help="write the whole report there, too")
     running.add_argument("--html", metavar="FILE", help="write the report there as a page, too")
-    running.add_argument("--meter", metavar="NAME", help="who counts: traced (the default) or resident")
+    running.add_argument("--meter", metavar="NAME", help=_METER_HELP)
     running.epilog = "SCRIPT is a file, a folder or a zip file, as for python. What follows it belongs to the program."
 
     describing = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
@@ -91,8 +93,7 @@ def _planned(parser: argparse.ArgumentParser, wishes: argparse.Namespace, words:
 
 def _chosen_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
     try:
-        # A figure per task is what one runs this for: traced, unless somebody says otherwise.
-        return choose_meter(name or os.environ.get("MEMTOOLS_METER") or "traced")
+        return meter_of_a_run(name)
     except ConfigError as error:
         parser.error(f"run: {error}")
 

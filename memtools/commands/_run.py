@@ -17,7 +17,7 @@ from typing import Final, TextIO
 from memtools.commands._ends import end_with
 from memtools.commands._program import execute, refuse_unreadable
 from memtools.commands._telling import tell
-from memtools.ledger import Meter, end_owner, open_owner
+from memtools.ledger import Meter, choose_meter, end_owner, open_owner
 from memtools.ledger._everywhere import Everywhere, follow_everywhere
 from memtools.readings import ProcessMemory, read_process
 from memtools.records import record
@@ -60,8 +60,10 @@ class _Watch:
         self._stream = stream
         self._process = os.getpid()
         self.failed = False
-        # Scopes and decorators of the program that name no meter shall use ours; its children inherit it.
-        os.environ[_METER_VARIABLE] = wish.meter.name
+        # Scopes and decorators of the program that name no meter shall use ours; its children inherit it. Only where it
+        # is not theirs anyway: a child may be another Python, for which there is no native meter.
+        if choose_meter() is not wish.meter:
+            os.environ[_METER_VARIABLE] = wish.meter.name
         wish.meter.hold()
         self._everywhere: Everywhere = follow_everywhere(wish.meter)
         self._since: ProcessMemory = read_process()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from memtools.reports._rows import Row, notes_of
 from memtools.reports._visible import visible
-from memtools.reports._words import LEGEND, marked, mib, process_lines, seconds, share
+from memtools.reports._words import leftover_line, legend, marked, mib, process_lines, seconds, share
 
 if TYPE_CHECKING:
     from memtools.reports._report import Report
@@ -21,25 +21,30 @@ _LEFT: Final = f"text-align:left;padding:.15em .8em .15em 0;white-space:pre;{_ED
 _RIGHT: Final = f"text-align:right;padding:.15em .8em .15em 0;white-space:nowrap;{_EDGE}"
 _ABOVE: Final = ";padding-top:1.4em"  # air between the sections
 _BAR: Final = "height:.7em;border-radius:2px;background:#5b8def"
-_HEADINGS: Final = ("calls", "open", "failed", "peak MiB", "retained MiB", "time")
+_HEADINGS: Final = ("calls", "open", "failed", "peak MiB", "retained MiB", "still alive MiB", "time")
+_STILL_ALIVE: Final = 5
+_ALL: Final = len(_HEADINGS) + 2  # columns, with the name and the bar
 
 
 def html_table(report: "Report") -> str:
     """Return `report` as a table that can stand in any page."""
     parts = [f'<table style="{_TABLE}">', f'<caption style="text-align:left">{_text(_caption(report))}</caption>']
+    every = [row for _, rows in report.sections for _, row in rows]
+    columns = _columns(every)
     for heading, rows in report.sections:
         if rows:
-            parts += _section(heading, rows, report.peak_bytes)
+            parts += _section(heading, rows, report.peak_bytes, columns)
+    parts += _lines(map(leftover_line, report.leftovers), f"font-weight:bold{_ABOVE}")
     parts += _process(report)
-    parts += _notes(report.notes, legend=True)
+    parts += _lines(legend(every, shows_retained=True)) + _lines(_notes(report.notes))
     return "".join([*parts, "</table>"])
 
 
 def html_rows(heading: str, rows: Sequence[Row]) -> str:
     """Return one table of rows with its notes."""
     whole = max((row.peak_bytes for row in rows), default=0)
-    section = _section(heading, [(0, row) for row in rows], whole)
-    return "".join([f'<table style="{_TABLE}">', *section, *_notes(notes_of(rows)), "</table>"])
+    section = _section(heading, [(0, row) for row in rows], whole, _columns(rows))
+    return "".join([f'<table style="{_TABLE}">', *section, *_lines(_notes(notes_of(rows))), "</table>"])
 
 
 def html_page(report: "Report") -> str:
@@ -52,17 +57,23 @@ def html_page(report: "Report") -> str:
     )
 
 
-def _section(heading: str, rows: Iterable[tuple[int, Row]], whole: int) -> list[str]:
+def _columns(rows: Iterable[Row]) -> list[int]:
+    is_known = any(row.live_bytes is not None for row in rows)
+    return [column for column in range(len(_HEADINGS)) if is_known or column != _STILL_ALIVE]
+
+
+def _section(heading: str, rows: Iterable[tuple[int, Row]], whole: int, columns: list[int]) -> list[str]:
     left, right = _LEFT + _ABOVE, _RIGHT + _ABOVE
-    cells = [_cell("th", heading, left), *(_cell("th", text, right) for text in _HEADINGS)]
+    cells = [_cell("th", heading, left), *(_cell("th", _HEADINGS[column], right) for column in columns)]
     lines = [f"<tbody><tr>{''.join(cells)}{_cell('th', 'share of peak', left)}</tr>"]
     for depth, row in rows:
         figures = (
             f"{row.calls:,}", f"{row.active:,}", f"{row.failed:,}",
-            marked(row.peak_bytes, row), marked(row.retained_bytes, row), seconds(row.duration_s),
+            marked(row.peak_bytes, row), marked(row.retained_bytes, row), marked(row.live_bytes, row),
+            seconds(row.duration_s),
         )  # fmt: skip
         indented = f"{_LEFT};padding-left:{min(depth, 12) * 1.2:.1f}em"
-        cells = [_cell("td", row.name, indented), *(_cell("td", text, _RIGHT) for text in figures)]
+        cells = [_cell("td", row.name, indented), *(_cell("td", figures[column], _RIGHT) for column in columns)]
         percent = share(row.peak_bytes, whole) * 100
         drawn = f'<td style="{_LEFT};min-width:10em"><div style="{_BAR};width:{percent:.1f}%"></div></td>'
         lines.append(f"<tr>{''.join(cells)}{drawn}</tr>")
@@ -76,14 +87,16 @@ def _process(report: "Report") -> list[str]:
     return [*lines, "</tbody>"]
 
 
-def _notes(notes: dict[str, int], *, legend: bool = False) -> list[str]:
-    lines = [*LEGEND] if legend else []
-    lines += [f"~ not exact: {note} ({count} row{'s' if count > 1 else ''})" for note, count in notes.items()]
-    return [f'<tbody><tr><td colspan="8">{_text(line)}</td></tr></tbody>' for line in lines]
+def _notes(notes: dict[str, int]) -> list[str]:
+    return [f"~ not exact: {note} ({count} row{'s' if count > 1 else ''})" for note, count in notes.items()]
+
+
+def _lines(lines: Iterable[str], style: str = "") -> list[str]:
+    return [f'<tbody><tr><td colspan="{_ALL}" style="{style}">{_text(line)}</td></tr></tbody>' for line in lines]
 
 
 def _wide(text: str, tag: str) -> str:
-    return f'<{tag} colspan="7" style="{_LEFT}">{_text(text)}</{tag}>'
+    return f'<{tag} colspan="{_ALL - 1}" style="{_LEFT}">{_text(text)}</{tag}>'
 
 
 def _cell(tag: str, text: str, style: str) -> str:

@@ -12,6 +12,7 @@ from memtools.readings import ProcessMemory, read_process
 from memtools.records import record
 from memtools.reports._growth import Growth, measure_growth
 from memtools.reports._html import html_table
+from memtools.reports._leftovers import Leftover, find_leftovers
 from memtools.reports._rows import Row, flat_rows, notes_of, scope_rows
 from memtools.reports._text import text_report
 from memtools.reports._visible import cut, visible
@@ -32,13 +33,15 @@ class Report:
 
     Attributes:
         title: what was looked at.
-        scopes: the tree of scopes, the highest peak first.
-        tasks: one row per task name, the highest peak first.
-        functions: one row per decorated function, the highest peak first.
+        scopes: the tree of scopes.
+        tasks: one row per task name.
+        functions: one row per decorated function.
         process: the process as a whole.
+        leftovers: whose every call leaves something behind, as far as the meter knows; the most first.
 
-    A row's peak is that of the dearest call, its retained bytes and its time are sums. Inexact figures carry a `~`.
-    Names are kept as they were given: to show them yourself, escape them, as `str()` and `_repr_html_()` do.
+    Rows stand in the order of what is still alive of theirs, to a hundredth of a MiB, then of their peaks. A row's peak
+    is that of the dearest call, its retained bytes and its time are sums. Inexact figures carry a `~`. Names are kept
+    as they were given: to show them yourself, escape them, as `str()` and `_repr_html_()` do.
     """
 
     title: str
@@ -46,6 +49,7 @@ class Report:
     tasks: tuple[Row, ...]
     functions: tuple[Row, ...]
     process: Growth
+    leftovers: tuple[Leftover, ...] = ()
 
     @property
     def sections(self) -> tuple[tuple[str, tuple[tuple[int, Row], ...]], ...]:
@@ -88,6 +92,7 @@ class Report:
             "title": self.title,
             "meters": list(self.meters),
             "process": self.process.to_dict(),
+            "leftovers": [leftover.to_dict() for leftover in self.leftovers],
             "scopes": [row.to_dict() for row in self.scopes],
             "tasks": [row.to_dict() for row in self.tasks],
             "functions": [row.to_dict() for row in self.functions],
@@ -136,4 +141,5 @@ def report(
         tasks=flat_rows(known.accounts, "task"),
         functions=flat_rows(known.accounts, "call"),
         process=measure_growth(known, read_process(), since),
+        leftovers=find_leftovers(known.accounts),
     )

@@ -5,9 +5,13 @@ were at work. Leaves to others: what an account holds (`memtools.ledger`), how a
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from memtools.ledger import Entry
 from memtools.records import record
+
+# What the tables show of a size, hundredths of a MiB. Rows that hold the same to the eye go by their peaks.
+_SHOWN: Final = 2**20 / 100
 
 
 @record
@@ -25,6 +29,9 @@ class Row:
         meters: who counted.
         notes: why the figures are not exact; empty when they are.
         children: scopes inside this one; empty for tasks and functions.
+        live_bytes: what of theirs, and of those below, is alive now, whether they have ended or not; None where the
+            meter does not know.
+        left_bytes: the part of it that ended ones have left.
     """
 
     name: str
@@ -37,6 +44,8 @@ class Row:
     meters: tuple[str, ...]
     notes: tuple[str, ...]
     children: "tuple[Row, ...]" = ()
+    live_bytes: int | None = None
+    left_bytes: int | None = None
 
     @property
     def exact(self) -> bool:
@@ -58,6 +67,8 @@ class Row:
             "failed": self.failed,
             "peak_bytes": self.peak_bytes,
             "retained_bytes": self.retained_bytes,
+            "live_bytes": self.live_bytes,
+            "left_bytes": self.left_bytes,
             "duration_s": self.duration_s,
             "exact": self.exact,
             "meters": list(self.meters),
@@ -128,7 +139,14 @@ def _added_up(name: str, entries: list[Entry], children: tuple[Row, ...] = ()) -
         meters=_distinct(entry.meter for entry in entries),
         notes=_distinct(entry.note for entry in entries),
         children=children,
+        live_bytes=_known_sum(entry.live_bytes for entry in entries),
+        left_bytes=_known_sum(entry.left_bytes for entry in entries),
     )
+
+
+def _known_sum(sizes: Iterable[int | None]) -> int | None:
+    known = [size for size in sizes if size is not None]
+    return sum(known) if known else None
 
 
 def _distinct(words: Iterable[str]) -> tuple[str, ...]:
@@ -136,4 +154,4 @@ def _distinct(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def _dearest_first(rows: Iterable[Row]) -> tuple[Row, ...]:
-    return tuple(sorted(rows, key=lambda row: (-row.peak_bytes, row.name)))
+    return tuple(sorted(rows, key=lambda row: (-round((row.live_bytes or 0) / _SHOWN), -row.peak_bytes, row.name)))

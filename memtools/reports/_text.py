@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from memtools.reports._rows import Row, notes_of
 from memtools.reports._visible import cut, visible, width_of
-from memtools.reports._words import LEGEND, bar, marked, mib, process_lines, seconds, share
+from memtools.reports._words import bar, leftover_line, legend, marked, mib, process_lines, seconds, share
 
 if TYPE_CHECKING:
     from memtools.reports._report import Report
 
 _NARROWEST, _WIDEST = 80, 140
 _GAP: Final = "  "
+_MOST_LEFTOVERS: Final = 5
+_HEADINGS: Final = ("calls", "open", "failed", "peak MiB", "retained", "still alive", "time")
 
 
 def text_report(report: "Report", *, width: int | None, ascii_only: bool | None, most: int) -> str:
@@ -27,8 +29,9 @@ def text_report(report: "Report", *, width: int | None, ascii_only: bool | None,
     for heading, rows in report.sections:
         if rows:
             page.table(heading, rows, whole=report.peak_bytes)
+    page.leftovers(report)
     page.process(report)
-    page.legend()
+    page.legend([row for _, rows in report.sections for _, row in rows])
     page.notes(report.notes)
     return page.text()
 
@@ -80,15 +83,15 @@ class _Page:
     def table(self, heading: str, rows: Sequence[tuple[int, Row]], *, whole: int) -> None:
         shown = rows[: self._most]
         figures = [_figures(row) for _, row in shown]
-        headings = ["calls", "open", "failed", "peak MiB", "retained", "time"]
-        # "open" and "failed" take room only where there is something to say.
-        kept = [column for column in range(6) if column not in (1, 2) or any(line[column] != "0" for line in figures)]
-        widths = [max(len(text) for text in (headings[column], *(line[column] for line in figures))) for column in kept]
+        kept = _columns_with_something_to_say([row for _, row in rows], figures)
+        widths = [
+            max(len(text) for text in (_HEADINGS[column], *(line[column] for line in figures))) for column in kept
+        ]
 
         bar_width = max(self._width // 9, 8)
         name_width = self._width - sum(widths) - len(_GAP) * (len(kept) + 1) - bar_width - len(" 100%")
         self._lines.append("")
-        self._row(heading, [headings[column] for column in kept], widths, name_width, "share of peak")
+        self._row(heading, [_HEADINGS[column] for column in kept], widths, name_width, "share of peak")
         for (depth, row), line in zip(shown, figures, strict=True):
             name = _indented(self._plain(visible(row.name)), depth, name_width, self._ellipsis)
             part = share(row.peak_bytes, whole)
@@ -106,9 +109,18 @@ class _Page:
         for label, size, why in lines:
             self.say(f"{label:<{label_width}}{_GAP}{size:>{size_width}}{_GAP}{why}")
 
-    def legend(self) -> None:
+    def leftovers(self, report: "Report") -> None:
+        if not report.leftovers:
+            return
         self._lines.append("")
-        for line in LEGEND:
+        for leftover in report.leftovers[:_MOST_LEFTOVERS]:
+            self.say(leftover_line(leftover))
+        if len(report.leftovers) > _MOST_LEFTOVERS:
+            self.say(f"{self._ellipsis} and {len(report.leftovers) - _MOST_LEFTOVERS:,} more")
+
+    def legend(self, rows: Sequence[Row]) -> None:
+        self._lines.append("")
+        for line in legend(rows, shows_retained=not _all_known(rows)):
             self.say(line)
 
     def notes(self, notes: dict[str, int]) -> None:
@@ -135,6 +147,17 @@ def _indented(name: str, depth: int, width: int, ellipsis: str) -> str:
     return indent + cut(name, width - len(indent), mark=ellipsis)
 
 
+def _columns_with_something_to_say(rows: Sequence[Row], figures: Sequence[Sequence[str]]) -> list[int]:
+    left_out = {column for column in (1, 2) if all(line[column] == "0" for line in figures)}
+    # What is still alive says what one asks of "retained", and there is no room for both.
+    left_out.add(4 if _all_known(rows) else 5)
+    return [column for column in range(len(_HEADINGS)) if column not in left_out]
+
+
+def _all_known(rows: Sequence[Row]) -> bool:
+    return bool(rows) and all(row.live_bytes is not None for row in rows)
+
+
 def _figures(row: Row) -> list[str]:
     return [
         f"{row.calls:,}",
@@ -142,6 +165,7 @@ def _figures(row: Row) -> list[str]:
         f"{row.failed:,}",
         marked(row.peak_bytes, row),
         marked(row.retained_bytes, row),
+        marked(row.live_bytes, row),
         seconds(row.duration_s),
     ]
 

@@ -4,17 +4,36 @@ Covers: sizes in MiB, durations, bars, the sentences about the process. Leaves t
 `_html`).
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from memtools.reports._growth import Growth
+from memtools.reports._leftovers import Leftover
 from memtools.reports._rows import Row
+from memtools.reports._visible import visible
+from memtools.units import format_size
 
-LEGEND: Final = (
-    "peak: the most that one call had alive at once, with all that it called",
-    "retained: what was alive of it when each call ended, added up",
-    "time: from the begin to the end of each call, others in between, added up",
-)
+_PEAK: Final = "peak: the most that one call had alive at once, with all that it called"
+_RETAINED: Final = "retained: what was alive of it when each call ended, added up"
+_ALIVE: Final = "still alive: what of that, and of what open calls hold, is alive now, whoever keeps it"
+_NOT_KNOWN: Final = "still alive: not shown, as only the native meter knows what becomes of a block after the call"
+_TIME: Final = "time: from the begin to the end of each call, others in between, added up"
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+
+
+def legend(rows: Sequence[Row], *, shows_retained: bool) -> list[str]:
+    """Return what the columns mean that are there, and why one is not."""
+    is_known = any(row.live_bytes is not None for row in rows)
+    lines = [_PEAK, _RETAINED] if shows_retained else [_PEAK]
+    return [*lines, _ALIVE if is_known or not rows else _NOT_KNOWN, _TIME]
+
+
+def leftover_line(leftover: Leftover) -> str:
+    """Return who leaves how much behind, in one line; the name is to be made harmless."""
+    return (
+        f"`{visible(leftover.name)}` leaves {format_size(leftover.per_call_bytes)} behind per call; "
+        f"{leftover.calls:,} calls, {format_size(leftover.left_bytes)} still alive"
+    )
 
 
 def mib(size_bytes: float) -> str:
@@ -23,8 +42,10 @@ def mib(size_bytes: float) -> str:
     return "0.00" if text == "-0.00" else text
 
 
-def marked(size_bytes: float, row: Row) -> str:
-    """Return a size in MiB with a `~` in front where the row is not exact."""
+def marked(size_bytes: float | None, row: Row) -> str:
+    """Return a size in MiB with a `~` in front where the row is not exact; `-` where it is not known."""
+    if size_bytes is None:
+        return "-"
     return mib(size_bytes) if row.exact else f"~{mib(size_bytes)}"
 
 
@@ -61,7 +82,7 @@ def process_lines(process: Growth) -> list[tuple[str, str, str]]:
         ("  owned", process.owned_bytes, "by the scopes, tasks and functions above"),
         ("  nobody's", process.nobody_bytes, "allocated in Python while no owner had the turn"),
         ("  the meter's own", process.meter_bytes, "tables of tracemalloc"),
-        ("  other", process.other_bytes, "C libraries, fragments, interpreter: not traced"),
+        ("  unattributed", process.unattributed_bytes, "C libraries, fragments, interpreter: no block of Python's"),
     ]
     lines += [(label, size, why) for label, size, why in optional if size is not None]
     if process.resident_growth_bytes is None:

@@ -21,7 +21,7 @@ def test_growth_is_what_is_owned_nobodys_the_meters_and_other(
 
     assert grown.resident_growth_bytes == grown.resident_bytes
     assert (grown.owned_bytes, grown.nobody_bytes, grown.meter_bytes) == (5 * MIB, 2 * MIB, 0)
-    assert grown.other_bytes == grown.resident_bytes - 7 * MIB
+    assert grown.unattributed_bytes == grown.resident_bytes - 7 * MIB
 
 
 def test_without_a_first_reading_no_growth_is_claimed(
@@ -30,7 +30,7 @@ def test_without_a_first_reading_no_growth_is_claimed(
     taken = report(ledger=ledger(entry("scope", "root", retained=5)))
 
     assert taken.process.resident_growth_bytes is None
-    assert taken.process.other_bytes is None
+    assert taken.process.unattributed_bytes is None
     assert "growth" not in str(taken)
 
 
@@ -40,7 +40,7 @@ def test_resident_figures_explain_nothing_of_the_growth(
     taken = report(since=read_process(), ledger=ledger(entry("scope", "root", meter="resident")))
 
     assert taken.process.owned_bytes is None
-    assert taken.process.other_bytes is None
+    assert taken.process.unattributed_bytes is None
 
 
 def test_the_default_is_the_present_state_of_this_process() -> None:
