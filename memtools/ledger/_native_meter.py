@@ -133,6 +133,8 @@ class NativeMeter:
 
     def look(self, owner: Owner, /) -> tuple[int, int]:
         """Return live and peak bytes up to now."""
+        if owner.watch is None:
+            return 0, 0  # another thread is just about to open it
         live, peak, allocated = _tally(owner).figures()
         owner.allocated = None if owner.adrift else allocated
         return live, peak

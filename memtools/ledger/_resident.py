@@ -93,6 +93,8 @@ class ResidentMeter:
         self._lock = threading.RLock()
 
     def _measure(self, owner: Owner) -> None:
+        if owner.watch is None:
+            return  # another thread is just about to open it
         live = float(resident_or_zero() - owner.resident)
         risen_to = cast("HighWater", owner.watch).risen_to()
         risen = live if risen_to is None else risen_to - owner.resident

@@ -1,0 +1,37 @@
+"""Asking the ledger in one thread while others open and end owners: what a scrape of metrics does."""
+
+import sys
+import threading
+
+import pytest
+
+from memtools.ledger import native_reason, open_owners, statistics, usage_of
+from memtools.scopes import memory_scope
+
+METERS = ["resident", "traced", *([] if native_reason() else ["native"])]
+
+
+@pytest.mark.parametrize("meter", METERS)
+def test_owners_may_be_opened_and_ended_while_another_thread_asks(meter: str) -> None:
+    def work() -> None:
+        for _ in range(500):
+            with memory_scope("work", meter=meter):
+                pass
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        asked = 0
+        while any(thread.is_alive() for thread in threads):
+            assert statistics().open_owners <= 4
+            asked += len([usage_of(owner) for owner in open_owners()])
+    finally:
+        sys.setswitchinterval(before)
+        for thread in threads:
+            thread.join()
+
+    assert asked
+    assert statistics().open_owners == 0
