@@ -3,6 +3,7 @@
 from memtools.decorators import bounded_history, memory_budget, profile_memory
 from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, MissingExtraError, ScopeClosed
 from memtools.events import subscribe
+from memtools.exporters import collect_metrics
 from memtools.ledger import Usage, install
 from memtools.readings import Level, Reading, effective_limit
 from memtools.scopes import memory_scope, task_scope
@@ -20,6 +21,7 @@ __all__ = [
     "Usage",
     "WeakCache",
     "bounded_history",
+    "collect_metrics",
     "effective_limit",
     "install",
     "memory_budget",

@@ -1,0 +1,201 @@
+"""What OpenTelemetry's own SDK makes of our instruments."""
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from memtools import memory_scope
+from memtools.exporters._catalogue import FAMILIES, GROWTH_BOUNDS
+from memtools.exporters.opentelemetry import MemtoolsInstruments
+from memtools.readings import Level
+
+Points = dict[str, list[Any]]  # Any: the SDK's data points
+
+
+@pytest.fixture
+def readers() -> Iterator[list[InMemoryMetricReader]]:
+    """Two readers of a provider that has our instruments."""
+    readers = [InMemoryMetricReader(), InMemoryMetricReader()]
+    provider = MeterProvider(metric_readers=readers, shutdown_on_exit=False)
+    with MemtoolsInstruments(provider, most_names=3):
+        yield readers
+    provider.shutdown()
+
+
+@pytest.fixture
+def collect(readers: list[InMemoryMetricReader]) -> Callable[..., Points]:
+    """Return what a reader is told, by the metric's name."""
+
+    def collect_now(reader: int = 0) -> Points:
+        metrics = readers[reader].get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+        return {metric.name: list(metric.data.data_points) for metric in metrics}
+
+    return collect_now
+
+
+def test_a_scope_is_told_with_kind_and_name(collect) -> None:
+    with memory_scope("import", meter="traced"):
+        kept = bytearray(100_000)
+
+    told = collect()
+
+    (entered,) = told["memtools.scope.entered"]
+    assert (entered.value, dict(entered.attributes)) == (1, {"kind": "scope", "name": "import"})
+    assert told["memtools.scope.peak"][0].value >= len(kept)
+
+
+def test_growth_is_a_histogram_of_bytes_with_our_buckets(collect) -> None:
+    kept = []
+    for size_bytes in (100, 100_000):
+        with memory_scope("import", meter="traced"):
+            kept.append(bytearray(size_bytes))
+
+    (point,) = collect()["memtools.scope.growth"]
+
+    assert point.explicit_bounds == GROWTH_BOUNDS
+    assert point.count == 2
+    assert point.bucket_counts[0] == 1
+    assert point.bucket_counts[4] == 1  # up to 256 KiB
+    assert 100_100 <= point.sum < 110_000
+
+
+def test_units_are_those_of_the_convention(readers) -> None:
+    with memory_scope("import", meter="resident"):
+        pass
+    data = readers[0].get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+
+    units = {metric.name: metric.unit for metric in data}
+
+    assert units["memtools.scope.growth"] == units["memtools.scope.peak"] == "By"
+    assert units["memtools.scope.duration"] == "s"
+    assert units["memtools.scope.entered"] == ""
+
+
+def test_each_round_of_each_reader_tells_the_present(collect) -> None:
+    counts = []
+    for reader in (0, 1, 0, 0, 1):
+        with memory_scope("import", meter="resident"):
+            pass
+        counts.append(collect(reader)["memtools.scope.entered"][0].value)
+
+    assert counts == [1, 2, 3, 4, 5]
+
+
+def test_one_round_looks_once(collect, monkeypatch) -> None:
+    from memtools.exporters import _aggregates
+
+    looks = []
+    monkeypatch.setattr(_aggregates, "monitor_samples", lambda: looks.append(1) or {})
+    collect()
+    collect()
+
+    assert len(looks) == 2
+    assert len(FAMILIES) > 20
+
+
+def test_a_monitor_is_told(collect, monitored) -> None:
+    monitored(main=Level.CRITICAL)
+
+    told = collect()
+
+    assert told["memtools.monitor.level"][0].value == 2
+    assert {point.attributes["to"] for point in told["memtools.monitor.changes"]} == {"normal", "warning", "critical"}
+
+
+def test_names_are_few_here_too(collect) -> None:
+    for number in range(50):
+        with memory_scope(f"tenant {number}", meter="resident"):
+            pass
+
+    told = collect()
+
+    for metric in ("memtools.scope.entered", "memtools.scope.growth"):
+        names = {point.attributes["name"] for point in told[metric]}
+        assert len(names) == 4
+        assert "<other>" in names
+
+
+def test_closed_instruments_report_nothing_new(collect, readers) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
+    instruments = MemtoolsInstruments(provider)
+
+    instruments.close()
+    instruments.close()
+    with memory_scope("import", meter="resident"):
+        pass
+
+    assert reader.get_metrics_data() is None
+    provider.shutdown()
+
+
+def test_a_scope_that_ends_while_the_sdk_records_does_not_hang(collect) -> None:
+    class Culprit:
+        def __init__(self) -> None:
+            self.itself = self  # a circle: only the collector ends it, in whatever line it runs
+
+        def __del__(self) -> None:
+            for _ in range(300):  # enough for a portion: it would be recorded at once
+                with memory_scope("finaliser", meter="resident"):
+                    pass
+
+    done = threading.Event()
+
+    def storm() -> None:
+        for _ in range(20):
+            Culprit()
+            for _ in range(300):
+                with memory_scope("import", meter="resident"):
+                    pass
+            collect()
+        done.set()
+
+    before = gc.get_threshold()
+    gc.set_threshold(7)
+    try:
+        thread = threading.Thread(target=storm, daemon=True)
+        thread.start()
+        thread.join(120)
+    finally:
+        gc.set_threshold(*before)
+
+    assert done.is_set()
+    gc.collect()
+    counts = {point.attributes["name"]: point.count for point in collect()["memtools.scope.growth"]}
+    assert counts == {"import": 6000, "finaliser": 6000}
+
+
+@pytest.mark.parametrize("module", ["prometheus", "opentelemetry"])
+def test_a_missing_library_is_answered_with_the_command_that_installs_it(module: str) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['prometheus_client'] = sys.modules['opentelemetry'] = None\n"
+        "from memtools.errors import MissingExtraError\n"
+        f"try:\n import memtools.exporters.{module}\n"
+        "except MissingExtraError as error:\n print(error)\n"
+    )
+
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    extra = {"prometheus": "prometheus", "opentelemetry": "otel"}[module]
+    assert f"pip install 'memtools[{extra}]'" in said.stdout
+
+
+def test_the_api_alone_is_enough() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['opentelemetry.sdk'] = None\n"
+        "from memtools.exporters.opentelemetry import MemtoolsInstruments\n"
+        "with MemtoolsInstruments():\n print('works')\n"
+    )
+
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert said.stdout == "works\n"

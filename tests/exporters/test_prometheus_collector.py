@@ -1,0 +1,383 @@
+"""What Prometheus is told, as a parser of its text understands it."""
+
+import asyncio
+import gc
+import logging
+import os
+import sys
+import threading
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest, make_asgi_app, start_http_server
+
+from memtools import BoundedList, ConfigError, Level, WeakCache, memory_scope, profile_memory
+from memtools.errors import BudgetExceeded
+from memtools.events import TaskAbandoned, emit, subscribe
+from memtools.exporters.prometheus import MemtoolsCollector
+
+SCOPE = (("kind", "scope"), ("name", "import"))
+
+
+def test_a_scope_is_told_with_what_it_used(scrape) -> None:
+    with memory_scope("import", meter="traced"):
+        kept = bytearray(100_000)
+
+    told = scrape()
+
+    assert told["memtools_scope_entered_total"][SCOPE] == 1
+    assert told["memtools_scope_active"][SCOPE] == 0
+    assert told["memtools_scope_failed_total"][SCOPE] == 0
+    assert told["memtools_scope_peak_bytes"][SCOPE] >= len(kept)
+    assert told["memtools_scope_retained_bytes"][SCOPE] >= len(kept)
+    assert told["memtools_scope_duration_seconds_total"][SCOPE] > 0
+
+
+def test_an_open_scope_is_active_and_told_before_its_end(scrape) -> None:
+    with memory_scope("import", meter="traced"):
+        kept = bytearray(100_000)
+        told = scrape()
+
+    assert told["memtools_scope_active"][SCOPE] == 1
+    assert told["memtools_scope_peak_bytes"][SCOPE] >= len(kept)
+
+
+def test_one_name_in_two_places_is_one_series(scrape) -> None:
+    with memory_scope("import", meter="resident"):
+        pass
+    with memory_scope("night", meter="resident"), memory_scope("import", meter="resident"):
+        pass
+
+    assert scrape()["memtools_scope_entered_total"][SCOPE] == 2
+
+
+def test_calls_and_failures_are_told_by_kind(scrape) -> None:
+    @profile_memory(name="parse", meter="resident")
+    def parse() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        parse()
+
+    labels = (("kind", "call"), ("name", "parse"))
+    assert scrape()["memtools_scope_failed_total"][labels] == 1
+
+
+def test_growth_is_a_histogram_whose_sum_never_falls(scrape) -> None:
+    kept = []
+    for size_bytes in (100, 100_000):
+        with memory_scope("import", meter="traced"):
+            kept.append(bytearray(size_bytes))
+    with memory_scope("import", meter="traced"):
+        kept.clear()
+
+    told = scrape()
+
+    buckets = {float(dict(labels)["le"]): value for labels, value in told["memtools_scope_growth_bytes_bucket"].items()}
+    assert buckets[1024] == 2
+    assert buckets[65_536] == 2
+    assert buckets[262_144] == buckets[float("inf")] == 3
+    assert 100_100 <= told["memtools_scope_growth_bytes_sum"][SCOPE] < 110_000
+    assert told["memtools_scope_growth_bytes_count"][SCOPE] == 3
+
+
+def test_a_warning_size_that_is_passed_is_counted(scrape) -> None:
+    with memory_scope("import", meter="traced", warn=10):
+        bytearray(1000)
+
+    assert scrape()["memtools_scope_warnings_total"][SCOPE] == 1
+
+
+def test_a_budget_is_told_with_use_while_it_is_open_and_its_overruns(scrape) -> None:
+    with memory_scope("import", budget="1 MiB", meter="traced"):
+        held = bytearray(500_000)
+        open_told = scrape()
+    with pytest.raises(BudgetExceeded), memory_scope("import", budget="1 MiB", meter="traced"):
+        held = bytearray(2**21)
+    told = scrape()
+    del held
+
+    assert open_told["memtools_budget_limit_bytes"][SCOPE] == 2**20
+    assert 500_000 <= open_told["memtools_budget_used_bytes"][SCOPE] < 2**20
+    assert told["memtools_budget_limit_bytes"][SCOPE] == 2**20
+    assert told["memtools_budget_used_bytes"][SCOPE] == 0
+    assert told["memtools_budget_exceeded_total"][SCOPE] == 1
+
+
+def test_abandoned_tasks_are_counted_by_their_scope(scrape) -> None:
+    emit(TaskAbandoned("import", "stubborn", 5.0))
+
+    assert scrape()["memtools_tasks_abandoned_total"][("scope", "import"),] == 1
+
+
+async def test_tasks_are_active_until_they_end(scrape) -> None:
+    from memtools import task_scope
+
+    release = asyncio.Event()
+    async with task_scope(meter="traced") as tasks:
+        for _ in range(3):
+            tasks.create_task(release.wait(), name="waiter")
+        await asyncio.sleep(0)
+        during = scrape()
+        release.set()
+
+    assert during["memtools_tasks_active"][()] == 3
+    assert scrape()["memtools_tasks_active"][()] == 0
+
+
+def test_structures_are_told_by_type_and_evictions_outlive_them(scrape) -> None:
+    recent, cache = BoundedList(range(5), maxlen=3), WeakCache(strong=2)
+    for key in range(4):
+        cache[key] = str(key)
+    alive = scrape()
+
+    del recent, cache
+    gc.collect()
+    dead = scrape()
+
+    of_lists, of_caches = (("type", "BoundedList"),), (("type", "WeakCache"),)
+    assert alive["memtools_structures"][of_lists] >= 1
+    assert alive["memtools_structure_items"][of_lists] >= 3
+    assert alive["memtools_structure_evictions_total"][of_lists] >= 2
+    assert alive["memtools_structure_evictions_total"][of_caches] >= 1
+    for labels in (of_lists, of_caches):
+        assert dead["memtools_structure_evictions_total"][labels] >= alive["memtools_structure_evictions_total"][labels]
+
+
+def test_a_list_bounded_by_bytes_is_told_as_a_bounded_list_and_a_subclass_by_its_name(scrape) -> None:
+    class Orders(BoundedList[int]):
+        pass
+
+    kept = [BoundedList(range(3), maxlen=9, max_bytes="1 MiB"), Orders(range(4), maxlen=9)]
+
+    told = scrape()
+
+    orders = next(labels for labels in told["memtools_structures"] if labels[0][1].endswith("Orders"))
+    assert told["memtools_structure_items"][orders] == len(kept[1])
+    assert not [labels for labels in told["memtools_structures"] if "eighed" in labels[0][1]]
+
+
+def test_a_strangers_shrinkable_is_counted_and_not_asked(scrape) -> None:
+    from memtools.cleanup import register, unregister
+
+    class Atlas:
+        def shrink(self, level: Level, deadline: float) -> int:
+            return 0
+
+        def statistics(self) -> object:
+            raise AssertionError("asked")
+
+    atlas = Atlas()
+    register(atlas)
+    try:
+        told = scrape()
+    finally:
+        unregister(atlas)
+
+    label = next(labels for labels in told["memtools_structures"] if labels[0][1].endswith("Atlas"))
+    assert told["memtools_structures"][label] == 1
+    assert label not in told.get("memtools_structure_items", {})
+
+
+def test_a_monitor_is_told_by_name(scrape, monitored) -> None:
+    monitored(main=Level.WARNING, other=Level.NORMAL)
+
+    told = scrape()
+
+    assert told["memtools_monitor_level"] == {(("name", "main"),): 1, (("name", "other"),): 0}
+    assert told["memtools_monitor_changes_total"][("name", "main"), ("to", "warning")] == 3
+    assert told["memtools_cleanup_climbs_total"][("name", "main"),] == 2
+    assert told["memtools_cleanup_freed_bytes_total"][("name", "main"),] == 4096
+    assert told["memtools_admission_waiting"][("name", "main"),] == 1
+    assert told["memtools_gc_pause_seconds_total"][("name", "main"),] == 0.5
+    assert told["memtools_effective_limit_bytes"][()] == 1000
+    assert told["memtools_headroom_bytes"][()] == 300
+
+
+def test_without_a_monitor_limit_and_headroom_are_those_of_the_process(scrape, monkeypatch) -> None:
+    monkeypatch.setenv("MEMTOOLS_LIMIT", "123 GB")
+
+    told = scrape()
+
+    assert "memtools_monitor_level" not in told
+    assert told["memtools_effective_limit_bytes"][()] == 123 * 10**9
+    assert told["memtools_headroom_bytes"][()] < 123 * 10**9
+
+
+def test_a_wrong_word_in_the_environment_leaves_out_the_limit_and_nothing_else(scrape, monkeypatch) -> None:
+    monkeypatch.setenv("MEMTOOLS_LIMIT", "64 Mb")
+
+    told = scrape()
+
+    assert "memtools_effective_limit_bytes" not in told
+    assert told["memtools_hooks_broken_total"][()] >= 0
+
+
+def test_five_thousand_names_become_a_hundred_labels_and_one_for_the_others(scrape, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "memtools.exporters"):
+        for number in range(5000):
+            with memory_scope(f"tenant {number}", meter="resident"):
+                pass
+        told = scrape()
+        scrape()
+
+    for name in ("memtools_scope_entered_total", "memtools_scope_growth_bytes_count", "memtools_scope_peak_bytes"):
+        names = {dict(labels)["name"] for labels in told[name]}
+        assert len(names) <= 101
+        assert "<other>" in names
+    assert sum(told["memtools_scope_entered_total"].values()) == 5000
+    assert sum(told["memtools_scope_growth_bytes_count"].values()) == 5000
+    assert len([line for line in caplog.messages if "<other>" in line]) == 1
+
+
+def test_a_name_keeps_its_label_when_others_come(scrape) -> None:
+    with memory_scope("import", meter="resident"):
+        pass
+    scrape()
+    for number in range(300):
+        with memory_scope(f"tenant {number}", meter="resident"):
+            pass
+    with memory_scope("import", meter="resident"):
+        pass
+
+    assert scrape()["memtools_scope_entered_total"][SCOPE] == 2
+
+
+def test_a_name_full_of_quotes_and_line_breaks_is_one_sample(scrape) -> None:
+    with memory_scope('a"} 1\nmemtools_fake 7\\', meter="resident"):
+        pass
+
+    told = scrape()
+
+    assert "memtools_fake" not in told
+    assert sum(told["memtools_scope_entered_total"].values()) == 1
+
+
+def test_a_second_collector_in_one_registry_is_refused_by_it(registry) -> None:
+    with pytest.raises(ValueError, match="Duplicated"):
+        MemtoolsCollector(registry)
+
+
+def test_a_closed_collector_has_left_the_registry_and_listens_no_more() -> None:
+    registry = CollectorRegistry()
+    collector = MemtoolsCollector(registry)
+
+    collector.close()
+    collector.close()
+
+    assert generate_latest(registry) == b""
+    MemtoolsCollector(registry).close()
+
+
+def test_no_names_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="most_names"):
+        MemtoolsCollector(None, most_names=0)
+
+
+def test_a_scope_that_ends_in_a_finaliser_in_the_middle_of_counting_does_not_hang(scrape) -> None:
+    class Culprit:
+        def __init__(self) -> None:
+            self.itself = self  # a circle: only the collector ends it, in whatever line it runs
+
+        def __del__(self) -> None:
+            with memory_scope("finaliser", meter="resident"):
+                pass
+
+    done = threading.Event()
+
+    def storm() -> None:
+        for _ in range(300):
+            Culprit()
+            with memory_scope("import", meter="resident"):
+                pass
+        scrape()
+        done.set()
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        thread = threading.Thread(target=storm, daemon=True)
+        thread.start()
+        thread.join(60)
+    finally:
+        gc.set_threshold(*before)
+
+    assert done.is_set()
+    gc.collect()
+    assert scrape()["memtools_scope_entered_total"][("kind", "scope"), ("name", "finaliser")] == 300
+
+
+def test_scrapes_and_scopes_in_many_threads_lose_nothing(scrape) -> None:
+    def work() -> None:
+        for _ in range(500):
+            with memory_scope("import", meter="resident"):
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    seen = [scrape()["memtools_scope_growth_bytes_count"].get(SCOPE, 0) for _ in range(20)]
+    for thread in threads:
+        thread.join()
+
+    assert seen == sorted(seen)
+    assert scrape()["memtools_scope_growth_bytes_count"][SCOPE] == 2000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="forking with threads is tested where it is still usual")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_while_the_parent_counts_can_count_itself() -> None:
+    with MemtoolsCollector(CollectorRegistry()) as collector:
+        with collector._aggregates._heard.lock:
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if collector._aggregates.snapshot().samples else 1)
+        _, status = os.waitpid(child, 0)
+
+    assert status == 0
+
+
+def test_served_by_a_thread_of_its_own(registry) -> None:
+    with memory_scope("import", meter="resident"):
+        pass
+
+    server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    assert 'memtools_scope_entered_total{kind="scope",name="import"} 1.0' in text
+
+
+async def test_served_inside_the_event_loop(registry) -> None:
+    with memory_scope("import", meter="resident"):
+        pass
+    sent = []
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": b"", "headers": []}
+    await make_asgi_app(registry)(scope, receive, send)
+
+    assert sent[0]["status"] == 200
+    assert b'memtools_scope_entered_total{kind="scope",name="import"} 1.0' in sent[1]["body"]
+
+
+def test_a_broken_hook_of_somebody_else_is_told(scrape) -> None:
+    def broken(event: object) -> None:
+        raise RuntimeError
+
+    before = scrape()["memtools_hooks_broken_total"][()]
+    with subscribe(broken), memory_scope("import", meter="resident"):
+        pass
+
+    assert scrape()["memtools_hooks_broken_total"][()] == before + 1

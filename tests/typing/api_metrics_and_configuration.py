@@ -1,0 +1,32 @@
+"""What type checkers see of metrics, exporters and configuration. Never run."""
+
+from typing import assert_type
+
+from prometheus_client import CollectorRegistry
+
+from memtools import Level, collect_metrics
+from memtools.exporters import Metrics
+from memtools.exporters.opentelemetry import MemtoolsInstruments
+from memtools.exporters.prometheus import MemtoolsCollector
+
+
+def figures_are_plain_numbers() -> None:
+    taken = collect_metrics()
+    assert_type(taken, Metrics)
+    assert_type(taken.rss_mb, float)
+    assert_type(taken.gc_collections, tuple[int, ...])
+    assert_type(taken.headroom_bytes, int | None)
+    assert_type(taken.level, Level | None)
+    assert_type(taken.to_dict(), dict[str, object])
+
+
+def a_record_cannot_be_changed(taken: Metrics) -> None:
+    taken.rss_mb = 1.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # the point
+
+
+def a_collector_ends_with_its_block(registry: CollectorRegistry) -> None:
+    with MemtoolsCollector(registry, most_names=10) as collector:
+        assert_type(collector, MemtoolsCollector)
+    MemtoolsCollector(None).close()
+    with MemtoolsInstruments() as instruments:
+        assert_type(instruments, MemtoolsInstruments)
