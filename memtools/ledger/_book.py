@@ -85,10 +85,11 @@ def open_owner(
     with _lock:
         account = (parent.account if parent is not None else _root).below(kind, name)
         owner = Owner(
-            name, kind, meter, parent, account,
-            include_children=include_children, budget=budget, adrift=bool(adrift),
-        )  # fmt: skip
+            name, kind, meter, parent, account, include_children, budget, bool(adrift)
+        )
         owner.is_layered = is_layered
+        if budget is not None:
+            owner.ceiling = budget.ceiling
         if parent is not None and parent.is_layered and parent.account is account:
             parent.is_layered = False  # the next call of that name is another one
             owner.is_counted = False

@@ -11,6 +11,8 @@ import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from memtools.ledger._seats import native_seats
+
 if TYPE_CHECKING:
     from memtools.ledger._driver import Driven
     from memtools.ledger._owner import Owner
@@ -20,8 +22,8 @@ active: ContextVar["Owner | None"] = ContextVar("memtools_owner", default=None)
 get_active = active.get
 
 
-class Slot:
-    """What one thread is doing.
+class PureSlot:
+    """What one thread is doing; in Python, where it is not in C.
 
     Attributes:
         owner: who is charged for what this thread allocates, or None for nobody.
@@ -39,6 +41,12 @@ class Slot:
         self.asked_loop: weakref.ref[Any] | None = None  # Any: of asyncio, uvloop or trio
 
 
+_native = native_seats()
+if TYPE_CHECKING or _native is None:
+    Slot = PureSlot
+else:
+    Slot = _native.Slot
+
 slots: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()  # by the identity of their thread
 
 
@@ -50,7 +58,7 @@ class _PerThread(threading.local):
 per_thread = _PerThread()
 
 
-def active_owner() -> "Owner | None":
+def _active_owner() -> "Owner | None":
     """Return the innermost open owner of this context.
 
     A context outlives the scopes that were open when it was copied, hence the search upwards.
@@ -61,7 +69,7 @@ def active_owner() -> "Owner | None":
     return owner
 
 
-def give_turn(slot: Slot, owner: "Owner | None") -> None:
+def _give_turn(slot: Slot, owner: "Owner | None") -> None:
     """Charge `owner`, or nobody, for what this thread allocates from now on."""
     while owner is not None and owner.detached:
         owner = owner.outer  # it has ended, or has been given up, since it had the turn
@@ -72,6 +80,15 @@ def give_turn(slot: Slot, owner: "Owner | None") -> None:
         before.meter.switch(slot, None)
     if owner is not None:
         owner.meter.switch(slot, owner)
+
+
+if TYPE_CHECKING or _native is None:
+    active_owner = _active_owner
+    give_turn = _give_turn
+else:
+    active_owner = _native.active_owner
+    give_turn = _native.give_turn
+    _native.follow(active, lambda: per_thread.slot)
 
 
 def current_task() -> object | None:

@@ -24,7 +24,7 @@ from importlib.abc import Loader, MetaPathFinder
 from types import CodeType, ModuleType
 from typing import Any, Final, TypeGuard
 
-from memtools.ledger import _carrying, _driver
+from memtools.ledger import _carrying, _driver, _steps
 from memtools.ledger._carrying import carry
 from memtools.ledger._driver import Driven
 from memtools.ledger._meters import Meter
@@ -32,7 +32,7 @@ from memtools.ledger._owner import Owner
 
 # The module that defines the loop's class, and the class.
 _LOOPS: Final = {"asyncio.base_events": "BaseEventLoop", "uvloop": "Loop"}
-_OUR_FILES: Final = frozenset({__file__, _driver.__file__, _carrying.__file__})
+_OUR_FILES: Final = frozenset({__file__, _driver.__file__, _steps.__file__, _carrying.__file__})
 _MISSING: Final = object()
 
 
@@ -113,9 +113,10 @@ class _Followed(Driven[Any]):  # Any: as in `Driven`
             _take_our_frames_off(error)
             raise
 
-    def _end(self, before: Owner | None, error: BaseException) -> None:
+    def _end(self, before: Owner | None, error: BaseException | None) -> None:
         # The driver raises the same error again with a bare `raise`, which adds no frame.
-        _take_our_frames_off(error)
+        if error is not None:
+            _take_our_frames_off(error)
         super()._end(before, error)
 
 

@@ -1,27 +1,23 @@
 """Who is charged: an open scope, a decorated call, a task.
 
-Covers: what an owner is and knows. Leaves to others: its arithmetic (`_tally`), opening and ending it (`_book`).
+Covers: what an owner is and knows. Leaves to others: where its fields are kept (`_owner_fields`, `native/seats.c`), its
+arithmetic (`_tally`), opening and ending it (`_book`).
 """
 
-import weakref
-from math import inf
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from memtools.ledger._tally import Tally
-from memtools.ledger._usage import Usage
+from memtools.ledger._seats import native_seats
 
-if TYPE_CHECKING:
-    from memtools.ledger._accounts import Account
-    from memtools.ledger._budget import Budget
-    from memtools.ledger._driver import Driven
-    from memtools.ledger._meters import Meter
-    from memtools.ledger._neighbours import Neighbours
-    from memtools.ledger._turns import Turn
+_native = native_seats()
+if TYPE_CHECKING or _native is None:
+    from memtools.ledger._owner_fields import OwnerFields
+else:
+    OwnerFields = _native.OwnerFields
 
 Kind: TypeAlias = Literal["scope", "call", "task"]
 
 
-class Owner(Tally):
+class Owner(OwnerFields):
     """One who is charged, from its opening to its end.
 
     Attributes:
@@ -46,59 +42,7 @@ class Owner(Tally):
         usage: the final figures, once it has ended.
     """
 
-    __slots__ = (
-        "__weakref__", "account", "adrift", "allocated", "base", "budget", "budgeted", "ceiling", "charged", "driver",
-        "ended", "epoch", "freed_before", "include_children", "is_counted", "is_layered", "kind", "largest", "meter",
-        "name", "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before",
-        "turn", "usage", "watch",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        name: str,
-        kind: Kind,
-        meter: "Meter",
-        parent: "Owner | None",
-        account: "Account",
-        *,
-        include_children: bool = True,
-        budget: "Budget | None" = None,
-        adrift: bool = False,
-    ) -> None:
-        super().__init__()
-        self.name: str = name
-        self.kind: Kind = kind
-        self.meter: Meter = meter
-        self.parent: Owner | None = parent
-        self.account: Account = account
-        self.include_children: bool = include_children
-        self.adrift: bool = adrift
-        self.charged: Owner | None = None
-        self.outer: Owner | None = None
-        self.note: str = ""
-        self.usage: Usage | None = None
-        self.budget: Budget | None = budget
-        self.ceiling: float = budget.ceiling if budget is not None else inf
-        self.budgeted: Owner | None = None
-        self.overran: bool = False
-        self.ended: bool = False
-        self.turn: Turn | None = None
-        self.nested: bool = False
-        self.is_layered: bool = False
-        self.is_counted: bool = True
-        self.largest: tuple[tuple[str, int], ...] = ()
-        # Weak: a pending task that nobody wants any more must not live on by our list of open owners.
-        self.driver: weakref.ref[Driven[Any]] | None = None  # Any: whatever its coroutine returns
-        self.steps_before: int = 0
-        # What the meter and the book remember from the opening, to take the difference at the end.
-        self.base: float = 0.0
-        self.epoch: float = 0.0
-        self.freed_before: float = 0.0
-        self.allocated: int | None = None
-        self.neighbours: Neighbours | None = None
-        self.watch: object = None
-        self.opened_at: float = 0.0
-        self.resident: int = 0
+    __slots__ = ()
 
     @property
     def is_active(self) -> bool:

@@ -7,7 +7,6 @@ A coroutine that runs under a driver already only opens its owner there; otherwi
 is suspended by its consumer (the generators) takes its turn at each step.
 """
 
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar, cast
 
@@ -72,12 +71,6 @@ class Plan:
         if self.on_end is not None:
             self.on_end(owner, error)
 
-    def on_driven_end(self, owner: Owner, failed: bool) -> None:  # noqa: ARG002  # the exception says more
-        """Tell `on_end` of an owner that a driver has ended; the driver calls it with the exception in flight."""
-        error = sys.exc_info()[1]
-        if self.on_end is not None:
-            self.on_end(owner, None if isinstance(error, StopIteration) else error)
-
 
 def call(plan: Plan, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """Call a plain function."""
@@ -127,7 +120,7 @@ async def _follow(plan: Plan, unbegun: _Unbegun) -> Any:  # Any: what the corout
             budget=plan.budget,
             include_children=plan.include_children,
             is_layered=plan.is_layered,
-            on_end=plan.on_driven_end,
+            on_end=plan.on_end,
         )
 
     owner = plan.open(driver)

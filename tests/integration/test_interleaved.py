@@ -60,7 +60,7 @@ def driven(name: str, inner: Coroutine[Any, Any, None], usages: dict[str, Usage]
         choose_meter("traced"),
         name=name,
         kind="call",
-        on_end=lambda owner, failed: usages.__setitem__(name, owner.usage),
+        on_end=lambda owner, error: usages.__setitem__(name, owner.usage),
     )
 
 

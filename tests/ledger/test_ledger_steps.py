@@ -149,18 +149,18 @@ def test_close_runs_the_clean_up_inside_a_charged_step(session: Meter) -> None:
 
 
 def test_closing_twice_ends_once(session: Meter) -> None:
-    told: list[bool] = []
+    told: list[BaseException | None] = []
 
     async def pauses() -> None:
         await asyncio.sleep(0)
 
-    driver = Driven(pauses(), session, name="call", kind="call", on_end=lambda owner, failed: told.append(failed))
+    driver = Driven(pauses(), session, name="call", kind="call", on_end=lambda owner, error: told.append(error))
     driver.send(None)
 
     driver.close()
     driver.close()
 
-    assert told == [False]
+    assert told == [None]
 
 
 def test_closing_what_never_began_opens_nothing(session: Meter) -> None:

@@ -10,6 +10,7 @@
 #include "accounts.h"
 #include "budgets.h"
 #include "check.h"
+#include "driver.h"
 #include "hooks.h"
 #include "tallies.h"
 
@@ -148,7 +149,10 @@ static int execute(PyObject *module)
     if (state->tally_type == NULL || state->account_type == NULL) {
         return -1;
     }
-    return PyModule_AddType(module, state->tally_type) < 0 ? -1 : PyModule_AddType(module, state->account_type);
+    if (PyModule_AddType(module, state->tally_type) < 0 || PyModule_AddType(module, state->account_type) < 0) {
+        return -1;
+    }
+    return driver_register(module, state->tally_type);
 }
 
 static int traverse(PyObject *module, visitproc visit, void *arg)

@@ -36,7 +36,7 @@ class TaskAccount:
         self.peak_bytes = self.retained_bytes = self.steps = 0
         self.note = ""
 
-    def add_ended(self, owner: Owner, failed: bool) -> None:  # noqa: ARG002  # as the driver calls it
+    def add_ended(self, owner: Owner, error: BaseException | None) -> None:  # noqa: ARG002  # as the driver calls it
         """Add the final figures of a task's owner. Called at the end of the task, hence nothing may be raised."""
         self._add(usage_of(owner))
 

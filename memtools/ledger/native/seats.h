@@ -1,0 +1,89 @@
+/* What is looked at in each step of each task, where C finds it without asking Python: owners, and what a thread does.
+
+   An `Owner` and a `Slot` are what they are in Python (`_owner_fields.py`, `_current.py`), where the fields are explained;
+   the types here only hold them. Any field may be set from Python to anything, or deleted, so it is `seats_owner` that
+   tells whether one holds an owner.
+
+   Locking: all under the GIL. */
+
+#ifndef MEMTOOLS_SEATS_H
+#define MEMTOOLS_SEATS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+/* The fields of an owner, and what they begin with. */
+#define OWNER_FIELDS(FIELD)       \
+    FIELD(account, nothing)       \
+    FIELD(adrift, no)             \
+    FIELD(allocated, nothing)     \
+    FIELD(base, nought)           \
+    FIELD(budget, nothing)        \
+    FIELD(budgeted, nothing)      \
+    FIELD(ceiling, endless)       \
+    FIELD(charged, nothing)       \
+    FIELD(child, nothing)         \
+    FIELD(children, zero)         \
+    FIELD(detached, no)           \
+    FIELD(driver, nothing)        \
+    FIELD(ended, no)              \
+    FIELD(epoch, nought)          \
+    FIELD(freed_before, nought)   \
+    FIELD(include_children, yes)  \
+    FIELD(is_counted, yes)        \
+    FIELD(is_layered, no)         \
+    FIELD(kind, empty)            \
+    FIELD(largest, none_of_them)  \
+    FIELD(live, nought)           \
+    FIELD(meter, nothing)         \
+    FIELD(name, empty)            \
+    FIELD(neighbours, nothing)    \
+    FIELD(nested, no)             \
+    FIELD(note, empty)            \
+    FIELD(opened_at, nought)      \
+    FIELD(outer, nothing)         \
+    FIELD(overran, no)            \
+    FIELD(parent, nothing)        \
+    FIELD(payer, nothing)         \
+    FIELD(peak, nought)           \
+    FIELD(resident, zero)         \
+    FIELD(shared, no)             \
+    FIELD(steps_before, zero)     \
+    FIELD(turn, nothing)          \
+    FIELD(up, nothing)            \
+    FIELD(usage, nothing)         \
+    FIELD(watch, nothing)
+
+struct owner {
+    PyObject_HEAD
+    PyObject *weak_references;
+#define FIELD(name, start) PyObject *name;
+    OWNER_FIELDS(FIELD)
+#undef FIELD
+};
+
+struct slot {
+    PyObject_HEAD
+    PyObject *weak_references;
+    PyObject *owner;
+    PyObject *driver;
+    PyObject *unwatched;
+    PyObject *asked_loop;
+};
+
+extern PyTypeObject *seats_owner_type;
+extern PyTypeObject *seats_slot_type;
+
+/* Make the two types, once, and add them to the module; -1 with an exception. */
+int seats_register(PyObject *module);
+
+/* The owner that a field holds, borrowed; NULL where it holds none. */
+static inline struct owner *seats_owner(PyObject *held)
+{
+    if (held == NULL || held == Py_None || !PyObject_TypeCheck(held, seats_owner_type)) {
+        return NULL;
+    }
+    return (struct owner *)held;
+}
+
+#endif
