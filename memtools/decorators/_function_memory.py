@@ -2,7 +2,7 @@
 
 import threading
 
-from memtools.ledger import Owner, Usage, open_owners, usage_of
+from memtools.ledger import Figures, Owner, Usage, figures_of, open_owners
 from memtools.records import record
 from memtools.units import format_size
 
@@ -54,7 +54,7 @@ class FunctionMemory:
         self._begin()
 
     def _begin(self) -> None:
-        self._last: Usage | None = None
+        self._last: Figures | None = None
         self._exact = True
         self._calls = self._failures = self._peak_sum = self._peak_max = self._retained = 0
         self._duration_s = 0.0
@@ -62,20 +62,23 @@ class FunctionMemory:
     @property
     def last(self) -> Usage | None:
         """What the measured call that ended last used, or None."""
-        return self._last
+        last = self._last
+        return None if last is None else Usage(*last)
 
     def record(self, owner: Owner, *, failed: bool) -> None:
         """Add a call that has ended."""
-        usage = usage_of(owner)
+        figures = figures_of(owner)
+        _, retained, peak, _, _, _, duration_s, _, _, exact, _ = figures
         with self._lock:
-            self._last = usage
+            self._last = figures
             self._calls += 1
             self._failures += failed
-            self._peak_sum += usage.peak_bytes
-            self._peak_max = max(self._peak_max, usage.peak_bytes)
-            self._retained += usage.retained_bytes
-            self._duration_s += usage.duration_s
-            self._exact = self._exact and usage.exact
+            self._peak_sum += peak
+            if peak > self._peak_max:
+                self._peak_max = peak
+            self._retained += retained
+            self._duration_s += duration_s
+            self._exact = self._exact and exact
 
     def statistics(self) -> FunctionStatistics:
         """Return the sums and maxima up to now."""

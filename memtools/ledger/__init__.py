@@ -4,9 +4,11 @@ from memtools.ledger._accounts import Entry
 from memtools.ledger._book import (
     LedgerStatistics,
     end_owner,
+    figures_of,
     forget_accounts,
     open_owner,
     open_owners,
+    settle_owner,
     statistics,
     usage_of,
 )
@@ -20,12 +22,13 @@ from memtools.ledger._meters import Meter, choose_meter, native_reason
 from memtools.ledger._owner import Kind, Owner
 from memtools.ledger._placing import open_in_frame
 from memtools.ledger._turns import Turn
-from memtools.ledger._usage import Usage
+from memtools.ledger._usage import Figures, Usage
 
 __all__ = [
     "Budget",
     "Driven",
     "Entry",
+    "Figures",
     "Installation",
     "Kind",
     "LedgerStatistics",
@@ -40,6 +43,7 @@ __all__ = [
     "choose_meter",
     "current_driver",
     "end_owner",
+    "figures_of",
     "forget_accounts",
     "install",
     "is_failure",
@@ -47,6 +51,7 @@ __all__ = [
     "open_in_frame",
     "open_owner",
     "open_owners",
+    "settle_owner",
     "statistics",
     "usage_of",
 ]

@@ -16,7 +16,7 @@ from collections.abc import Coroutine
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from memtools.ledger._book import end_owner, open_owner
+from memtools.ledger._book import open_owner, settle_owner
 from memtools.ledger._current import Slot, active_owner, current_task, give_turn, per_thread
 from memtools.ledger._endings import is_failure
 from memtools.ledger._owner import Owner
@@ -127,7 +127,7 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
             give_turn(slot, before)
             return
 
-        end_owner(owner, failed=is_failure(error), back=before)
+        settle_owner(owner, failed=is_failure(error), back=before)
         give_turn(slot, before)
         if self.on_end is not None:
             self.on_end(owner, error)

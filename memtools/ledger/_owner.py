@@ -7,6 +7,7 @@ arithmetic (`_tally`), opening and ending it (`_book`).
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from memtools.ledger._seats import native_seats
+from memtools.ledger._usage import PEAK, RETAINED, Usage
 
 _native = native_seats()
 if TYPE_CHECKING or _native is None:
@@ -39,7 +40,7 @@ class Owner(OwnerFields):
         largest: the three children with the highest peaks that have ended, as (name, peak in bytes).
         is_counted: whether its account counts it; not where it is that further owner.
         allocated: bytes ever charged to it and those below, as of the meter's last look; None where it cannot see them.
-        usage: the final figures, once it has ended.
+        final: the final figures, once it has ended, as `Usage` takes them; making one of them can wait until asked.
     """
 
     __slots__ = ()
@@ -48,6 +49,11 @@ class Owner(OwnerFields):
     def is_active(self) -> bool:
         """Whether it is still open."""
         return not self.ended
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it used in the end; None while it is open."""
+        return None if self.final is None else Usage(*self.final)
 
     @property
     def steps(self) -> int:
@@ -71,15 +77,15 @@ class Owner(OwnerFields):
 
         After its end: those of them that still live with the native meter, what it held at its end with the others.
         """
-        if self.usage is None:
+        if self.final is None:
             return self.meter.look(self)[0]
         left = self.meter.left_alive(self)
-        return self.usage.retained_bytes if left is None else left
+        return self.final[RETAINED] if left is None else left
 
     @property
     def peak_bytes(self) -> int:
         """Its highest live bytes so far."""
-        return self.usage.peak_bytes if self.usage is not None else self.meter.look(self)[1]
+        return self.final[PEAK] if self.final is not None else self.meter.look(self)[1]
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "open"

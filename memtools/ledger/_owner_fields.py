@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memtools.ledger._neighbours import Neighbours
     from memtools.ledger._owner import Kind, Owner
     from memtools.ledger._turns import Turn
-    from memtools.ledger._usage import Usage
+    from memtools.ledger._usage import Figures
 
 
 class OwnerFields(Tally):
@@ -25,9 +25,9 @@ class OwnerFields(Tally):
 
     __slots__ = (
         "__weakref__", "account", "adrift", "allocated", "base", "budget", "budgeted", "ceiling", "charged", "driver",
-        "ended", "epoch", "freed_before", "include_children", "is_counted", "is_layered", "kind", "largest", "meter",
+        "ended", "epoch", "final", "freed_before", "include_children", "is_counted", "is_layered", "kind", "largest", "meter",
         "name", "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "resident", "steps_before",
-        "turn", "usage", "watch",
+        "turn", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +52,7 @@ class OwnerFields(Tally):
         self.charged: Owner | None = None
         self.outer: Owner | None = None
         self.note: str = ""
-        self.usage: Usage | None = None
+        self.final: Figures | None = None
         self.budget: Budget | None = budget
         self.ceiling: float = inf
         self.budgeted: Owner | None = None

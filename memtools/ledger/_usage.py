@@ -1,7 +1,14 @@
 """What an owner used: one frozen record."""
 
+from typing import Final, TypeAlias
+
 from memtools.records import as_dict, record
 from memtools.units import format_size
+
+# The fields of a `Usage` in their order: what an ended owner keeps until somebody asks for the record.
+Figures: TypeAlias = tuple[str, int, int, int | None, int | None, int, float, int, str, bool, str]
+RETAINED: Final = 1
+PEAK: Final = 2
 
 
 @record
@@ -14,7 +21,8 @@ class Usage:
         peak_bytes: the highest simultaneous live bytes of owner and children.
         allocated_bytes: all bytes ever allocated, or None where the meter cannot see it.
         freed_bytes: all bytes ever freed, or None where the meter cannot see it.
-        resident_delta_bytes: change of the resident memory of the whole process, never the owner's own.
+        resident_delta_bytes: change of the resident memory of the whole process, never the owner's own; with the native
+            meter from readings that may be a millisecond old.
         duration_s: wall time in seconds.
         steps: for coroutines the number of steps, otherwise 0.
         meter: `"native"`, `"traced"` or `"resident"`.

@@ -19,9 +19,9 @@ from memtools.ledger import (
     Turn,
     active_owner,
     current_driver,
-    end_owner,
     is_failure,
     open_owner,
+    settle_owner,
 )
 from memtools.records import record
 
@@ -67,7 +67,7 @@ class Plan:
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
         """End the owner and tell `on_end`; cancelled or closed is no failure."""
-        end_owner(owner, failed=is_failure(error))
+        settle_owner(owner, failed=is_failure(error))
         if self.on_end is not None:
             self.on_end(owner, error)
 

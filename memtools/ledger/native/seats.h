@@ -28,6 +28,7 @@
     FIELD(driver, nothing)        \
     FIELD(ended, no)              \
     FIELD(epoch, nought)          \
+    FIELD(final, nothing)         \
     FIELD(freed_before, nought)   \
     FIELD(include_children, yes)  \
     FIELD(is_counted, yes)        \
@@ -51,7 +52,6 @@
     FIELD(steps_before, zero)     \
     FIELD(turn, nothing)          \
     FIELD(up, nothing)            \
-    FIELD(usage, nothing)         \
     FIELD(watch, nothing)
 
 struct owner {

@@ -9,7 +9,7 @@ With a meter that does not follow tasks there is no figure in bytes that would b
 from collections.abc import Iterable
 from typing import Final
 
-from memtools.ledger import Meter, Owner, Usage, usage_of
+from memtools.ledger import Figures, Meter, Owner, figures_of
 from memtools.scopes.tasks._records import TaskUsage
 
 # As the ledger's own accounts. Names may come from requests.
@@ -38,13 +38,14 @@ class TaskAccount:
 
     def add_ended(self, owner: Owner, error: BaseException | None) -> None:  # noqa: ARG002  # as the driver calls it
         """Add the final figures of a task's owner. Called at the end of the task, hence nothing may be raised."""
-        self._add(usage_of(owner))
+        if owner.final is not None:
+            self._add(owner.final)
 
     def to_usage(self, meter: Meter, open_owners: Iterable[Owner]) -> TaskUsage:
         """Return the sums, with the owners that are still open counted in."""
         total = self.copy()
         for owner in open_owners:
-            total._add(usage_of(owner))
+            total._add(figures_of(owner))
 
         follows = meter.follows
         note = total.note if follows else _NOT_PER_TASK
@@ -72,11 +73,14 @@ class TaskAccount:
             setattr(twin, field, getattr(self, field))
         return twin
 
-    def _add(self, usage: Usage) -> None:
-        self.peak_bytes = max(self.peak_bytes, usage.peak_bytes)
-        self.retained_bytes += usage.retained_bytes
-        self.steps += usage.steps
-        self.note = self.note or usage.note
+    def _add(self, figures: Figures) -> None:
+        _, retained, peak, _, _, _, _, steps, _, _, note = figures
+        if peak > self.peak_bytes:
+            self.peak_bytes = peak
+        self.retained_bytes += retained
+        self.steps += steps
+        if note and not self.note:
+            self.note = note
 
 
 class TaskAccounts:
