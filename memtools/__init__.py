@@ -1,5 +1,6 @@
 """memtools: put a memory budget on any function, block, task or process, and always know who is eating it."""
 
+from memtools.config import Config
 from memtools.decorators import bounded_history, memory_budget, profile_memory
 from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, MissingExtraError, ScopeClosed
 from memtools.events import subscribe
@@ -12,6 +13,7 @@ from memtools.structures import BoundedList, WeakCache
 __all__ = [
     "BoundedList",
     "BudgetExceeded",
+    "Config",
     "ConfigError",
     "Level",
     "MemtoolsError",

@@ -4,10 +4,12 @@ from typing import assert_type
 
 from prometheus_client import CollectorRegistry
 
-from memtools import Level, collect_metrics
+from memtools import Config, Level, collect_metrics
+from memtools.config import MonitorSettings
 from memtools.exporters import Metrics
 from memtools.exporters.opentelemetry import MemtoolsInstruments
 from memtools.exporters.prometheus import MemtoolsCollector
+from memtools.monitor import MemoryMonitor
 
 
 def figures_are_plain_numbers() -> None:
@@ -30,3 +32,16 @@ def a_collector_ends_with_its_block(registry: CollectorRegistry) -> None:
     MemtoolsCollector(None).close()
     with MemtoolsInstruments() as instruments:
         assert_type(instruments, MemtoolsInstruments)
+
+
+def settings_are_arguments_of_the_monitor() -> None:
+    config = Config.from_env("SHOP_MEMORY_", warning="60%", environ={})
+    assert_type(config, Config)
+    assert_type(config.warning, int | str | None)
+    assert_type(config.monitor(), MonitorSettings)
+    MemoryMonitor(**config.monitor())
+
+
+def a_setting_that_is_none_is_refused() -> None:
+    Config(limits="2 GiB")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # the point
+    Config(sample_every="often")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the point

@@ -1,0 +1,190 @@
+"""Settings from arguments and the environment."""
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memtools import Config, ConfigError
+from memtools.config import METERS
+from memtools.ledger import choose_meter, native_reason
+from memtools.monitor import MemoryMonitor
+from memtools.units import parse_size
+
+EVERYTHING = {
+    "MEMTOOLS_ENABLED": "off",
+    "MEMTOOLS_METER": "traced",
+    "MEMTOOLS_NATIVE": "0",
+    "MEMTOOLS_LIMIT": "2 GiB",
+    "MEMTOOLS_WARNING": "60%",
+    "MEMTOOLS_CRITICAL": "80%",
+    "MEMTOOLS_CLEANUP_INTERVAL": "12.5",
+    "MEMTOOLS_SAMPLE_EVERY": "7",
+}
+
+
+def test_without_a_word_nothing_is_said() -> None:
+    config = Config.from_env(environ={})
+
+    assert config == Config()
+    assert set(config.to_dict().values()) == {None}
+    assert config.monitor() == {}
+
+
+def test_every_setting_can_come_from_the_environment() -> None:
+    config = Config.from_env(environ=EVERYTHING)
+
+    assert config == Config(False, "traced", False, "2 GiB", "60%", "80%", 12.5, 7)
+
+
+def test_the_environment_is_read_when_asked(monkeypatch) -> None:
+    monkeypatch.setenv("MEMTOOLS_SAMPLE_EVERY", "3")
+    first = Config.from_env()
+    monkeypatch.setenv("MEMTOOLS_SAMPLE_EVERY", "4")
+
+    assert (first.sample_every, Config.from_env().sample_every) == (3, 4)
+
+
+def test_an_argument_goes_before_the_environment() -> None:
+    config = Config.from_env(environ=EVERYTHING, warning="10%", sample_every=1, enabled=True)
+
+    assert (config.warning, config.sample_every, config.enabled, config.critical) == ("10%", 1, True, "80%")
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert Config.from_env(environ={"MEMTOOLS_LIMIT": "  ", "MEMTOOLS_METER": ""}) == Config()
+
+
+def test_another_prefix_reads_other_names_only() -> None:
+    environ = {"MEMTOOLS_SAMPLE_EVERY": "3", "SHOP_MEMORY_SAMPLE_EVERY": "9"}
+
+    assert Config.from_env("SHOP_MEMORY_", environ=environ).sample_every == 9
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones_and_without_its_value() -> None:
+    with pytest.raises(ConfigError) as refused:
+        Config.from_env(environ={"MEMTOOLS_WARNNIG": "s3cret"})
+
+    assert "MEMTOOLS_WARNNIG" in str(refused.value)
+    for name in EVERYTHING:
+        assert name in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+    assert "s3cret" not in repr(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("MEMTOOLS_ENABLED", "perhaps"),
+        ("MEMTOOLS_METER", "best"),
+        ("MEMTOOLS_NATIVE", "off"),
+        ("MEMTOOLS_LIMIT", "512 Mb"),
+        ("MEMTOOLS_WARNING", "101%"),
+        ("MEMTOOLS_CRITICAL", "-1"),
+        ("MEMTOOLS_CLEANUP_INTERVAL", "nan"),
+        ("MEMTOOLS_CLEANUP_INTERVAL", "1_000"),
+        ("MEMTOOLS_CLEANUP_INTERVAL", "soon"),
+        ("MEMTOOLS_SAMPLE_EVERY", "0"),
+        ("MEMTOOLS_SAMPLE_EVERY", "1.5"),
+        ("MEMTOOLS_SAMPLE_EVERY", "٣"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_refused_by_its_name(name: str, text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Config.from_env(environ={name: text})
+
+    assert refused.value.name == name
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("enabled", 1),
+        ("enabled", "yes"),
+        ("meter", "best"),
+        ("meter", 1),
+        ("native", "0"),
+        ("limit", -1),
+        ("limit", True),
+        ("warning", float("nan")),
+        ("critical", "many"),
+        ("cleanup_interval", -1),
+        ("cleanup_interval", float("inf")),
+        ("cleanup_interval", "5"),
+        ("sample_every", 0),
+        ("sample_every", True),
+        ("sample_every", "5"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused_by_its_name(field: str, value: object) -> None:
+    for make in (Config, Config.from_env):
+        with pytest.raises(ConfigError) as refused:
+            make(**{field: value})
+        assert refused.value.name == field
+
+
+@pytest.mark.parametrize(("warning", "critical"), [("80%", "80%"), ("90%", "80%"), ("1 GiB", "1 GB"), (2000, 1000)])
+def test_a_warning_that_is_not_below_critical_is_refused(warning: int | str, critical: int | str) -> None:
+    with pytest.raises(ConfigError, match="less than critical"):
+        Config(warning=warning, critical=critical)
+
+
+def test_the_variable_that_is_not_below_the_other_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"MEMTOOLS_WARNING='90%' .* less than MEMTOOLS_CRITICAL"):
+        Config.from_env(environ={"MEMTOOLS_WARNING": "90%", "MEMTOOLS_CRITICAL": "80%"})
+
+
+def test_a_share_and_a_size_are_left_for_the_monitor_to_compare() -> None:
+    assert Config(warning="90%", critical="1 MiB").monitor() == {"warning": "90%", "critical": "1 MiB"}
+
+
+@pytest.mark.parametrize("prefix", ["", " ", None, 3])
+def test_a_prefix_that_every_variable_has_is_refused(prefix: object) -> None:
+    with pytest.raises(ConfigError, match="prefix"):
+        Config.from_env(prefix, environ={})
+
+
+def test_the_monitor_takes_what_was_said_and_keeps_its_own_defaults() -> None:
+    config = Config.from_env(environ=EVERYTHING)
+
+    monitor = MemoryMonitor(**config.monitor())
+
+    assert set(config.monitor()) == {"warning", "critical", "limit", "cleanup_interval", "sample_every"}
+    assert monitor.statistics().operations == 0
+    assert MemoryMonitor(**Config().monitor()).level == 0
+
+
+@pytest.mark.parametrize("name", METERS)
+def test_the_meters_are_those_of_the_ledger(name: str) -> None:
+    if name == "native" and native_reason():
+        pytest.skip(f"no native meter here: {native_reason()}")
+
+    assert choose_meter(name).name == name
+
+
+def test_the_record_is_frozen_copied_and_pickled() -> None:
+    config = Config.from_env(environ=EVERYTHING)
+
+    with pytest.raises(AttributeError):
+        config.meter = "native"  # type: ignore[misc]  # the point
+    assert pickle.loads(pickle.dumps(config)) == copy.copy(config) == copy.deepcopy(config) == config
+    assert json.loads(json.dumps(config.to_dict()))["meter"] == "traced"
+    assert dataclasses.replace(config, meter="resident").meter == "resident"
+    with pytest.raises(ConfigError, match="meter"):
+        dataclasses.replace(config, meter="best")
+
+
+@given(st.dictionaries(st.sampled_from(sorted(EVERYTHING)), st.text(max_size=20), max_size=4))
+def test_any_text_in_the_environment_is_a_config_or_a_config_error(environ: dict[str, str]) -> None:
+    try:
+        config = Config.from_env(environ=environ)
+    except ConfigError:
+        return
+
+    if config.limit is not None:
+        parse_size(config.limit, percent_of=lambda: 1)
+    assert Config(**config.to_dict()) == config
