@@ -52,3 +52,8 @@ class SlicedStep(Step, Protocol):
             to do, and the step counts as not taken.
         """
         ...
+
+
+def known_bytes(answer: object) -> int:
+    """Return what a step or a thing said it gave back, in bytes; 0 where it said what it never promised to."""
+    return max(answer, 0) if isinstance(answer, int) else 0

@@ -3,12 +3,11 @@
 Leaves to others: which step comes next (`_ascent`), when it may come again (`_rung`).
 """
 
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Generator
 
 from memtools.cleanup._records import StepTaken
 from memtools.cleanup._rung import Rung
-from memtools.cleanup._step import SlicedStep, Step
+from memtools.cleanup._step import SlicedStep, Step, known_bytes
 from memtools.cleanup._time_share import TimeShare
 from memtools.readings import Level
 
@@ -55,10 +54,8 @@ class Taking:
 
     def close(self) -> None:
         """Leave it as it stands, in the middle or at its end."""
-        close = getattr(self._slices, "close", None)
         try:
-            if close is not None:
-                close()
+            self._slices.close()
         except Exception:
             self._rung.failed(self._clock())
 
@@ -70,19 +67,16 @@ class Taking:
 
     def _next(self) -> int | None:
         try:
-            freed_bytes = next(self._slices, None)
+            return known_bytes(next(self._slices))
+        except StopIteration:
+            if self._taken:
+                self._rung.succeeded()
         except Exception:
             self._taken += 1
             self._rung.failed(self._clock())
-            return None
-        if freed_bytes is None:
-            if self._taken:
-                self._rung.succeeded()
-            return None
-        # The user's step may return what it never promised.
-        return max(freed_bytes, 0) if isinstance(cast("object", freed_bytes), int) else 0
+        return None
 
-    def _slices_of(self, step: Step, level: Level) -> Iterator[int]:
+    def _slices_of(self, step: Step, level: Level) -> Generator[int, None, None]:
         if isinstance(step, SlicedStep):
             yield from step.slices(level, self._left)
             return

@@ -13,6 +13,7 @@ from memtools.cleanup._past import Past
 from memtools.cleanup._records import ThingStatistics, TrimStatistics
 from memtools.cleanup._register import Place, Shrinkable, places
 from memtools.cleanup._seldom import Seldom
+from memtools.cleanup._step import known_bytes
 from memtools.readings import Level
 from memtools.units import parse_seconds
 
@@ -88,7 +89,7 @@ class TrimRegistered:
         part.asked += 1
         self._asked += 1
         try:
-            gained_bytes = _whole(thing.shrink(level, part.until))
+            gained_bytes = known_bytes(thing.shrink(level, part.until))
             says: object = getattr(thing, "is_shrinking", None)
         except Exception:
             self._fail(thing, past)
@@ -160,11 +161,6 @@ class _Slice:
             return True
         self._idle = 0
         return False
-
-
-def _whole(freed_bytes: object) -> int:
-    # The user's thing may return what it never promised.
-    return max(freed_bytes, 0) if isinstance(freed_bytes, int) else 0
 
 
 def _trouble(place: Place, now: float) -> ThingStatistics | None:
