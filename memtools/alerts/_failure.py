@@ -40,7 +40,8 @@ def failure_of(error: BaseException) -> DeliveryFailed:
 
 
 def _words(error: BaseException) -> str:
-    wrapped = getattr(error, "reason", None)  # urllib wraps the error of the socket
+    # urllib wraps the error of the socket; of a TLS error it is a constant such as CERTIFICATE_VERIFY_FAILED.
+    wrapped = getattr(error, "reason", None)
     if isinstance(wrapped, OSError):
         error = wrapped
     if isinstance(error, TimeoutError):
@@ -50,7 +51,8 @@ def _words(error: BaseException) -> str:
         return "the name of the host cannot be resolved"
     # Numbers and constants only: the text of an error is the library's, and may name what was asked for.
     if isinstance(error, SSLError):
-        return f"{name} ({error.reason})"
-    if isinstance(error, OSError) and error.errno in errno.errorcode:
-        return f"{name} ({os.strerror(error.errno)})"
+        return f"{name} ({wrapped})" if isinstance(wrapped, str) and wrapped.isupper() else name
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number in errno.errorcode:
+        return f"{name} ({os.strerror(number)})"
     return name

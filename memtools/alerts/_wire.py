@@ -5,6 +5,7 @@ is left of the whole.
 Leaves to others: the moment (`_deadline`), HTTP (`_http`), SMTP (`_smtp`).
 """
 
+import encodings.idna  # noqa: F401  # loaded by the first connection otherwise, when memory may be short
 import socket
 import ssl
 from typing import Any

@@ -6,7 +6,6 @@ Leaves to others: HTML and mail headers (`_letter`), JSON (`_webhook`).
 Names of owners and tasks may come from requests: they may hold line ends, escapes, markup, or a megabyte.
 """
 
-import unicodedata
 from typing import Final
 
 from memtools.alerts._alert import Alert, AlertKind
@@ -14,9 +13,6 @@ from memtools.units import format_size
 
 NAME_AT_MOST: Final = 200  # characters; as the accounts of the ledger
 _TEXT_AT_MOST: Final = 1_000  # characters of a summary or of one detail
-
-# Controls (line ends, escapes), formats (bidirectional marks), surrogates, private use, unassigned, line separators.
-_HARMFUL: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 # The three characters that Slack asks to be escaped; `<` begins its mentions and links.
 _SLACK_MARKS: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -26,7 +22,7 @@ def plain(name: str, at_most: int = NAME_AT_MOST) -> str:
     """Return `name` on one line of at most `at_most` characters, with nothing in it that is not printed."""
     # Cut first: what is a megabyte long is not looked through.
     shown = name[: at_most + 1]
-    if not (shown.isascii() and shown.isprintable()):
+    if not shown.isprintable():
         shown = "".join(map(_shown, shown))
     return shown if len(shown) <= at_most else f"{shown[: at_most - 1]}…"
 
@@ -72,6 +68,5 @@ def largest_in_words(largest: tuple[tuple[str, int], ...]) -> str:
 
 
 def _shown(character: str) -> str:
-    if unicodedata.category(character) in _HARMFUL:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
+    # Controls (line ends, escapes), bidirectional marks, surrogates, blanks that are none.
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

@@ -9,7 +9,7 @@ filter while it is at work for us.
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
@@ -92,7 +92,7 @@ class AppriseChannel:
 
 
 @contextmanager
-def _hushed(least: int) -> Iterator[None]:
+def _hushed(least: int) -> Generator[None, None, None]:
     # Nothing below `least` from those that log addresses. Apprise works in threads of its own, so the filter cannot ask
     # for whom.
     def is_loud(record: logging.LogRecord) -> bool:

@@ -1,0 +1,94 @@
+"""Rules say what they mean, refuse what makes no sense, and show no address."""
+
+from collections.abc import Callable
+
+import pytest
+
+from memtools.alerts import AlertRule
+from memtools.errors import ConfigError
+from memtools.readings import Level
+
+GIB = 2**30
+
+
+def test_a_rule_of_the_table_keeps_what_it_was_given() -> None:
+    rule = AlertRule(level="critical", threshold="90%", action="immediate_cleanup", notify=("email", "slack", "email"))
+
+    assert rule.level is Level.CRITICAL
+    assert rule.entry_bytes(GIB) == GIB * 9 // 10
+    assert [target.name for target in rule.notify] == ["email", "slack"]
+    assert repr(rule) == "AlertRule(critical, threshold=90%, action=immediate_cleanup, notify=(email, slack))"
+
+
+def test_a_share_follows_the_limit_and_a_size_does_not() -> None:
+    share, size = AlertRule("warning", "50%", notify="log"), AlertRule("warning", "900 MiB", notify="log")
+
+    assert (share.entry_bytes(GIB), share.entry_bytes(2 * GIB), share.entry_bytes(None)) == (GIB // 2, GIB, None)
+    assert size.entry_bytes(GIB) == size.entry_bytes(None) == 900 * 2**20
+
+
+def test_a_rule_with_a_threshold_is_about_memory_and_others_about_all() -> None:
+    assert AlertRule("warning", "50%", notify="log").about == ("memory",)
+    assert AlertRule("warning", notify="log").about == ("memory", "reclaim", "budget", "task")
+    assert AlertRule("warning", notify="log", about=("task", "budget")).about == ("budget", "task")
+
+
+def test_log_warning_tells_the_log_once() -> None:
+    rule = AlertRule("warning", action="log_warning", notify=("log", "slack"))
+
+    assert [target.name for target in rule.tells] == ["log", "slack"]
+    assert not rule.runs
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: AlertRule("normal", notify="log"), "level"),
+        (lambda: AlertRule(Level.NORMAL, notify="log"), "level"),
+        (lambda: AlertRule("high", notify="log"), "level"),
+        (lambda: AlertRule("warning", "101%", notify="log"), "threshold"),
+        (lambda: AlertRule("warning", -1, notify="log"), "threshold"),
+        (lambda: AlertRule("warning", float("nan"), notify="log"), "threshold"),
+        (lambda: AlertRule("warning", True, notify="log"), "threshold"),
+        (lambda: AlertRule("warning", "512Mb", notify="log"), "threshold"),
+        (lambda: AlertRule("warning", action="restart", notify="log"), "action"),
+        (lambda: AlertRule("warning", action=7, notify="log"), "action"),
+        (lambda: AlertRule("warning"), "notify"),
+        (lambda: AlertRule("warning", notify=()), "notify"),
+        (lambda: AlertRule("warning", notify=7), "notify"),
+        (lambda: AlertRule("warning", notify=["slack", 7]), "notify"),
+        (lambda: AlertRule("warning", notify="log", about="weather"), "about"),
+        (lambda: AlertRule("warning", notify="log", about=()), "about"),
+        (lambda: AlertRule("warning", notify="log", about=[["memory"]]), "about"),
+        (lambda: AlertRule("warning", "50%", notify="log", about="budget"), "about"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(make: Callable[[], object], name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+
+    assert caught.value.name == name
+
+
+def test_a_share_is_refused_where_no_limit_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unknown:
+        value_bytes = None
+
+    monkeypatch.setattr("memtools.alerts._rules.effective_limit", Unknown)
+
+    with pytest.raises(ConfigError, match="no limit is known"):
+        AlertRule("warning", "50%", notify="log")
+
+
+@pytest.mark.parametrize("url", ["slack:/T0K3N", "slack: //T0K3N", "https//T0K3N/x", "json://T0K3N with blanks"])
+def test_what_may_be_a_url_with_a_slip_is_refused_unseen(url: str) -> None:
+    with pytest.raises(ConfigError, match="notify=<hidden>") as caught:
+        AlertRule("warning", notify=url)
+
+    assert "T0K3N" not in f"{caught.value!s}{caught.value!r}"
+
+
+def test_a_url_is_shown_by_its_scheme_only() -> None:
+    rule = AlertRule("warning", notify=("slack", "mailto://me:T0K3N@example.org"))
+
+    assert repr(rule) == "AlertRule(warning, notify=(slack, mailto://<hidden>))"

@@ -1,0 +1,107 @@
+"""Alerts in words: whatever a stranger put into a name, it stays text, on one line, and short."""
+
+import json
+from dataclasses import replace
+from email import message_from_bytes
+from email.policy import default
+from html import unescape
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memtools.alerts import Alert, AlertKind
+from memtools.alerts._letter import letter_of
+from memtools.alerts._signals import signals_of
+from memtools.alerts._slack import message_of
+from memtools.alerts._webhook import body_of
+from memtools.alerts._wording import lines_of, plain, slack_text, subject_of, text_of
+from memtools.events import BudgetOverrun, TaskAbandoned
+from memtools.readings import Level
+
+ANY_TEXT = st.text(st.characters(), max_size=400)  # surrogates, controls and all
+EXAMPLE = Alert(AlertKind.OPENED, Level.WARNING, "budget", "report", "report is over", (), 0, 0, "t-1", 1, "here", 0.0)
+
+
+def test_an_alert_reads_as_a_person_would_say_it(alert: Alert) -> None:
+    again = replace(alert, kind=AlertKind.REPEATED, swallowed=1234, lost=2)
+
+    assert subject_of(alert) == "[critical] prices on host-1 (process 7): memory is at 900.0 MiB"
+    assert subject_of(again).startswith("[repeated] prices")
+    assert lines_of(again) == (
+        ("level", "critical"),
+        ("change", "normal to critical"),
+        ("seen again", "1,234 times since the last message"),
+        ("lost before", "2 earlier messages could not be delivered here"),
+        ("incident", "a1b2-1, message 1"),
+    )
+    assert text_of(alert).splitlines()[:2] == [subject_of(alert), ""]
+
+
+@given(ANY_TEXT, st.integers(1, 300))
+def test_a_plain_name_is_printable_on_one_line_and_short(name: str, at_most: int) -> None:
+    shown = plain(name, at_most)
+
+    assert shown.isprintable()
+    assert len(shown) <= at_most
+    if name.isascii() and name.isprintable() and len(name) <= at_most:
+        assert shown == name
+
+
+@given(ANY_TEXT, st.integers(1, 300))
+def test_slack_text_is_escaped_and_never_cut_within_an_escape(text: str, at_most: int) -> None:
+    shown = slack_text(text, at_most)
+
+    assert len(shown) <= at_most
+    assert not set(shown) & set("<>")
+    assert text.startswith(unescape(shown.removesuffix("…"))) or "&" in text
+
+
+def test_slack_escapes_survive_the_cut() -> None:
+    assert slack_text("<" * 10, 10) == "&lt;&lt;…"
+    assert slack_text("a<b>&c", 100) == "a&lt;b&gt;&amp;c"
+
+
+@given(ANY_TEXT)
+def test_a_message_to_slack_keeps_to_the_sizes_of_slack(text: str) -> None:
+    alert = replace(EXAMPLE, summary=text * 30, details=tuple((f"label {n}", text * 30) for n in range(20)))
+
+    message = message_of(alert)
+
+    assert message["text"]
+    (section,) = message["blocks"]  # type: ignore[misc]  # a list, as JSON has it
+    assert len(section["text"]["text"]) <= 3_000  # type: ignore[index]
+    assert len(section["fields"]) <= 10  # type: ignore[index]
+    assert all(len(field["text"]) <= 2_000 for field in section["fields"])  # type: ignore[index]
+    assert "<!" not in json.dumps(message)
+
+
+@given(ANY_TEXT)
+def test_a_mail_has_the_headers_that_it_was_given_and_no_others(text: str) -> None:
+    alert = replace(EXAMPLE, summary=plain(text), source=plain(text), details=(("owner", text),))
+
+    letter = letter_of(alert, sender="a@example.org", recipients=("b@example.org", "c@example.org"))
+    sent = message_from_bytes(letter.as_bytes(), policy=default)
+
+    assert sorted(set(sent.keys())) == [
+        "Auto-Submitted", "Content-Type", "Date", "From", "MIME-Version", "Message-ID", "Subject", "To",
+    ]  # fmt: skip
+    assert sent["To"] == "b@example.org, c@example.org"
+
+
+@given(ANY_TEXT)
+def test_a_webhook_gets_json_whatever_the_name(text: str) -> None:
+    body = json.loads(body_of(replace(EXAMPLE, name=text, level=Level.CRITICAL, details=(("largest", "a"),))))
+
+    assert (body["name"], body["level"], body["kind"]) == (text, "critical", "opened")
+    assert body["details"] == {"largest": "a"}
+
+
+@given(ANY_TEXT)
+def test_names_are_made_plain_before_anything_is_told(text: str) -> None:
+    events = BudgetOverrun(text * 10, "call", 2, 1, "peak", in_flight=True), TaskAbandoned(text, text, 1.0)
+
+    for event in events:
+        (signal,) = signals_of(event)
+        assert signal.name.isprintable()
+        assert signal.summary.isprintable()
+        assert len(signal.summary) < 600
