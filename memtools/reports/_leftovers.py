@@ -15,7 +15,7 @@ from memtools.records import as_dict, record
 # interpreter keeps for later (80 lists, 80 dicts, 2,000 tuples of each short length).
 LEAST_BYTES: Final = 256 * 1024
 LEAST_PER_CALL: Final = 16  # the least that any block takes
-STEADY: Final = 0.5  # a part is as steep as the one before, or half as steep; what fills up gets flatter
+STEADY: Final = 0.75  # of the slope before: what grows as a square root has 0.71, what fills up still less
 PARTS: Final = 3
 
 

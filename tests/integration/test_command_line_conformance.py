@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from memtools.ledger import native_reason
+
 TIMEOUT_S = 300
 SUITES = (
     "test_tasks",
@@ -21,6 +23,7 @@ SUITES = (
     "test_timeouts",
     "test_eager_task_factory",
 )
+METERS = ["traced"] if native_reason() else ["native", "traced"]
 
 
 def _suite(name: str, *before: str) -> tuple[str, list[str]]:
@@ -34,8 +37,9 @@ def _suite(name: str, *before: str) -> tuple[str, list[str]]:
     return ran.group(1) if ran else done.stderr[-500:], failed
 
 
+@pytest.mark.parametrize("meter", METERS)
 @pytest.mark.parametrize("name", SUITES)
-def test_asyncios_own_tests_pass_as_they_pass_alone(name: str) -> None:
+def test_asyncios_own_tests_pass_as_they_pass_alone(name: str, meter: str) -> None:
     try:
         found = importlib.util.find_spec(f"test.test_asyncio.{name}")
     except ModuleNotFoundError:
@@ -44,6 +48,6 @@ def test_asyncios_own_tests_pass_as_they_pass_alone(name: str) -> None:
         pytest.skip("this distribution of Python, or this version of it, comes without that suite")
     alone = _suite(name)
 
-    under = _suite(name, "-m", "memtools", "run", "--meter", "traced")
+    under = _suite(name, "-m", "memtools", "run", "--meter", meter)
 
     assert under == alone

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import memtools
+from memtools.ledger import native_reason
 
 TIMEOUT_S = 90
+DEFAULT = "traced" if native_reason() else "native"
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "index_stdlib.py"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -89,7 +91,7 @@ def test_the_files_are_written_where_they_were_asked_for_wherever_the_program_go
 
     report = json.loads((tmp_path / "report.json").read_text())
     assert done.returncode == 0
-    assert (report["title"], report["meters"]) == ("program.py", ["traced"])
+    assert (report["title"], report["meters"]) == ("program.py", [DEFAULT])
     assert report["scopes"][0]["retained_bytes"] >= 2 * 2**20
     assert report["process"]["resident_growth_bytes"] is not None
     assert "program.py" in (tmp_path / "report.html").read_text()
@@ -180,6 +182,57 @@ def test_info_names_versions_meters_and_the_interpreters_state(run: Run) -> None
     assert facts["versions"]["psutil"]
     assert facts["memory"]["resident_bytes"] > 0
     assert facts["interpreter"]["tracemalloc"] == "off"
+
+
+def test_info_names_the_meter_and_its_reason(run: Run) -> None:
+    meters, without = (
+        json.loads(run("info", "--json", env=env).stdout)["meters"] for env in ({}, {"MEMTOOLS_NATIVE": "0"})
+    )
+
+    assert meters["of memtools run"] == DEFAULT
+    assert meters["native"].startswith(native_reason() or "built")
+    assert (without["default"], without["of memtools run"], without["native"]) == (
+        "resident", "traced", "MEMTOOLS_NATIVE=0",
+    )  # fmt: skip
+
+
+def test_without_the_native_meter_the_traced_one_counts_and_says_what_it_does_not_know(program: Path, run: Run) -> None:
+    done = run("run", "--json", "report.json", str(program), env={"MEMTOOLS_NATIVE": "0"})
+
+    report = json.loads((program.parent / "report.json").read_text())
+    assert (report["meters"], report["scopes"][0]["live_bytes"]) == (["traced"], None)
+    assert "retained" in done.stderr
+    assert "still alive: not shown" in done.stderr
+
+
+LEAKS = """
+import os
+from memtools import profile_memory
+kept = []
+@profile_memory
+def update_prices(): kept.append(bytes(12 * 1024))
+@profile_memory
+def render(): return bytes(100_000)
+for _ in range(300):
+    update_prices(); render()
+print(os.environ.get("MEMTOOLS_METER"))
+"""
+
+
+@pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
+def test_who_leaves_something_behind_stands_first_and_is_named_with_its_rate(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "program.py").write_text(LEAKS)
+
+    done = run("run", "--json", "report.json", "--html", "report.html", "program.py", env={"COLUMNS": "80"})
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["name"] for row in report["functions"]] == ["update_prices", "render"]
+    assert 300 * 12 * 1024 <= report["functions"][0]["live_bytes"] < 300 * 13 * 1024
+    assert "`update_prices` leaves 12.0 KiB behind per call; 300 calls, 3.5 MiB still alive" in done.stderr
+    assert [row["name"] for row in report["leftovers"]] == ["update_prices"]
+    assert "`update_prices` leaves" in (tmp_path / "report.html").read_text()
+    assert done.stdout == "None\n"  # children of another Python may have no native meter
+    assert report["process"]["unattributed_bytes"] is not None
 
 
 def test_info_sees_tracing_and_other_allocators(run: Run) -> None:

@@ -1,0 +1,116 @@
+"""Who goes on leaving something behind, and who only did so at first; what is still alive, where it is known."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from memtools.ledger import Entry, LedgerStatistics
+from memtools.reports import html_page, report
+from memtools.reports._leftovers import per_call
+
+MIB = 2**20
+KIB = 1024
+Make = Callable[..., Entry]
+Ledger = Callable[..., LedgerStatistics]
+
+
+def _left(entry: Entry, curve: Callable[[int], float]) -> Entry:
+    marks = tuple((2**power, int(curve(2**power))) for power in range(4, entry.entered.bit_length()))[-4:]
+    left = int(curve(entry.entered))
+    return replace(entry, live_bytes=left, left_bytes=left, left_after=marks, meter="native")
+
+
+@pytest.mark.parametrize(("calls", "curve", "found"), [
+    (4_100, lambda n: 12_595 * n, 12_595),
+    (4_096, lambda n: 12_595 * n, 12_595),
+    (4_095, lambda n: 12_595 * n, 12_595),
+    (4_100, lambda n: 20 * MIB + KIB * n, KIB),  # a cache that was filled first
+    (127, lambda n: 100 * KIB * n, 0),  # too few calls to tell
+    (4_100, lambda n: min(n, 1_000) * 50 * KIB, 0),  # a bounded cache
+    (4_100, lambda n: MIB * n**0.5, 0),  # one that is hit more and more
+    (4_100, lambda n: 5 * MIB, 0),
+    (4_100, lambda n: 50 * n, 0),  # may be garbage that waits for the collector
+    (1_000_000, lambda n: 50 * n, 50),
+    (1_000_000, lambda n: 3 * n, 0),  # less than any block
+    (4_100, lambda n: -KIB * n, 0),
+], ids=lambda value: "" if callable(value) else None)  # fmt: skip
+def test_what_every_call_leaves_is_told_from_what_the_first_ones_left(
+    entry: Make, calls: int, curve: Callable[[int], float], found: int
+) -> None:
+    one = _left(entry("call", "f", entered=calls), curve)
+
+    assert per_call(calls, one.left_bytes, one.left_after) == pytest.approx(found, rel=0.01)
+
+
+def test_what_nobody_knows_is_no_leftover() -> None:
+    assert per_call(4_100, None, ()) == 0
+
+
+def test_the_one_that_leaves_it_is_named_and_not_those_that_call_it(entry: Make, ledger: Ledger) -> None:
+    inner = _left(entry("call", "update_prices", entered=4_100), lambda n: 12_595 * n)
+    handler = _left(entry("task", "handler", entered=4_100, children=(inner,)), lambda n: 12_700 * n)
+    own = _left(entry("call", "logs", entered=8_200), lambda n: 500 * n)
+
+    taken = report(title="service", ledger=ledger(handler, own))
+
+    assert [leftover.name for leftover in taken.leftovers] == ["update_prices", "logs"]
+    line = "`update_prices` leaves 12.3 KiB behind per call; 4,100 calls, 49.2 MiB still alive"
+    assert line in taken.to_text(width=100)
+    assert line in html_page(taken)
+    assert taken.to_dict()["leftovers"][0]["per_call_bytes"] == 12_595  # type: ignore[index]
+
+
+def test_one_function_in_two_places_is_one_leftover(entry: Make, ledger: Ledger) -> None:
+    places = tuple(
+        entry("task", name, children=(_left(entry("call", "f", entered=1_000), lambda n: 2_000 * n),)) for name in "ab"
+    )
+
+    (found,) = report(ledger=ledger(*places)).leftovers
+
+    assert (found.calls, found.per_call_bytes, found.left_bytes) == (2_000, 2_000, 4_000_000)
+
+
+def test_rows_stand_in_the_order_of_what_is_still_alive_and_then_of_their_peaks(entry: Make, ledger: Ledger) -> None:
+    def task(name: str, peak: float, live_bytes: int) -> Entry:
+        return replace(entry("task", name, peak=peak, meter="native"), live_bytes=live_bytes, left_bytes=live_bytes)
+
+    taken = report(
+        ledger=ledger(task("b", 9, 1_000), task("c", 5, 3 * MIB), task("a", 1, 2_000), task("d", 2, 8 * MIB))
+    )
+
+    assert [row.name for row in taken.tasks] == ["d", "c", "b", "a"]
+
+
+def test_still_alive_takes_the_place_of_retained_where_every_row_knows_it(entry: Make, ledger: Ledger) -> None:
+    known = replace(entry("task", "known", retained=7, meter="native"), live_bytes=3 * MIB, left_bytes=0)
+
+    all_known = report(ledger=ledger(known)).to_text(width=100)
+    some = report(ledger=ledger(known, entry("task", "traced"))).to_text(width=100)
+    none = report(ledger=ledger(entry("task", "traced"))).to_text(width=100)
+
+    assert ("still alive  " in all_known, "retained" in all_known) == (True, False)
+    assert "3.00" in all_known
+    assert ("still alive: not shown" in none, "retained" in none) == (True, True)
+    assert "retained" in some
+    assert "not shown" not in some
+
+
+def test_html_has_a_column_for_it_only_where_it_is_known(entry: Make, ledger: Ledger) -> None:
+    known = replace(entry("task", "known", meter="native"), live_bytes=3 * MIB, left_bytes=0)
+
+    assert "still alive MiB" in html_page(report(ledger=ledger(known)))
+    assert "still alive MiB" not in html_page(report(ledger=ledger(entry("task", "traced"))))
+
+
+def test_growth_with_the_native_meter_is_what_is_alive_and_what_is_unattributed(entry: Make) -> None:
+    from memtools.readings import read_process
+
+    since = replace(read_process(), resident_bytes=0)
+    root = replace(entry("scope", "root", retained=5, meter="native"), live_bytes=3 * MIB, left_bytes=3 * MIB)
+    ledger = LedgerStatistics((root,), 0, {"native": 2 * MIB, "traced": 7})
+
+    grown = report(since=since, ledger=ledger).process
+
+    assert (grown.owned_bytes, grown.nobody_bytes, grown.meter_bytes) == (3 * MIB, 2 * MIB, None)
+    assert grown.unattributed_bytes == grown.resident_bytes - 5 * MIB
