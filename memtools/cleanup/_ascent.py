@@ -23,7 +23,8 @@ class Ascent:
         read: returns what is in use, in bytes.
         share: what may be spent.
         clock: monotonic seconds.
-        rest: returns how long a step that was taken rests, in seconds.
+        rest_s: how long the steps that are taken rest from now on, in seconds; one figure, so that they are ready again
+            at the same time.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Ascent:
         read: Callable[[], int],
         share: TimeShare,
         clock: Callable[[], float],
-        rest: Callable[[], float],
+        rest_s: float,
     ) -> None:
         self._rungs = [rung for rung in rungs if rung.step.least <= level]
         self._level = level
@@ -43,10 +44,10 @@ class Ascent:
         self._read = read
         self._share = share
         self._clock = clock
-        self._rest = rest
         self._taken: list[StepTaken] = []
         self._has_passed_all = False
         self._began_at = clock()
+        self._rests_until = self._began_at + rest_s
         self._before_bytes = self._after_bytes = read()
 
     def slices(self) -> Generator[None, None, None]:
@@ -95,7 +96,7 @@ class Ascent:
             return
         self._taken.append(taken)
         rung.is_unfinished = self._left() <= 0
-        rung.rest(self._level, self._clock() + self._rest())
+        rung.rest(self._level, self._rests_until)
 
     def _is_below(self) -> bool:
         return self._after_bytes < self._stop_below

@@ -41,8 +41,8 @@ class Ladder:
         steps: what is done, the cheapest first; those whose `least` is above the level are passed over.
         read: returns what is in use, in bytes; asked before the first step and after each slice.
         share: of wall time, the most that all steps together take.
-        cooldown: seconds for which a step rests after it was taken, and up to a fifth more by chance. A higher level
-            does not wait.
+        cooldown: seconds for which a step rests from the beginning of the climb in which it was taken, and up to a
+            fifth more by chance. A higher level does not wait.
         clock: monotonic seconds.
         random: returns a number from 0 to 1.
 
@@ -152,11 +152,8 @@ class Ladder:
             read=self._read,
             share=self._share,
             clock=self._clock,
-            rest=self._rest,
+            rest_s=self._cooldown_s * (1 + _JITTER * self._random()),
         )
-
-    def _rest(self) -> float:
-        return self._cooldown_s * (1 + _JITTER * self._random())
 
     def _told(self, ascent: Ascent) -> Climb | None:
         climb = ascent.outcome()

@@ -18,7 +18,10 @@ from memtools.readings import Level
 from memtools.units import parse_seconds
 
 _PATIENCE = 3  # slices in a row in which a thing that is not done may give nothing
-_BLOCKED = 10  # slices; whoever takes so long is not asked again in this climb, and it counts as a failure
+# Slices. On a busy machine a thread may wait for its turn for some of them, which is not the thing's fault.
+_TOO_LATE = 10  # after its deadline; what does not say whether it is done is not asked again in this climb
+_BLOCKED = 100  # in all; not asked again in this climb, and it counts as a failure
+_SMALL_BYTES = 4096
 _SHOWN = 10  # things in trouble
 _NAME_AT_MOST = 100  # characters
 
@@ -81,9 +84,8 @@ class TrimRegistered:
         thing = place()
         if thing is None or not place.is_taken():
             return False
-        past = place.past = place.past or Past()
         began = self._clock()
-        if past.breaker.is_open(began):
+        if place.past is not None and place.past.breaker.is_open(began):
             return False
 
         part.asked += 1
@@ -92,16 +94,18 @@ class TrimRegistered:
             gained_bytes = known_bytes(thing.shrink(level, part.until))
             says: object = getattr(thing, "is_shrinking", None)
         except Exception:
-            self._fail(thing, past)
+            self._fail(thing, _past_of(place))
             return False
 
         ended = self._clock()
         part.freed_bytes += gained_bytes
-        past.gained_bytes, past.size_bytes = gained_bytes, size_of(thing)
-        if self._has_blocked(past, began, ended, part.until):
+        _remember(place, gained_bytes, size_of(thing))
+        late_s = ended - part.until
+        if self._has_blocked(place, began, ended, late_s):
             return False
-        is_unfinished = says if isinstance(says, bool) else gained_bytes > 0 and ended >= part.until
-        return is_unfinished and part.has_patience(gained_bytes)
+        if not isinstance(says, bool):
+            says = gained_bytes > 0 and 0 <= late_s < _TOO_LATE * self._slice_s
+        return says and part.has_patience(gained_bytes)
 
     def _fail(self, thing: Shrinkable, past: Past) -> None:
         now = self._clock()
@@ -111,16 +115,15 @@ class TrimRegistered:
         past.breaker.failed(now)
         self._seldom.failure(now, "%s could not shrink; the others are asked all the same", _name(thing))
 
-    def _has_blocked(self, past: Past, began: float, ended: float, until: float) -> bool:
-        # Another thread may have had the GIL: one slice late is late, but only ten of them are a fault.
-        if ended - until > self._slice_s:
+    def _has_blocked(self, place: Place, began: float, ended: float, late_s: float) -> bool:
+        if late_s > self._slice_s:
             self._overruns += 1
-            past.overruns += 1
+            _past_of(place).overruns += 1
         has_blocked = ended - began > _BLOCKED * self._slice_s
         if has_blocked:
-            past.breaker.failed(ended)
-        else:
-            past.breaker.succeeded()
+            _past_of(place).breaker.failed(ended)
+        elif place.past is not None:
+            place.past.breaker.succeeded()
         return has_blocked
 
 
@@ -161,6 +164,20 @@ class _Slice:
             return True
         self._idle = 0
         return False
+
+
+def _past_of(place: Place) -> Past:
+    if place.past is None:
+        place.past = Past()
+    return place.past
+
+
+def _remember(place: Place, gained_bytes: int, size_bytes: int) -> None:
+    # Nothing is kept of the many that are small and gave nothing: memory is short, and they come last anyway.
+    if place.past is None and not gained_bytes and size_bytes < _SMALL_BYTES:
+        return
+    past = _past_of(place)
+    past.gained_bytes, past.size_bytes = gained_bytes, size_bytes
 
 
 def _trouble(place: Place, now: float) -> ThingStatistics | None:

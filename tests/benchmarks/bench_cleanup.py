@@ -71,7 +71,7 @@ def _sliced(what: str, make: Callable[[], object], rounds: int) -> list[Result]:
             f"all slices of a {what}",
             f"letting it go in one stroke, {stroke_s * 1e3:.0f} ms",
             statistics.median(all_s) / stroke_s,
-            10.0,
+            15.0,
             f"{statistics.median(all_s) * 1e3:.0f} ms of CPU time",
         ),
     ]

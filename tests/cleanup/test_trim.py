@@ -1,5 +1,6 @@
 """Asking the registered things: order, slices, and everything that they may do to us."""
 
+import asyncio
 import gc
 import logging
 import weakref
@@ -7,6 +8,7 @@ import weakref
 import pytest
 
 from memtools.cleanup import Ladder, TrimRegistered, register, registered, unregister
+from memtools.cleanup._register import places
 from memtools.decorators import bounded_history
 from memtools.errors import ConfigError
 from memtools.readings import Level
@@ -347,6 +349,16 @@ def test_a_thing_that_is_a_little_late_is_counted_and_asked_on(trim, clock):
     assert trim.statistics().troubled[0].overruns == len(late.calls) == 9
 
 
+def test_a_thing_that_is_much_too_late_and_does_not_say_that_it_is_not_done_is_not_asked_on(trim, clock):
+    late = Thing(clock, gives=[10] * 9, takes=0.2)
+
+    slices = list(trim.slices(Level.WARNING, forever))
+
+    assert sum(slices) == 10
+    assert len(late.calls) == 1
+    assert not trim.statistics().troubled[0].is_left_out
+
+
 @pytest.mark.parametrize("answer", [None, "12", -5, 1.5])
 def test_a_thing_that_returns_no_bytes_is_taken_for_one_that_knows_of_none(trim, clock, answer):
     thing = Thing(clock, gives=[answer])
@@ -420,3 +432,40 @@ def test_histories_are_on_the_register_and_give_back():
 def test_slice_that_makes_no_sense_is_refused(slice_s):
     with pytest.raises(ConfigError, match="slice_s"):
         TrimRegistered(slice_s=slice_s)
+
+
+def test_nothing_is_kept_of_small_things_that_have_nothing_to_give(trim, clock):
+    things = [Thing(clock, gives=[]) for _ in range(3)]
+
+    list(trim.slices(Level.WARNING, forever))
+
+    assert [place.past for place in places()] == [None] * 3
+    assert all(thing.calls for thing in things)
+
+
+async def test_the_loop_has_its_turn_while_a_real_list_is_shortened():
+    recent = BoundedList(([] for _ in range(1_000_000)), 1_000_000)
+    ladder = Ladder([TrimRegistered()], read=lambda: 1000, share=1.0)
+    lengths = []
+
+    task = asyncio.create_task(ladder.climb_async(Level.CRITICAL, stop_below=10))
+    while not task.done():
+        await asyncio.sleep(0)
+        lengths.append(len(recent))
+
+    assert lengths[-1] == 50
+    assert len(set(lengths)) > 4  # a million items take 20 ms at least, and a slice lasts 5
+
+
+async def test_many_registered_things_are_asked_in_many_slices():
+    things = [BoundedList([1, 2, 3], 5) for _ in range(30_000)]
+    ladder = Ladder([TrimRegistered(slice_s=0.002)], read=lambda: 1000, share=1.0)
+    turns = 0
+
+    task = asyncio.create_task(ladder.climb_async(Level.CRITICAL, stop_below=10))
+    while not task.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert turns > 5
+    assert ladder.statistics().trim.asked == len(things)
