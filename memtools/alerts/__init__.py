@@ -3,6 +3,7 @@
 from memtools.alerts._alert import Alert, AlertKind
 from memtools.alerts._alerts import Alerts
 from memtools.alerts._channel import Channel
+from memtools.alerts._cleaning import Cleaner
 from memtools.alerts._deadline import Deadline
 from memtools.alerts._failure import DeliveryFailed
 from memtools.alerts._log_channel import LogChannel
@@ -11,7 +12,6 @@ from memtools.alerts._rules import AlertRule
 from memtools.alerts._slack import SlackChannel
 from memtools.alerts._statistics import AlertStatistics, ChannelStatistics
 from memtools.alerts._webhook import WebhookChannel
-from memtools.alerts._wiring import Cleaner
 from memtools.alerts.apprise import AppriseChannel
 
 __all__ = [

@@ -4,22 +4,24 @@ Covers: what they raise, how long they take, coroutines on the loop of the servi
 Leaves to others: when they run (`_board`).
 
 A thread cannot be ended from outside: one whose action takes too long is left to it, and another goes on with the rest.
-The same rule is not run again until its action has come back, so there is at most one such thread per rule.
+That rule is not run again until its action has come back, so there is at most one such thread per rule.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from queue import SimpleQueue
 from typing import Any, Final, cast
 
 from memtools.alerts._board import Act
+from memtools.alerts._cleaning import CleanUp
 from memtools.alerts._complaints import Complaints
 from memtools.alerts._deadline import Deadline
 from memtools.alerts._rules import AlertRule
 
 BREAKER_AFTER: Final = 5  # failures in a row; as callbacks of the monitor
+QUEUED_AT_MOST: Final = 100  # as messages for a channel
 
 
 class Actions:
@@ -34,7 +36,7 @@ class Actions:
 
     def __init__(
         self,
-        clean_up: Callable[[], Any] | None,  # Any: what it returns is not looked at, unless it can be awaited
+        clean_up: CleanUp,
         loop: asyncio.AbstractEventLoop | None,
         *,
         timeout_s: float,
@@ -46,7 +48,7 @@ class Actions:
         self._complaints = complaints
         self._queue: SimpleQueue[Act | None] = SimpleQueue()
         self._hand: _Hand | None = None
-        self._at_work: set[AlertRule] = set()  # queued, or not yet come back
+        self._stuck: set[AlertRule] = set()  # those whose action takes too long and has not come back
         self._in_a_row: dict[AlertRule, int] = {}
         self._ended = False
         self.run = self.failed = self.skipped = 0
@@ -58,18 +60,16 @@ class Actions:
 
     def post(self, act: Act) -> None:
         """Have an action run soon; never waits."""
-        rule = act.rule
-        if rule in self._at_work or self._in_a_row.get(rule, 0) >= BREAKER_AFTER:
+        if not self._may_run(act.rule) or self._queue.qsize() >= QUEUED_AT_MOST:
             self.skipped += 1
             return
-        self._at_work.add(rule)
         self._queue.put(act)
         self.start()
 
     def start(self) -> None:
         """Have a thread that is free; where none can be started, the next action tries again."""
         hand = self._hand
-        if self._ended or (self.is_alive and hand is not None and not hand.is_late(self._timeout_s)):
+        if self._ended or (self.is_alive and hand is not None and not hand.reported):
             return
         fresh = _Hand()
         fresh.thread = threading.Thread(target=self._work, args=(fresh,), name="memtools-alerts-actions", daemon=True)
@@ -83,18 +83,21 @@ class Actions:
     def look_after(self) -> None:
         """Notice an action that takes too long: say so, and have another thread go on with the rest."""
         hand = self._hand
-        if hand is None or not hand.is_late(self._timeout_s):
-            return
-        rule = hand.rule
-        if rule is not None and not hand.reported:
+        rule = None if hand is None else hand.rule
+        if hand is not None and rule is not None and hand.is_late(self._timeout_s) and not hand.reported:
             hand.reported = True
-            self._note_failure(rule, f"has not come back after {self._timeout_s:.0f} s", None)
-        self.start()
+            self._stuck.add(rule)
+            self._note_failure(rule, f"has not come back after {self._timeout_s:g} s", None)
+        if not self._queue.empty():
+            self.start()
 
     def late_at(self) -> float:
-        """Return when an action that runs now will have taken too long; infinite when none runs."""
+        """Return when to look after the action that runs now; infinite when none runs."""
         hand = self._hand
-        return float("inf") if hand is None or hand.reported else hand.late_at(self._timeout_s)
+        if hand is None or hand.reported or (hand.rule is None and self._queue.empty()):
+            return float("inf")
+        # One that has been posted and not begun is looked after in time if this is asked again when it may be late.
+        return min(hand.late_at(self._timeout_s), time.monotonic() + self._timeout_s)
 
     def ask_to_end(self) -> None:
         """Have the thread end once what is queued has run."""
@@ -124,12 +127,15 @@ class Actions:
                 if self._hand is not hand:
                     self._queue.put(None)  # it was meant for the one that took over
                 return
+            if not self._may_run(act.rule):
+                self.skipped += 1
+                continue
             hand.begin(act.rule)
             try:
                 self._run(act, hand)
             finally:
                 hand.rest()
-                self._at_work.discard(act.rule)
+                self._stuck.discard(act.rule)
 
     def _run(self, act: Act, hand: "_Hand") -> None:
         rule = act.rule
@@ -144,11 +150,14 @@ class Actions:
             self.run += 1
             self._in_a_row[rule] = 0
 
+    def _may_run(self, rule: AlertRule) -> bool:
+        return rule not in self._stuck and self._in_a_row.get(rule, 0) < BREAKER_AFTER
+
     def _call(self, act: Act) -> object:
         action = act.rule.action
         if callable(action):
             return action(act.alert)
-        return self._clean_up() if self._clean_up is not None else None
+        return self._clean_up(act.rule)
 
     def _wait_for(self, outcome: Awaitable[object], hand: "_Hand") -> None:
         waiting = _bounded(outcome, self._timeout_s)

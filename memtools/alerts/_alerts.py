@@ -20,6 +20,7 @@ from typing import Any, Self
 from memtools.alerts._actions import Actions
 from memtools.alerts._board import Board
 from memtools.alerts._channel import Channel
+from memtools.alerts._cleaning import Checking, Cleaner, parse_cleaner
 from memtools.alerts._complaints import Complaints
 from memtools.alerts._deadline import Deadline
 from memtools.alerts._listed import listed
@@ -28,8 +29,9 @@ from memtools.alerts._postman import Postman
 from memtools.alerts._rules import AlertRule
 from memtools.alerts._session import Session
 from memtools.alerts._statistics import AlertStatistics
-from memtools.alerts._wiring import Cleaner, channels_for, parse_cleaner
+from memtools.alerts._wiring import channels_for
 from memtools.alerts._wording import plain
+from memtools.cleanup import Ladder
 from memtools.errors import ConfigError
 from memtools.events import Event, Subscription, subscribe
 from memtools.units import parse_count, parse_seconds
@@ -45,7 +47,9 @@ class Alerts:
     Args:
         rules: the table.
         channels: name to channel; `"log"` is always there, apprise URLs need none.
-        monitor: what `immediate_cleanup` cleans up: a `MemoryMonitor` or a callable.
+        monitor: what `immediate_cleanup` asks: a `MemoryMonitor`, which looks and acts at once; a `Ladder`, which is
+            climbed; something with a method `clean_up`; a callable. Without one, and for rules with thresholds of
+            their own, a ladder of the house.
         service: what to call this service in messages; the name of the program by default.
         cooldown: how long a receiver is spared what is no news, in seconds.
         timeout: how long one delivery may take, in seconds.
@@ -69,7 +73,7 @@ class Alerts:
         rules: Iterable[AlertRule],
         *,
         channels: Mapping[str, Channel] | None = None,
-        monitor: Cleaner | Callable[[], Any] | None = None,  # Any: what it returns is not looked at
+        monitor: Checking | Cleaner | Ladder | Callable[[], Any] | None = None,  # Any: what it returns is not looked at
         service: str | None = None,
         cooldown: float = 900.0,
         timeout: float = 10.0,
@@ -82,7 +86,7 @@ class Alerts:
     ) -> None:
         self._rules = _rules(rules)
         self._channels = channels_for(self._rules, channels or {})
-        self._clean_up = parse_cleaner(monitor, self._rules)
+        self._clean_up = parse_cleaner(monitor)
         self._service = _service(service)
         self._cooldown_s = parse_seconds(cooldown, name="cooldown")
         self._timeout_s = _positive(timeout, name="timeout")

@@ -90,7 +90,8 @@ class Postman:
 
     def wake(self) -> None:
         """Have the beat called."""
-        self._posted.put(None)
+        if self.is_alive:
+            self._posted.put(None)
 
     def ask_to_end(self, deadline: Deadline) -> None:
         """Have the thread end once all is delivered, or at the deadline."""
@@ -192,6 +193,8 @@ class Postman:
 
     def _leave(self) -> None:
         self._collect(0.0)
-        left = self._outbox.leave()
-        for name, count in left.items():
-            self._complaints.say(f"left {name}", "Alerts end with %d undelivered to %s", count, name)
+        self._outbox.leave()
+        for channel in self.statistics():
+            if channel.left:
+                words = "Alerts end with %d undelivered to %s, %d lost in all"
+                self._complaints.say(f"left {channel.name}", words, channel.left, channel.name, channel.lost)

@@ -108,6 +108,7 @@ class Session:
                 self._postman.post(decision.target, decision.alert)
             else:
                 self._actions.post(decision)
+                self._postman.wake()  # who looks after it
 
     def _beat(self, now: float) -> float:
         # Called by the postman between deliveries.

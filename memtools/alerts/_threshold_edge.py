@@ -33,12 +33,13 @@ class ThresholdEdge:
         elif not self.is_above:
             if reading.used_bytes >= entry_bytes:
                 self.is_above, self._entered_at = True, reading.at
-        elif reading.used_bytes < _exit_bytes(entry_bytes, reading.limit_bytes):
+        elif reading.used_bytes < exit_bytes(entry_bytes, reading.limit_bytes):
             self.is_above = reading.at - self._entered_at < _DWELL_S
         return self.is_above
 
 
-def _exit_bytes(entry_bytes: int, limit_bytes: int | None) -> int:
+def exit_bytes(entry_bytes: int, limit_bytes: int | None) -> int:
+    """Return the used bytes below which a threshold is left."""
     band = int(_BAND * (limit_bytes if limit_bytes and limit_bytes >= entry_bytes else entry_bytes))
     # A threshold within the lowest 5 points would never be left.
     return entry_bytes - band if band < entry_bytes else max(entry_bytes // 2, 1)

@@ -5,12 +5,14 @@ is left of the whole.
 Leaves to others: the moment (`_deadline`), HTTP (`_http`), SMTP (`_smtp`).
 """
 
-import encodings.idna  # noqa: F401  # loaded by the first connection otherwise, when memory may be short
 import socket
 import ssl
 from typing import Any
 
 from memtools.alerts._deadline import Deadline
+
+# The first connection would import it, when memory may be short.
+"example.org".encode("idna")
 
 
 class Wire(socket.socket):

@@ -188,7 +188,6 @@ def test_the_log_is_told_by_severity(alert: Alert, caplog: pytest.LogCaptureFixt
         (lambda rule, good: Alerts([rule]), "notify"),
         (lambda rule, good: Alerts([rule], channels={"slack": object()}), "channels"),
         (lambda rule, good: Alerts([rule], channels={"a b": good}), "channels"),
-        (lambda rule, good: Alerts([AlertRule("warning", action="immediate_cleanup")]), "monitor"),
         (lambda rule, good: Alerts([rule], channels={"slack": good}, monitor=7), "monitor"),
         (lambda rule, good: Alerts([rule], channels={"slack": good}, cooldown=-1), "cooldown"),
         (lambda rule, good: Alerts([rule], channels={"slack": good}, timeout=0), "timeout"),
