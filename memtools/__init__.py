@@ -6,6 +6,7 @@ from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, MissingE
 from memtools.events import subscribe
 from memtools.exporters import collect_metrics
 from memtools.ledger import Usage, install
+from memtools.lifecycle import Component, WeakParent
 from memtools.readings import Level, Reading, effective_limit
 from memtools.scopes import memory_scope, task_scope
 from memtools.structures import BoundedList, WeakCache
@@ -13,6 +14,7 @@ from memtools.structures import BoundedList, WeakCache
 __all__ = [
     "BoundedList",
     "BudgetExceeded",
+    "Component",
     "Config",
     "ConfigError",
     "Level",
@@ -22,6 +24,7 @@ __all__ = [
     "ScopeClosed",
     "Usage",
     "WeakCache",
+    "WeakParent",
     "bounded_history",
     "collect_metrics",
     "effective_limit",

@@ -1,0 +1,88 @@
+"""A way back to the parent that does not keep it alive: `WeakParent`."""
+
+from typing import Any, Generic, Self, TypeVar, overload
+from weakref import ref
+
+from memtools.errors import ConfigError
+
+P = TypeVar("P")
+
+
+class _Back(ref[P]):
+    """A weak reference that can be copied and pickled along with who holds it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickle that took the parent along would take everything; without it the child begins as an orphan.
+        return _nobody, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Back[P] | None":
+        parent = self()
+        if parent is None:
+            return None
+        # Copied together with its parent a child belongs to the copy; copied alone, to the parent that it had.
+        return _Back(memo.get(id(parent), parent))
+
+
+class WeakParent(Generic[P]):
+    """An attribute that refers to a parent weakly: parent and child make no circle.
+
+    ```python
+    class Shop:
+        pass
+
+    class Shelf:
+        shop = WeakParent[Shop]()
+
+        def __init__(self, shop: Shop) -> None:
+            self.shop = shop
+
+    shop = Shop()
+    shelf = Shelf(shop)
+    assert shelf.shop is shop
+    del shop
+    assert shelf.shop is None  # gone at once, without the garbage collector
+    ```
+
+    Reading gives None after the parent's end, and before one was set. A class with `__slots__` names the place in which
+    it is kept: `_shop_reference` for an attribute `shop`. A pickled child has no parent; a deep copy that holds the
+    parent as well refers to the copy.
+
+    Raises:
+        ConfigError: on setting what cannot be weakly referenced.
+    """
+
+    __slots__ = ("_name", "_place")
+
+    def __init__(self) -> None:
+        self._name = self._place = ""
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        self._name = name
+        self._place = f"_{name.lstrip('_')}_reference"
+
+    @overload
+    def __get__(self, child: None, owner: type[Any]) -> Self: ...
+    @overload
+    def __get__(self, child: object, owner: type[Any]) -> P | None: ...
+    def __get__(self, child: object | None, owner: type[Any]) -> Self | P | None:
+        if child is None:
+            return self
+        reference: _Back[P] | None = getattr(child, self._place, None)
+        return None if reference is None else reference()
+
+    def __set__(self, child: object, parent: P | None) -> None:
+        try:
+            reference = None if parent is None else _Back(parent)
+        except TypeError:
+            accepted = "an object that can be weakly referenced (with slots: name `__weakref__` among them), or None"
+            raise ConfigError(self._name, parent, accepted) from None
+        setattr(child, self._place, reference)
+
+    def __delete__(self, child: object) -> None:
+        setattr(child, self._place, None)
+
+
+def _nobody() -> None:
+    return None
