@@ -28,6 +28,7 @@ from memtools.alerts._outbox import Outbox, Patience
 from memtools.alerts._postman import Postman
 from memtools.alerts._rules import AlertRule
 from memtools.alerts._session import Session
+from memtools.alerts._signals import is_heard
 from memtools.alerts._statistics import AlertStatistics
 from memtools.alerts._wiring import channels_for
 from memtools.alerts._wording import plain
@@ -180,7 +181,8 @@ class Alerts:
         return f"Alerts({len(self._rules)} rules, {', '.join(target.name for target in self._channels)}; {state})"
 
     def _hear(self, event: Event) -> None:
-        self._session().hear(event)
+        if is_heard(event):
+            self._session().hear(event)
 
     def _session(self) -> Session:
         pid = os.getpid()

@@ -8,12 +8,13 @@ Threads: one at a time.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final, TypeAlias
 
 from memtools.alerts._alert import Alert
 from memtools.alerts._life import Life, Step
 from memtools.alerts._rules import About, AlertRule
-from memtools.alerts._signals import Signal
+from memtools.alerts._signals import Signal, Words
 from memtools.alerts._targets import Target
 from memtools.alerts._threshold_edge import ThresholdEdge
 from memtools.readings import Level
@@ -75,9 +76,11 @@ class Board:
 
     def feel(self, signal: Signal, now: float) -> list[Decision]:
         """Take a fact at `now`, in seconds that never go back; return what is to be done."""
-        holding = [rule for rule in self._rules if self._holds(rule, signal)]
         key = self._key(signal)
         incident = self._open.get(key)
+        if incident is None and signal.level is Level.NORMAL and signal.reading is None:
+            return []
+        holding = [rule for rule in self._rules if self._holds(rule, signal)]
         if incident is None and not holding:
             return []
 
@@ -101,8 +104,7 @@ class Board:
         for key, incident in silent:
             del self._open[key]
             last = incident.last
-            summary = f"not seen again for {self._cooldown_s:.0f} s: {last.summary}"
-            over = Signal(last.about, last.name, Level.NORMAL, False, summary, last.details)
+            over = Signal(last.about, last.name, Level.NORMAL, False, partial(_silent, self._cooldown_s, last))
             decisions += self._tell(incident, over, {}, now)
         return decisions
 
@@ -142,13 +144,14 @@ class Board:
         return decisions
 
     def _alert(self, incident: "_Incident", signal: Signal, step: Step) -> Alert:
+        summary, details = signal.words()
         return Alert(
             kind=step.kind,
             level=step.level,
             about=signal.about,
             name=signal.name,
-            summary=signal.summary,
-            details=signal.details,
+            summary=summary,
+            details=details,
             swallowed=step.swallowed,
             lost=0,
             incident=incident.name,
@@ -179,6 +182,11 @@ class _Incident:
         if receiver not in self._lives:
             self._lives[receiver] = Life(self._cooldown_s)
         return self._lives[receiver]
+
+
+def _silent(seconds: float, last: Signal) -> Words:
+    summary, details = last.words()
+    return f"not seen again for {seconds:.0f} s: {summary}", details
 
 
 def _receivers(rules: Iterable[AlertRule]) -> dict[Receiver, None]:

@@ -17,7 +17,7 @@ from memtools.alerts._actions import Actions
 from memtools.alerts._board import Board, Decision, Notify
 from memtools.alerts._deadline import Deadline
 from memtools.alerts._postman import Postman
-from memtools.alerts._signals import is_heard, signals_of
+from memtools.alerts._signals import signals_of
 from memtools.alerts._statistics import AlertStatistics
 from memtools.events import Event
 
@@ -52,9 +52,8 @@ class Session:
             self._actions.start()
 
     def hear(self, event: Event) -> None:
-        """Take a fact."""
-        if is_heard(event):
-            self._take(event)
+        """Take a fact of a kind that alerts are about."""
+        self._take(event)
 
     def ask_to_end(self, deadline: Deadline) -> None:
         """Have the threads end once all is done, or at the deadline."""
