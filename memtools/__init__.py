@@ -7,6 +7,7 @@ from memtools.events import subscribe
 from memtools.exporters import collect_metrics
 from memtools.ledger import Usage, install
 from memtools.lifecycle import Component, WeakParent
+from memtools.monitor import MemoryMonitor
 from memtools.readings import Level, Reading, effective_limit
 from memtools.scopes import memory_scope, task_scope
 from memtools.structures import BoundedList, WeakCache
@@ -18,6 +19,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Level",
+    "MemoryMonitor",
     "MemtoolsError",
     "MissingExtraError",
     "Reading",

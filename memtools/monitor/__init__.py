@@ -1,6 +1,8 @@
 """Keep a process inside its memory limit, and say so: thresholds, levels, clean-up, back-pressure, statistics."""
 
+from memtools.monitor._admission import Admission, AlreadyInside
 from memtools.monitor._gauges import Gauges
+from memtools.monitor._monitor import AlreadyStarted, MemoryMonitor
 from memtools.monitor._started import monitors
 from memtools.monitor._statistics import (
     AdmissionStatistics,
@@ -11,10 +13,14 @@ from memtools.monitor._statistics import (
 )
 
 __all__ = [
+    "Admission",
     "AdmissionStatistics",
+    "AlreadyInside",
+    "AlreadyStarted",
     "CallbackStatistics",
     "CollectorPauses",
     "Gauges",
+    "MemoryMonitor",
     "MonitorStatistics",
     "OperationStatistics",
     "monitors",

@@ -111,7 +111,7 @@ class MonitorStatistics:
         freed_bytes: by how much resident memory fell during climbs, added up.
         cleanup_s: what climbs and light clean-ups took together, in seconds.
         reclaims_in_vain: how often the whole ladder was not enough.
-        pressure_signals: how often the kernel, or whoever writes to `$MEMORY_PRESSURE_WATCH`, said that memory is short.
+        pressure_signals: how often the kernel, or `$MEMORY_PRESSURE_WATCH`, said that memory is short.
         callback_failures: calls of callbacks that raised or took too long.
         callbacks_broken: how many callbacks are left out now for failing again and again.
         admissions: who was let in by `admit()`.
