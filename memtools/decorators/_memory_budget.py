@@ -6,7 +6,7 @@ from typing import Any, ParamSpec, TypeVar
 from memtools.decorators._detours import detour_for, is_enabled, is_layered, name_of, over_descriptors, shape_of
 from memtools.decorators._wrapping import Decorated
 from memtools.ledger import Measure, OnExceed, Owner, choose_meter, usage_of
-from memtools.scopes import Plan, judge, make_budget
+from memtools.scopes import Plan, check_refusing, judge, make_budget
 from memtools.units import parse_count
 
 P = ParamSpec("P")
@@ -40,8 +40,9 @@ def memory_budget(
         limit: bytes, text such as `"50 MiB"`, or a share of the effective limit such as `"10%"`.
         measure: the figure that is held against it: `"peak"` (highest live bytes), `"retained"` (alive at the end) or
             `"resident"` (growth of the whole process's resident memory). The last two are looked at in the end.
-        on_exceed: `"raise"`, `"warn"` (the log says "High memory increase"), or a callable that is given the
-            `BudgetExceeded`; what the callable raises is logged.
+        on_exceed: `"raise"`; `"deny"` (the same, but a single large block that would exceed the budget is refused: a
+            `MemoryError` where it would have been made; native meter only); `"warn"` (the log says "High memory
+            increase"); or a callable that is given the `BudgetExceeded`; what the callable raises is logged.
         sample: look at every so manieth call, the first one included.
         hard: False looks at the end only.
         meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
@@ -49,15 +50,16 @@ def memory_budget(
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:
-        ConfigError: when decorating, for an argument that makes no sense.
+        ConfigError: when decorating, for an argument that makes no sense, and for `"deny"` without the native meter.
         BudgetExceeded: in a call that is over its budget, unless it raises something itself.
     """
     budget = make_budget(limit, name="limit", measure=measure, on_exceed=on_exceed, hard=hard)
     parse_count(sample, name="sample")
     chosen = choose_meter(meter)
+    check_refusing(chosen, budget)
 
     def on_end(owner: Owner, error: BaseException | None) -> None:
-        judge(owner, usage_of(owner), warn_bytes=None, failed=error is not None)
+        judge(owner, usage_of(owner), warn_bytes=None, failed=error is not None, error=error)
 
     def decorate(function: Any) -> Any:
         shape = shape_of(function)

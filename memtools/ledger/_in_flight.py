@@ -11,11 +11,12 @@ Nobody is stopped
 - during a collection, inside `__del__`, a `weakref` callback of the standard library's or a hook of ours: whoever calls
   those reports what they raise and goes on. (A callback of a plain `weakref.ref` cannot be told from other calls.)
 - in a thread other than the main one that is in the middle of an operation after which the interpreter looks for no
-  exception: it might find it only when the block has ended, inside our `__exit__`;
-- in a thread other than the main one at all from Python 3.13 on, where a thread that waits for the GIL looks for an
-  exception only some bytecodes after it got it, wherever that is. It is judged at its steps and at its end.
+  exception: it might find it only when the block has ended, inside our `__exit__`. Up to Python 3.12 that is known from
+  the instruction where the thread waits, later the question is put in the thread itself (`_interrupting`).
 
 Whoever catches the error and goes on is told again when the grace is used up: a tenth of the budget, at least 1 MiB.
+
+The same way it is told that a block was refused: what was too large to be made at all (docs/decisions/0006).
 """
 
 import gc
@@ -27,7 +28,9 @@ from types import FrameType
 from typing import Final
 
 from memtools.errors import BudgetExceeded
+from memtools.ledger import _native
 from memtools.ledger._current import slots
+from memtools.ledger._interrupting import interrupt, leave_alone
 from memtools.ledger._owner import Owner
 
 # `_Py_HandlePending` looks at what is pending before it waits for the GIL, and no more after that.
@@ -38,6 +41,8 @@ _LOOKS_FOR_EXCEPTIONS: Final = frozenset(
     for name, number in opcode.opmap.items()
     if name in ("RESUME", "JUMP_BACKWARD", "PRECALL") or name.startswith("CALL")
 )
+# What our book-keeping calls that is written in Python: the caller decides.
+_IN_OUR_HANDS: Final = frozenset({"typing", "threading", "contextlib", "logging"})
 _SWALLOWING: Final = frozenset({"weakref", "_weakrefset", "memtools.events._hub"})
 
 _collecting: list[int] = []  # the thread in which the garbage collector is at work, if it is
@@ -47,23 +52,47 @@ _stoppers: list[None] = []  # one entry for each that is at work
 class Stopper:
     """Answers for one owner, until its tally is closed; does not keep it alive."""
 
-    __slots__ = ("_has_told", "_owner")
+    __slots__ = ("__weakref__", "_has_told", "_interrupts", "_owner")
 
     def __init__(self, owner: Owner) -> None:
         self._owner = weakref.ref(owner)
         self._has_told = False
+        self._interrupts: set[int] = set()  # threads that are to be asked by themselves
         _begin_to_watch()
 
     def __del__(self) -> None:
+        for thread in self._interrupts:
+            leave_alone(thread)
         _end_to_watch()
 
-    def __call__(self, used_bytes: int, thread: int) -> object:
+    def __call__(self, used_bytes: int, thread: int, is_refused: bool) -> object:
         """Return what to raise in that thread, None for nothing, or NotImplemented to be asked again.
 
         Args:
-            used_bytes: what the owner held when it crossed.
+            used_bytes: what the owner held when it crossed, or would have held.
             thread: the identity of the thread that did it.
+            is_refused: whether it would have held that much, but for a block that was refused.
         """
+        owner = self._owner_to_stop(thread)
+        if owner is None:
+            return None
+        if thread == get_ident():
+            return self._answer(owner, thread, sys._getframe(1), used_bytes, is_refused)  # pyright: ignore[reportPrivateUsage]
+
+        frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
+        if frame is None:
+            return None
+        if not _OTHERS_LOOK_AT_ONCE:
+            self._ask_there(thread, frame, used_bytes, is_refused)
+            return None
+        if not _is_good_moment(thread, frame) or not _will_find_it(frame):
+            return NotImplemented
+        if is_refused and not _raises_when_refused(owner):
+            return None  # told at the end: its hooks are used to be called in its own thread
+        self._has_told = True
+        return _late_error(owner, used_bytes)
+
+    def _owner_to_stop(self, thread: int) -> Owner | None:
         owner = self._owner()
         slot = slots.get(thread)
         if owner is None or owner.ended or slot is None or not _works_for(slot.owner, owner):
@@ -71,17 +100,43 @@ class Stopper:
         if owner.overran and not self._has_told:
             self._has_told = True  # the driver was faster
             return None
+        return owner
 
-        is_here = thread == get_ident()
-        if not is_here and not _OTHERS_LOOK_AT_ONCE:
-            return None
-        frame = sys._getframe(1) if is_here else sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
-        if frame is None:
-            return None
-        if thread in _collecting or _is_ours(frame) or _is_swallowed(frame) or not (is_here or _will_find_it(frame)):
+    def _answer(self, owner: Owner, thread: int, frame: FrameType, used_bytes: int, is_refused: bool) -> object:
+        if not _is_good_moment(thread, frame):
             return NotImplemented
+        if is_refused and not _raises_when_refused(owner):
+            assert owner.budget is not None  # or it would have no stopper
+            owner.budget.note_refusal(owner, used_bytes)
+            return None
         self._has_told = True
-        return _error(owner, used_bytes) if is_here else _late_error(owner, used_bytes)
+        return _error(owner, used_bytes)
+
+    def _ask_there(self, thread: int, frame: FrameType, used_bytes: int, is_refused: bool) -> None:
+        itself = weakref.ref(self)  # what waits must not keep it alive: its end takes the question back
+
+        def question(frame: FrameType) -> object:
+            stopper = itself()
+            owner = stopper._owner_to_stop(thread) if stopper is not None else None
+            if stopper is None or owner is None:
+                return None
+            charged = slots[thread].owner
+            _native.switch(None)  # what it takes to stop an owner is not the owner's
+            try:
+                return stopper._answer(owner, thread, frame, used_bytes, is_refused)
+            finally:
+                _native.switch(None if charged is None else charged.watch)  # type: ignore[arg-type]  # as in `_native_meter`
+
+        if interrupt(thread, frame, question):
+            self._interrupts.add(thread)
+
+
+def _raises_when_refused(owner: Owner) -> bool:
+    return owner.budget is None or owner.budget.on_exceed != "deny"
+
+
+def _is_good_moment(thread: int, frame: FrameType) -> bool:
+    return thread not in _collecting and not _is_ours(frame) and not _is_swallowed(frame)
 
 
 def _begin_to_watch() -> None:
@@ -118,8 +173,11 @@ def _works_for(charged: Owner | None, owner: Owner) -> bool:
     return False
 
 
-def _is_ours(frame: FrameType) -> bool:
-    module = frame.f_globals.get("__name__", "")
+def _is_ours(innermost: FrameType) -> bool:
+    frame: FrameType | None = innermost
+    while frame is not None and frame.f_globals.get("__name__") in _IN_OUR_HANDS:
+        frame = frame.f_back
+    module = frame.f_globals.get("__name__") if frame is not None else None
     return isinstance(module, str) and module.startswith("memtools.")
 
 

@@ -19,8 +19,8 @@ The figures stop being exact where another tool takes the hooks out of the alloc
 tracemalloc was started before the first owner was opened. Owners that are open then say so.
 """
 
+import sys
 import threading
-from math import inf
 from typing import Final, cast
 
 from memtools.ledger import _native
@@ -69,7 +69,11 @@ class NativeMeter:
         return _native.nobodys_bytes()
 
     def hold(self) -> None:
-        """Begin to count; put the hooks back in place where another tool took them out."""
+        """Begin to count; put the hooks back in place where another tool took them out.
+
+        Nothing is refused to this thread from here to the next switch: the book is open, and `enter` closes it.
+        """
+        _native.spare()
         with self._lock:
             self._holds += 1
             if self._holds == 1:
@@ -95,8 +99,9 @@ class NativeMeter:
         self.join(owner)
         if tally.is_shared:
             owner.note = _SHARED
-        if owner.budget is not None and owner.budget.on_exceed == "raise" and owner.ceiling != inf:
-            tally.limit(int(owner.ceiling), Stopper(owner))
+        if owner.budget is not None and owner.budget.stops:
+            _native.set_switch_interval(sys.getswitchinterval())
+            tally.limit(owner.budget.limit_bytes, owner.budget.on_exceed == "deny", Stopper(owner))
         self.switch(slot, owner)
 
     def leave(self, owner: Owner, slot: Slot, back: Owner | None, /) -> None:

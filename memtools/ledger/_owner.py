@@ -87,6 +87,12 @@ class Owner(OwnerFields):
         """Its highest live bytes so far."""
         return self.final[PEAK] if self.final is not None else self.meter.look(self)[1]
 
+    @property
+    def refusals(self) -> tuple[int, int]:
+        """How many blocks were refused to it and to those below, and the most bytes that one would have led to."""
+        refusals: tuple[int, int] = getattr(self.watch, "refused", (0, 0))  # the native meter's, the one that refuses
+        return refusals
+
     def __repr__(self) -> str:
         state = "ended" if self.ended else "open"
         return f"<{self.kind} {self.name!r} {state} meter={self.meter.name}>"

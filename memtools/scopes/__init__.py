@@ -1,7 +1,7 @@
 """Scopes: blocks, calls and tasks that are charged to a name."""
 
 from memtools.scopes._calls import Plan, call, follow, generate, generate_async
-from memtools.scopes._judging import judge, make_budget, parse_limit
+from memtools.scopes._judging import check_refusing, judge, make_budget, parse_limit
 from memtools.scopes._memory_scope import memory_scope
 from memtools.scopes._naming import parse_name
 from memtools.scopes.tasks import (
@@ -23,6 +23,7 @@ __all__ = [
     "TaskScopeStatistics",
     "TaskUsage",
     "call",
+    "check_refusing",
     "follow",
     "generate",
     "generate_async",

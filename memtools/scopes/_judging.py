@@ -6,9 +6,9 @@ Leaves to others: budgets while an owner is open (`memtools.ledger`).
 import logging
 from typing import cast
 
-from memtools.errors import ConfigError
+from memtools.errors import BudgetExceeded, ConfigError
 from memtools.events import HighUsage, emit
-from memtools.ledger import Budget, OnExceed, Owner, Usage
+from memtools.ledger import Budget, Meter, OnExceed, Owner, Usage, native_reason
 from memtools.readings import effective_limit
 from memtools.units import format_size, parse_choice, parse_size
 
@@ -34,15 +34,32 @@ def make_budget(
     """
     limit_bytes = parse_limit(limit, name=name)
     parse_choice(measure, ("peak", "retained", "resident"), name="measure")
-    if not callable(on_exceed) and on_exceed not in ("raise", "warn"):
-        raise ConfigError("on_exceed", on_exceed, "'raise', 'warn' or a callable that takes the error")
+    if not callable(on_exceed) and on_exceed not in ("raise", "warn", "deny"):
+        raise ConfigError("on_exceed", on_exceed, "'raise', 'warn', 'deny' or a callable that takes the error")
+    if on_exceed == "deny" and (measure != "peak" or not hard):
+        raise ConfigError("on_exceed", on_exceed, "it with measure='peak' and hard=True: only what grows can be refused")
     return Budget(limit_bytes, measure, cast("OnExceed", on_exceed), hard)  # type: ignore[arg-type]  # checked above
 
 
-def judge(owner: Owner, usage: Usage, *, warn_bytes: int | None, failed: bool) -> None:
+def check_refusing(meter: Meter, budget: Budget | None) -> None:
+    """Make sure that the meter can refuse, where the budget is to.
+
+    Raises:
+        ConfigError: where it cannot, with the reason.
+    """
+    if budget is not None and budget.on_exceed == "deny" and meter.name != "native":
+        why = native_reason() or f"the meter is {meter.name!r}"
+        raise ConfigError("on_exceed", "deny", f"it with meter='native', the only one that can refuse; here {why}")
+
+
+def judge(
+    owner: Owner, usage: Usage, *, warn_bytes: int | None, failed: bool, error: BaseException | None = None
+) -> None:
     """Warn about an ended owner, and raise if it was over its budget.
 
-    An owner that failed is told about but not raised for: its own exception goes first.
+    An owner that failed is told about but not raised for: its own exception goes first. The one exception is a
+    `MemoryError` where a block was refused that would have taken it over its budget and the grace: that is what its
+    budget looks like from inside C code.
 
     Raises:
         BudgetExceeded: when it used more than its budget, did not fail, and has not been stopped for it before.
@@ -51,14 +68,28 @@ def judge(owner: Owner, usage: Usage, *, warn_bytes: int | None, failed: bool) -
         _warn(owner, usage, warn_bytes)
 
     budget = owner.budget
+    if budget is not None:
+        _judge_refusals(owner, budget, error)
     if budget is None or owner.overran:
         return
     used = _measured(usage, budget)
     if used <= budget.limit_bytes:
         return
-    error = budget.note_overrun(owner, used, in_flight=False)
-    if error is not None and not failed:
-        raise error
+    overrun = budget.note_overrun(owner, used, in_flight=False)
+    if overrun is not None and not failed:
+        raise overrun
+
+
+def _judge_refusals(owner: Owner, budget: Budget, error: BaseException | None) -> None:
+    refused, wanted = owner.refusals
+    if not refused:
+        return
+    if budget.on_exceed == "deny":
+        budget.note_refusal(owner, wanted)
+        return
+    overrun = None if owner.overran else budget.note_overrun(owner, wanted, in_flight=True)
+    if isinstance(error, MemoryError):
+        raise overrun or BudgetExceeded(owner.name, wanted, budget.limit_bytes, budget.measure) from error
 
 
 def _measured(usage: Usage, budget: Budget) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.ledger import Budget, OnExceed, Owner, Usage, choose_meter, end_owner, open_in_frame, usage_of
 from memtools.scopes._calls import Plan, call, follow, generate
-from memtools.scopes._judging import judge, make_budget, parse_limit
+from memtools.scopes._judging import check_refusing, judge, make_budget, parse_limit
 from memtools.scopes._naming import parse_name
 
 P = ParamSpec("P")
@@ -42,13 +42,16 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
             memory increase" with the three largest children, and told as `HighUsage`.
         budget: the highest peak that is allowed, in the same forms. It is looked at after each step of a task under a
             driver and at the end of the block; with the native meter also in flight (see `docs/ledger.md`).
-        on_exceed: `"raise"` (BudgetExceeded), `"warn"`, or a callable that is given the error.
+        on_exceed: `"raise"` (BudgetExceeded); `"deny"` (the same, but a single large block that would exceed the budget
+            is refused: a MemoryError where it would have been made; native meter only); `"warn"`; or a callable that
+            is given the error.
         include_children: whether the figures hold those of the scopes, calls and tasks below.
         meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
             else `"resident"`.
 
     Raises:
-        ConfigError: at construction, for an argument that makes no sense.
+        ConfigError: at construction, for an argument that makes no sense, and for `"deny"` without the native meter; when
+            it is entered, for `"deny"` where nobody can follow the block.
         BudgetExceeded: at the end of the block, unless the block raises something itself.
 
     Threads: a scope is entered and left in one thread; its name and figures may be read from any.
@@ -71,6 +74,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         self._budget: Budget | None = None if budget is None else make_budget(budget, on_exceed=on_exceed)
         self._include_children = include_children
         self._meter = choose_meter(meter)
+        check_refusing(self._meter, self._budget)
         self._owner: Owner | None = None
 
     @property
@@ -104,6 +108,10 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
             include_children=self._include_children,
             budget=self._budget,
         )
+        if self._owner.note and self._budget is not None and self._budget.on_exceed == "deny":
+            note = self._owner.note
+            end_owner(self._owner, failed=True)
+            raise ConfigError("on_exceed", "deny", f"it where the block can be followed; here {note}")
         return self
 
     def __exit__(
@@ -138,7 +146,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         return f"<memory_scope {self.name!r} {state}>"
 
     def _judge(self, owner: Owner, error: BaseException | None) -> None:
-        judge(owner, usage_of(owner), warn_bytes=self._warn_bytes, failed=error is not None)
+        judge(owner, usage_of(owner), warn_bytes=self._warn_bytes, failed=error is not None, error=error)
 
 
 def _planned(plan: Plan, function: Callable[..., Any], flags: int) -> Callable[..., Any]:

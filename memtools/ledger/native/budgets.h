@@ -8,9 +8,13 @@
      the one that crossed (`PyThreadState_SetAsyncExc`). That function takes a lock of the interpreter under which
      `sys._current_frames` allocates; called from inside a hook it could wait for itself.
 
-   Whether to raise, and what, is for the stopper to say: a Python callable that is given the bytes used and the thread.
-   It returns an exception (a class, where it is for another thread), None to let it be, or NotImplemented to be asked
-   again a little later.
+   Whether to raise, and what, is for the stopper to say: a Python callable that is given the bytes used, the thread, and
+   whether they were refused. It returns an exception (a class, where it is for another thread), None to let it be, or
+   NotImplemented to be asked again a little later.
+
+   Whoever wants the GIL has to wait for a switch interval (5 ms) before the thread that has it is asked to give it up: time
+   for a runaway to make another 10 MB. So the thread that is to be stopped waits itself, once it has used half of its
+   grace: inside of its hook, at most 20 ms, until that interval is over. It gives up the GIL soon after.
 
    Leaves to others: which ceiling is crossed (tallies.h), whether this is a good moment (`_in_flight.py`). */
 
@@ -25,7 +29,17 @@ void budgets_set_main_thread(unsigned long thread);
 /* How many bytes an owner that was told may use on top, so that it can clean up. */
 int64_t budgets_grace(int64_t ceiling);
 
-/* Ask that the owner of a tally be stopped. GIL, inside of a hook; allocates nothing of Python's and never waits. */
-void budgets_cross(uint32_t number, int64_t used);
+/* Say how long a thread that wants the GIL waits before it asks for it. GIL. */
+void budgets_set_interval(double seconds);
+
+/* Ask that the owner of a tally be stopped; whether another thread has to do it. GIL, inside of a hook; allocates
+   nothing of Python's and never waits. */
+int budgets_cross(uint32_t number, int64_t used, int is_refused);
+
+/* Whether it is this thread that the request to stop a tally is for. */
+int budgets_are_for_this_thread(uint32_t number);
+
+/* Have this thread wait until the one that is to stop the owner has asked for the GIL. GIL, inside of a hook. */
+void budgets_wait(uint32_t number);
 
 #endif

@@ -45,6 +45,19 @@ static inline cell *place_for(void *block)
 
 /* Under the GIL. */
 
+/* Whether a large block would be too much for somebody. */
+static inline int is_refused(size_t growth)
+{
+    return UNLIKELY(growth >= LEAST_REFUSED) && !here.is_spared && tallies_refuse(here.tally, growth);
+}
+
+static __attribute__((noinline)) int is_growth_refused(const void *block, size_t size)
+{
+    const cell *at = shadow_find(block);
+    size_t old_size = at == NULL ? 0 : shadow_peek(at);
+    return size > old_size && is_to_be_counted() && is_refused(size - old_size);
+}
+
 /* Somebody freed the block that was here behind our back. */
 static __attribute__((noinline)) void credit_stale(cell *at)
 {
@@ -53,17 +66,33 @@ static __attribute__((noinline)) void credit_stale(cell *at)
     tallies_credit(owner, size);
 }
 
-static inline void count(void *block, size_t size)
+static inline uint32_t count(void *block, size_t size)
 {
     cell *at = place_for(block);
     if (UNLIKELY(at == NULL)) {
-        return;
+        return NOBODY;
     }
     if (UNLIKELY(*at != 0)) {
         credit_stale(at);
     }
     shadow_write(at, here.tally, size);
-    tallies_charge(here.tally, shadow_counted(size));
+    return tallies_charge(here.tally, shadow_counted(size));
+}
+
+/* Give a block back that was too much for somebody who cannot be stopped otherwise. */
+static __attribute__((noinline)) void *take_back(const PyMemAllocatorEx *inner, void *block, uint32_t number)
+{
+    if (here.is_spared) {
+        return block;
+    }
+    uint32_t owner = NOBODY;
+    size_t size = forget(shadow_find(block), &owner);
+    tallies_credit(owner, size);
+    tallies_take_back(number, size);
+    here.is_inside = 1;
+    inner->free(inner->ctx, block);
+    here.is_inside = 0;
+    return NULL;
 }
 
 static void *locked_malloc(void *ctx, size_t size)
@@ -72,11 +101,17 @@ static void *locked_malloc(void *ctx, size_t size)
     if (!is_to_be_counted()) {
         return inner->malloc(inner->ctx, size);
     }
+    if (is_refused(size)) {
+        return NULL;
+    }
     here.is_inside = 1;
     void *block = inner->malloc(inner->ctx, size);
     here.is_inside = 0;
     if (LIKELY(block != NULL)) {
-        count(block, size);
+        uint32_t number = count(block, size);
+        if (UNLIKELY(number != NOBODY)) {
+            return take_back(inner, block, number);
+        }
     }
     return block;
 }
@@ -87,11 +122,17 @@ static void *locked_calloc(void *ctx, size_t items, size_t size)
     if (!is_to_be_counted()) {
         return inner->calloc(inner->ctx, items, size);
     }
+    if (is_refused(items * size)) { /* who calls has made sure that this does not overflow */
+        return NULL;
+    }
     here.is_inside = 1;
     void *block = inner->calloc(inner->ctx, items, size);
     here.is_inside = 0;
     if (LIKELY(block != NULL)) {
-        count(block, items * size);
+        uint32_t number = count(block, items * size);
+        if (UNLIKELY(number != NOBODY)) {
+            return take_back(inner, block, number);
+        }
     }
     return block;
 }
@@ -101,6 +142,9 @@ static void *locked_realloc(void *ctx, void *block, size_t size)
     PyMemAllocatorEx *inner = ctx;
     if (here.is_inside) {
         return inner->realloc(inner->ctx, block, size);
+    }
+    if (UNLIKELY(size >= LEAST_REFUSED) && is_growth_refused(block, size)) {
+        return NULL; /* the old block stays as it is */
     }
     /* Taken out before the call: once the block is given back, another thread may have it. */
     uint32_t owner = NOBODY;
@@ -119,7 +163,7 @@ static void *locked_realloc(void *ctx, void *block, size_t size)
         tallies_credit(owner, old_size);
     }
     if (is_to_be_counted()) {
-        count(made, size);
+        (void)count(made, size); /* too late to refuse it: the old block is gone */
     }
     return made;
 }

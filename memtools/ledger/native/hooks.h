@@ -23,6 +23,7 @@
 struct here {
     uint32_t tally;    /* who is charged for what this thread makes */
     uint8_t is_inside; /* an allocator below us is at work: what it makes for itself is nobody's */
+    uint8_t is_spared; /* our own books are being written: nothing is refused */
 };
 
 extern _Thread_local struct here here AT_FIXED_PLACE;

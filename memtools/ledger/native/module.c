@@ -77,6 +77,7 @@ PyDoc_STRVAR(switch_doc, "switch($module, tally, /)\n--\n\n"
 
 static PyObject *native_switch(PyObject *module, PyObject *tally)
 {
+    here.is_spared = 0;
     if (tally == Py_None) {
         here.tally = NOBODY;
         Py_RETURN_NONE;
@@ -128,6 +129,35 @@ static PyObject *native_set_main_thread(PyObject *Py_UNUSED(module), PyObject *i
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(interval_doc, "set_switch_interval($module, seconds, /)\n--\n\n"
+    "Say how long a thread that wants the GIL waits before it asks for it.");
+
+static PyObject *native_set_switch_interval(PyObject *Py_UNUSED(module), PyObject *seconds)
+{
+    double interval = PyFloat_AsDouble(seconds);
+    if (interval == -1.0 && PyErr_Occurred()) {
+        return NULL;
+    }
+    budgets_set_interval(interval);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(spare_doc, "spare($module, /)\n--\n\n"
+    "Refuse this thread nothing until its next switch: books are being written that nobody may leave half done.");
+
+static PyObject *native_spare(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    here.is_spared = 1;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(refused_doc, "refused_blocks($module, /)\n--\n\nReturn how many blocks were refused, of anybody's.");
+
+static PyObject *native_refused_blocks(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromLongLong((long long)tallies_refused());
+}
+
 static PyMethodDef functions[] = {
     {"are_in_place", native_are_in_place, METH_NOARGS, in_place_doc},
     {"count", native_count, METH_O, count_doc},
@@ -135,7 +165,10 @@ static PyMethodDef functions[] = {
     {"lost_blocks", native_lost_blocks, METH_NOARGS, lost_doc},
     {"nobodys_bytes", native_nobodys_bytes, METH_NOARGS, nobodys_doc},
     {"reason", native_reason, METH_NOARGS, reason_doc},
+    {"refused_blocks", native_refused_blocks, METH_NOARGS, refused_doc},
     {"set_main_thread", native_set_main_thread, METH_O, main_thread_doc},
+    {"set_switch_interval", native_set_switch_interval, METH_O, interval_doc},
+    {"spare", native_spare, METH_NOARGS, spare_doc},
     {"switch", native_switch, METH_O, switch_doc},
     {"tallies_in_use", native_tallies_in_use, METH_NOARGS, tallies_in_use_doc},
     {NULL, NULL, 0, NULL},

@@ -24,6 +24,7 @@ typedef struct {
     int64_t live_before;
     int64_t allocated_before;
     PyObject *stopper;
+    int has_told; /* that a block was refused */
 } Tally;
 
 /* How often the hooks had to be put in place anew; a tally of an earlier era has lost blocks. */

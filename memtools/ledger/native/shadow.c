@@ -56,6 +56,19 @@ size_t shadow_take_long_size(cell *at)
     return (size_t)exact;
 }
 
+size_t shadow_peek(const cell *at)
+{
+    if (at[0] == 0 || at[0] & 1) {
+        return at[0] == 0 ? 0 : SMALLEST;
+    }
+    if (at[1] != 0) {
+        return at[1];
+    }
+    uint64_t exact;
+    memcpy(&exact, at + 2, sizeof exact);
+    return (size_t)exact;
+}
+
 void shadow_forget(void)
 {
     for (size_t index = 0; index < LEAF_COUNT; index++) {

@@ -99,6 +99,9 @@ static inline void shadow_write(cell *at, uint32_t tally, size_t size)
     }
 }
 
+/* The size that a block was counted with, 0 if it was not. Whoever has the block. */
+size_t shadow_peek(const cell *at);
+
 /* Read and clear the size of a block whose size does not fit into one cell. */
 size_t shadow_take_long_size(cell *at);
 

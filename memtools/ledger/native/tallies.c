@@ -33,7 +33,8 @@ int tallies_start(void)
         return -1;
     }
     tallies = made;
-    tallies[NOBODY].ceiling = NO_CEILING;
+    tallies[NOBODY].ceiling = tallies[NOBODY].wall = tallies[NOBODY].brake = NO_CEILING;
+    tallies[NOBODY].last = NO_CEILING;
     tallies[NOBODY].is_taken = tallies[NOBODY].is_open = tallies[NOBODY].is_held = 1;
     return 0;
 }
@@ -202,6 +203,9 @@ uint32_t tallies_open(uint32_t parent)
         .parent = parent,
         .start = tallies[NOBODY].live,
         .ceiling = NO_CEILING,
+        .wall = NO_CEILING,
+        .brake = NO_CEILING,
+        .last = NO_CEILING,
         .serial = ++opened,
         .is_taken = 1,
         .is_open = 1,
@@ -238,7 +242,7 @@ void tallies_close(uint32_t number)
     tallies_settle();
     tally->is_open = 0;
     if (tally->ceiling != NO_CEILING) {
-        tallies_limit(number, NO_CEILING, NULL);
+        tallies_limit(number, NO_CEILING, NO_CEILING, NULL);
     }
     if (tally->is_wide) {
         wide_count--;

@@ -33,6 +33,11 @@ struct tally {
     int64_t start;     /* `live` of the process when it was opened */
     int64_t widened;   /* its own peak when it became wide */
     int64_t ceiling;   /* `live` above which it is to be stopped */
+    int64_t wall;      /* `live` above which no large block is made for it any more */
+    int64_t brake;     /* `live` at which its thread waits for whoever is to stop it */
+    int64_t last;      /* `live` above which no block at all is made while the answer is outstanding */
+    int64_t refused;   /* how many blocks were not made for that */
+    int64_t wanted;    /* the highest `live` that one of them would have led to */
     void *stopper;     /* what `budgets_cross` is to call; kept alive by whoever set it */
     uint32_t serial;   /* tells those apart that have had the same number */
     uint32_t parent;
@@ -42,7 +47,8 @@ struct tally {
     uint8_t is_open;
     uint8_t is_held; /* somebody may still ask for its figures */
     uint8_t is_wide;  /* its peak is the process's */
-    uint8_t is_asked; /* it has crossed its ceiling, and the answer is outstanding */
+    uint8_t is_asked; /* it has crossed its ceiling or met its wall, and the answer is outstanding */
+    uint8_t brakes;   /* how often its thread may be made to wait for that answer */
     _Atomic(uint8_t) is_queued;
     _Atomic(uint32_t) next_queued;
     int64_t risen;             /* the part of `unlocked` that waits for the falls of others */
@@ -91,18 +97,33 @@ void tallies_forget(void);
 /* How many numbers are taken. */
 uint32_t tallies_in_use(void);
 
-/* Have a tally stopped above so many live bytes, NO_CEILING for never. */
+/* Have a tally stopped above so many live bytes, and large blocks refused above the wall; NO_CEILING for never. */
 #define NO_CEILING INT64_MAX
-void tallies_limit(uint32_t number, int64_t ceiling, void *stopper);
+void tallies_limit(uint32_t number, int64_t ceiling, int64_t wall, void *stopper);
 
 /* How far the running segment may rise before a ceiling may be crossed; never too much, as frees only make room. */
 int64_t tallies_room(void);
 
-/* The owner has been told that it crossed, or was let be: it is asked about again when it has used its grace up. */
-void tallies_answered(uint32_t number);
+/* The owner has been told, or was let be: with room to clean up, it is asked about again when its grace is used up. */
+void tallies_answered(uint32_t number, int has_room);
+
+/* An answer was put off: its thread is in no single call of C. How soon it is to wait for the next attempt. */
+void tallies_put_off(uint32_t number);
+
+/* A block that a tally has just been charged with is not made after all. */
+void tallies_take_back(uint32_t number, size_t size);
+
+/* What may be refused at most: smaller blocks are also the interpreter's own, which does not always bear a refusal. */
+#define LEAST_REFUSED ((size_t)1 << 16)
+
+/* Whether a block would take a tally, or one above it, over its wall; the innermost is told. GIL, inside of a hook. */
+int tallies_refuse(uint32_t number, size_t growth);
+
+/* How many blocks were refused, of anybody's. */
+int64_t tallies_refused(void);
 
 /* The rare parts of the functions below. */
-void tallies_cross(void);
+uint32_t tallies_cross(void);
 void tallies_settle_before(int64_t size);
 void tallies_turn_over(uint32_t number);
 void tallies_credit_other(uint32_t number, int64_t size);
@@ -110,8 +131,8 @@ void tallies_credit_other(uint32_t number, int64_t size);
 /* Charge or credit without the GIL: it shows in the figures when they are settled the next time. Any thread. */
 void tallies_change_unlocked(uint32_t number, int64_t change);
 
-/* Charge a block to a tally. */
-static inline void tallies_charge(uint32_t number, size_t size)
+/* Charge a block to a tally; the number of the one that it is too much for, and should be taken back for, or NOBODY. */
+static inline uint32_t tallies_charge(uint32_t number, size_t size)
 {
     if (UNLIKELY(number != running.tally)) {
         tallies_turn_over(number);
@@ -124,9 +145,10 @@ static inline void tallies_charge(uint32_t number, size_t size)
         }
         running.high = running.net;
         if (UNLIKELY(running.net > running.room)) {
-            tallies_cross();
+            return tallies_cross();
         }
     }
+    return NOBODY;
 }
 
 /* Credit a block to the tally that it was charged to. */

@@ -3,6 +3,7 @@
 #include "module.h"
 
 #include "accounts.h"
+#include "budgets.h"
 #include "hooks.h"
 #include "tallies.h"
 
@@ -90,7 +91,7 @@ PyDoc_STRVAR(widen_doc, "widen($self, /)\n--\n\nFollow the whole process from no
 static PyObject *Tally_widen(Tally *self, PyObject *Py_UNUSED(none))
 {
     if (!self->is_shared && tallies[self->number].is_open) {
-        tallies_limit(self->number, NO_CEILING, NULL);
+        tallies_limit(self->number, NO_CEILING, NO_CEILING, NULL);
         tallies_widen(self->number);
     }
     Py_CLEAR(self->stopper);
@@ -113,6 +114,21 @@ static PyObject *Tally_figures(Tally *self, PyObject *Py_UNUSED(none))
     return Py_BuildValue("LLL", (long long)live, (long long)peak, (long long)allocated);
 }
 
+PyDoc_STRVAR(tell_doc, "tell_once($self, /)\n--\n\nReturn whether this is the first call: a refusal is told once.");
+
+static PyObject *Tally_tell_once(Tally *self, PyObject *Py_UNUSED(none))
+{
+    int has_told = self->has_told;
+    self->has_told = 1;
+    return PyBool_FromLong(!has_told);
+}
+
+static PyObject *Tally_refused(Tally *self, void *Py_UNUSED(none))
+{
+    const struct tally *tally = &tallies[self->number];
+    return Py_BuildValue("LL", self->is_shared ? 0 : (long long)tally->refused, (long long)tally->wanted);
+}
+
 static PyObject *Tally_is_shared(Tally *self, void *Py_UNUSED(none))
 {
     return PyBool_FromLong(self->is_shared);
@@ -123,19 +139,22 @@ static PyObject *Tally_is_lost(Tally *self, void *Py_UNUSED(none))
     return PyBool_FromLong(self->era != tally_era);
 }
 
-PyDoc_STRVAR(limit_doc, "limit($self, ceiling_bytes, stopper, /)\n--\n\n"
-    "Have `stopper(used_bytes, thread)` asked for an exception when live bytes cross the ceiling, until it is closed.");
+PyDoc_STRVAR(limit_doc, "limit($self, ceiling_bytes, is_wall, stopper, /)\n--\n\n"
+    "Have `stopper(used_bytes, thread, is_refused)` asked for an exception when live bytes cross the ceiling, and large\n"
+    "blocks refused that would take them over it, or over the grace on top of it; until it is closed.");
 
 static PyObject *Tally_limit(Tally *self, PyObject *args)
 {
     long long ceiling;
+    int is_wall;
     PyObject *stopper;
-    if (!PyArg_ParseTuple(args, "LO:limit", &ceiling, &stopper)) {
+    if (!PyArg_ParseTuple(args, "LpO:limit", &ceiling, &is_wall, &stopper)) {
         return NULL;
     }
     if (!self->is_shared && tallies[self->number].is_open) {
         Py_XSETREF(self->stopper, Py_NewRef(stopper));
-        tallies_limit(self->number, ceiling, stopper);
+        int64_t wall = is_wall || ceiling >= NO_CEILING / 2 ? ceiling : ceiling + budgets_grace(ceiling);
+        tallies_limit(self->number, ceiling, wall, stopper);
     }
     Py_RETURN_NONE;
 }
@@ -146,11 +165,14 @@ static PyMethodDef tally_methods[] = {
     {"figures", (PyCFunction)Tally_figures, METH_NOARGS, figures_doc},
     {"join", (PyCFunction)Tally_join, METH_O, join_doc},
     {"limit", (PyCFunction)Tally_limit, METH_VARARGS, limit_doc},
+    {"tell_once", (PyCFunction)Tally_tell_once, METH_NOARGS, tell_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef tally_attributes[] = {
     {"is_shared", (getter)Tally_is_shared, NULL, "Whether it has no number of its own, but its parent's.", NULL},
+    {"refused", (getter)Tally_refused, NULL, "How many blocks were refused, and what the largest would have led to.",
+     NULL},
     {"is_lost", (getter)Tally_is_lost, NULL, "Whether blocks were forgotten since it was opened.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

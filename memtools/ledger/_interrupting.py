@@ -1,0 +1,141 @@
+"""Have a question put in another thread, at the next moment at which Python code may be interrupted (3.13 and later).
+
+Covers: the thread's own next turn of a loop, call or return from C, by `sys.monitoring` on the code that it runs, for as
+long as the question is open. Leaves to others: what is asked, and what is raised there (`_in_flight`).
+
+An exception that is left for another thread (`PyThreadState_SetAsyncExc`) would be found too late: since 3.13, a thread
+that waits for the GIL looks for one only some bytecodes after it got it, when its block may have ended. The events
+that are used here come where the interpreter looks by itself, so nobody is interrupted where a `with` could be torn.
+
+Threads: `interrupt` and `leave_alone` are called under the GIL by anybody; the question is put in the thread it is for.
+"""
+
+import sys
+from _thread import get_ident
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Final, TypeAlias
+
+# Given the frame that would be interrupted; returns what to raise there, None for nothing, or NotImplemented to be
+# asked again at the next such moment.
+Question: TypeAlias = Callable[[FrameType], object]
+
+_TOOL_IDS: Final = (3, 4, 5)  # the last is for optimizers by convention, and it is only borrowed
+_FRAMES: Final = 8  # innermost ones: the one that waits may never run again
+_NAME: Final = "memtools budgets"
+_caller = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; the events name no frame
+
+
+class _Watch:
+    """One thread, the code that it runs, and what to ask."""
+
+    __slots__ = ("codes", "question")
+
+    def __init__(self, question: Question, codes: list[CodeType]) -> None:
+        self.question = question
+        self.codes = codes
+
+
+_watches: dict[int, _Watch] = {}
+
+
+if sys.version_info >= (3, 13):
+    _monitoring = sys.monitoring
+    _tool: int | None = None
+
+    def interrupt(thread: int, frame: FrameType | None, question: Question) -> bool:
+        """Have the question put in that thread soon; whether that can be done.
+
+        Args:
+            thread: the identity of the thread.
+            frame: what it is executing.
+            question: see above; a later one takes the place of the one before.
+        """
+        if not _take_tool():
+            return False
+        leave_alone(thread, keeps_tool=True)
+        codes: list[CodeType] = []
+        while frame is not None and len(codes) < _FRAMES:
+            codes.append(frame.f_code)
+            frame = frame.f_back
+        _watches[thread] = _Watch(question, codes)
+        events = _monitoring.events
+        for code in codes:
+            _set(code, events.PY_START | events.PY_RESUME | events.JUMP | events.CALL)
+        return True
+
+    def leave_alone(thread: int, *, keeps_tool: bool = False) -> None:
+        """Forget the question, if there is one."""
+        watch = _watches.pop(thread, None)
+        if watch is None:
+            return
+        others = {code for other in _watches.values() for code in other.codes}
+        for code in watch.codes:
+            if code not in others:
+                _set(code, 0)
+        if not _watches and not keeps_tool:
+            _give_tool_back()
+
+    def _take_tool() -> bool:
+        global _tool
+        if _tool is not None:
+            return True
+        for tool in _TOOL_IDS:
+            if _monitoring.get_tool(tool) is None:
+                _monitoring.use_tool_id(tool, _NAME)
+                events = _monitoring.events
+                _monitoring.register_callback(tool, events.PY_START, _on_start)
+                _monitoring.register_callback(tool, events.PY_RESUME, _on_start)
+                _monitoring.register_callback(tool, events.JUMP, _on_jump)
+                _monitoring.register_callback(tool, events.C_RETURN, _on_return_from_c)
+                _tool = tool
+                return True
+        return False
+
+    def _give_tool_back() -> None:
+        global _tool
+        if _tool is not None:
+            tool, _tool = _tool, None
+            events = _monitoring.events
+            for event in (events.PY_START, events.PY_RESUME, events.JUMP, events.C_RETURN):
+                _monitoring.register_callback(tool, event, None)
+            _monitoring.free_tool_id(tool)
+
+    def _set(code: CodeType, events: int) -> None:
+        if _tool is not None:
+            _monitoring.set_local_events(_tool, code, events)
+
+else:
+
+    def interrupt(thread: int, frame: FrameType | None, question: Question) -> bool:  # noqa: ARG001
+        """Return False: there an exception that is left for another thread is found at once."""
+        return False
+
+    def leave_alone(thread: int, *, keeps_tool: bool = False) -> None:
+        """Do nothing."""
+
+
+def _on_start(_code: CodeType, _offset: int) -> None:
+    _ask(_caller(1))
+
+
+def _on_jump(_code: CodeType, offset: int, destination: int) -> None:
+    if destination <= offset:  # as the interpreter, which looks when it jumps back
+        _ask(_caller(1))
+
+
+def _on_return_from_c(_code: CodeType, _offset: int, _function: object, _first: object) -> None:
+    _ask(_caller(1))
+
+
+def _ask(frame: FrameType) -> None:
+    thread = get_ident()
+    watch = _watches.get(thread)
+    if watch is None:
+        return  # another thread in the same code
+    answer = watch.question(frame)
+    if answer is NotImplemented:
+        return
+    leave_alone(thread)
+    if isinstance(answer, BaseException):
+        raise answer

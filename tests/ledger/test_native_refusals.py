@@ -1,0 +1,250 @@
+"""Blocks that are refused: too large for a budget to be made at all."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from memtools.decorators import memory_budget
+from memtools.errors import BudgetExceeded, ConfigError
+from memtools.events import BudgetOverrun, subscribe
+from memtools.ledger import native_reason, open_owners
+from memtools.scopes import memory_scope, task_scope
+
+pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
+
+MIB = 2**20
+BUDGET = 20 * MIB
+GIANT = 10**9
+
+
+def grow_a_bytearray() -> object:
+    kept, more = bytearray(MIB), bytes(8 * MIB)
+    while True:
+        kept.extend(more)
+
+
+def grow_a_buffer() -> object:
+    kept = io.BytesIO()
+    kept.seek(GIANT)
+    return kept.write(b"x")
+
+
+GIANTS: dict[str, Callable[[], object]] = {
+    "bytes": lambda: bytes(GIANT),
+    "bytearray": lambda: bytearray(GIANT),
+    "text": lambda: "x" * GIANT,
+    "list": lambda: [0] * GIANT,
+    "grown bytearray": grow_a_bytearray,
+    "buffer": grow_a_buffer,
+}
+
+
+@pytest.mark.parametrize("make", GIANTS.values(), ids=GIANTS)
+def test_a_giant_is_refused_under_deny_and_the_owner_goes_on(make: Callable[[], object]) -> None:
+    with memory_scope("refused", meter="native", budget=BUDGET, on_exceed="deny") as scope:
+        with pytest.raises(MemoryError):
+            make()
+        kept = bytes(MIB)
+
+    assert scope.usage.peak_bytes <= BUDGET
+    count, wanted = scope.owner.refusals
+    assert count == 1
+    assert BUDGET < wanted <= 8 * GIANT + MIB
+    assert len(kept) == MIB
+
+
+@pytest.mark.parametrize("make", GIANTS.values(), ids=GIANTS)
+def test_a_giant_under_raise_is_never_made_and_comes_out_as_budget_exceeded(make: Callable[[], object]) -> None:
+    scope = memory_scope("stopped", meter="native", budget=BUDGET)
+
+    with pytest.raises(BudgetExceeded) as caught, scope:
+        make()
+
+    assert scope.usage.peak_bytes <= BUDGET * 1.1
+    assert caught.value.used_bytes == scope.owner.refusals[1] > BUDGET
+    assert isinstance(caught.value.__cause__ or caught.value.__context__, MemoryError)
+    assert open_owners() == ()
+
+
+def test_a_refused_resize_leaves_the_old_block_as_it_was() -> None:
+    with memory_scope("resized", meter="native", budget=BUDGET, on_exceed="deny") as scope:
+        kept = bytearray(b"abcd" * (2 * MIB))
+        more = bytes(8 * MIB)
+        before = scope.usage.retained_bytes
+        with pytest.raises(MemoryError):
+            kept += more
+        after = scope.usage.retained_bytes
+
+    assert (len(kept), kept[:8], kept[-4:]) == (8 * MIB, b"abcdabcd", b"abcd")
+    assert after == pytest.approx(before, abs=10_000)
+
+
+def test_what_is_within_the_budget_is_never_refused() -> None:
+    with memory_scope("modest", meter="native", budget=BUDGET, on_exceed="deny") as scope:
+        for _ in range(20):
+            kept = bytes(BUDGET - MIB)
+            del kept
+
+    assert scope.owner.refusals == (0, 0)
+
+
+def test_others_are_refused_nothing() -> None:
+    made: list[int] = []
+    with memory_scope("outer", meter="native") as outer:
+        with memory_scope("bounded", meter="native", budget=MIB, on_exceed="deny"):
+            thread = threading.Thread(target=lambda: made.append(len(bytes(50 * MIB))))
+            thread.start()
+            thread.join()
+        made.append(len(bytes(50 * MIB)))
+
+    assert made == [50 * MIB] * 2
+    assert outer.owner.refusals == (0, 0)
+
+
+def test_the_innermost_whose_wall_it_is_refuses() -> None:
+    with memory_scope("outer", meter="native", budget=100 * MIB, on_exceed="deny") as outer:
+        with memory_scope("inner", meter="native", budget=BUDGET, on_exceed="deny") as inner:
+            with pytest.raises(MemoryError):
+                bytes(50 * MIB)
+        with memory_scope("free", meter="native") as free, pytest.raises(MemoryError):
+            bytes(150 * MIB)
+
+    assert (inner.owner.refusals[0], outer.owner.refusals[0], free.owner.refusals[0]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_refusal_is_told_once_as_an_event_and_nothing_is_raised_at_the_end(is_elsewhere: bool) -> None:
+    overruns: list[BudgetOverrun] = []
+
+    def refused() -> None:
+        with memory_scope("told", meter="native", budget=BUDGET, on_exceed="deny"):
+            for _ in range(3):
+                with pytest.raises(MemoryError):
+                    bytes(GIANT)
+
+    with subscribe(lambda event: overruns.append(event) if isinstance(event, BudgetOverrun) else None):
+        if is_elsewhere:
+            thread = threading.Thread(target=refused)
+            thread.start()
+            thread.join()
+        else:
+            refused()
+
+    (told,) = overruns
+    assert (told.name, told.budget_bytes, told.in_flight) == ("told", BUDGET, True)
+    assert told.used_bytes >= GIANT
+
+
+def test_small_blocks_that_add_up_are_stopped_under_deny_as_under_raise() -> None:
+    scope = memory_scope("adds up", meter="native", budget=BUDGET, on_exceed="deny")
+
+    with pytest.raises(BudgetExceeded), scope:
+        kept = [bytearray(1000) for _ in range(10**6)]
+        del kept
+
+    assert scope.usage.peak_bytes <= BUDGET * 1.1 + MIB
+
+
+def test_who_handles_the_memory_error_under_raise_is_told_all_the_same() -> None:
+    def stubborn() -> None:
+        while True:
+            try:
+                bytes(GIANT)
+            except MemoryError:
+                continue
+
+    with pytest.raises(BudgetExceeded), memory_scope("stubborn", meter="native", budget=BUDGET):
+        stubborn()
+
+
+def test_a_decorated_call_is_refused_and_the_next_one_begins_anew() -> None:
+    @memory_budget(BUDGET, on_exceed="deny", meter="native")
+    def load(size: int) -> int:
+        return len(bytes(size))
+
+    with pytest.raises(MemoryError):
+        load(GIANT)
+
+    assert load(MIB) == MIB
+
+
+async def test_only_the_task_that_is_over_is_refused() -> None:
+    @memory_budget(BUDGET, on_exceed="deny", meter="native")
+    async def greedy() -> str:
+        await asyncio.sleep(0)
+        try:
+            bytes(GIANT)
+        except MemoryError:
+            return "refused"
+        return "made"
+
+    async def neighbour() -> int:
+        sizes = []
+        for _ in range(5):
+            sizes.append(len(bytes(2 * BUDGET)))
+            await asyncio.sleep(0)
+        return min(sizes)
+
+    async with task_scope(meter="native") as tasks:
+        first, second = tasks.create_task(greedy()), tasks.create_task(neighbour())
+
+    assert await first == "refused"
+    assert await second == 2 * BUDGET
+
+
+def test_opening_owners_is_never_refused_anything() -> None:
+    # The book grows a table of more than 64 KiB on the way, at the cost of whoever is above.
+    with memory_scope("crowded", meter="native", budget="8 MiB", on_exceed="deny") as crowded:
+        filler = bytes(8 * MIB - 200_000)
+        del filler
+        before = len(open_owners())
+        scopes = [memory_scope("one of many", meter="native") for _ in range(3000)]
+        entered: list[memory_scope] = []
+        try:
+            for scope in scopes:
+                entered.append(scope.__enter__())
+        except BudgetExceeded:
+            pass
+        opened = len(open_owners()) - before
+        for scope in reversed(entered):
+            scope.__exit__(None, None, None)
+
+    assert opened == len(entered) > 0
+    assert crowded.owner.refusals[0] == 0
+
+
+@pytest.mark.parametrize("meter", ["traced", "resident"])
+def test_a_meter_that_cannot_refuse_is_refused_itself(meter: str) -> None:
+    for make in (
+        lambda: memory_scope("cannot", budget=BUDGET, on_exceed="deny", meter=meter),
+        lambda: memory_budget(BUDGET, on_exceed="deny", meter=meter),
+    ):
+        with pytest.raises(ConfigError, match=f"the only one that can refuse; here the meter is '{meter}'"):
+            make()
+
+
+@pytest.mark.parametrize(("measure", "hard"), [("retained", True), ("resident", True), ("peak", False)])
+def test_only_what_grows_can_be_refused(measure: str, hard: bool) -> None:
+    with pytest.raises(ConfigError, match="only what grows can be refused"):
+        memory_budget(BUDGET, on_exceed="deny", measure=measure, hard=hard, meter="native")  # type: ignore[arg-type]
+
+
+def test_where_nobody_follows_the_block_it_is_said_at_the_entry() -> None:
+    scope = memory_scope("lost", budget=BUDGET, on_exceed="deny", meter="native")
+
+    def enters_for_its_caller() -> None:
+        scope.__enter__()
+
+    async def main() -> None:
+        enters_for_its_caller()
+
+    try:
+        asyncio.run(main())
+    except ConfigError as error:
+        assert "can be followed" in str(error)
+    else:
+        scope.__exit__(None, None, None)
+    assert open_owners() == ()
