@@ -68,7 +68,7 @@ class Budget:
             _log.warning("High memory increase: %s", error)
             return None
         try:
-            self.on_exceed(error)
+            cast("Callable[[BudgetExceeded], object]", self.on_exceed)(error)
         except Exception:
             _log.exception("on_exceed of %s failed", owner.name)
         return None

@@ -52,11 +52,12 @@ _stoppers: list[None] = []  # one entry for each that is at work
 class Stopper:
     """Answers for one owner, until its tally is closed; does not keep it alive."""
 
-    __slots__ = ("__weakref__", "_has_told", "_interrupts", "_owner")
+    __slots__ = ("__weakref__", "_has_refused", "_has_told", "_interrupts", "_owner")
 
     def __init__(self, owner: Owner) -> None:
         self._owner = weakref.ref(owner)
         self._has_told = False
+        self._has_refused = False
         self._interrupts: set[int] = set()  # threads that are to be asked by themselves
         _begin_to_watch()
 
@@ -87,7 +88,7 @@ class Stopper:
             return None
         if not _is_good_moment(thread, frame) or not _will_find_it(frame):
             return NotImplemented
-        if is_refused and not _raises_when_refused(owner):
+        if is_refused and self._lets_be(owner):
             return None  # told at the end: its hooks are used to be called in its own thread
         self._has_told = True
         return _late_error(owner, used_bytes)
@@ -105,12 +106,18 @@ class Stopper:
     def _answer(self, owner: Owner, thread: int, frame: FrameType, used_bytes: int, is_refused: bool) -> object:
         if not _is_good_moment(thread, frame):
             return NotImplemented
-        if is_refused and not _raises_when_refused(owner):
+        if is_refused and self._lets_be(owner):
             assert owner.budget is not None  # or it would have no stopper
             owner.budget.note_refusal(owner, used_bytes)
             return None
         self._has_told = True
         return _error(owner, used_bytes)
+
+    def _lets_be(self, owner: Owner) -> bool:
+        # A MemoryError is on its way up already, through blocks that clean up and are not to be interrupted. Who has
+        # caught one and tries again is stopped.
+        is_first, self._has_refused = not self._has_refused, True
+        return is_first or (owner.budget is not None and owner.budget.on_exceed == "deny")
 
     def _ask_there(self, thread: int, frame: FrameType, used_bytes: int, is_refused: bool) -> None:
         itself = weakref.ref(self)  # what waits must not keep it alive: its end takes the question back
@@ -129,10 +136,6 @@ class Stopper:
 
         if interrupt(thread, frame, question):
             self._interrupts.add(thread)
-
-
-def _raises_when_refused(owner: Owner) -> bool:
-    return owner.budget is None or owner.budget.on_exceed != "deny"
 
 
 def _is_good_moment(thread: int, frame: FrameType) -> bool:

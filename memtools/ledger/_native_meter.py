@@ -71,9 +71,9 @@ class NativeMeter:
     def hold(self) -> None:
         """Begin to count; put the hooks back in place where another tool took them out.
 
-        Nothing is refused to this thread from here to the next switch: the book is open, and `enter` closes it.
+        Nothing is refused to this thread from here until `enter`, or the next switch: the book is being written.
         """
-        _native.spare()
+        _native.spare(True)
         with self._lock:
             self._holds += 1
             if self._holds == 1:
@@ -95,6 +95,7 @@ class NativeMeter:
         owner.outer = slot.owner
         if owner.adrift:
             tally.widen()
+            _native.spare(False)
             return
         self.join(owner)
         if tally.is_shared:

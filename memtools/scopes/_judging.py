@@ -37,7 +37,9 @@ def make_budget(
     if not callable(on_exceed) and on_exceed not in ("raise", "warn", "deny"):
         raise ConfigError("on_exceed", on_exceed, "'raise', 'warn', 'deny' or a callable that takes the error")
     if on_exceed == "deny" and (measure != "peak" or not hard):
-        raise ConfigError("on_exceed", on_exceed, "it with measure='peak' and hard=True: only what grows can be refused")
+        raise ConfigError(
+            "on_exceed", on_exceed, "it with measure='peak' and hard=True: only what grows can be refused"
+        )
     return Budget(limit_bytes, measure, cast("OnExceed", on_exceed), hard)  # type: ignore[arg-type]  # checked above
 
 
@@ -84,12 +86,10 @@ def _judge_refusals(owner: Owner, budget: Budget, error: BaseException | None) -
     refused, wanted = owner.refusals
     if not refused:
         return
-    if budget.on_exceed == "deny":
+    if not owner.overran:
         budget.note_refusal(owner, wanted)
-        return
-    overrun = None if owner.overran else budget.note_overrun(owner, wanted, in_flight=True)
-    if isinstance(error, MemoryError):
-        raise overrun or BudgetExceeded(owner.name, wanted, budget.limit_bytes, budget.measure) from error
+    if isinstance(error, MemoryError) and budget.on_exceed == "raise":
+        raise BudgetExceeded(owner.name, wanted, budget.limit_bytes, budget.measure) from error
 
 
 def _measured(usage: Usage, budget: Budget) -> int:

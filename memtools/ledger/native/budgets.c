@@ -60,12 +60,12 @@ int64_t budgets_grace(int64_t ceiling)
     return ceiling / 10 > LEAST_GRACE ? ceiling / 10 : LEAST_GRACE;
 }
 
-static void give_back(struct request *request)
+static void give_back(struct request *request, int is_stopped)
 {
     const struct tally *tally = &tallies[request->number];
     if (tally->serial == request->serial) {
         /* Who was refused a block within its budget has been stopped by nobody. */
-        tallies_answered(request->number, !request->is_refused || tally->wall > tally->ceiling);
+        tallies_answered(request->number, !request->is_refused || is_stopped);
     }
     request->is_taken = 0;
 }
@@ -111,7 +111,7 @@ static int stop_here(void *taken)
         }
         return 0;
     }
-    give_back(request);
+    give_back(request, answer == RAISE);
     if (answer != RAISE) {
         return 0;
     }
@@ -138,7 +138,7 @@ static void *stop_there(void *taken)
             Py_DECREF(found);
         }
         if (answer != ASK_LATER || attempt == ATTEMPTS - 1) {
-            give_back(request);
+            give_back(request, answer == RAISE);
         }
         else if (tallies[request->number].serial == request->serial) {
             tallies_put_off(request->number);
@@ -196,6 +196,15 @@ static int find(uint32_t number)
         n++;
     }
     return n;
+}
+
+void budgets_replace(uint32_t number, int64_t used)
+{
+    int n = find(number);
+    if (n < MAX_REQUESTS) {
+        requests[n].used = used;
+        requests[n].is_refused = 1;
+    }
 }
 
 int budgets_are_for_this_thread(uint32_t number)

@@ -39,6 +39,9 @@ int budgets_cross(uint32_t number, int64_t used, int is_refused);
 /* Whether it is this thread that the request to stop a tally is for. */
 int budgets_are_for_this_thread(uint32_t number);
 
+/* A block was refused instead, while the request was outstanding. */
+void budgets_replace(uint32_t number, int64_t used);
+
 /* Have this thread wait until the one that is to stop the owner has asked for the GIL. GIL, inside of a hook. */
 void budgets_wait(uint32_t number);
 

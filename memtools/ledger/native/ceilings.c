@@ -93,6 +93,7 @@ void tallies_take_back(uint32_t number, size_t size)
     struct tally *tally = &tallies[number];
     tallies_settle();
     note_refusal(tally, tally->live + (int64_t)size);
+    budgets_replace(number, tally->live + (int64_t)size);
     tally->last = tally->live + budgets_grace(tally->ceiling) / BRAKES; /* or nothing at all would work any more */
     running.room = tallies_room();
 }
@@ -113,7 +114,10 @@ int tallies_refuse(uint32_t number, size_t growth)
             continue;
         }
         note_refusal(tally, reached);
-        if (!tally->is_asked) {
+        if (tally->is_asked) {
+            budgets_replace(number, reached);
+        }
+        else {
             tell(number, reached, 1);
             running.room = tallies_room();
         }
@@ -133,7 +137,7 @@ void tallies_answered(uint32_t number, int has_room)
     tallies_settle();
     tally->is_asked = 0;
     tally->brake = tally->last = NO_CEILING;
-    if (has_room && tally->ceiling != NO_CEILING) {
+    if (tally->ceiling != NO_CEILING && (has_room || tally->live > tally->ceiling)) {
         int64_t reached = tally->live > tally->ceiling ? tally->live : tally->ceiling;
         tally->ceiling = reached + budgets_grace(tally->ceiling);
     }

@@ -142,12 +142,12 @@ static PyObject *native_set_switch_interval(PyObject *Py_UNUSED(module), PyObjec
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(spare_doc, "spare($module, /)\n--\n\n"
-    "Refuse this thread nothing until its next switch: books are being written that nobody may leave half done.");
+PyDoc_STRVAR(spare_doc, "spare($module, is_on, /)\n--\n\n"
+    "Refuse this thread nothing from now on, at most until its next switch: books are being written.");
 
-static PyObject *native_spare(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *native_spare(PyObject *Py_UNUSED(module), PyObject *is_on)
 {
-    here.is_spared = 1;
+    here.is_spared = is_on == Py_True;
     Py_RETURN_NONE;
 }
 
@@ -168,7 +168,7 @@ static PyMethodDef functions[] = {
     {"refused_blocks", native_refused_blocks, METH_NOARGS, refused_doc},
     {"set_main_thread", native_set_main_thread, METH_O, main_thread_doc},
     {"set_switch_interval", native_set_switch_interval, METH_O, interval_doc},
-    {"spare", native_spare, METH_NOARGS, spare_doc},
+    {"spare", native_spare, METH_O, spare_doc},
     {"switch", native_switch, METH_O, switch_doc},
     {"tallies_in_use", native_tallies_in_use, METH_NOARGS, tallies_in_use_doc},
     {NULL, NULL, 0, NULL},
