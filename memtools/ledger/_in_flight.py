@@ -11,8 +11,8 @@ Nobody is stopped
 - during a collection, inside `__del__`, a `weakref` callback of the standard library's or a hook of ours: whoever calls
   those reports what they raise and goes on. (A callback of a plain `weakref.ref` cannot be told from other calls.)
 - in a thread other than the main one that is in the middle of an operation after which the interpreter looks for no
-  exception: it might find it only when the block has ended, inside our `__exit__`. Up to Python 3.12 that is known from
-  the instruction where the thread waits, later the question is put in the thread itself (`_interrupting`).
+  exception: it might find it only when the block has ended, inside our `__exit__`. From Python 3.12 on the question is
+  put in the thread itself (`_interrupting`); before, the instruction where the thread waits tells.
 
 Whoever catches the error and goes on is told again when the grace is used up: a tenth of the budget, at least 1 MiB.
 
@@ -83,8 +83,7 @@ class Stopper:
         frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
         if frame is None:
             return None
-        if not _OTHERS_LOOK_AT_ONCE:
-            self._ask_there(thread, frame, used_bytes, is_refused)
+        if self._ask_there(thread, frame, used_bytes, is_refused) or not _OTHERS_LOOK_AT_ONCE:
             return None
         if not _is_good_moment(thread, frame) or not _will_find_it(frame):
             return NotImplemented
@@ -119,7 +118,7 @@ class Stopper:
         is_first, self._has_refused = not self._has_refused, True
         return is_first or (owner.budget is not None and owner.budget.on_exceed == "deny")
 
-    def _ask_there(self, thread: int, frame: FrameType, used_bytes: int, is_refused: bool) -> None:
+    def _ask_there(self, thread: int, frame: FrameType, used_bytes: int, is_refused: bool) -> bool:
         itself = weakref.ref(self)  # what waits must not keep it alive: its end takes the question back
 
         def question(frame: FrameType) -> object:
@@ -134,8 +133,10 @@ class Stopper:
             finally:
                 _native.switch(None if charged is None else charged.watch)  # type: ignore[arg-type]  # as in `_native_meter`
 
-        if interrupt(thread, frame, question):
-            self._interrupts.add(thread)
+        if not interrupt(thread, frame, question):
+            return False
+        self._interrupts.add(thread)
+        return True
 
 
 def _is_good_moment(thread: int, frame: FrameType) -> bool:

@@ -1,11 +1,12 @@
-"""Have a question put in another thread, at the next moment at which Python code may be interrupted (3.13 and later).
+"""Have a question put in another thread, at the next moment at which Python code may be interrupted (3.12 and later).
 
-Covers: the thread's own next turn of a loop, call or return from C, by `sys.monitoring` on the code that it runs, for as
-long as the question is open. Leaves to others: what is asked, and what is raised there (`_in_flight`).
+Covers: the thread's own next turn of a loop, call or return from C, by `sys.monitoring` on the code that it runs, for
+as long as the question is open. Leaves to others: what is asked, and what is raised there (`_in_flight`).
 
-An exception that is left for another thread (`PyThreadState_SetAsyncExc`) would be found too late: since 3.13, a thread
-that waits for the GIL looks for one only some bytecodes after it got it, when its block may have ended. The events
-that are used here come where the interpreter looks by itself, so nobody is interrupted where a `with` could be torn.
+An exception that is left for another thread (`PyThreadState_SetAsyncExc`) cannot be taken back when the moment turns
+out to be a bad one, and since 3.13 it is found too late: a thread that waits for the GIL looks for it only some
+bytecodes after it got it, when its block may have ended. The events that are used here come where the interpreter
+looks by itself, so nobody is interrupted where a `with` could be torn.
 
 Threads: `interrupt` and `leave_alone` are called under the GIL by anybody; the question is put in the thread it is for.
 """
@@ -39,7 +40,7 @@ class _Watch:
 _watches: dict[int, _Watch] = {}
 
 
-if sys.version_info >= (3, 13):
+if sys.version_info >= (3, 12):
     _monitoring = sys.monitoring
     _tool: int | None = None
 
@@ -108,7 +109,7 @@ if sys.version_info >= (3, 13):
 else:
 
     def interrupt(thread: int, frame: FrameType | None, question: Question) -> bool:  # noqa: ARG001
-        """Return False: there an exception that is left for another thread is found at once."""
+        """Return False: `sys.monitoring` came with Python 3.12."""
         return False
 
     def leave_alone(thread: int, *, keeps_tool: bool = False) -> None:

@@ -202,7 +202,7 @@ def test_a_runaway_in_another_thread_is_stopped_there(runaway: Callable[[], obje
     check(found)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="before 3.13 no events are needed to stop another thread")
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with Python 3.12")
 def test_no_tool_id_is_kept_for_what_has_been_stopped() -> None:
     before = [sys.monitoring.get_tool(tool) for tool in range(6)]
     found: list[tuple[BudgetExceeded, int]] = []
