@@ -21,6 +21,7 @@ from memtools.ledger._installing import Installation, install
 from memtools.ledger._meters import Meter, choose_meter, native_reason
 from memtools.ledger._owner import Kind, Owner
 from memtools.ledger._placing import open_in_frame
+from memtools.ledger._renaming import rename_owner
 from memtools.ledger._turns import Turn
 from memtools.ledger._usage import Figures, Usage
 
@@ -51,6 +52,7 @@ __all__ = [
     "open_in_frame",
     "open_owner",
     "open_owners",
+    "rename_owner",
     "settle_owner",
     "statistics",
     "usage_of",

@@ -1,0 +1,92 @@
+"""An owner that gets its name on the way."""
+
+import pytest
+
+from memtools.events import ScopeEnded, subscribe
+from memtools.ledger import forget_accounts, native_reason, rename_owner, statistics
+from memtools.ledger._accounts import MAX_NAMES
+from memtools.scopes import memory_scope
+
+METERS = ["resident", "traced", *([] if native_reason() else ["native"])]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accounts():
+    forget_accounts()
+    yield
+    forget_accounts()
+
+
+def _accounts():
+    return {entry.name: entry for entry in statistics().accounts}
+
+
+@pytest.mark.parametrize("meter", METERS)
+def test_a_renamed_owner_counts_under_its_new_name_from_its_beginning(meter: str) -> None:
+    heard = []
+    with subscribe(heard.append), memory_scope("request", meter=meter) as scope:
+        kept = bytearray(100_000)
+        rename_owner(scope.owner, "/orders/{id}")
+        during = _accounts()
+
+    after = _accounts()
+    assert set(during) == set(after) == {"/orders/{id}"}
+    assert (during["/orders/{id}"].entered, during["/orders/{id}"].active) == (1, 1)
+    assert (after["/orders/{id}"].entered, after["/orders/{id}"].active) == (1, 0)
+    assert scope.usage.name == "/orders/{id}"
+    assert [event.path for event in heard if isinstance(event, ScopeEnded)] == [("/orders/{id}",)]
+    if meter != "resident":
+        assert after["/orders/{id}"].peak_bytes >= len(kept)
+
+
+def test_others_of_the_old_name_stay_where_they_are() -> None:
+    with memory_scope("request", meter="resident"):
+        pass
+    with memory_scope("request", meter="resident"), memory_scope("request", meter="resident") as scope:
+        rename_owner(scope.owner, "/orders")
+
+    accounts = _accounts()
+    assert accounts["request"].entered == 2
+    assert accounts["request"].active == 0
+
+
+def test_what_was_opened_below_it_before_stays_and_what_comes_later_goes_along() -> None:
+    with memory_scope("request", meter="resident") as scope:
+        with memory_scope("before", meter="resident"):
+            pass
+        rename_owner(scope.owner, "/orders")
+        with memory_scope("after", meter="resident"):
+            pass
+
+    accounts = _accounts()
+    assert [child.name for child in accounts["request"].children] == ["before"]
+    assert [child.name for child in accounts["/orders"].children] == ["after"]
+
+
+def test_a_thousand_renamed_owners_leave_no_account_of_the_old_name() -> None:
+    for number in range(1000):
+        with memory_scope("request", meter="resident") as scope:
+            rename_owner(scope.owner, f"/{number % 300}")
+
+    accounts = _accounts()
+    assert "request" not in accounts
+    assert MAX_NAMES <= len(accounts) <= MAX_NAMES + 1
+    assert sum(entry.entered for entry in accounts.values()) == 1000
+
+
+def test_a_name_is_cut_and_escaped_as_at_the_opening() -> None:
+    with memory_scope("request", meter="resident") as scope:
+        rename_owner(scope.owner, "a\nb" + "x" * 1000)
+
+    (name,) = _accounts()
+    assert name.startswith("a\\nbx")
+    assert len(name) == 201  # 200 characters, one of which is shown by two
+
+
+def test_an_ended_owner_keeps_its_name_and_the_same_name_changes_nothing() -> None:
+    with memory_scope("request", meter="resident") as scope:
+        rename_owner(scope.owner, "request")
+    rename_owner(scope.owner, "late")
+
+    assert set(_accounts()) == {"request"}
+    assert _accounts()["request"].entered == 1
