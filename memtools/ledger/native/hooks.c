@@ -187,13 +187,33 @@ static void count_unlocked(void *block, size_t size)
     if (at == NULL) {
         return;
     }
-    uint32_t stale;
-    size_t gone = shadow_take(at, &stale);
-    if (gone != 0) {
-        tallies_change_unlocked(stale, -(int64_t)gone);
+    if (UNLIKELY(*at != 0)) {
+        uint32_t stale;
+        atomic_fetch_add(&tallies_busy, 1);
+        size_t gone = shadow_take(at, &stale);
+        if (gone != 0) {
+            tallies_change_unlocked(stale, -(int64_t)gone);
+        }
+        atomic_fetch_sub(&tallies_busy, 1);
     }
     shadow_write(at, here.tally, size);
     tallies_change_unlocked(here.tally, (int64_t)shadow_counted(size));
+}
+
+/* Take a block out and credit it; its size, 0 if it was not counted. */
+static size_t forget_unlocked(cell *at)
+{
+    if (at == NULL || *at == 0) {
+        return 0;
+    }
+    uint32_t owner = NOBODY;
+    atomic_fetch_add(&tallies_busy, 1);
+    size_t size = shadow_take(at, &owner);
+    if (size != 0) {
+        tallies_change_unlocked(owner, -(int64_t)size);
+    }
+    atomic_fetch_sub(&tallies_busy, 1);
+    return size;
 }
 
 static void *raw_malloc(void *ctx, size_t size)
@@ -228,18 +248,16 @@ static void *raw_realloc(void *ctx, void *block, size_t size)
         return locked_realloc(ctx, block, size);
     }
     PyMemAllocatorEx *inner = ctx;
-    uint32_t owner = NOBODY;
     cell *at = shadow_find(block);
-    size_t old_size = forget(at, &owner);
+    size_t old_size = forget_unlocked(at);
     void *made = inner->realloc(inner->ctx, block, size);
     if (made == NULL) {
         if (old_size != 0) {
-            shadow_write(at, owner, old_size);
+            /* Its number may be another's by now; it has happened to nobody yet that so much memory was missing. */
+            shadow_write(at, NOBODY, old_size);
+            tallies_change_unlocked(NOBODY, (int64_t)old_size);
         }
         return NULL;
-    }
-    if (old_size != 0) {
-        tallies_change_unlocked(owner, -(int64_t)old_size);
     }
     if (is_to_be_counted()) {
         count_unlocked(made, size);
@@ -250,15 +268,15 @@ static void *raw_realloc(void *ctx, void *block, size_t size)
 static void raw_free(void *ctx, void *block)
 {
     PyMemAllocatorEx *inner = ctx;
-    uint32_t owner = NOBODY;
-    size_t size = forget(shadow_find(block), &owner);
-    if (size != 0) {
-        if (PyGILState_Check()) {
+    if (PyGILState_Check()) {
+        uint32_t owner = NOBODY;
+        size_t size = forget(shadow_find(block), &owner);
+        if (size != 0) {
             tallies_credit(owner, size);
         }
-        else {
-            tallies_change_unlocked(owner, -(int64_t)size);
-        }
+    }
+    else {
+        (void)forget_unlocked(shadow_find(block));
     }
     inner->free(inner->ctx, block);
 }

@@ -126,6 +126,7 @@ static PyObject *native_set_main_thread(PyObject *Py_UNUSED(module), PyObject *i
         return NULL;
     }
     budgets_set_main_thread(thread);
+    atomic_store(&tallies_busy, 0); /* after a fork, those that were busy are no more */
     Py_RETURN_NONE;
 }
 

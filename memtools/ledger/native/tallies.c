@@ -3,6 +3,7 @@
 #include "tallies.h"
 
 #include "accounts.h"
+#include "sweep.h"
 
 #include <sys/mman.h>
 
@@ -16,9 +17,11 @@ struct running running = {.room = NO_CEILING};
 static uint32_t used = 1;  /* numbers below this have been given out at least once */
 static uint32_t taken = 0; /* numbers in use, the process not counted */
 static uint32_t free_number = 0;
+static uint32_t orphans = 0; /* taken, but not held */
 static uint32_t wide_count = 0;
 static uint32_t opened = 0;
 _Atomic(uint32_t) tallies_queue = QUEUE_END;
+_Atomic(uint32_t) tallies_busy;
 
 static void recycle_if_done(uint32_t number);
 
@@ -187,6 +190,9 @@ void tallies_change_unlocked(uint32_t number, int64_t change)
 uint32_t tallies_open(uint32_t parent)
 {
     tallies_settle();
+    if (UNLIKELY(free_number == 0 && used == MAX_TALLIES)) {
+        sweep_tallies();
+    }
     uint32_t number = free_number;
     if (number != 0) {
         free_number = tallies[number].parent;
@@ -275,6 +281,12 @@ void tallies_release(uint32_t number)
     }
     tallies_settle();
     tallies[number].is_held = 0;
+    orphans++;
+    recycle_if_done(number);
+}
+
+void tallies_recycle(uint32_t number)
+{
     recycle_if_done(number);
 }
 
@@ -290,6 +302,7 @@ static void recycle_if_done(uint32_t number)
         tallies[parent].below--;
         accounts_part(number);
         tally->is_taken = 0;
+        orphans--;
         tally->parent = free_number;
         free_number = number;
         taken--;
@@ -307,6 +320,16 @@ void tallies_forget(void)
     for (uint32_t number = 1; number < used; number++) {
         recycle_if_done(number);
     }
+}
+
+uint32_t tallies_orphans(void)
+{
+    return orphans;
+}
+
+uint32_t tallies_used(void)
+{
+    return used;
 }
 
 uint32_t tallies_in_use(void)

@@ -94,8 +94,16 @@ void tallies_settle(void);
 /* Set all figures to zero, for when it is no longer known which blocks live. */
 void tallies_forget(void);
 
-/* How many numbers are taken. */
+/* How many numbers are taken; of these, how many that nobody holds; above all that have ever been given out. */
 uint32_t tallies_in_use(void);
+uint32_t tallies_orphans(void);
+uint32_t tallies_used(void);
+
+/* Free a number that nobody needs any more. */
+void tallies_recycle(uint32_t number);
+
+/* How many threads without the GIL are between reading whose a block is and saying so. */
+extern _Atomic(uint32_t) tallies_busy;
 
 /* Have a tally stopped above so many live bytes, and large blocks refused above the wall; NO_CEILING for never. */
 #define NO_CEILING INT64_MAX

@@ -1,0 +1,105 @@
+"""Numbers of owners that have ended and left blocks behind are found again, and no figure changes for it."""
+
+import random
+
+import pytest
+
+from memtools.ledger import choose_meter, native_reason
+
+if native_reason():
+    pytest.skip(f"no native ledger: {native_reason()}", allow_module_level=True)
+
+from memtools.ledger import _native
+
+MOST = 32_766  # numbers
+BYTE = b"x"
+SIZES = (2, 200, 70_000)  # of each way in which the shadow remembers one
+
+
+class Program:
+    """Owners that make blocks, end, are let go or kept; what each should hold is known."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.accounts = [_native.Account() for _ in range(5)]
+        self.account_bytes = [0] * 5
+        self.held: list[tuple[_native.Tally, list[int]]] = []  # with the bytes below each
+        self.blocks: list[tuple[bytes, int, int, list[list[int]]]] = []
+
+    def open(self) -> None:
+        parent = self.random.choice(self.held) if self.held and self.random.random() < 0.5 else None
+        account = self.random.randrange(5)
+        tally = _native.Tally(parent[0] if parent else None)
+        tally.join(self.accounts[account])
+        own = [0]
+        self.make(tally, account, [own] if parent is None else [own, parent[1]])
+        if parent is None and self.random.random() < 0.001:
+            self.held.append((tally, own))
+        else:
+            tally.close()
+
+    def make(self, tally: _native.Tally, account: int, above: list[list[int]]) -> None:
+        size = self.random.choices(SIZES, (100, 10, 1))[0]
+        _native.switch(tally)
+        block = BYTE * size  # no call: the tuple of its arguments would be a block of its own
+        _native.switch(None)
+        counted = block.__sizeof__()
+        for total in above:
+            total[0] += counted
+        self.account_bytes[account] += counted
+        self.blocks.append((block, counted, account, above))
+
+    def drop(self) -> None:
+        _, counted, account, above = self.blocks.pop(self.random.randrange(len(self.blocks)))
+        for total in above:
+            total[0] -= counted
+        self.account_bytes[account] -= counted
+
+    def check(self) -> None:
+        assert [account.live_bytes() for account in self.accounts] == self.account_bytes
+        for tally, own in self.held:
+            assert tally.figures()[0] == own[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_owners_beyond_the_last_number_have_one_of_their_own_and_all_figures_stay_right(seed: int) -> None:
+    meter = choose_meter("native")
+    meter.hold()
+    try:
+        before = _native.tallies_in_use()
+        warm_up = Program(seed)
+        for _ in range(1000):
+            warm_up.open()
+        del warm_up
+        program = Program(seed)
+        for number in range(int(MOST * 1.5)):
+            program.open()
+            if program.random.random() < 0.2:
+                program.drop()
+            if number % 8000 == 0:
+                program.check()
+        program.check()
+
+        late = _native.Tally()
+        assert not late.is_shared
+        assert _native.tallies_in_use() < MOST
+        while program.blocks:
+            program.drop()
+        program.check()
+        del late
+        held = len(program.held)
+        assert _native.tallies_in_use() - before <= held + 5
+    finally:
+        meter.release()
+
+
+def test_where_all_numbers_are_held_the_next_one_is_shared_as_before() -> None:
+    meter = choose_meter("native")
+    meter.hold()
+    try:
+        crowd = [_native.Tally() for _ in range(MOST + 10)]
+        assert crowd[-1].is_shared
+        del crowd
+        assert not _native.Tally().is_shared
+    finally:
+        meter.release()
