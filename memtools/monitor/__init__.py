@@ -1,6 +1,7 @@
 """Keep a process inside its memory limit, and say so: thresholds, levels, clean-up, back-pressure, statistics."""
 
 from memtools.monitor._admission import Admission, AlreadyInside
+from memtools.monitor._advice import Recommendation
 from memtools.monitor._gauges import Gauges
 from memtools.monitor._monitor import AlreadyStarted, MemoryMonitor
 from memtools.monitor._started import monitors
@@ -23,5 +24,6 @@ __all__ = [
     "MemoryMonitor",
     "MonitorStatistics",
     "OperationStatistics",
+    "Recommendation",
     "monitors",
 ]

@@ -49,7 +49,8 @@ def largest_owners(most: int) -> tuple[tuple[str, int], ...]:
 
 def _collect(entry: Entry, above: tuple[str, ...], live: dict[tuple[str, ...], int], found: list[Holder]) -> None:
     path = (*above, entry.name)
-    held = live.get(path, 0)
+    # The native meter knows what all owners of an account have made that lives; of the others only open ones are known.
+    held = live.get(path, 0) if entry.live_bytes is None else entry.live_bytes
     if held > 0 or entry.retained_bytes > 0:
         found.append(Holder(" > ".join(path), entry.kind, held, entry.active, entry.entered, entry.retained_bytes))
     for child in entry.children:

@@ -16,12 +16,14 @@ from memtools.cleanup import unregister as unregister_shrinkable
 from memtools.errors import ConfigError, MemtoolsError
 from memtools.events import LevelChanged, ReclaimIneffective
 from memtools.monitor._admission import Admission
+from memtools.monitor._advice import Recommendation, recommend
 from memtools.monitor._gauges import Gauges, real_gauges
 from memtools.monitor._interval import Pace
 from memtools.monitor._keeper import Keeper
 from memtools.monitor._levels import LevelMachine
 from memtools.monitor._lookout import Lookout
 from memtools.monitor._operations import presentable
+from memtools.monitor._report import in_words
 from memtools.monitor._started import note_made, note_started, note_stopped
 from memtools.monitor._statistics import MonitorStatistics
 from memtools.monitor._summing import sum_up
@@ -250,6 +252,22 @@ class MemoryMonitor:
     def statistics(self) -> MonitorStatistics:
         """Return what was seen and done so far; copies figures and reads nothing anew."""
         return sum_up(self._keeper)
+
+    def recommendations(self) -> tuple[Recommendation, ...]:
+        """Return what to change, what holds most first: owners, structures, functions and tasks, with the line.
+
+        Cost: as `report`.
+        """
+        return recommend(self.statistics())
+
+    def report(self) -> str:
+        """Return what was seen and done, and what to change, as text.
+
+        Cost: walks the objects of the process, some 50 ms for each million; call it off the loop
+        (`asyncio.to_thread`), and remember that it holds the GIL meanwhile.
+        """
+        seen = self.statistics()
+        return in_words(seen, recommend(seen))
 
     def start(self) -> None:
         """Start the beat in a thread of its own, as `with monitor:` does.
