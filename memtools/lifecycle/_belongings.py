@@ -7,7 +7,6 @@ It knows nothing of the component, so that tasks which run on do not keep that a
 """
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
@@ -122,6 +121,8 @@ def end_of(thing: object, close: Callable[[Any], object] | None) -> Callable[[fl
         if not callable(close):
             raise ConfigError("close", close, "a callable that takes the thing")
         return lambda _: close(thing)
+    from concurrent.futures import Executor  # loaded by whoever has a pool
+
     if isinstance(thing, Executor):
         return lambda _: end_pool(thing)
     for name in _ENDS:

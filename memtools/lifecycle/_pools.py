@@ -5,14 +5,14 @@ whole loop and then fails, for it returns None. Work that has not begun is cance
 """
 
 import threading
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
+    from concurrent.futures import Executor
 
 
-def end_pool(pool: Executor) -> "asyncio.Future[None]":
+def end_pool(pool: "Executor") -> "asyncio.Future[None]":
     """Begin to end `pool`; the future is done when all of its calls have ended.
 
     A thread of its own waits, not one of the loop's pool: `asyncio.run` would wait for that one beyond our deadline.

@@ -1,9 +1,13 @@
 """What type checkers see of components and integrations. Never run."""
 
 import asyncio
+import logging
 from typing import assert_type
 
-from memtools import Component, WeakCache, WeakParent
+from starlette.applications import Starlette
+
+from memtools import Component, Level, WeakCache, WeakParent
+from memtools.integrations import MemoryFilter, MemoryMiddleware, MiddlewareStatistics, add_memory
 from memtools.lifecycle import ComponentStatistics
 
 
@@ -36,3 +40,23 @@ def a_parent_may_be_gone(shelf: Shelf, shop: Shop) -> None:
 
 def another_kind_of_parent_is_refused(shelf: Shelf) -> None:
     shelf.shop = 3  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  # the point
+
+
+class Full:
+    level = Level.CRITICAL
+
+
+def a_middleware_goes_around_an_application() -> None:
+    app = MemoryMiddleware(Starlette(), warn="50 MiB", budget="10%", monitor=Full(), spare={"/health"})
+    assert_type(app.statistics(), MiddlewareStatistics)
+    MemoryMiddleware(app, label=lambda scope: scope.get("template"))
+    Starlette().add_middleware(MemoryMiddleware, warn="50 MiB")
+
+
+def lines_of_a_log_take_a_filter_and_a_processor(handler: logging.Handler) -> None:
+    handler.addFilter(MemoryFilter())
+    add_memory(None, "info", {"event": "started"})
+
+
+def what_has_no_level_is_no_monitor() -> None:
+    MemoryMiddleware(Starlette(), monitor=object())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,388 @@
+"""What a request is charged to, in applications of Starlette and FastAPI and in bare ones."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from memtools import ConfigError, Level, memory_scope
+from memtools.errors import BudgetExceeded
+from memtools.events import HighUsage, subscribe
+from memtools.integrations import UNMATCHED, MemoryMiddleware, MiddlewareStatistics
+from memtools.ledger import Entry, active_owner, forget_accounts, statistics
+
+
+@pytest.fixture(autouse=True)
+def fresh_accounts() -> Iterator[None]:
+    forget_accounts()
+    yield
+    forget_accounts()
+
+
+def _accounts() -> dict[str, Entry]:
+    return {entry.name: entry for entry in statistics().accounts}
+
+
+async def _get(app: Any, *paths: str, **options: Any) -> list[httpx.Response]:
+    transport = httpx.ASGITransport(app, **options)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return [await client.get(path) for path in paths]
+
+
+async def _ok(request: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+def _starlette() -> Starlette:
+    inner = [Route("/orders/{id:int}", _ok), Route("/", _ok)]
+    mounts = [
+        Mount("/static", StaticFiles(directory=".")),
+        Mount("/tenants/{tenant}", routes=inner),
+        Mount("/numbers/{number:int}", routes=inner),
+        Mount("/outer/{a}", routes=[Mount("/plain", routes=inner)]),
+    ]
+    return Starlette(routes=[*inner, *mounts])
+
+
+def _fastapi() -> FastAPI:
+    app, sub, router, outer = FastAPI(), FastAPI(), APIRouter(prefix="/inner"), APIRouter(prefix="/outer")
+
+    @app.get("/orders/{id}")
+    @sub.get("/orders/{id}")
+    @router.get("/orders/{id}")
+    async def order(id: str) -> str:  # noqa: A002  # the framework's own way
+        return id
+
+    outer.include_router(router)
+    app.include_router(outer, prefix="/api")
+    app.include_router(router)
+    app.mount("/tenants/{tenant}", sub)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("/orders/7", "/orders/{id:int}"),
+        ("/", "/"),
+        ("/nowhere/7", UNMATCHED),
+        ("/tenants/acme/orders/7", "/tenants/{tenant}/orders/{id:int}"),
+        ("/tenants/orders/orders/7", "/tenants/{tenant}/orders/{id:int}"),
+        ("/tenants/acme/nowhere", "/tenants/{tenant}"),
+        ("/numbers/007/orders/7", "/{number}/orders/{id:int}"),
+        ("/outer/x/plain/orders/7", "/outer/{a}/plain/orders/{id:int}"),
+        ("/static/pyproject.toml", "/static"),
+    ],
+)
+async def test_a_request_is_named_by_its_route_in_starlette(path: str, label: str) -> None:
+    await _get(MemoryMiddleware(_starlette(), meter="resident"), path)
+
+    assert list(_accounts()) == [label]
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("/orders/7", "/orders/{id}"),
+        ("/inner/orders/7", "/inner/orders/{id}"),
+        ("/api/outer/inner/orders/7", "/api/outer/inner/orders/{id}"),
+        ("/tenants/acme/orders/7", "/tenants/{tenant}/orders/{id}"),
+        ("/tenants/acme/nowhere", "/tenants/{tenant}"),
+        ("/nowhere/7", UNMATCHED),
+    ],
+)
+async def test_a_request_is_named_by_its_route_in_fastapi(path: str, label: str) -> None:
+    await _get(MemoryMiddleware(_fastapi(), meter="resident"), path)
+
+    assert list(_accounts()) == [label]
+
+
+async def test_the_servers_root_path_stands_in_front() -> None:
+    app = MemoryMiddleware(_starlette(), meter="resident")
+
+    await _get(app, "/proxy/orders/7", "/proxy/tenants/acme/orders/7", root_path="/proxy")
+
+    assert set(_accounts()) == {"/proxy/orders/{id:int}", "/proxy/tenants/{tenant}/orders/{id:int}"}
+
+
+async def test_added_in_the_framework_and_behind_another_middleware_the_route_is_found_as_well() -> None:
+    async def pass_on(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        return await call_next(request)
+
+    app = _starlette()
+    app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+    app.add_middleware(MemoryMiddleware, meter="resident")
+    app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+
+    await _get(app, "/orders/7")
+
+    assert list(_accounts()) == ["/orders/{id:int}"]
+
+
+async def test_a_thousand_different_paths_are_one_name() -> None:
+    app = MemoryMiddleware(_starlette(), meter="resident")
+
+    await _get(app, *(f"/orders/{number}" for number in range(50)), *(f"/x{number}" for number in range(50)))
+
+    assert {name: entry.entered for name, entry in _accounts().items()} == {"/orders/{id:int}": 50, UNMATCHED: 50}
+    assert app.statistics() == MiddlewareStatistics(requests=100, unmatched=50, refused=0)
+
+
+async def test_requests_side_by_side_are_told_apart() -> None:
+    gate = asyncio.Event()
+
+    async def hold(request: Request) -> Response:
+        block = bytearray(int(request.path_params["size"]))
+        await gate.wait()
+        return PlainTextResponse(str(len(block)))
+
+    async def small(request: Request) -> Response:
+        block = bytearray(10_000)
+        await asyncio.sleep(0)
+        gate.set()
+        return PlainTextResponse(str(len(block)))
+
+    app = MemoryMiddleware(Starlette(routes=[Route("/big/{size}", hold), Route("/small", small)]), meter="traced")
+    await asyncio.gather(_get(app, "/big/20000000"), _get(app, "/small"))
+
+    accounts = _accounts()
+    assert accounts["/big/{size}"].peak_bytes >= 20_000_000
+    assert 10_000 <= accounts["/small"].peak_bytes < 5_000_000
+    assert accounts["/big/{size}"].exact
+
+
+@pytest.mark.parametrize("spec_version", ["2.0", "2.4"])  # before 2.4 Starlette streams in a task of its own
+async def test_a_streamed_body_is_charged_to_its_request(spec_version: str) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            block = bytearray(2_000_000)
+            await asyncio.sleep(0)
+            yield b"x"
+            del block
+
+    async def stream(request: Request) -> Response:
+        return StreamingResponse(chunks())
+
+    async def spoken(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"asgi": {"version": "3.0", "spec_version": spec_version}}, receive, send)
+
+    app = MemoryMiddleware(Starlette(routes=[Route("/stream", stream)]), meter="traced")
+    (answer,) = await _get(spoken, "/stream")
+
+    assert answer.text == "xxx"
+    assert 2_000_000 <= _accounts()["/stream"].peak_bytes < 4_000_000
+    assert _accounts()["/stream"].children == ()
+
+
+async def test_a_background_task_is_charged_to_its_request() -> None:
+    async def later() -> None:
+        bytearray(8_000_000)
+
+    async def background(request: Request) -> Response:
+        return PlainTextResponse("ok", background=BackgroundTask(later))
+
+    app = MemoryMiddleware(Starlette(routes=[Route("/background", background)]), meter="traced")
+    await _get(app, "/background")
+
+    assert _accounts()["/background"].peak_bytes >= 8_000_000
+
+
+async def test_tasks_that_no_request_starts_are_left_alone_and_a_factory_goes_on_making_them() -> None:
+    made: list[str] = []
+
+    def factory(loop: Any, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        made.append(type(coro).__name__)
+        return asyncio.Task(coro, loop=loop, **options)
+
+    async def spawn(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.create_task(_ok_app(scope, receive, send))
+
+    asyncio.get_running_loop().set_task_factory(factory)
+    app = MemoryMiddleware(spawn, meter="traced")
+    await _get(app, "/a")
+    await _get(app, "/b")
+    await asyncio.create_task(asyncio.sleep(0))
+
+    assert [name for name in made if name in ("Driven", "coroutine")] == ["Driven", "Driven", "coroutine"]
+
+
+async def _ok_app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def test_what_an_endpoint_opens_stands_below_its_route() -> None:
+    async def order(request: Request) -> Response:
+        async with memory_scope("load", meter="resident"):
+            return PlainTextResponse("ok")
+
+    await _get(MemoryMiddleware(Starlette(routes=[Route("/orders", order)]), meter="resident"), "/orders")
+
+    assert [child.name for child in _accounts()["/orders"].children] == ["load"]
+
+
+async def test_a_failing_request_raises_as_without_us_and_counts_as_failed() -> None:
+    async def fail(request: Request) -> Response:
+        raise KeyError("x")
+
+    app = MemoryMiddleware(Starlette(routes=[Route("/fail", fail)]), meter="resident")
+    with pytest.raises(KeyError):
+        await _get(app, "/fail")
+    (answer,) = await _get(app, "/fail", raise_app_exceptions=False)
+
+    assert answer.status_code == 500
+    assert _accounts()["/fail"].failed == 2
+
+
+async def test_a_warning_names_the_route(caplog) -> None:
+    async def big(request: Request) -> Response:
+        return PlainTextResponse(str(len(bytearray(3_000_000))))
+
+    heard: list[Any] = []
+    app = MemoryMiddleware(Starlette(routes=[Route("/big/{id}", big)]), warn="1 MB", meter="traced")
+    with subscribe(heard.append), caplog.at_level(logging.WARNING):
+        await _get(app, "/big/7")
+
+    assert [event.name for event in heard if isinstance(event, HighUsage)] == ["/big/{id}"]
+    assert "High memory increase: /big/{id}" in caplog.text
+
+
+async def test_a_request_over_its_budget_is_stopped_by_the_name_of_its_route() -> None:
+    async def big(request: Request) -> Response:
+        block = bytearray(3_000_000)
+        await asyncio.sleep(0)
+        return PlainTextResponse(str(len(block)))
+
+    app = MemoryMiddleware(Starlette(routes=[Route("/big/{id}", big)]), budget="1 MB", meter="traced")
+    with pytest.raises(BudgetExceeded, match=r"/big/\{id\} used"):
+        await _get(app, "/big/7")
+    (answer,) = await _get(app, "/big/7", raise_app_exceptions=False)
+
+    assert answer.status_code == 500
+
+
+class ScriptedMonitor:
+    level = Level.NORMAL
+
+
+async def test_requests_are_turned_away_while_memory_is_critical_and_only_then() -> None:
+    monitor = ScriptedMonitor()
+    app = MemoryMiddleware(_starlette(), monitor=monitor, retry_after=7, spare=("/orders/1",), meter="resident")
+
+    codes = []
+    for monitor.level in (Level.WARNING, Level.CRITICAL, Level.NORMAL):
+        answers = await _get(app, "/orders/7", "/orders/1")
+        codes.append([answer.status_code for answer in answers])
+        if monitor.level is Level.CRITICAL:
+            refused = answers[0]
+
+    assert codes == [[200, 200], [503, 200], [200, 200]]
+    assert refused.headers["retry-after"] == "7"
+    assert int(refused.headers["content-length"]) == len(refused.content)
+    assert app.statistics().refused == 1
+
+
+async def test_websockets_and_the_lifespan_pass_untouched() -> None:
+    seen: list[tuple[str, bool, object]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope["type"], type(scope) is dict, active_owner()))
+
+    monitor = ScriptedMonitor()
+    monitor.level = Level.CRITICAL
+    middleware = MemoryMiddleware(app, monitor=monitor)
+    for kind in ("websocket", "lifespan"):
+        await middleware({"type": kind}, None, None)  # type: ignore[arg-type]  # they are only passed on
+
+    assert seen == [("websocket", True, None), ("lifespan", True, None)]
+    assert middleware.statistics().requests == 0
+
+
+async def test_a_real_lifespan_runs() -> None:
+    said: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        said.append("up")
+        yield
+        said.append("down")
+
+    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    sent: list[str] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    app = MemoryMiddleware(Starlette(lifespan=lifespan))
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+
+    assert said == ["up", "down"]
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_a_label_of_ones_own_is_cut_escaped_and_may_fail(caplog) -> None:
+    app = MemoryMiddleware(_ok_app, label=lambda scope: scope["path"] + "\n" + "x" * 1000, meter="resident")
+    broken = MemoryMiddleware(_ok_app, label=lambda scope: scope["missing"], meter="resident")
+
+    await _get(app, "/a")
+    await _get(broken, "/b", "/c")
+
+    name = next(name for name in _accounts() if name != UNMATCHED)
+    assert name.startswith("/a\\nxx")
+    assert len(name) <= 202
+    assert _accounts()[UNMATCHED].entered == 2
+    assert len([line for line in caplog.messages if "failed" in line]) == 1
+
+
+async def test_a_client_that_goes_away_cancels_as_without_us() -> None:
+    began = asyncio.Event()
+
+    async def wait(request: Request) -> Response:
+        began.set()
+        await asyncio.sleep(3600)
+        return PlainTextResponse("never")
+
+    task = asyncio.create_task(_get(MemoryMiddleware(Starlette(routes=[Route("/wait", wait)])), "/wait"))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert _accounts()["/wait"].active == 0
+    assert _accounts()["/wait"].failed == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("app", 3),
+        ("warn", "much"),
+        ("budget", -1),
+        ("monitor", object()),
+        ("retry_after", -1),
+        ("retry_after", float("nan")),
+        ("spare", "/health"),
+        ("label", "route"),
+        ("meter", "best"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(argument: str, value: object) -> None:
+    arguments = {"app": _ok_app, argument: value}
+
+    with pytest.raises(ConfigError, match=argument):
+        MemoryMiddleware(arguments.pop("app"), **arguments)

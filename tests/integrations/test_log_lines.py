@@ -1,0 +1,122 @@
+"""What lines of a log say of memory."""
+
+import asyncio
+import io
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import structlog
+
+from memtools import memory_scope
+from memtools.integrations import MemoryFilter, _present, add_memory
+from memtools.readings import ReadingError, resident_bytes
+
+
+@pytest.fixture
+def stream():
+    """A logger that writes our fields into a stream."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(MemoryFilter())
+    handler.setFormatter(logging.Formatter("%(message)s|%(rss)s|%(memory_scope)s"))
+    logger = logging.getLogger("tests.log_lines")
+    logger.addHandler(handler)
+    logger.propagate = False
+    yield stream
+    logger.removeHandler(handler)
+    logger.propagate = True
+
+
+def _lines(stream: io.StringIO) -> list[list[str]]:
+    return [line.split("|") for line in stream.getvalue().splitlines()]
+
+
+def test_a_line_says_how_much_is_resident_and_whose_turn_it_is(stream) -> None:
+    log = logging.getLogger("tests.log_lines")
+    log.warning("outside")
+    with memory_scope("import", meter="resident"):
+        log.warning("inside")
+        with memory_scope("parse", meter="resident"):
+            log.warning("deeper")
+    log.warning("after")
+
+    assert [(message, scope) for message, _, scope in _lines(stream)] == [
+        ("outside", "-"),
+        ("inside", "import"),
+        ("deeper", "parse"),
+        ("after", "-"),
+    ]
+    assert all(abs(int(rss) - resident_bytes()) < 50_000_000 for _, rss, _ in _lines(stream))
+
+
+async def test_each_task_says_its_own(stream) -> None:
+    log = logging.getLogger("tests.log_lines")
+
+    async def work(name: str) -> None:
+        async with memory_scope(name, meter="resident"):
+            await asyncio.sleep(0)
+            log.warning("%s", name)
+
+    await asyncio.gather(work("a"), work("b"))
+
+    assert [(message, scope) for message, _, scope in _lines(stream)] == [("a", "a"), ("b", "b")]
+
+
+def test_a_name_with_line_breaks_ends_no_line(stream) -> None:
+    with memory_scope("a\nERROR forged\u2028" + "x" * 1000, meter="resident"):
+        logging.getLogger("tests.log_lines").warning("inside")
+
+    ((message, _, scope),) = _lines(stream)
+    assert message == "inside"
+    assert scope.startswith("a\\nERROR forged")
+    assert len(scope) < 300
+
+
+def test_a_figure_that_cannot_be_read_loses_no_line(stream, monkeypatch) -> None:
+    def unreadable() -> int:
+        raise ReadingError("no descriptor is left")
+
+    monkeypatch.setattr(_present, "resident_bytes", unreadable)
+    logging.getLogger("tests.log_lines").warning("still here")
+
+    assert _lines(stream) == [["still here", "None", "-"]]
+
+
+def test_a_filter_with_a_name_lets_only_that_logger_through() -> None:
+    ours, other = (logging.makeLogRecord({"name": name}) for name in ("shop.orders", "lib"))
+    memory_filter = MemoryFilter("shop")
+
+    assert (memory_filter.filter(ours), memory_filter.filter(other)) == (True, False)
+    assert ours.rss > 0
+
+
+def test_an_event_of_structlog_says_the_same() -> None:
+    stream = io.StringIO()
+    log = structlog.wrap_logger(
+        structlog.PrintLogger(stream), processors=[add_memory, structlog.processors.JSONRenderer()]
+    )
+
+    with memory_scope("import", meter="resident"):
+        log.info("started", rows=3)
+
+    event = json.loads(stream.getvalue())
+    assert (event["event"], event["rows"], event["memory_scope"]) == ("started", 3, "import")
+    assert abs(event["rss"] - resident_bytes()) < 50_000_000
+
+
+def test_fields_of_the_program_are_left_as_they_are() -> None:
+    assert add_memory(None, "info", {"rss": "mine"})["rss"] == "mine"
+
+
+def test_no_framework_is_imported_for_it() -> None:
+    program = (
+        "import sys, memtools.integrations\n"
+        "print([name for name in ('structlog', 'starlette', 'fastapi') if name in sys.modules])"
+    )
+
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+
+    assert said.stdout == "[]\n"
