@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from memtools.errors import ConfigError
+from memtools.ledger._arrays import begin_to_count, end_to_count
 from memtools.ledger._carrying import carry
 from memtools.ledger._driver import Driven
-from memtools.ledger._meters import Meter, choose_meter
+from memtools.ledger._meters import Meter, choose_meter, native_reason
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,13 +30,18 @@ class Installation:
     Closing takes the factory back only if nobody has set another one since.
     """
 
-    def __init__(self, loop: "Loop", meter: Meter) -> None:
+    def __init__(self, loop: "Loop | None", meter: Meter, *, numpy: bool = False) -> None:
         self._loop = loop
         self._meter = meter
-        self._inner: Factory | None = loop.get_task_factory()
-        self._run_in_executor = loop.run_in_executor
+        self._numpy = numpy
+        self._inner: Factory | None = loop.get_task_factory() if loop is not None else None
         self._closed = False
+        if numpy:
+            begin_to_count()
         meter.hold()
+        if loop is None:
+            return
+        self._run_in_executor = loop.run_in_executor
         loop.set_task_factory(self.make_task)
         # An attribute of this one loop object, not of its class.
         loop.run_in_executor = cast("Any", self._run_carried)  # type: ignore[method-assign]
@@ -45,10 +51,13 @@ class Installation:
         if self._closed:
             return
         self._closed = True
-        if self._loop.get_task_factory() == self.make_task:
-            self._loop.set_task_factory(self._inner)
-        if self._loop.run_in_executor == self._run_carried:
-            del self._loop.run_in_executor
+        if self._loop is not None:
+            if self._loop.get_task_factory() == self.make_task:
+                self._loop.set_task_factory(self._inner)
+            if self._loop.run_in_executor == self._run_carried:
+                del self._loop.run_in_executor
+        if self._numpy:
+            end_to_count()
         self._meter.release()
 
     def __enter__(self) -> Self:
@@ -79,7 +88,7 @@ class Installation:
         return self._run_in_executor(executor, function, *args)
 
 
-def install(loop: "Loop | None" = None, *, meter: str | None = None) -> Installation:
+def install(loop: "Loop | None" = None, *, meter: str | None = None, numpy: bool = False) -> Installation:
     """Give every task that this loop creates from now on an account of its own, whoever creates it.
 
     A task is called by its name, or by its coroutine where it has only a number for a name. Calls of
@@ -89,19 +98,26 @@ def install(loop: "Loop | None" = None, *, meter: str | None = None) -> Installa
     Args:
         loop: the event loop; by default the running one.
         meter: who counts; by default `MEMTOOLS_METER`, else the default meter.
+        numpy: count what numpy's arrays hold, too, by a handler of numpy's own kind (native meter only): in this context
+            and those copied from it, and wherever an owner is opened. May be asked for without a loop.
 
     Raises:
-        ConfigError: without a loop, or where the loop has been installed on already.
+        ConfigError: without a loop, unless it is for numpy; where the loop has been installed on already; for numpy with
+            a meter that cannot count its arrays.
+        MissingExtraError: for numpy where it is not installed.
     """
     chosen = choose_meter(meter)
+    if numpy and chosen.name != "native":
+        why = native_reason() or f"the meter is {chosen.name!r}"
+        raise ConfigError("numpy", numpy, f"it with meter='native', the only one that can count arrays; here {why}")
     if loop is None:
         asyncio = sys.modules.get("asyncio")
         loop = asyncio._get_running_loop() if asyncio is not None else None
-    if loop is None:
+    if loop is None and not numpy:
         raise ConfigError("loop", loop, "an event loop, or call it where one is running")
-    if getattr(loop.get_task_factory(), "__func__", None) is Installation.make_task:
+    if loop is not None and getattr(loop.get_task_factory(), "__func__", None) is Installation.make_task:
         raise ConfigError("loop", loop, "a loop that memtools has not been installed on already")
-    return Installation(loop, chosen)
+    return Installation(loop, chosen, numpy=numpy)
 
 
 def _is_to_be_followed(coro: object) -> bool:

@@ -13,7 +13,7 @@ What the figures mean here:
 - Peaks are the highest sums of these at any one moment, all threads together.
 - Blocks of up to 16 bytes count as 16, which is what they take; all others count to the byte. Blocks from before
   anybody held the meter do not count. Memory that Python's allocators do not hand out (a C library's own `malloc`,
-  numpy's arrays, `mmap`) is not seen.
+  numpy's arrays unless `install(numpy=True)` asks for them, `mmap`) is not seen.
 
 The figures stop being exact where another tool takes the hooks out of the allocator, as `tracemalloc.stop()` does when
 tracemalloc was started before the first owner was opened. Owners that are open then say so.
@@ -24,6 +24,7 @@ import threading
 from typing import Final, cast
 
 from memtools.ledger import _native
+from memtools.ledger._arrays import are_counted
 from memtools.ledger._current import Slot, per_thread
 from memtools.ledger._in_flight import Stopper
 from memtools.ledger._owner import Owner
@@ -90,6 +91,8 @@ class NativeMeter:
 
     def enter(self, owner: Owner, slot: Slot, payer: Owner | None, _is_task: bool, /) -> None:
         """Begin to measure `owner`."""
+        if are_counted():
+            _native.follow_arrays(True)
         tally = owner.watch = _native.Tally(_tally(payer) if payer is not None else None)
         owner.base = float(_native.lost_blocks())
         owner.outer = slot.owner

@@ -200,8 +200,7 @@ static void count_unlocked(void *block, size_t size)
     tallies_change_unlocked(here.tally, (int64_t)shadow_counted(size));
 }
 
-/* Take a block out and credit it; its size, 0 if it was not counted. */
-static size_t forget_unlocked(cell *at)
+size_t hooks_forget_unlocked(cell *at)
 {
     if (at == NULL || *at == 0) {
         return 0;
@@ -249,7 +248,7 @@ static void *raw_realloc(void *ctx, void *block, size_t size)
     }
     PyMemAllocatorEx *inner = ctx;
     cell *at = shadow_find(block);
-    size_t old_size = forget_unlocked(at);
+    size_t old_size = hooks_forget_unlocked(at);
     void *made = inner->realloc(inner->ctx, block, size);
     if (made == NULL) {
         if (old_size != 0) {
@@ -276,7 +275,7 @@ static void raw_free(void *ctx, void *block)
         }
     }
     else {
-        (void)forget_unlocked(shadow_find(block));
+        (void)hooks_forget_unlocked(shadow_find(block));
     }
     inner->free(inner->ctx, block);
 }
@@ -336,6 +335,11 @@ const char *hooks_reason(void)
 void hooks_count(int is_on)
 {
     atomic_store(&is_counting, is_on && !*reason);
+}
+
+int hooks_are_counting(void)
+{
+    return is_to_be_counted();
 }
 
 uint64_t hooks_lost(void)

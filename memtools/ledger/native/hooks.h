@@ -10,6 +10,7 @@
 #ifndef MEMTOOLS_HOOKS_H
 #define MEMTOOLS_HOOKS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* musl and others may refuse to load a library whose thread-local variables are at a fixed place; glibc keeps room for
@@ -36,6 +37,12 @@ int hooks_install(void);
 
 /* Begin or end to count new blocks. */
 void hooks_count(int is_on);
+
+/* Whether what this thread makes now is to be counted. Any thread, no GIL. */
+int hooks_are_counting(void);
+
+/* Take a block out of the shadow and credit it; its size, 0 if it was not counted. Without the GIL. */
+size_t hooks_forget_unlocked(uint16_t *at);
 
 /* How many blocks were not counted for want of memory. */
 uint64_t hooks_lost(void);

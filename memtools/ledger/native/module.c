@@ -8,6 +8,7 @@
 #include "module.h"
 
 #include "accounts.h"
+#include "arrays.h"
 #include "budgets.h"
 #include "check.h"
 #include "driver.h"
@@ -159,9 +160,32 @@ static PyObject *native_refused_blocks(PyObject *Py_UNUSED(module), PyObject *Py
     return PyLong_FromLongLong((long long)tallies_refused());
 }
 
+PyDoc_STRVAR(meet_doc, "meet_numpy($module, array_api, /)\n--\n\nTake numpy's table of functions, a capsule.");
+
+static PyObject *native_meet_numpy(PyObject *Py_UNUSED(module), PyObject *array_api)
+{
+    if (arrays_meet(array_api) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(arrays_doc, "follow_arrays($module, is_on, /)\n--\n\n"
+    "Count the arrays of numpy's that are made in this context, and those copied from it, or no more.");
+
+static PyObject *native_follow_arrays(PyObject *Py_UNUSED(module), PyObject *is_on)
+{
+    if (arrays_follow(is_on == Py_True) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"are_in_place", native_are_in_place, METH_NOARGS, in_place_doc},
     {"count", native_count, METH_O, count_doc},
+    {"follow_arrays", native_follow_arrays, METH_O, arrays_doc},
+    {"meet_numpy", native_meet_numpy, METH_O, meet_doc},
     {"install", native_install, METH_NOARGS, install_doc},
     {"lost_blocks", native_lost_blocks, METH_NOARGS, lost_doc},
     {"nobodys_bytes", native_nobodys_bytes, METH_NOARGS, nobodys_doc},
