@@ -82,7 +82,7 @@ def test_the_middle_of_three_may_end_first(session: Meter) -> None:
 def test_ending_twice_returns_the_same_usage(session: Meter) -> None:
     owner = open_owner("once", "scope", meter=session)
 
-    assert end_owner(owner) is end_owner(owner)
+    assert end_owner(owner) == end_owner(owner)
 
 
 def test_sync_ways_of_entering_a_scope_agree(session: Meter) -> None:
