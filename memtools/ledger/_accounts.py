@@ -9,8 +9,9 @@ in all; what comes later is added up under `<other>`. A function that calls itse
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from memtools.ledger._seats import native_seats
 from memtools.records import record
 
 MAX_NAMES: Final = 256
@@ -74,13 +75,24 @@ class Entry:
     left_after: tuple[tuple[int, int], ...] = ()
 
 
-class Account:
+_native = native_seats()
+if TYPE_CHECKING or _native is None:
+
+    class AccountFields:
+        """The fields of an account, where they are not kept in C (`native/seats.c`)."""
+
+        __slots__ = (
+            "_count", "active", "children", "duration_s", "ended", "entered", "failed", "holdings", "kind", "marks",
+            "meter", "name", "note", "parent", "peak", "peak_sum", "retained", "stands_alone", "steps",
+        )  # fmt: skip
+else:
+    AccountFields = _native.AccountFields
+
+
+class Account(AccountFields):
     """The running sums behind an `Entry`. The caller holds the ledger's lock."""
 
-    __slots__ = (
-        "_count", "active", "children", "duration_s", "ended", "entered", "failed", "holdings", "kind", "marks",
-        "meter", "name", "note", "parent", "peak", "peak_sum", "retained", "stands_alone", "steps",
-    )  # fmt: skip
+    __slots__ = ()
 
     def __init__(self, name: str, kind: str, parent: "Account | None" = None) -> None:
         self.name: str = name
@@ -92,9 +104,9 @@ class Account:
         self.ended: int = 0
         self.failed: int = 0
         self.steps: int = 0
-        self.peak: float = 0.0
-        self.peak_sum: float = 0.0
-        self.retained: float = 0.0
+        self.peak: int = 0
+        self.peak_sum: int = 0
+        self.retained: int = 0
         self.duration_s: float = 0.0
         self.note: str = ""
         self.meter: str = ""

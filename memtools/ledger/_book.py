@@ -1,6 +1,8 @@
 """Open and end owners: the one place where tree, turn, meter and account meet.
 
-Covers: where an owner hangs, who is active in the context, what its `Usage` is, the accounts of the process.
+Covers: where an owner hangs, who is active in the context, what its `Usage` is, the accounts of the process. The plain
+case of the native meter, an owner that is like many before it, goes a quick way in C (`native/book.c`), which keeps the
+same books; all else, and everything where that was not built, is here.
 Leaves to others: counting (the meters), following steps (`_driver`, `_frames`), what happens at a budget (`scopes`).
 
 Threads: opening and ending are safe from any thread. Cost: see docs/performance.md, drivers.
@@ -22,6 +24,7 @@ from memtools.ledger._meters import Meter, choose_meter, made_meters
 from memtools.ledger._open_holdings import held_by_open
 from memtools.ledger._owner import Kind, Owner
 from memtools.ledger._resident import resident_lately, resident_or_zero
+from memtools.ledger._seats import native_seats
 from memtools.ledger._usage import PEAK, Figures, Usage
 from memtools.records import record
 
@@ -79,6 +82,11 @@ def open_owner(
         binds: whether it becomes the active owner of the context.
     """
     meter = meter or choose_meter()
+    if budget is None and not adrift and not is_layered and binds:
+        plain = open_plain(meter, kind, name, include_children, driver)
+        if plain is not None:
+            return plain
+
     parent = active_owner()
     meter.hold()
     with _lock:
@@ -137,9 +145,13 @@ def settle_owner(owner: Owner, *, failed: bool = False, back: Owner | None = Non
         failed: whether it ends with an exception.
         back: who gets the turn, where that is not the one who had it before.
     """
-    if owner.final is not None:
-        return
+    if not settle_plain(owner, failed, back) and _settle(owner, failed, back) and is_heard():
+        _tell(owner, failed)
 
+
+def _settle(owner: Owner, failed: bool, back: Owner | None) -> bool:
+    if owner.final is not None:
+        return False
     meter = owner.meter
     outer, active_after = owner.turn.let_go(owner) if owner.turn else (owner.outer, owner.parent)
     if back is not None and back is not owner:
@@ -153,7 +165,7 @@ def settle_owner(owner: Owner, *, failed: bool = False, back: Owner | None = Non
 
     with _lock:
         if owner.ended:
-            return  # another thread was first
+            return False  # another thread was first
         owner.ended = True
         owner.charged = owner.budgeted = None  # it may be its own: a cycle
         if owner.neighbours is not None and not owner.note and _neighbours.have_run_since(owner.neighbours):
@@ -163,12 +175,9 @@ def settle_owner(owner: Owner, *, failed: bool = False, back: Owner | None = Non
         if owner.parent is not None:
             _note_child(owner.parent, owner.name, final)
         _open.pop(id(owner), None)
-        if owner.account.is_at_a_mark:
-            owner.account.mark(held_by_open(_open.values()))
+        _mark(owner.account)
     meter.release()
-
-    if is_heard():
-        _tell(owner, failed)
+    return True
 
 
 def usage_of(owner: Owner) -> Usage:
@@ -227,10 +236,11 @@ def statistics() -> LedgerStatistics:
     """Return accounts, open owners and what nobody is charged with."""
     with _lock:
         figures: dict[int, list[tuple[float, float, str]]] = {}
-        for owner in _open.values():
+        still_open = tuple(_open.values())
+        for owner in still_open:
             live, peak = owner.meter.look(owner)
             figures.setdefault(id(owner.account), []).append((live, peak, owner.note))
-        held = held_by_open(_open.values())
+        held = held_by_open(still_open)
         return LedgerStatistics(
             accounts=tuple(child.entry(figures, held) for child in _root.children.values()),
             open_owners=len(_open),
@@ -243,7 +253,8 @@ def forget_accounts() -> None:
     global _root
     with _lock:
         _root = Account("process", "process")
-        for owner in _open.values():
+        keep_root(_root)
+        for owner in tuple(_open.values()):
             _forget_ended_above(owner)
             above = owner.parent.account if owner.parent is not None else _root
             owner.account = above.below(owner.kind, owner.name)
@@ -286,16 +297,21 @@ def _stands_below_itself(owner: Owner) -> bool:
     return False
 
 
+def _mark(account: Account) -> None:
+    with _lock:
+        if account.is_at_a_mark:
+            account.mark(held_by_open(tuple(_open.values())))
+
+
 def _note_child(parent: Owner, name: str, final: Figures) -> None:
-    largest, peak = parent.largest, final[PEAK]
-    if not peak or (len(largest) == _MOST_CHILDREN and peak <= largest[-1][1]):
-        return
-    if largest and largest[0][0] == name and peak <= largest[0][1]:
-        return  # a call like the many before it
-    peaks = dict(largest)
-    peaks[name] = max(peak, peaks.get(name, 0))
-    ordered = sorted(peaks.items(), key=lambda child: child[1], reverse=True)
-    parent.largest = tuple(ordered[:_MOST_CHILDREN])
+    with _lock:
+        largest, peak = parent.largest, final[PEAK]
+        if not peak or (len(largest) == _MOST_CHILDREN and peak <= largest[-1][1]):
+            return
+        peaks = dict(largest)
+        peaks[name] = max(peak, peaks.get(name, 0))
+        ordered = sorted(peaks.items(), key=lambda child: child[1], reverse=True)
+        parent.largest = tuple(ordered[:_MOST_CHILDREN])
 
 
 def _settle_account(owner: Owner, final: Figures, failed: bool) -> None:
@@ -325,3 +341,25 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+_native = native_seats()
+if TYPE_CHECKING or _native is None:
+
+    def open_plain(
+        meter: Meter, kind: Kind, name: str, include_children: bool, driver: "Driven[Any] | None", /
+    ) -> Owner | None:
+        """Return None: there is no quick way without the extension."""
+
+    def settle_plain(owner: Owner, failed: bool, back: Owner | None, /) -> bool:
+        """Return False: there is no quick way without the extension."""
+        return False
+
+    def keep_root(root: Account, /) -> None:
+        """Do nothing: there is nobody to tell."""
+else:
+    keep_root = _native.keep_root
+    open_plain = _native.open_plain
+    settle_plain = _native.settle_plain
+    _native.keep_book(Owner, active, _open, resident_or_zero, _note_child, _mark, is_heard, _tell, "native")
+    keep_root(_root)

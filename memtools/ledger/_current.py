@@ -8,6 +8,7 @@ Leaves to others: counting (`_traced`, `_resident`), following the steps (`_driv
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -93,11 +94,34 @@ else:
 
 def current_task() -> object | None:
     """Return the asyncio task that runs in this thread, or None; loads no asyncio of its own accord."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or not hasattr(asyncio, "current_task") or asyncio._get_running_loop() is None:
-        return None
-    task: object | None = asyncio.current_task()
-    return task
+    running_loop = _asyncio.running_loop
+    if running_loop is None:
+        running_loop = _asyncio.find()
+        if running_loop is None:
+            return None
+    loop = running_loop()
+    return _asyncio.current_task(loop) if loop is not None else None
+
+
+class _Asyncio:
+    # Looked up once it is there: asked at each call of a coroutine.
+    __slots__ = ("current_task", "running_loop")
+
+    def __init__(self) -> None:
+        self.running_loop: Callable[[], Any] | None = None  # Any: a loop of whichever library
+        self.current_task: Callable[[Any], object | None] = id
+
+    def find(self) -> "Callable[[], Any] | None":
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is not None and hasattr(asyncio, "current_task"):
+            self.current_task = asyncio.current_task
+            self.running_loop = asyncio._get_running_loop
+        return self.running_loop
+
+
+_asyncio = _Asyncio()
+if _native is not None:
+    _native.find_tasks(current_task)
 
 
 def current_driver() -> "Driven[Any] | None":  # Any: whatever the coroutine returns

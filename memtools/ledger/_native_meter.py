@@ -45,9 +45,9 @@ class NativeMeter:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # reentrant: a finaliser that runs in the middle may open a scope of its own
-        self._holds = 0
         _native.set_main_thread(threading.main_thread().ident or 0)
         _native.install()
+        _native.keep_meter(self)
 
     @property
     def name(self) -> str:
@@ -76,18 +76,14 @@ class NativeMeter:
         """
         _native.spare(True)
         with self._lock:
-            self._holds += 1
-            if self._holds == 1:
-                _native.count(True)
+            _native.hold()
             if not _native.are_in_place() and _native.install():
                 _native.count(True)
 
     def release(self) -> None:
         """Give up one hold; after the last one new blocks are no longer counted."""
         with self._lock:
-            self._holds -= 1
-            if not self._holds:
-                _native.count(False)
+            _native.release()
 
     def enter(self, owner: Owner, slot: Slot, payer: Owner | None, _is_task: bool, /) -> None:
         """Begin to measure `owner`."""

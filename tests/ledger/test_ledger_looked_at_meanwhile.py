@@ -13,8 +13,10 @@ METERS = ["resident", "traced", *([] if native_reason() else ["native"])]
 
 @pytest.mark.parametrize("meter", METERS)
 def test_owners_may_be_opened_and_ended_while_another_thread_asks(meter: str) -> None:
+    enough = threading.Event()
+
     def work() -> None:
-        for _ in range(500):
+        while not enough.is_set():
             with memory_scope("work", meter=meter):
                 pass
 
@@ -25,10 +27,11 @@ def test_owners_may_be_opened_and_ended_while_another_thread_asks(meter: str) ->
         for thread in threads:
             thread.start()
         asked = 0
-        while any(thread.is_alive() for thread in threads):
+        while asked < 50:
             assert statistics().open_owners <= 4
             asked += len([usage_of(owner) for owner in open_owners()])
     finally:
+        enough.set()
         sys.setswitchinterval(before)
         for thread in threads:
             thread.join()

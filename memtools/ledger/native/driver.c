@@ -4,6 +4,7 @@
 
 #include <structmember.h>
 
+#include "book.h"
 #include "seats.h"
 #include "turns.h"
 
@@ -39,6 +40,7 @@ struct turn {
 };
 
 static PyTypeObject *steps_type;
+static PyObject *current_task; /* given by `find_tasks` */
 static PyObject *begin_name, *end_name, *check_name, *close_name, *throw_name, *value_name, *send_name;
 static PyObject *name_name, *qualname_name, *task_kind;
 
@@ -116,9 +118,34 @@ static PyObject *call_up(Steps *self, PyObject *method, PyObject *first, PyObjec
     return PyObject_VectorcallMethod(method, arguments, second == NULL ? 2 : 3, NULL);
 }
 
+/* Open its own owner, if it is a plain one; 0 if not. -1 with an exception. */
+static int begin_plainly(Steps *self)
+{
+    if (current_task == NULL || self->budget != Py_None || self->is_layered == Py_True || !PyUnicode_Check(self->name) ||
+        PyUnicode_GetLength(self->name) == 0) {
+        return 0;
+    }
+    PyObject *task = PyObject_CallNoArgs(current_task);
+    if (task == NULL) {
+        return -1;
+    }
+    Py_XSETREF(self->task, task);
+    PyObject *owner = book_open_plain(self->meter, self->kind, self->name, self->include_children == Py_True,
+                                      (PyObject *)self);
+    if (owner == NULL) {
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    Py_XSETREF(self->owner, owner);
+    return 1;
+}
+
 static int begin(Steps *self, struct slot *slot)
 {
     self->steps = 1;
+    int has_begun = begin_plainly(self);
+    if (has_begun != 0) {
+        return has_begun < 0 ? -1 : 0;
+    }
     PyObject *result = call_up(self, begin_name, (PyObject *)slot, NULL);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
@@ -146,10 +173,34 @@ static int take_turn(Steps *self, struct turn *turn)
     return self->steps == 0 ? begin(self, slot) : resume(self, slot);
 }
 
-/* Have the class above settle the end of the coroutine; what that raises takes the place of the result. */
-static PySendResult end(Steps *self, PyObject *owner_before, PySendResult status, PyObject **result)
+/* Settle the end of a coroutine that has returned, if its owner is a plain one; 0 if not. -1 with an exception. */
+static int end_plainly(Steps *self, struct slot *slot, PyObject *owner_before)
 {
-    PyObject *error = status == PYGEN_ERROR ? take_exception() : NULL;
+    if (self->has_ended || seats_owner(self->owner) == NULL) {
+        return 0;
+    }
+    PyObject *owner = Py_NewRef(self->owner);
+    int has_settled = book_settle_plain(owner, 0, owner_before == NULL ? Py_None : owner_before);
+    if (has_settled > 0) {
+        self->has_ended = 1;
+        Py_XSETREF(self->task, Py_NewRef(Py_None)); /* a task holds its coroutine for good */
+        PyObject *told = Py_NewRef(Py_None);
+        if (turns_give(slot, owner_before) < 0) {
+            has_settled = -1;
+        }
+        else if (self->on_end != Py_None && self->on_end != NULL) {
+            Py_SETREF(told, PyObject_CallFunctionObjArgs(self->on_end, owner, Py_None, NULL));
+        }
+        has_settled = told == NULL ? -1 : has_settled;
+        Py_XDECREF(told);
+    }
+    Py_DECREF(owner);
+    return has_settled;
+}
+
+/* Have the class above settle the end of the coroutine. -1 with an exception. */
+static int end_by_class(Steps *self, PyObject *owner_before, PyObject *error)
+{
     PyObject *handled = NULL;
     if (error != NULL) {
         /* As in an `except` block: what is raised in there has it for its context. */
@@ -161,13 +212,23 @@ static PySendResult end(Steps *self, PyObject *owner_before, PySendResult status
         PyErr_SetHandledException(handled);
         Py_XDECREF(handled);
     }
+    Py_XDECREF(settled);
+    return settled == NULL ? -1 : 0;
+}
 
-    if (settled == NULL) {
+/* Settle the end; what that raises takes the place of the result. */
+static PySendResult end(Steps *self, struct turn *turn, PySendResult status, PyObject **result)
+{
+    PyObject *error = status == PYGEN_ERROR ? take_exception() : NULL;
+    int has_ended = error == NULL ? end_plainly(self, turn->slot, turn->owner_before) : 0;
+    if (has_ended == 0) {
+        has_ended = end_by_class(self, turn->owner_before, error) < 0 ? -1 : 1;
+    }
+    if (has_ended < 0) {
         Py_XDECREF(error);
         Py_CLEAR(*result);
         return PYGEN_ERROR;
     }
-    Py_DECREF(settled);
     if (error != NULL) {
         raise_again(error);
     }
@@ -196,7 +257,7 @@ static int look_at_budgets(Steps *self)
 static PySendResult give_turn_back(Steps *self, struct turn *turn, PySendResult status, PyObject **result)
 {
     if (status != PYGEN_NEXT) {
-        status = end(self, turn->owner_before, status, result);
+        status = end(self, turn, status, result);
     }
     Py_XSETREF(turn->slot->driver, turn->driver_before);
     if (status == PYGEN_NEXT && (turns_give(turn->slot, turn->owner_before) < 0 || look_at_budgets(self) < 0)) {
@@ -461,6 +522,17 @@ static PyType_Spec steps_spec = {
     .slots = steps_slots,
 };
 
+Py_ssize_t driver_steps(PyObject *driver)
+{
+    if (PyObject_TypeCheck(driver, steps_type)) {
+        return ((Steps *)driver)->steps;
+    }
+    PyObject *steps = PyObject_GetAttrString(driver, "steps");
+    Py_ssize_t taken = steps == NULL ? -1 : PyLong_AsSsize_t(steps);
+    Py_XDECREF(steps);
+    return taken;
+}
+
 static int make_names(void)
 {
     struct {
@@ -480,6 +552,19 @@ static int make_names(void)
     return 0;
 }
 
+PyDoc_STRVAR(find_doc, "find_tasks($module, current_task, /)\n--\n\nAsk that callable which task runs in this thread.");
+
+static PyObject *native_find_tasks(PyObject *Py_UNUSED(module), PyObject *finder)
+{
+    Py_XSETREF(current_task, Py_NewRef(finder));
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"find_tasks", native_find_tasks, METH_O, find_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 int driver_register(PyObject *module, PyTypeObject *tally_type)
 {
     if (seats_register(module) < 0 || turns_register(module, tally_type) < 0) {
@@ -494,5 +579,5 @@ int driver_register(PyObject *module, PyTypeObject *tally_type)
             return -1;
         }
     }
-    return PyModule_AddType(module, steps_type);
+    return PyModule_AddType(module, steps_type) < 0 ? -1 : PyModule_AddFunctions(module, functions);
 }

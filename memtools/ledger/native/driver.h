@@ -2,8 +2,8 @@
 
    A step comes from the loop by `am_send` and goes to the coroutine the same way, so that nothing of Python's is called
    on its way: the owner that is active in the task's context gets the turn, the coroutine runs, the turn goes back. What
-   is rare is left to methods of the Python class above: the first step (`_begin`), the end (`_end`), a budget that may be
-   exceeded (`_check_budgets`).
+   is not plain is left to methods of the Python class above: the first step of one whose owner is not a plain one (book.h)
+   by `_begin`, every end but that of a plain one's result by `_end`, a budget that may be exceeded by `_check_budgets`.
 
    Locking: all under the GIL. */
 
@@ -15,5 +15,8 @@
 
 /* Add the type `Steps`, and all that it is built upon, to the module; -1 with an exception. */
 int driver_register(PyObject *module, PyTypeObject *tally_type);
+
+/* How many steps a `Steps` has taken; -1 with an exception where it is none. */
+Py_ssize_t driver_steps(PyObject *driver);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "accounts.h"
 #include "arrays.h"
+#include "book.h"
 #include "budgets.h"
 #include "check.h"
 #include "driver.h"
@@ -210,7 +211,10 @@ static int execute(PyObject *module)
     if (PyModule_AddType(module, state->tally_type) < 0 || PyModule_AddType(module, state->account_type) < 0) {
         return -1;
     }
-    return driver_register(module, state->tally_type);
+    if (driver_register(module, state->tally_type) < 0) {
+        return -1;
+    }
+    return book_register(module, state->tally_type, state->account_type);
 }
 
 static int traverse(PyObject *module, visitproc visit, void *arg)

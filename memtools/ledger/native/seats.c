@@ -5,6 +5,7 @@
 #include <structmember.h>
 
 PyTypeObject *seats_owner_type;
+PyTypeObject *seats_account_type;
 PyTypeObject *seats_slot_type;
 
 /* What fields begin with. */
@@ -23,15 +24,9 @@ static int make_starts(void)
     return nought && endless && zero && empty && none_of_them ? 0 : -1;
 }
 
-static PyObject *Owner_new(PyTypeObject *type, PyObject *args, PyObject *names)
+struct owner *seats_new_owner(PyTypeObject *type, PyObject *name, PyObject *kind, PyObject *meter, PyObject *parent,
+                              PyObject *account)
 {
-    static char *keywords[] = {"name", "kind", "meter", "parent", "account", "include_children", "budget", "adrift", NULL};
-    PyObject *name, *kind, *meter, *parent, *account;
-    PyObject *include_children = yes, *budget = nothing, *adrift = no;
-    if (!PyArg_ParseTupleAndKeywords(args, names, "OOOOO|OOO:OwnerFields", keywords, &name, &kind, &meter, &parent,
-                                     &account, &include_children, &budget, &adrift)) {
-        return NULL;
-    }
     struct owner *self = (struct owner *)type->tp_alloc(type, 0);
     if (self == NULL) {
         return NULL;
@@ -44,9 +39,24 @@ static PyObject *Owner_new(PyTypeObject *type, PyObject *args, PyObject *names)
     Py_SETREF(self->meter, Py_NewRef(meter));
     Py_SETREF(self->parent, Py_NewRef(parent));
     Py_SETREF(self->account, Py_NewRef(account));
-    Py_SETREF(self->include_children, Py_NewRef(include_children));
-    Py_SETREF(self->budget, Py_NewRef(budget));
-    Py_SETREF(self->adrift, Py_NewRef(adrift));
+    return self;
+}
+
+static PyObject *Owner_new(PyTypeObject *type, PyObject *args, PyObject *names)
+{
+    static char *keywords[] = {"name", "kind", "meter", "parent", "account", "include_children", "budget", "adrift", NULL};
+    PyObject *name, *kind, *meter, *parent, *account;
+    PyObject *include_children = yes, *budget = nothing, *adrift = no;
+    if (!PyArg_ParseTupleAndKeywords(args, names, "OOOOO|OOO:OwnerFields", keywords, &name, &kind, &meter, &parent,
+                                     &account, &include_children, &budget, &adrift)) {
+        return NULL;
+    }
+    struct owner *self = seats_new_owner(type, name, kind, meter, parent, account);
+    if (self != NULL) {
+        Py_SETREF(self->include_children, Py_NewRef(include_children));
+        Py_SETREF(self->budget, Py_NewRef(budget));
+        Py_SETREF(self->adrift, Py_NewRef(adrift));
+    }
     return (PyObject *)self;
 }
 
@@ -100,6 +110,73 @@ static PyType_Spec owner_spec = {
     .basicsize = sizeof(struct owner),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = owner_slots,
+};
+
+#define ACCOUNT_OBJECTS(DO) \
+    DO(children) DO(count) DO(holdings) DO(kind) DO(marks) DO(meter) DO(name) DO(note) DO(parent)
+
+static int Account_traverse(struct account *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+#define VISIT(field) Py_VISIT(self->field);
+    ACCOUNT_OBJECTS(VISIT)
+#undef VISIT
+    return 0;
+}
+
+static int Account_clear(struct account *self)
+{
+#define CLEAR(field) Py_CLEAR(self->field);
+    ACCOUNT_OBJECTS(CLEAR)
+#undef CLEAR
+    return 0;
+}
+
+static void Account_dealloc(struct account *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    (void)Account_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef account_members[] = {
+    {"children", T_OBJECT_EX, offsetof(struct account, children), 0, NULL},
+    {"_count", T_OBJECT_EX, offsetof(struct account, count), 0, NULL},
+    {"holdings", T_OBJECT_EX, offsetof(struct account, holdings), 0, NULL},
+    {"kind", T_OBJECT_EX, offsetof(struct account, kind), 0, NULL},
+    {"marks", T_OBJECT_EX, offsetof(struct account, marks), 0, NULL},
+    {"meter", T_OBJECT_EX, offsetof(struct account, meter), 0, NULL},
+    {"name", T_OBJECT_EX, offsetof(struct account, name), 0, NULL},
+    {"note", T_OBJECT_EX, offsetof(struct account, note), 0, NULL},
+    {"parent", T_OBJECT_EX, offsetof(struct account, parent), 0, NULL},
+    {"active", T_LONGLONG, offsetof(struct account, active), 0, NULL},
+    {"ended", T_LONGLONG, offsetof(struct account, ended), 0, NULL},
+    {"entered", T_LONGLONG, offsetof(struct account, entered), 0, NULL},
+    {"failed", T_LONGLONG, offsetof(struct account, failed), 0, NULL},
+    {"peak", T_LONGLONG, offsetof(struct account, peak), 0, NULL},
+    {"peak_sum", T_LONGLONG, offsetof(struct account, peak_sum), 0, NULL},
+    {"retained", T_LONGLONG, offsetof(struct account, retained), 0, NULL},
+    {"steps", T_LONGLONG, offsetof(struct account, steps), 0, NULL},
+    {"duration_s", T_DOUBLE, offsetof(struct account, duration_s), 0, NULL},
+    {"stands_alone", T_BOOL, offsetof(struct account, stands_alone), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyDoc_STRVAR(account_doc, "The sums of an account; see `_accounts.Account`.");
+
+static PyType_Slot account_slots[] = {
+    {Py_tp_doc, (void *)account_doc}, {Py_tp_new, PyType_GenericNew},     {Py_tp_traverse, Account_traverse},
+    {Py_tp_clear, Account_clear},     {Py_tp_dealloc, Account_dealloc},   {Py_tp_members, account_members},
+    {0, NULL},
+};
+
+static PyType_Spec account_spec = {
+    .name = "memtools.ledger._native.AccountFields",
+    .basicsize = sizeof(struct account),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = account_slots,
 };
 
 static PyObject *Slot_new(PyTypeObject *type, PyObject *args, PyObject *names)
@@ -185,12 +262,13 @@ int seats_register(PyObject *module)
             return -1;
         }
         seats_owner_type = (PyTypeObject *)PyType_FromSpec(&owner_spec);
+        seats_account_type = (PyTypeObject *)PyType_FromSpec(&account_spec);
         seats_slot_type = (PyTypeObject *)PyType_FromSpec(&slot_spec);
-        if (seats_owner_type == NULL || seats_slot_type == NULL) {
+        if (seats_owner_type == NULL || seats_account_type == NULL || seats_slot_type == NULL) {
             return -1;
         }
     }
-    if (PyModule_AddType(module, seats_owner_type) < 0) {
+    if (PyModule_AddType(module, seats_owner_type) < 0 || PyModule_AddType(module, seats_account_type) < 0) {
         return -1;
     }
     return PyModule_AddType(module, seats_slot_type);

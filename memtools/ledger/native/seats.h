@@ -1,7 +1,8 @@
-/* What is looked at in each step of each task, where C finds it without asking Python: owners, and what a thread does.
+/* What is looked at for each step of each task and for each owner, where C finds it without asking Python: owners, their
+   accounts, and what a thread is doing.
 
-   An `Owner` and a `Slot` are what they are in Python (`_owner_fields.py`, `_current.py`), where the fields are explained;
-   the types here only hold them. Any field may be set from Python to anything, or deleted, so it is `seats_owner` that
+   An `Owner`, an `Account` and a `Slot` are what they are in Python (`_owner.py`, `_accounts.py`, `_current.py`), where the
+   fields are explained; the types here only hold them. Any field may be set from Python to anything, or deleted, so it is `seats_owner` that
    tells whether one holds an owner.
 
    Locking: all under the GIL. */
@@ -62,6 +63,29 @@ struct owner {
 #undef FIELD
 };
 
+struct account {
+    PyObject_HEAD
+    PyObject *children;
+    PyObject *count;
+    PyObject *holdings;
+    PyObject *kind;
+    PyObject *marks;
+    PyObject *meter;
+    PyObject *name;
+    PyObject *note;
+    PyObject *parent;
+    long long active;
+    long long ended;
+    long long entered;
+    long long failed;
+    long long peak;
+    long long peak_sum;
+    long long retained;
+    long long steps;
+    double duration_s;
+    char stands_alone;
+};
+
 struct slot {
     PyObject_HEAD
     PyObject *weak_references;
@@ -72,10 +96,15 @@ struct slot {
 };
 
 extern PyTypeObject *seats_owner_type;
+extern PyTypeObject *seats_account_type;
 extern PyTypeObject *seats_slot_type;
 
-/* Make the two types, once, and add them to the module; -1 with an exception. */
+/* Make the three types, once, and add them to the module; -1 with an exception. */
 int seats_register(PyObject *module);
+
+/* A new owner of the class, with the fields that differ from owner to owner; NULL with an exception. */
+struct owner *seats_new_owner(PyTypeObject *type, PyObject *name, PyObject *kind, PyObject *meter, PyObject *parent,
+                              PyObject *account);
 
 /* The owner that a field holds, borrowed; NULL where it holds none. */
 static inline struct owner *seats_owner(PyObject *held)

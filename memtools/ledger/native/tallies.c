@@ -18,7 +18,7 @@ static uint32_t used = 1;  /* numbers below this have been given out at least on
 static uint32_t taken = 0; /* numbers in use, the process not counted */
 static uint32_t free_number = 0;
 static uint32_t orphans = 0; /* taken, but not held */
-static uint32_t wide_count = 0;
+static uint32_t first_wide = 0; /* each knows the next by `next_wide` */
 static uint32_t opened = 0;
 _Atomic(uint32_t) tallies_queue = QUEUE_END;
 _Atomic(uint32_t) tallies_busy;
@@ -62,14 +62,10 @@ static void add(uint32_t number, int64_t net, int64_t high, int64_t allocated)
 static void raise_wide(int64_t high)
 {
     int64_t reached = tallies[NOBODY].live + high;
-    uint32_t left = wide_count;
-    for (uint32_t number = 1; left > 0 && number < used; number++) {
+    for (uint32_t number = first_wide; number != NOBODY; number = tallies[number].next_wide) {
         struct tally *tally = &tallies[number];
-        if (tally->is_wide) {
-            left--;
-            if (tally->is_open && reached - tally->start > tally->widened) {
-                tally->widened = reached - tally->start;
-            }
+        if (reached - tally->start > tally->widened) {
+            tally->widened = reached - tally->start;
         }
     }
 }
@@ -84,7 +80,7 @@ static void add_own(uint32_t number, int64_t change)
 static void settle_segment(void)
 {
     struct running *segment = &running;
-    if (UNLIKELY(wide_count != 0)) {
+    if (UNLIKELY(first_wide != NOBODY)) {
         raise_wide(segment->high);
     }
     add_own(segment->tally, segment->net + segment->lent);
@@ -96,7 +92,7 @@ static void settle_segment(void)
 static void add_unlocked(uint32_t number, int64_t change)
 {
     int64_t rise = change > 0 ? change : 0;
-    if (UNLIKELY(wide_count != 0)) {
+    if (UNLIKELY(first_wide != NOBODY)) {
         raise_wide(rise);
     }
     add_own(number, change);
@@ -251,7 +247,11 @@ void tallies_close(uint32_t number)
         tallies_limit(number, NO_CEILING, NO_CEILING, NULL);
     }
     if (tally->is_wide) {
-        wide_count--;
+        uint32_t *link = &first_wide;
+        while (*link != number) {
+            link = &tallies[*link].next_wide;
+        }
+        *link = tally->next_wide;
         tally->is_wide = 0;
     }
     if (tally->below != 0) {
@@ -271,7 +271,8 @@ void tallies_widen(uint32_t number)
     }
     tally->is_wide = 1;
     tally->widened = tally->peak;
-    wide_count++;
+    tally->next_wide = first_wide;
+    first_wide = number;
 }
 
 void tallies_release(uint32_t number)

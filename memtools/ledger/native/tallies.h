@@ -42,6 +42,7 @@ struct tally {
     uint32_t serial;   /* tells those apart that have had the same number */
     uint32_t parent;
     uint32_t below; /* how many tallies have it for a parent */
+    uint32_t next_wide;
     uint32_t account; /* where its own bytes count, too: a block may only pass to a tally of the same account */
     uint8_t is_taken;
     uint8_t is_open;

@@ -83,6 +83,7 @@ int turns_give(struct slot *slot, PyObject *wanted)
         return 0;
     }
     if (is_native(before) && is_native(owner)) {
+        here.is_spared = 0;
         here.tally = owner == NULL ? NOBODY : ((Tally *)owner->watch)->number;
         Py_XSETREF(slot->owner, Py_NewRef(owner == NULL ? Py_None : (PyObject *)owner));
         return 0;

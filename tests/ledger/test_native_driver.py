@@ -1,0 +1,424 @@
+"""One contract for the driver in C and the one in Python; and owners that go the quick way, held against the long one."""
+
+import asyncio
+import gc
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Coroutine, Generator
+from typing import Any
+
+import pytest
+
+from memtools.errors import BudgetExceeded
+from memtools.events import Event, ScopeEnded, subscribe
+from memtools.ledger import (
+    Budget,
+    Driven,
+    active_owner,
+    choose_meter,
+    current_driver,
+    end_owner,
+    forget_accounts,
+    native_reason,
+    open_owner,
+    open_owners,
+    statistics,
+)
+from memtools.ledger._current import per_thread
+from memtools.ledger._steps import PureSteps
+
+# Any: what coroutines send and return, and what a driver is told, differs from test to test.
+METERS = ["resident", "traced", *([] if native_reason() else ["native"])]
+MB = 1_000_000
+
+
+def _over_python() -> Any:
+    body = {name: value for name, value in vars(Driven).items() if name != "__orig_bases__"}
+    return type("OverPython", (PureSteps, Coroutine), body)
+
+
+@pytest.fixture(params=["as built", "in Python"])
+def driver(request: pytest.FixtureRequest) -> Any:
+    """The class under test."""
+    return Driven if request.param == "as built" else _over_python()
+
+
+@pytest.fixture(params=METERS)
+def meter(request: pytest.FixtureRequest) -> Any:
+    chosen = choose_meter(request.param)
+    chosen.hold()
+    yield chosen
+    chosen.release()
+
+
+@types.coroutine
+def pause(value: Any = None) -> Generator[Any, Any, Any]:
+    return (yield value)
+
+
+def finish(steps: Any) -> Any:
+    """Run a coroutine by `send` alone, and return its result."""
+    while True:
+        try:
+            steps.send(None)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("result", [None, 7, (1, 2), ValueError("a result"), StopIteration(3)])
+def test_whatever_is_returned_comes_out_as_it_is(driver: Any, meter: Any, result: Any) -> None:
+    async def returns() -> Any:
+        await pause()
+        return result
+
+    async def awaits() -> Any:
+        return await driver(returns(), meter, name="awaited")
+
+    assert finish(driver(returns(), meter, name="sent")) is result
+    assert finish(awaits()) is result
+
+
+def test_what_is_sent_and_yielded_passes_both_ways(driver: Any, meter: Any) -> None:
+    async def talks() -> list[Any]:
+        return [await pause("one"), await pause("two")]
+
+    steps = driver(talks(), meter, name="talks")
+
+    assert [steps.send(None), steps.send("first")] == ["one", "two"]
+    with pytest.raises(StopIteration) as end:
+        steps.send("second")
+    assert end.value.value == ["first", "second"]
+    assert steps.steps == 3
+
+
+def test_on_end_is_told_the_owner_and_the_exception(driver: Any, meter: Any) -> None:
+    told: list[Any] = []
+
+    async def ends(error: BaseException | None) -> None:
+        await pause()
+        if error is not None:
+            raise error
+
+    failure = LookupError("mine")
+    for error in (None, failure):
+        steps = driver(ends(error), meter, name="ends", on_end=lambda owner, end: told.append((owner.is_active, end)))
+        if error is None:
+            finish(steps)
+        else:
+            with pytest.raises(LookupError):
+                finish(steps)
+
+    assert told == [(False, None), (False, failure)]
+
+
+def test_what_on_end_raises_takes_the_place_of_the_result_and_names_what_went_before(driver: Any, meter: Any) -> None:
+    async def fails() -> None:
+        raise LookupError("mine")
+
+    def refuses(_owner: Any, _error: Any) -> None:
+        raise RuntimeError("theirs")
+
+    with pytest.raises(RuntimeError, match="theirs") as caught:
+        finish(driver(fails(), meter, name="fails", on_end=refuses))
+
+    assert isinstance(caught.value.__context__, LookupError)
+    assert per_thread.slot.owner is None
+    assert per_thread.slot.driver is None
+
+
+@pytest.mark.parametrize("thrown", [(KeyError("k"),), (KeyError,), (KeyError, KeyError("k"), None)])
+@pytest.mark.filterwarnings("ignore:the .type, exc, tb. signature:DeprecationWarning")
+def test_what_is_thrown_in_reaches_the_coroutine(driver: Any, meter: Any, thrown: tuple[Any, ...]) -> None:
+    async def catches() -> str:
+        try:
+            await pause()
+        except KeyError:
+            await pause("caught")
+        return "done"
+
+    steps = driver(catches(), meter, name="catches")
+    steps.send(None)
+
+    assert steps.throw(*thrown) == "caught"
+    assert finish(steps) == "done"
+
+
+def test_a_frame_that_failed_is_not_kept_alive(driver: Any, meter: Any) -> None:
+    class Held:
+        pass
+
+    seen: list[weakref.ref[Held]] = []
+
+    async def fails() -> None:
+        held = Held()
+        seen.append(weakref.ref(held))
+        await pause()
+        raise LookupError
+
+    gc.disable()
+    try:
+        for way in ("send", "throw"):
+            steps = driver(fails(), meter, name="fails")
+            steps.send(None)
+            with pytest.raises(LookupError):
+                steps.send(None) if way == "send" else steps.throw(LookupError())
+            del steps
+        assert [held() for held in seen] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_who_is_dropped_in_a_cycle_is_closed_when_it_is_collected(driver: Any, meter: Any) -> None:
+    ended: list[str] = []
+
+    async def holds(cycle: list[Any]) -> None:
+        try:
+            await pause()
+        finally:
+            ended.append("cleaned up" if cycle else "")
+
+    cycle: list[Any] = []
+    steps = driver(holds(cycle), meter, name="holds")
+    cycle.append(steps)
+    alive = weakref.ref(steps)
+    steps.send(None)
+    del steps, cycle
+
+    gc.collect()
+
+    assert ended == ["cleaned up"]
+    assert alive() is None
+    assert not [owner for owner in open_owners() if owner.name == "holds"]
+
+
+def test_names_are_the_coroutines_until_others_are_given(driver: Any, meter: Any) -> None:
+    async def mine() -> None:
+        await pause()
+
+    class Nameless:
+        def send(self, *_values: Any) -> None:
+            raise StopIteration
+
+        throw = send
+
+        def close(self) -> None:
+            pass
+
+    steps, nameless = driver(mine(), meter), driver(Nameless(), meter)
+
+    assert (steps.__name__, steps.__qualname__.rpartition(".")[2]) == ("mine", "mine")
+    assert nameless.__name__ == nameless.__qualname__ == Nameless.__qualname__
+    steps.__name__ = steps.__qualname__ = "theirs"
+    assert (steps.__name__, steps.__qualname__) == ("theirs", "theirs")
+    assert steps.cr_code is mine.__code__
+    steps.close()
+    nameless.close()
+
+
+def test_anything_with_the_methods_of_a_coroutine_can_be_followed(driver: Any, meter: Any) -> None:
+    class ByHand:
+        left = 2
+
+        def send(self, value: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise StopIteration(value)
+            return self.left
+
+        def throw(self, *error: Any) -> Any:
+            raise StopIteration("thrown")
+
+        def close(self) -> None:
+            pass
+
+    steps = driver(ByHand(), meter, name="by hand")
+
+    assert [steps.send(None), steps.send(None)] == [1, 0]
+    with pytest.raises(StopIteration, match="thrown"):
+        steps.throw(KeyError())
+
+
+async def test_a_task_over_its_budget_is_stopped_at_its_next_step(driver: Any) -> None:
+    store: list[bytearray] = []
+
+    async def grows() -> None:
+        for _ in range(50):
+            store.append(bytearray(MB))
+            await asyncio.sleep(0)
+
+    steps = driver(grows(), choose_meter("traced"), name="grows", budget=Budget(5 * MB))
+    with pytest.raises(BudgetExceeded):
+        await asyncio.ensure_future(steps)
+
+    assert len(store) <= 7
+    assert steps.owner.overran
+
+
+async def test_meters_change_places_within_a_task_and_between_tasks(driver: Any) -> None:
+    store: list[bytearray] = []
+
+    async def grows(size: int) -> None:
+        for _ in range(5):
+            store.append(bytearray(size))
+            await asyncio.sleep(0)
+
+    async def both(size: int) -> None:
+        await driver(grows(size), choose_meter(METERS[-1]), name="inner")
+        await grows(size)
+
+    tasks = [driver(both(size), choose_meter("traced"), name="outer", kind="task") for size in (MB, 3 * MB)]
+    await asyncio.gather(*tasks)
+
+    assert [steps.owner.usage.retained_bytes for steps in tasks][1] >= 14 * MB
+    assert active_owner() is None
+    assert current_driver() is None
+
+
+def test_steps_may_be_taken_in_different_threads(driver: Any, meter: Any) -> None:
+    async def work() -> int:
+        for _ in range(3):
+            await pause()
+        return threading.get_ident()
+
+    steps = driver(work(), meter, name="wanders")
+    for _ in range(3):
+        thread = threading.Thread(target=steps.send, args=(None,))
+        thread.start()
+        thread.join()
+
+    assert finish(steps) == threading.get_ident()
+    assert per_thread.slot.owner is None
+
+
+def test_thousands_of_drivers_leave_nothing(driver: Any, meter: Any) -> None:
+    async def work(fails: bool) -> None:
+        await pause()
+        if fails:
+            raise LookupError
+
+    def some(number: int) -> None:
+        for turn in range(number):
+            steps = driver(work(turn % 2 == 1), meter, name="work", on_end=lambda owner, error: None)
+            try:
+                finish(steps)
+            except LookupError:
+                pass
+        gc.collect()
+
+    some(300)
+    before = sys.getallocatedblocks()
+    some(3_000)
+
+    # A leak of one object a driver would be 3,000.
+    assert sys.getallocatedblocks() - before < 300
+
+
+@pytest.mark.skipif(bool(native_reason()), reason="about the steps in C")
+def test_one_that_was_never_made_refuses_and_does_not_crash() -> None:
+    steps: Any = Driven.__new__(Driven)
+
+    with pytest.raises(RuntimeError, match="no coroutine"):
+        steps.send(None)
+    with pytest.raises(RuntimeError, match="no coroutine"):
+        steps.throw(KeyError())
+
+
+# The quick way of owners.
+
+native = pytest.mark.skipif(bool(native_reason()), reason="only the native meter has a quick way")
+
+
+@pytest.fixture
+def books() -> Any:
+    forget_accounts()
+    yield
+    forget_accounts()
+
+
+@native
+def test_the_quick_way_and_the_long_one_write_the_same_books(books: None) -> None:
+    meter = choose_meter("native")
+    store: list[bytearray] = []
+
+    def one(name: str, *, layered: bool) -> Any:
+        # What is layered goes the long way.
+        owner = open_owner(name, "call", meter=meter, is_layered=layered)
+        store.append(bytearray(MB))
+        del store[:]
+        store.append(bytearray(2000))
+        return end_owner(owner, failed=layered != layered)
+
+    usages = {layered: [one(f"layered {layered}", layered=layered) for _ in range(40)] for layered in (False, True)}
+
+    quick, long = usages[False][-1], usages[True][-1]
+    assert (quick.peak_bytes, quick.retained_bytes) == pytest.approx((long.peak_bytes, long.retained_bytes), abs=4096)
+    assert (quick.exact, quick.meter, quick.steps) == (long.exact, long.meter, long.steps) == (True, "native", 0)
+    entries = {entry.name: entry for entry in statistics().accounts}
+    one_way, other_way = entries["layered False"], entries["layered True"]
+    assert (one_way.entered, one_way.active, one_way.failed) == (other_way.entered, other_way.active, other_way.failed)
+    assert one_way.entered == 40
+    assert one_way.mean_peak_bytes == pytest.approx(other_way.mean_peak_bytes, abs=4096)
+    assert [calls for calls, _ in one_way.left_after] == [calls for calls, _ in other_way.left_after]
+
+
+@native
+def test_quick_owners_are_heard_listed_and_noted_by_their_parent(books: None) -> None:
+    meter = choose_meter("native")
+    heard: list[Event] = []
+    outer = open_owner("outer", "scope", meter=meter)
+    for _ in range(2):  # the second goes the quick way
+        inner = open_owner("inner", "call", meter=meter)
+        assert inner in open_owners()
+        assert inner.parent is outer
+        assert active_owner() is inner
+        block = bytearray(MB)
+        with subscribe(heard.append):
+            end_owner(inner, failed=True)
+        del block
+    end_owner(outer)
+
+    told = [event for event in heard if isinstance(event, ScopeEnded)]
+    assert [(event.name, event.path, event.failed) for event in told] == [("inner", ("outer", "inner"), True)] * 2
+    assert outer.largest[0][0] == "inner"
+    assert outer.largest[0][1] >= MB
+    assert active_owner() is None
+    assert inner not in open_owners()
+
+
+@native
+def test_a_quick_owner_that_is_ended_twice_or_by_another_thread_counts_once(books: None) -> None:
+    meter = choose_meter("native")
+    end_owner(open_owner("once", "call", meter=meter))
+    owner = open_owner("once", "call", meter=meter)
+    threads = [threading.Thread(target=end_owner, args=(owner,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    first = end_owner(owner)
+
+    entry = statistics().accounts[0]
+    assert (entry.entered, entry.active) == (2, 0)
+    assert end_owner(owner) == first
+
+
+@native
+def test_quick_owners_leave_no_tally_and_no_object(books: None) -> None:
+    from memtools.ledger import _native
+
+    meter = choose_meter("native")
+
+    def some(number: int) -> None:
+        for _ in range(number):
+            end_owner(open_owner("many", "call", meter=meter))
+
+    some(500)
+    gc.collect()
+    before, numbers = sys.getallocatedblocks(), _native.tallies_in_use()
+    some(5_000)
+    gc.collect()
+
+    assert sys.getallocatedblocks() - before < 300
+    assert _native.tallies_in_use() <= numbers
