@@ -23,8 +23,8 @@ from memtools.ledger._current import active, active_owner, get_active, per_threa
 from memtools.ledger._meters import Meter, choose_meter, made_meters
 from memtools.ledger._open_holdings import held_by_open
 from memtools.ledger._owner import Kind, Owner
+from memtools.ledger._quick_way import keep_book, keep_root, open_plain, settle_plain
 from memtools.ledger._resident import resident_lately, resident_or_zero
-from memtools.ledger._seats import native_seats
 from memtools.ledger._usage import PEAK, Figures, Usage
 from memtools.records import record
 
@@ -343,23 +343,5 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-_native = native_seats()
-if TYPE_CHECKING or _native is None:
-
-    def open_plain(
-        meter: Meter, kind: Kind, name: str, include_children: bool, driver: "Driven[Any] | None", /
-    ) -> Owner | None:
-        """Return None: there is no quick way without the extension."""
-
-    def settle_plain(owner: Owner, failed: bool, back: Owner | None, /) -> bool:
-        """Return False: there is no quick way without the extension."""
-        return False
-
-    def keep_root(root: Account, /) -> None:
-        """Do nothing: there is nobody to tell."""
-else:
-    keep_root = _native.keep_root
-    open_plain = _native.open_plain
-    settle_plain = _native.settle_plain
-    _native.keep_book(Owner, active, _open, resident_or_zero, _note_child, _mark, is_heard, _tell, "native")
-    keep_root(_root)
+keep_book(Owner, active, _open, resident_or_zero, _note_child, _mark, is_heard, _tell, "native")
+keep_root(_root)

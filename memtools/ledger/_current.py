@@ -43,7 +43,7 @@ class PureSlot:
 
 
 _native = native_seats()
-if TYPE_CHECKING or _native is None:
+if TYPE_CHECKING or _native is None:  # noqa: SIM108  # type checkers take a conditional expression for a variable
     Slot = PureSlot
 else:
     Slot = _native.Slot

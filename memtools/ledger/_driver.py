@@ -59,7 +59,8 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
     @property
     def steps(self) -> int:
         """How many steps were taken."""
-        return int(self._steps)
+        taken: float = self._steps
+        return int(taken)
 
     def close(self) -> None:
         """Close the coroutine; its `finally` blocks are a charged step."""

@@ -1,7 +1,49 @@
 # Types of the native ledger, which is written in C (`memtools/ledger/native`), where the docstrings are.
 
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from types import GenericAlias
+from typing import Any, final
+
+# Any: fields that belong to Python's half of a class (`_owner_fields`, `_accounts`, `_steps`, where the types are).
+class OwnerFields:
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        meter: Any,
+        parent: Any,
+        account: Any,
+        include_children: bool = True,
+        budget: Any = None,
+        adrift: bool = False,
+    ) -> None: ...
+
+class AccountFields: ...
+
+@final
+class Slot:
+    owner: Any
+    driver: Any
+    unwatched: list[Any]
+    asked_loop: Any
+
+class Steps:
+    def __init__(
+        self,
+        inner: Coroutine[Any, Any, Any],
+        meter: Any,
+        *,
+        name: str | None = None,
+        kind: str = "task",
+        budget: Any = None,
+        include_children: bool = True,
+        is_layered: bool = False,
+        on_end: Callable[[Any, BaseException | None], object] | None = None,
+    ) -> None: ...
+    def send(self, value: Any, /) -> Any: ...
+    def throw(self, kind: Any, error: Any = None, trace: Any = None, /) -> Any: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
 @final
 class Account:
@@ -37,3 +79,25 @@ def set_switch_interval(seconds: float, /) -> None: ...
 def spare(is_on: bool, /) -> None: ...
 def switch(tally: Tally | None, /) -> None: ...
 def tallies_in_use() -> int: ...
+def active_owner() -> Any: ...
+def find_tasks(current_task: Callable[[], object | None], /) -> None: ...
+def follow(active: ContextVar[Any], make_slot: Callable[[], Slot], /) -> None: ...
+def give_turn(slot: Slot, owner: Any, /) -> None: ...
+def hold() -> int: ...
+def keep_book(
+    owner_class: type[OwnerFields],
+    active: ContextVar[Any],
+    open_owners: dict[int, Any],
+    read_resident: Callable[[], int],
+    note_child: Callable[[Any, str, Any], object],
+    mark: Callable[[Any], object],
+    is_heard: Callable[[], bool],
+    tell_end: Callable[[Any, bool], object],
+    meter_name: str,
+    /,
+) -> None: ...
+def keep_meter(meter: object, /) -> None: ...
+def keep_root(root: AccountFields, /) -> None: ...
+def open_plain(meter: Any, kind: str, name: str, include_children: bool, driver: Any, /) -> Any: ...
+def release() -> int: ...
+def settle_plain(owner: Any, failed: bool, back: Any, /) -> bool: ...

@@ -26,7 +26,7 @@ def resident_or_zero() -> int:
 
 
 def resident_lately(now: float) -> int:
-    """Return the resident size as it was read within the last millisecond: for those who ask thousands of times a second.
+    """Return the resident size as of the last millisecond, for those who ask thousands of times a second.
 
     A thread that does nothing else makes some 4 MiB resident in that time.
 

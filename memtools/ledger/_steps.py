@@ -1,7 +1,7 @@
-"""The steps of a coroutine, from the loop's call to the coroutine and back, where they are not in C (`native/driver.c`).
+"""The steps of a coroutine, from the loop's call to the coroutine and back, where they are not in C.
 
-Covers: what happens at each step. Leaves to others, by calling up: what happens at the first one and at the end, what
-is done about budgets (`_driver`).
+Covers: what happens at each step, as `native/driver.c` does it. Leaves to others, by calling up: what happens at the
+first one and at the end, what is done about budgets (`_driver`).
 """
 
 from collections.abc import Callable, Coroutine, Generator
@@ -14,6 +14,7 @@ from memtools.ledger._current import Slot, active_owner, get_active, give_turn, 
 from memtools.ledger._meters import Meter
 
 if TYPE_CHECKING:
+    from memtools.ledger._driver import Driven
     from memtools.ledger._owner import Kind, Owner
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class PureSteps(Generic[T]):
         """Run one step."""
         slot = per_thread.slot
         before, driver_before = slot.owner, slot.driver
-        slot.driver = self
+        slot.driver = cast("Driven[Any]", self)
         try:
             if self._steps:
                 self._resume(slot)
@@ -85,7 +86,7 @@ class PureSteps(Generic[T]):
         """Throw into the coroutine, inside a charged step; cancellation passes through here."""
         slot = per_thread.slot
         before, driver_before = slot.owner, slot.driver
-        slot.driver = self
+        slot.driver = cast("Driven[Any]", self)
         try:
             if self._steps:
                 self._resume(slot)
