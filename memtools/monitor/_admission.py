@@ -113,6 +113,7 @@ class AdmissionRow:
             return False
         used, most = found
         # Of what was promised to those inside, only what has not been taken yet is still to come.
+        self._used_when_empty = min(self._used_when_empty, used)
         expected = max(used, self._used_when_empty + self._promised)
         return expected + size_bytes < most
 

@@ -86,8 +86,8 @@ class Lookout:
         gauges = self._gauges
         used, now = gauges.used(), gauges.clock()
         self._newest = used, now
-        self.looks += 1
         if used < self.quiet_below or now < self._sample_again_at:
+            self.looks += 1
             return False
         self._sample_again_at = now + self._pace.shortest_s
         return True
