@@ -5,7 +5,7 @@ Covers: meeting numpy, and in which contexts its arrays are counted. Leaves to o
 
 numpy keeps the handler in a context variable, so it is set where it is asked for, and from then on wherever an owner is
 opened: in tasks that are older, and in other threads. It is only taken out of the context that took it out; elsewhere
-it stays, and passes through while nobody counts. Arrays from before are not counted, and are freed by whoever made them.
+it stays, and passes through while nobody counts. Arrays from before are not counted, and freed by whoever made them.
 """
 
 import importlib

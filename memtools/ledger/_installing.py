@@ -98,12 +98,12 @@ def install(loop: "Loop | None" = None, *, meter: str | None = None, numpy: bool
     Args:
         loop: the event loop; by default the running one.
         meter: who counts; by default `MEMTOOLS_METER`, else the default meter.
-        numpy: count what numpy's arrays hold, too, by a handler of numpy's own kind (native meter only): in this context
-            and those copied from it, and wherever an owner is opened. May be asked for without a loop.
+        numpy: count what numpy's arrays hold, too, by a handler of numpy's own kind (native meter only): in this
+            context and those copied from it, and wherever an owner is opened. May be asked for without a loop.
 
     Raises:
-        ConfigError: without a loop, unless it is for numpy; where the loop has been installed on already; for numpy with
-            a meter that cannot count its arrays.
+        ConfigError: without a loop, unless it is for numpy; where the loop has been installed on already; for numpy
+            with a meter that cannot count its arrays.
         MissingExtraError: for numpy where it is not installed.
     """
     chosen = choose_meter(meter)

@@ -195,7 +195,8 @@ def test_numpys_own_arithmetic_goes_on_as_before() -> None:
         "        c = numpy.concatenate([a, b]).reshape(2, -1); del a, b, c\n"
         "    text = numpy.array(['abc', 'd' * 100]); boxes = numpy.array([object(), None])\n"
         "    del text, boxes; gc.collect()\n"
-        "print(total == sum(sum(n * n for n in range(size)) for size in range(1, 3000)), scope.owner.live_bytes < 200_000)\n"
+        "expected = sum(sum(n * n for n in range(size)) for size in range(1, 3000))\n"
+        "print(total == expected, scope.owner.live_bytes < 200_000)\n"
     )
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120,

@@ -222,8 +222,7 @@ def test_threads_over_their_budgets_at_once_are_stopped_one_by_one() -> None:
 
     def modest() -> None:
         with memory_scope("modest", meter="native", budget=BUDGET):
-            for _ in range(200):
-                unharmed.append(len([{"a": number} for number in range(500)]))
+            unharmed.extend(len([{"a": number} for number in range(500)]) for _ in range(200))
 
     threads = [threading.Thread(target=stopped, args=(list_of_dicts, found)) for _ in range(4)]
     threads.append(threading.Thread(target=modest))
@@ -383,7 +382,7 @@ def test_it_is_told_once_as_an_event() -> None:
 
 def test_a_peak_that_ends_with_its_scope_is_judged_there_once() -> None:
     with pytest.raises(BudgetExceeded) as caught, memory_scope("late", meter="native", budget=BUDGET) as late:
-        # One allocation within the grace, and no bytecode after it at which it could be stopped but the end of the block.
+        # One allocation within the grace, and no bytecode after it to be stopped at but the end of the block.
         bytearray(BUDGET + MIB)
 
     assert BUDGET + MIB <= caught.value.used_bytes <= late.usage.peak_bytes < BUDGET + 2 * MIB
