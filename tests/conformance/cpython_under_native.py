@@ -3,7 +3,7 @@
 `python tests/conformance/cpython_under_native.py test_json test_list` prints one line per suite; 0 if all are the same.
 
 Each suite runs in an interpreter of its own, in which a scope is open all the while. Compared is the number of tests
-run, and the name of every one that failed, broke or was skipped.
+run, and the name of every one that failed, broke or was skipped. `--all` runs those that docs/performance.md names.
 """
 
 import json
@@ -11,15 +11,26 @@ import subprocess
 import sys
 import tempfile
 
+ALL = ["test_json", "test_asyncio", "test_threading", "test_gc", "test_list", "test_dict"]
+LEFT_OUT = {
+    # In 3.12.1 and others it does not end, with or without a ledger: _PyErr_SetObject goes round in circles.
+    "test_print_exception_gh_102056": "loops for ever in some releases of CPython",
+}
 CHILD = """
 import io, json, sys, unittest
-is_counted, suite = sys.argv[1] == "counted", sys.argv[2]
+is_counted, suite, left_out = sys.argv[1] == "counted", sys.argv[2], sys.argv[3:]
+def without(tests):
+    for test in tests:
+        if isinstance(test, unittest.TestSuite):
+            yield from without(test)
+        elif test.id().rpartition(".")[2] not in left_out:
+            yield test
 if is_counted:
     from memtools.ledger import choose_meter, open_owner
     open_owner("suite", "scope", meter=choose_meter("native"))
 from test import support
 support.use_resources = None
-found = unittest.defaultTestLoader.loadTestsFromName(f"test.{suite}")
+found = unittest.TestSuite(without(unittest.defaultTestLoader.loadTestsFromName(f"test.{suite}")))
 result = unittest.TextTestRunner(stream=io.StringIO(), verbosity=0).run(found)
 print(json.dumps({
     "run": result.testsRun,
@@ -32,7 +43,7 @@ print(json.dumps({
 
 def outcome(suite: str, *, counted: bool) -> dict[str, object]:
     """Return what the suite says of itself."""
-    command = [sys.executable, "-c", CHILD, "counted" if counted else "alone", suite]
+    command = [sys.executable, "-c", CHILD, "counted" if counted else "alone", suite, *LEFT_OUT]
     # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tempfile.gettempdir())
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -56,4 +67,4 @@ def compare(suites: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(compare(sys.argv[1:]))
+    sys.exit(compare(ALL if sys.argv[1:] == ["--all"] else sys.argv[1:]))
