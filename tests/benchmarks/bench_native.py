@@ -1,9 +1,12 @@
-"""What the native ledger costs a program that allocates much, in time and in memory; tracemalloc beside it.
+"""What the native ledger costs a program that allocates much, in time and in memory; its peers beside it.
+
+The peers are tracemalloc and, where it is installed, memray: as it is by default, and told to see Python's allocators.
 
 Each figure is of interpreters of their own, with and without by turns: hooks, once installed, stay. The extension is
 loaded by its file, so that the price of importing memtools is in neither.
 """
 
+import importlib.util
 import statistics
 import subprocess
 import sys
@@ -15,6 +18,11 @@ from memtools.ledger import _native
 _BEGIN = {
     "off": "",
     "tracemalloc": "import tracemalloc; tracemalloc.start(1)",
+    "memray": "import memray; memray.Tracker('/dev/null').__enter__()",
+    "memray, Python's allocators": """
+import memray
+memray.Tracker('/dev/null', trace_python_allocators=True).__enter__()
+""",
     "native": """
 import importlib.util
 spec = importlib.util.spec_from_file_location("memtools.ledger._native", {file!r})
@@ -54,6 +62,8 @@ _SIZED = """
 kept = [{{"a": number, "b": None}} for number in range(500_000)]
 print(int(open("/proc/self/statm").read().split()[1]) * 4096)
 """
+_PEERS = [way for way in _BEGIN if way.partition(",")[0] not in ("off", "native", "memray")]
+_PEERS += [way for way in _BEGIN if way.startswith("memray") and importlib.util.find_spec("memray") is not None]
 _WORKS = {
     "tuples": "tuples, strings and lists, trimmed",
     "loads": "json.loads of 5,000 objects",
@@ -65,24 +75,27 @@ def run(rounds: int = 15) -> list[Result]:
     """Return the ratios to the same program without a ledger."""
     results = []
     for work, title in _WORKS.items():
-        native, traced = _ratios(_TIMED, rounds, work=work)
-        note = f"processor time; tracemalloc {traced:.1f}x"
+        native, peers = _ratios(_TIMED, rounds, work=work)
+        note = f"processor time; {peers}"
         results.append(Result(f"native ledger: {title}", "the program without it", native, 1.15, note))
     if sys.platform == "linux":
-        native, traced = _ratios(_SIZED, 3)
-        note = f"resident memory of the process; tracemalloc {traced:.1f}x"
+        native, peers = _ratios(_SIZED, 3)
+        note = f"resident memory of the process; {peers}"
         results.append(Result("native ledger: 500,000 dicts of two", "the program without it", native, 1.15, note))
     return results
 
 
-def _ratios(program: str, rounds: int, **words: str) -> tuple[float, float]:
-    native, traced = [], []
+def _ratios(program: str, rounds: int, **words: str) -> tuple[float, str]:
+    native: list[float] = []
+    peers: dict[str, list[float]] = {peer: [] for peer in _PEERS}
     for number in range(rounds):
         off = _figure(program, "off", **words)
         native.append(_figure(program, "native", **words) / off)
         if number < 3:  # far off, and slow
-            traced.append(_figure(program, "tracemalloc", **words) / off)
-    return statistics.median(native), statistics.median(traced)
+            for peer, ratios in peers.items():
+                ratios.append(_figure(program, peer, **words) / off)
+    beside = ", ".join(f"{peer} {statistics.median(ratios):.1f}x" for peer, ratios in peers.items())
+    return statistics.median(native), beside
 
 
 def _figure(program: str, way: str, **words: str) -> float:
