@@ -125,7 +125,7 @@ class Lookout:
         if marks.need_room:
             room = self._room(self._gauges.clock(), with_room=False)
         highest = marks.highest
-        if self.level >= highest and used_bytes >= marks.exit_use(highest, used_bytes, room):
+        if self.level >= highest and marks.judge(used_bytes, room).held >= highest:
             return None
         return used_bytes, marks.entry_use(highest, used_bytes, room)
 

@@ -1,0 +1,194 @@
+"""Back-pressure: who waits, who is let in, in which order; on loops and in threads."""
+
+import asyncio
+import threading
+
+import pytest
+
+from memtools import ConfigError, task_scope
+from memtools.monitor import AlreadyInside
+from memtools.scopes import Admission
+
+MIB = 2**20
+
+
+async def _soon(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_with_room_nobody_waits(make):
+    monitor = make()
+
+    async with monitor.admit("200 MiB"), monitor.admit("200 MiB"):
+        inside = monitor.statistics().admissions
+
+    assert (inside.inside, inside.waited, inside.promised_bytes) == (2, 0, 400 * MIB)
+    assert monitor.statistics().admissions.inside == 0
+
+
+async def test_one_is_always_let_in(machine, make):
+    monitor = make()
+    machine.raise_to(monitor, 950)
+
+    async with monitor.admit("10 GiB"):
+        assert monitor.statistics().admissions.waited == 0
+
+
+async def test_the_second_waits_while_it_is_critical_and_goes_on_when_memory_comes_back(machine, make):
+    monitor, order = make(), []
+    machine.raise_to(monitor, 950)
+
+    async def work():
+        async with monitor.admit():
+            order.append("second")
+
+    async with monitor.admit():
+        task = asyncio.create_task(work())
+        await _soon(lambda: monitor.statistics().admissions.waiting == 1)
+        order.append("first")
+        machine.used = 100 * MIB
+        await asyncio.wait_for(task, 10)
+
+    assert order == ["first", "second"]
+
+
+async def test_promises_that_are_not_spent_yet_count(make):
+    monitor, entered = make(), []  # 100 in use, critical at 800
+
+    async def work():
+        async with monitor.admit("200 MiB"):
+            entered.append(True)
+
+    async with monitor.admit("500 MiB"):
+        task = asyncio.create_task(work())
+        await _soon(lambda: monitor.statistics().admissions.waiting == 1)
+        assert entered == []
+    await task
+
+    assert entered == [True]
+
+
+async def test_those_who_wait_come_in_order_of_arrival(machine, make):
+    monitor, order = make(), []
+    machine.raise_to(monitor, 950)
+
+    async def work(number):
+        async with monitor.admit():
+            order.append(number)
+
+    async with monitor.admit():
+        tasks = []
+        for number in range(10):
+            tasks.append(asyncio.create_task(work(number)))
+            await _soon(lambda: monitor.statistics().admissions.waiting == len(tasks))
+    await asyncio.gather(*tasks)
+
+    assert order == list(range(10))
+
+
+async def test_one_that_is_cancelled_while_it_waits_leaves_the_row(machine, make):
+    monitor = make()
+    machine.raise_to(monitor, 950)
+
+    async def work():
+        async with monitor.admit():
+            raise AssertionError
+
+    async with monitor.admit():
+        task = asyncio.create_task(work())
+        await _soon(lambda: monitor.statistics().admissions.waiting == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert monitor.statistics().admissions.waiting == 0
+
+
+async def test_a_task_scope_takes_the_monitor_as_its_admission(machine, make):
+    monitor, running, most = make(), 0, 0
+    machine.raise_to(monitor, 950)
+    assert isinstance(monitor, Admission)
+
+    async def work():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    async with task_scope(admit=monitor) as tasks:
+        for _ in range(5):
+            tasks.create_task(work())
+
+    assert most == 1
+    assert monitor.statistics().admissions.admitted == 5
+
+
+def test_threads_wait_in_the_same_row(machine, make):
+    monitor, order = make(), []
+    machine.raise_to(monitor, 950)
+
+    def work():
+        with monitor.admit():
+            order.append("second")
+
+    thread = threading.Thread(target=work)
+    with monitor.admit():
+        thread.start()
+        while monitor.statistics().admissions.waiting < 1:
+            pass
+        order.append("first")
+    thread.join(10)
+
+    assert order == ["first", "second"]
+
+
+def test_one_whose_loop_was_closed_keeps_nobody_waiting(machine, make):
+    monitor, entered = make(), []
+    machine.raise_to(monitor, 950)
+    outer = monitor.admit()
+    outer.__enter__()
+
+    loop = asyncio.new_event_loop()
+
+    async def waits():
+        async with monitor.admit():
+            raise AssertionError
+
+    stuck = waits()
+    task = loop.create_task(stuck)
+    loop.run_until_complete(asyncio.sleep(0.01))
+    machine.used = 100 * MIB
+    machine.now += 2  # it has not asked for so long
+
+    with monitor.admit():
+        entered.append(True)
+
+    assert entered == [True]
+    outer.__exit__(None, None, None)
+    task.cancel()
+    loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    loop.close()
+
+
+async def test_an_admission_is_for_one_block(make):
+    admission = make().admit()
+    async with admission:
+        pass
+
+    with pytest.raises(AlreadyInside, match="for each block"):
+        await admission.__aenter__()
+
+
+def test_what_is_no_size_is_refused(make):
+    with pytest.raises(ConfigError, match="size"):
+        make().admit("much")
+
+
+async def test_a_reading_that_is_refused_keeps_nobody_waiting(machine, make):
+    monitor = make()
+    machine.refuses = True
+
+    async with asyncio.timeout(5), monitor.admit(), monitor.admit("1 GiB"):
+        assert monitor.statistics().admissions.inside == 2

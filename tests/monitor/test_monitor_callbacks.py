@@ -1,0 +1,255 @@
+"""Callbacks that misbehave: each way, in each form; the monitor and the other callbacks go on."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from memtools import ConfigError, Level
+from memtools.monitor import MemoryMonitor
+from memtools.monitor._callbacks import BROKEN_FOR_S
+
+MIB = 2**20
+
+
+def _fails(change):
+    raise ValueError("no")
+
+
+def _has_no_memory(change):
+    raise MemoryError
+
+
+def _is_cancelled(change):
+    raise asyncio.CancelledError
+
+
+async def _fails_later(change):
+    await asyncio.sleep(0)
+    raise ValueError("no")
+
+
+async def _cancels_itself(change):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(1)
+
+
+async def _never_ends(change):
+    await asyncio.sleep(3600)
+
+
+async def _will_not_be_cancelled(change):
+    for _ in range(3):
+        try:
+            await asyncio.sleep(0.2)
+        except asyncio.CancelledError:
+            pass
+
+
+BAD = [_fails, _has_no_memory, _is_cancelled, _fails_later, _cancels_itself, _never_ends, _will_not_be_cancelled]
+
+
+def _by_name(monitor):
+    return {one.name: one for one in monitor.statistics().callbacks}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_in_check_a_bad_callback_is_counted_and_the_next_one_is_called(machine, make, bad):
+    monitor, called = make(callback_timeout=0.1), []
+    monitor.on_warning(bad)
+    monitor.on_warning(called.append)
+
+    machine.raise_to(monitor, 700)
+
+    assert len(called) == 1
+    assert _by_name(monitor)[bad.__name__].failures == 1
+
+
+@pytest.mark.parametrize("bad", BAD)
+async def test_on_a_loop_a_bad_callback_is_counted_and_the_next_one_is_called(machine, make, bad):
+    monitor, called = make(callback_timeout=0.1, min_interval=0.01, max_interval=0.01), asyncio.Event()
+    monitor.on_warning(bad)
+    monitor.on_warning(lambda change: called.set())
+    machine.used = 700 * MIB
+
+    async with monitor:
+        await asyncio.wait_for(called.wait(), 10)
+
+    assert _by_name(monitor)[bad.__name__].failures == 1
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_in_a_thread_a_bad_callback_is_counted_and_the_next_one_is_called(machine, make, bad):
+    monitor, called = make(callback_timeout=0.1, min_interval=0.01, max_interval=0.01), threading.Event()
+    monitor.on_warning(bad)
+    monitor.on_warning(lambda change: called.set())
+    machine.used = 700 * MIB
+
+    with monitor:
+        assert called.wait(10)
+
+    assert _by_name(monitor)[bad.__name__].failures == 1
+
+
+def test_a_callback_that_blocks_does_not_stop_the_beat_of_a_thread(machine, make):
+    monitor, called, release = make(callback_timeout=0.05, min_interval=0.01, max_interval=0.01), [], threading.Event()
+
+    def blocks(change):
+        release.wait(30)
+
+    monitor.on_warning(blocks)
+    monitor.on_warning(lambda change: called.append(monitor.statistics().looks))
+    machine.used = 700 * MIB
+    with monitor:
+        deadline = time.monotonic() + 20
+        while (not called or monitor.statistics().looks <= called[0]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen = _by_name(monitor)
+        release.set()
+
+    blocked = next(one for name, one in seen.items() if name.endswith("blocks"))
+    assert (blocked.calls, blocked.failures) == (1, 1)
+    assert called
+
+
+def _switch(machine, monitor, times):
+    for _ in range(times):
+        machine.raise_to(monitor, 700)
+        machine.set(monitor, 100, after_s=400)
+
+
+def test_after_five_failures_a_callback_is_left_out_and_tried_again_later(machine, make, caplog):
+    monitor = make()
+    monitor.on_warning(_fails)
+
+    for _ in range(5):
+        monitor._keeper.callbacks.at("warning")[0].begin(machine.now)
+        monitor._keeper.callbacks.at("warning")[0].end(machine.now, ValueError("no"))
+    assert monitor.statistics().callbacks_broken == 1
+    machine.raise_to(monitor, 700)
+    assert _by_name(monitor)["_fails"].skipped == 1
+
+    machine.set(monitor, 100, after_s=BROKEN_FOR_S + 1)
+    machine.raise_to(monitor, 700)
+
+    seen = _by_name(monitor)["_fails"]
+    assert seen.calls == 6
+    assert seen.failures == 6
+    assert sum("left out" in record.message for record in caplog.records) >= 1
+
+
+def test_failures_are_logged_at_most_once_a_minute(machine, make, caplog):
+    monitor = make()
+    monitor.on_warning(_fails)
+    callback = monitor._keeper.callbacks.at("warning")[0]
+
+    for _ in range(4):
+        callback.begin(machine.now)
+        callback.end(machine.now, ValueError("no"))
+
+    assert len(caplog.records) == 1
+
+
+def test_a_callback_that_looks_again_is_not_called_inside_itself(machine, make):
+    monitor, depth = make(), []
+
+    @monitor.on_warning
+    def looks(change):
+        depth.append(change)
+        monitor.check()
+        machine.used = 900 * MIB
+        monitor.check()
+
+    machine.raise_to(monitor, 700)
+
+    assert len(depth) == 1
+    assert monitor.level is Level.CRITICAL
+
+
+def test_a_callback_may_leave_and_bring_others_while_it_runs(machine, make):
+    monitor, calls = make(), []
+
+    def second(change):
+        calls.append("second")
+
+    def third(change):
+        calls.append("third")
+
+    def first(change):
+        calls.append("first")
+        monitor.remove(first)
+        monitor.remove(second)
+        monitor.on_warning(third)
+
+    monitor.on_warning(first)
+    monitor.on_warning(second)
+    _switch(machine, monitor, 2)
+
+    assert calls == ["first", "third"]
+
+
+def test_a_second_registration_calls_once(machine, make):
+    monitor, calls = make(), []
+
+    def once(change):
+        calls.append(change)
+
+    monitor.on_warning(once)
+    monitor.on_warning(once)
+    machine.raise_to(monitor, 700)
+
+    assert len(calls) == 1
+
+
+def test_the_way_back_to_normal_is_called_too(machine, make):
+    monitor, calls = make(), []
+    monitor.on_normal(lambda change: calls.append(change.before))
+    monitor.on_critical(lambda change: calls.append(change.after))
+
+    machine.raise_to(monitor, 900)
+    machine.set(monitor, 100, after_s=20)
+
+    assert calls == [Level.CRITICAL, Level.CRITICAL]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_passes_through(machine, make, error):
+    monitor = make()
+
+    @monitor.on_warning
+    def ends(change):
+        raise error
+
+    with pytest.raises(error):
+        machine.raise_to(monitor, 700)
+
+
+@pytest.mark.parametrize("moment", ["on_warning", "on_critical", "on_normal", "on_exhausted"])
+def test_what_cannot_be_called_is_refused(make, moment):
+    with pytest.raises(ConfigError, match=moment):
+        getattr(make(), moment)(3)
+
+
+@pytest.mark.parametrize("thing", [object(), 3, "x"])
+def test_a_thing_that_gives_nothing_back_is_refused(make, thing):
+    with pytest.raises(ConfigError, match="thing"):
+        make().register(thing)
+
+
+async def test_an_async_callback_started_by_check_inside_a_loop_ends_with_the_monitor(machine, make):
+    monitor: MemoryMonitor = make()
+    ended = []
+
+    @monitor.on_warning
+    async def waits(change):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(True)
+
+    async with monitor:
+        machine.raise_to(monitor, 700)
+        await asyncio.sleep(0)
+
+    assert ended == [True]
