@@ -289,43 +289,59 @@ def test_a_forked_child_tells_its_own_alerts_and_none_of_its_parent(
     assert [alert.kind for alert in recorder.alerts] == [AlertKind.OPENED]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_100_forks_under_load_hang_nowhere(recorder: Recording) -> None:
-    over = threading.Event()
+# In an interpreter of its own: a tracer of lines, such as coverage's, takes locks that a fork copies as they are held.
+FORKS = """
+import os, threading, time
+from memtools.alerts import AlertRule, Alerts
+from memtools.events import TaskAbandoned, emit
 
-    def load() -> None:
-        number = 0
-        while not over.is_set():
-            number += 1
-            emit(TaskAbandoned("scope", f"task {number}", 1.0))
+class Silent:
+    def open(self): pass
+    def send(self, alert, deadline): pass
+    def close(self): pass
 
-    with Alerts([RULE], channels={"people": recorder}, queue_size=10):
-        thread = threading.Thread(target=load)
-        thread.start()
-        try:
-            ends = [_end_of_a_child() for _ in range(100)]
-        finally:
-            over.set()
-            thread.join()
+def load():
+    number = 0
+    while not over.is_set():
+        number += 1
+        emit(TaskAbandoned("scope", f"task {number}", 1.0))
 
-    assert ends == [0] * 100
-
-
-def _end_of_a_child() -> int:
+def end_of_a_child():
     child = os.fork()
     if child == 0:
         emit(TaskAbandoned("scope", "task of the child", 1.0))
         os._exit(0)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            return status
         time.sleep(0.001)
     os.kill(child, 9)
     os.waitpid(child, 0)
     return -1
+
+over = threading.Event()
+rule = AlertRule("warning", notify="people", action=lambda alert: None)
+with Alerts([rule], channels={"people": Silent()}, queue_size=10):
+    thread = threading.Thread(target=load)
+    thread.start()
+    ends = 0
+    try:
+        while ends < 100 and end_of_a_child() == 0:
+            ends += 1
+    finally:
+        over.set()
+        thread.join()
+print(ends)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_100_forks_under_load_hang_nowhere() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=120)
+
+    assert done.stdout == "100\n", done.stderr
 
 
 def test_a_program_that_never_stops_its_alerts_still_tells_and_is_told() -> None:
