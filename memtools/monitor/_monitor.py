@@ -27,6 +27,7 @@ from memtools.monitor._report import in_words
 from memtools.monitor._started import note_made, note_started, note_stopped
 from memtools.monitor._statistics import MonitorStatistics
 from memtools.monitor._summing import sum_up
+from memtools.monitor._task_beat import TaskBeat
 from memtools.monitor._thresholds import Size, Thresholds
 from memtools.monitor._watched import watched
 from memtools.readings import Level, Reading
@@ -300,8 +301,6 @@ class MemoryMonitor:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        from memtools.monitor._task_beat import TaskBeat  # asyncio is loaded by whoever runs a loop
-
         self._begin()
         self._keeper.beat_of = TaskBeat(self.name, self._keeper, self._keeper.open_watch)
         self._keeper.beat_of.start()

@@ -4,7 +4,6 @@ Covers: starting, being woken from any thread, its end, a loop that was closed w
 Leaves to others: what a beat does (`Beaten`), pressure files (`_pressure`).
 """
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
@@ -32,6 +31,8 @@ class TaskBeat:
     kind = "task"
 
     def __init__(self, name: str, driven: BeatenOnLoop, watch: Callable[[], PressureWatch | None]) -> None:
+        import asyncio
+
         self._name = name
         self._driven = driven
         self._watch = watch
@@ -58,6 +59,8 @@ class TaskBeat:
 
     async def stop(self) -> None:
         """End it, and wait until it has ended."""
+        import asyncio
+
         task = self._task
         if task is None or task.done() or task is asyncio.current_task():
             return

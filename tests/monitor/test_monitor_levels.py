@@ -78,7 +78,7 @@ def test_a_level_that_comes_back_soon_has_to_be_calm_for_longer():
     now = 0
     for _ in range(8):
         _drive(machine, [(now, 650), (now, 650)])
-        (left, *_), = _drive(machine, [(now + t, 100) for t in range(1, 400)])
+        ((left, *_),) = _drive(machine, [(now + t, 100) for t in range(1, 400)])
         calms.append(left - now)
         now = left + 1
 

@@ -1,0 +1,197 @@
+"""The monitor on a real process: page cache, forks, limits of the system, the end of the interpreter."""
+
+import asyncio
+import mmap
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from memtools import BoundedList, Level, MemoryMonitor
+from memtools.readings import headroom, resident_bytes
+
+MIB = 2**20
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="these limits are Linux's")
+
+
+def _run(program: str, **options: object) -> str:
+    command = [sys.executable, "-X", "dev", "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_half_a_gigabyte_of_page_cache_changes_no_level(tmp_path):
+    room = headroom().value_bytes
+    if room is None or room < 1500 * MIB:
+        pytest.skip("less than 1.5 GiB are left here, so the cache itself would be squeezed")
+    # A quarter of a GiB less room would be seen: half a GiB of cache must not be.
+    monitor = MemoryMonitor(resident_bytes() + 256 * MIB, free=room - 256 * MIB, pressure=False)
+    monitor.check()
+
+    with open(tmp_path / "big", "wb") as file:
+        for _ in range(500):
+            file.write(b"x" * 1_000_000)
+        file.flush()
+        os.fsync(file.fileno())
+    for _ in range(5):
+        monitor.check()
+
+    assert monitor.level is Level.NORMAL
+    assert monitor.statistics().level_changes[Level.WARNING] == 0
+
+
+async def test_memory_that_leaks_into_a_bounded_list_is_given_back_and_the_service_goes_on():
+    # Pages of their own: what goes back to the allocator alone shows in no reading.
+    leak = BoundedList[mmap.mmap](maxlen=100_000)
+    monitor = MemoryMonitor(resident_bytes() + 60 * MIB, cleanup_interval=0, sample_every=5, min_interval=0.02)
+    levels = []
+    monitor.on_warning(lambda change: levels.append(change.after))
+
+    @monitor.watch
+    async def request():
+        pages = mmap.mmap(-1, MIB // 8)
+        pages.write(b"x" * (MIB // 8))
+        leak.append(pages)
+        await asyncio.sleep(0)
+
+    async with monitor:
+        for _ in range(1000):
+            await request()
+        for _ in range(200):
+            if levels and monitor.statistics().cleanups:
+                break
+            await asyncio.sleep(0.05)
+
+    statistics = monitor.statistics()
+    assert levels[0] is Level.WARNING
+    assert statistics.cleanups >= 1
+    assert statistics.freed_bytes > 20 * MIB
+    assert statistics.failures == 0
+    assert len(leak) < 1000
+
+
+@needs_fork
+def test_a_hundred_forks_under_load_hang_nobody_and_children_watch_on():
+    out = _run("""
+        import os, threading, time, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads is what is tested
+        from memtools import MemoryMonitor
+        monitor = MemoryMonitor("95%", sample_every=1, min_interval=0.001, max_interval=0.001)
+        over = threading.Event()
+        def load():
+            while not over.is_set():
+                monitor.record("load", 0.001); monitor.statistics(); monitor.check()
+                with monitor.admit(): pass
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        [thread.start() for thread in threads]
+        good = 0
+        with monitor:
+            for _ in range(100):
+                child = os.fork()
+                if child == 0:
+                    assert monitor.statistics().beat == "none"
+                    monitor.record("child", 0.1)
+                    assert monitor.statistics().beat == "thread"
+                    with monitor.admit("1 MiB"): pass
+                    monitor.check()
+                    os._exit(7)
+                deadline = time.monotonic() + 30
+                while True:
+                    done, status = os.waitpid(child, os.WNOHANG)
+                    if done: break
+                    if time.monotonic() > deadline:
+                        os.kill(child, 9); os.waitpid(child, 0); status = 0; break
+                    time.sleep(0.001)
+                good += os.waitstatus_to_exitcode(status) == 7
+            over.set()
+            [thread.join() for thread in threads]
+        print(good)
+    """)
+
+    assert out.split() == ["100"]
+
+
+@needs_fork
+def test_a_child_of_a_loop_has_no_beat_and_looks_on_operations():
+    out = _run("""
+        import asyncio, os, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from memtools import MemoryMonitor
+        monitor = MemoryMonitor("95%", sample_every=1)
+        async def main():
+            async with monitor:
+                await asyncio.sleep(0.05)
+                child = os.fork()
+                if child == 0:
+                    before = monitor.statistics().looks
+                    monitor.record("child", 0.1)
+                    statistics = monitor.statistics()
+                    os._exit(7 if statistics.beat == "none" and statistics.looks > before else 1)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        asyncio.run(main())
+    """)
+
+    assert out.split() == ["7"]
+
+
+@needs_linux
+def test_without_address_space_for_a_stack_operations_go_on_looking():
+    out = _run("""
+        import resource, threading
+        from memtools import MemoryMonitor
+        from memtools.readings import virtual_bytes
+        monitor = MemoryMonitor("95%", sample_every=1)
+        monitor.check()
+        threading.stack_size(1 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (virtual_bytes() + (64 << 20),) * 2)
+        with monitor:
+            monitor.record("job", 0.1)
+            print(monitor.statistics().beat, monitor.statistics().looks > 1)
+    """)
+
+    assert out.split() == ["none", "True"]
+
+
+@needs_linux
+def test_without_descriptors_it_starts_looks_and_stops():
+    out = _run("""
+        import asyncio, os, resource
+        from memtools import MemoryMonitor
+        monitor = MemoryMonitor("95%", sample_every=1)
+        monitor.check()
+        async def main():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+            kept = []
+            try:
+                while True: kept.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError: pass
+            async with monitor:
+                await asyncio.sleep(0.05)
+                monitor.record("job", 0.1)
+                print(monitor.statistics().beat)
+            with monitor:
+                monitor.record("job", 0.1)
+                print(monitor.statistics().beat)
+            [os.close(fd) for fd in kept]
+        asyncio.run(main())
+    """)
+
+    assert out.split() == ["task", "thread"]
+
+
+@pytest.mark.parametrize("form", ["monitor.start()", "asyncio.run(monitor.__aenter__())", "monitor.check()"])
+def test_an_interpreter_that_ends_with_a_monitor_says_nothing_worse_than_a_warning(form):
+    out = _run(f"""
+        import asyncio
+        from memtools import MemoryMonitor
+        monitor = MemoryMonitor("95%", min_interval=0.001, max_interval=0.001)
+        {form}
+        print("done")
+    """)
+
+    assert out.split() == ["done"]

@@ -1,0 +1,210 @@
+"""The beat: as a task, as a thread, started and stopped, woken, left behind, refused."""
+
+import asyncio
+import gc
+import os
+import threading
+import time
+
+import pytest
+
+from memtools import Level
+from memtools.monitor import AlreadyStarted, monitors
+from memtools.monitor._interval import Pace
+
+MIB = 2**20
+
+
+def _descriptors():
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+# The kernel takes some 10 ms to give up a pressure trigger: fewer rounds with it.
+@pytest.mark.parametrize(("pressure", "rounds"), [(False, 1000), (True, 30)])
+def test_started_and_stopped_a_thousand_times_leaves_no_thread_and_no_descriptor(make, pressure, rounds):
+    monitor = make(pressure=pressure)
+    with monitor:
+        pass
+    before = threading.active_count(), _descriptors()
+
+    for _ in range(rounds):
+        with monitor:
+            pass
+
+    assert (threading.active_count(), _descriptors()) == before
+    assert monitors() == ()
+
+
+@pytest.mark.parametrize(("pressure", "rounds"), [(False, 1000), (True, 30)])
+async def test_started_and_stopped_a_thousand_times_on_a_loop_leaves_no_task_and_no_descriptor(make, pressure, rounds):
+    monitor = make(pressure=pressure)
+    async with monitor:
+        await asyncio.sleep(0)
+    before = len(asyncio.all_tasks()), _descriptors()
+
+    for number in range(rounds):
+        async with monitor:
+            if number % 2:
+                await asyncio.sleep(0)
+
+    assert (len(asyncio.all_tasks()), _descriptors()) == before
+    assert monitors() == ()
+
+
+def test_a_started_monitor_is_listed_and_refuses_a_second_start(make):
+    monitor = make(name="mine")
+
+    with monitor:
+        assert monitors() == (monitor,)
+        with pytest.raises(AlreadyStarted, match="mine is started already"):
+            monitor.start()
+
+    monitor.stop()  # a second stop does nothing
+    assert monitor.statistics().beat == "none"
+
+
+async def test_a_level_is_seen_by_the_beat_alone(machine, make):
+    monitor, changed = make(min_interval=0.01, max_interval=0.01), asyncio.Event()
+    monitor.on_critical(lambda change: changed.set())
+    machine.used = 900 * MIB
+
+    async with monitor:
+        await asyncio.wait_for(changed.wait(), 10)
+        assert monitor.statistics().beat == "task"
+
+    assert monitor.level is Level.CRITICAL
+
+
+async def test_an_operation_wakes_the_beat(machine, make):
+    monitor, changed = make(sample_every=1, min_interval=3600.0, max_interval=3600.0), asyncio.Event()
+    monitor.on_critical(lambda change: changed.set())
+    async with monitor:
+        await asyncio.sleep(0.01)
+        machine.used = 900 * MIB
+
+        monitor.record("job", 0.1)
+
+        await asyncio.wait_for(changed.wait(), 10)
+
+
+def test_an_operation_wakes_the_thread(machine, make):
+    monitor, changed = make(sample_every=1, min_interval=3600.0, max_interval=3600.0), threading.Event()
+    monitor.on_critical(lambda change: changed.set())
+    with monitor:
+        while not monitor.statistics().looks:
+            time.sleep(0.001)
+        machine.used = 900 * MIB
+
+        monitor.record("job", 0.1)
+
+        assert changed.wait(10)
+
+
+def test_a_loop_that_was_closed_under_it_leaves_a_monitor_that_starts_again(make):
+    monitor = make()
+
+    async def begins():
+        await monitor.__aenter__()
+
+    asyncio.run(begins())  # cancels what is left on its loop
+    assert monitor.statistics().beat == "none"
+
+    async def begins_again():
+        async with monitor:
+            await asyncio.sleep(0)
+            assert monitor.statistics().beat == "task"
+
+    asyncio.run(begins_again())
+    asyncio.run(begins_again())
+
+
+def test_two_loops_in_two_threads_have_a_monitor_each(machine, make):
+    machine.used = 900 * MIB
+    found = []
+
+    def runs(name):
+        async def main():
+            monitor, changed = make(name=name, min_interval=0.01, max_interval=0.01), asyncio.Event()
+            monitor.on_critical(lambda change: changed.set())
+            async with monitor:
+                await asyncio.wait_for(changed.wait(), 10)
+                found.append(name)
+
+        asyncio.run(main())
+
+    threads = [threading.Thread(target=runs, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+
+    assert sorted(found) == ["one", "two"]
+
+
+def test_where_no_thread_can_be_had_operations_go_on_looking(machine, make, monkeypatch, caplog):
+    def refuses(self):
+        raise RuntimeError("can't start new thread")
+
+    monitor = make(sample_every=1)
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+
+    with monitor:
+        machine.used = 900 * MIB
+        monitor.record("job", 0.1)
+
+        assert monitor.level is Level.CRITICAL
+        assert monitor.statistics().beat == "none"
+
+        monkeypatch.undo()
+        machine.now += 60
+        monitor.record("job", 0.1)
+        assert monitor.statistics().beat == "thread"
+    assert "no thread could be started" in caplog.text
+
+
+def test_a_monitor_that_was_never_stopped_says_so(make):
+    monitor = make(name="forgotten")
+    monitor.start()
+
+    with pytest.warns(ResourceWarning, match="forgotten was started and never stopped"):
+        del monitor
+        gc.collect()
+
+
+async def test_a_reading_that_is_refused_does_not_end_the_beat(machine, make, caplog):
+    monitor = make()
+    machine.refuses = True
+
+    async with monitor:
+        await asyncio.sleep(0.01)
+        assert monitor.statistics().beat == "task"
+
+    assert monitor.statistics().missed_looks == 1
+    assert "a look failed" in caplog.text
+
+
+def test_collections_are_measured_while_it_is_started(make):
+    monitor = make()
+    with monitor:
+        gc.collect()
+        pauses = monitor.statistics().pauses
+
+    assert pauses.pauses >= 1
+    assert pauses.longest_s > 0
+
+
+def test_far_from_a_threshold_the_beat_is_slow_and_near_or_filling_it_is_fast():
+    pace = Pace()
+    pace.note(0, 0.0)
+
+    assert pace.seconds(1000, 1000, is_short=False, is_pending=False) == 5.0
+    assert pace.seconds(20, 1000, is_short=False, is_pending=False) == 1.0
+    assert pace.seconds(1000, 1000, is_short=True, is_pending=False) == 1.0
+    assert pace.seconds(1000, 1000, is_short=False, is_pending=True) == 0.05
+
+    pace.note(100, 1.0)
+    assert pace.seconds(800, 1000, is_short=False, is_pending=False) == 2.0
+    pace.note(100, 2.0)
+    assert pace.seconds(800, 1000, is_short=False, is_pending=False) == 4.0
+    pace.note(10**9, 2.1)
+    assert pace.seconds(800, 1000, is_short=False, is_pending=False) == 0.05

@@ -1,0 +1,98 @@
+"""The report and its recommendations: who holds the most, and the line to change."""
+
+import asyncio
+
+from memtools import BoundedList, memory_scope
+from memtools.monitor._unended import unended_tasks
+
+HOARD: list[str] = []
+RECENT = BoundedList[str](maxlen=90_000, shrinkable=True)
+
+
+class Shop:
+    def __init__(self) -> None:
+        self.seen: dict[int, str] = {}
+
+
+async def _waits_for_nothing():
+    await asyncio.sleep(3600)
+
+
+def _about(monitor, subject):
+    return next(one for one in monitor.recommendations() if subject in one.subject)
+
+
+def test_a_list_of_a_module_is_named_with_the_line_where_it_is_made(make):
+    HOARD.extend(f"{number}" * 9 for number in range(90_000))
+    try:
+        found = _about(make(), "HOARD")
+    finally:
+        HOARD.clear()
+
+    assert found.subject.endswith("test_monitor_report.HOARD")
+    assert found.place.endswith("test_monitor_report.py:8")
+    assert found.held_bytes > 90_000 * 50
+    assert "BoundedList(maxlen=...)" in found.advice
+
+
+def test_a_dict_of_an_object_is_named_by_its_class_though_the_collector_does_not_track_it(make):
+    shop = Shop()
+    shop.seen.update((number, f"{number}" * 9) for number in range(90_000))
+
+    found = _about(make(), "Shop.seen")
+
+    assert found.place.endswith("test_monitor_report.py:14")
+    assert "bound this dict" in found.advice
+
+
+def test_a_bounded_list_is_to_have_a_lower_bound(make):
+    RECENT.extend(f"{number}" * 9 for number in range(90_000))
+    try:
+        found = _about(make(), "RECENT")
+    finally:
+        RECENT.clear()
+
+    assert "lower its bound (maxlen=90000, keep=90000)" in found.advice
+
+
+def test_an_open_owner_is_named_with_what_it_holds(make):
+    with memory_scope("nightly", meter="traced"):
+        block = bytearray(5 << 20)
+        found = _about(make(), "nightly")
+
+    assert found.held_bytes >= len(block)
+    assert "still open" in found.advice
+
+
+async def test_tasks_that_never_ended_are_named_with_the_line_where_they_wait(make):
+    tasks = [asyncio.create_task(_waits_for_nothing()) for _ in range(150)]
+    await asyncio.sleep(0)
+    found = _about(make(), "_waits_for_nothing")
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert found.subject == "150 tasks of _waits_for_nothing"
+    assert found.place.endswith("test_monitor_report.py:18")
+    assert "never ended" in found.advice
+    assert not any(one.name == "_waits_for_nothing" for one in unended_tasks())
+
+
+def test_a_threshold_above_the_limit_is_said(make):
+    found = next(one for one in make("500 MiB", "5 GiB").recommendations() if one.kind == "monitor")
+
+    assert "critical=5.0 GiB lies above the limit of 1000.0 MiB" in found.advice
+
+
+def test_the_report_says_it_all(machine, make):
+    monitor = make(name="shop")
+    monitor.record("import", 0.25)
+    machine.raise_to(monitor, 700)
+
+    text = monitor.report()
+
+    assert text.startswith("shop: WARNING for 0 s")
+    assert "in use     700.0 MiB of 1000.0 MiB (70%)" in text
+    assert "warning at 600.0 MiB, critical at 800.0 MiB" in text
+    assert "import: 1, 0, 250.000 ms, 250.000 ms" in text
+    assert "what to change:" in text
