@@ -226,8 +226,11 @@ class TracedMeter:
     def look(self, owner: Owner, /) -> tuple[int, int]:
         """Return live and peak bytes up to now."""
         with self._lock:
-            self._settle()
-            live, peak = self._process_wide(owner) if owner.adrift else inclusive(owner)
+            # Another thread may just be opening the owner, or have ended it and the session with it.
+            if self._holds:
+                self._settle()
+            is_wide = owner.adrift and owner.watch is not None
+            live, peak = self._process_wide(owner) if is_wide else inclusive(owner)
             return int(live), int(peak)
 
     def left_alive(self, _owner: Owner, /) -> None:
