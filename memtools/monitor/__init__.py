@@ -3,7 +3,8 @@
 from memtools.monitor._admission import Admission, AlreadyInside
 from memtools.monitor._advice import Recommendation
 from memtools.monitor._gauges import Gauges
-from memtools.monitor._monitor import AlreadyStarted, MemoryMonitor
+from memtools.monitor._monitor import MemoryMonitor
+from memtools.monitor._settings import AlreadyStarted
 from memtools.monitor._started import monitors
 from memtools.monitor._statistics import (
     AdmissionStatistics,

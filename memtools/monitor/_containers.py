@@ -80,13 +80,17 @@ def _weight(thing: Any) -> int:
         if isinstance(thing, WeakCache):
             statistics: Any = thing.statistics()
             return int(statistics.strong_bytes or 0)
-        sample: list[Any] = _any(list(islice(_any(thing), _WEIGHED)))
+        sample = _first(thing)
         items = sum(map(sys.getsizeof, sample))
         if isinstance(thing, dict):
             items += sum(map(sys.getsizeof, _any(islice(_values(thing), _WEIGHED))))
         return sys.getsizeof(_any(thing)) + (items * len(_any(thing)) // len(sample) if sample else 0)
     except Exception:  # changed by another thread meanwhile, or an item that cannot say its size
         return 0
+
+
+def _first(thing: Any) -> list[Any]:
+    return list(islice(thing, _WEIGHED))
 
 
 def _values(thing: Any) -> Any:

@@ -13,17 +13,16 @@ from typing import Any, Self, TypeVar, overload
 from memtools.cleanup import Ladder, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
-from memtools.errors import ConfigError, MemtoolsError
+from memtools.errors import ConfigError
 from memtools.events import LevelChanged, ReclaimIneffective
 from memtools.monitor._admission import Admission
 from memtools.monitor._advice import Recommendation, recommend
 from memtools.monitor._gauges import Gauges, real_gauges
-from memtools.monitor._interval import Pace
 from memtools.monitor._keeper import Keeper
 from memtools.monitor._levels import LevelMachine
 from memtools.monitor._lookout import Lookout
-from memtools.monitor._operations import presentable
 from memtools.monitor._report import in_words
+from memtools.monitor._settings import AlreadyStarted, parse_name, parse_pace, parse_positive
 from memtools.monitor._started import note_made, note_started, note_stopped
 from memtools.monitor._statistics import MonitorStatistics
 from memtools.monitor._summing import sum_up
@@ -37,21 +36,6 @@ from memtools.units import parse_count, parse_seconds, parse_size
 F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
 OnChange = TypeVar("OnChange", bound=Callable[[LevelChanged], object])
 OnExhausted = TypeVar("OnExhausted", bound=Callable[[ReclaimIneffective], object])
-
-
-class AlreadyStarted(MemtoolsError, RuntimeError):
-    """A monitor was started while it is started.
-
-    Attributes:
-        name: the monitor's name.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-    def __str__(self) -> str:
-        return f"{self.name} is started already: stop it first, or make a second monitor"
 
 
 class MemoryMonitor:
@@ -122,15 +106,15 @@ class MemoryMonitor:
             warning, critical = "80%", "90%"
         gauges = gauges or real_gauges(limit)
         thresholds = Thresholds(warning, critical, free, lambda: gauges.limit().value_bytes)
-        pace = _pace(min_interval, max_interval)
+        pace = parse_pace(min_interval, max_interval)
         self._keeper = Keeper(
             gauges,
             Lookout(gauges, thresholds, LevelMachine(), pace),
             ladder or Ladder(default_steps(), read=gauges.used, clock=gauges.clock),
-            name=_parse_name(name),
+            name=parse_name(name),
             sample_every=parse_count(sample_every, name="sample_every"),
             cleanup_interval_s=parse_seconds(cleanup_interval, name="cleanup_interval"),
-            callback_timeout_s=_positive(callback_timeout, "callback_timeout"),
+            callback_timeout_s=parse_positive(callback_timeout, "callback_timeout"),
             pressure=bool(pressure),
         )
         note_made(self)
@@ -342,23 +326,3 @@ class MemoryMonitor:
 
     def _renew_after_fork(self) -> None:
         self._keeper.renew()
-
-
-def _parse_name(name: object) -> str:
-    if not isinstance(name, str) or not name.strip():
-        raise ConfigError("name", name, "a text that is not empty")
-    return presentable(name)
-
-
-def _positive(seconds: object, name: str) -> float:
-    parsed = parse_seconds(seconds, name=name)
-    if parsed == 0:
-        raise ConfigError(name, seconds, "seconds as a number above 0")
-    return parsed
-
-
-def _pace(shortest: object, longest: object) -> Pace:
-    shortest_s, longest_s = _positive(shortest, "min_interval"), _positive(longest, "max_interval")
-    if shortest_s > longest_s:
-        raise ConfigError("min_interval", shortest, f"at most max_interval={longest!r}")
-    return Pace(shortest_s, longest_s)

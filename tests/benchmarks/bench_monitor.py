@@ -55,11 +55,11 @@ def run(rounds: int = 15) -> list[Result]:
     idle = _idle_share()
     guide = over_us("guide")
     return [
-        Result("an operation under watch, off its sample", f"{_OFF_US:.0f} us over the bare call", over_us("off") / _OFF_US,
+        Result("an operation under watch, off its sample", f"{_OFF_US:.0f} us over bare", over_us("off") / _OFF_US,
                1.0, f"{over_us('off'):.2f} us over it; a new psutil.Process each time {guide:.1f} us"),
         Result("... on its sample", f"{_ON_US:.0f} us over the bare call", over_us("on") / _ON_US,
                1.0, f"{over_us('on'):.2f} us over it"),
-        Result("... with every 10th looking, the default", "a new psutil.Process each time", over_us("every 10th") / guide,
+        Result("... with every 10th looking, the default", "a new psutil.Process", over_us("every 10th") / guide,
                0.2, f"{over_us('every 10th'):.2f} us over the bare call"),
         Result("an idle monitor, in a thread, with pressure", "0.1 % of one core", idle / _IDLE_SHARE,
                1.0, f"{idle:.4%} of one core over {_IDLE_S:.0f} s"),

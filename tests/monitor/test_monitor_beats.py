@@ -168,7 +168,6 @@ def test_a_monitor_that_was_never_stopped_says_so(make):
 
     with pytest.warns(ResourceWarning, match="forgotten was started and never stopped"):
         del monitor
-        gc.collect()
 
 
 async def test_a_reading_that_is_refused_does_not_end_the_beat(machine, make, caplog):

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -41,10 +42,8 @@ async def _never_ends(change):
 
 async def _will_not_be_cancelled(change):
     for _ in range(3):
-        try:
+        with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.2)
-        except asyncio.CancelledError:
-            pass
 
 
 BAD = [_fails, _has_no_memory, _is_cancelled, _fails_later, _cancels_itself, _never_ends, _will_not_be_cancelled]
