@@ -89,6 +89,30 @@ def open_owner(
 
     parent = active_owner()
     meter.hold()
+    owner = _enlist(name, kind, meter, parent, include_children, budget, adrift, is_layered)
+    if driver is not None:
+        owner.driver = weakref.ref(driver)
+        owner.steps_before = driver.steps - 1  # the present step counts
+
+    if binds:
+        active.set(owner)
+    owner.opened_at = now = time.perf_counter()
+    owner.resident = resident_lately(now) if _is_quick(meter, budget) else resident_or_zero()
+    owner.neighbours = _neighbours.look() if meter.follows and not meter.tells_threads_apart else None
+    meter.enter(owner, per_thread.slot, _payer(parent, meter), is_task)
+    return owner
+
+
+def _enlist(
+    name: str,
+    kind: Kind,
+    meter: Meter,
+    parent: Owner | None,
+    include_children: bool,
+    budget: Budget | None,
+    adrift: str,
+    is_layered: bool,
+) -> Owner:
     with _lock:
         above = parent.account if parent is not None else _root
         account = above.children.get((kind, name))
@@ -96,8 +120,7 @@ def open_owner(
             name = _presentable(name)
             account = above.below(kind, name)
         owner = Owner(name, kind, meter, parent, account, include_children, budget, adrift != "")
-        if is_layered:
-            owner.is_layered = True
+        owner.is_layered = is_layered
         if budget is not None:
             owner.ceiling = budget.ceiling
         if parent is not None and parent.is_layered and parent.account is account:
@@ -118,16 +141,6 @@ def open_owner(
         owner.budgeted = owner
     owner.charged = owner if meter.follows and not adrift else parent and parent.charged
     owner.note = adrift
-    if driver is not None:
-        owner.driver = weakref.ref(driver)
-        owner.steps_before = driver.steps - 1  # the present step counts
-
-    if binds:
-        active.set(owner)
-    owner.opened_at = now = time.perf_counter()
-    owner.resident = resident_lately(now) if _is_quick(meter, budget) else resident_or_zero()
-    owner.neighbours = _neighbours.look() if meter.follows and not meter.tells_threads_apart else None
-    meter.enter(owner, per_thread.slot, _payer(parent, meter), is_task)
     return owner
 
 

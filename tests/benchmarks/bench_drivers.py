@@ -13,18 +13,23 @@ from typing import Any, TypeAlias
 
 from _compare import Result, compare, print_results
 
-from memtools.ledger import Driven, Meter, choose_meter, end_owner, open_owner
+from memtools.ledger import Driven, Meter, choose_meter, end_owner, native_reason, open_owner
 from memtools.scopes import memory_scope
 
 _STEPS = 1_000
 _TRACED_TARGET_NS = 5_000.0
 _IDLE_TARGET_NS = 1_000.0
+_NATIVE_TARGET_NS = 100.0
+_OWNER_TARGETS_NS = {"traced": 40_000.0, "resident": 20_000.0, "native": 4_000.0}
 _Maker: TypeAlias = Callable[[int], Coroutine[Any, Any, None]]
 
 
 def run(rounds: int = 15) -> list[Result]:
     """Time steps under each driver, and opening and ending an owner."""
-    return [*_steps_under_traced(rounds), *_steps_with_nothing_on(rounds), *_owners(rounds)]
+    results = [*_steps_under_traced(rounds), *_steps_with_nothing_on(rounds)]
+    if not native_reason():
+        results += _steps_under_native(rounds)
+    return [*results, *_owners(rounds)]
 
 
 async def _steps(steps: int) -> None:
@@ -65,6 +70,17 @@ def _steps_with_nothing_on(rounds: int) -> list[Result]:
     return _per_step(made, rounds, "a bare task", _IDLE_TARGET_NS)
 
 
+def _steps_under_native(rounds: int) -> list[Result]:
+    meter = choose_meter("native")
+    made: dict[str, _Maker] = {"bare": _steps, "driven, native": lambda steps: _driven(_steps(steps), meter)}
+    # The ledger counts in both: what is compared is the following.
+    meter.hold()
+    try:
+        return _per_step(made, rounds, "a bare task, the ledger on", _NATIVE_TARGET_NS)
+    finally:
+        meter.release()
+
+
 def _driven(inner: Coroutine[Any, Any, None], meter: Meter) -> Coroutine[Any, Any, None]:
     return Driven(inner, meter, name="task")
 
@@ -88,13 +104,15 @@ def _per_step(made: dict[str, _Maker], rounds: int, peer: str, target_ns: float)
     for name in list(made)[1:]:
         extra_ns = step_ns(name) - step_ns("bare")
         note = f"{extra_ns / 1000:.2f} us per step more than {peer}"
-        results.append(Result(f"a step, {name}", f"{target_ns / 1000:.0f} us", extra_ns / target_ns, 1.0, note))
+        results.append(Result(f"a step, {name}", f"{target_ns / 1000:g} us", extra_ns / target_ns, 1.0, note))
     return results
 
 
 def _owners(rounds: int) -> list[Result]:
     results = []
-    for name, target_ns in (("traced", 40_000.0), ("resident", 20_000.0)):
+    for name, target_ns in _OWNER_TARGETS_NS.items():
+        if name == "native" and native_reason():
+            continue
         meter = choose_meter(name)
         meter.hold()
         try:
