@@ -4,19 +4,18 @@ from memtools.ledger._accounts import Entry
 from memtools.ledger._book import (
     LedgerStatistics,
     end_owner,
-    figures_of,
     forget_accounts,
     open_owner,
     open_owners,
     settle_owner,
     statistics,
-    usage_of,
 )
 from memtools.ledger._budget import Budget, Measure, OnExceed
 from memtools.ledger._carrying import carry
 from memtools.ledger._current import active_owner, current_driver
 from memtools.ledger._driver import Driven
 from memtools.ledger._endings import is_failure
+from memtools.ledger._figures import figures_of, usage_of
 from memtools.ledger._installing import Installation, install
 from memtools.ledger._meters import Meter, choose_meter, native_reason
 from memtools.ledger._owner import Kind, Owner

@@ -44,6 +44,7 @@ def begin_to_count() -> None:
     except (RuntimeError, ValueError, AttributeError) as error:
         raise ConfigError("numpy", True, f"it with numpy 1.22 or later; here {error}") from error
     _askers.count += 1
+    _native.go_long(True)  # each opening sets the handler
 
 
 def end_to_count() -> None:
@@ -52,6 +53,7 @@ def end_to_count() -> None:
 
     _askers.count -= 1
     if not _askers.count:
+        _native.go_long(False)
         _native.follow_arrays(False)
 
 

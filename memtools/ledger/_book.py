@@ -1,6 +1,6 @@
 """Open and end owners: the one place where tree, turn, meter and account meet.
 
-Covers: where an owner hangs, who is active in the context, what its `Usage` is, the accounts of the process. The plain
+Covers: where an owner hangs, who is active in the context, the accounts of the process. The plain
 case of the native meter, an owner that is like many before it, goes a quick way in C (`native/book.c`), which keeps the
 same books; all else, and everything where that was not built, is here.
 Leaves to others: counting (the meters), following steps (`_driver`, `_frames`), what happens at a budget (`scopes`).
@@ -20,6 +20,7 @@ from memtools.ledger import _neighbours
 from memtools.ledger._accounts import MAX_NAME_LENGTH, Account, Entry
 from memtools.ledger._budget import Budget
 from memtools.ledger._current import active, active_owner, get_active, per_thread
+from memtools.ledger._figures import figures_of, reads_lately, usage_of
 from memtools.ledger._meters import Meter, choose_meter, made_meters
 from memtools.ledger._open_holdings import held_by_open
 from memtools.ledger._owner import Kind, Owner
@@ -97,7 +98,7 @@ def open_owner(
     if binds:
         active.set(owner)
     owner.opened_at = now = time.perf_counter()
-    owner.resident = resident_lately(now) if _is_quick(meter, budget) else resident_or_zero()
+    owner.resident = resident_lately(now) if reads_lately(meter, budget) else resident_or_zero()
     owner.neighbours = _neighbours.look() if meter.follows and not meter.tells_threads_apart else None
     meter.enter(owner, per_thread.slot, _payer(parent, meter), is_task)
     return owner
@@ -183,7 +184,7 @@ def _settle(owner: Owner, failed: bool, back: Owner | None) -> bool:
         owner.charged = owner.budgeted = None  # it may be its own: a cycle
         if owner.neighbours is not None and not owner.note and _neighbours.have_run_since(owner.neighbours):
             owner.note = "other threads ran meanwhile"
-        final = owner.final = _figures(owner)
+        final = owner.final = figures_of(owner)
         _settle_account(owner, final, failed)
         if owner.parent is not None:
             _note_child(owner.parent, owner.name, final)
@@ -191,42 +192,6 @@ def _settle(owner: Owner, failed: bool, back: Owner | None) -> bool:
         _mark(owner.account)
     meter.release()
     return True
-
-
-def usage_of(owner: Owner) -> Usage:
-    """Return what the owner used so far, or in the end."""
-    return Usage(*figures_of(owner))
-
-
-def figures_of(owner: Owner) -> Figures:
-    """Return the same as a plain tuple, the fields of a `Usage`, which takes a tenth of the time."""
-    return owner.final or _figures(owner)
-
-
-def _figures(owner: Owner) -> Figures:
-    meter = owner.meter
-    live, peak = (int(owner.live), int(owner.peak)) if owner.ended else meter.look(owner)
-    allocated = owner.allocated
-    now = time.perf_counter()
-    resident = resident_lately(now) if _is_quick(meter, owner.budget) else resident_or_zero()
-    return (
-        owner.name,
-        live,
-        peak,
-        allocated,
-        None if allocated is None else allocated - live,
-        resident - owner.resident,
-        now - owner.opened_at,
-        0 if owner.driver is None else owner.steps,
-        meter.name,
-        not owner.note,
-        owner.note,
-    )
-
-
-def _is_quick(meter: Meter, budget: Budget | None) -> bool:
-    # Reading the resident size takes as long as all else together, and for these it is only for information.
-    return meter.tells_threads_apart and (budget is None or budget.measure != "resident")
 
 
 def _tell(owner: Owner, failed: bool) -> None:

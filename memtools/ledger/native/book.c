@@ -29,6 +29,7 @@ static PyObject *root;          /* given by `keep_root` */
 static PyTypeObject *tally_type;
 static PyTypeObject *holdings_type;
 static long long holds;
+static int goes_long; /* whether no owner is plain, for now */
 
 #define FIGURES 11
 #define DURATION 6
@@ -190,7 +191,7 @@ static int enter(struct owner *owner, struct owner *parent, struct account *acco
 PyObject *book_open_plain(PyObject *meter, PyObject *kind, PyObject *name, int include_children, PyObject *driver)
 {
     struct owner *parent = NULL;
-    if (meter != native_meter || owner_class == NULL || tallies == NULL || turns_active(&parent) < 0) {
+    if (goes_long || meter != native_meter || owner_class == NULL || tallies == NULL || turns_active(&parent) < 0) {
         return NULL;
     }
     struct owner *owner = NULL;
@@ -487,7 +488,16 @@ static PyObject *native_keep_meter(PyObject *Py_UNUSED(module), PyObject *meter)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(long_doc, "go_long($module, is_on, /)\n--\n\nOpen no owner the quick way: each opening has more to do for now.");
+
+static PyObject *native_go_long(PyObject *Py_UNUSED(module), PyObject *is_on)
+{
+    goes_long = is_on == Py_True;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"go_long", native_go_long, METH_O, long_doc},
     {"hold", native_hold, METH_NOARGS, hold_doc},
     {"keep_book", native_keep_book, METH_VARARGS, keep_doc},
     {"keep_root", native_keep_root, METH_O, root_doc},
