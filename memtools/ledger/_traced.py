@@ -226,11 +226,9 @@ class TracedMeter:
     def look(self, owner: Owner, /) -> tuple[int, int]:
         """Return live and peak bytes up to now."""
         with self._lock:
-            # Another thread may just be opening the owner, or have ended it and the session with it.
-            if self._holds:
+            if self._holds:  # or another thread has ended the owner, and the session with it
                 self._settle()
-            is_wide = owner.adrift and owner.watch is not None
-            live, peak = self._process_wide(owner) if is_wide else inclusive(owner)
+            live, peak = self._process_wide(owner) if owner.adrift and owner.watch else inclusive(owner)
             return int(live), int(peak)
 
     def left_alive(self, _owner: Owner, /) -> None:
