@@ -89,7 +89,7 @@ class Owner(OwnerFields):
 
     @property
     def refusals(self) -> tuple[int, int]:
-        """How many blocks were refused to it and to those below, and the most bytes that one would have led to."""
+        """How many blocks its budget refused, and the most bytes that one of them would have led to."""
         refusals: tuple[int, int] = getattr(self.watch, "refused", (0, 0))  # the native meter's, the one that refuses
         return refusals
 

@@ -50,6 +50,11 @@ async def remembered_later(first: int) -> int:
     return first
 
 
+@memory_budget("50 MiB", on_exceed="deny", meter="native")
+def refused(first: int) -> bytes:
+    return bytes(first)
+
+
 @profile_memory
 def items(count: int) -> Generator[int, None, str]:
     yield from range(count)

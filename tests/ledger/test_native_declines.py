@@ -1,0 +1,99 @@
+"""Where the native ledger cannot keep its promises it says why, and the other meters do the work."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from memtools.ledger import native_reason
+
+pytestmark = [
+    pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler to make a bad allocator with"),
+    pytest.mark.skipif(
+        not Path(sysconfig.get_path("include"), "Python.h").exists(), reason="Python's headers are not installed"
+    ),
+]
+
+SOURCES = Path(__file__).parents[2] / "memtools" / "ledger" / "native"
+
+# One block of the self-check's, and no other, is not where Python promises it to be.
+MISALIGNS = """
+#include <Python.h>
+static PyMemAllocatorEx below;
+static char *moved;
+static void *bad_malloc(void *ctx, size_t size)
+{
+    if (size != 3000000 || moved != NULL) return below.malloc(below.ctx, size);
+    return moved = (char *)below.malloc(below.ctx, size + 64) + 8;
+}
+static void *bad_calloc(void *ctx, size_t items, size_t size)
+{
+    return items * size == 3000000 ? bad_malloc(ctx, 3000000) : below.calloc(below.ctx, items, size);
+}
+static void *bad_realloc(void *ctx, void *block, size_t size) { return below.realloc(below.ctx, block, size); }
+static void bad_free(void *ctx, void *block)
+{
+    if (block != NULL && block == moved) { block = moved - 8; moved = NULL; }
+    below.free(below.ctx, block);
+}
+void misalign(void)
+{
+    PyMem_GetAllocator(PYMEM_DOMAIN_OBJ, &below);
+    PyMemAllocatorEx bad = {NULL, bad_malloc, bad_calloc, bad_realloc, bad_free};
+    PyMem_SetAllocator(PYMEM_DOMAIN_OBJ, &bad);
+}
+"""
+
+BEGIN = """
+import ctypes, sys
+ctypes.PyDLL(sys.argv[1]).misalign()
+from memtools.commands import main
+sys.exit(main(["info"]))
+"""
+
+ASKS = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("memtools.ledger._native", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.install(), module.reason())
+"""
+
+
+def build(target: Path, *arguments: str) -> None:
+    include = f"-I{sysconfig.get_path('include')}"
+    subprocess.run(["cc", "-shared", "-fPIC", include, *arguments, "-o", str(target)], check=True, timeout=120)
+
+
+def python(program: str, argument: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(argument)],
+        capture_output=True, text=True, timeout=120, check=False, cwd=tempfile.gettempdir(), env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_failed_self_check_is_named_by_info_and_another_meter_is_the_default(tmp_path: Path) -> None:
+    source, library = tmp_path / "misaligns.c", tmp_path / "misaligns.so"
+    source.write_text(MISALIGNS)
+    build(library, str(source))
+
+    facts = dict(line.split(maxsplit=1) for line in python(BEGIN, library).splitlines() if " " in line.strip())
+
+    assert "blocks are not aligned to 16 bytes" in facts["native"]
+    assert facts["default"] == "resident"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="from 3.13 on these headers make objects of another shape")
+def test_a_free_threaded_build_is_declined(tmp_path: Path) -> None:
+    module = tmp_path / "_native.so"
+    build(module, "-O0", "-DPy_GIL_DISABLED", *map(str, sorted(SOURCES.glob("*.c"))))
+
+    assert python(ASKS, module).strip() == "False it relies on the GIL, and this Python is free-threaded"
