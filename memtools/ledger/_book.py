@@ -47,11 +47,13 @@ class LedgerStatistics:
         accounts: the tree of accounts, outermost first.
         open_owners: how many owners are open.
         unattributed_bytes: bytes added by nobody's turn, for each meter in use.
+        refused_blocks: how many blocks budgets have refused; 0 with meters that cannot refuse.
     """
 
     accounts: tuple[Entry, ...]
     open_owners: int
     unattributed_bytes: dict[str, int]
+    refused_blocks: int = 0
 
 
 def open_owner(
@@ -223,6 +225,7 @@ def statistics() -> LedgerStatistics:
             accounts=tuple(child.entry(figures, held) for child in _root.children.values()),
             open_owners=len(_open),
             unattributed_bytes={meter.name: meter.unattributed_bytes for meter in made_meters()},
+            refused_blocks=sum(getattr(meter, "refused_blocks", 0) for meter in made_meters()),
         )
 
 

@@ -69,6 +69,11 @@ class NativeMeter:
         """Bytes of the live blocks that were made while nobody had the turn."""
         return _native.nobodys_bytes()
 
+    @property
+    def refused_blocks(self) -> int:
+        """How many blocks budgets have refused, of anybody's."""
+        return _native.refused_blocks()
+
     def hold(self) -> None:
         """Begin to count; put the hooks back in place where another tool took them out.
 

@@ -86,13 +86,13 @@ def test_without_asking_they_show_as_growth_that_no_owner_explains() -> None:
 
     resident = read_process().resident_bytes
     with memory_scope("uncounted", meter="native") as scope:
-        kept = numpy.ones(4 * MB)
+        kept = numpy.ones(10 * MB)  # too large for any heap that is there: pages of its own
 
     unattributed = read_process().resident_bytes - resident - scope.owner.live_bytes
     assert scope.usage.retained_bytes < MB
-    assert unattributed > 25 * MB
-    assert scope.usage.resident_delta_bytes - scope.usage.retained_bytes > 25 * MB
-    assert len(kept) == 4 * MB
+    assert unattributed > 70 * MB
+    assert scope.usage.resident_delta_bytes - scope.usage.retained_bytes > 70 * MB
+    assert len(kept) == 10 * MB
 
 
 async def test_each_task_is_charged_with_its_own_arrays() -> None:

@@ -12,7 +12,7 @@ import pytest
 from memtools.decorators import memory_budget
 from memtools.errors import BudgetExceeded, ConfigError
 from memtools.events import BudgetOverrun, subscribe
-from memtools.ledger import native_reason, open_owners
+from memtools.ledger import native_reason, open_owners, statistics
 from memtools.scopes import memory_scope, task_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -82,6 +82,16 @@ def test_a_refused_resize_leaves_the_old_block_as_it_was() -> None:
 
     assert (len(kept), kept[:8], kept[-4:]) == (8 * MIB, b"abcdabcd", b"abcd")
     assert after == pytest.approx(before, abs=10_000)
+
+
+def test_the_process_counts_all_refusals() -> None:
+    before = statistics().refused_blocks
+
+    for _ in range(2):
+        with memory_scope("refused", meter="native", budget=BUDGET, on_exceed="deny"), pytest.raises(MemoryError):
+            bytes(GIANT)
+
+    assert statistics().refused_blocks - before == 2
 
 
 def test_what_is_within_the_budget_is_never_refused() -> None:

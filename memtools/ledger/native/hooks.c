@@ -247,18 +247,19 @@ static void *raw_realloc(void *ctx, void *block, size_t size)
         return locked_realloc(ctx, block, size);
     }
     PyMemAllocatorEx *inner = ctx;
+    uint32_t owner = NOBODY;
     cell *at = shadow_find(block);
-    size_t old_size = hooks_forget_unlocked(at);
+    atomic_fetch_add(&tallies_busy, 1);
+    size_t old_size = forget(at, &owner);
     void *made = inner->realloc(inner->ctx, block, size);
-    if (made == NULL) {
-        if (old_size != 0) {
-            /* Its number may be another's by now; it has happened to nobody yet that so much memory was missing. */
-            shadow_write(at, NOBODY, old_size);
-            tallies_change_unlocked(NOBODY, (int64_t)old_size);
-        }
-        return NULL;
+    if (old_size != 0 && made == NULL) {
+        shadow_write(at, owner, old_size);
     }
-    if (is_to_be_counted()) {
+    else if (old_size != 0) {
+        tallies_change_unlocked(owner, -(int64_t)old_size);
+    }
+    atomic_fetch_sub(&tallies_busy, 1);
+    if (made != NULL && is_to_be_counted()) {
         count_unlocked(made, size);
     }
     return made;
