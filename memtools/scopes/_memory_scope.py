@@ -50,8 +50,8 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
             else `"resident"`.
 
     Raises:
-        ConfigError: at construction, for an argument that makes no sense, and for `"deny"` without the native meter; when
-            it is entered, for `"deny"` where nobody can follow the block.
+        ConfigError: at construction, for an argument that makes no sense, and for `"deny"` without the native meter;
+            when it is entered, for `"deny"` where nobody can follow the block.
         BudgetExceeded: at the end of the block, unless the block raises something itself.
 
     Threads: a scope is entered and left in one thread; its name and figures may be read from any.

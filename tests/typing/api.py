@@ -51,7 +51,7 @@ async def remembered_later(first: int) -> int:
 
 
 @memory_budget("50 MiB", on_exceed="deny", meter="native")
-def refused(first: int) -> bytes:
+def denied(first: int) -> bytes:
     return bytes(first)
 
 
