@@ -14,7 +14,7 @@ from memtools.events import BudgetOverrun, emit
 from memtools.records import record
 
 if TYPE_CHECKING:
-    from memtools.ledger._native import Tally
+    from memtools.ledger import _native
     from memtools.ledger._owner import Owner
 
 Measure: TypeAlias = Literal["peak", "retained", "resident"]
@@ -52,7 +52,7 @@ class Budget:
 
     def note_refusal(self, owner: "Owner", wanted_bytes: int) -> None:
         """Tell that a block was refused to the owner, once; `wanted_bytes` is what it would have held with it."""
-        if cast("Tally", owner.watch).tell_once():
+        if cast("_native.Tally", owner.watch).tell_once():
             emit(BudgetOverrun(owner.name, owner.kind, wanted_bytes, self.limit_bytes, self.measure, True))
 
     def note_overrun(self, owner: "Owner", used_bytes: int, *, in_flight: bool) -> BudgetExceeded | None:
