@@ -64,11 +64,11 @@ class Budget:
         if self.on_exceed in ("raise", "deny"):
             return error
 
-        if self.on_exceed == "warn":
+        if isinstance(self.on_exceed, str):  # "warn"
             _log.warning("High memory increase: %s", error)
             return None
         try:
-            cast("Callable[[BudgetExceeded], object]", self.on_exceed)(error)
+            self.on_exceed(error)
         except Exception:
             _log.exception("on_exceed of %s failed", owner.name)
         return None
