@@ -198,7 +198,7 @@ def test_what_nobody_has_the_turn_for_is_unattributed(meter: Meter) -> None:
 def test_numbers_are_used_again_once_nobody_asks_and_nothing_lives(meter: Meter) -> None:
     from memtools.ledger import _native
 
-    gc.collect()  # or what earlier tests have left would go in between
+    gc.collect()
     before = _native.tallies_in_use()
     kept = []
     for _ in range(1000):
@@ -209,7 +209,8 @@ def test_numbers_are_used_again_once_nobody_asks_and_nothing_lives(meter: Meter)
     held = _native.tallies_in_use()
     kept.clear()
 
-    assert 1000 <= held - before <= 1010
+    # Some of those from before may go meanwhile: the last block of one may lie in a free list of the interpreter's.
+    assert 990 <= held - before <= 1010
     assert _native.tallies_in_use() - before <= 10
 
 
