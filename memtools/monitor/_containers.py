@@ -13,6 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
+from time import monotonic
 from types import ModuleType
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ _PLAIN: Final = (list, dict, set, deque)
 _LEAST_ITEMS: Final = 1000
 _WEIGHED: Final = 200  # items that stand for all
 _MOST_REFERRERS: Final = 50
+_NAMING_S: Final = 2.0  # then the rest goes without names: each takes two walks over all objects
 _CHUNK: Final = 10_000  # objects whose referents are listed at once
 
 
@@ -57,7 +59,8 @@ def largest_containers(most: int = 5) -> tuple[Container, ...]:
     found = {id(thing): thing for thing in structures + plain if not _is_ours(thing)}
     del structures, plain  # or they would be among the holders
     weighed = sorted(((_weight(thing), key) for key, thing in found.items()), reverse=True)
-    return tuple(_described(found[key], weight) for weight, key in weighed[:most] if weight)
+    deadline = monotonic() + _NAMING_S
+    return tuple(_described(found[key], weight, deadline) for weight, key in weighed[:most] if weight)
 
 
 def _plain() -> Iterator[Any]:
@@ -102,9 +105,9 @@ def _any(thing: Any) -> Any:
     return thing
 
 
-def _described(thing: Any, weight: int) -> Container:
+def _described(thing: Any, weight: int, deadline: float) -> Container:
     try:
-        name, place = _name_and_place(thing)
+        name, place = _name_and_place(thing) if monotonic() < deadline else ("", "")
     except Exception:  # an object of the program that cannot be asked for its attributes
         name, place = "", ""
     kind = type(thing).__name__
@@ -125,13 +128,15 @@ def _name_and_place(thing: Any) -> tuple[str, str]:
         if found is not None:
             return f"{module.__name__}.{found}", _line_of(module, rf"^{re.escape(found)}\s*[:=]")
 
-    for holder in _referrers(thing):
-        # Before Python 3.13 the attributes of an object are a dict that refers to it; its owner is one step further.
-        owners = _referrers(holder) if type(holder) is dict else [holder]
-        for owner in owners:
-            attribute = _key_of(thing, _attributes(owner))
-            if attribute is not None:
-                return _owned(owner, attribute)
+    holders = _referrers(thing)
+    # The attributes of an object may be a dict (always, before 3.12), and then their owner is one step further. One
+    # question for all of them: each walks all objects of the process.
+    namings: list[Any] = [holder for holder in holders if type(holder) is dict and _key_of(thing, holder) is not None]
+    owners = [holder for holder in holders if type(holder) is not dict]
+    for owner in owners + (_referrers(*namings) if namings else []):
+        attribute = _key_of(thing, _attributes(owner))
+        if attribute is not None:
+            return _owned(owner, attribute)
     return "", ""
 
 
@@ -143,9 +148,9 @@ def _owned(owner: Any, attribute: str) -> tuple[str, str]:
     return f"{kind.__module__}.{kind.__qualname__}.{attribute}", place
 
 
-def _referrers(thing: Any) -> list[Any]:
+def _referrers(*things: Any) -> list[Any]:
     # A snapshot that holds its things; frames and the lists of this search are left out.
-    found = gc.get_referrers(thing)[:_MOST_REFERRERS]
+    found = gc.get_referrers(*things)[:_MOST_REFERRERS]
     return [one for one in found if type(one).__name__ not in ("frame", "list", "tuple", "list_iterator", "generator")]
 
 
