@@ -14,7 +14,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from memtools.heap._looking import attribute_of, class_of, instance_dict
+from memtools.heap._looking import attribute_of, class_of, instance_dict, is_one_of
 
 # Who has more referrers is reached by another way as well; and labelling would take long.
 FAN_OUT: Final = 40
@@ -134,7 +134,7 @@ def is_root(one: object) -> bool:
     cls = class_of(one)
     return (
         issubclass(cls, (types.ModuleType, type, types.FrameType))
-        or cls in _STEPPERS
+        or is_one_of(cls, _STEPPERS)
         or any(issubclass(cls, known) for known in _loaded_root_types())
     )
 

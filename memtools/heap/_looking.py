@@ -10,7 +10,7 @@ property of the metaclass. `type(x)`, `issubclass` between real classes, and the
 
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 # Descriptors of `type` itself, called by hand so that no metaclass is asked.
@@ -20,7 +20,8 @@ _mro_of: Final = type.__dict__["__mro__"].__get__
 _dict_of: Final = type.__dict__["__dict__"].__get__
 _module_dict_of: Final[Callable[[Any], dict[str, Any]]] = _dict_of(types.ModuleType)["__dict__"].__get__
 
-MAX_TEXT: Final = 60  # characters of a key or a name of the user's
+MAX_TEXT: Final = 120  # characters of a name of the user's; nested classes have long ones
+MAX_KEY: Final = 60  # characters of a key
 
 # What is asked of containers by the methods of their built-in class, not by those of a subclass.
 _items_of: Final[Callable[[Any], Any]] = vars(dict)["items"]
@@ -32,6 +33,8 @@ REVERSED: Final[dict[type, Callable[[Any], Iterator[Any]]]] = {
     list: vars(list)["__reversed__"],
     deque: vars(deque)["__reversed__"],
 }
+
+_PLAIN: Final = (int, float, bool, bytes, type(None))
 
 # The containers that grow without end, and the length that asks no subclass.
 LENGTHS: Final[dict[type, Callable[[Any], int]]] = {  # Any: each takes its own kind
@@ -45,6 +48,11 @@ LENGTHS: Final[dict[type, Callable[[Any], int]]] = {  # Any: each takes its own 
 def class_of(thing: object) -> type[Any]:  # Any: a checker that narrows by it would only lose track
     """Return the real class of an object, whatever its `__class__` says."""
     return type(thing)
+
+
+def is_one_of(cls: type, kinds: Iterable[type]) -> bool:
+    """Return whether `cls` is among `kinds`; `in` would ask its metaclass for `==` or for a hash."""
+    return any(cls is kind for kind in kinds)
 
 
 def kind_of(cls: type) -> type | None:
@@ -128,12 +136,14 @@ def newest_items(found: dict[Any, object]) -> Iterator[tuple[Any, object]]:  # A
 def key_text(key: Any) -> str:  # Any: read by its exact type only
     """Return how a key reads: plain values as they are, cut; all else by its type."""
     if class_of(key) is str:
-        return repr(_plain(key))
-    if class_of(key) in (int, float, bool, bytes, type(None)):
-        return _cut(repr(key) if class_of(key) is not int or key.bit_length() < 200 else "<a long int>")
+        return repr(_cut(_plain(key), MAX_KEY))
+    if class_of(key) is int and key.bit_length() > 200:
+        return "<a long int>"  # thousands of digits would be an error
+    if is_one_of(class_of(key), _PLAIN):
+        return _cut(repr(key[:MAX_KEY]) if class_of(key) is bytes else repr(key), MAX_KEY)
     if class_of(key) is tuple:
         parts = [key_text(part) for part in key[:4]]
-        return _cut(f"({', '.join(parts)}{', …' if len(key) > 4 else ''})")
+        return _cut(f"({', '.join(parts)}{', …' if len(key) > 4 else ''})", MAX_KEY)
     return f"<{type_name(class_of(key))}>"
 
 
@@ -144,8 +154,8 @@ def plain_name(value: object, otherwise: str = "?") -> str:
 
 def _plain(text: Any) -> str:  # Any: a str, or a subclass of it with methods of its own
     head = str.__getitem__(text, slice(MAX_TEXT))
-    return _cut("".join(char if char.isprintable() else "?" for char in head))
+    return _cut("".join(char if char.isprintable() else "?" for char in head), MAX_TEXT)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) < MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+def _cut(text: str, most: int) -> str:
+    return text if len(text) < most else text[: most - 1] + "…"

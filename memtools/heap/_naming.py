@@ -23,6 +23,7 @@ from memtools.heap._looking import (
     class_items,
     class_of,
     instance_dict,
+    is_one_of,
     key_text,
     length_of,
     newest_items,
@@ -36,6 +37,7 @@ _STEPPERS: Final[dict[type, tuple[str, str]]] = {
     types.GeneratorType: ("generator", "gi_frame"),
     types.AsyncGeneratorType: ("async generator", "ag_frame"),
 }
+_NAMED: Final[tuple[type, ...]] = (types.MethodType, _LRU, functools.partial)
 # Items looked at for the place of one in a long container; the newest are looked at first.
 _MOST_ITEMS: Final = 200_000
 
@@ -88,8 +90,9 @@ def _name_owner_of_dict(child: object, found: Any, owner: object) -> str:
 def _name_plain(child: object, holder: Any) -> str:
     cls = class_of(holder)
     name = name_thing(holder)
-    if cls in _STEPPERS:
-        variable = _local_of(child, getattr(holder, _STEPPERS[cls][1]))
+    stepper = _stepper(cls)
+    if stepper is not None:
+        variable = _local_of(child, getattr(holder, stepper[1]))
         return f"{name}, {variable}" if variable else name
     if cls is types.FrameType:
         variable = _local_of(child, holder)
@@ -98,7 +101,7 @@ def _name_plain(child: object, holder: Any) -> str:
         return f"{type_name(class_of(holder))}[{_key_of(child, holder)}]"
     if issubclass(cls, (list, tuple, deque)):
         return f"{type_name(class_of(holder))}[{_index_of(child, holder)}]"
-    if issubclass(cls, (set, frozenset)) or cls in (types.MethodType, _LRU, functools.partial):
+    if issubclass(cls, (set, frozenset)) or is_one_of(cls, _NAMED):
         return name
     if issubclass(class_of(holder), type):
         return f"class {type_name(holder)}{_member(child, class_items(holder).items())}"
@@ -110,8 +113,9 @@ def _name_plain(child: object, holder: Any) -> str:
 def name_thing(thing: Any) -> str:  # Any: looked at by its exact type only
     """Return what a single object is called."""
     cls = class_of(thing)
-    if cls in _STEPPERS:
-        kind, frame = _STEPPERS[cls]
+    stepper = _stepper(cls)
+    if stepper is not None:
+        kind, frame = stepper
         running = getattr(thing, frame)
         where = f" at line {running.f_lineno}" if running is not None else ""
         return f"{kind} {plain_name(thing.__qualname__)}{where}"
@@ -134,6 +138,10 @@ def name_thing(thing: Any) -> str:  # Any: looked at by its exact type only
     if is_kind(cls, "threading", "Thread"):
         return f"thread {plain_name(attribute_of(thing, '_name'))!r}"
     return type_name(cls)
+
+
+def _stepper(cls: type) -> tuple[str, str] | None:
+    return next((words for kind, words in _STEPPERS.items() if cls is kind), None)
 
 
 def is_kind(cls: type, module: str, name: str) -> bool:

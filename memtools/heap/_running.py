@@ -5,22 +5,26 @@ a climb ends below them without a root.
 """
 
 import sys
-from types import FrameType
 
 from memtools.heap._naming import locals_of, name_thing
 
 
 def variable_of_running_frame(thing: object) -> str:
     """Return the function and the variable, of any thread, that holds `thing`; empty if none does."""
-    for frame in list(sys._current_frames().values()):  # pyright: ignore[reportPrivateUsage]  # documented
-        above: FrameType | None = frame
-        while above is not None:
-            if not above.f_code.co_filename.startswith(_ROOM):
-                name = next((name for name, value in locals_of(above) if value is thing), None)
-                if name is not None:
-                    return f"{name_thing(above)}, variable {name}"
-            above = above.f_back
-    return ""
+    frames = list(sys._current_frames().values())  # pyright: ignore[reportPrivateUsage]  # documented
+    frame = None
+    try:
+        while frames:
+            frame = frames.pop()
+            frames += [frame.f_back] if frame.f_back is not None else []
+            if frame.f_code.co_filename.startswith(_ROOM):
+                continue
+            name = next((name for name, value in locals_of(frame) if value is thing), None)
+            if name is not None:
+                return f"{name_thing(frame)}, variable {name}"
+        return ""
+    finally:
+        del frames, frame  # one of them is this one: they would keep each other alive, and `thing`
 
 
 _ROOM = __file__.rpartition("_running")[0]
