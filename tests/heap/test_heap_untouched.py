@@ -149,9 +149,8 @@ def test_why_alive_climbs_through_trapped_holders_untouched(heap: dict[str, Any]
 
 def test_the_traps_do_catch() -> None:
     cls = _make(object)
-    with _Armed():
-        with suppress(TypeError):  # a trap answers nonsense
-            repr(object.__new__(cls))
+    with _Armed(), suppress(TypeError):  # a trap answers nonsense
+        repr(object.__new__(cls))
 
     assert _touched == ["object.__repr__"]
 
