@@ -19,7 +19,7 @@ from typing import Any, Final
 from memtools.errors import ConfigError
 from memtools.heap._census import Growing
 from memtools.heap._climbing import MOST_SAMPLES, Climb
-from memtools.heap._hints import hint_for
+from memtools.heap._hints import filling, hint_for
 from memtools.heap._looking import class_of, key_text, length_of, type_name
 from memtools.heap._naming import name_thing, name_way
 from memtools.heap._running import variable_of_running_frame
@@ -40,12 +40,14 @@ class Way:
         count: how many samples are held in this way; keys and indices may differ.
         is_rooted: whether the last holder is a root (a module, class, frame, coroutine, thread or loop).
         hint: what this usually means, empty where nothing is known.
+        filling: the bounded cache on the way that is not full yet, in words; empty where there is none.
     """
 
     holders: tuple[str, ...]
     count: int
     is_rooted: bool
     hint: str
+    filling: str = ""
 
     def __str__(self) -> str:
         return " <- ".join(self.holders) or "nothing that Python can see"
@@ -162,7 +164,7 @@ def _told(climb: Climb, sample: object) -> Way:
     way = climb.way(sample)
     if way:
         names = name_way(way, climb.module_name(way[-1]))
-        return Way(names or (name_thing(sample),), 1, True, hint_for(way, names))
+        return Way(names or (name_thing(sample),), 1, True, hint_for(way, names), filling(way))
     way = climb.farthest(sample)
     names = name_way(way, None)
     variable = variable_of_running_frame(way[-1])
@@ -181,9 +183,11 @@ def _hint_without_root(names: tuple[str, ...]) -> str:
 def _cluster(ways: list[Way]) -> tuple[Way, ...]:
     counts = Counter(_PLACES.sub("[]", str(way)) for way in ways)
     first = {_PLACES.sub("[]", str(way)): way for way in reversed(ways)}
-    return tuple(
-        Way(first[text].holders, count, first[text].is_rooted, first[text].hint) for text, count in counts.most_common()
-    )
+    return tuple(_counted(first[text], count) for text, count in counts.most_common())
+
+
+def _counted(way: Way, count: int) -> Way:
+    return Way(way.holders, count, way.is_rooted, way.hint, way.filling)
 
 
 def _example(container: object) -> str:

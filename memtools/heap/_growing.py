@@ -16,11 +16,10 @@ _EVERYDAY: Final = frozenset(
     ("dict", "list", "tuple", "set", "frozenset", "cell", "function", "weakref.ReferenceType", "method",
      "builtin_function_or_method", "code", "generator", "coroutine", "collections.deque", "frame")
 )  # fmt: skip
-# Fewer between two counts are what any program does meanwhile.
-_LEAST_GROWTH: Final = 16
+LEAST_GROWTH: Final = 16
 
 
-def growing(*counts: Census, most: int = 10) -> tuple[Growing, ...]:
+def growing(*counts: Census, most: int = 10, least: int = LEAST_GROWTH) -> tuple[Growing, ...]:
     """Return what grew from each count to the next, the fastest containers first, then the fastest types.
 
     A container that became shorter in between is at work, and no leak.
@@ -28,6 +27,7 @@ def growing(*counts: Census, most: int = 10) -> tuple[Growing, ...]:
     Args:
         counts: two or more, in the order in which they were taken; 10 to 30 s apart for a service.
         most: how many containers and how many types to return at most.
+        least: how much more there must be; fewer than 16 is what any program does meanwhile.
 
     Raises:
         ConfigError: for fewer than two counts.
@@ -35,14 +35,14 @@ def growing(*counts: Census, most: int = 10) -> tuple[Growing, ...]:
     if len(counts) < 2:
         raise ConfigError("counts", len(counts), "two or more counts, as `census()` returns them")
     seconds = max(counts[-1].at - counts[0].at, 1e-9)
-    return (*_containers(counts, seconds)[:most], *_types(counts, seconds)[:most])
+    return (*_containers(counts, seconds, least)[:most], *_types(counts, seconds, least)[:most])
 
 
-def _containers(counts: Sequence[Census], seconds: float) -> list[Growing]:
+def _containers(counts: Sequence[Census], seconds: float, least: int) -> list[Growing]:
     found: list[Growing] = []
     for address, (cls, after) in counts[-1].containers.items():
         lengths = _lengths(counts, address, cls)
-        if lengths is None or after - lengths[0] < _LEAST_GROWTH or lengths != sorted(lengths):
+        if lengths is None or after - lengths[0] < least or lengths != sorted(lengths):
             continue
         found.append(Growing(counts[-1].names[cls], lengths[0], after, (after - lengths[0]) / seconds, address))
     return sorted(found, key=_rate)
@@ -58,14 +58,15 @@ def _lengths(counts: Sequence[Census], address: int, cls: int) -> list[int] | No
     return lengths
 
 
-def _types(counts: Sequence[Census], seconds: float) -> list[Growing]:
+def _types(counts: Sequence[Census], seconds: float, least: int) -> list[Growing]:
     found: list[Growing] = []
     for cls, after in counts[-1].types.items():
-        if counts[-1].names[cls] in _EVERYDAY:
+        name = counts[-1].names[cls]
+        if name in _EVERYDAY or name.startswith("memtools.heap."):
             continue
         numbers = [count.types.get(cls, 0) for count in counts]
-        if after - numbers[0] >= _LEAST_GROWTH and numbers == sorted(numbers):
-            found.append(Growing(counts[-1].names[cls], numbers[0], after, (after - numbers[0]) / seconds))
+        if after - numbers[0] >= least and numbers == sorted(numbers):
+            found.append(Growing(name, numbers[0], after, (after - numbers[0]) / seconds))
     return sorted(found, key=_rate)
 
 

@@ -7,12 +7,12 @@ Leaves to others: finding and naming the way (`_climbing`, `_naming`).
 import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from memtools.heap._looking import class_of
 from memtools.heap._naming import is_kind
 
-_LRU: Final = class_of(functools.lru_cache(lambda: None))
+_LRU: Final[Any] = class_of(functools.lru_cache(lambda: None))  # Any: it has no name
 
 
 def hint_for(way: Sequence[object], names: Sequence[str]) -> str:
@@ -24,6 +24,16 @@ def hint_for(way: Sequence[object], names: Sequence[str]) -> str:
     """
     told = " <- ".join(names)
     return next((hint for known, hint in _PATTERNS if known(way, told)), "")
+
+
+def filling(way: Sequence[object]) -> str:
+    """Return which bounded cache on the way is not full yet, empty if there is none: what it holds is no leak."""
+    for one in way:
+        if class_of(one) is _LRU:
+            _, _, most, now = _LRU.cache_info(one)  # a method in C, which calls nothing of the user's
+            if most is not None and now < most:
+                return f"an lru_cache that may have {most:,} entries and has {now:,}"
+    return ""
 
 
 def _has(module: str, name: str) -> Callable[[Sequence[object], str], bool]:

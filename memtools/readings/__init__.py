@@ -3,12 +3,14 @@
 The only room that knows psutil, /proc and cgroups. What the figures mean for the service is the monitor's business.
 """
 
+from memtools.readings._descriptors import descriptors
 from memtools.readings._headroom import Headroom, LevelRoom
 from memtools.readings._heap import trim_heap
 from memtools.readings._high_water import HighWater
 from memtools.readings._host import available_bytes, physical_bytes
 from memtools.readings._level import Level
 from memtools.readings._limit import Limit, LimitSource
+from memtools.readings._malloc import malloc_bytes
 from memtools.readings._now import effective_limit, headroom, take_reading
 from memtools.readings._process import ProcessMemory, peak_bytes, read_process, resident_bytes, virtual_bytes
 from memtools.readings._reading import Reading
@@ -25,8 +27,10 @@ __all__ = [
     "Reading",
     "ReadingError",
     "available_bytes",
+    "descriptors",
     "effective_limit",
     "headroom",
+    "malloc_bytes",
     "peak_bytes",
     "physical_bytes",
     "read_process",
