@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from memtools.heap._looking import LENGTHS, class_of, kind_of, type_name
 from memtools.records import record
+from memtools.units import parse_count
 
 # Shorter ones are seldom a leak yet, and most of the heap.
 LEAST_LENGTH: Final = 64
@@ -40,7 +41,7 @@ class Census:
     """What lived at one moment; numbers and names, no objects.
 
     Attributes:
-        containers: for each container of at least 64 items: its address, and (address of its type, length).
+        containers: for each container of at least 64 items, unless another length was asked for: its address, and (address of its type, length).
         types: how many objects of each type, by the address of the type.
         names: the names of the types, by the address of the type.
         objects: how many objects were looked at.
@@ -83,17 +84,31 @@ class Growing:
         return f"{self.type_name} +{self.per_second:,.3g} {what}/s ({self.after:,} now)"
 
 
-def census() -> Census:
-    """Count all containers and types in one go."""
-    steps = count_in_slices()
+def census(*, least: int = LEAST_LENGTH) -> Census:
+    """Count all containers and types in one go.
+
+    Args:
+        least: the length from which on a container is counted.
+
+    Raises:
+        ConfigError: for anything but a whole number of at least 1.
+    """
+    steps = count_in_slices(least=least)
     while (counted := next(steps)) is None:
         pass
     return counted
 
 
-def count_in_slices() -> Iterator[Census | None]:
-    """Count, yielding None between the slices and the census at the end."""
-    count = _Count()
+def count_in_slices(*, least: int = LEAST_LENGTH) -> Iterator[Census | None]:
+    """Count, yielding None between the slices and the census at the end.
+
+    Args:
+        least: the length from which on a container is counted.
+
+    Raises:
+        ConfigError: for anything but a whole number of at least 1, at the first step.
+    """
+    count = _Count(parse_count(least, name="least"))
     objects = gc.get_objects()
     while objects:
         count.add(objects[-_SLICE:])
@@ -105,7 +120,8 @@ def count_in_slices() -> Iterator[Census | None]:
 class _Count:
     """What was counted so far. All loops over objects are loops in C that call nothing of theirs."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: int) -> None:
+        self._is_long = least.__le__
         self._kinds: dict[int, type | None] = _Own()  # of types: the container that they are
         self._names: dict[int, str] = _Own()
         self._types: dict[int, int] = _Own()
@@ -136,7 +152,7 @@ class _Count:
 
     def _weigh(self, kind: type, containers: list[Any]) -> None:
         lengths = list(map(LENGTHS[kind], containers))
-        for one, length in compress(zip(containers, lengths, strict=True), map(LEAST_LENGTH.__le__, lengths)):
+        for one, length in compress(zip(containers, lengths, strict=True), map(self._is_long, lengths)):
             self._containers[id(one)] = (id(class_of(one)), length)
             self._names.setdefault(id(class_of(one)), type_name(class_of(one)))
 

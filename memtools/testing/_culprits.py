@@ -15,6 +15,8 @@ from memtools.testing._signals import task_names, thread_names
 
 _MOST_NAMED: Final = 3
 _SHORT_S: Final = 0.5  # for one climb
+# Between two counts are some thousand calls at most: what is kept of each hundredth is a short list.
+_SHORTEST: Final = 4
 _NUMBER: Final = re.compile(r"[0-9]+")
 
 
@@ -33,9 +35,9 @@ class Culprits:
     def plan(self) -> Iterator[int]:
         """Yield how many calls to make next; the heap is counted before each and after the last."""
         for _ in range(2):
-            self._counts.append(census())
+            self._counts.append(census(least=_SHORTEST))
             yield self._calls
-        self._counts.append(census())
+        self._counts.append(census(least=_SHORTEST))
 
     def answers(self) -> tuple[Answer, ...]:
         """Return who holds what grew, the largest growth first."""
