@@ -41,7 +41,8 @@ class Census:
     """What lived at one moment; numbers and names, no objects.
 
     Attributes:
-        containers: for each container of at least 64 items, unless another length was asked for: its address, and (address of its type, length).
+        containers: for each container of at least 64 items (or the length that was asked for): its address, and
+            (address of its type, length).
         types: how many objects of each type, by the address of the type.
         names: the names of the types, by the address of the type.
         objects: how many objects were looked at.
