@@ -6,7 +6,6 @@ Leaves to others: how often it is called (`_hunt`), what is counted (`_signals`)
 
 import inspect
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -17,23 +16,20 @@ from typing import Any, Final, TypedDict, Unpack, cast, overload
 
 from memtools.analysis import Answer
 from memtools.errors import ConfigError, LeakError, LeakWarning
-from memtools.heap import Answer as HeapAnswer
-from memtools.ledger import Meter, active_owner, choose_meter, install, native_reason
+from memtools.ledger import Meter, active_owner, install
 from memtools.scopes import memory_scope
 from memtools.testing._culprits import Culprits
+from memtools.testing._exactness import exact_meter
 from memtools.testing._hunt import Hunt, Pace, progress_on_terminal
-from memtools.testing._reports import Finding, LeakReport
+from memtools.testing._reports import LeakReport
 from memtools.testing._signals import BYTES_TOLERANCE, signals_of
+from memtools.testing._summing_up import sum_up
 from memtools.units import parse_count, parse_seconds
 
 _log = logging.getLogger("memtools.testing")
 
-_ORDER: Final = {Answer.LEAK: 0, Answer.INCONCLUSIVE: 1, Answer.CLEAN: 2}
 _MOST_COUNTED_CALLS: Final = 4096  # between two counts of the heap
 _COUNTED_S: Final = 1.0  # that they may take
-
-# What an object holds; a task or a descriptor more is one more whatever fills up.
-_HELD_BY_OBJECTS: Final = frozenset(("bytes", "blocks", "native bytes"))
 
 Asked = Callable[..., Coroutine[Any, Any, object]]  # Any: what a coroutine exchanges with its loop
 
@@ -58,7 +54,7 @@ class _Case:
         self.name = str(getattr(function, "__qualname__", type(function).__qualname__))
         self.tolerance = tolerance
         self.pace = pace
-        self.meter = _exact_meter(meter)
+        self.meter = exact_meter(meter)
         self.hunt: Hunt | None = None
         self.begun = time.perf_counter()
 
@@ -75,7 +71,7 @@ class _Case:
     def culprits(self) -> Culprits | None:
         """Return the search for who holds what grows, None where nothing does."""
         assert self.hunt is not None  # the plan has been run
-        if all(verdict.answer is Answer.CLEAN for _, verdict in self.hunt.verdicts()):
+        if self.hunt.is_clean:
             return None
         per_second = self.hunt.calls / max(time.perf_counter() - self.begun, 1e-3)
         return Culprits(max(self.pace.calls, min(_MOST_COUNTED_CALLS, self.hunt.calls, int(per_second * _COUNTED_S))))
@@ -83,27 +79,7 @@ class _Case:
     def report(self, culprits: Culprits | None) -> LeakReport:
         """Return what was found."""
         assert self.hunt is not None  # as above
-        answers = culprits.answers() if culprits is not None else ()
-        left = culprits.left() if culprits is not None else ()
-        full = _not_full(answers)
-        findings = [
-            Finding(signal.name, verdict.answer, verdict.per_call, verdict.reason)
-            if not full or verdict.answer is not Answer.LEAK or signal.name not in _HELD_BY_OBJECTS
-            else Finding(signal.name, Answer.INCONCLUSIVE, verdict.per_call, full)
-            for signal, verdict in self.hunt.verdicts()
-        ]
-        findings.sort(key=lambda finding: _ORDER[finding.answer])
-        holders = (*left, *dict.fromkeys(str(answer).splitlines()[0] for answer in answers))
-        spent = time.perf_counter() - self.begun
-        return LeakReport(
-            self.name, findings[0].answer, tuple(findings), holders, self.hunt.calls, spent, self.meter.name
-        )
-
-
-def _not_full(answers: Sequence[HeapAnswer]) -> str:
-    # The largest growth decides: a leak beside a cache that fills up shows when the cache is full.
-    filling = answers[0].ways[0].filling if answers else ""
-    return f"it may be {filling}" if filling else ""
+        return sum_up(self.name, self.hunt, culprits, self.meter.name, time.perf_counter() - self.begun)
 
 
 class Choices(TypedDict, total=False):
@@ -225,12 +201,6 @@ def _followed(meter: Meter) -> AbstractContextManager[object]:
         return install(meter=meter.name)  # tasks that the function starts are its own
     except ConfigError:
         return nullcontext()  # the loop is followed already
-
-
-def _exact_meter(name: str | None) -> Meter:
-    if name is None and not os.environ.get("MEMTOOLS_METER"):
-        name = "traced" if native_reason() else "native"
-    return choose_meter(name)
 
 
 @overload

@@ -16,6 +16,7 @@ from typing import Final
 
 from memtools.analysis import LEAST_ROUNDS, Answer, Round, Verdict, judge_growth_by_call
 from memtools.records import record
+from memtools.testing._collecting import only_what_is_new
 from memtools.testing._signals import Signal
 
 _MOST_ROUNDS: Final = 40
@@ -69,6 +70,10 @@ class Hunt:
         """Yield how many calls to make next; what they left is counted when the next number is asked for."""
         if self._pace.warmup:
             yield self._pace.warmup
+        with only_what_is_new():
+            yield from self._count()
+
+    def _count(self) -> Iterator[int]:
         begun = time.perf_counter()
         self._look(0)
         calls = self._pace.calls
@@ -117,6 +122,11 @@ class Hunt:
             if so_far + so_far * calls // self.calls > signal.enough:
                 return True
         return False
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no signal grows."""
+        return all(verdict.answer is Answer.CLEAN for _, verdict in self.verdicts())
 
     def verdicts(self) -> list[tuple[Signal, Verdict]]:
         """Return what each signal says so far."""
