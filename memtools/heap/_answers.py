@@ -99,7 +99,7 @@ def why_alive(target: object, *, samples: int = 8, budget_s: float = 2.0) -> Ans
     Raises:
         ConfigError: for arguments that make no sense.
     """
-    steps = _answer(target, samples, budget_s)
+    steps = answer_in_steps(target, samples=samples, budget_s=budget_s)
     while (answer := next(steps)) is None:
         pass
     return answer
@@ -118,14 +118,24 @@ async def why_alive_async(target: object, *, samples: int = 8, budget_s: float =
         ConfigError: for arguments that make no sense.
     """
     parse_seconds(pause_s, name="pause_s")
-    for answer in _answer(target, samples, budget_s):
+    for answer in answer_in_steps(target, samples=samples, budget_s=budget_s):
         if answer is not None:
             return answer
         await asyncio.sleep(pause_s)
     raise AssertionError("unreachable: the last step is the answer")
 
 
-def _answer(target: Any, samples: int, budget_s: float) -> Iterator[Answer | None]:
+def answer_in_steps(target: Any, *, samples: int = 8, budget_s: float = 2.0) -> Iterator[Answer | None]:
+    """Climb, yielding None after each walk over the heap and the answer at the end; for who does the pausing himself.
+
+    Args:
+        target: see `why_alive`; any object.
+        samples: see `why_alive`.
+        budget_s: see `why_alive`; pauses count.
+
+    Raises:
+        ConfigError: for arguments that make no sense, at the first step.
+    """
     if parse_count(samples, name="samples") > MOST_SAMPLES:
         raise ConfigError("samples", samples, f"a whole number from 1 to {MOST_SAMPLES}")
     deadline = time.monotonic() + parse_seconds(budget_s, name="budget_s")

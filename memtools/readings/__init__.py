@@ -3,6 +3,7 @@
 The only room that knows psutil, /proc and cgroups. What the figures mean for the service is the monitor's business.
 """
 
+from memtools.readings._counters import Counters, take_counters
 from memtools.readings._descriptors import descriptors
 from memtools.readings._headroom import Headroom, LevelRoom
 from memtools.readings._heap import trim_heap
@@ -17,6 +18,7 @@ from memtools.readings._reading import Reading
 from memtools.readings._unreadable import ReadingError
 
 __all__ = [
+    "Counters",
     "Headroom",
     "HighWater",
     "Level",
@@ -35,6 +37,7 @@ __all__ = [
     "physical_bytes",
     "read_process",
     "resident_bytes",
+    "take_counters",
     "take_reading",
     "trim_heap",
     "virtual_bytes",
