@@ -10,6 +10,8 @@ everybody who has memtools installed loads this file.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import sys
@@ -167,12 +169,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     marked = pyfuncitem.stash.get(_marked, None)
     if marked is None:
         return (yield)
+    body = pyfuncitem.obj
+    if inspect.iscoroutinefunction(body):
+        pyfuncitem.obj = _watched(body, marked)
     marked.begin_body()
     try:
         result = yield
     except BaseException:
         marked.end_body(failed=True)
         raise
+    finally:
+        pyfuncitem.obj = body
     marked.end_body(failed=False)
     if not marked.is_repeated:
         pyfuncitem.user_properties += marked.properties()
@@ -180,6 +187,17 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     if failure:
         pytest.fail(failure, pytrace=False)
     return result
+
+
+def _watched(body: Callable[..., Any], marked: Marked) -> Callable[..., Any]:
+    # Whoever runs coroutines itself (anyio) may end its loop with the test, and every task with it: look before that.
+    @functools.wraps(body)
+    async def watched(*args: Any, **kwargs: Any) -> Any:
+        result = await body(*args, **kwargs)
+        marked.look_inside_loop()
+        return result
+
+    return watched
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ LEAST_GROWTH: Final = 16
 def growing(*counts: Census, most: int = 10, least: int = LEAST_GROWTH) -> tuple[Growing, ...]:
     """Return what grew from each count to the next, the fastest containers first, then the fastest types.
 
+    What was not there at the first count comes after what was.
+
     A container that became shorter in between is at work, and no leak.
 
     Args:
@@ -70,5 +72,6 @@ def _types(counts: Sequence[Census], seconds: float, least: int) -> list[Growing
     return sorted(found, key=_rate)
 
 
-def _rate(one: Growing) -> float:
-    return -one.per_second
+def _rate(one: Growing) -> tuple[bool, float]:
+    # What was there before and grew says more than what has come since.
+    return (not one.before, -one.per_second)

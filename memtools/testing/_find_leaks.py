@@ -1,85 +1,22 @@
 """Find out whether a function leaks: call it, count, call it more.
 
-Covers: plain functions and coroutine functions, their arguments, the report; `assert_no_leaks`, which raises.
-Leaves to others: how often it is called (`_hunt`), what is counted (`_signals`), who holds it (`_culprits`).
+Covers: what can be chosen, the report; `assert_no_leaks`, which raises. Leaves to others: the calls (`_case`), how often
+(`_hunt`), what is counted (`_signals`), who holds it (`_culprits`).
 """
 
-import inspect
 import logging
-import time
 import warnings
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import repeat
-from types import CoroutineType
-from typing import Any, Final, TypedDict, Unpack, cast, overload
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypedDict, Unpack, cast, overload
 
 from memtools.analysis import Answer
-from memtools.errors import ConfigError, LeakError, LeakWarning
-from memtools.ledger import Meter, active_owner, install
-from memtools.scopes import memory_scope
-from memtools.testing._culprits import Culprits
-from memtools.testing._exactness import exact_meter
-from memtools.testing._hunt import Hunt, Pace, progress_on_terminal
+from memtools.errors import LeakError, LeakWarning
+from memtools.testing._case import Asked, Case, Tell, parse_pace
+from memtools.testing._progress import Progress
 from memtools.testing._reports import LeakReport
-from memtools.testing._signals import BYTES_TOLERANCE, signals_of
-from memtools.testing._summing_up import sum_up
-from memtools.units import parse_count, parse_seconds
+from memtools.testing._signals import BYTES_TOLERANCE
 
 _log = logging.getLogger("memtools.testing")
-
-_MOST_COUNTED_CALLS: Final = 4096  # between two counts of the heap
-_COUNTED_S: Final = 1.0  # that they may take
-
-Asked = Callable[..., Coroutine[Any, Any, object]]  # Any: what a coroutine exchanges with its loop
-
-
-class _Case:
-    """One function under test, with everything that was asked about it, checked."""
-
-    def __init__(
-        self,
-        function: Callable[..., object],
-        args: Sequence[object],
-        kwargs: Mapping[str, object] | None,
-        pace: Pace,
-        tolerance: float,
-        meter: str | None,
-    ) -> None:
-        if not callable(function):
-            raise ConfigError("function", function, "a function or a coroutine function")
-        self.function = function
-        self.args = tuple(args)
-        self.kwargs = dict(kwargs or {})
-        self.name = str(getattr(function, "__qualname__", type(function).__qualname__))
-        self.tolerance = tolerance
-        self.pace = pace
-        self.meter = exact_meter(meter)
-        self.hunt: Hunt | None = None
-        self.begun = time.perf_counter()
-
-    def plan(self, progress: bool) -> Iterator[int]:
-        """Yield how many calls to make next; to be run while the owner of the calls is active."""
-        owner = active_owner()
-        assert owner is not None  # whoever runs this has opened one
-        tell = progress_on_terminal(self.name) if progress else None
-        self.hunt = Hunt(signals_of(owner, self.tolerance), self.pace, tell)
-        yield from self.hunt.plan()
-        if tell is not None:
-            tell(0, self.hunt.calls)
-
-    def culprits(self) -> Culprits | None:
-        """Return the search for who holds what grows, None where nothing does."""
-        assert self.hunt is not None  # the plan has been run
-        if self.hunt.is_clean:
-            return None
-        per_second = self.hunt.calls / max(time.perf_counter() - self.begun, 1e-3)
-        return Culprits(max(self.pace.calls, min(_MOST_COUNTED_CALLS, self.hunt.calls, int(per_second * _COUNTED_S))))
-
-    def report(self, culprits: Culprits | None) -> LeakReport:
-        """Return what was found."""
-        assert self.hunt is not None  # as above
-        return sum_up(self.name, self.hunt, culprits, self.meter.name, time.perf_counter() - self.begun)
 
 
 class Choices(TypedDict, total=False):
@@ -146,61 +83,31 @@ def find_leaks(
         ConfigError: for arguments that make no sense, before anything is called.
         Exception: whatever `function` raises.
     """
-    pace = Pace(
-        parse_count(rounds, name="rounds"),
-        parse_count(calls, name="calls"),
-        parse_count(warmup, name="warmup", least=0),
-        parse_seconds(patience_s, name="patience_s"),
-        parse_seconds(deadline_s, name="deadline_s"),
-    )
-    case = _Case(function, args, kwargs, pace, parse_seconds(tolerance, name="tolerance"), meter)
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(vars(type(function)).get("__call__")):
-        return _find_async(case, progress)
-    return _find(case, progress)
+    pace = parse_pace(rounds, calls, warmup, patience_s, deadline_s)
+    case = Case(function, args, kwargs, pace, tolerance, meter)
+    return _find_async(case, progress) if case.is_async else _find(case, progress)
 
 
-def _find(case: _Case, progress: bool) -> LeakReport:
-    with memory_scope(case.name, meter=case.meter.name):
-        _make_calls(case, case.plan(progress))
-    culprits = case.culprits()
-    if culprits is not None:
-        _make_calls(case, culprits.plan())
-    return case.report(culprits)
-
-
-def _make_calls(case: _Case, plan: Iterator[int]) -> None:
-    function, args, kwargs = case.function, case.args, case.kwargs
-    for calls in plan:
-        for _ in repeat(None, calls):
-            result = function(*args, **kwargs)
-            if type(result) is CoroutineType:
-                result.close()
-                raise ConfigError("function", function, "a coroutine function: this one only returns a coroutine")
-            del result
-
-
-async def _find_async(case: _Case, progress: bool) -> LeakReport:
-    with _followed(case.meter):
-        # Decorated: a scope that is opened inside a coroutine is followed from Python 3.12 on only.
-        await memory_scope(case.name, meter=case.meter.name)(_await_calls)(case, lambda: case.plan(progress))
-        culprits = case.culprits()
-        if culprits is not None:
-            await _await_calls(case, culprits.plan)
-    return case.report(culprits)
-
-
-async def _await_calls(case: _Case, plan: Callable[[], Iterator[int]]) -> None:
-    function, args, kwargs = cast("Asked", case.function), case.args, case.kwargs
-    for calls in plan():
-        for _ in repeat(None, calls):
-            await function(*args, **kwargs)
-
-
-def _followed(meter: Meter) -> AbstractContextManager[object]:
+def _find(case: Case, progress: bool) -> LeakReport:
+    shown = Progress(is_wanted=progress)
     try:
-        return install(meter=meter.name)  # tasks that the function starts are its own
-    except ConfigError:
-        return nullcontext()  # the loop is followed already
+        return case.run(lambda _: _teller(case, shown))
+    finally:
+        shown.end()
+
+
+async def _find_async(case: Case, progress: bool) -> LeakReport:
+    shown = Progress(is_wanted=progress)
+    try:
+        return await case.run_async(lambda _: _teller(case, shown))
+    finally:
+        shown.end()
+
+
+def _teller(case: Case, shown: Progress) -> Tell | None:
+    if not shown.is_shown:
+        return None
+    return lambda rounds, calls: shown.show(f"{case.name}: round {rounds}, {calls:,} calls")
 
 
 @overload

@@ -8,7 +8,6 @@ what grows by the round, or until something is full, gets slower by the call, an
 """
 
 import gc
-import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from memtools.records import record
 from memtools.testing._collecting import only_what_is_new
 from memtools.testing._signals import Signal
 
-_MOST_ROUNDS: Final = 40
+_MOST_ROUNDS: Final = 40  # or twenty more than were asked for
 _DOUBLINGS: Final = 3  # at least, before a leak is called one
 # A function that is quick is called so often that a cache of some thousand entries is full by then.
 _MANY_CALLS: Final = 20_000
@@ -50,7 +49,7 @@ class Hunt:
     Args:
         signals: what is counted.
         pace: how long it goes on.
-        tell: told after each round how many are done and how many calls were made.
+        tell: told after each round how many are done and how many calls were made, and once before the first.
     """
 
     def __init__(self, signals: Sequence[Signal], pace: Pace, tell: Callable[[int, int], object] | None = None) -> None:
@@ -62,9 +61,10 @@ class Hunt:
         self._done = 0
         # Made before anything is counted: what a hunt itself needs must not grow from round to round.
         width = len(self._signals)
+        self._most = max(_MOST_ROUNDS, pace.rounds + _MOST_ROUNDS // 2)
         self._before = array("q", bytes(8 * width))
-        self._grown = [array("q", bytes(8 * _MOST_ROUNDS)) for _ in self._signals]
-        self._lengths = array("q", bytes(8 * _MOST_ROUNDS))
+        self._grown = [array("q", bytes(8 * self._most)) for _ in self._signals]
+        self._lengths = array("q", bytes(8 * self._most))
 
     def plan(self) -> Iterator[int]:
         """Yield how many calls to make next; what they left is counted when the next number is asked for."""
@@ -95,17 +95,16 @@ class Hunt:
             now = signal.read()
             self._grown[place][self._done] = now - self._before[place]
             self._before[place] = now
-        if not calls:
-            return
-        self._lengths[self._done] = calls
-        self._done += 1
-        self.calls += calls
+        if calls:
+            self._lengths[self._done] = calls
+            self._done += 1
+            self.calls += calls
         if self._tell is not None:
             self._tell(self._done, self.calls)
 
     def _must_go_on(self, doublings: int, spent_s: float) -> bool:
         answers = {verdict.answer for _, verdict in self.verdicts()}
-        if answers == {Answer.CLEAN} or self._done >= _MOST_ROUNDS:
+        if answers == {Answer.CLEAN} or self._done >= self._most:
             return False
         if spent_s >= self._pace.deadline_s:
             self.is_over_time = True
@@ -135,16 +134,3 @@ class Hunt:
             rounds = [Round(self._lengths[place], grown[place]) for place in range(self._done)]
             found.append((signal, judge_growth_by_call(rounds, tolerance=signal.tolerance)))
         return found
-
-
-def progress_on_terminal(tested: str) -> Callable[[int, int], object] | None:
-    """Return what shows the progress on a terminal, None where standard error is none."""
-    stream = sys.stderr
-    if stream is None or not stream.isatty():
-        return None
-
-    def show(rounds: int, calls: int) -> None:
-        stream.write(f"\r{tested}: round {rounds}, {calls:,} calls ")
-        stream.flush()
-
-    return show

@@ -25,21 +25,33 @@ class Leftovers:
         self._tasks = {id(task) for task in _tasks()}
         self._threads = set(threading.enumerate())
         self._descriptors = Counter(descriptors() or ())
+        self._noted: tuple[str, ...] = ()
+
+    def note_tasks(self) -> None:
+        """Note the tasks that are left now, but for the one that asks: their loop may end before `found()` is asked."""
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None or asyncio._get_running_loop() is None:
+            return  # another library's loop
+        mine = asyncio.current_task()
+        self._noted = tuple(_line(task) for task in self._new_tasks() if task is not mine)
+
+    def _new_tasks(self) -> list[Any]:
+        return [task for task in _tasks() if id(task) not in self._tasks]
 
     def found(self) -> tuple[str, ...]:
         """Return what was left, one line each; threads are given half a second to end."""
         deadline = time.monotonic() + _PATIENCE_S
-        while (lines := self._lines()) and time.monotonic() < deadline:
+        while (lines := self._lines()) and lines != self._noted and time.monotonic() < deadline:
             gc.collect()  # a descriptor may hang on a cycle
             time.sleep(0.01)
         return lines
 
     def _lines(self) -> tuple[str, ...]:
-        tasks = [task for task in _tasks() if id(task) not in self._tasks]
+        tasks = dict.fromkeys((*self._noted, *map(_line, self._new_tasks())))
         threads = [thread for thread in threading.enumerate() if thread not in self._threads]
         more = Counter(descriptors() or ()) - self._descriptors
         return (
-            *(f"task {task.get_name()!r}: {_where(task)}" for task in tasks),
+            *tasks,
             *(f"thread {thread.name!r}" for thread in threads),
             *(f"descriptor {target}" + (f" ({count} times)" if count > 1 else "") for target, count in more.items()),
         )
@@ -58,6 +70,10 @@ def _is_runner(task: Any) -> bool:
     code = getattr(task.get_coro(), "cr_code", None)
     parts = code.co_filename.replace("\\", "/").split("/") if code is not None else ()
     return any(name in parts for name in _RUNNERS)
+
+
+def _line(task: Any) -> str:
+    return f"task {task.get_name()!r}: {_where(task)}"
 
 
 def _where(task: Any) -> str:

@@ -191,6 +191,11 @@ class Marked:
             self._leftovers = Leftovers()
         self._body.open()
 
+    def look_inside_loop(self) -> None:
+        """Note the tasks that are left, while the loop that runs them is there."""
+        if self._leftovers is not None:
+            self._leftovers.note_tasks()
+
     def end_body(self, *, failed: bool) -> None:
         """End the account of the body."""
         self._body.end(failed=failed)

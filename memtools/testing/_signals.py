@@ -45,25 +45,31 @@ _NATIVE_TOLERANCE: Final = 256.0
 # One of them kept for each hundredth call is a leak.
 _COUNT_TOLERANCE: Final = 0.005
 
-_ENOUGH_BYTES: Final = 32 << 20
-_ENOUGH_BLOCKS: Final = 1_000_000
+ENOUGH_BYTES: Final = 32 << 20
+_BYTES_A_BLOCK: Final = 32  # the least that an object takes
 _ENOUGH_TASKS: Final = 1_000
 _ENOUGH_THREADS: Final = 60
 _ENOUGH_DESCRIPTORS: Final = 120  # many systems allow 1,024
 
 
-def signals_of(owner: Owner, tolerance: float) -> tuple[Signal, ...]:
-    """Return what is watched while `owner` is charged, those first that tell the most."""
+def signals_of(owner: Owner, tolerance: float, enough_bytes: int = ENOUGH_BYTES) -> tuple[Signal, ...]:
+    """Return what is watched while `owner` is charged, those first that tell the most.
+
+    Args:
+        owner: whose bytes are counted.
+        tolerance: bytes per call that are no growth.
+        enough_bytes: growth after which nothing more is called.
+    """
     found = [
-        Signal("bytes", tolerance, _ENOUGH_BYTES, _reader_of(owner)),
-        Signal("blocks", _BLOCKS_TOLERANCE, _ENOUGH_BLOCKS, sys.getallocatedblocks),
+        Signal("bytes", tolerance, enough_bytes, _reader_of(owner)),
+        Signal("blocks", _BLOCKS_TOLERANCE, enough_bytes // _BYTES_A_BLOCK, sys.getallocatedblocks),
         Signal("tasks", _COUNT_TOLERANCE, _ENOUGH_TASKS, lambda: len(task_names())),
         Signal("threads", _COUNT_TOLERANCE, _ENOUGH_THREADS, threading.active_count),
     ]
     if descriptors() is not None:
         found.append(Signal("descriptors", _COUNT_TOLERANCE, _ENOUGH_DESCRIPTORS, lambda: len(descriptors() or ())))
     if malloc_bytes() is not None:
-        found.append(Signal("native bytes", _NATIVE_TOLERANCE, _ENOUGH_BYTES, lambda: malloc_bytes() or 0))
+        found.append(Signal("native bytes", _NATIVE_TOLERANCE, enough_bytes, lambda: malloc_bytes() or 0))
     return tuple(found)
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from memtools.errors import ConfigError
+from memtools.testing._marked import read_wishes
+
 Suite = Callable[..., Any]
 
 TWINS = """
@@ -273,29 +276,41 @@ def test_what_is_wished_for_the_whole_suite_holds_for_every_test(run_suite: Suit
 
 
 @pytest.mark.parametrize(
-    ("marker", "reason"),
+    ("marker", "args", "kwargs", "reason"),
     [
-        ("memory_growth(limit='1 Mb')", "limit='1 Mb' is not accepted"),
-        ("memory_growth(rounds=3)", "rounds"),
-        ("memory_growth(repeats=1)", "repeats=1 is not accepted"),
-        ("memory_peak", "memory_peak(limit=...)"),
-        ("memory_peak('1 MiB', '2 MiB')", "2 MiB"),
-        ("no_leaked_tasks(limit=1)", "limit"),
+        ("memory_growth", (), {"limit": "1 Mb"}, "limit='1 Mb' is not accepted"),
+        ("memory_growth", (), {"rounds": 3}, "memory_growth='rounds' is not accepted: use limit, repeats, warmup"),
+        ("memory_growth", (), {"repeats": 1}, "repeats=1 is not accepted"),
+        ("memory_growth", (), {"warmup": -1}, "warmup=-1 is not accepted"),
+        ("memory_peak", (), {}, r"memory_peak\(limit=...\)"),
+        ("memory_peak", ("1 MiB", "2 MiB"), {}, "2 MiB"),
+        ("no_leaked_tasks", (), {"limit": 1}, "limit"),
     ],
 )
-def test_a_marker_that_makes_no_sense_is_refused_at_collection(run_suite: Suite, marker: str, reason: str) -> None:
+def test_a_marker_that_makes_no_sense_is_refused(
+    marker: str, args: tuple[object, ...], kwargs: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        read_wishes({marker: (args, kwargs)}, {}, "traced")
+
+
+def test_settings_that_make_no_sense_are_refused_by_their_names() -> None:
+    with pytest.raises(ConfigError, match="memtools_repeats='many'"):
+        read_wishes({}, {"memtools_growth_limit": "1 KiB", "memtools_repeats": "many"}, "traced")
+
+
+def test_what_is_refused_is_refused_at_collection(run_suite: Suite) -> None:
     result = run_suite(
-        f"""
+        """
         import pytest
 
-        @pytest.mark.{marker}
+        @pytest.mark.memory_growth(limit="1 Mb")
         def test_something(): ...
         """
     )
 
     assert result.code == 4, result.text
-    assert reason in result.text
-    assert "test_suite.py::test_something" in result.text
+    assert "test_suite.py::test_something: limit='1 Mb' is not accepted" in result.text
 
 
 def test_a_marker_on_a_test_case_method_is_refused_at_collection(run_suite: Suite) -> None:
