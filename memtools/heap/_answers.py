@@ -11,21 +11,26 @@ middle of any line. No object that is looked at has a method of its own called, 
 import asyncio
 import gc
 import re
+import sys
 import time
+import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 from memtools.errors import ConfigError
 from memtools.heap._census import Growing
 from memtools.heap._climbing import MOST_SAMPLES, Climb
 from memtools.heap._hints import filling, hint_for
-from memtools.heap._looking import class_of, key_text, length_of, type_name
+from memtools.heap._looking import class_of, is_one_of, key_text, length_of, type_name
 from memtools.heap._naming import name_thing, name_way
 from memtools.heap._running import variable_of_running_frame
 from memtools.heap._samples import at_addresses, is_weak_inside, newest_in, newest_of, type_called
 from memtools.records import record
 from memtools.units import parse_count, parse_seconds
+
+_MANY_AT_EXIT: Final = 64  # few programs register ten
 
 # Keys, indices, lines and the names of tasks and threads: what differs between ways that are the same.
 _PLACES: Final = re.compile(r"\[[^\]]*\]| at line [0-9]+|'[^']*'")
@@ -181,13 +186,22 @@ def _told(climb: Climb, sample: object) -> Way:
     if variable:
         names = (*names, variable)
         return Way(names, 1, True, hint_for(way, names))
-    return Way(names, 1, False, _hint_without_root(names))
+    return Way(names, 1, False, hint_for(way, names) or _hint_without_root(way, names))
 
 
-def _hint_without_root(names: tuple[str, ...]) -> str:
+def _hint_without_root(way: Sequence[object], names: tuple[str, ...]) -> str:
+    registered = _registered_at_exit()
+    if registered >= _MANY_AT_EXIT and is_one_of(class_of(way[-1]), (types.MethodType, types.FunctionType, partial)):
+        return f"held from C code, and atexit has {registered:,} functions: unregister what is registered at exit"
     if not gc.isenabled():
         return "only a cycle keeps it, and the collector is off: gc.enable(), or break the cycle"
     return "a cycle that waits for the collector, or held from C code" if names else "held from C code"
+
+
+def _registered_at_exit() -> int:
+    # The list itself is in C, where the collector does not look.
+    atexit: Any = sys.modules.get("atexit")
+    return atexit._ncallbacks() if class_of(atexit) is types.ModuleType else 0
 
 
 def _cluster(ways: list[Way]) -> tuple[Way, ...]:

@@ -11,13 +11,14 @@ caller gets a word between the walks. Nothing is kept afterwards: `drop()` lets 
 import gc
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from memtools.heap._looking import attribute_of, class_of, instance_dict, is_one_of
 
 # Who has more referrers is reached by another way as well; and labelling would take long.
-FAN_OUT: Final = 40
+FAN_OUT: Final = 40  # of one type, and three times as many of all
 DEPTH: Final = 12  # walks at most; the dict of an instance is a level of its own
 # `get_referrers` compares every reference of the heap with every sample.
 MOST_SAMPLES: Final = 24
@@ -36,6 +37,7 @@ class Climb:
     def __init__(self, samples: Sequence[object], unseen: Sequence[object] = ()) -> None:
         self._ours = {id(self), id(samples), id(unseen), *map(id, unseen)}
         self._parents: dict[int, list[Any]] = {}  # Any: strangers
+        self._fans: Counter[tuple[int, int]] = Counter()  # by child and type of the parent
         self._roots: set[int] = set()
         self._modules = _module_dicts()
         self._samples = list(samples[:MOST_SAMPLES])
@@ -65,7 +67,7 @@ class Climb:
             if id(referrer) in hide or _is_of_this_room(referrer):
                 continue
             self._connect(referrer, known, following)
-        self._frontier = list(following.values())[: MOST_SAMPLES * 2]
+        self._frontier = _mixed(following.values())[: MOST_SAMPLES * 2]
 
     def _hidden(self, *others: object) -> set[int]:
         mine = (self.__dict__, self._parents, self._samples, self._frontier, *self._parents.values())
@@ -75,7 +77,10 @@ class Climb:
         children = {id(child) for child in gc.get_referents(referrer)} & known.keys()
         for child in children:
             parents = self._parents[child]
-            if len(parents) >= FAN_OUT:
+            # Of each type some: the young come first, and a thousand bound methods would hide the one who lasts.
+            fan = child, id(class_of(referrer))
+            self._fans[fan] += 1
+            if self._fans[fan] > FAN_OUT or len(parents) >= 3 * FAN_OUT:
                 continue
             parents.append(referrer)
         if id(referrer) not in self._parents and id(referrer) not in self._roots:
@@ -155,6 +160,18 @@ def _rank(root: object) -> int:
     if issubclass(cls, (types.ModuleType, dict)):
         return 0
     return 1 if issubclass(cls, type) else 3 if issubclass(cls, types.FrameType) else 2
+
+
+def _mixed(found: Iterable[object]) -> list[object]:
+    # The first of each type, then the second of each, and so on.
+    seen: Counter[int] = Counter()
+    places: list[tuple[int, object]] = []
+    for one in found:
+        kind = id(class_of(one))
+        places.append((seen[kind], one))
+        seen[kind] += 1
+    places.sort(key=lambda pair: pair[0])
+    return [one for _, one in places]
 
 
 def _back(root: object, before: dict[int, object]) -> tuple[object, ...]:

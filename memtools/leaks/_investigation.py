@@ -22,7 +22,7 @@ from memtools.readings import effective_limit, headroom, take_counters
 _LEAST_HEADROOM: Final = 0.05  # of the limit: a list of all objects takes 8 bytes for each
 _COUNTS: Final = 3  # that are kept
 _MOST_CLIMBS: Final = 4
-_CLIMB_S: Final = 1.0  # for one climb
+_CLIMB_S: Final = 3.0  # for one climb, on the wall: a busy machine makes it wait
 _PLACES: Final = re.compile(r"\[[^\]]*\]| at line [0-9]+|'[^']*'")
 
 
