@@ -15,7 +15,7 @@ from types import CoroutineType
 from typing import Any, Final, TypeAlias, cast
 
 from memtools.errors import ConfigError
-from memtools.ledger import Meter, Owner, active_owner, install
+from memtools.ledger import Meter, active_owner, install
 from memtools.scopes import memory_scope
 from memtools.testing._culprits import Culprits
 from memtools.testing._exactness import exact_meter
@@ -29,10 +29,8 @@ _MOST_COUNTED_CALLS: Final = 4096  # between two counts of the heap
 _COUNTED_S: Final = 1.0  # that they may take
 
 Asked: TypeAlias = Callable[..., Coroutine[Any, Any, object]]  # Any: what a coroutine exchanges with its loop
-# Told after each round how many are done and how many calls were made, and once before the first.
-Tell: TypeAlias = Callable[[int, int], object]
-# Given the account of the calls, once it is open, gives who is told.
-TellFor: TypeAlias = Callable[[Owner], Tell | None]
+# Told after each round, and once before the first: how many are done, how many calls were made, what is alive of them.
+Tell: TypeAlias = Callable[[int, int, int], object]
 
 
 def parse_pace(rounds: int, calls: int, warmup: int, patience_s: float, deadline_s: float) -> Pace:
@@ -96,31 +94,31 @@ class Case:
         self._hunt: Hunt | None = None
         self._begun = 0.0
 
-    def run(self, tell_for: TellFor) -> LeakReport:
+    def run(self, tell: Tell | None) -> LeakReport:
         """Call a plain function until it is clear what it leaves behind."""
         self._begun = time.perf_counter()
         with memory_scope(self.name, meter=self.meter.name):
-            self._call(self._plan(tell_for))
+            self._call(self._plan(tell))
         culprits = self._culprits()
         if culprits is not None:
             self._call(culprits.plan())
         return self._report(culprits)
 
-    async def run_async(self, tell_for: TellFor) -> LeakReport:
+    async def run_async(self, tell: Tell | None) -> LeakReport:
         """Call a coroutine function until it is clear what it leaves behind."""
         self._begun = time.perf_counter()
         with _followed(self.meter):
             # Decorated: a scope that is opened inside a coroutine is followed from Python 3.12 on only.
-            await memory_scope(self.name, meter=self.meter.name)(self._await_calls)(lambda: self._plan(tell_for))
+            await memory_scope(self.name, meter=self.meter.name)(self._await_calls)(lambda: self._plan(tell))
             culprits = self._culprits()
             if culprits is not None:
                 await self._await_calls(culprits.plan)
         return self._report(culprits)
 
-    def _plan(self, tell_for: TellFor) -> Iterator[int]:
+    def _plan(self, tell: Tell | None) -> Iterator[int]:
         owner = active_owner()
         assert owner is not None  # whoever runs this has opened one
-        self._hunt = Hunt(signals_of(owner, self.tolerance, self.most_bytes), self.pace, tell_for(owner))
+        self._hunt = Hunt(signals_of(owner, self.tolerance, self.most_bytes), self.pace, tell)
         yield from self._hunt.plan()
 
     def _call(self, plan: Iterator[int]) -> None:

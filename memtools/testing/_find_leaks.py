@@ -1,7 +1,7 @@
 """Find out whether a function leaks: call it, count, call it more.
 
-Covers: what can be chosen, the report; `assert_no_leaks`, which raises. Leaves to others: the calls (`_case`), how often
-(`_hunt`), what is counted (`_signals`), who holds it (`_culprits`).
+Covers: what can be chosen, the report; `assert_no_leaks`, which raises.
+Leaves to others: the calls (`_case`), how often (`_hunt`), what is counted (`_signals`), who holds it (`_culprits`).
 """
 
 import logging
@@ -91,7 +91,7 @@ def find_leaks(
 def _find(case: Case, progress: bool) -> LeakReport:
     shown = Progress(is_wanted=progress)
     try:
-        return case.run(lambda _: _teller(case, shown))
+        return case.run(_teller(case, shown))
     finally:
         shown.end()
 
@@ -99,7 +99,7 @@ def _find(case: Case, progress: bool) -> LeakReport:
 async def _find_async(case: Case, progress: bool) -> LeakReport:
     shown = Progress(is_wanted=progress)
     try:
-        return await case.run_async(lambda _: _teller(case, shown))
+        return await case.run_async(_teller(case, shown))
     finally:
         shown.end()
 
@@ -107,7 +107,7 @@ async def _find_async(case: Case, progress: bool) -> LeakReport:
 def _teller(case: Case, shown: Progress) -> Tell | None:
     if not shown.is_shown:
         return None
-    return lambda rounds, calls: shown.show(f"{case.name}: round {rounds}, {calls:,} calls")
+    return lambda rounds, calls, _: shown.show(f"{case.name}: round {rounds}, {calls:,} calls")
 
 
 @overload

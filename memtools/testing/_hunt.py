@@ -49,10 +49,13 @@ class Hunt:
     Args:
         signals: what is counted.
         pace: how long it goes on.
-        tell: told after each round how many are done and how many calls were made, and once before the first.
+        tell: told after each round, and once before the first, how many are done, how many calls were made, and what
+            the first signal reads.
     """
 
-    def __init__(self, signals: Sequence[Signal], pace: Pace, tell: Callable[[int, int], object] | None = None) -> None:
+    def __init__(
+        self, signals: Sequence[Signal], pace: Pace, tell: Callable[[int, int, int], object] | None = None
+    ) -> None:
         self.calls = 0
         self.is_over_time = False
         self._signals = tuple(signals)
@@ -100,7 +103,7 @@ class Hunt:
             self._done += 1
             self.calls += calls
         if self._tell is not None:
-            self._tell(self._done, self.calls)
+            self._tell(self._done, self.calls, self._before[0])
 
     def _must_go_on(self, doublings: int, spent_s: float) -> bool:
         answers = {verdict.answer for _, verdict in self.verdicts()}
