@@ -13,6 +13,7 @@ Blocks are the best single signal: they rose in all of 22 leaks of Python object
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from enum import Enum
+from itertools import pairwise
 from typing import Final
 
 from memtools.readings import Counters
@@ -24,6 +25,7 @@ _PARTS: Final = 6
 _RISING_PARTS: Final = 4  # of them
 _RISING: Final = 0.25  # of the mean rise, for a part to count as one that rises
 _STILL: Final = 0.5  # of the first half's rise, for the second half
+_ENDING: Final = 0.15  # of the time, for giving back at the end
 _LAST: Final = 0.15  # of the whole rise, for the last third
 
 # Below these nothing could be told from what any program does in a minute.
@@ -68,14 +70,17 @@ class LeakVerdict:
         return self.kind is not LeakKind.NONE
 
 
-def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP) -> LeakVerdict:
+def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP, is_ending: bool = False) -> LeakVerdict:
     """Return which kind of memory grows and is never given back.
 
     Args:
         samples: in order of time, some 100 over 20 seconds or more; a slow leak needs longer.
         warm_up: the share of the time at the beginning that is left out, from 0 to below 1.
+        is_ending: whether the program was ending: it gives back what it has leaked, and what follows the highest
+            figures of the last part is left out.
     """
     kept = _after(samples, warm_up)
+    kept = _before_the_end(kept) if is_ending else kept
     if len(kept) < LEAST_SAMPLES:
         return LeakVerdict(LeakKind.NONE, 0.0, 0.0, 0.0, f"{len(kept)} samples are too few to tell")
     seconds = max(kept[-1].at - kept[0].at, 1e-9)
@@ -146,13 +151,23 @@ def _after(samples: Sequence[Counters], warm_up: float) -> Sequence[Counters]:
     return samples[bisect_left(samples, begin, key=lambda one: one.at) :]
 
 
+def _before_the_end(kept: Sequence[Counters]) -> Sequence[Counters]:
+    if len(kept) < LEAST_SAMPLES:
+        return kept
+    begin = kept[-1].at - _ENDING * (kept[-1].at - kept[0].at)
+    last = range(bisect_left(kept, begin, key=lambda one: one.at), len(kept))
+    by_blocks = max(last, key=lambda place: kept[place].blocks)
+    by_malloc = max(last, key=lambda place: kept[place].malloc_bytes or 0)
+    return kept[: min(by_blocks, by_malloc) + 1]
+
+
 def _climb(kept: Sequence[Counters], figure: Callable[[Counters], int | None], least: float) -> _Climb:
     known = [(one.at, value) for one in kept if (value := figure(one)) is not None]
     if len(known) < len(kept):
         return _Climb(0.0, is_steady=False, is_known=False)
     floor = _floor([value for _, value in known])
     marks = _marks([at for at, _ in known])
-    rises = [float(floor[after] - floor[before]) for before, after in zip(marks, marks[1:], strict=False)]
+    rises = [float(floor[after] - floor[before]) for before, after in pairwise(marks)]
     total = sum(rises)
     needed = max(least, _NOISE * floor[0])
     return _Climb(total, total >= needed and _is_steady(rises, total))

@@ -219,4 +219,6 @@ def _example(container: object) -> str:
     if newest is None:
         return ""
     key, value = newest
+    if key is None and class_of(value) is bytes:
+        return f"<{len(value):,} bytes>"  # what is in them says nothing
     return key_text(value) if key is None else f"{key_text(key)}: {type_name(class_of(value))}"

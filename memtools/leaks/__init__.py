@@ -3,5 +3,6 @@
 from memtools.leaks._alongside import Alongside
 from memtools.leaks._diagnosis import Diagnosis, Leak
 from memtools.leaks._investigate import investigate, investigate_async
+from memtools.leaks._investigator import Investigator
 
-__all__ = ["Alongside", "Diagnosis", "Leak", "investigate", "investigate_async"]
+__all__ = ["Alongside", "Diagnosis", "Investigator", "Leak", "investigate", "investigate_async"]

@@ -14,15 +14,13 @@ from typing import Final
 
 from memtools.leaks._diagnosis import Diagnosis
 from memtools.leaks._investigation import Investigation
+from memtools.leaks._samples import uneven
 
 _SAMPLE_S: Final = 0.1  # programs may be short
 _FIRST_COUNT_S: Final = 1.0
 _LONGEST_GAP_S: Final = 10.0
 _SHARE: Final = 0.05  # of a processor, for counting and climbing
 _BREATH_S: Final = 0.001
-# A program that ends gives back what it has leaked: the last samples say nothing.
-_ENDING_S: Final = 0.35
-_ENDING: Final = 0.04  # of the whole time
 
 
 class Alongside:
@@ -66,7 +64,7 @@ class Alongside:
         if self._failure:
             raise RuntimeError(self._failure)
         ended = self._ended_at if self._ended_at is not None else self._clock()
-        return self._investigation.diagnosis(until=ended - max(_ENDING_S, _ENDING * (ended - self._begun)))
+        return self._investigation.diagnosis(until=ended, is_ending=True)
 
     def _look_on(self) -> None:
         try:
@@ -80,6 +78,7 @@ class Alongside:
             self._done.release()
 
     def _steps(self) -> Iterator[float]:
+        gaps = uneven(_SAMPLE_S)
         count_at = self._begun + _FIRST_COUNT_S
         while True:
             now = self._clock()
@@ -90,7 +89,7 @@ class Alongside:
                 yield from self._look()
                 used = time.thread_time() - used
                 count_at = now + max(1.0, min(_LONGEST_GAP_S, 0.5 * (now - self._begun)), used / _SHARE)
-            yield _SAMPLE_S
+            yield next(gaps)
 
     def _look(self) -> Iterator[float]:
         for _ in self._investigation.count():

@@ -6,7 +6,7 @@ Leaves to others: finding it out (`_investigation`).
 from collections.abc import Sequence
 from typing import Final
 
-from memtools.analysis import Leftover, LeakKind, LeakVerdict
+from memtools.analysis import LeakKind, LeakVerdict, Leftover
 from memtools.heap import Answer
 from memtools.records import record
 from memtools.units import format_size
@@ -141,4 +141,6 @@ def _told(answer: Answer) -> tuple[str, tuple[str, ...], str]:
 def _told_of(leftover: Leftover) -> str:
     left, per_call = format_size(leftover.left_bytes), format_size(leftover.per_call_bytes)
     calls = "run" if leftover.kind == "task" else leftover.kind
-    return f"{leftover.kind} {leftover.name} leaves {per_call} behind per {calls}: {leftover.calls:,} ended, {left} left"
+    return (
+        f"{leftover.kind} {leftover.name} leaves {per_call} behind per {calls}: {leftover.calls:,} ended, {left} left"
+    )

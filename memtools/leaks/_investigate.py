@@ -12,6 +12,7 @@ from typing import Final
 from memtools.errors import ConfigError
 from memtools.leaks._diagnosis import Diagnosis
 from memtools.leaks._investigation import Investigation
+from memtools.leaks._samples import uneven
 from memtools.units import parse_seconds
 
 SAMPLE_S: Final = 0.2
@@ -84,6 +85,7 @@ def steps(
         clock: tells the time.
     """
     begun = clock()
+    gaps = uneven(SAMPLE_S)
     counts_at = [begun + share * seconds for share in _COUNTS_AT]
     while (now := clock()) < begun + seconds:
         investigation.sample()
@@ -91,6 +93,6 @@ def steps(
             counts_at.pop(0)
             for _ in investigation.count():
                 yield _BREATH_S
-        yield SAMPLE_S
+        yield next(gaps)
     for _ in investigation.climb():
         yield _BREATH_S

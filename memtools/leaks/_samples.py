@@ -1,16 +1,29 @@
 """Keep counters of any length of time in bounded room, without adding to what they count.
 
-Covers: arrays of numbers, which are a handful of blocks however long it goes on; thinned out to half when they are full.
+Covers: arrays of numbers, a handful of blocks however long it goes on; thinned out to half when they are full.
 Leaves to others: reading (`memtools.readings`), judging (`memtools.analysis`).
 """
 
 from array import array
+from collections.abc import Iterator
 from typing import Final
 
 from memtools.readings import Counters
 
 _MOST: Final = 2_048
 _UNKNOWN: Final = -1
+_GOLDEN: Final = 0.618034  # multiples of it are spread the most evenly
+
+
+def uneven(mean_s: float) -> Iterator[float]:
+    """Yield times to wait between two samples, about `mean_s` seconds, no two in a row the same.
+
+    What is given back in step with the samples, once a second, say, would look like a slow rise.
+    """
+    share = 0.0
+    while True:
+        share = (share + _GOLDEN) % 1.0
+        yield mean_s * (0.5 + share)
 
 
 class Samples:
@@ -39,10 +52,6 @@ class Samples:
         """Return the counters that were taken before `at`, of `time.monotonic()`."""
         rows = zip(self._at, *self._figures, strict=True)
         return [Counters(row[0], row[1], row[2], _known(row[3]), _known(row[4])) for row in rows if row[0] < at]
-
-    def last_at(self) -> float:
-        """Return when the latest ones were taken, 0 where there are none."""
-        return self._at[-1] if self._at else 0.0
 
     def _thin_out(self) -> None:
         self._at[:] = self._at[::2]

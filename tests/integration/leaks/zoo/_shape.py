@@ -1,7 +1,7 @@
 """The shape that all programs of the zoo share: `python NAME.py SECONDS [leaking|fixed]`.
 
-Each has a `step(leaks)`, plain or async, that is called twenty times a second beside some ordinary work; `VERDICT`, what
-is to be said of the leaking form (`none` for the healthy ones), and `OWNER`, a pattern for who holds it.
+Each has a `step(leaks)`, plain or async, that is called twenty times a second beside some ordinary work; `VERDICT`,
+what is to be said of the leaking form (`none` for the healthy ones), and `OWNER`, a pattern for who holds it.
 """
 
 import asyncio

@@ -23,8 +23,7 @@ class Client:
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"y" * 20_000)
-        writer.write_eof()
-        await reader.read()
+        await writer.drain()
         writer.close()
 
     async def fetch(self, leaks: bool) -> None:
