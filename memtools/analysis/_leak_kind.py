@@ -22,9 +22,12 @@ from memtools.records import record
 LEAST_SAMPLES: Final = 24
 _WARM_UP: Final = 0.25  # of the time: imports, pools and caches of the first seconds
 _PARTS: Final = 6
-_RISING_PARTS: Final = 4  # of them
+_RISING_PARTS: Final = 5  # of them
 _RISING: Final = 0.25  # of the mean rise, for a part to count as one that rises
 _STILL: Final = 0.5  # of the first half's rise, for the second half
+_WITHIN: Final = 0.6  # of what goes up and down within a part
+_GIVEN_BACK: Final = 1.5  # of what was given back from part to part
+_AFTER_END: Final = 20  # of so many samples one
 _ENDING: Final = 0.15  # of the time, for giving back at the end
 _LAST: Final = 0.15  # of the whole rise, for the last third
 
@@ -169,8 +172,20 @@ def _climb(kept: Sequence[Counters], figure: Callable[[Counters], int | None], l
     marks = _marks([at for at, _ in known])
     rises = [float(floor[after] - floor[before]) for before, after in pairwise(marks)]
     total = sum(rises)
-    needed = max(least, _NOISE * floor[0])
+    breathing = _breathing([value for _, value in known], marks)
+    needed = max(least, _NOISE * floor[0], breathing)
     return _Climb(total, total >= needed and _is_steady(rises, total))
+
+
+def _breathing(values: Sequence[int], marks: Sequence[int]) -> float:
+    # What a floor may rise by luck: less than what goes up and down within a part, and than what a part gave back.
+    parts = [values[before : after + 1] for before, after in pairwise(marks)]
+    highest, given_back = 0, 0
+    for part in parts:
+        highest = max(highest, min(part))
+        given_back = max(given_back, highest - min(part))
+    spans = sorted(max(part) - min(part) for part in parts)
+    return max(_WITHIN * spans[len(spans) // 2], _GIVEN_BACK * given_back)
 
 
 def _floor(values: Sequence[int]) -> list[int]:
@@ -184,10 +199,10 @@ def _floor(values: Sequence[int]) -> list[int]:
 
 
 def _marks(times: Sequence[float]) -> list[int]:
-    # Where each part begins, and the last sample.
+    # Where each part begins, and an end that has some samples after it: the floor of a single one is that one.
     step = (times[-1] - times[0]) / _PARTS
     inner = [bisect_left(times, times[0] + place * step) for place in range(1, _PARTS)]
-    return [0, *inner, len(times) - 1]
+    return [0, *inner, len(times) - 1 - len(times) // _AFTER_END]
 
 
 def _is_steady(rises: Sequence[float], total: float) -> bool:
