@@ -52,8 +52,8 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
         RuntimeError: on entering, by memray: the process is being recorded already.
         OSError: on entering, by memray: the file cannot be written.
 
-    Works in `async with` as well. Cost: memray's own, two to four times the time of code that allocates much; it keeps a pipe of its own, two
-    descriptors, until the process ends.
+    Works in `async with` as well. Cost: memray's own, two to four times the time of code that
+    allocates much; it keeps a pipe, two descriptors, until the process ends.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ def _fixed(size: int) -> Callable[[], object]:
 def test_bytes_that_are_kept_are_found_and_their_holder_is_named(
     leaking: Callable[[], None], holder: str, meter: str
 ) -> None:
-    report = find_leaks(leaking, meter=meter)
+    report = find_leaks(leaking, meter=meter, patience_s=0.2)
 
     assert report.is_leak
     assert report.findings[0].signal == "bytes"
@@ -118,7 +118,7 @@ def test_the_fixed_twin_is_clean(size: int, meter: str) -> None:
 
 
 def test_the_rate_is_that_of_a_call() -> None:
-    report = find_leaks(keeps_1_kib)
+    report = find_leaks(keeps_1_kib, patience_s=0)
 
     assert 1024 <= report.findings[0].per_call < 1200
 
@@ -140,7 +140,7 @@ async def awaits_its_task() -> None:
 
 
 async def test_tasks_that_are_left_are_found_and_named() -> None:
-    report = await find_leaks(leaves_a_task, calls=20)
+    report = await find_leaks(leaves_a_task, calls=4, patience_s=0)
     tasks = [one for one in kept if isinstance(one, asyncio.Task)]
     for task in tasks:
         task.cancel()
@@ -165,7 +165,7 @@ async def keeps_in_a_task() -> None:
 
 
 async def test_what_a_task_of_the_function_keeps_is_its_own() -> None:
-    report = await find_leaks(keeps_in_a_task, calls=20)
+    report = await find_leaks(keeps_in_a_task, calls=20, patience_s=0)
 
     assert report.is_leak
     assert report.findings[0].signal == "bytes"
@@ -177,14 +177,14 @@ async def test_what_a_neighbour_keeps_is_not_blamed_on_the_function() -> None:
 
     async def neighbour() -> None:
         while True:
-            mine.append(bytes(100_000))
+            mine.append(bytes(10_000))
             await asyncio.sleep(0)
 
     async def innocent() -> None:
         await asyncio.sleep(0)
 
     task = asyncio.create_task(neighbour())
-    report = await find_leaks(innocent, calls=10, patience_s=0, deadline_s=1)
+    report = await find_leaks(innocent, calls=200, patience_s=0, deadline_s=1)
     task.cancel()
 
     (counted,) = [one for one in report.findings if one.signal == "bytes"]
@@ -199,7 +199,7 @@ def test_descriptors_that_are_left_are_found_and_named() -> None:
     def opens_and_closes() -> None:
         os.close(os.open(os.devnull, os.O_RDONLY))
 
-    report = find_leaks(opens, calls=10)
+    report = find_leaks(opens, calls=10, patience_s=0)
 
     assert report.is_leak
     assert any(line.startswith(f"descriptor {os.devnull}") for line in report.holders)
@@ -238,7 +238,7 @@ def test_memory_of_c_that_is_left_is_found() -> None:
     def takes_and_gives() -> None:
         library.free(library.malloc(4096))
 
-    report = find_leaks(takes)
+    report = find_leaks(takes, patience_s=0)
     for address in held:
         library.free(address)
 
@@ -304,7 +304,7 @@ def test_what_fools_others_is_clean(healthy: Callable[[], None], meter: str) -> 
 
 def test_a_leak_is_raised_with_what_grew_and_who_holds_it() -> None:
     with pytest.raises(LeakError, match="keeps_1_kib leaks") as caught:
-        assert_no_leaks(keeps_1_kib)
+        assert_no_leaks(keeps_1_kib, patience_s=0)
 
     assert isinstance(caught.value, AssertionError)
     assert "KiB a call" in str(caught.value)
@@ -317,7 +317,7 @@ async def test_a_leak_of_a_coroutine_function_is_raised() -> None:
         kept.append(bytes(300))
 
     with pytest.raises(LeakError):
-        await assert_no_leaks(keeps)
+        await assert_no_leaks(keeps, patience_s=0)
 
 
 def test_a_clean_function_gives_its_report() -> None:
