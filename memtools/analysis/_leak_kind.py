@@ -86,7 +86,7 @@ def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP, is_end
     kept = _before_the_end(kept) if is_ending else kept
     if len(kept) < LEAST_SAMPLES:
         return LeakVerdict(LeakKind.NONE, 0.0, 0.0, 0.0, f"{len(kept)} samples are too few to tell")
-    seconds = max(kept[-1].at - kept[0].at, 1e-9)
+    seconds = max(kept[_marks([one.at for one in kept])[-1]].at - kept[0].at, 1e-9)
     blocks = _climb(kept, lambda one: one.blocks, _LEAST_BLOCKS)
     malloc = _climb(kept, lambda one: one.malloc_bytes, _LEAST_BYTES)
     traced = _climb(kept, lambda one: one.traced_bytes, _LEAST_BYTES)
