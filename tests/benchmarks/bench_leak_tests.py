@@ -230,8 +230,17 @@ def _psleak() -> Counter[str]:
         return Counter()
     with tempfile.TemporaryDirectory() as folder:
         _write(folder, {"functions": FUNCTIONS, "beside": PSLEAK})
-        done = subprocess.run([sys.executable, "beside.py"], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "beside.py"],
+            cwd=folder,
+            env={**os.environ, "PYTHONMALLOC": "malloc", "PYTHONUNBUFFERED": "1"},  # psleak insists on both
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     verdicts = [line.split() for line in done.stdout.splitlines()]
+    if not verdicts:
+        raise RuntimeError(done.stdout + done.stderr)
     return Counter(words[0] for words in verdicts if words[1:] == ["failed"])
 
 
