@@ -2,7 +2,7 @@
 
 from memtools.reports._growth import Growth
 from memtools.reports._html import html_page
-from memtools.reports._leftovers import Leftover
+from memtools.analysis import Leftover
 from memtools.reports._report import Report, report
 from memtools.reports._rows import Row
 from memtools.reports._text import can_show_blocks

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from memtools.reports._growth import Growth
-from memtools.reports._leftovers import Leftover
+from memtools.analysis import Leftover
 from memtools.reports._rows import Row
 from memtools.reports._visible import visible
 from memtools.units import format_size
