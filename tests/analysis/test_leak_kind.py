@@ -130,9 +130,7 @@ def test_a_little_is_no_leak() -> None:
     assert judge_leak(a_little).kind is LeakKind.NONE
 
 
-@given(
-    rate=st.floats(0.4, 3.0), noise=st.floats(0.0, 0.05), seed=st.integers(0, 10_000), number=st.integers(100, 400)
-)
+@given(rate=st.floats(0.4, 3.0), noise=st.floats(0.0, 0.05), seed=st.integers(0, 10_000), number=st.integers(100, 400))
 def test_a_steady_leak_is_always_found(rate: float, noise: float, seed: int, number: int) -> None:
     dice = random.Random(seed)
 
