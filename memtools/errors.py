@@ -71,6 +71,31 @@ class ScopeClosed(MemtoolsError, RuntimeError):
         return f"{self.scope} takes no work: {self.reason}"
 
 
+class LeakError(MemtoolsError, AssertionError):
+    """Something grows with each call of what was tested.
+
+    Attributes:
+        tested: the name of the function or test.
+        findings: what grew, per call, and who holds it; one line each.
+    """
+
+    def __init__(self, tested: str, findings: tuple[str, ...]) -> None:
+        super().__init__(tested, findings)
+        self.tested = tested
+        self.findings = findings
+
+    def __str__(self) -> str:
+        return "\n  ".join((f"{self.tested} leaks", *self.findings))
+
+
+class MemtoolsWarning(Warning):
+    """The root of every warning that memtools gives."""
+
+
+class LeakWarning(MemtoolsWarning, ResourceWarning):
+    """Something may leak, or could not be told from a leak; hidden by default as every `ResourceWarning`."""
+
+
 class MissingExtraError(MemtoolsError, ImportError):
     """A part was used that needs a library which is not installed; the text is the command that installs it.
 

@@ -17,6 +17,7 @@ from memtools.errors import ConfigError
 from memtools.ledger import Meter
 
 _RUN_HELP: Final = "run any program unchanged and report on stderr who used how much memory"
+_LEAKS_HELP: Final = "look for leaks meanwhile, and end with the answer: one line per leak, and who holds it"
 _METER_HELP: Final = "who counts: native (the default where it can be had), traced or resident"
 _INFO_HELP: Final = "say what a bug report needs: versions, meters, the effective limit, the allocator"
 
@@ -50,8 +51,10 @@ def _make_parser() -> argparse.ArgumentParser:
         help=_RUN_HELP,
         description=_RUN_HELP,
         allow_abbrev=False,
-        usage="python -m memtools run [--json FILE] [--html FILE] [--meter NAME] (-m MODULE | SCRIPT) [ARGUMENT ...]",
+        usage="python -m memtools run [--leaks] [--json FILE] [--html FILE] [--meter NAME] "
+        "(-m MODULE | SCRIPT) [ARGUMENT ...]",
     )
+    running.add_argument("--leaks", action="store_true", help=_LEAKS_HELP)
     running.add_argument("--json", metavar="FILE", help="write the whole report there, too")
     running.add_argument("--html", metavar="FILE", help="write the report there as a page, too")
     running.add_argument("--meter", metavar="NAME", help=_METER_HELP)
@@ -88,6 +91,7 @@ def _planned(parser: argparse.ArgumentParser, wishes: argparse.Namespace, words:
         meter=_chosen_meter(parser, wishes.meter),
         json_path=_writable(parser, wishes.json),
         html_path=_writable(parser, wishes.html),
+        leaks=wishes.leaks,
     )
 
 

@@ -12,11 +12,13 @@ alone: there is no report then. Children of a fork print none: they are not the 
 import atexit
 import os
 import sys
+import threading
 from typing import Final, TextIO
 
 from memtools.commands._ends import end_with
 from memtools.commands._program import execute, refuse_unreadable
 from memtools.commands._telling import tell
+from memtools.leaks import Alongside, Diagnosis
 from memtools.ledger import Meter, choose_meter, end_owner, open_owner
 from memtools.ledger._everywhere import Everywhere, follow_everywhere
 from memtools.readings import ProcessMemory, read_process
@@ -37,6 +39,7 @@ class Run:
         meter: who counts.
         json_path: where to write the report as JSON.
         html_path: where to write it as a page.
+        leaks: whether to look for leaks meanwhile.
     """
 
     program: str
@@ -45,6 +48,7 @@ class Run:
     meter: Meter
     json_path: str | None = None
     html_path: str | None = None
+    leaks: bool = False
 
     @property
     def title(self) -> str:
@@ -68,15 +72,37 @@ class _Watch:
         self._everywhere: Everywhere = follow_everywhere(wish.meter)
         self._since: ProcessMemory = read_process()
         self._owner = open_owner(wish.title, "scope", meter=wish.meter)
+        self._alongside = Alongside() if wish.leaks else None
+        if self._alongside is not None:
+            self._alongside.start()
+
+    def note_end(self) -> None:
+        """Remember that the main module has ended, where no thread goes on: what it held is given back now."""
+        others = (one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon)
+        if self._alongside is not None and next(others, None) is None:
+            self._alongside.note_end()
 
     def finish(self) -> None:
         """Report; whatever goes wrong here, the program's end stays what it was."""
         if os.getpid() != self._process:
             return
         try:
-            tell(self._take(), self._stream, json_path=self._wish.json_path, html_path=self._wish.html_path)
+            diagnosis = self._diagnose()
+            tell(
+                self._take(), self._stream,
+                json_path=self._wish.json_path, html_path=self._wish.html_path, diagnosis=diagnosis,
+            )  # fmt: skip
         except Exception as error:
             _complain(self._stream, error)
+
+    def _diagnose(self) -> Diagnosis | None:
+        if self._alongside is None:
+            return None
+        try:
+            return self._alongside.finish()
+        except Exception as error:
+            _complain(self._stream, error, "answer about leaks")
+            return None
 
     def _take(self) -> Report:
         end_owner(self._owner, failed=self.failed)
@@ -112,12 +138,14 @@ def _executed(watch: _Watch, wish: Run) -> BaseException | None:
     except BaseException as error:
         watch.failed = True
         return error
+    finally:
+        watch.note_end()
     return None
 
 
-def _complain(stream: TextIO | None, error: Exception) -> None:
+def _complain(stream: TextIO | None, error: Exception, what: str = "report") -> None:
     try:
         if stream is not None:
-            stream.write(f"memtools: no report: {type(error).__name__}: {error}\n")
+            stream.write(f"memtools: no {what}: {type(error).__name__}: {error}\n")
     except Exception:  # nobody is there to be told
         return

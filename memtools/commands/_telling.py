@@ -4,31 +4,49 @@ Covers: stderr that is a terminal, a file, a pipe that nobody reads, closed, or 
 the report says (`memtools.reports`).
 """
 
+import json
 import os
 import sys
 from typing import TextIO
 
-from memtools.reports import Report, can_show_blocks, html_page
+from memtools.leaks import Diagnosis
+from memtools.reports import Report, can_show_blocks, html_page, visible
 
 
-def tell(report: Report, stream: TextIO | None, *, json_path: str | None, html_path: str | None) -> None:
-    """Write the report to `stream` and to the files.
+def tell(
+    report: Report,
+    stream: TextIO | None,
+    *,
+    json_path: str | None,
+    html_path: str | None,
+    diagnosis: Diagnosis | None = None,
+) -> None:
+    """Write the report, and the answer about leaks where it was asked for, to `stream` and to the files.
 
     Raises:
         OSError: when a file cannot be written; the stream has been served then.
     """
     _flush(sys.stdout)
     if stream is not None:
-        _write(stream, _as_text(report, stream))
+        _write(stream, _as_text(report, stream, diagnosis))
     if json_path is not None:
-        _write_file(json_path, report.to_json() + "\n")
+        _write_file(json_path, _as_json(report, diagnosis))
     if html_path is not None:
         _write_file(html_path, html_page(report))
 
 
-def _as_text(report: Report, stream: TextIO) -> bytes:
+def _as_json(report: Report, diagnosis: Diagnosis | None) -> str:
+    if diagnosis is None:
+        return report.to_json() + "\n"
+    return json.dumps({**report.to_dict(), "leaks": diagnosis.to_dict()}, indent=2) + "\n"
+
+
+def _as_text(report: Report, stream: TextIO, diagnosis: Diagnosis | None) -> bytes:
     encoding = getattr(stream, "encoding", None) or "ascii"
     text = report.to_text(width=_width_of(stream), ascii_only=not can_show_blocks(encoding))
+    if diagnosis is not None:
+        # In full, however wide the terminal is: the end of the line is what to do about it.
+        text += "\n\n" + "\n".join(visible(line) for line in diagnosis.lines())
     return f"\n{text}\n".encode(encoding, "backslashreplace")
 
 

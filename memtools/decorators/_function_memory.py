@@ -2,6 +2,7 @@
 
 import threading
 
+from memtools.decorators._line_memory import FunctionLines
 from memtools.ledger import Figures, Owner, Usage, figures_of, open_owners
 from memtools.records import record
 from memtools.units import format_size
@@ -46,10 +47,15 @@ class FunctionStatistics:
 
 
 class FunctionMemory:
-    """The running account of one function: `f.memory`. Safe from any thread."""
+    """The running account of one function: `f.memory`. Safe from any thread.
 
-    def __init__(self, name: str) -> None:
+    Attributes:
+        lines: what its lines did to the process's memory, with `profile_memory(lines=True)`, else None.
+    """
+
+    def __init__(self, name: str, lines: FunctionLines | None = None) -> None:
         self._name = name
+        self.lines = lines
         self._lock = threading.RLock()
         self._begin()
 
@@ -103,6 +109,8 @@ class FunctionMemory:
         """Forget what was recorded."""
         with self._lock:
             self._begin()
+        if self.lines is not None:
+            self.lines.clear()
 
     def __repr__(self) -> str:
         return f"<FunctionMemory {self._name} calls={self._calls} max_peak={format_size(self._peak_max)}>"

@@ -3,14 +3,19 @@
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from memtools.decorators._detours import detour_for, is_enabled, is_layered, name_of, over_descriptors, shape_of
 from memtools.decorators._function_memory import FunctionMemory
-from memtools.decorators._wrapping import Decorated
+from memtools.decorators._wrapping import Decorated, Detour
+from memtools.errors import ConfigError
 from memtools.ledger import Owner, choose_meter, usage_of
 from memtools.scopes import Plan, parse_name
 from memtools.units import parse_count
+
+if TYPE_CHECKING:
+    from memtools.decorators.memory_profiler import LineFollower
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -25,8 +30,16 @@ _log = logging.getLogger("memtools.profile")
 class Profiled(Decorated[P, R_co]):
     """A function whose calls are measured."""
 
-    def __init__(self, function: Callable[P, R_co], plan: Plan, memory: FunctionMemory, sample: int) -> None:
-        super().__init__(function, detour_for(shape_of(function), plan), sample=sample)
+    def __init__(
+        self,
+        function: Callable[P, R_co],
+        plan: Plan,
+        memory: FunctionMemory,
+        sample: int,
+        follow: Callable[..., Any] | None = None,  # calls what it is given and returns what that returns
+    ) -> None:
+        detour = detour_for(shape_of(function), plan)
+        super().__init__(function, detour if follow is None else _followed(detour, follow), sample=sample)
         self._self_memory = memory
 
     @property
@@ -71,6 +84,7 @@ def profile_memory(
     sample: int = 1,
     log: int | None = logging.DEBUG,
     meter: str | None = None,
+    lines: bool = False,
     enabled: bool | None = None,
 ) -> _ProfileDecorator: ...
 def profile_memory(
@@ -81,6 +95,7 @@ def profile_memory(
     sample: int = 1,
     log: int | None = logging.DEBUG,
     meter: str | None = None,
+    lines: bool = False,
     enabled: bool | None = None,
 ) -> Any:
     """Measure the calls of a function, each as an owner of its own.
@@ -104,10 +119,14 @@ def profile_memory(
         log: the level at which each usage is logged to `memtools.profile`, or None for not at all.
         meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
             else `"resident"`; read when decorating.
+        lines: follow the calls line by line as well, with memory_profiler (extra `lines`): `f.memory.lines`. Plain
+            functions only, one call at a time; it looks at the resident memory of the whole process, in pages, after
+            every line, which makes the call many times slower and adds the tracer's own to its account.
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:
-        ConfigError: when decorating, for an argument that makes no sense.
+        ConfigError: when decorating, for an argument that makes no sense, and for `lines` on what is no plain function.
+        MissingExtraError: when decorating, with `lines` where memory_profiler is not installed.
     """
     parse_count(sample, name="sample")
     if log is not None:
@@ -118,9 +137,10 @@ def profile_memory(
 
     def decorate(function: Any) -> Any:
         shape_of(function)
-        memory = FunctionMemory(name or name_of(function))
         if not is_enabled(enabled):
-            return _bare(function, memory)
+            return _bare(function, FunctionMemory(name or name_of(function)))
+        follower = _follower(function) if lines else None
+        memory = FunctionMemory(name or name_of(function), follower.lines if follower is not None else None)
 
         def on_end(owner: Owner, error: BaseException | None) -> None:
             memory.record(owner, failed=error is not None)
@@ -128,11 +148,27 @@ def profile_memory(
                 _log.log(log, "%s", usage_of(owner))
 
         plan = Plan(name or name_of(function), "call", chosen, is_layered=is_layered(function), on_end=on_end)
-        return Profiled(function, plan, memory, sample)
+        return Profiled(function, plan, memory, sample, follower.call if follower is not None else None)
 
     if function is None:
         return over_descriptors(decorate)
     return over_descriptors(decorate)(function)
+
+
+def _follower(function: Any) -> "LineFollower":
+    if shape_of(function) != "plain":
+        accepted = "False for coroutine functions and generators: memory_profiler follows plain functions only"
+        raise ConfigError("lines", True, accepted)
+    from memtools.decorators.memory_profiler import LineFollower
+
+    return LineFollower(function)
+
+
+def _followed(detour: Detour, follow: Callable[..., Any]) -> Detour:
+    def lines_as_well(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return detour(partial(follow, function), args, kwargs)
+
+    return lines_as_well
 
 
 def _bare(function: Any, memory: FunctionMemory) -> Any:

@@ -16,7 +16,7 @@ Nobody is stopped
 
 Whoever catches the error and goes on is told again when the grace is used up: a tenth of the budget, at least 1 MiB.
 
-The same way it is told that a block was refused: what was too large to be made at all (docs/decisions/0005).
+The same way it is told that a block was refused: what was too large to be made at all (docs/decisions/0006).
 """
 
 import gc

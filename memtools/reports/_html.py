@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from memtools.pictures import html_page as page_around
 from memtools.reports._rows import Row, notes_of
 from memtools.reports._visible import visible
 from memtools.reports._words import leftover_line, legend, marked, mib, process_lines, seconds, share
@@ -49,12 +50,7 @@ def html_rows(heading: str, rows: Sequence[Row]) -> str:
 
 def html_page(report: "Report") -> str:
     """Return `report` as a page of its own, in the reader's colours."""
-    title = _text(f"memtools: {report.title}")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="color-scheme" content="light dark"><meta name="viewport" content="width=device-width">'
-        f'<title>{title}</title></head><body style="margin:2em">{html_table(report)}</body></html>\n'
-    )
+    return page_around(visible(f"memtools: {report.title}"), html_table(report))
 
 
 def _columns(rows: Iterable[Row]) -> list[int]:

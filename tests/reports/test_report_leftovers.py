@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from memtools.reports._leftovers import per_call
 
 from memtools.ledger import Entry, LedgerStatistics
 from memtools.reports import html_page, report
-from memtools.reports._leftovers import per_call
 
 MIB = 2**20
 KIB = 1024

@@ -1,0 +1,229 @@
+"""Put the way from an object to its root into words.
+
+Covers: what each holder is called, by which attribute, key, variable or cell it holds, and what such a holder usually
+means.
+Leaves to others: finding the way (`_climbing`).
+
+Nothing of a stranger's is called here; see `_looking`.
+"""
+
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, Final
+
+from memtools.heap._looking import (
+    ITERATORS,
+    REVERSED,
+    attribute_of,
+    attributes_of,
+    class_items,
+    class_of,
+    instance_dict,
+    is_one_of,
+    key_text,
+    length_of,
+    newest_items,
+    plain_name,
+    type_name,
+)
+
+_LRU: Final = class_of(functools.lru_cache(lambda: None))
+_STEPPERS: Final[dict[type, tuple[str, str]]] = {
+    types.CoroutineType: ("coroutine", "cr_frame"),
+    types.GeneratorType: ("generator", "gi_frame"),
+    types.AsyncGeneratorType: ("async generator", "ag_frame"),
+}
+_NAMED: Final[tuple[type, ...]] = (types.MethodType, _LRU, functools.partial)
+# Items looked at for the place of one in a long container; the newest are looked at first.
+_MOST_ITEMS: Final = 200_000
+
+
+def name_way(way: Sequence[object], module: str | None) -> tuple[str, ...]:
+    """Return the holders of `way[0]`, the nearest first.
+
+    Args:
+        way: the object, who refers to it, and so on, up to a root.
+        module: the name of the module whose dict the root is, if it is one.
+    """
+    names: list[str] = []
+    place = 1
+    while place < len(way):
+        text, taken = _name_holder(way, place, module if place == len(way) - 1 else None)
+        if text:
+            names.append(text)
+        place += taken
+    return tuple(names)
+
+
+def _name_holder(way: Sequence[object], place: int, module: str | None) -> tuple[str, int]:
+    # One holder may take several objects: an instance and its dict, a function, its closure and the cell in it.
+    child, holder = way[place - 1], way[place]
+    # Any: looked at by its exact type only
+    above: Any = way[place + 1] if place + 1 < len(way) else None
+    cls = class_of(holder)
+    if module is not None:
+        return f"{module}.{_plain_key(_key_of(child, holder))}", 1
+    if issubclass(cls, dict) and above is not None:
+        named = _name_owner_of_dict(child, holder, above)
+        if named:
+            return named, 2
+    if cls is types.CellType:
+        return "", 1
+    if cls is tuple and above is not None and class_of(above) is types.FunctionType and above.__closure__ is holder:
+        return f"closure of {name_thing(above)}, {_variable_in(child, above)}", 2
+    return _name_plain(child, holder), 1
+
+
+def _name_owner_of_dict(child: object, found: Any, owner: object) -> str:
+    key = _plain_key(_key_of(child, found))
+    if issubclass(class_of(owner), type):
+        return f"class {type_name(owner)}.{key}"  # type: ignore[arg-type]  # it is a class
+    if instance_dict(owner) is not found:
+        return ""
+    return f"{name_thing(owner)}.{key}"
+
+
+def _name_plain(child: object, holder: Any) -> str:
+    cls = class_of(holder)
+    name = name_thing(holder)
+    stepper = _stepper(cls)
+    if stepper is not None:
+        variable = _local_of(child, getattr(holder, stepper[1]))
+        return f"{name}, {variable}" if variable else name
+    if cls is types.FrameType:
+        variable = _local_of(child, holder)
+        return f"{name}, {variable}" if variable else name
+    if issubclass(cls, dict):
+        return f"{type_name(class_of(holder))}[{_key_of(child, holder)}]"
+    if issubclass(cls, (list, tuple, deque)):
+        return f"{type_name(class_of(holder))}[{_index_of(child, holder)}]"
+    if issubclass(cls, (set, frozenset)) or is_one_of(cls, _NAMED):
+        return name
+    if issubclass(class_of(holder), type):
+        return f"class {type_name(holder)}{_member(child, class_items(holder).items())}"
+    if cls is types.FunctionType:
+        return f"{name}{_part_of_function(child, holder)}"
+    return f"{name}{_member(child, attributes_of(holder))}"
+
+
+def name_thing(thing: Any) -> str:  # Any: looked at by its exact type only
+    """Return what a single object is called."""
+    cls = class_of(thing)
+    stepper = _stepper(cls)
+    if stepper is not None:
+        kind, frame = stepper
+        running = getattr(thing, frame)
+        where = f" at line {running.f_lineno}" if running is not None else ""
+        return f"{kind} {plain_name(thing.__qualname__)}{where}"
+    if cls is types.FrameType:
+        return f"frame of {thing.f_code.co_qualname} at line {thing.f_lineno}"
+    if cls is types.ModuleType:
+        return plain_name(attribute_of(thing, "__name__"), "a module")
+    if issubclass(class_of(thing), type):
+        return f"class {type_name(thing)}"
+    if cls is types.FunctionType:
+        return f"function {plain_name(thing.__qualname__)}"
+    if cls is types.MethodType:
+        return f"bound method {_function_name(thing.__func__)}"
+    if cls is _LRU:
+        return f"lru_cache wrapper of {_function_name(attribute_of(thing, '__wrapped__'))}"
+    if cls is functools.partial:
+        return f"partial of {_function_name(thing.func)}"
+    if is_kind(cls, "_asyncio", "Task"):
+        return f"task {plain_name(sys.modules['_asyncio'].Task.get_name(thing))!r}"
+    if is_kind(cls, "threading", "Thread"):
+        return f"thread {plain_name(attribute_of(thing, '_name'))!r}"
+    return type_name(cls)
+
+
+def _stepper(cls: type) -> tuple[str, str] | None:
+    return next((words for kind, words in _STEPPERS.items() if cls is kind), None)
+
+
+def is_kind(cls: type, module: str, name: str) -> bool:
+    """Return whether `cls` is or derives from a class of a module that may not be loaded."""
+    loaded = sys.modules.get(module)
+    known: Any = attribute_of(loaded, name)  # Any: of that name there might be something else
+    return class_of(known) is type and issubclass(cls, known)
+
+
+def _function_name(function: Any) -> str:
+    if class_of(function) is types.FunctionType:
+        return plain_name(function.__qualname__)
+    return type_name(class_of(function))
+
+
+def _key_of(child: object, found: Any) -> str:
+    for place, (key, value) in enumerate(newest_items(found)):
+        if value is child:
+            return key_text(key)
+        if key is child:
+            return f"as the key {key_text(key)}"
+        if place > _MOST_ITEMS:
+            break
+    return "…"
+
+
+def _plain_key(key: str) -> str:
+    # The names of attributes and variables are keys that need no quotes.
+    return key[1:-1] if key.startswith("'") and key.endswith("'") else f"[{key}]"
+
+
+def _index_of(child: object, found: Any) -> str:
+    kind = next(kind for kind in (*REVERSED, *ITERATORS) if issubclass(class_of(found), kind))
+    items = (REVERSED.get(kind) or ITERATORS[kind])(found)
+    try:
+        place = next((place for place, item in enumerate(islice(items, _MOST_ITEMS)) if item is child), None)
+    except RuntimeError:
+        return "…"  # another thread changed it: the place is not worth a second try
+    if place is None:
+        return "…"
+    return str(place if kind is tuple else length_of(found) - 1 - place)
+
+
+def _member(child: object, members: Any) -> str:
+    return next((f".{plain_name(name)}" for name, value in members if value is child), "")
+
+
+def _part_of_function(child: object, function: types.FunctionType) -> str:
+    if child is function.__defaults__ or child is function.__kwdefaults__:
+        return ", a default"
+    if child is instance_dict(function):
+        return ", an attribute"
+    return ", its globals" if child is function.__globals__ else ""
+
+
+def _variable_in(child: object, function: types.FunctionType) -> str:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        if child is cell:
+            return f"variable {name}"
+    return "a variable"
+
+
+def _local_of(child: object, frame: types.FrameType | None) -> str:
+    if frame is None:
+        return ""
+    name = next((name for name, value in locals_of(frame) if value is child), None)
+    return f"variable {plain_name(name)}" if name else ""
+
+
+def locals_of(frame: types.FrameType) -> list[tuple[str, object]]:
+    """Return the variables of a frame.
+
+    Before 3.13 asking makes a snapshot, which would keep every variable alive until the frame ends. It is emptied
+    again where nobody else has it.
+    """
+    found = frame.f_locals
+    items = list(found.items())
+    is_snapshot = sys.version_info < (3, 13) and frame.f_code.co_flags & _OPTIMIZED
+    if is_snapshot and sys.gettrace() is None and frame.f_trace is None and sys.getrefcount(found) <= _HELD_BY_FRAME:
+        found.clear()
+    return items
+
+
+_OPTIMIZED: Final = 0x1  # CO_OPTIMIZED: the variables of the frame are not in a dict of their own
+_HELD_BY_FRAME: Final = 3  # references: the frame's, the variable's above, the argument of `getrefcount`

@@ -1,0 +1,270 @@
+"""Memory in your tests: markers, fixtures and a summary for pytest.
+
+Covers: reading markers and settings, when the account of a test is opened and ended, running a marked test again and
+again, the summary and the report file.
+Leaves to others: counting, the verdict, who holds what grew (`memtools.testing`).
+
+A module beside the package, and nothing of memtools is imported before a test asks for it: every pytest run of
+everybody who has memtools installed loads this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from memtools.testing._marked import Marked, Part, Wishes
+
+_MARKERS = {
+    "memory_growth": "memory_growth(limit='1 KiB', repeats=5, warmup=2): fail where each run of the test, fixtures "
+    "included, leaves more than `limit` behind, or a task, thread or descriptor.",
+    "memory_peak": "memory_peak(limit): fail where the body of the test has more than `limit` alive at once.",
+    "no_leaked_tasks": "no_leaked_tasks(): fail where the body leaves a task, a thread or a descriptor behind.",
+}
+_FIXTURES = ("memory_profiler", "memory_probe")
+_INI = {
+    "memtools_growth_limit": "memory_growth for every test: bytes that a run may leave behind",
+    "memtools_repeats": "runs that are counted by memory_growth",
+    "memtools_warmup": "runs before anything is counted by memory_growth",
+    "memtools_peak_limit": "memory_peak for every test",
+    "memtools_meter": "who counts: native, traced or resident",
+}
+_marked = pytest.StashKey["Marked"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add our options and settings."""
+    group = parser.getgroup("memtools")
+    group.addoption("--memtools-report", metavar="FILE", help="write what was measured to FILE, as JSON")
+    for name, text in _INI.items():
+        parser.addini(name, text)
+    parser.addini("memtools_no_leaked_tasks", "no_leaked_tasks for every test", type="bool", default=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the markers known."""
+    for line in _MARKERS.values():
+        config.addinivalue_line("markers", line)
+    config.pluginmanager.register(_Summary(config), "memtools-summary")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Read the markers, and refuse at once what could not be kept."""
+    defaults = _defaults(config)
+    for item in items:
+        markers = {name: marker for name in _MARKERS if (marker := item.get_closest_marker(name))}
+        fixtures = [name for name in _FIXTURES if name in getattr(item, "fixturenames", ())]
+        if not (markers or fixtures or defaults):
+            continue
+        if not isinstance(item, pytest.Function) or (item.cls is not None and _is_test_case(item.cls)):
+            _refuse(item, markers)
+            continue
+        item.stash[_marked] = _marked_for(item, markers, defaults)
+
+
+def _is_test_case(cls: type) -> bool:
+    unittest = sys.modules.get("unittest")
+    return unittest is not None and issubclass(cls, unittest.TestCase)
+
+
+def _refuse(item: pytest.Item, markers: dict[str, pytest.Mark]) -> None:
+    # What is wished for the whole suite leaves such tests out; the docs say so.
+    if markers:
+        raise pytest.UsageError(
+            f"{item.nodeid}: {', '.join(markers)} cannot be kept on a unittest.TestCase method, which pytest does not "
+            "call itself: write it as a function, or as a method of a plain class"
+        )
+
+
+def _defaults(config: pytest.Config) -> dict[str, Any]:
+    found = {name: value for name in _INI if (value := config.getini(name))}
+    if config.getini("memtools_no_leaked_tasks"):
+        found["memtools_no_leaked_tasks"] = True
+    # How often and by whom says nothing about what.
+    wanted = {"memtools_growth_limit", "memtools_peak_limit", "memtools_no_leaked_tasks"}
+    return found if wanted & found.keys() else {}
+
+
+def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults: dict[str, Any]) -> Marked:
+    from memtools.errors import ConfigError
+    from memtools.testing._marked import Marked, read_wishes
+
+    asked = {name: (marker.args, marker.kwargs) for name, marker in markers.items()}
+    try:
+        wishes: Wishes = read_wishes(asked, defaults, item.config.getini("memtools_meter") or None)
+    except (ConfigError, TypeError) as error:
+        raise pytest.UsageError(f"{item.nodeid}: {error}") from None
+    return Marked(item.nodeid, wishes)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run a test with memory_growth as often as it takes; every other test is run by pytest."""
+    marked = item.stash.get(_marked, None)
+    if marked is None or not marked.is_repeated:
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _run_again_and_again(item, nextitem, marked):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _run_again_and_again(item: pytest.Item, nextitem: pytest.Item | None, marked: Marked) -> list[pytest.TestReport]:
+    # The whole protocol, as pytest-rerunfailures does it: a fixture may leak as well.
+    from _pytest.runner import runtestprotocol
+
+    reports: list[pytest.TestReport] = []
+    for runs in marked.plan():
+        for _ in range(runs):
+            # As if another test of the same module came next: what is made for modules and the session stays.
+            reports = runtestprotocol(item, log=False, nextitem=cast("pytest.Item", item.parent))
+            if not all(report.passed for report in reports):
+                marked.give_up()
+                return _let_go(item, nextitem, reports)
+            _forget_run(item)
+    _judge_growth(marked, reports)
+    return _let_go(item, nextitem, reports)
+
+
+def _forget_run(item: pytest.Item) -> None:
+    # Captured output and properties of every run would be kept for the report, and be taken for a leak.
+    item._report_sections.clear()  # pyright: ignore[reportPrivateUsage]  # as plugins that run again do
+    item.user_properties.clear()
+
+
+def _let_go(
+    item: pytest.Item, nextitem: pytest.Item | None, reports: list[pytest.TestReport]
+) -> list[pytest.TestReport]:
+    try:
+        item.session._setupstate.teardown_exact(nextitem)  # pyright: ignore[reportPrivateUsage]  # as above
+    except Exception:
+        reports[-1].outcome = "failed"
+        reports[-1].longrepr = str(pytest.ExceptionInfo.from_current().getrepr())
+    return reports
+
+
+def _judge_growth(marked: Marked, reports: list[pytest.TestReport]) -> None:
+    failure = marked.judge_growth()
+    call = next(report for report in reports if report.when == "call")
+    call.user_properties = [*(kept for kept in call.user_properties if kept[0] != "memtools"), *marked.properties()]
+    if failure:
+        call.outcome = "failed"
+        call.longrepr = failure
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Open an account around the body of a test that asks for one."""
+    marked = pyfuncitem.stash.get(_marked, None)
+    if marked is None:
+        return (yield)
+    body = pyfuncitem.obj
+    if inspect.iscoroutinefunction(body):
+        pyfuncitem.obj = _watched(body, marked)
+    marked.begin_body()
+    try:
+        result = yield
+    except BaseException:
+        marked.end_body(failed=True)
+        raise
+    finally:
+        pyfuncitem.obj = body
+    marked.end_body(failed=False)
+    if not marked.is_repeated:
+        pyfuncitem.user_properties += marked.properties()
+    failure = marked.judge_body()
+    if failure:
+        pytest.fail(failure, pytrace=False)
+    return result
+
+
+def _watched(body: Callable[..., Any], marked: Marked) -> Callable[..., Any]:
+    # Whoever runs coroutines itself (anyio) may end its loop with the test, and every task with it: look before that.
+    @functools.wraps(body)
+    async def watched(*args: Any, **kwargs: Any) -> Any:
+        result = await body(*args, **kwargs)
+        marked.look_inside_loop()
+        return result
+
+    return watched
+
+
+@pytest.fixture
+def memory_profiler(request: pytest.FixtureRequest) -> Marked:
+    """The account of the test's body: `current_bytes`, `peak_bytes`, `usage`; printed in the summary."""
+    return _account_of(request)
+
+
+@pytest.fixture
+def memory_probe(request: pytest.FixtureRequest) -> Callable[[str], Part]:
+    """Give scopes for parts of the test, by name; their figures are printed in the summary.
+
+    `with memory_probe("load") as scope: ...`, or `async with`.
+    """
+    from memtools.testing._marked import Part
+
+    marked = _account_of(request)
+    return lambda name: Part(marked, name)
+
+
+def _account_of(request: pytest.FixtureRequest) -> Marked:
+    return cast("pytest.Item", request.node).stash[_marked]  # pyright: ignore[reportUnknownMemberType]  # untyped there
+
+
+@pytest.fixture
+def assert_collected() -> Iterator[Any]:
+    """Objects that must be gone when the test has ended: `assert_collected(service)`; else it says who keeps them."""
+    from memtools.testing._collected import Collected
+
+    collected = Collected()
+    yield collected
+    collected.check()
+
+
+class _Summary:
+    """What was measured, for the terminal and the report file; with pytest-xdist it lives where they are written."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._file: str | None = config.getoption("memtools_report")
+        self._results: list[dict[str, Any]] = []
+        self._unmeasured = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Remember what was measured."""
+        if report.when == "call":
+            self._results += [
+                {**figures, "outcome": report.outcome}
+                for name, figures in report.user_properties
+                if name == "memtools" and isinstance(figures, dict)
+            ]
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:  # Any: pytest does not export its class
+        """Print one line for each test that was measured."""
+        if not self._results:
+            return
+        from memtools.testing._summary import summary_lines
+
+        terminalreporter.section("memory")
+        for line in summary_lines(self._results):
+            terminalreporter.write_line(line)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the report file."""
+        if self._file is None or _is_xdist_worker():
+            return
+        Path(self._file).write_text(json.dumps({"tests": self._results}, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_xdist_worker() -> bool:
+    return "PYTEST_XDIST_WORKER" in os.environ

@@ -1,0 +1,83 @@
+"""What it costs to ask who keeps something alive, with 750,000 objects in the heap.
+
+Covers: the census, the climb from a growing container to its root, and the longest stop of both. Held against what we
+promise, in seconds of CPU: what counts here is how long the process stands still, and a busy machine adds to the clock.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+
+from _compare import Result, print_results
+
+from memtools.heap import census, count_in_slices, growing, why_alive_async
+
+WHOLE_S = 0.6
+STOP_S = 0.08
+
+
+class Order:
+    """One of many."""
+
+    def __init__(self, number: int) -> None:
+        self.number = [number]
+
+
+class Book:
+    """Who keeps them."""
+
+    def __init__(self) -> None:
+        self.orders: dict[int, Order] = {}
+
+
+def run(rounds: int = 7) -> list[Result]:
+    """Return CPU seconds as shares of what was promised, medians over the rounds."""
+    book = Book()
+    others = [{"number": number, "lines": [number]} for number in range(260_000)]
+    book.orders.update({number: Order(number) for number in range(100_000)})
+    gc.collect()
+    objects = len(gc.get_objects())
+
+    wholes: list[float] = []
+    stops: list[float] = []
+    for number in range(rounds):
+        before = census()
+        book.orders.update({100_000 + number * 100 + extra: Order(extra) for extra in range(100)})
+        counting = list(_stops(count_in_slices()))
+        (grown,) = [one for one in growing(before, census()) if one.address == id(book.orders)]
+        climbing = list(_climb(grown))
+        wholes.append(sum(counting) + sum(climbing))
+        stops.append(max(counting + climbing))
+    del others
+    note = f"CPU, {objects:,} objects"
+    return [
+        Result("census and climb", f"{WHOLE_S} s", statistics.median(wholes) / WHOLE_S, 1.0, note),
+        Result("longest stop of them", f"{STOP_S} s", statistics.median(stops) / STOP_S, 1.0, note),
+    ]
+
+
+def _stops(steps: Iterator[object]) -> Iterator[float]:
+    begun = time.process_time()
+    for _ in steps:
+        yield time.process_time() - begun
+        begun = time.process_time()
+
+
+def _climb(grown: object) -> Iterator[float]:
+    # The coroutine is driven by hand: its pauses are the ends of the stops.
+    steps = why_alive_async(grown)
+    while True:
+        begun = time.process_time()
+        try:
+            steps.send(None)
+        except StopIteration as end:
+            yield time.process_time() - begun
+            if "orders" not in str(end.value):
+                raise RuntimeError(f"the answer does not name who holds it: {end.value}") from None
+            return
+        yield time.process_time() - begun
+
+
+if __name__ == "__main__":
+    print_results(run())

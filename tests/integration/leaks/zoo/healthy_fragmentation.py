@@ -1,0 +1,25 @@
+"""Bursts of which a few survivors stay until the next burst: pages that cannot be given back, always as many."""
+
+import random
+
+from _shape import play
+
+VERDICT = "none"
+OWNER = ""
+
+dice = random.Random(7)
+survivors: list[bytes] = []
+beats = 0
+
+
+def step(leaks: bool) -> None:
+    global beats
+    beats += 1
+    if beats % 10:
+        return
+    burst = [bytes(dice.randrange(100, 3_000)) for _ in range(6_000)]
+    survivors[:] = burst[::40]
+
+
+if __name__ == "__main__":
+    play(step)

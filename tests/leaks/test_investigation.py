@@ -1,0 +1,263 @@
+"""One investigation, step by step: what it says of what grows, and what it leaves behind."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+from memtools.analysis import LeakKind, LeakVerdict, Leftover
+from memtools.errors import ConfigError
+from memtools.heap import Answer, Census, Way, census
+from memtools.heap import Growing as Grown
+from memtools.leaks import Diagnosis, Leak, investigate, investigate_async
+from memtools.leaks._diagnosis import make_diagnosis
+from memtools.leaks._investigate import steps
+from memtools.leaks._investigation import Investigation
+from memtools.leaks._packed import Names, PackedCensus
+from memtools.leaks._samples import Samples, uneven
+from memtools.readings import Counters, take_counters
+
+MIB = 1 << 20
+PYTHON = LeakVerdict(LeakKind.PYTHON, 1.5 * MIB, 900.0, 15.0, "blocks grow")
+
+
+class Item:
+    """What leaks here."""
+
+
+class Desk:
+    orders: dict[int, Item] = {}  # noqa: RUF012  # the leak itself
+
+
+def leaking() -> Iterator[Counters]:
+    """Counters of a process that leaks 1 MiB a second, five a second."""
+    for place in count():
+        yield Counters(1_000.0 + place / 5, 60 * MIB + place * MIB // 5, 90_000 + place * 100, 8 * MIB)
+
+
+@pytest.fixture
+def desk() -> Iterator[dict[int, Item]]:
+    yield Desk.orders
+    Desk.orders.clear()
+
+
+def finish(steps: Iterator[object]) -> None:
+    for _ in steps:
+        pass
+
+
+def investigate_scripted(investigation: Investigation, orders: dict[int, Any]) -> None:
+    for _ in range(2):
+        orders.update({len(orders) + number: Item() for number in range(300)})
+        finish(investigation.count())
+        for _ in range(60):
+            investigation.sample()
+    finish(investigation.climb())
+
+
+def test_what_grows_is_named_with_its_rate_and_its_holder(desk: dict[int, Item]) -> None:
+    investigation = Investigation(read=leaking().__next__, room=lambda: 1.0)
+
+    investigate_scripted(investigation, desk)
+    diagnosis = investigation.diagnosis()
+
+    assert diagnosis.verdict.kind is LeakKind.PYTHON
+    assert diagnosis.is_leak
+    assert diagnosis.lines()[0].startswith("LEAK python +1.0 MiB/s | dict +")
+    assert "(600 now), newest 599: " in diagnosis.lines()[0]
+    assert "Desk.orders" in diagnosis.lines()[0]
+    assert str(diagnosis).count("Desk.orders") == 1  # what the container explains is not told twice
+
+
+def test_nothing_is_held_afterwards(desk: dict[int, Item]) -> None:
+    investigation = Investigation(read=leaking().__next__, room=lambda: 1.0)
+    investigate_scripted(investigation, desk)
+    one = weakref.ref(desk[0])
+
+    desk.clear()
+
+    assert one() is None
+    assert investigation.diagnosis().is_leak
+
+
+def test_with_little_room_the_heap_is_not_looked_at_and_the_counters_are(desk: dict[int, Item]) -> None:
+    investigation = Investigation(read=leaking().__next__, room=lambda: 0.03)
+
+    investigate_scripted(investigation, desk)
+    (line,) = investigation.diagnosis().lines()
+
+    assert line.startswith("LEAK python")
+    assert "Desk" not in line
+    assert "3.0% of the limit left" in line
+
+
+def test_what_was_found_earlier_outlives_what_an_ending_program_drops(desk: dict[int, Item]) -> None:
+    investigation = Investigation(read=leaking().__next__, room=lambda: 1.0)
+    investigate_scripted(investigation, desk)
+
+    desk.clear()
+    gc.collect()
+    finish(investigation.count())
+    finish(investigation.climb())
+
+    assert "Desk.orders" in str(investigation.diagnosis())
+
+
+def test_a_process_that_does_not_grow_gets_one_line_with_the_reason(desk: dict[int, Item]) -> None:
+    times = count()
+    investigation = Investigation(read=lambda: Counters(float(next(times)), MIB, 9, 9), room=lambda: 1.0)
+
+    investigate_scripted(investigation, desk)
+
+    assert investigation.diagnosis().lines() == ("no leak: what is not given back does not grow",)
+
+
+def test_samples_and_counts_add_hardly_a_block_to_what_they_count() -> None:
+    samples, counts, names = Samples(), list[PackedCensus](), Names()
+    counts.append(PackedCensus(census(), names))
+    for _ in range(3_000):
+        samples.add(take_counters())
+    gc.collect()
+    before = take_counters().blocks
+
+    for _ in range(3_000):
+        samples.add(take_counters())
+    counts.append(PackedCensus(census(), names))
+    gc.collect()
+
+    assert take_counters().blocks - before < 60
+
+
+def test_samples_are_thinned_out_by_their_floors() -> None:
+    samples = Samples()
+
+    for place in range(5_000):
+        samples.add(Counters(float(place), 100 if place % 2 else 50, 7, None, None))
+    kept = samples.until(float("inf"))
+
+    assert 1_000 <= len(kept) <= 2_048
+    assert kept[0].at == 0
+    assert [one.at for one in kept] == sorted(one.at for one in kept)
+    assert {one.resident_bytes for one in kept[:900]} == {50}
+    assert {(one.malloc_bytes, one.traced_bytes) for one in kept} == {(None, None)}
+    assert samples.until(10.0)[-1].at < 10
+
+
+def test_a_packed_count_is_the_count() -> None:
+    counted = census()
+
+    unpacked = PackedCensus(counted, Names()).unpack()
+
+    assert isinstance(unpacked, Census)
+    assert unpacked == counted
+
+
+def test_samples_come_at_uneven_distances() -> None:
+    gaps = uneven(0.2)
+
+    taken = [next(gaps) for _ in range(1_000)]
+
+    assert min(taken) >= 0.1
+    assert max(taken) <= 0.3
+    assert sum(taken) == pytest.approx(200, rel=0.01)
+    assert len({round(gap, 4) for gap in taken}) > 500
+
+
+def test_the_heap_is_counted_three_times_and_climbed_at_the_end() -> None:
+    now, done = [0.0], list[str]()
+
+    class Scripted(Investigation):
+        def sample(self) -> None:
+            done.append("sample")
+
+        def count(self) -> Iterator[None]:
+            done.append(f"count at {now[0]:.0f}")
+            yield
+
+        def climb(self) -> Iterator[None]:
+            done.append(f"climb at {now[0]:.0f}")
+            yield
+
+    for pause_s in steps(Scripted(), 20.0, clock=lambda: now[0]):
+        now[0] += pause_s
+
+    assert [what for what in done if what != "sample"] == ["count at 5", "count at 12", "count at 19", "climb at 20"]
+    assert 90 <= done.count("sample") <= 110
+
+
+@pytest.mark.parametrize("seconds", [5.9, -1, float("nan"), "20"])
+async def test_too_short_a_time_is_refused(seconds: Any) -> None:
+    with pytest.raises(ConfigError, match="seconds"):
+        investigate(seconds=seconds)
+    with pytest.raises(ConfigError, match="seconds"):
+        await investigate_async(seconds=seconds)
+
+
+def test_an_investigation_that_has_to_end_ends() -> None:
+    diagnosis = investigate(seconds=3_600, wait=lambda _: True)
+
+    assert diagnosis.lines()[0].startswith("no leak: ")
+    assert "too few" in diagnosis.lines()[0]
+
+
+def _answer(root: str, *, is_rooted: bool = True, filling: str = "") -> Answer:
+    way = Way(("list", root), 1, is_rooted, "drop it", filling)
+    return Answer("dict", 700, "'a': int", (way,), Grown("dict", 100, 700, 30.0, 12))
+
+
+def test_a_leak_reads_in_one_line() -> None:
+    diagnosis = make_diagnosis(PYTHON, [_answer("app.desk")], [])
+
+    assert str(diagnosis) == (
+        "LEAK python +1.5 MiB/s | dict +30 items/s (700 now), newest 'a': int <- list <- app.desk | drop it"
+    )
+
+
+def test_only_the_first_line_has_the_rate_of_the_process() -> None:
+    leftover = Leftover("update_prices", "call", 4_100, 12_595, 51_000_000)
+
+    first, second, third = make_diagnosis(PYTHON, [_answer("app.desk"), _answer("app.book")], [leftover]).leaks
+
+    assert (first.bytes_per_s, second.bytes_per_s, third.bytes_per_s) == (1.5 * MIB, 0, 0)
+    assert str(second) == (
+        "LEAK python | call update_prices leaves 12.3 KiB behind per call: 4,100 ended, 48.6 MiB left"
+    )
+    assert third.holders == ("list", "app.book")
+
+
+def test_an_owner_says_more_than_a_way_without_a_root() -> None:
+    leftover = Leftover("poll", "task", 90, 2_048, 180_000)
+
+    diagnosis = make_diagnosis(PYTHON, [_answer("a cycle", is_rooted=False)], [leftover])
+
+    assert "task poll leaves 2.0 KiB behind per run" in diagnosis.lines()[0]
+
+
+def test_a_bounded_cache_that_fills_up_is_no_leak() -> None:
+    diagnosis = make_diagnosis(PYTHON, [_answer("app.load", filling="an lru_cache that may have 5,000 and has 9")], [])
+
+    assert diagnosis.lines() == ("no leak: what grows may be an lru_cache that may have 5,000 and has 9",)
+
+
+@pytest.mark.parametrize("kind", [LeakKind.PYTHON, LeakKind.NATIVE, LeakKind.FRAGMENTATION])
+def test_where_nobody_is_named_the_line_says_what_to_do(kind: LeakKind) -> None:
+    diagnosis = make_diagnosis(LeakVerdict(kind, 100.0, 0.0, 15.0, "it grows"), [], [])
+
+    (line,) = diagnosis.lines()
+
+    assert line.startswith(f"LEAK {kind.value} +100 B/s | ")
+    assert line.count(" | ") == 2
+
+
+def test_a_diagnosis_becomes_json() -> None:
+    diagnosis = Diagnosis(PYTHON, (Leak(LeakKind.PYTHON, 1.5 * MIB, "dict", ("app.desk",), "drop it"),))
+
+    assert diagnosis.to_dict() == {
+        "verdict": "python", "bytes_per_s": 1_572_864, "blocks_per_s": 900.0, "seconds": 15.0, "reason": "blocks grow",
+        "note": "", "leaks": [
+            {"kind": "python", "bytes_per_s": 1_572_864, "what": "dict", "holders": ["app.desk"], "hint": "drop it"},
+        ],
+    }  # fmt: skip

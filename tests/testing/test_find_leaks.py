@@ -1,0 +1,419 @@
+"""Every leak has a twin that does not leak; the one is found and named, the other is left alone."""
+
+import asyncio
+import ctypes
+import functools
+import gc
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from memtools.analysis import Answer
+from memtools.errors import ConfigError, LeakError, LeakWarning
+from memtools.ledger import native_reason
+from memtools.readings import descriptors, malloc_bytes
+from memtools.testing import assert_no_leaks, find_leaks
+
+METERS = ["traced"] if native_reason() else ["native", "traced"]
+
+kept: list[Any] = []
+by_number: dict[int, bytes] = {}
+state = SimpleNamespace(calls=0, last=b"")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    _forget()
+    yield
+    _forget()
+    gc.collect()
+
+
+def _forget() -> None:
+    for one in kept:
+        if isinstance(one, int):
+            os.close(one)
+        if isinstance(one, threading.Event):
+            one.set()
+        if isinstance(one, threading.Thread):
+            one.join()
+    kept.clear()
+    by_number.clear()
+    state.calls = 0
+    _cached.cache_clear()
+    _never_full.cache_clear()
+
+
+@functools.lru_cache(maxsize=5_000)
+def _cached(number: int) -> list[int]:
+    return [number]
+
+
+@functools.lru_cache(maxsize=10**9)
+def _never_full(number: int) -> list[int]:
+    return [number]
+
+
+def keeps_200_bytes() -> None:
+    kept.append(bytes(200))
+
+
+def keeps_1_kib() -> None:
+    kept.append(bytes(1024))
+
+
+def keeps_64_kib() -> None:
+    kept.append(bytes(64 * 1024))
+
+
+def keeps_1_kib_every_hundredth_call() -> None:
+    state.calls += 1
+    if state.calls % 100 == 0:
+        by_number[state.calls] = bytes(1024)
+
+
+def _fixed(size: int) -> Callable[[], object]:
+    def keeps_nothing() -> int:
+        return len(bytes(size))
+
+    return keeps_nothing
+
+
+@pytest.mark.parametrize("meter", METERS)
+@pytest.mark.parametrize(
+    ("leaking", "holder"),
+    [
+        (keeps_200_bytes, "kept"),
+        (keeps_1_kib, "kept"),
+        (keeps_64_kib, "kept"),
+        (keeps_1_kib_every_hundredth_call, "by_number"),
+    ],
+)
+def test_bytes_that_are_kept_are_found_and_their_holder_is_named(
+    leaking: Callable[[], None], holder: str, meter: str
+) -> None:
+    report = find_leaks(leaking, meter=meter, patience_s=0.2)
+
+    assert report.is_leak
+    assert report.findings[0].signal == "bytes"
+    assert any(f"{__name__}.{holder}" in line for line in report.holders[:2]), report
+
+
+@pytest.mark.parametrize("meter", METERS)
+@pytest.mark.parametrize("size", [200, 1024, 64 * 1024])
+def test_the_fixed_twin_is_clean(size: int, meter: str) -> None:
+    report = find_leaks(_fixed(size), meter=meter)
+
+    assert report.answer is Answer.CLEAN
+    assert report.calls == 250
+    assert report.holders == ()
+
+
+def test_the_rate_is_that_of_a_call() -> None:
+    report = find_leaks(keeps_1_kib, patience_s=0)
+
+    assert 1024 <= report.findings[0].per_call < 1200
+
+
+def test_a_leak_is_not_fed_until_the_machine_is_full() -> None:
+    report = find_leaks(keeps_64_kib)
+
+    assert report.is_leak
+    assert len(kept) * 64 < 200 * 1024  # KiB
+
+
+async def leaves_a_task() -> None:
+    kept.append(asyncio.create_task(asyncio.Event().wait(), name=f"price feed {len(kept)}"))
+    await asyncio.sleep(0)
+
+
+async def awaits_its_task() -> None:
+    await asyncio.create_task(asyncio.sleep(0), name="price feed")
+
+
+async def test_tasks_that_are_left_are_found_and_named() -> None:
+    report = await find_leaks(leaves_a_task, calls=4, patience_s=0)
+    tasks = [one for one in kept if isinstance(one, asyncio.Task)]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert report.is_leak
+    assert "tasks" in {one.signal for one in report.findings if one.answer is Answer.LEAK}
+    assert any(line.startswith("task price feed #") for line in report.holders)
+
+
+async def test_tasks_that_are_awaited_are_clean() -> None:
+    report = await find_leaks(awaits_its_task, calls=20)
+
+    assert report.answer is Answer.CLEAN
+
+
+async def keeps_in_a_task() -> None:
+    async def work() -> None:
+        kept.append(bytes(500))
+
+    await asyncio.create_task(work())
+
+
+async def test_what_a_task_of_the_function_keeps_is_its_own() -> None:
+    report = await find_leaks(keeps_in_a_task, calls=20, patience_s=0)
+
+    assert report.is_leak
+    assert report.findings[0].signal == "bytes"
+    assert any(f"{__name__}.kept" in line for line in report.holders)
+
+
+async def test_what_a_neighbour_keeps_is_not_blamed_on_the_function() -> None:
+    mine: list[bytes] = []
+
+    async def neighbour() -> None:
+        while True:
+            mine.append(bytes(10_000))
+            await asyncio.sleep(0)
+
+    async def innocent() -> None:
+        await asyncio.sleep(0)
+
+    task = asyncio.create_task(neighbour())
+    report = await find_leaks(innocent, calls=200, patience_s=0, deadline_s=1)
+    task.cancel()
+
+    (counted,) = [one for one in report.findings if one.signal == "bytes"]
+    assert counted.answer is Answer.CLEAN
+
+
+@pytest.mark.skipif(descriptors() is None, reason="descriptors are listed on Linux only")
+def test_descriptors_that_are_left_are_found_and_named() -> None:
+    def opens() -> None:
+        kept.append(os.open(os.devnull, os.O_RDONLY))
+
+    def opens_and_closes() -> None:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+
+    report = find_leaks(opens, calls=10, patience_s=0)
+
+    assert report.is_leak
+    assert any(line.startswith(f"descriptor {os.devnull}") for line in report.holders)
+    assert find_leaks(opens_and_closes, calls=10).answer is Answer.CLEAN
+
+
+def test_threads_that_are_left_are_found_and_named() -> None:
+    def starts() -> None:
+        release = threading.Event()
+        thread = threading.Thread(target=release.wait, name=f"importer {len(kept)}")
+        thread.start()
+        kept.extend((release, thread))
+
+    def starts_and_joins() -> None:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+    report = find_leaks(starts, calls=4)
+
+    assert report.is_leak
+    assert any(line.startswith("thread importer #") for line in report.holders)
+    assert find_leaks(starts_and_joins, calls=4).answer is not Answer.LEAK
+
+
+@pytest.mark.skipif(malloc_bytes() is None, reason="the C library does not tell what is in use")
+def test_memory_of_c_that_is_left_is_found() -> None:
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    library.free.argtypes = [ctypes.c_void_p]
+    held: list[int] = []
+
+    def takes() -> None:
+        held.append(library.malloc(4096))
+
+    def takes_and_gives() -> None:
+        library.free(library.malloc(4096))
+
+    report = find_leaks(takes, patience_s=0)
+    for address in held:
+        library.free(address)
+
+    assert {one.signal for one in report.findings if one.answer is Answer.LEAK} >= {"native bytes"}
+    assert find_leaks(takes_and_gives).answer is Answer.CLEAN
+
+
+def test_a_cache_that_fills_up_is_clean_once_it_is_full() -> None:
+    def remembers() -> None:
+        state.calls += 1
+        _cached(state.calls)
+
+    report = find_leaks(remembers, patience_s=20)
+
+    assert report.answer is Answer.CLEAN
+
+
+def test_a_bounded_cache_that_is_not_full_is_no_leak_and_no_proof_either() -> None:
+    def remembers() -> None:
+        state.calls += 1
+        _never_full(state.calls)
+
+    report = find_leaks(remembers, patience_s=0)
+
+    assert report.answer is Answer.INCONCLUSIVE
+    assert "lru_cache that may have 1,000,000,000 entries" in str(report)
+
+
+def _runs_a_loop() -> None:
+    asyncio.run(asyncio.sleep(0))
+
+
+def _imports() -> None:
+    import decimal
+
+    decimal.Decimal(1)
+
+
+def _logs() -> None:
+    logging.getLogger("memtools.tests.leaks").isEnabledFor(logging.DEBUG)
+
+
+def _replaces() -> None:
+    state.last = bytes(10_000)
+
+
+def _churns() -> None:
+    [bytes(number) for number in range(100)]
+
+
+def _makes_a_cycle() -> None:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+
+
+@pytest.mark.parametrize("meter", METERS)
+@pytest.mark.parametrize("healthy", [_runs_a_loop, _imports, _logs, _replaces, _churns, _makes_a_cycle])
+def test_what_fools_others_is_clean(healthy: Callable[[], None], meter: str) -> None:
+    report = find_leaks(healthy, meter=meter)
+
+    assert report.answer is Answer.CLEAN, report
+
+
+def test_a_leak_is_raised_with_what_grew_and_who_holds_it() -> None:
+    with pytest.raises(LeakError, match="keeps_1_kib leaks") as caught:
+        assert_no_leaks(keeps_1_kib, patience_s=0)
+
+    assert isinstance(caught.value, AssertionError)
+    assert "KiB a call" in str(caught.value)
+    assert f"{__name__}.kept" in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+async def test_a_leak_of_a_coroutine_function_is_raised() -> None:
+    async def keeps() -> None:
+        kept.append(bytes(300))
+
+    with pytest.raises(LeakError):
+        await assert_no_leaks(keeps, patience_s=0)
+
+
+def test_a_clean_function_gives_its_report() -> None:
+    report = assert_no_leaks(_fixed(10))
+
+    assert report.answer is Answer.CLEAN
+    assert report.to_dict()["answer"] == "clean"
+    assert "clean" in repr(report)
+
+
+def test_what_cannot_be_told_is_a_warning_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def remembers() -> None:
+        state.calls += 1
+        _never_full(state.calls)
+
+    with pytest.warns(LeakWarning, match="inconclusive"):
+        assert_no_leaks(remembers, patience_s=0)
+
+    assert "inconclusive" in caplog.text
+
+
+def test_arguments_are_passed_on() -> None:
+    seen: set[tuple[int, str]] = set()
+
+    def takes(number: int, *, text: str) -> None:
+        seen.add((number, text))
+
+    find_leaks(takes, args=(1,), kwargs={"text": "x"})
+
+    assert seen == {(1, "x")}
+
+
+def test_what_the_function_raises_is_raised() -> None:
+    def fails() -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        find_leaks(fails)
+
+
+async def test_cancellation_passes() -> None:
+    async def hangs() -> None:
+        await asyncio.Event().wait()
+
+    hunt = asyncio.ensure_future(find_leaks(hangs))
+    await asyncio.sleep(0.01)
+    hunt.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await hunt
+    assert asyncio.get_running_loop().get_task_factory() is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "value"),
+    [
+        ("rounds", 0), ("calls", -1), ("calls", True), ("warmup", -1), ("tolerance", float("nan")),
+        ("patience_s", -1), ("deadline_s", "soon"), ("meter", "exact"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_before_anything_is_called(choice: str, value: Any) -> None:
+    calls: list[None] = []
+
+    with pytest.raises(ConfigError, match=choice):
+        find_leaks(lambda: calls.append(None), **{choice: value})
+
+    assert calls == []
+
+
+def test_what_cannot_be_called_is_refused() -> None:
+    with pytest.raises(ConfigError, match="function"):
+        find_leaks("handler")  # type: ignore[call-overload]
+
+
+def test_a_function_that_only_returns_a_coroutine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="coroutine function"):
+        find_leaks(lambda: asyncio.sleep(0))
+
+
+def test_nothing_is_shown_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    find_leaks(_fixed(10))
+
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal on Windows")
+def test_progress_is_shown_on_a_terminal() -> None:
+    import pty
+
+    code = "from memtools.testing import find_leaks; find_leaks(lambda: None)"
+    above, below = pty.openpty()
+    try:
+        subprocess.run([sys.executable, "-c", code], stderr=below, check=True)
+        shown = os.read(above, 10_000).decode()
+    finally:
+        os.close(above)
+        os.close(below)
+
+    assert "round 5, 250 calls" in shown
