@@ -18,7 +18,7 @@ from itertools import compress
 from operator import not_
 from typing import Any, Final
 
-from memtools.heap._looking import LENGTHS, class_of, kind_of, type_name
+from memtools.heap._looking import LENGTHS, class_of, kind_of, type_name, without_modules
 from memtools.records import record
 from memtools.units import parse_count
 
@@ -141,7 +141,7 @@ class _Count:
             self._weigh(kind, list(compress(objects, map(wanted.__contains__, addresses))))
 
         # A dict of plain values only is not tracked: it is found through who refers to it.
-        referents = gc.get_referents(*objects)
+        referents = gc.get_referents(*without_modules(objects))
         dicts = list(compress(referents, map(_IS_DICT, map(id, map(type, referents)))))
         self._weigh(dict, list(compress(dicts, map(not_, map(gc.is_tracked, dicts)))))
 

@@ -66,6 +66,8 @@ class Climb:
         for referrer in gc.get_referrers(*asked) if asked else ():
             if id(referrer) in hide or _is_of_this_room(referrer):
                 continue
+            if issubclass(class_of(referrer), types.ModuleType):
+                continue  # its dict is there as well; see `without_modules`
             self._connect(referrer, known, following)
         self._frontier = _mixed(following.values())[: MOST_SAMPLES * 2]
 

@@ -10,7 +10,16 @@ from itertools import compress
 from typing import Any, Final
 
 from memtools.heap._census import Growing
-from memtools.heap._looking import ITERATORS, LENGTHS, REVERSED, class_of, kind_of, newest_items, type_name
+from memtools.heap._looking import (
+    ITERATORS,
+    LENGTHS,
+    REVERSED,
+    class_of,
+    kind_of,
+    newest_items,
+    type_name,
+    without_modules,
+)
 
 _SLICE: Final = 50_000
 
@@ -32,7 +41,7 @@ def _among_untracked(missing: set[int], wanted: dict[int, Growing]) -> list[Any]
     found: dict[int, Any] = {}
     objects = gc.get_objects()
     while objects and len(found) < len(missing):
-        referents = gc.get_referents(*objects[-_SLICE:])
+        referents = gc.get_referents(*without_modules(objects[-_SLICE:]))
         del objects[-_SLICE:]
         known = compress(referents, map(missing.__contains__, map(id, referents)))
         found.update((id(one), one) for one in known if class_of(one) is dict)

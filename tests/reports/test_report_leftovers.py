@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from memtools.reports._leftovers import per_call
+from memtools.analysis._leftovers import per_call
 
 from memtools.ledger import Entry, LedgerStatistics
 from memtools.reports import html_page, report
