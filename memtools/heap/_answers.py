@@ -161,6 +161,28 @@ def answer_in_steps(target: Any, *, samples: int = 8, budget_s: float = 2.0) -> 
     yield Answer(what, alive, example, ways, growth, is_complete)
 
 
+def ways_to(things: list[Any], *, budget_s: float = 2.0) -> tuple[Way, ...]:  # Any: strangers
+    """Return how each of a few objects is kept alive, in their order, by one climb for all of them.
+
+    Args:
+        things: at most 24; that this very list refers to them is not told.
+        budget_s: seconds after which no further walk over the heap is begun.
+
+    Raises:
+        ConfigError: for more than 24.
+    """
+    if len(things) > MOST_SAMPLES:
+        raise ConfigError("things", len(things), f"at most {MOST_SAMPLES} objects")
+    deadline = time.monotonic() + parse_seconds(budget_s, name="budget_s")
+    climb = Climb(things, unseen=(things,))
+    for _ in climb.walk():
+        if time.monotonic() > deadline:
+            break
+    told = tuple(_told(climb, thing) for thing in things)
+    climb.drop()
+    return told
+
+
 def _samples_of(target: Any, most: int) -> tuple[list[Any], int, str, Growing | None]:
     if class_of(target) is not Growing:
         if issubclass(class_of(target), type):
