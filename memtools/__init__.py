@@ -2,7 +2,15 @@
 
 from memtools.config import Config
 from memtools.decorators import bounded_history, memory_budget, profile_memory
-from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, MissingExtraError, ScopeClosed
+from memtools.errors import (
+    BudgetExceeded,
+    ConfigError,
+    LeakError,
+    LeakWarning,
+    MemtoolsError,
+    MissingExtraError,
+    ScopeClosed,
+)
 from memtools.events import subscribe
 from memtools.exporters import collect_metrics
 from memtools.ledger import Usage, install
@@ -11,6 +19,7 @@ from memtools.monitor import MemoryMonitor
 from memtools.readings import Level, Reading, effective_limit
 from memtools.scopes import memory_scope, task_scope
 from memtools.structures import BoundedList, WeakCache
+from memtools.testing import assert_no_leaks, find_leaks
 
 __all__ = [
     "BoundedList",
@@ -18,6 +27,8 @@ __all__ = [
     "Component",
     "Config",
     "ConfigError",
+    "LeakError",
+    "LeakWarning",
     "Level",
     "MemoryMonitor",
     "MemtoolsError",
@@ -27,9 +38,11 @@ __all__ = [
     "Usage",
     "WeakCache",
     "WeakParent",
+    "assert_no_leaks",
     "bounded_history",
     "collect_metrics",
     "effective_limit",
+    "find_leaks",
     "install",
     "memory_budget",
     "memory_scope",

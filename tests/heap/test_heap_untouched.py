@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import subprocess
 import sys
 import threading
 import weakref
@@ -231,14 +230,6 @@ def test_why_alive_in_other_threads_at_work() -> None:
         thread.join()
 
     assert all(answer.ways for answer in answers)
-
-
-def test_importing_memtools_does_not_import_the_room() -> None:
-    code = "import memtools, sys; print('memtools.heap' in sys.modules)"
-
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert result.stdout.strip() == "False"
 
 
 def test_a_cached_function_is_looked_into_without_a_call() -> None:
