@@ -62,7 +62,7 @@ def burst(at: float, length: float = 0.05) -> Curve:
 
 @pytest.mark.parametrize(("samples", "kind"), [
     (sequence(blocks=line, malloc=line, resident=line), LeakKind.PYTHON),
-    (sequence(blocks=line, resident=line), LeakKind.PYTHON),
+    (sequence(blocks=line, resident=lambda share: share / 2), LeakKind.PYTHON),
     (sequence(blocks=line), LeakKind.PYTHON),
     (sequence(malloc=line, resident=line), LeakKind.NATIVE),
     (sequence(malloc=None, resident=line), LeakKind.NATIVE),
@@ -114,6 +114,12 @@ def test_what_an_ending_program_gives_back_hides_no_leak() -> None:
     assert judge_leak(ending, is_ending=True).kind is LeakKind.PYTHON
 
 
+def test_objects_that_stand_for_mappings_do_not_make_them_pythons() -> None:
+    samples = sequence(blocks=lambda share: share / 20, resident=line)
+
+    assert judge_leak(samples).kind is LeakKind.FRAGMENTATION
+
+
 @pytest.mark.parametrize("number", [0, 1, 2, 20])
 def test_few_samples_tell_nothing(number: int) -> None:
     samples = sequence(blocks=line, malloc=line, resident=line)[:number]
@@ -130,9 +136,7 @@ def test_a_little_is_no_leak() -> None:
     assert judge_leak(a_little).kind is LeakKind.NONE
 
 
-@given(
-    rate=st.floats(0.4, 3.0), noise=st.floats(0.0, 0.05), seed=st.integers(0, 10_000), number=st.integers(100, 400)
-)
+@given(rate=st.floats(0.4, 3.0), noise=st.floats(0.0, 0.05), seed=st.integers(0, 10_000), number=st.integers(100, 400))
 def test_a_steady_leak_is_always_found(rate: float, noise: float, seed: int, number: int) -> None:
     dice = random.Random(seed)
 
