@@ -207,7 +207,8 @@ def _marks(times: Sequence[float]) -> list[int]:
     # Where each part begins, and an end that has some samples after it: the floor of a single one is that one.
     step = (times[-1] - times[0]) / _PARTS
     inner = [bisect_left(times, times[0] + place * step) for place in range(1, _PARTS)]
-    return [0, *inner, len(times) - 1 - len(times) // _AFTER_END]
+    end = len(times) - 1 - len(times) // _AFTER_END
+    return [0, *inner, max(end, inner[-1])]  # there may be few samples in the last part
 
 
 def _is_steady(rises: Sequence[float], total: float) -> bool:
