@@ -1,8 +1,8 @@
 """How it is shown: who used how much, as text, JSON and HTML."""
 
+from memtools.analysis import Leftover
 from memtools.reports._growth import Growth
 from memtools.reports._html import html_page
-from memtools.analysis import Leftover
 from memtools.reports._report import Report, report
 from memtools.reports._rows import Row
 from memtools.reports._text import can_show_blocks

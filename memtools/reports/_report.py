@@ -7,12 +7,12 @@ part (`_growth`), text and HTML (`_text`, `_html`).
 import json
 from collections.abc import Iterator
 
+from memtools.analysis import Leftover, find_leftovers
 from memtools.ledger import LedgerStatistics, statistics
 from memtools.readings import ProcessMemory, read_process
 from memtools.records import record
 from memtools.reports._growth import Growth, measure_growth
 from memtools.reports._html import html_table
-from memtools.analysis import Leftover, find_leftovers
 from memtools.reports._rows import Row, flat_rows, notes_of, scope_rows
 from memtools.reports._text import text_report
 from memtools.reports._visible import cut, visible

@@ -7,8 +7,8 @@ Covers: sizes in MiB, durations, bars, the sentences about the process. Leaves t
 from collections.abc import Sequence
 from typing import Final
 
-from memtools.reports._growth import Growth
 from memtools.analysis import Leftover
+from memtools.reports._growth import Growth
 from memtools.reports._rows import Row
 from memtools.reports._visible import visible
 from memtools.units import format_size
