@@ -27,6 +27,11 @@ _RISING: Final = 0.25  # of the mean rise, for a part to count as one that rises
 _STILL: Final = 0.5  # of the first half's rise, for the second half
 _WITHIN: Final = 0.6  # of what goes up and down within a part
 _GIVEN_BACK: Final = 1.5  # of what was given back from part to part
+_LARGEST: Final = 512  # bytes of a block in an arena of Python's own
+_BEYOND: Final = 2.0  # times what Python and C have more in use
+_MAPPED: Final = (
+    "resident memory grows, far more than Python and C have in use: mmap, stacks, or fragments of free memory"
+)
 _AFTER_END: Final = 20  # of so many samples one
 _ENDING: Final = 0.15  # of the time, for giving back at the end
 _LAST: Final = 0.15  # of the whole rise, for the last third
@@ -118,6 +123,9 @@ class _Climb:
 def _kind(
     kept: Sequence[Counters], blocks: _Climb, malloc: _Climb, traced: _Climb, resident: _Climb
 ) -> tuple[LeakKind, str]:
+    # A block of Python's that is not in C's malloc takes 512 bytes at most: the object that stands for a mapping is one.
+    if malloc.is_known and resident.is_steady and resident.total > _BEYOND * (malloc.total + _LARGEST * blocks.total):
+        return LeakKind.FRAGMENTATION, _MAPPED
     in_bytes = any(one.is_steady for one in (malloc, traced, resident))
     if traced.is_steady:
         return LeakKind.PYTHON, "what tracemalloc sees grows all the time"
@@ -128,10 +136,7 @@ def _kind(
     if resident.is_steady and not malloc.is_known:
         return LeakKind.NATIVE, "resident memory grows and Python's blocks do not; C's malloc cannot be asked here"
     if resident.is_steady:
-        return (
-            LeakKind.FRAGMENTATION,
-            "resident memory grows; neither Python nor C has more in use: mmap, stacks, or fragments of free memory",
-        )
+        return LeakKind.FRAGMENTATION, _MAPPED
     return LeakKind.NONE, _why_none(resident, blocks)
 
 
@@ -202,7 +207,8 @@ def _marks(times: Sequence[float]) -> list[int]:
     # Where each part begins, and an end that has some samples after it: the floor of a single one is that one.
     step = (times[-1] - times[0]) / _PARTS
     inner = [bisect_left(times, times[0] + place * step) for place in range(1, _PARTS)]
-    return [0, *inner, len(times) - 1 - len(times) // _AFTER_END]
+    end = len(times) - 1 - len(times) // _AFTER_END
+    return [0, *inner, max(end, inner[-1])]  # there may be few samples in the last part
 
 
 def _is_steady(rises: Sequence[float], total: float) -> bool:

@@ -59,8 +59,8 @@ class Alongside:
             RuntimeError: when looking on has failed.
         """
         self._stopped = True
-        if not self._done.acquire(timeout=patience_s):
-            raise RuntimeError("the heap is still being looked at")
+        # Where a walk takes longer on a busy machine, what was found before is told; the thread dies with the process.
+        self._done.acquire(timeout=patience_s)
         if self._failure:
             raise RuntimeError(self._failure)
         ended = self._ended_at if self._ended_at is not None else self._clock()
@@ -79,20 +79,27 @@ class Alongside:
 
     def _steps(self) -> Iterator[float]:
         gaps = uneven(_SAMPLE_S)
+        sample_at = self._begun
+        for pause_s in self._looks():
+            # In the middle of a look as well: on a busy machine it takes seconds.
+            now = self._clock()
+            if now >= sample_at:
+                self._investigation.sample()
+                sample_at = now + next(gaps)
+            yield pause_s if pause_s else max(sample_at - now, _BREATH_S)
+
+    def _looks(self) -> Iterator[float]:
         count_at = self._begun + _FIRST_COUNT_S
         while True:
+            yield 0.0  # until the next sample
             now = self._clock()
-            self._investigation.sample()
-            if now >= count_at and self._ended_at is None:
-                # The thread's own time: on a busy machine most of the wall's is waiting, which harms nobody.
-                used = time.thread_time()
-                yield from self._look()
-                used = time.thread_time() - used
-                count_at = now + max(1.0, min(_LONGEST_GAP_S, 0.5 * (now - self._begun)), used / _SHARE)
-            yield next(gaps)
-
-    def _look(self) -> Iterator[float]:
-        for _ in self._investigation.count():
-            yield _BREATH_S
-        for _ in self._investigation.climb():
-            yield _BREATH_S
+            if now < count_at or self._ended_at is not None:
+                continue
+            # The thread's own time: on a busy machine most of the wall's is waiting, which harms nobody.
+            used = time.thread_time()
+            for _ in self._investigation.count():
+                yield _BREATH_S
+            for _ in self._investigation.climb():
+                yield _BREATH_S
+            used = time.thread_time() - used
+            count_at = now + max(1.0, min(_LONGEST_GAP_S, 0.5 * (now - self._begun)), used / _SHARE)

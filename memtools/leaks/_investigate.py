@@ -86,13 +86,23 @@ def steps(
     """
     begun = clock()
     gaps = uneven(SAMPLE_S)
+    sample_at = begun
+    for is_looking in _looks(investigation, begun, seconds, clock):
+        # In the middle of a look as well: on a busy machine it takes seconds.
+        now = clock()
+        if now >= sample_at:
+            investigation.sample()
+            sample_at = now + next(gaps)
+        yield _BREATH_S if is_looking else max(sample_at - now, _BREATH_S)
+
+
+def _looks(investigation: Investigation, begun: float, seconds: float, clock: Callable[[], float]) -> Iterator[bool]:
     counts_at = [begun + share * seconds for share in _COUNTS_AT]
     while (now := clock()) < begun + seconds:
-        investigation.sample()
         if counts_at and now >= counts_at[0]:
             counts_at.pop(0)
             for _ in investigation.count():
-                yield _BREATH_S
-        yield next(gaps)
+                yield True
+        yield False
     for _ in investigation.climb():
-        yield _BREATH_S
+        yield True

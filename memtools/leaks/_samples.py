@@ -50,7 +50,7 @@ class Samples:
 
     def until(self, at: float) -> list[Counters]:
         """Return the counters that were taken before `at`, of `time.monotonic()`."""
-        rows = zip(self._at, *self._figures, strict=True)
+        rows = zip(self._at, *self._figures, strict=False)  # another thread may be adding one
         return [Counters(row[0], row[1], row[2], _known(row[3]), _known(row[4])) for row in rows if row[0] < at]
 
     def _thin_out(self) -> None:

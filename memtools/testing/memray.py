@@ -33,11 +33,7 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
     The recording ends with the block, after `seconds`, or when the file has `max_bytes`, whichever comes first; the
     block goes on as if nothing had happened. The thread that looks after time and size ends with the block.
 
-    ```text
-    with burst_recording("burst.bin", seconds=10):
-        serve_some_requests()
-    # $ memray flamegraph burst.bin
-    ```
+    `with burst_recording("burst.bin", seconds=10): ...`, then `memray flamegraph burst.bin`.
 
     Args:
         path: the file, which must not exist.

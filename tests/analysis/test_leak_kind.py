@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
@@ -62,7 +63,7 @@ def burst(at: float, length: float = 0.05) -> Curve:
 
 @pytest.mark.parametrize(("samples", "kind"), [
     (sequence(blocks=line, malloc=line, resident=line), LeakKind.PYTHON),
-    (sequence(blocks=line, resident=line), LeakKind.PYTHON),
+    (sequence(blocks=line, resident=lambda share: share / 2), LeakKind.PYTHON),
     (sequence(blocks=line), LeakKind.PYTHON),
     (sequence(malloc=line, resident=line), LeakKind.NATIVE),
     (sequence(malloc=None, resident=line), LeakKind.NATIVE),
@@ -112,6 +113,12 @@ def test_what_an_ending_program_gives_back_hides_no_leak() -> None:
 
     assert judge_leak(ending).kind is LeakKind.NONE
     assert judge_leak(ending, is_ending=True).kind is LeakKind.PYTHON
+
+
+def test_objects_that_stand_for_mappings_do_not_make_them_pythons() -> None:
+    samples = sequence(blocks=lambda share: share / 20, resident=line)
+
+    assert judge_leak(samples).kind is LeakKind.FRAGMENTATION
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 20])
@@ -167,11 +174,20 @@ def test_of_a_thousand_that_breathe_by_chance_hardly_one_is_taken_for_a_leak() -
     assert sum(verdict() for _ in range(1_000)) <= 3
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 10**7), st.integers(0, 2**40)), max_size=120))
-def test_any_figures_have_a_verdict_with_a_reason(figures: list[tuple[int, int, int]]) -> None:
-    samples = [Counters(float(at), resident, blocks, malloc) for at, (resident, blocks, malloc) in enumerate(figures)]
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0, 9.0), st.integers(0, 2**40), st.integers(0, 10**7), st.integers(0, 2**40)),
+        max_size=120,
+    ),
+    st.booleans(),
+)
+def test_any_figures_have_a_verdict_with_a_reason(figures: list[tuple[float, int, int, int]], is_ending: bool) -> None:
+    times = accumulate(gap for gap, *_ in figures)
+    samples = [
+        Counters(at, resident, blocks, malloc) for at, (_, resident, blocks, malloc) in zip(times, figures, strict=True)
+    ]
 
-    verdict = judge_leak(samples)
+    verdict = judge_leak(samples, is_ending=is_ending)
 
     assert verdict.reason
     assert verdict.bytes_per_s >= 0

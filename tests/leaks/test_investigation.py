@@ -35,7 +35,8 @@ class Desk:
 def leaking() -> Iterator[Counters]:
     """Counters of a process that leaks 1 MiB a second, five a second."""
     for place in count():
-        yield Counters(1_000.0 + place / 5, 60 * MIB + place * MIB // 5, 90_000 + place * 100, 8 * MIB)
+        grown = place * MIB // 5
+        yield Counters(1_000.0 + place / 5, 60 * MIB + grown, 90_000 + place * 100, 8 * MIB + grown)
 
 
 @pytest.fixture

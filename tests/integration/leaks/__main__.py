@@ -120,7 +120,7 @@ def watch(program: Program, seconds: float, meter: str | None) -> Outcome:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds * 3 + 60, check=False)
         lines = tuple(re.findall(r"^(?:LEAK |no leak: ).*", done.stderr, re.MULTILINE))
         if done.returncode or not page.exists():
-            return Outcome(program, "failed", tuple(done.stderr.splitlines()[-1:]))
+            return Outcome(program, "failed", tuple(done.stderr.splitlines()[-3:]))
         answer = json.loads(page.read_text("utf-8")).get("leaks")
     # What is printed counts: a verdict without a line accuses nobody.
     return Outcome(program, answer["verdict"] if answer else "failed", lines)
