@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from memtools.analysis._leftovers import per_call
 
+from memtools.analysis._leftovers import per_call
 from memtools.ledger import Entry, LedgerStatistics
 from memtools.reports import html_page, report
 
