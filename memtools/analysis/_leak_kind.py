@@ -123,7 +123,7 @@ class _Climb:
 def _kind(
     kept: Sequence[Counters], blocks: _Climb, malloc: _Climb, traced: _Climb, resident: _Climb
 ) -> tuple[LeakKind, str]:
-    # A block of Python's that is not in C's malloc takes 512 bytes at most: the object that stands for a mapping is one.
+    # A block of Python's that is not in C's malloc takes 512 bytes at most: what stands for a mapping is one.
     if malloc.is_known and resident.is_steady and resident.total > _BEYOND * (malloc.total + _LARGEST * blocks.total):
         return LeakKind.FRAGMENTATION, _MAPPED
     in_bytes = any(one.is_steady for one in (malloc, traced, resident))

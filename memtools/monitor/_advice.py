@@ -4,14 +4,16 @@ Covers: the judgement. Leaves to others: finding the things (`_holders`, `_conta
 them (`_report`).
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from memtools.monitor._containers import Container, largest_containers
 from memtools.monitor._holders import Holder, holders
 from memtools.monitor._statistics import MonitorStatistics
 from memtools.monitor._unended import Unended, unended_tasks
 from memtools.records import record
 from memtools.units import format_size
+
+if TYPE_CHECKING:
+    from memtools.monitor._containers import Container
 
 _WORTH_BYTES: Final = 1 << 20  # less than this is not worth a line
 _MANY_TASKS: Final = 100
@@ -44,6 +46,8 @@ class Recommendation:
 
 def recommend(statistics: MonitorStatistics) -> tuple[Recommendation, ...]:
     """Return what to change, what holds most first."""
+    from memtools.monitor._containers import largest_containers  # loaded by who asks, not by who imports memtools
+
     found = [_for_container(one) for one in largest_containers(_MOST) if one.held_bytes >= _WORTH_BYTES]
     found += [_for_holder(one) for one in holders()[:_MOST] if _size_of(one) >= _WORTH_BYTES]
     found += [_for_tasks(one) for one in unended_tasks()[:_MOST] if one.tasks >= _MANY_TASKS]
@@ -51,7 +55,7 @@ def recommend(statistics: MonitorStatistics) -> tuple[Recommendation, ...]:
     return (*found, *_for_monitor(statistics))
 
 
-def _for_container(one: Container) -> Recommendation:
+def _for_container(one: "Container") -> Recommendation:
     if one.kind == "WeakCache":
         advice = "lower its `strong`, or give it `max_bytes`"
     elif one.is_bounded:

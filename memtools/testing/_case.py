@@ -12,18 +12,19 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from types import CoroutineType
-from typing import Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from memtools.errors import ConfigError
 from memtools.ledger import Meter, active_owner, install
 from memtools.scopes import memory_scope
-from memtools.testing._culprits import Culprits
 from memtools.testing._exactness import exact_meter
 from memtools.testing._hunt import Hunt, Pace
 from memtools.testing._reports import LeakReport
 from memtools.testing._signals import ENOUGH_BYTES, signals_of
-from memtools.testing._summing_up import sum_up
 from memtools.units import parse_count, parse_seconds
+
+if TYPE_CHECKING:
+    from memtools.testing._culprits import Culprits
 
 _MOST_COUNTED_CALLS: Final = 4096  # between two counts of the heap
 _COUNTED_S: Final = 1.0  # that they may take
@@ -147,16 +148,20 @@ class Case:
         for _ in turns:
             await function(*args, **kwargs)
 
-    def _culprits(self) -> Culprits | None:
+    def _culprits(self) -> "Culprits | None":
         assert self._hunt is not None  # the plan has been run
         if self._hunt.is_clean:
             return None
         calls = self._hunt.calls
         per_second = calls / max(time.perf_counter() - self._begun, 1e-3)
+        from memtools.testing._culprits import Culprits  # it loads the heap: only where something grows
+
         return Culprits(max(self.pace.calls, min(_MOST_COUNTED_CALLS, calls, int(per_second * _COUNTED_S))))
 
-    def _report(self, culprits: Culprits | None) -> LeakReport:
+    def _report(self, culprits: "Culprits | None") -> LeakReport:
         assert self._hunt is not None  # as above
+        from memtools.testing._summing_up import sum_up  # as above
+
         return sum_up(self.name, self._hunt, culprits, self.meter.name, time.perf_counter() - self._begun)
 
 

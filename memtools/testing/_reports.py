@@ -3,8 +3,6 @@
 Leaves to others: finding it (`_hunt`, `_culprits`).
 """
 
-import html
-
 from memtools.analysis import Answer
 from memtools.records import as_dict, record
 from memtools.units import format_size
@@ -78,4 +76,6 @@ class LeakReport:
         return f"<LeakReport {self.tested!r} {self.answer.value}>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        from html import escape  # for notebooks, not for whoever imports memtools
+
+        return f"<pre>{escape(str(self))}</pre>"

@@ -6,7 +6,6 @@ Leaves to others: when they are read (`_hunt`), what is made of the figures (`me
 
 import sys
 import threading
-import tracemalloc
 from collections.abc import Callable
 from typing import Final
 
@@ -98,6 +97,8 @@ class _Lesser:
         return self._grown
 
     def _look(self) -> tuple[int, int]:
+        import tracemalloc  # loaded by the meter that traces, not by whoever imports memtools
+
         return self._owner.live_bytes, tracemalloc.get_traced_memory()[0]
 
 

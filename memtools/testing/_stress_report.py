@@ -3,7 +3,6 @@
 Leaves to others: taking them (`_stress_rounds`), the table (`_stress_text`), the picture (`_stress_picture`).
 """
 
-import json
 import os
 from collections.abc import Callable
 from typing import Final
@@ -12,8 +11,6 @@ from memtools.analysis import Answer
 from memtools.errors import ConfigError
 from memtools.records import as_dict, record
 from memtools.testing._reports import LeakReport
-from memtools.testing._stress_picture import stress_page, stress_svg
-from memtools.testing._stress_text import stress_text
 
 
 @record
@@ -84,6 +81,8 @@ class StressReport:
             width: columns; by default the terminal's.
             ascii_only: draw with ASCII; by default where standard output cannot do better.
         """
+        from memtools.testing._stress_text import stress_text  # loaded by who looks, not by who imports memtools
+
         return stress_text(self, width=width, ascii_only=ascii_only)
 
     def to_dict(self) -> dict[str, object]:
@@ -97,10 +96,14 @@ class StressReport:
 
     def svg(self) -> str:
         """Return the picture as one SVG element: resident and live bytes and latency over the calls."""
+        from memtools.testing._stress_picture import stress_svg  # as above
+
         return stress_svg(self)
 
     def html(self) -> str:
         """Return a page with the picture, the verdict and the rounds: one file, no script, nothing from the network."""
+        from memtools.testing._stress_picture import stress_page  # as above
+
         return stress_page(self)
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -129,9 +132,15 @@ class StressReport:
         )
 
 
+def _json(report: StressReport) -> str:
+    import json  # as above
+
+    return json.dumps(report.to_dict(), indent=2) + "\n"
+
+
 _FORMS: Final[dict[str, Callable[[StressReport], str]]] = {
     ".html": StressReport.html,
     ".svg": lambda report: f"{report.svg()}\n",
-    ".json": lambda report: json.dumps(report.to_dict(), indent=2) + "\n",
+    ".json": _json,
     ".txt": lambda report: report.to_text(ascii_only=False) + "\n",
 }
