@@ -10,10 +10,13 @@ from typing import ParamSpec, TypeVar, cast
 
 from memtools.ledger._current import active, active_owner, give_turn, per_thread
 from memtools.ledger._owner import Owner
+from memtools.ledger._seats import native_seats
 from memtools.ledger._tally import share
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_native = native_seats()
 
 
 def carry(function: Callable[P, R]) -> Callable[P, R]:
@@ -58,6 +61,8 @@ def _charged_call(
     slot = per_thread.slot
     before = slot.owner
     share(owner)  # the thread that it comes from goes on beside this one
+    if owner.budgeted is not None and _native is not None:
+        _native.get_ready()
     give_turn(slot, owner)
     try:
         return function(*args, **kwargs)

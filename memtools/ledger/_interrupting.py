@@ -8,6 +8,9 @@ out to be a bad one, and since 3.13 it is found too late: a thread that waits fo
 bytecodes after it got it, when its block may have ended. The events that are used here come where the interpreter
 looks by itself, so nobody is interrupted where a `with` could be torn.
 
+A jump back is only told by its event: what is raised from there passes every handler of the frame by, `finally` and
+`__exit__` included (3.12 to 3.13). So the question waits for the instruction that is jumped to.
+
 Threads: `interrupt` and `leave_alone` are called under the GIL by anybody; the question is put in the thread it is for.
 """
 
@@ -30,11 +33,12 @@ _caller = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; th
 class _Watch:
     """One thread, the code that it runs, and what to ask."""
 
-    __slots__ = ("codes", "question")
+    __slots__ = ("awaited", "codes", "question")
 
     def __init__(self, question: Question, codes: list[CodeType]) -> None:
         self.question = question
         self.codes = codes
+        self.awaited: tuple[CodeType, int] | None = None  # the instruction that has been jumped back to
 
 
 _watches: dict[int, _Watch] = {}
@@ -42,6 +46,8 @@ _watches: dict[int, _Watch] = {}
 
 if sys.version_info >= (3, 12):
     _monitoring = sys.monitoring
+    _EVENTS: Final = _monitoring.events
+    _USUAL: Final = _EVENTS.PY_START | _EVENTS.PY_RESUME | _EVENTS.JUMP | _EVENTS.CALL
     _tool: int | None = None
 
     def interrupt(thread: int, frame: FrameType | None, question: Question) -> bool:
@@ -60,9 +66,8 @@ if sys.version_info >= (3, 12):
             codes.append(frame.f_code)
             frame = frame.f_back
         _watches[thread] = _Watch(question, codes)
-        events = _monitoring.events
         for code in codes:
-            _set(code, events.PY_START | events.PY_RESUME | events.JUMP | events.CALL)
+            _set(code, _USUAL)
         return True
 
     def leave_alone(thread: int, *, keeps_tool: bool = False) -> None:
@@ -84,11 +89,8 @@ if sys.version_info >= (3, 12):
         for tool in _TOOL_IDS:
             if _monitoring.get_tool(tool) is None:
                 _monitoring.use_tool_id(tool, _NAME)
-                events = _monitoring.events
-                _monitoring.register_callback(tool, events.PY_START, _on_start)
-                _monitoring.register_callback(tool, events.PY_RESUME, _on_start)
-                _monitoring.register_callback(tool, events.JUMP, _on_jump)
-                _monitoring.register_callback(tool, events.C_RETURN, _on_return_from_c)
+                for event, callback in _CALLBACKS.items():
+                    _monitoring.register_callback(tool, event, callback)
                 _tool = tool
                 return True
         return False
@@ -97,14 +99,40 @@ if sys.version_info >= (3, 12):
         global _tool
         if _tool is not None:
             tool, _tool = _tool, None
-            events = _monitoring.events
-            for event in (events.PY_START, events.PY_RESUME, events.JUMP, events.C_RETURN):
+            for event in _CALLBACKS:
                 _monitoring.register_callback(tool, event, None)
             _monitoring.free_tool_id(tool)
 
     def _set(code: CodeType, events: int) -> None:
         if _tool is not None:
             _monitoring.set_local_events(_tool, code, events)
+
+    def _on_start(_code: CodeType, _offset: int) -> None:
+        _ask(_caller(1))
+
+    def _on_jump(code: CodeType, offset: int, destination: int) -> None:
+        watch = _watches.get(get_ident())
+        if watch is not None and destination <= offset:  # as the interpreter, which looks when it jumps back
+            watch.awaited = (code, destination)
+            _set(code, _USUAL | _EVENTS.INSTRUCTION)
+
+    def _on_instruction(code: CodeType, offset: int) -> None:
+        watch = _watches.get(get_ident())
+        if watch is not None and watch.awaited == (code, offset):
+            watch.awaited = None
+            _set(code, _USUAL)
+            _ask(_caller(1))
+
+    def _on_return_from_c(_code: CodeType, _offset: int, _function: object, _first: object) -> None:
+        _ask(_caller(1))
+
+    _CALLBACKS: Final[dict[int, Callable[..., object]]] = {  # `...`: each event has arguments of its own
+        _EVENTS.PY_START: _on_start,
+        _EVENTS.PY_RESUME: _on_start,
+        _EVENTS.JUMP: _on_jump,
+        _EVENTS.INSTRUCTION: _on_instruction,
+        _EVENTS.C_RETURN: _on_return_from_c,
+    }
 
 else:
 
@@ -114,19 +142,6 @@ else:
 
     def leave_alone(thread: int, *, keeps_tool: bool = False) -> None:
         """Do nothing."""
-
-
-def _on_start(_code: CodeType, _offset: int) -> None:
-    _ask(_caller(1))
-
-
-def _on_jump(_code: CodeType, offset: int, destination: int) -> None:
-    if destination <= offset:  # as the interpreter, which looks when it jumps back
-        _ask(_caller(1))
-
-
-def _on_return_from_c(_code: CodeType, _offset: int, _function: object, _first: object) -> None:
-    _ask(_caller(1))
 
 
 def _ask(frame: FrameType) -> None:

@@ -108,7 +108,9 @@ _made: dict[str, Meter] = {}
 def choose_meter(name: str | None = None) -> Meter:
     """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else the default.
 
-    The default is `native` where it can be had (see `native_reason`), else `resident`.
+    The default is `native` where it can be had (see `native_reason`), else `resident`. Where the native meter has had
+    to stop in the middle of a program it can still be named, by code that has done so all along; its owners then say
+    that their figures are not exact.
 
     Raises:
         ConfigError: for a name that no meter has, and for `native` where it cannot be had.
@@ -120,9 +122,10 @@ def choose_meter(name: str | None = None) -> Meter:
     reason = native_reason()
     if not name and origin == "MEMTOOLS_METER":
         name = "resident" if reason else "native"
+    can_be_asked = not reason or _has_stopped()
     # Checked first: what is no text may be no key either.
-    names = tuple(known for known in _MAKERS if known != "native" or not reason)
-    if name == "native" and reason:
+    names = tuple(known for known in _MAKERS if known != "native" or can_be_asked)
+    if name == "native" and not can_be_asked:
         raise ConfigError(origin, name, f"{' or '.join(map(repr, names))}; there is no 'native' here: {reason}")
     chosen = parse_choice(name, names, name=origin)
     return _made_meter(chosen)
@@ -139,10 +142,18 @@ def native_reason() -> str:
     try:
         from memtools.ledger import _native
     except ImportError as error:
-        return f"it was not built ({error})"
+        return f"it was not built, or cannot be loaded ({error})"
     if not _native.reason():
         _made_meter("native")
     return _native.reason()
+
+
+def _has_stopped() -> bool:
+    if "native" not in _made:
+        return False
+    from memtools.ledger import _native
+
+    return _native.has_stopped()
 
 
 def _made_meter(name: str) -> Meter:

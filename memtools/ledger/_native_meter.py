@@ -16,7 +16,8 @@ What the figures mean here:
   numpy's arrays unless `install(numpy=True)` asks for them, `mmap`) is not seen.
 
 The figures stop being exact where another tool takes the hooks out of the allocator, as `tracemalloc.stop()` does when
-tracemalloc was started before the first owner was opened. Owners that are open then say so.
+tracemalloc was started before the first owner was opened. Owners that are open then say so. Where a sub-interpreter is
+made, the ledger stops counting for good, and owners say that; what they still hold is not known then.
 """
 
 import sys
@@ -29,6 +30,7 @@ from memtools.ledger._current import Slot, per_thread
 from memtools.ledger._in_flight import Stopper
 from memtools.ledger._owner import Owner
 
+_STOPPED: Final = "the native ledger has stopped counting: {}"
 _TAKEN_OUT: Final = "another tool took the hooks out of the allocator meanwhile"
 _SHARED: Final = "too many owners at once: charged to the one above, together with all that is there"
 _BLOCKS_LOST: Final = "there was no memory to count every block"
@@ -147,11 +149,13 @@ class NativeMeter:
             return 0, 0  # another thread is just about to open it
         live, peak, allocated = _tally(owner).figures()
         owner.allocated = None if owner.adrift else allocated
+        if _native.has_stopped() and not owner.ended:
+            owner.note = owner.note or _doubt(owner)
         return live, peak
 
     def left_alive(self, owner: Owner, /) -> int | None:
         """Return the bytes of an owner's blocks, and of those below it, that still live."""
-        if owner.adrift or owner.watch is None:
+        if owner.adrift or owner.watch is None or _native.has_stopped():
             return None  # or another thread is just about to open it
         return _tally(owner).figures()[0]
 
@@ -168,7 +172,7 @@ class NativeMeter:
     def after_fork(self, _slot: Slot, /) -> None:
         """Make the lock anew: it may have been held by a thread that is no more."""
         self._lock = threading.RLock()
-        _native.set_main_thread(threading.get_ident())
+        _native.after_fork(threading.get_ident())
 
 
 def _tally(owner: Owner) -> _native.Tally:
@@ -176,6 +180,8 @@ def _tally(owner: Owner) -> _native.Tally:
 
 
 def _doubt(owner: Owner) -> str:
+    if _native.has_stopped():
+        return _STOPPED.format(_native.reason())
     if _tally(owner).is_lost or not _native.are_in_place():
         return _TAKEN_OUT
     return _BLOCKS_LOST if _native.lost_blocks() != owner.base else ""

@@ -78,8 +78,11 @@ def _for_holder(one: Holder) -> Recommendation:
         return Recommendation(
             one.name, "task", size, "", f"{ended}: give it an end, or run it in a task_scope(limit=...)"
         )
-    state = f"{one.active:,} still open" if one.active else f"alive after {one.calls:,} ended"
-    advice = f"{state}: end it, or give it memory_scope(limit=...)"
+    if one.active:
+        advice = f"{one.active:,} still open: end it, or give it a budget"
+    else:
+        each = format_size(one.retained_bytes / max(1, one.calls))
+        advice = f"{each} each outlive {one.calls:,} of them that ended: see what it appends to or caches"
     return Recommendation(one.name, "owner", size, "", advice)
 
 

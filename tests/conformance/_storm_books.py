@@ -47,7 +47,7 @@ class Book:
         self.is_open = True
         self.asked = 0  # how often its stopper was
 
-    def stop(self, used_bytes: int, thread: int) -> object:
+    def stop(self, used_bytes: int, thread: int, is_refused: bool) -> object:
         """Answer as a stopper: let be, or ask again."""
         self.asked += 1
         return None if self.asked % 3 else NotImplemented
@@ -68,12 +68,13 @@ class Bookkeeper:
         ]  # fmt: skip
         self.acts = 0
         self.has_ceilings = False
+        self.refused = 0
 
     def lift_ceilings(self) -> None:
         """Let everybody hold what they like."""
         for book in self.books:
             if book.is_open:
-                book.tally.limit(NO_CEILING, book.stop)
+                book.tally.limit(NO_CEILING, False, book.stop)
 
     def open(self, rng: Random) -> None:
         """Open a tally somewhere in the tree; now and then with a ceiling."""
@@ -83,7 +84,7 @@ class Bookkeeper:
                 above = above.parent
             book = Book(self.native.Tally(None if above is None else above.tally), above)
             if self.has_ceilings and rng.random() < 0.2:
-                book.tally.limit(rng.choice(SIZES) * 10, book.stop)
+                book.tally.limit(rng.choice(SIZES) * 10, rng.random() < 0.3, book.stop)
             self.books.append(book)
 
     def close(self, rng: Random) -> None:
@@ -122,7 +123,11 @@ class Bookkeeper:
         zeroed = rng.random() < 0.5
         address = self._charged(domain, tally, lambda: domain.calloc(1, size) if zeroed else domain.malloc(size))
         with self.lock:
-            self.blocks.append((domain, address, size, book))
+            if address:
+                self.blocks.append((domain, address, size, book))
+            else:
+                self._note_refusal()
+                book.own -= max(size, SMALLEST)
 
     def resize(self, rng: Random) -> None:
         """Give a block another size, charged to somebody else; or fail to."""
@@ -140,6 +145,10 @@ class Bookkeeper:
         other = rng.choice(SIZES)
         made = self._charged(domain, tally, lambda: domain.realloc(address, other))
         with self.lock:
+            if not made:
+                self._note_refusal()
+                self.blocks.append((domain, address, size, book))
+                return
             book.own -= max(size, SMALLEST)
             heir.own += max(other, SMALLEST)
             self.blocks.append((domain, made, other, heir))
@@ -154,6 +163,10 @@ class Bookkeeper:
         self._charged(domain, tally, lambda: domain.free(address))
         with self.lock:
             book.own -= max(size, SMALLEST)
+
+    def _note_refusal(self) -> None:
+        assert self.has_ceilings, "a block was refused, and nobody has a budget"
+        self.refused += 1
 
     def _take(self, rng: Random) -> tuple[Domain, int, int, Book]:
         number = rng.randrange(len(self.blocks))

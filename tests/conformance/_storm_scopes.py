@@ -17,6 +17,11 @@ from memtools.errors import BudgetExceeded
 from memtools.ledger import Owner, carry, choose_meter, end_owner, open_owner, statistics, usage_of
 from memtools.scopes import memory_scope, task_scope
 
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
 SLACK = 100_000  # frames, free lists, caches of the interpreter's own
 KIB = 1024
 
@@ -168,6 +173,35 @@ def runaway(rng: Random, hoard: Hoard) -> None:
     assert told.used_bytes > told.budget_bytes == limit
 
 
+def denied(rng: Random, hoard: Hoard) -> None:
+    """Ask for one large block too many, which is not made; what is small is, and nobody is stopped for it."""
+    limit = rng.choice([200, 2_000]) * KIB
+    with memory_scope("denied", meter="native", budget=limit, on_exceed="deny") as opened:
+        kept = [bytes(1000) for _ in range(rng.randrange(50))]
+        for make in (bytes, bytearray, lambda size: [None] * (size // 8)):
+            try:
+                kept.append(make(limit * 2))
+            except MemoryError:
+                continue
+            raise AssertionError("a block beyond the budget was made")
+        kept.clear()
+        hoard.keep(opened.owner, *stuff(rng))
+    assert opened.usage.peak_bytes < limit
+
+
+def arrays(rng: Random, hoard: Hoard) -> None:
+    """Make arrays of numpy's, where it is there: counted, resized, freed by whoever comes next."""
+    if numpy is None:
+        return
+    with memory_scope("arrays", meter="native") as opened:
+        size = rng.randrange(1, 50_000)
+        made = rng.choice([numpy.zeros, numpy.ones])(size)
+        doubled = made * 2
+        doubled.resize(size * 2, refcheck=False)
+        hoard.keep(opened.owner, 16 * size, doubled)
+    assert opened.usage.peak_bytes >= 24 * size, opened.usage
+
+
 def short_threads(rng: Random, hoard: Hoard) -> None:
     """Start threads that begin and end in the middle of it all."""
     failed: list[BaseException] = []
@@ -197,5 +231,5 @@ def questions(rng: Random, hoard: Hoard) -> None:
 
 
 ACTS: tuple[Callable[[Random, Hoard], None], ...] = (
-    nested_scopes, nested_scopes, owners_out_of_order, tasks, short_threads, questions,
+    nested_scopes, nested_scopes, owners_out_of_order, tasks, short_threads, questions, denied, arrays,
 )  # fmt: skip

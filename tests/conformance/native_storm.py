@@ -23,13 +23,14 @@ import tracemalloc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
 from _storm_books import Bookkeeper, Gate
 from _storm_scopes import ACTS, Hoard, runaway
 
-from memtools.ledger import _native, active_owner, choose_meter, forget_accounts, native_reason
+from memtools.ledger import _native, active_owner, choose_meter, forget_accounts, install, native_reason
 from memtools.ledger._current import per_thread
 from memtools.scopes import memory_scope
 
@@ -72,10 +73,9 @@ class Storm:
 
     def round(self, number: int) -> Standing:
         """Let it loose for a while, then look."""
-        # Not all at once. A request to stop somebody in another thread starts a thread that waits for the GIL inside
-        # tracemalloc, and a `stop` meanwhile is more than tracemalloc can bear (see `Gate`); in a child that is forked
-        # while a thread frees something, tracemalloc's lock stays locked for ever.
-        self.books.has_ceilings = number % 3 == 1
+        # Not all at once: in a child that is forked while a thread frees something, tracemalloc's lock stays locked for
+        # ever.
+        self.books.has_ceilings = number % 3 != 0
         self._forks_now = self._forks and number % 3 != 2
         self._traces_now = self._traces and number % 3 == 2
         self._let_loose(number, is_daemon=False)
@@ -232,7 +232,8 @@ def run(options: argparse.Namespace) -> None:
         faulthandler.cancel_dump_traceback_later()
         if len(standings) == 1 or time.monotonic() - told > 30:
             told = time.monotonic()
-            print(f"{told - began:5.0f} s  {storm.books.acts:,} acts  {storm.counts}  {standings[-1]}", flush=True)
+            acts = f"{storm.books.acts:,} acts  {storm.books.refused:,} refused"
+            print(f"{told - began:5.0f} s  {acts}  {storm.counts}  {standings[-1]}", flush=True)
     if options.abrupt:
         storm.leave_in_the_middle()
         return
@@ -257,6 +258,8 @@ def main() -> int:
     if reason:
         print(f"no native ledger here: {reason}")
         return 2
+    if find_spec("numpy"):
+        install(numpy=True)
     choose_meter("native").hold()
     run(options)
     return 0

@@ -21,7 +21,8 @@ from memtools.ledger import native_reason
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
 # No lists, dicts, floats or short tuples, not even for a moment, as for the arguments of `bytes(size)`: the interpreter
-# keeps some of those that die and hands them out again, which no allocator sees, though tracemalloc is told.
+# keeps some of those that die and hands them out again, which no allocator sees, though tracemalloc is told. No `id`:
+# it tells audit hooks, and makes a tuple to do so.
 OWNER = """
 many = (None,) * 600
 one = bytearray(b"x")
@@ -57,7 +58,7 @@ def trim(switch, tally, kept, size):
 
 def scatter(switch, tally, kept, size):
     switch(tally)
-    kept.sort(key=id)
+    kept.sort(key=object.__hash__)
     for number in range(size % 40):
         kept.append(b"y" * (2 + number * 20))
     number = None

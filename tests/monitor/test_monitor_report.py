@@ -111,3 +111,15 @@ async def test_looking_at_everything_touches_no_dead_object_of_asyncio(make):
     make().recommendations()
 
     assert gc.get_referrers(task)
+
+
+def test_an_owner_that_ended_and_left_much_alive_is_named_with_what_each_run_left(make):
+    kept = []
+    for _ in range(5):
+        with memory_scope("hourly", meter="traced"):
+            kept.append(bytearray(1 << 20))
+
+    found = _about(make(), "hourly")
+
+    assert found.held_bytes >= 5 << 20
+    assert "1.0 MiB each outlive 5 of them that ended" in found.advice

@@ -2,6 +2,7 @@
 
 #include "accounts.h"
 
+#include "hooks.h"
 #include "tallies.h"
 
 #include <stdlib.h>
@@ -121,11 +122,12 @@ static void Account_dealloc(Account *self)
 }
 
 PyDoc_STRVAR(live_doc, "live_bytes($self, /)\n--\n\n"
-    "Return the bytes of the live blocks that its owners have made; None where there was no number left for it.");
+    "Return the bytes of the live blocks that its owners have made; None where there was no number left for it, and\n"
+    "where blocks are counted no more.");
 
 static PyObject *Account_live_bytes(Account *self, PyObject *Py_UNUSED(none))
 {
-    if (self->number == NO_ACCOUNT) {
+    if (self->number == NO_ACCOUNT || hooks_have_stopped()) {
         Py_RETURN_NONE;
     }
     if (tallies != NULL) {

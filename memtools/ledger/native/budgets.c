@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <time.h>
 
 #include "hooks.h"
@@ -19,6 +20,7 @@
 #define BETWEEN_ATTEMPTS_NS 500000
 #define BETWEEN_LOOKS_NS 200000
 #define MOST_LOOKS 100
+#define LINGERS_NS 100000000
 
 enum answer { LET_BE, ASK_LATER, RAISE };
 
@@ -29,18 +31,30 @@ struct request {
     int64_t used;
     int is_refused;
     unsigned long thread;
-    _Atomic(int64_t) wants_gil_since; /* who is to stop it; 0 while it does not */
+    int attempts; /* of the helper's that are left; 0 for what is not its business */
 };
 
 static struct request requests[MAX_REQUESTS];
+static int has_helper;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards the next two; nobody waits who holds it */
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static int is_called;
+static _Atomic(int64_t) wants_gil_since; /* the helper; 0 while it does not */
 static unsigned long main_thread;
 static int64_t interval_ns = 5000000;
 
 void budgets_set_main_thread(unsigned long thread)
 {
     main_thread = thread;
-    /* After a fork the threads that would have answered are no more. */
+}
+
+void budgets_after_fork(void)
+{
     memset(requests, 0, sizeof requests);
+    has_helper = is_called = 0;
+    mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    atomic_store(&wants_gil_since, 0);
 }
 
 void budgets_set_interval(double seconds)
@@ -120,39 +134,107 @@ static int stop_here(void *taken)
     return -1;
 }
 
-static void *stop_there(void *taken)
+/* Leave an exception for another thread; whether that has to be tried again. GIL, in the helper. */
+static int stop_there(struct request *request)
 {
-    struct request *request = taken;
-    enum answer answer = ASK_LATER;
-    for (int attempt = 0; attempt < ATTEMPTS && answer == ASK_LATER; attempt++) {
-        if (attempt > 0) {
+    PyObject *found = NULL;
+    enum answer answer = ask(request, &found);
+    if (answer == RAISE) {
+        (void)PyThreadState_SetAsyncExc(request->thread, found);
+        Py_DECREF(found);
+    }
+    if (answer != ASK_LATER || --request->attempts == 0) {
+        request->attempts = 0;
+        give_back(request, answer == RAISE);
+        return 0;
+    }
+    if (tallies[request->number].serial == request->serial) {
+        tallies_put_off(request->number);
+    }
+    return 1;
+}
+
+/* Wait until somebody calls, or for a while if nobody can. Without the GIL. */
+static void wait_for_call(void)
+{
+    struct timespec until;
+    int has_lingered = 0;
+    (void)pthread_mutex_lock(&mutex);
+    while (!is_called && !has_lingered) {
+        (void)clock_gettime(CLOCK_REALTIME, &until);
+        int64_t ns = until.tv_nsec + LINGERS_NS;
+        until.tv_sec += ns / 1000000000;
+        until.tv_nsec = ns % 1000000000;
+        has_lingered = pthread_cond_timedwait(&changed, &mutex, &until) != 0 && !tallies_are_limited();
+    }
+    is_called = 0;
+    (void)pthread_mutex_unlock(&mutex);
+}
+
+static void call_helper(void)
+{
+    (void)pthread_mutex_lock(&mutex);
+    is_called = 1;
+    (void)pthread_cond_signal(&changed);
+    (void)pthread_mutex_unlock(&mutex);
+}
+
+static PyObject *help(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
+{
+    int is_outstanding = 0, was_idle = 0;
+    while (is_outstanding || !was_idle || tallies_are_limited()) {
+        Py_BEGIN_ALLOW_THREADS
+        if (is_outstanding) {
             nanosleep(&(struct timespec){.tv_nsec = BETWEEN_ATTEMPTS_NS}, NULL);
         }
-        atomic_store(&request->wants_gil_since, now_ns());
-        PyGILState_STATE state = PyGILState_Ensure();
-        atomic_store(&request->wants_gil_since, 0);
-        PyObject *found = NULL;
-        answer = ask(request, &found);
-        if (answer == RAISE) {
-            (void)PyThreadState_SetAsyncExc(request->thread, found);
-            Py_DECREF(found);
+        else {
+            wait_for_call();
         }
-        if (answer != ASK_LATER || attempt == ATTEMPTS - 1) {
-            give_back(request, answer == RAISE);
+        atomic_store(&wants_gil_since, now_ns());
+        Py_END_ALLOW_THREADS
+        atomic_store(&wants_gil_since, 0);
+        is_outstanding = 0;
+        was_idle = 1;
+        for (int n = 0; n < MAX_REQUESTS; n++) {
+            if (requests[n].attempts > 0) {
+                was_idle = 0;
+                is_outstanding = stop_there(&requests[n]) || is_outstanding;
+            }
         }
-        else if (tallies[request->number].serial == request->serial) {
-            tallies_put_off(request->number);
-        }
-        PyGILState_Release(state);
     }
-    return NULL;
+    has_helper = 0;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef help_method = {"stop_those_over_their_budget", help, METH_NOARGS, NULL};
+
+void budgets_get_ready(void)
+{
+    if (has_helper || PyThread_get_thread_ident() == main_thread) {
+        return;
+    }
+    uint32_t charged = here.tally;
+    here.tally = NOBODY; /* a thread is not the owner's that is the first to need it */
+    has_helper = 1;
+    PyObject *module = PyImport_ImportModule("_thread");
+    PyObject *function = module == NULL ? NULL : PyCFunction_New(&help_method, NULL);
+    PyObject *started =
+        function == NULL ? NULL : PyObject_CallMethod(module, "start_new_thread", "O()", function);
+    if (started == NULL) {
+        PyErr_Clear(); /* no more threads may be made, as at the end of the interpreter */
+        has_helper = 0;
+    }
+    Py_XDECREF(started);
+    Py_XDECREF(function);
+    Py_XDECREF(module);
+    here.tally = charged;
 }
 
 static struct request *take(void)
 {
     for (int n = 0; n < MAX_REQUESTS; n++) {
         if (!requests[n].is_taken) {
-            requests[n].is_taken = 1;
+            requests[n] = (struct request){.is_taken = 1};
             return &requests[n];
         }
     }
@@ -169,24 +251,17 @@ int budgets_cross(uint32_t number, int64_t used, int is_refused)
     request->serial = tallies[number].serial;
     request->used = used;
     request->is_refused = is_refused;
-    atomic_store(&request->wants_gil_since, 0);
     request->thread = PyThread_get_thread_ident();
     if (request->thread == main_thread && Py_AddPendingCall(stop_here, request) == 0) {
         return 0;
     }
-
-    pthread_attr_t detached;
-    pthread_t thread;
-    int failed = pthread_attr_init(&detached);
-    if (!failed) {
-        failed = pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED) ||
-                 pthread_create(&thread, &detached, stop_there, request);
-        (void)pthread_attr_destroy(&detached);
-    }
-    if (failed) {
+    if (!has_helper) {
         request->is_taken = 0; /* judged at its end */
+        return 0;
     }
-    return !failed;
+    request->attempts = ATTEMPTS;
+    call_helper();
+    return 1;
 }
 
 static int find(uint32_t number)
@@ -218,7 +293,7 @@ void budgets_wait(uint32_t number)
     int n = find(number);
     int found_errno = errno; /* of whoever allocates */
     for (int look = 0; n < MAX_REQUESTS && look < MOST_LOOKS; look++) {
-        int64_t since = atomic_load(&requests[n].wants_gil_since);
+        int64_t since = atomic_load(&wants_gil_since);
         if (since != 0 && now_ns() - since > interval_ns + BETWEEN_LOOKS_NS) {
             break;
         }

@@ -4,9 +4,14 @@
    which Python code may be interrupted:
 
    - in the main thread by `Py_AddPendingCall`, which is made for that: no lock is held, and the call may raise;
-   - in any other thread by a thread that is started for this one purpose, waits for the GIL and leaves an exception for
-     the one that crossed (`PyThreadState_SetAsyncExc`). That function takes a lock of the interpreter under which
+   - in any other thread by a helper, a thread of ours that waits for the GIL and leaves an exception for the one that
+     crossed (`PyThreadState_SetAsyncExc`). That function takes a lock of the interpreter under which
      `sys._current_frames` allocates; called from inside a hook it could wait for itself.
+
+   The helper is a thread of Python's, started where a budget is set and not where it is crossed: a thread that makes a
+   state of its own for the GIL (`PyGILState_Ensure`) has it from the allocator without holding the GIL, and tracemalloc,
+   if it is at work, waits for the GIL in the middle of that, where a `tracemalloc.stop()` pulls its tables from under it.
+   It lives as long as anybody has a budget, and a moment longer.
 
    Whether to raise, and what, is for the stopper to say: a Python callable that is given the bytes used, the thread, and
    whether they were refused. It returns an exception (a class, where it is for another thread), None to let it be, or
@@ -25,6 +30,13 @@
 
 /* Say which thread makes pending calls: the main one, or after a fork the one that lives on. GIL. */
 void budgets_set_main_thread(unsigned long thread);
+
+/* In the child of a fork the helper, and all who waited for it, are no more. GIL. */
+void budgets_after_fork(void);
+
+/* Have the helper wait for requests, if this thread may need it. Where it cannot be started, owners are judged at their
+   end. GIL, outside of hooks: it calls Python. */
+void budgets_get_ready(void);
 
 /* How many bytes an owner that was told may use on top, so that it can clean up. */
 int64_t budgets_grace(int64_t ceiling);

@@ -5,13 +5,18 @@
 
 #define BRAKES 8
 
-static uint32_t limited_count; /* open tallies with a ceiling */
+static _Atomic(uint32_t) limited_count; /* open tallies with a ceiling */
 static int64_t refused;
+
+int tallies_are_limited(void)
+{
+    return atomic_load_explicit(&limited_count, memory_order_relaxed) > 0;
+}
 
 int64_t tallies_room(void)
 {
     int64_t room = NO_CEILING;
-    if (LIKELY(limited_count == 0)) {
+    if (LIKELY(!tallies_are_limited())) {
         return room;
     }
     for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
@@ -100,7 +105,7 @@ void tallies_take_back(uint32_t number, size_t size)
 
 int tallies_refuse(uint32_t number, size_t growth)
 {
-    if (LIKELY(limited_count == 0)) {
+    if (LIKELY(!tallies_are_limited())) {
         return 0;
     }
     if (number != running.tally) {
@@ -147,7 +152,7 @@ void tallies_answered(uint32_t number, int has_room)
 void tallies_limit(uint32_t number, int64_t ceiling, int64_t wall, void *stopper)
 {
     struct tally *tally = &tallies[number];
-    limited_count += (ceiling != NO_CEILING) - (tally->ceiling != NO_CEILING);
+    (void)atomic_fetch_add(&limited_count, (uint32_t)(ceiling != NO_CEILING) - (uint32_t)(tally->ceiling != NO_CEILING));
     tally->ceiling = ceiling;
     tally->wall = wall;
     tally->brake = tally->last = NO_CEILING;

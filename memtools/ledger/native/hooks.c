@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include "check.h"
+#include "interpreters.h"
 #include "shadow.h"
 #include "tallies.h"
 
@@ -20,12 +21,21 @@ static int installations;
 static atomic_int is_counting;
 static _Atomic(uint64_t) lost;
 static const char *reason = "";
+static int has_stopped;
 
 _Thread_local struct here here;
 
 static inline int is_to_be_counted(void)
 {
     return atomic_load_explicit(&is_counting, memory_order_relaxed) && !here.is_inside;
+}
+
+/* A block goes by that is not to be counted; `check_hooks_are_in_place` asks which domain it came through. */
+static inline void note_passing(const PyMemAllocatorEx *inner)
+{
+    if (UNLIKELY(here.is_inside == PROBING)) {
+        here.seen |= (uint8_t)(1 << domains[(inner - &found[0][0]) % DOMAINS]);
+    }
 }
 
 /* Take a block out of the shadow; 0 if it was not counted. */
@@ -99,6 +109,7 @@ static void *locked_malloc(void *ctx, size_t size)
 {
     PyMemAllocatorEx *inner = ctx;
     if (!is_to_be_counted()) {
+        note_passing(inner);
         return inner->malloc(inner->ctx, size);
     }
     if (is_refused(size)) {
@@ -168,13 +179,32 @@ static void *locked_realloc(void *ctx, void *block, size_t size)
     return made;
 }
 
-static void locked_free(void *ctx, void *block)
+/* All that is rare when a block is freed; apart, so that the other way keeps nothing on the stack. */
+static __attribute__((noinline)) void free_otherwise(void *ctx, void *block, cell *at)
 {
     PyMemAllocatorEx *inner = ctx;
     uint32_t owner = NOBODY;
-    size_t size = forget(shadow_find(block), &owner);
-    if (LIKELY(size != 0)) {
-        tallies_credit(owner, size);
+    size_t size = shadow_take(at, &owner);
+    tallies_credit(owner, size);
+    inner->free(inner->ctx, block);
+}
+
+static void locked_free(void *ctx, void *block)
+{
+    PyMemAllocatorEx *inner = ctx;
+    cell *at = shadow_find(block);
+    cell label = at == NULL ? 0 : at[0];
+    if (LIKELY(label != 0)) {
+        int64_t size = label & 1 ? SMALLEST : at[1];
+        if (UNLIKELY((uint32_t)(label >> 1) - 1 != running.tally || size == 0)) {
+            free_otherwise(ctx, block, at);
+            return;
+        }
+        at[0] = 0;
+        if (!(label & 1)) {
+            at[1] = 0;
+        }
+        running.net -= size;
     }
     inner->free(inner->ctx, block);
 }
@@ -308,10 +338,11 @@ static const char *install(void)
     }
     put_in_place();
 
+    if (!check_hooks_are_in_place()) {
+        return "the interpreter does not use the hooks";
+    }
     int was_counting = atomic_exchange(&is_counting, 1);
-    struct running before = (tallies_turn_over(here.tally), running);
-    const char *failed = check_hooks_are_in_place() ? check_counting() : "the interpreter does not use the hooks";
-    running = before;
+    const char *failed = check_counting();
     atomic_store(&is_counting, was_counting);
     return failed;
 }
@@ -319,13 +350,32 @@ static const char *install(void)
 int hooks_install(void)
 {
     if (!*reason) {
-        const char *failed = install();
+        const char *failed = interpreters_watch();
+        failed = *failed ? failed : install();
         if (*failed) {
             reason = failed;
             atomic_store(&is_counting, 0);
         }
     }
     return *reason ? -1 : 0;
+}
+
+void hooks_stop(const char *why)
+{
+    if (*reason) {
+        return;
+    }
+    reason = why;
+    atomic_store(&is_counting, 0);
+    if (installations > 0) {
+        has_stopped = 1;
+        shadow_forget(); /* so that blocks which are freed from now on touch no figure */
+    }
+}
+
+int hooks_have_stopped(void)
+{
+    return has_stopped;
 }
 
 const char *hooks_reason(void)

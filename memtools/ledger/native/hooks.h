@@ -23,9 +23,12 @@
 
 struct here {
     uint32_t tally;    /* who is charged for what this thread makes */
-    uint8_t is_inside; /* an allocator below us is at work: what it makes for itself is nobody's */
+    uint8_t is_inside; /* an allocator below us is at work: what it makes for itself is nobody's; or PROBING */
     uint8_t is_spared; /* our own books are being written: nothing is refused */
+    uint8_t seen;      /* the domains that were called while PROBING, a bit for each */
 };
+
+#define PROBING 2
 
 extern _Thread_local struct here here AT_FIXED_PLACE;
 
@@ -34,6 +37,13 @@ const char *hooks_reason(void);
 
 /* Install the hooks where they are not, and check that they see what they should; -1 if not, with a reason. */
 int hooks_install(void);
+
+/* Count no more, for good, and forget every block: figures stay as they are. GIL of any interpreter: touches none of what
+   that of the main one guards. */
+void hooks_stop(const char *why);
+
+/* Whether blocks were counted once and are no more. */
+int hooks_have_stopped(void);
 
 /* Begin or end to count new blocks. */
 void hooks_count(int is_on);

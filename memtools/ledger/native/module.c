@@ -14,6 +14,7 @@
 #include "check.h"
 #include "driver.h"
 #include "hooks.h"
+#include "interpreters.h"
 #include "tallies.h"
 
 #ifdef Py_GIL_DISABLED
@@ -45,10 +46,18 @@ static PyObject *native_install(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED
     if (*UNSUPPORTED) {
         Py_RETURN_FALSE;
     }
-    if (tallies != NULL) {
+    if (tallies != NULL && !*hooks_reason()) {
         tally_era++;
     }
     return PyBool_FromLong(hooks_install() == 0);
+}
+
+PyDoc_STRVAR(stopped_doc, "has_stopped($module, /)\n--\n\n"
+    "Return whether blocks were counted once and are no more, for good: figures have stood still since.");
+
+static PyObject *native_has_stopped(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(hooks_have_stopped());
 }
 
 PyDoc_STRVAR(count_doc, "count($module, is_on, /)\n--\n\nBegin or end to count new blocks.");
@@ -128,7 +137,30 @@ static PyObject *native_set_main_thread(PyObject *Py_UNUSED(module), PyObject *i
         return NULL;
     }
     budgets_set_main_thread(thread);
-    atomic_store(&tallies_busy, 0); /* after a fork, those that were busy are no more */
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(fork_doc, "after_fork($module, ident, /)\n--\n\n"
+    "Forget the threads that are no more in the child of a fork, where the one named lives on.");
+
+static PyObject *native_after_fork(PyObject *module, PyObject *ident)
+{
+    PyObject *result = native_set_main_thread(module, ident);
+    if (result != NULL && tallies != NULL) {
+        budgets_after_fork();
+        tallies_after_fork();
+    }
+    return result;
+}
+
+PyDoc_STRVAR(ready_doc, "get_ready($module, /)\n--\n\n"
+    "Be ready to stop an owner in this thread that has had its budget set in another one.");
+
+static PyObject *native_get_ready(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    if (tallies_are_limited()) {
+        budgets_get_ready();
+    }
     Py_RETURN_NONE;
 }
 
@@ -183,9 +215,12 @@ static PyObject *native_follow_arrays(PyObject *Py_UNUSED(module), PyObject *is_
 }
 
 static PyMethodDef functions[] = {
+    {"after_fork", native_after_fork, METH_O, fork_doc},
     {"are_in_place", native_are_in_place, METH_NOARGS, in_place_doc},
     {"count", native_count, METH_O, count_doc},
     {"follow_arrays", native_follow_arrays, METH_O, arrays_doc},
+    {"get_ready", native_get_ready, METH_NOARGS, ready_doc},
+    {"has_stopped", native_has_stopped, METH_NOARGS, stopped_doc},
     {"meet_numpy", native_meet_numpy, METH_O, meet_doc},
     {"install", native_install, METH_NOARGS, install_doc},
     {"lost_blocks", native_lost_blocks, METH_NOARGS, lost_doc},
@@ -202,6 +237,10 @@ static PyMethodDef functions[] = {
 
 static int execute(PyObject *module)
 {
+    if (!interpreters_is_main()) {
+        PyErr_SetString(PyExc_ImportError, "it counts in the main interpreter only");
+        return -1;
+    }
     struct module_state *state = PyModule_GetState(module);
     state->tally_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &tally_spec, NULL);
     state->account_type = accounts_make_type(module);

@@ -19,6 +19,7 @@ static uint32_t taken = 0; /* numbers in use, the process not counted */
 static uint32_t free_number = 0;
 static uint32_t orphans = 0; /* taken, but not held */
 static uint32_t first_wide = 0; /* each knows the next by `next_wide` */
+static int64_t wide_high;       /* the highest `live` of the process since the last of them was added */
 static uint32_t opened = 0;
 _Atomic(uint32_t) tallies_queue = QUEUE_END;
 _Atomic(uint32_t) tallies_busy;
@@ -58,16 +59,28 @@ static void add(uint32_t number, int64_t net, int64_t high, int64_t allocated)
     }
 }
 
-/* The tallies that follow the process, before its figures change by a segment. */
+/* Before the figures of the process change by a segment. All that follow it are told later, at once: they may be many. */
 static void raise_wide(int64_t high)
 {
     int64_t reached = tallies[NOBODY].live + high;
-    for (uint32_t number = first_wide; number != NOBODY; number = tallies[number].next_wide) {
-        struct tally *tally = &tallies[number];
-        if (reached - tally->start > tally->widened) {
-            tally->widened = reached - tally->start;
-        }
+    if (reached > wide_high) {
+        wide_high = reached;
     }
+}
+
+int64_t tallies_wide_peak(uint32_t number)
+{
+    const struct tally *tally = &tallies[number];
+    return wide_high - tally->start > tally->widened ? wide_high - tally->start : tally->widened;
+}
+
+/* Have those that follow the process know how high it stood, before there is another one, which has not seen that. */
+static void tell_wide(void)
+{
+    for (uint32_t number = first_wide; number != NOBODY; number = tallies[number].next_wide) {
+        tallies[number].widened = tallies_wide_peak(number);
+    }
+    wide_high = tallies[NOBODY].live;
 }
 
 /* Add a change to a tally's own bytes, and so to its account's. */
@@ -183,6 +196,32 @@ void tallies_change_unlocked(uint32_t number, int64_t change)
     } while (!atomic_compare_exchange_weak(&tallies_queue, &first, number));
 }
 
+/* What is open is always below what is open. */
+static void link_open(uint32_t number, uint32_t parent)
+{
+    uint32_t next = tallies[parent].first_open_below;
+    tallies[number].next_open = next;
+    tallies[number].previous_open = NOBODY;
+    if (next != NOBODY) {
+        tallies[next].previous_open = number;
+    }
+    tallies[parent].first_open_below = number;
+}
+
+static void unlink_open(uint32_t number)
+{
+    uint32_t next = tallies[number].next_open, previous = tallies[number].previous_open;
+    if (next != NOBODY) {
+        tallies[next].previous_open = previous;
+    }
+    if (previous != NOBODY) {
+        tallies[previous].next_open = next;
+    }
+    else {
+        tallies[tallies[number].parent].first_open_below = next;
+    }
+}
+
 uint32_t tallies_open(uint32_t parent)
 {
     tallies_settle();
@@ -214,6 +253,7 @@ uint32_t tallies_open(uint32_t parent)
         .is_held = 1,
     };
     tallies[parent].below++;
+    link_open(number, parent);
     taken++;
     return number;
 }
@@ -222,19 +262,14 @@ uint32_t tallies_open(uint32_t parent)
 static void move_open_ones_up(uint32_t number)
 {
     struct tally *tally = &tallies[number];
-    uint32_t left = tally->below;
-    for (uint32_t other = 1; left > 0 && other < used; other++) {
-        struct tally *child = &tallies[other];
-        if (child->parent != number || !child->is_held) {
-            continue;
-        }
-        left--;
-        if (child->is_open) {
-            child->parent = tally->parent;
-            tally->live -= child->live;
-            tally->below--;
-            tallies[tally->parent].below++;
-        }
+    uint32_t child;
+    while ((child = tally->first_open_below) != NOBODY) {
+        unlink_open(child);
+        tallies[child].parent = tally->parent;
+        link_open(child, tally->parent);
+        tally->live -= tallies[child].live;
+        tally->below--;
+        tallies[tally->parent].below++;
     }
 }
 
@@ -254,9 +289,8 @@ void tallies_close(uint32_t number)
         *link = tally->next_wide;
         tally->is_wide = 0;
     }
-    if (tally->below != 0) {
-        move_open_ones_up(number);
-    }
+    move_open_ones_up(number);
+    unlink_open(number);
 }
 
 void tallies_widen(uint32_t number)
@@ -266,9 +300,8 @@ void tallies_widen(uint32_t number)
         return;
     }
     tallies_settle();
-    if (tally->below != 0) {
-        move_open_ones_up(number);
-    }
+    move_open_ones_up(number);
+    tell_wide();
     tally->is_wide = 1;
     tally->widened = tally->peak;
     tally->next_wide = first_wide;
@@ -321,6 +354,22 @@ void tallies_forget(void)
     for (uint32_t number = 1; number < used; number++) {
         recycle_if_done(number);
     }
+}
+
+void tallies_after_fork(void)
+{
+    atomic_store(&tallies_busy, 0);
+    atomic_store(&tallies_queue, QUEUE_END);
+    for (uint32_t number = 0; number < used; number++) {
+        struct tally *tally = &tallies[number];
+        if (atomic_load(&tally->is_queued)) { /* what is only read stays shared with the parent */
+            atomic_store(&tally->is_queued, 0);
+        }
+        if (atomic_load(&tally->unlocked) != 0) {
+            tallies_change_unlocked(number, 0); /* whoever was about to queue it is no more */
+        }
+    }
+    tallies_settle();
 }
 
 uint32_t tallies_orphans(void)

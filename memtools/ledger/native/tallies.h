@@ -42,6 +42,9 @@ struct tally {
     uint32_t serial;   /* tells those apart that have had the same number */
     uint32_t parent;
     uint32_t below; /* how many tallies have it for a parent */
+    uint32_t first_open_below; /* those of them that are open, each knows its neighbours */
+    uint32_t next_open;
+    uint32_t previous_open;
     uint32_t next_wide;
     uint32_t account; /* where its own bytes count, too: a block may only pass to a tally of the same account */
     uint8_t is_taken;
@@ -92,6 +95,12 @@ void tallies_release(uint32_t number);
 /* Bring all figures up to date. */
 void tallies_settle(void);
 
+/* Have no number wait for a thread that is no more, in the child of a fork. */
+void tallies_after_fork(void);
+
+/* The highest that a wide tally has seen the process stand above its opening. */
+int64_t tallies_wide_peak(uint32_t number);
+
 /* Set all figures to zero, for when it is no longer known which blocks live. */
 void tallies_forget(void);
 
@@ -109,6 +118,9 @@ extern _Atomic(uint32_t) tallies_busy;
 /* Have a tally stopped above so many live bytes, and large blocks refused above the wall; NO_CEILING for never. */
 #define NO_CEILING INT64_MAX
 void tallies_limit(uint32_t number, int64_t ceiling, int64_t wall, void *stopper);
+
+/* Whether any open tally has a ceiling. Any thread, no GIL. */
+int tallies_are_limited(void);
 
 /* How far the running segment may rise before a ceiling may be crossed; never too much, as frees only make room. */
 int64_t tallies_room(void);

@@ -108,7 +108,7 @@ static PyObject *Tally_figures(Tally *self, PyObject *Py_UNUSED(none))
     int64_t peak = tally->peak - self->live_before;
     if (tally->is_wide) {
         live = tallies[NOBODY].live - tally->start;
-        peak = tally->widened;
+        peak = tallies_wide_peak(self->number);
     }
     int64_t allocated = tally->allocated - self->allocated_before;
     return Py_BuildValue("LLL", (long long)live, (long long)peak, (long long)allocated);
@@ -155,6 +155,7 @@ static PyObject *Tally_limit(Tally *self, PyObject *args)
         Py_XSETREF(self->stopper, Py_NewRef(stopper));
         int64_t wall = is_wall || ceiling >= NO_CEILING / 2 ? ceiling : ceiling + budgets_grace(ceiling);
         tallies_limit(self->number, ceiling, wall, stopper);
+        budgets_get_ready();
     }
     Py_RETURN_NONE;
 }

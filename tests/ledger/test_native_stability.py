@@ -1,0 +1,257 @@
+"""What long random runs found, each in a test of its own: threads without the GIL, sub-interpreters, forks, loops."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from memtools.errors import BudgetExceeded
+from memtools.ledger import choose_meter, native_reason, open_owners
+from memtools.scopes import memory_scope
+
+if native_reason():
+    pytest.skip(f"no native ledger: {native_reason()}", allow_module_level=True)
+
+from memtools.ledger import _native
+
+MIB = 2**20
+
+
+def bare_library() -> ctypes.CDLL:
+    """The allocators as a C library's own threads call them: without the GIL."""
+    library = ctypes.CDLL(None)
+    library.PyMem_RawMalloc.restype = ctypes.c_void_p
+    library.PyMem_RawMalloc.argtypes = [ctypes.c_size_t]
+    library.PyMem_RawFree.restype = None
+    library.PyMem_RawFree.argtypes = [ctypes.c_void_p]
+    return library
+
+
+def test_looking_whether_the_hooks_are_in_place_counts_nothing_twice_whatever_other_threads_do() -> None:
+    bare = bare_library()
+    enough = threading.Event()
+
+    def churn() -> None:
+        while not enough.is_set():
+            bare.PyMem_RawFree(bare.PyMem_RawMalloc(100))
+
+    threads = [threading.Thread(target=churn) for _ in range(3)]
+    meter = choose_meter("native")
+    meter.hold()
+    try:
+        for thread in threads:
+            thread.start()
+        tally = _native.Tally()
+        kept: list[bytes] = []
+        for number in range(20_000):
+            _native.switch(tally)
+            kept.append(b"x" * 1000)
+            assert _native.are_in_place()
+            _native.switch(None)
+            if number % 1000 == 999:
+                kept.clear()
+        kept.clear()
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+        meter.release()
+
+    assert tally.figures()[0] < 1000  # an int in a free list, or two
+
+
+def test_a_look_at_the_hooks_changes_no_figure_at_all() -> None:
+    meter = choose_meter("native")
+    meter.hold()
+    try:
+        tally = _native.Tally()
+        _native.switch(tally)
+        answers = _native.are_in_place(), _native.are_in_place()
+        _native.switch(None)
+        figures = tally.figures()
+    finally:
+        meter.release()
+
+    assert all(answers)
+    assert figures[0] in (0, 56)  # the tuple of the answers
+
+
+SUB_INTERPRETER = """
+import sys
+from memtools.ledger import choose_meter, native_reason, usage_of, active_owner
+from memtools.scopes import memory_scope
+try:
+    import _interpreters as made
+except ImportError:
+    import _xxsubinterpreters as made
+before = memory_scope("before", meter="native")
+with before:
+    kept = [bytes(1000) for _ in range(100)]
+assert before.usage.exact and before.owner.live_bytes >= 100_000
+with memory_scope("open", meter="native") as opened:
+    own = bytearray(500_000)
+    if sys.argv[1] == "own":
+        ident = made.create()
+    else:
+        ident = made.create(isolated=False) if sys.version_info < (3, 13) else made.create("legacy")
+    made.run_string(ident, "x = [[n] for n in range(10000)]; del x") if hasattr(made, "run_string") else None
+    during = usage_of(opened.owner)
+made.destroy(ident)
+after = memory_scope("after", meter="native")
+with after:
+    more = bytearray(500_000)
+for usage in (during, opened.usage, after.usage):
+    assert not usage.exact, usage
+    assert "sub-interpreter" in usage.note, usage.note
+assert opened.usage.peak_bytes >= 500_000
+assert before.owner.live_bytes == before.usage.retained_bytes  # what still lives is not known any more
+assert before.usage.exact
+assert "sub-interpreter" in native_reason()
+assert choose_meter().name == "resident"
+print("told")
+"""
+AFTER_ONE = """
+try:
+    import _interpreters as made
+except ImportError:
+    import _xxsubinterpreters as made
+made.destroy(made.create())
+from memtools.ledger import choose_meter, native_reason
+assert "sub-interpreter" in native_reason(), native_reason()
+print(choose_meter().name)
+"""
+
+
+def python(program: str, *arguments: str) -> str:
+    command = [sys.executable, "-X", "faulthandler", "-c", program, *arguments]
+    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tempfile.gettempdir())
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("gil", ["own", "shared"])
+def test_the_ledger_stops_for_good_and_says_so_when_a_sub_interpreter_is_made(gil: str) -> None:
+    assert python(SUB_INTERPRETER, gil) == "told"
+
+
+def test_the_ledger_does_not_begin_where_there_has_been_a_sub_interpreter() -> None:
+    assert python(AFTER_ONE) == "resident"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_no_number_waits_in_a_child_for_a_thread_that_was_about_to_queue_it() -> None:
+    program = """
+import ctypes, os, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from memtools.ledger import _native, choose_meter
+bare = ctypes.CDLL(None)
+bare.PyMem_RawMalloc.restype = ctypes.c_void_p
+bare.PyMem_RawFree.argtypes = [ctypes.c_void_p]
+bare.PyMem_RawFree.restype = None
+sys.setswitchinterval(1e-6)
+choose_meter("native").hold()
+tally = _native.Tally()
+enough = False
+def churn():
+    _native.switch(tally)
+    while not enough:
+        bare.PyMem_RawFree(bare.PyMem_RawMalloc(100))
+    _native.switch(None)
+threads = [threading.Thread(target=churn) for _ in range(3)]
+for thread in threads: thread.start()
+for _ in range(150):
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            before = tally.figures()[0]
+            _native.switch(tally)
+            block = bare.PyMem_RawMalloc(5000)
+            _native.switch(None)
+            during = tally.figures()[0]
+            bare.PyMem_RawFree(block)
+            code = 0 if during - before >= 5000 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+enough = True
+for thread in threads: thread.join()
+print("all counted")
+"""
+    assert python(program) == "all counted"
+
+
+class Block:
+    def __init__(self) -> None:
+        self.left: list[str] = []
+
+    def __enter__(self) -> None:
+        self.left.append("in")
+
+    def __exit__(self, *_: object) -> None:
+        self.left.append("out")
+
+
+def spin_for_ever(block: Block) -> None:
+    try:
+        with memory_scope("loop", meter="native", budget=MIB), block:
+            made: object = None
+            while True:
+                made = (made, [made] * 100)
+    except BudgetExceeded as error:
+        block.left.append(error.scope)
+
+
+def spin_over_a_range(block: Block) -> None:
+    try:
+        with memory_scope("loop", meter="native", budget=MIB), block:
+            made: object = None
+            for number in range(10**9):
+                made = (made, number, [made] * 100)
+    except BudgetExceeded as error:
+        block.left.append(error.scope)
+
+
+@pytest.mark.parametrize("spin", [spin_for_ever, spin_over_a_range], ids=lambda spin: spin.__name__)
+def test_who_is_stopped_in_a_loop_without_calls_leaves_through_its_own_blocks(spin: Callable[[Block], None]) -> None:
+    block = Block()
+
+    thread = threading.Thread(target=spin, args=(block,))
+    thread.start()
+    thread.join()
+
+    assert block.left == ["in", "out", "loop"]
+    assert not open_owners()
+
+
+def test_a_thread_can_be_stopped_while_tracemalloc_comes_and_goes() -> None:
+    program = """
+import threading, time, tracemalloc
+from memtools.errors import BudgetExceeded
+from memtools.scopes import memory_scope
+told = []
+def work():
+    for _ in range(30):
+        try:
+            with memory_scope("runaway", meter="native", budget=200_000):
+                kept = [bytes(1000) for _ in range(2_000)]
+        except BudgetExceeded as error:
+            told.append(error.scope)
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads: thread.start()
+while any(thread.is_alive() for thread in threads):
+    tracemalloc.start()
+    time.sleep(0.002)
+    tracemalloc.stop()
+    time.sleep(0.001)
+assert len(told) == 90, len(told)
+time.sleep(0.5)
+print(threading.active_count(), "left")
+"""
+    assert python(program) == "1 left"
