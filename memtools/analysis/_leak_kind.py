@@ -124,7 +124,7 @@ class _Climb:
 def _kind(
     kept: Sequence[Counters], blocks: _Climb, malloc: _Climb, traced: _Climb, resident: _Climb
 ) -> tuple[LeakKind, str]:
-    # A block of Python's that is not in C's malloc takes 512 bytes at most: the object that stands for a mapping is one.
+    # A block of Python's that is not in C's malloc takes 512 bytes at most: an object that stands for a mapping, say.
     # Where malloc's figure is given back at the end its floor says little: hence the look at what comes with a block.
     is_beyond = resident.total > _BEYOND * (malloc.total + _LARGEST * blocks.total)
     if malloc.is_known and resident.is_steady and is_beyond and resident.total > _MAPPING * blocks.total:
