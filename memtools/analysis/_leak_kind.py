@@ -28,6 +28,7 @@ _STILL: Final = 0.5  # of the first half's rise, for the second half
 _WITHIN: Final = 0.6  # of what goes up and down within a part
 _GIVEN_BACK: Final = 1.5  # of what was given back from part to part
 _LARGEST: Final = 512  # bytes of a block in an arena of Python's own
+_MAPPING: Final = 16 << 10  # bytes that come with each block, where blocks only stand for mappings
 _BEYOND: Final = 2.0  # times what Python and C have more in use
 _MAPPED: Final = (
     "resident memory grows, far more than Python and C have in use: mmap, stacks, or fragments of free memory"
@@ -123,8 +124,10 @@ class _Climb:
 def _kind(
     kept: Sequence[Counters], blocks: _Climb, malloc: _Climb, traced: _Climb, resident: _Climb
 ) -> tuple[LeakKind, str]:
-    # A block of Python's that is not in C's malloc takes 512 bytes at most: what stands for a mapping is one.
-    if malloc.is_known and resident.is_steady and resident.total > _BEYOND * (malloc.total + _LARGEST * blocks.total):
+    # A block of Python's that is not in C's malloc takes 512 bytes at most: an object that stands for a mapping, say.
+    # Where malloc's figure is given back at the end its floor says little: hence the look at what comes with a block.
+    is_beyond = resident.total > _BEYOND * (malloc.total + _LARGEST * blocks.total)
+    if malloc.is_known and resident.is_steady and is_beyond and resident.total > _MAPPING * blocks.total:
         return LeakKind.FRAGMENTATION, _MAPPED
     in_bytes = any(one.is_steady for one in (malloc, traced, resident))
     if traced.is_steady:

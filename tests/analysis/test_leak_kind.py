@@ -121,6 +121,12 @@ def test_objects_that_stand_for_mappings_do_not_make_them_pythons() -> None:
     assert judge_leak(samples).kind is LeakKind.FRAGMENTATION
 
 
+def test_objects_stay_pythons_where_the_floor_of_malloc_is_lost() -> None:
+    samples = sequence(blocks=line, resident=lambda share: 3 * share)
+
+    assert judge_leak(samples).kind is LeakKind.PYTHON
+
+
 @pytest.mark.parametrize("number", [0, 1, 2, 20])
 def test_few_samples_tell_nothing(number: int) -> None:
     samples = sequence(blocks=line, malloc=line, resident=line)[:number]
