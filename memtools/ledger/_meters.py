@@ -6,6 +6,7 @@ each; a further one joins by a line in `_MAKERS`.
 
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Final, Protocol
 
 from memtools.errors import ConfigError
@@ -139,13 +140,24 @@ def native_reason() -> str:
     """
     if "native" not in _made and os.environ.get("MEMTOOLS_NATIVE") == "0":
         return "MEMTOOLS_NATIVE=0"
-    try:
-        from memtools.ledger import _native
-    except ImportError as error:
-        return f"it was not built, or cannot be loaded ({error})"
+    missing = _why_not_there()
+    if missing:
+        return missing
+    from memtools.ledger import _native
+
     if not _native.reason():
         _made_meter("native")
     return _native.reason()
+
+
+@cache
+def _why_not_there() -> str:
+    # Asked once: an import that fails searches the disk each time, and a child forked meanwhile hangs on its lock.
+    try:
+        from memtools.ledger import _native  # noqa: F401  # whether it can be had
+    except ImportError as error:
+        return f"it was not built, or cannot be loaded ({error})"
+    return ""
 
 
 def _has_stopped() -> bool:
