@@ -19,8 +19,10 @@ import trustme
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from memtools.alerts import AlertRule, Alerts, ChannelStatistics, EmailChannel, SlackChannel, WebhookChannel
+from memtools.cleanup import Ladder
 from memtools.events import BudgetOverrun, LevelChanged, emit
-from memtools.readings import Level, Reading
+from memtools.monitor import Gauges, MemoryMonitor
+from memtools.readings import Headroom, Level, Limit, LimitSource, Reading
 
 MIB = 2**20
 USERNAME, PASSWORD = "alerts", "open-sesame-7531"
@@ -241,6 +243,41 @@ def test_501_fires_and_2_resolves_are_4_posts_and_4_mails(
     assert "499 times since the last message" in json.dumps(office.bodies[1])
     kinds = [letter["Subject"].split("]")[0].lstrip("[") for letter in letterbox.letters]
     assert kinds == ["warning", "resolved", "warning", "resolved"]
+
+
+def test_a_real_monitor_with_501_high_readings_and_2_returns_makes_4_posts_and_4_mails(
+    office: PostOffice, letterbox: Letterbox, mail: EmailChannel
+) -> None:
+    used, now = [100 * MIB], [0.0]
+    gauges = Gauges(
+        used=lambda: used[0],
+        limit=lambda: Limit(1024 * MIB, LimitSource.USER),
+        headroom=lambda: Headroom(None, LimitSource.UNKNOWN, (), None),
+        clock=lambda: now[0],
+    )
+    ladder = Ladder([], read=gauges.used)
+    monitor = MemoryMonitor("60%", "80%", gauges=gauges, ladder=ladder, pressure=False, cleanup_interval=0)
+
+    def look(used_mib: int, times: int) -> None:
+        for _ in range(times):
+            now[0] += 0.1
+            used[0] = used_mib * MIB
+            monitor.check()
+
+    rule = AlertRule("warning", notify=("slack", "email"), about="memory")
+    channels = {"slack": SlackChannel(office.url()), "email": mail}
+    with Alerts([rule], channels=channels, monitor=monitor, drain=PATIENCE_S) as alerts:
+        look(700, 501)  # the first is not believed yet, the second changes the level, the others repeat it
+        look(100, 110)  # 11 s of calm
+        look(700, 2)
+        look(100, 210)
+
+    assert monitor.statistics().level_changes == {Level.NORMAL: 2, Level.WARNING: 2, Level.CRITICAL: 0}
+    assert len(office.bodies) == len(letterbox.letters) == 4
+    assert "times since the last message" in json.dumps(office.bodies[1])
+    kinds = [letter["Subject"].split("]")[0].lstrip("[") for letter in letterbox.letters]
+    assert kinds == ["warning", "resolved", "warning", "resolved"]
+    assert (of(alerts, "slack").lost, of(alerts, "email").lost) == (0, 0)
 
 
 def test_the_mails_of_one_incident_make_one_thread(letterbox: Letterbox, mail: EmailChannel) -> None:
