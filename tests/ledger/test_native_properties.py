@@ -58,7 +58,7 @@ def trim(switch, tally, kept, size):
 
 def scatter(switch, tally, kept, size):
     switch(tally)
-    kept.sort(key=object.__hash__)
+    kept.sort(key=len)
     for number in range(size % 40):
         kept.append(b"y" * (2 + number * 20))
     number = None

@@ -23,6 +23,8 @@
 #include <string.h>
 
 #define LIKELY(what) __builtin_expect(!!(what), 1)
+/* In this library only: no way over its table of places at each access. */
+#define HIDDEN __attribute__((visibility("hidden")))
 #define UNLIKELY(what) __builtin_expect(!!(what), 0)
 
 #define GRANULE_BITS 4
@@ -38,7 +40,7 @@
 
 typedef uint16_t cell;
 
-extern _Atomic(cell *) *shadow_leaves;
+extern HIDDEN _Atomic(cell *) *shadow_leaves;
 
 /* Map the table; -1 if there is no room for it. GIL. */
 int shadow_start(void);

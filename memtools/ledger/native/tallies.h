@@ -68,12 +68,12 @@ struct running {
     int64_t lent; /* the part of `net` that was freed of tallies below */
 };
 
-extern struct tally *tallies;
-extern struct running running;
+extern HIDDEN struct tally *tallies;
+extern HIDDEN struct running running;
 
 /* Tallies that were changed without the GIL, since the last settling. */
 #define QUEUE_END UINT32_MAX
-extern _Atomic(uint32_t) tallies_queue;
+extern HIDDEN _Atomic(uint32_t) tallies_queue;
 
 /* Map the table; -1 if there is no room for it. */
 int tallies_start(void);
