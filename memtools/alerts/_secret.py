@@ -35,11 +35,13 @@ def parse_address(value: object, *, name: str) -> Secret:
     Raises:
         ConfigError: for anything else; the error does not show what was given.
     """
-    accepted = "a URL that begins with https:// or http:// and names a host, without blanks"
+    accepted = "a URL that begins with https:// or http:// and names a host, without user, password and blanks"
     # `urlsplit` forgives line ends and blanks, which then break the request; `partition` needs no import.
     scheme, found, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
     host = rest.partition("/")[0]
     if scheme.lower() not in ("http", "https") or not found or not host.strip("/?#@:"):
+        raise ConfigError(name, _Unshown(), accepted)
+    if "@" in host.partition("?")[0]:  # never understood by the HTTP client, which would take all of it for the name of the host
         raise ConfigError(name, _Unshown(), accepted)
     if not rest.isascii() or not rest.isprintable() or " " in rest:
         raise ConfigError(name, _Unshown(), accepted)

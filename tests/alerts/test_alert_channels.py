@@ -45,7 +45,7 @@ def mail(**changes: object) -> EmailChannel:
     [
         f"ftp://example.org/{SECRET}", f"https:/example.org/{SECRET}", f"example.org/{SECRET}", f"https:///{SECRET}",
         f"https://example.org/{SECRET}\r\nX: y", f"https://example.org/ {SECRET}", f"https://exämple.org/{SECRET}",
-        f"file:///etc/{SECRET}", "https://", "", None, 7,
+        f"file:///etc/{SECRET}", f"https://user:{SECRET}@example.org/", "https://", "", None, 7,
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [SlackChannel, WebhookChannel])
