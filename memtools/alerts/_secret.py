@@ -41,7 +41,7 @@ def parse_address(value: object, *, name: str) -> Secret:
     host = rest.partition("/")[0]
     if scheme.lower() not in ("http", "https") or not found or not host.strip("/?#@:"):
         raise ConfigError(name, _Unshown(), accepted)
-    if "@" in host.partition("?")[0]:  # never understood by the HTTP client, which would take all of it for the name of the host
+    if "@" in host.partition("?")[0]:  # the HTTP client takes all of it for the name of the host
         raise ConfigError(name, _Unshown(), accepted)
     if not rest.isascii() or not rest.isprintable() or " " in rest:
         raise ConfigError(name, _Unshown(), accepted)

@@ -5,7 +5,7 @@ Covers: the 99th percentile, and the median, of what its clients wait for, while
 Leaves to others: processor time (`bench_service`), an operation and an idle monitor alone (`bench_monitor`).
 
 The service is `tests/integration/leaking_service.py`, under uvicorn, in a process of its own. Rounds are interleaved,
-each with a service newly started; a ratio is the median over the rounds.
+each with a service started anew; a ratio is the median over the rounds.
 """
 
 import asyncio
