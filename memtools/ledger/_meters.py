@@ -7,6 +7,7 @@ each; a further one joins by a line in `_MAKERS`.
 import os
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Final, Protocol
 
 from memtools.errors import ConfigError
@@ -154,7 +155,7 @@ def native_reason() -> str:
 def _why_not_there() -> str:
     # Asked once: an import that fails searches the disk each time, and a child forked meanwhile hangs on its lock.
     try:
-        from memtools.ledger import _native  # noqa: F401  # whether it can be had
+        import_module("memtools.ledger._native")
     except ImportError as error:
         return f"it was not built, or cannot be loaded ({error})"
     return ""
