@@ -41,7 +41,7 @@ class PureSteps(Generic[T]):
         is_layered: bool = False,
         on_end: "Callable[[Owner, BaseException | None], object] | None" = None,
     ) -> None:
-        self._steps = 0.0  # a float, for the reason given in `_tally`
+        self._steps: float = 0.0  # a float, for the reason given in `_tally`
         self._has_ended = False
         self._inner = inner
         self._send = inner.send

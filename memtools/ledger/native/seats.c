@@ -4,7 +4,10 @@
 
 #include <structmember.h>
 
+#include "turns.h"
+
 PyTypeObject *seats_owner_type;
+PyTypeObject *seats_owner_class;
 PyTypeObject *seats_account_type;
 PyTypeObject *seats_slot_type;
 
@@ -223,6 +226,7 @@ static void Slot_dealloc(struct slot *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    turns_forget(self);
     if (self->weak_references != NULL) {
         PyObject_ClearWeakRefs((PyObject *)self);
     }

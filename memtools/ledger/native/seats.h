@@ -106,13 +106,19 @@ int seats_register(PyObject *module);
 struct owner *seats_new_owner(PyTypeObject *type, PyObject *name, PyObject *kind, PyObject *meter, PyObject *parent,
                               PyObject *account);
 
+/* The class of nearly all owners, once it is known: a look at it is all that most questions take. */
+extern PyTypeObject *seats_owner_class;
+
 /* The owner that a field holds, borrowed; NULL where it holds none. */
 static inline struct owner *seats_owner(PyObject *held)
 {
-    if (held == NULL || held == Py_None || !PyObject_TypeCheck(held, seats_owner_type)) {
+    if (held == NULL || held == Py_None) {
         return NULL;
     }
-    return (struct owner *)held;
+    if (Py_IS_TYPE(held, seats_owner_class) || PyObject_TypeCheck(held, seats_owner_type)) {
+        return (struct owner *)held;
+    }
+    return NULL;
 }
 
 #endif

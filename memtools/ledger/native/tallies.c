@@ -90,7 +90,8 @@ static void add_own(uint32_t number, int64_t change)
     accounts_add(tallies[number].account, change);
 }
 
-static void settle_segment(void)
+/* Add what the running segment has seen; who calls sets its room anew. */
+static void fold_segment(void)
 {
     struct running *segment = &running;
     if (UNLIKELY(first_wide != NOBODY)) {
@@ -99,7 +100,12 @@ static void settle_segment(void)
     add_own(segment->tally, segment->net + segment->lent);
     add(segment->tally, segment->net, segment->high, segment->allocated);
     segment->net = segment->high = segment->allocated = segment->lent = 0;
-    segment->room = tallies_room();
+}
+
+static void settle_segment(void)
+{
+    fold_segment();
+    running.room = tallies_room();
 }
 
 static void add_unlocked(uint32_t number, int64_t change)
@@ -153,7 +159,10 @@ void tallies_settle_before(int64_t size)
 void tallies_turn_over(uint32_t number)
 {
     uint32_t before = running.tally;
-    tallies_settle();
+    fold_segment();
+    if (UNLIKELY(atomic_load_explicit(&tallies_queue, memory_order_relaxed) != QUEUE_END)) {
+        settle_unlocked();
+    }
     running.tally = number;
     running.room = tallies_room();
     if (!tallies[before].is_held) {
@@ -180,7 +189,9 @@ void tallies_credit_other(uint32_t number, int64_t size)
         running.lent += size;
     }
     add_own(number, -size);
-    recycle_if_done(number);
+    if (!tallies[number].is_held) {
+        recycle_if_done(number);
+    }
 }
 
 void tallies_change_unlocked(uint32_t number, int64_t change)

@@ -11,7 +11,7 @@ static PyObject *active;    /* the context variable */
 static PyObject *make_slot; /* called once in each thread */
 static PyObject *slot_key, *switch_name;
 
-struct slot *turns_slot(void)
+static struct slot *slot_of_state(void)
 {
     PyObject *of_thread = PyThreadState_GetDict();
     if (of_thread == NULL || make_slot == NULL) {
@@ -37,6 +37,34 @@ struct slot *turns_slot(void)
         Py_CLEAR(slot);
     }
     return (struct slot *)slot;
+}
+
+/* The slot of this thread, as long as the thread has this state: a look into the state's dict takes ten times as long.
+   States may come to the address of earlier ones, but have numbers of their own. */
+static _Thread_local struct {
+    PyThreadState *state;
+    uint64_t number;
+    struct slot *slot; /* borrowed */
+} known AT_FIXED_PLACE;
+
+void turns_forget(struct slot *slot)
+{
+    if (known.slot == slot) {
+        known.slot = NULL;
+    }
+}
+
+struct slot *turns_slot(void)
+{
+    PyThreadState *state = PyThreadState_Get();
+    if (known.slot != NULL && known.state == state && known.number == PyThreadState_GetID(state)) {
+        return (struct slot *)Py_NewRef((PyObject *)known.slot);
+    }
+    struct slot *slot = slot_of_state();
+    known.state = state;
+    known.number = PyThreadState_GetID(state);
+    known.slot = slot;
+    return slot;
 }
 
 int turns_active(struct owner **found)

@@ -16,6 +16,9 @@ int turns_register(PyObject *module, PyTypeObject *tally_type);
 /* The slot of this thread, a new reference; NULL with an exception. */
 struct slot *turns_slot(void);
 
+/* A slot is about to go. */
+void turns_forget(struct slot *slot);
+
 /* The innermost open owner of this context, a new reference, in `*owner`; NULL if there is none. -1 with an exception. */
 int turns_active(struct owner **owner);
 
