@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Coroutine
+from time import process_time_ns
 from typing import Any, TypeAlias
 
 from _compare import Result, compare, print_results
@@ -93,7 +94,7 @@ def _per_step(made: dict[str, _Maker], rounds: int, peer: str, target_ns: float)
         # The same without a step: what opening and ending cost is no price of a step.
         cases[f"{name}, opening"] = lambda make=make: loop.run_until_complete(make(0))
     try:
-        timing = compare(cases, number=1, rounds=rounds, baseline="bare")
+        timing = compare(cases, number=1, rounds=rounds, baseline="bare", clock=process_time_ns)
     finally:
         loop.close()
 
@@ -116,7 +117,13 @@ def _owners(rounds: int) -> list[Result]:
         meter = choose_meter(name)
         meter.hold()
         try:
-            timing = compare({"owner": lambda meter=meter: _one(meter)}, number=500, rounds=rounds, baseline="owner")
+            timing = compare(
+                {"owner": lambda meter=meter: _one(meter)},
+                number=500,
+                rounds=rounds,
+                baseline="owner",
+                clock=process_time_ns,
+            )
         finally:
             meter.release()
         took_ns = timing.median_ns("owner")
