@@ -76,6 +76,7 @@ def main(kind: str) -> None:
     """Serve until terminated."""
     app = {"bare": bare, "watched": watched}[kind]()
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or each answer waits for an acknowledgment
         print(json.dumps(listener.getsockname()[1]), flush=True)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
         asyncio.run(server.serve(sockets=[listener]))

@@ -57,9 +57,9 @@ def test_a_bounded_list_is_to_have_a_lower_bound(make):
 
 
 def test_an_open_owner_is_named_with_what_it_holds(make):
-    with memory_scope("nightly", meter="traced"):
+    with memory_scope("evening", meter="traced"):
         block = bytearray(5 << 20)
-        found = _about(make(), "nightly")
+        found = _about(make(), "evening")
 
     assert found.held_bytes >= len(block)
     assert "still open" in found.advice
