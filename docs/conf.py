@@ -31,8 +31,9 @@ def _fences_as_directives(app: Sphinx, what: str, name: str, thing: object, opti
     # Docstrings are written with fenced blocks, as these pages are; Sphinx reads docstrings as reStructuredText.
     inside = False
     for number, line in enumerate(lines):
-        if line.strip() == "```python":
-            lines[number], inside = line.replace("```python", ".. code-block:: python\n"), True
+        # `py` marks what is shown and cannot be run by itself.
+        if line.strip() in ("```python", "```py"):
+            lines[number], inside = line.replace(line.strip(), ".. code-block:: python\n"), True
         elif line.strip() == "```" and inside:
             lines[number], inside = "", False
         elif inside:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from memtools.cleanup._ascent import Ascent
-from memtools.cleanup._forks import renew_in_children
 from memtools.cleanup._records import Climb, LadderStatistics
 from memtools.cleanup._rung import Rung
 from memtools.cleanup._step import Step
@@ -21,6 +20,7 @@ from memtools.cleanup._time_share import TimeShare
 from memtools.cleanup._trim import TrimRegistered
 from memtools.errors import ConfigError
 from memtools.events import CleanupEnded, emit
+from memtools.forks import renew_in_children
 from memtools.readings import Level
 from memtools.units import parse_seconds
 

@@ -14,10 +14,10 @@ from copy import deepcopy
 from typing import NoReturn, Self, SupportsIndex, TypeVar, cast, overload
 
 from memtools.cleanup import register
+from memtools.forks import renew_in_children
 from memtools.structures.caches._entries import MISSING, HeldEntry, value_of
 from memtools.structures.caches._errors import NotPicklable
 from memtools.structures.caches._factories import FactoryStore
-from memtools.structures.caches._forks import renew_in_children
 from memtools.structures.caches._pending import Pending
 from memtools.structures.caches._settings import CacheSettings, read_settings
 from memtools.structures.caches._shrink import ShrinkingStore

@@ -1,4 +1,4 @@
-"""Put caches in order in a child process after a fork.
+"""Put objects in order in a child process after a fork.
 
 Covers: the weak register of those to be put in order.
 Leaves to others: what has to be put in order.
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class _Place(ref[Any]):  # any class that knows how to put its own objects in order
-    """One thing's place in the register; hashes by itself, as a mapping is unhashable."""
+    """One thing's place in the register; hashes by itself, as the thing may be unhashable."""
 
     __slots__ = ("renew",)
     __hash__ = object.__hash__
