@@ -3,7 +3,10 @@
 import asyncio
 import gc
 
+import pytest
+
 from memtools import BoundedList, memory_scope
+from memtools.ledger import forget_accounts
 from memtools.monitor._unended import unended_tasks
 
 HOARD: list[str] = []
@@ -19,6 +22,12 @@ async def _waits_for_nothing():
     await asyncio.sleep(3600)
 
 
+@pytest.fixture(autouse=True)
+def no_accounts_of_others():
+    """Forget what the tests before have left behind: only the largest are named."""
+    forget_accounts()
+
+
 def _about(monitor, subject):
     return next(one for one in monitor.recommendations() if subject in one.subject)
 
@@ -31,7 +40,7 @@ def test_a_list_of_a_module_is_named_with_the_line_where_it_is_made(make):
         HOARD.clear()
 
     assert found.subject.endswith("test_monitor_report.HOARD")
-    assert found.place.endswith("test_monitor_report.py:9")
+    assert found.place.endswith("test_monitor_report.py:12")
     assert found.held_bytes > 90_000 * 50
     assert "BoundedList(maxlen=...)" in found.advice
 
@@ -42,7 +51,7 @@ def test_a_dict_of_an_object_is_named_by_its_class_though_the_collector_does_not
 
     found = _about(make(), "Shop.seen")
 
-    assert found.place.endswith("test_monitor_report.py:15")
+    assert found.place.endswith("test_monitor_report.py:18")
     assert "bound this dict" in found.advice
 
 
@@ -74,7 +83,7 @@ async def test_tasks_that_never_ended_are_named_with_the_line_where_they_wait(ma
     await asyncio.gather(*tasks, return_exceptions=True)
 
     assert found.subject == "150 tasks of _waits_for_nothing"
-    assert found.place.endswith("test_monitor_report.py:19")
+    assert found.place.endswith("test_monitor_report.py:22")
     assert "never ended" in found.advice
     assert not any(one.name == "_waits_for_nothing" for one in unended_tasks())
 
