@@ -57,6 +57,8 @@ class AlertRule:
         about: About | Iterable[About] | None = None,
     ) -> None:
         self.level: Level = _level(level)
+        self.share: int | None
+        self.threshold_bytes: int | None
         self.share, self.threshold_bytes = _threshold(threshold)
         self.action: Action | ActionName | None = _action(action)
         self.notify: tuple[Target, ...] = parse_targets(notify, name="notify")

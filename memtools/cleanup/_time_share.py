@@ -26,7 +26,7 @@ class TimeShare:
         self._share = share
         self._credit_s = share * _GRANTED_S
         self._filled_at = now + _GRANTED_S
-        self.spent_s = 0.0
+        self.spent_s: float = 0.0
 
     def credit_s(self, now: float) -> float:
         """Return what may be spent now, in seconds; 0 or less means that nothing may."""

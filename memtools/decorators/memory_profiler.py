@@ -44,7 +44,7 @@ class LineFollower:
         self._profiler: Any = library.LineProfiler(backend="psutil")
         self._profiler.code_map.add(self._code)
         self._turn = threading.Lock()
-        self.lines = FunctionLines(self._code.co_filename)
+        self.lines: FunctionLines = FunctionLines(self._code.co_filename)
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call `function`, and follow its lines unless another call is being followed."""

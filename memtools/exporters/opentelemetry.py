@@ -18,8 +18,8 @@ from memtools.exporters._names import MOST_NAMES
 
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter_provider
-except ImportError as error:
-    raise MissingExtraError("opentelemetry-api", "otel") from error
+except ImportError as _missing:
+    raise MissingExtraError("opentelemetry-api", "otel") from _missing
 
 __all__ = ["MemtoolsInstruments"]
 

@@ -24,8 +24,8 @@ try:
         Metric,
     )
     from prometheus_client.registry import Collector
-except ImportError as error:
-    raise MissingExtraError("prometheus_client", "prometheus") from error
+except ImportError as _missing:
+    raise MissingExtraError("prometheus_client", "prometheus") from _missing
 
 __all__ = ["MemtoolsCollector"]
 

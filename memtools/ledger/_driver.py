@@ -92,7 +92,7 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
                 give_turn(slot, parent.charged)
             return
 
-        self.owner = open_owner(
+        self.owner: Owner | None = open_owner(
             self.name or self._task_name(),
             self.kind,
             meter=self._meter,

@@ -65,7 +65,7 @@ class Component:
     Threads: belongs to one event loop, and to the thread that this runs in.
     """
 
-    parent = WeakParent["Component"]()
+    parent: WeakParent["Component"] = WeakParent()
 
     def __init__(self, name: str | None = None, *, grace: float = 5.0) -> None:
         self._name = type(self).__qualname__ if name is None else parse_name(name)

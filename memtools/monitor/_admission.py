@@ -128,8 +128,8 @@ class Admission:
     __slots__ = ("_entered", "_row", "asked_at", "size_bytes", "wake")
 
     def __init__(self, row: AdmissionRow, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self.asked_at = 0.0
+        self.size_bytes: int = size_bytes
+        self.asked_at: float = 0.0
         self.wake: Callable[[], object] = _nobody
         self._row = row
         self._entered = False

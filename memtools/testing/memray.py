@@ -61,7 +61,7 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
         native_traces: bool = False,
         python_allocators: bool = False,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         if os.path.lexists(self.path):
             raise ConfigError("path", self.path, "the name of a file that does not exist yet")
         self._seconds = parse_seconds(seconds, name="seconds")
