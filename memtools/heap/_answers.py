@@ -207,8 +207,8 @@ def _told(climb: Climb, sample: object) -> Way:
     variable = variable_of_running_frame(way[-1])
     if variable:
         names = (*names, variable)
-        return Way(names, 1, True, hint_for(way, names))
-    return Way(names, 1, False, hint_for(way, names) or _hint_without_root(way, names))
+        return Way(names, 1, True, hint_for(way, names), filling(way))
+    return Way(names, 1, False, hint_for(way, names) or _hint_without_root(way, names), filling(way))
 
 
 def _hint_without_root(way: Sequence[object], names: tuple[str, ...]) -> str:
