@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from memtools.heap._looking import attribute_of, class_of, instance_dict, is_one_of
+from memtools.heap._kinds import is_kind, stepper
+from memtools.heap._looking import class_of, instance_dict
 
 # Who has more referrers is reached by another way as well; and labelling would take long.
 FAN_OUT: Final = 40  # of one type, and three times as many of all
@@ -23,7 +24,8 @@ DEPTH: Final = 12  # walks at most; the dict of an instance is a level of its ow
 # `get_referrers` compares every reference of the heap with every sample.
 MOST_SAMPLES: Final = 24
 
-_STEPPERS: Final = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
+# Modules that may not be loaded: who has not loaded asyncio has no event loop.
+_ROOT_CLASSES: Final = (("threading", "Thread"), ("asyncio.events", "AbstractEventLoop"), ("_asyncio", "Task"))
 
 
 class Climb:
@@ -141,19 +143,9 @@ def is_root(one: object) -> bool:
     cls = class_of(one)
     return (
         issubclass(cls, (types.ModuleType, type, types.FrameType))
-        or is_one_of(cls, _STEPPERS)
-        or any(issubclass(cls, known) for known in _loaded_root_types())
+        or stepper(cls) is not None
+        or any(is_kind(cls, module, name) for module, name in _ROOT_CLASSES)
     )
-
-
-def _loaded_root_types() -> tuple[type, ...]:
-    # Looked up, not imported: who has not loaded asyncio has no event loop.
-    found: list[type] = []
-    for module, name in (("threading", "Thread"), ("asyncio.events", "AbstractEventLoop"), ("_asyncio", "Task")):
-        known = attribute_of(sys.modules.get(module), name)
-        if class_of(known) is type:
-            found.append(known)
-    return tuple(found)
 
 
 def _rank(root: object) -> int:

@@ -4,15 +4,12 @@ Covers: the patterns that leak again and again, known by the holders on the way.
 Leaves to others: finding and naming the way (`_climbing`, `_naming`).
 """
 
-import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
+from memtools.heap._kinds import LRU, is_kind
 from memtools.heap._looking import class_of
-from memtools.heap._naming import is_kind
-
-_LRU: Final[Any] = class_of(functools.lru_cache(lambda: None))  # Any: it has no name
 
 
 def hint_for(way: Sequence[object], names: Sequence[str]) -> str:
@@ -29,8 +26,8 @@ def hint_for(way: Sequence[object], names: Sequence[str]) -> str:
 def filling(way: Sequence[object]) -> str:
     """Return which bounded cache on the way is not full yet, empty if there is none: what it holds is no leak."""
     for one in way:
-        if class_of(one) is _LRU:
-            _, _, most, now = _LRU.cache_info(one)  # a method in C, which calls nothing of the user's
+        if class_of(one) is LRU:
+            _, _, most, now = LRU.cache_info(one)  # a method in C, which calls nothing of the user's
             if most is not None and now < most:
                 return f"an lru_cache that may have {most:,} entries and has {now:,}"
     return ""
@@ -45,7 +42,7 @@ def _tells(*words: str) -> Callable[[Sequence[object], str], bool]:
 
 
 def _is_cache_of_a_method(way: Sequence[object], told: str) -> bool:
-    return any(class_of(one) is _LRU for one in way) and "lru_cache wrapper" in told and "class " in told
+    return any(class_of(one) is LRU for one in way) and "lru_cache wrapper" in told and "class " in told
 
 
 def _is_exception(way: Sequence[object], _: str) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
 
+from memtools.heap._kinds import LRU, is_kind, stepper
 from memtools.heap._looking import (
     ITERATORS,
     REVERSED,
@@ -31,13 +32,7 @@ from memtools.heap._looking import (
     type_name,
 )
 
-_LRU: Final = class_of(functools.lru_cache(lambda: None))
-_STEPPERS: Final[dict[type, tuple[str, str]]] = {
-    types.CoroutineType: ("coroutine", "cr_frame"),
-    types.GeneratorType: ("generator", "gi_frame"),
-    types.AsyncGeneratorType: ("async generator", "ag_frame"),
-}
-_NAMED: Final[tuple[type, ...]] = (types.MethodType, _LRU, functools.partial)
+_NAMED: Final[tuple[type, ...]] = (types.MethodType, LRU, functools.partial)
 # Items looked at for the place of one in a long container; the newest are looked at first.
 _MOST_ITEMS: Final = 200_000
 
@@ -90,9 +85,9 @@ def _name_owner_of_dict(child: object, found: Any, owner: object) -> str:
 def _name_plain(child: object, holder: Any) -> str:
     cls = class_of(holder)
     name = name_thing(holder)
-    stepper = _stepper(cls)
-    if stepper is not None:
-        variable = _local_of(child, getattr(holder, stepper[1]))
+    words = stepper(cls)
+    if words is not None:
+        variable = _local_of(child, getattr(holder, words[1]))
         return f"{name}, {variable}" if variable else name
     if cls is types.FrameType:
         variable = _local_of(child, holder)
@@ -113,9 +108,9 @@ def _name_plain(child: object, holder: Any) -> str:
 def name_thing(thing: Any) -> str:  # Any: looked at by its exact type only
     """Return what a single object is called."""
     cls = class_of(thing)
-    stepper = _stepper(cls)
-    if stepper is not None:
-        kind, frame = stepper
+    words = stepper(cls)
+    if words is not None:
+        kind, frame = words
         running = getattr(thing, frame)
         where = f" at line {running.f_lineno}" if running is not None else ""
         return f"{kind} {plain_name(thing.__qualname__)}{where}"
@@ -129,7 +124,7 @@ def name_thing(thing: Any) -> str:  # Any: looked at by its exact type only
         return f"function {plain_name(thing.__qualname__)}"
     if cls is types.MethodType:
         return f"bound method {_function_name(thing.__func__)}"
-    if cls is _LRU:
+    if cls is LRU:
         return f"lru_cache wrapper of {_function_name(attribute_of(thing, '__wrapped__'))}"
     if cls is functools.partial:
         return f"partial of {_function_name(thing.func)}"
@@ -138,17 +133,6 @@ def name_thing(thing: Any) -> str:  # Any: looked at by its exact type only
     if is_kind(cls, "threading", "Thread"):
         return f"thread {plain_name(attribute_of(thing, '_name'))!r}"
     return type_name(cls)
-
-
-def _stepper(cls: type) -> tuple[str, str] | None:
-    return next((words for kind, words in _STEPPERS.items() if cls is kind), None)
-
-
-def is_kind(cls: type, module: str, name: str) -> bool:
-    """Return whether `cls` is or derives from a class of a module that may not be loaded."""
-    loaded = sys.modules.get(module)
-    known: Any = attribute_of(loaded, name)  # Any: of that name there might be something else
-    return class_of(known) is type and issubclass(cls, known)
 
 
 def _function_name(function: Any) -> str:
