@@ -4,6 +4,7 @@ What they assert of tasks, factories, tracebacks, names, stacks and cancellation
 excluded.
 """
 
+import functools
 import importlib.util
 import os
 import re
@@ -37,6 +38,11 @@ def _suite(name: str, *before: str) -> tuple[str, list[str]]:
     return ran.group(1) if ran else done.stderr[-500:], failed
 
 
+@functools.cache  # the same for each meter, and some take a while
+def _alone(name: str) -> tuple[str, list[str]]:
+    return _suite(name)
+
+
 @pytest.mark.parametrize("meter", METERS)
 @pytest.mark.parametrize("name", SUITES)
 def test_asyncios_own_tests_pass_as_they_pass_alone(name: str, meter: str) -> None:
@@ -46,8 +52,6 @@ def test_asyncios_own_tests_pass_as_they_pass_alone(name: str, meter: str) -> No
         found = None
     if found is None:
         pytest.skip("this distribution of Python, or this version of it, comes without that suite")
-    alone = _suite(name)
-
     under = _suite(name, "-m", "memtools", "run", "--meter", meter)
 
-    assert under == alone
+    assert under == _alone(name)
