@@ -137,7 +137,8 @@ def _enlist(
 
     if parent is not None:
         _forget_ended_above(parent)
-        if account.parent is not above:
+        # Without a call below itself further up, an account just below is that of no owner above.
+        if account.parent is not above or parent.nested:
             owner.nested = _stands_below_itself(owner)
         owner.budgeted = parent.budgeted
     if owner.ceiling != inf:
@@ -269,8 +270,6 @@ def _forget_ended_above(owner: Owner) -> None:
 
 def _stands_below_itself(owner: Owner) -> bool:
     above = owner.parent
-    if above is not None and owner.account.parent is above.account:
-        return False
     while above is not None:
         if above.account is owner.account and not above.ended:
             return True

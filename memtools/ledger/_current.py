@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from memtools.ledger._seats import native_seats
@@ -115,7 +116,12 @@ class _Asyncio:
         asyncio = sys.modules.get("asyncio")
         if asyncio is not None and hasattr(asyncio, "current_task"):
             self.current_task = asyncio.current_task
+            tasks = getattr(asyncio.tasks, "_current_tasks", None)
+            if isinstance(asyncio.current_task, FunctionType) and isinstance(tasks, dict):
+                self.current_task = tasks.get  # what it looks into where it is not in C: 3.11
             self.running_loop = asyncio._get_running_loop
+            if _native is not None:
+                _native.know_tasks(self.running_loop, self.current_task)
         return self.running_loop
 
 

@@ -50,7 +50,7 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
             raises is raised in place of a result.
 
     Attributes:
-        owner: its own owner, once the first step has begun.
+        owner: its own owner, from its first step to its end, or None.
         task: the asyncio task that it runs in, or None; known from its first step to its last.
     """
 
@@ -104,10 +104,10 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         )
 
     def _task_name(self) -> str:
-        name = getattr(self.task, "get_name", str)()
+        name = str(getattr(self.task, "get_name", str)())
         if not name or _AUTOMATIC_NAME.fullmatch(name):
-            name = self.__qualname__
-        return str(name)
+            return str(self.__qualname__)
+        return name
 
     def _check_budgets(self, innermost: Owner) -> None:
         budgeted: Owner | None = innermost
@@ -122,16 +122,17 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         slot = per_thread.slot
         first = not self._has_ended
         self._has_ended = True
-        self.task = None  # a task holds its coroutine for good: they would keep each other alive
-        owner = self.owner
+        owner, on_end = self.owner, self.on_end
+        # A task holds its coroutine for good; that shall hold neither the task nor an owner that is over.
+        self.task = self.owner = self.on_end = None
         if owner is None or not first:
             give_turn(slot, before)
             return
 
         settle_owner(owner, failed=is_failure(error), back=before)
         give_turn(slot, before)
-        if self.on_end is not None:
-            self.on_end(owner, error)
+        if on_end is not None:
+            on_end(owner, error)
 
     def _innermost(self) -> Owner | None:
         # Who is dropped may be closed in the context of whoever dropped it.

@@ -7,7 +7,7 @@ Leaves to others: the driver itself (`_driver`), carrying (`_carrying`).
 
 import sys
 from collections.abc import Callable, Coroutine
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from memtools.errors import ConfigError
@@ -121,7 +121,7 @@ def install(loop: "Loop | None" = None, *, meter: str | None = None, numpy: bool
 
 
 def _is_to_be_followed(coro: object) -> bool:
-    return isinstance(coro, Coroutine) and not isinstance(coro, Driven)
+    return type(coro) is CoroutineType or (isinstance(coro, Coroutine) and not isinstance(coro, Driven))
 
 
 def _is_thread_pool(executor: object) -> bool:

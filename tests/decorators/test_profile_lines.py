@@ -55,11 +55,11 @@ def test_the_line_that_takes_the_memory_is_named() -> None:
 def test_calls_are_added_up_and_each_begins_anew() -> None:
     profiled = profile_memory(lines=True)(load)
     for _ in range(3):
-        profiled(10_000_000)
+        profiled(40_000_000)  # from the system each time: a heap may have room for less from before
 
     row = _rows(profiled)[_number_of("bytearray(")]
     assert row.hits == profiled.memory.lines.calls == 3
-    assert 9_000_000 < row.grown_bytes < 45_000_000  # pages that were freed before are resident already
+    assert 110_000_000 < row.grown_bytes < 250_000_000
 
 
 def test_the_calls_have_an_account_as_ever() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from memtools.errors import BudgetExceeded
 from memtools.events import BudgetOverrun, subscribe
-from memtools.ledger import Budget, Driven, Meter, OnExceed, choose_meter
+from memtools.ledger import Budget, Driven, Meter, OnExceed, Owner, choose_meter
 
 MB = 1_000_000
 
@@ -38,7 +38,9 @@ async def test_a_call_over_its_budget_is_stopped_at_its_next_step(meter: str) ->
     store: list[bytearray] = []
     limit = 5 * MB if meter == "traced" else 60 * MB
     work = grows(store, 300) if meter == "traced" else grows(store, 300, fresh_pages)
+    owners: list[Owner] = []
     driver = budgeted(work, "report", limit, meter=meter)
+    driver.on_end = lambda owner, _: owners.append(owner)
 
     with pytest.raises(BudgetExceeded) as caught:
         await asyncio.ensure_future(driver)
@@ -46,8 +48,8 @@ async def test_a_call_over_its_budget_is_stopped_at_its_next_step(meter: str) ->
     assert (caught.value.scope, caught.value.budget_bytes) == ("report", limit)
     assert caught.value.used_bytes > limit
     assert len(store) <= limit / MB + 40
-    assert driver.owner is not None
-    assert driver.owner.overran
+    assert driver.owner is None
+    assert [owner.overran for owner in owners] == [True]
 
 
 async def test_a_task_is_not_stopped_for_what_its_neighbour_used(session: Meter) -> None:

@@ -17,7 +17,17 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Driven, Meter, carry, choose_meter, end_owner, install, native_reason, open_owner
+from memtools.ledger import (
+    Driven,
+    Meter,
+    Owner,
+    carry,
+    choose_meter,
+    end_owner,
+    install,
+    native_reason,
+    open_owner,
+)
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -231,16 +241,20 @@ async def test_a_collection_in_an_innocent_step_does_not_credit_it(session: Mete
         gc.collect()
         await asyncio.sleep(0)
 
-    drivers = [Driven(each(), session, name=each.__name__) for each in (guilty, innocent)]
-    await asyncio.gather(*drivers)
-    owners = [driver.owner for driver in drivers]
+    owners: dict[str, Owner] = {}
 
-    assert owners[1] is not None
-    assert owners[1].usage is not None
-    assert (owners[1].usage.retained_bytes, owners[1].usage.peak_bytes) == (near(0), near(0))
-    assert owners[1].usage.exact
-    assert owners[0] is not None
-    assert owners[0].live_bytes == near(50 * MB)
+    def keep(owner: Owner, _error: BaseException | None) -> None:
+        owners[owner.name] = owner
+
+    await asyncio.gather(
+        *(Driven(each(), session, name=each.__name__, on_end=keep) for each in (guilty, innocent)),
+    )
+
+    usage = owners["innocent"].usage
+    assert usage is not None
+    assert (usage.retained_bytes, usage.peak_bytes) == (near(0), near(0))
+    assert usage.exact
+    assert owners["guilty"].live_bytes == near(50 * MB)
 
 
 def test_a_function_that_collects_its_own_cycles_while_alone_is_credited(no_collector: None) -> None:

@@ -360,12 +360,9 @@ def test_owners_and_drivers_are_freed_without_the_collector(session: Meter) -> N
     drivers: list[weakref.ref[Driven[None]]] = []
 
     async def main() -> None:
-        driver = Driven(call(), session, name="call")
+        driver = Driven(call(), session, name="call", on_end=lambda owner, _: owners.append(weakref.ref(owner)))
         drivers.append(weakref.ref(driver))
-        task = asyncio.ensure_future(driver)
-        await task
-        assert driver.owner is not None
-        owners.append(weakref.ref(driver.owner))
+        await asyncio.ensure_future(driver)
 
     gc.collect()
     gc.disable()

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import sys
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -20,14 +21,27 @@ def near(truth: int) -> Any:
     return pytest.approx(truth, rel=0.02, abs=64_000)
 
 
-def drive(inner: Coroutine[Any, Any, Any], meter: Meter, name: str | None = "call", kind: Kind = "call") -> Driven[Any]:
-    return Driven(inner, meter, name=name, kind=kind)
+_ended: weakref.WeakKeyDictionary[Driven[Any], Owner] = weakref.WeakKeyDictionary()
+
+
+def drive(
+    inner: Coroutine[Any, Any, Any],
+    meter: Meter,
+    name: str | None = "call",
+    kind: Kind = "call",
+    include_children: bool = True,
+) -> Driven[Any]:
+    def keep(owner: Owner, _error: BaseException | None) -> None:
+        _ended[driver] = owner
+
+    driver = Driven(inner, meter, name=name, kind=kind, include_children=include_children, on_end=keep)
+    return driver
 
 
 def ended(driver: Driven[Any]) -> Owner:
-    assert driver.owner is not None
-    assert driver.owner.usage is not None
-    return driver.owner
+    assert driver.owner is None
+    assert _ended[driver].usage is not None
+    return _ended[driver]
 
 
 async def bystander(meter: Meter) -> int:
@@ -187,7 +201,7 @@ def test_a_suspended_call_that_is_dropped_is_closed_and_settled_as_a_coroutine_i
         finally:
             store.append(bytearray(10 * MB))
 
-    driver = drive(holds(), session)
+    driver = Driven(holds(), session, name="call", kind="call")
     driver.send(None)
     owner = driver.owner
     assert owner is not None
@@ -241,8 +255,8 @@ async def test_children_inherit_the_owner_and_count_into_it_unless_told_otherwis
     async def parent() -> None:
         await asyncio.gather(*(asyncio.ensure_future(drive(child(), session, f"child {i}", "task")) for i in range(2)))
 
-    together = Driven(parent(), session, name="together", kind="call")
-    alone = Driven(parent(), session, name="alone", kind="call", include_children=False)
+    together = drive(parent(), session, "together")
+    alone = drive(parent(), session, "alone", include_children=False)
     await asyncio.ensure_future(together)
     await asyncio.ensure_future(alone)
 

@@ -6,8 +6,8 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Coroutine, Generator
-from contextlib import suppress
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from memtools.events import Event, ScopeEnded, subscribe
 from memtools.ledger import (
     Budget,
     Driven,
+    _current,
     active_owner,
     choose_meter,
     current_driver,
@@ -249,12 +250,15 @@ async def test_a_task_over_its_budget_is_stopped_at_its_next_step(driver: Any) -
             store.append(bytearray(MB))
             await asyncio.sleep(0)
 
-    steps = driver(grows(), choose_meter("traced"), name="grows", budget=Budget(5 * MB))
+    owners: list[Any] = []
+    budget = Budget(5 * MB)
+    steps = driver(grows(), choose_meter("traced"), name="grows", budget=budget, on_end=lambda *end: owners.extend(end))
     with pytest.raises(BudgetExceeded):
         await asyncio.ensure_future(steps)
 
     assert len(store) <= 7
-    assert steps.owner.overran
+    assert owners[0].overran
+    assert steps.owner is None
 
 
 async def test_meters_change_places_within_a_task_and_between_tasks(driver: Any) -> None:
@@ -269,10 +273,15 @@ async def test_meters_change_places_within_a_task_and_between_tasks(driver: Any)
         await driver(grows(size), choose_meter(METERS[-1]), name="inner")
         await grows(size)
 
-    tasks = [driver(both(size), choose_meter("traced"), name="outer", kind="task") for size in (MB, 3 * MB)]
-    await asyncio.gather(*tasks)
+    retained: list[int] = []
+    options: Any = {
+        "name": "outer",
+        "kind": "task",
+        "on_end": lambda owner, _: retained.append(owner.usage.retained_bytes),
+    }
+    await asyncio.gather(*(driver(both(size), choose_meter("traced"), **options) for size in (MB, 3 * MB)))
 
-    assert [steps.owner.usage.retained_bytes for steps in tasks][1] >= 14 * MB
+    assert max(retained) >= 14 * MB
     assert active_owner() is None
     assert current_driver() is None
 
@@ -312,6 +321,24 @@ def test_thousands_of_drivers_leave_nothing(driver: Any, meter: Any) -> None:
 
     # A leak of one object a driver would be 3,000.
     assert sys.getallocatedblocks() - before < 300
+
+
+def test_one_that_is_over_holds_nothing_for_those_who_keep_it(driver: Any, meter: Any) -> None:
+    owners: list[weakref.ref[Any]] = []
+
+    def keep(owner: Any, _error: BaseException | None) -> None:
+        owners.append(weakref.ref(owner))
+
+    async def work() -> None:
+        await pause()
+
+    steps = driver(work(), meter, name="work", on_end=keep)
+    steps.send(None)
+    assert steps.owner is not None
+    finish(steps)
+
+    assert (steps.owner, steps.task, steps.on_end) == (None, None, None)
+    assert owners[0]() is None
 
 
 # What is in C is chosen once, when memtools is imported: `MEMTOOLS_NATIVE=0` may have held then and no longer.
@@ -366,6 +393,140 @@ def test_the_quick_way_and_the_long_one_write_the_same_books(books: None) -> Non
     assert one_way.entered == 40
     assert one_way.mean_peak_bytes == pytest.approx(other_way.mean_peak_bytes, abs=4096)
     assert [calls for calls, _ in one_way.left_after] == [calls for calls, _ in other_way.left_after]
+
+
+@native
+def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books: None) -> None:
+    from memtools.ledger import _native
+
+    meter = choose_meter("native")
+    store: list[bytearray] = []
+
+    def calls_itself(depth: int) -> None:
+        owner = open_owner("calls itself", "call", meter=meter)
+        store.append(bytearray(10_000))
+        if depth:
+            between = open_owner("between", "call", meter=meter)
+            calls_itself(depth - 1)
+            end_owner(between)
+        end_owner(owner)
+
+    def books_of(goes_long: bool) -> Any:
+        forget_accounts()
+        store.clear()
+        _native.go_long(goes_long)
+        try:
+            for _ in range(20):
+                calls_itself(4)
+        finally:
+            _native.go_long(False)
+        (entry,) = statistics().accounts
+        (below,) = entry.children
+        return entry, below
+
+    for quick, long in zip(books_of(False), books_of(True), strict=True):
+        assert (quick.name, quick.entered, quick.active) == (long.name, long.entered, 0)
+        assert quick.retained_bytes == pytest.approx(long.retained_bytes, abs=50_000)
+        assert quick.peak_bytes == pytest.approx(long.peak_bytes, abs=10_000)
+        assert quick.live_bytes == pytest.approx(long.live_bytes, abs=50_000)
+        assert [calls for calls, _ in quick.left_after] == [calls for calls, _ in long.left_after]
+        # A call below itself is in the figures of the one above already, each of the two.
+        assert 20 * 39_000 < quick.retained_bytes < 20 * 55_000
+
+    outer = open_owner("calls itself", "call", meter=meter)
+    inner = _native.open_plain(meter, "call", "calls itself", True, None)
+    assert inner is not None
+    assert (inner.account, inner.nested) == (outer.account, True)
+    end_owner(inner)
+    end_owner(outer)
+
+
+@native
+def test_collections_do_not_look_at_those_that_are_over(books: None) -> None:
+    async def work() -> None:
+        await pause()
+
+    for _ in range(3):
+        steps = Driven(work(), choose_meter("native"), name="work")
+        steps.send(None)
+        assert gc.is_tracked(steps)
+        finish(steps)
+
+    assert not gc.is_tracked(steps)
+
+
+@native
+def test_a_layer_of_a_call_is_left_to_the_long_way(books: None) -> None:
+    meter = choose_meter("native")
+    for _ in range(3):
+        outer = open_owner("layered", "call", meter=meter, is_layered=True)
+        inner = open_owner("layered", "call", meter=meter)
+        assert not inner.is_counted
+        end_owner(inner)
+        end_owner(outer)
+
+    (entry,) = statistics().accounts
+    assert (entry.entered, entry.active, entry.children) == (3, 0, ())
+
+
+class _Named:
+    """Stands for the task of a loop of somebody's own."""
+
+    def __init__(self, name: object) -> None:
+        self._name = name
+
+    def get_name(self) -> Any:
+        return self._name
+
+
+@pytest.mark.parametrize(
+    ("of_task", "expected"),
+    [
+        (_Named("download"), "download"),
+        (_Named("Task-"), "Task-"),
+        (_Named("Task-7b"), "Task-7b"),
+        (_Named("task-7"), "task-7"),
+        (_Named("Task-٣"), "Task-٣"),
+        (_Named("None given"), "None given"),
+        (_Named("Task-1234567890"), "work"),
+        (_Named("None"), "work"),
+        (_Named(""), "work"),
+        (_Named(12), "12"),
+        (object(), "work"),
+        (None, "work"),
+    ],
+    ids=repr,
+)
+def test_an_owner_without_a_name_has_its_tasks_or_its_coroutines(
+    driver: Any, meter: Any, books: None, monkeypatch: pytest.MonkeyPatch, of_task: Any, expected: str
+) -> None:
+    async def work() -> None:
+        names.append(active_owner().name)  # type: ignore[union-attr]  # there is one
+
+    work.__qualname__ = "work"
+    names: list[str] = []
+    loop = object()
+    monkeypatch.setattr(asyncio, "_get_running_loop", lambda: loop)
+    monkeypatch.setattr(asyncio, "current_task", {loop: of_task}.get)
+    with _tasks_looked_up_anew():
+        for _ in range(3):  # the second goes the quick way
+            finish(driver(work(), meter, name=""))
+
+    assert names == [expected] * 3
+
+
+@contextmanager
+def _tasks_looked_up_anew() -> Iterator[None]:
+    known = _current._asyncio
+    running_loop, known.running_loop = known.running_loop, None
+    current_task = known.current_task
+    _current.current_task()
+    yield
+    known.running_loop, known.current_task = running_loop, current_task
+    if running_loop is None:
+        _current.current_task()
+    elif _current._native is not None:
+        _current._native.know_tasks(running_loop, current_task)
 
 
 @native

@@ -15,8 +15,9 @@ struct turn {
     PyObject *driver_before;
 };
 
-static PyObject *current_task; /* given by `find_tasks` */
-static PyObject *begin_name, *end_name, *check_name, *throw_name, *value_name;
+static PyObject *current_task;               /* given by `find_tasks` */
+static PyObject *running_loop, *task_of_loop; /* given by `know_tasks`, once asyncio is there */
+static PyObject *begin_name, *end_name, *check_name, *throw_name, *value_name, *get_name_name, *qualname_name;
 
 /* What a method returned, as `PyIter_Send` says it. */
 static PySendResult as_sent(PyObject **result)
@@ -63,20 +64,79 @@ static PyObject *call_up(Steps *self, PyObject *method, PyObject *first, PyObjec
     return PyObject_VectorcallMethod(method, arguments, second == NULL ? 2 : 3, NULL);
 }
 
+/* The task that runs in this thread, or None; NULL with an exception. */
+static PyObject *find_task(void)
+{
+    if (running_loop == NULL) {
+        return PyObject_CallNoArgs(current_task);
+    }
+    PyObject *loop = PyObject_CallNoArgs(running_loop);
+    if (loop == NULL || loop == Py_None) {
+        return loop;
+    }
+    PyObject *task = PyObject_CallOneArg(task_of_loop, loop);
+    Py_DECREF(loop);
+    return task;
+}
+
+/* Whether a loop has numbered the task, for want of a name. */
+static int is_automatic(PyObject *name)
+{
+    static const char prefix[] = "Task-";
+    Py_ssize_t length = PyUnicode_GetLength(name), at = sizeof prefix - 1;
+    if (length <= at) {
+        return length == 0 || PyUnicode_CompareWithASCIIString(name, "None") == 0; /* which 3.13.0 calls them all */
+    }
+    for (Py_ssize_t n = 0; n < length; n++) {
+        Py_UCS4 one = PyUnicode_READ_CHAR(name, n);
+        if (n < at ? one != (Py_UCS4)prefix[n] : one < '0' || one > '9') {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* What its owner is called: as it was given, or as the task, or where that has a number only, as the coroutine. A new
+   reference; NULL where it is for Python to say, perhaps with an exception. */
+static PyObject *own_name(Steps *self)
+{
+    if (!PyUnicode_CheckExact(self->name)) {
+        return NULL;
+    }
+    if (PyUnicode_GetLength(self->name) > 0) {
+        return Py_NewRef(self->name);
+    }
+    PyObject *name = self->task == Py_None ? NULL : PyObject_CallMethodNoArgs(self->task, get_name_name);
+    if (name == NULL && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        return NULL;
+    }
+    PyErr_Clear();
+    if (name == NULL || (PyUnicode_CheckExact(name) && is_automatic(name))) {
+        Py_XSETREF(name, PyObject_GetAttr((PyObject *)self, qualname_name));
+    }
+    if (name != NULL && !PyUnicode_CheckExact(name)) {
+        Py_CLEAR(name);
+    }
+    return name;
+}
+
 /* Open its own owner, if it is a plain one; 0 if not. -1 with an exception. */
 static int begin_plainly(Steps *self)
 {
-    if (current_task == NULL || self->budget != Py_None || self->is_layered == Py_True || !PyUnicode_Check(self->name) ||
-        PyUnicode_GetLength(self->name) == 0) {
+    if (current_task == NULL || self->budget != Py_None || self->is_layered == Py_True || self->name == Py_None) {
         return 0;
     }
-    PyObject *task = PyObject_CallNoArgs(current_task);
+    PyObject *task = find_task();
     if (task == NULL) {
         return -1;
     }
     Py_XSETREF(self->task, task);
-    PyObject *owner = book_open_plain(self->meter, self->kind, self->name, self->include_children == Py_True,
-                                      (PyObject *)self);
+    PyObject *name = own_name(self);
+    if (name == NULL) {
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    PyObject *owner = book_open_plain(self->meter, self->kind, name, self->include_children == Py_True, (PyObject *)self);
+    Py_DECREF(name);
     if (owner == NULL) {
         return PyErr_Occurred() ? -1 : 0;
     }
@@ -118,6 +178,18 @@ static int take_turn(Steps *self, struct turn *turn)
     return self->steps == 0 ? begin(self, slot) : resume(self, slot);
 }
 
+/* Let go of all that may not outlive the end: a task holds its coroutine for good. What is left holds no container, so
+   that collections need not look at it any more. */
+static void let_go(Steps *self)
+{
+    Py_XSETREF(self->task, Py_NewRef(Py_None));
+    Py_XSETREF(self->owner, Py_NewRef(Py_None));
+    Py_XSETREF(self->on_end, Py_NewRef(Py_None));
+    if (PyCoro_CheckExact(self->inner) && self->overrun == NULL && PyObject_GC_IsTracked((PyObject *)self)) {
+        PyObject_GC_UnTrack(self);
+    }
+}
+
 /* Settle the end of a coroutine that has returned, if its owner is a plain one; 0 if not. -1 with an exception. */
 static int end_plainly(Steps *self, struct slot *slot, PyObject *owner_before)
 {
@@ -128,16 +200,17 @@ static int end_plainly(Steps *self, struct slot *slot, PyObject *owner_before)
     int has_settled = book_settle_plain(owner, 0, owner_before == NULL ? Py_None : owner_before);
     if (has_settled > 0) {
         self->has_ended = 1;
-        Py_XSETREF(self->task, Py_NewRef(Py_None)); /* a task holds its coroutine for good */
-        PyObject *told = Py_NewRef(Py_None);
+        PyObject *on_end = Py_XNewRef(self->on_end), *told = Py_NewRef(Py_None);
+        let_go(self);
         if (turns_give(slot, owner_before) < 0) {
             has_settled = -1;
         }
-        else if (self->on_end != Py_None && self->on_end != NULL) {
-            Py_SETREF(told, PyObject_CallFunctionObjArgs(self->on_end, owner, Py_None, NULL));
+        else if (on_end != Py_None && on_end != NULL) {
+            Py_SETREF(told, PyObject_CallFunctionObjArgs(on_end, owner, Py_None, NULL));
         }
         has_settled = told == NULL ? -1 : has_settled;
         Py_XDECREF(told);
+        Py_XDECREF(on_end);
     }
     Py_DECREF(owner);
     return has_settled;
@@ -285,6 +358,12 @@ void steps_find_tasks(PyObject *finder)
     Py_XSETREF(current_task, Py_NewRef(finder));
 }
 
+void steps_know_tasks(PyObject *running, PyObject *of_loop)
+{
+    Py_XSETREF(running_loop, Py_NewRef(running));
+    Py_XSETREF(task_of_loop, Py_NewRef(of_loop));
+}
+
 int steps_start(void)
 {
     begin_name = PyUnicode_InternFromString("_begin");
@@ -292,5 +371,7 @@ int steps_start(void)
     check_name = PyUnicode_InternFromString("_check_budgets");
     throw_name = PyUnicode_InternFromString("throw");
     value_name = PyUnicode_InternFromString("value");
-    return begin_name && end_name && check_name && throw_name && value_name ? 0 : -1;
+    get_name_name = PyUnicode_InternFromString("get_name");
+    qualname_name = PyUnicode_InternFromString("__qualname__");
+    return begin_name && end_name && check_name && throw_name && value_name && get_name_name && qualname_name ? 0 : -1;
 }

@@ -18,7 +18,7 @@ static int is_plain(const struct owner *owner)
 {
     return owner->ended == Py_False && owner->watch != NULL && Py_IS_TYPE(owner->watch, kept.tally_type) &&
            owner->turn == Py_None && owner->budget == Py_None && owner->adrift == Py_False &&
-           owner->nested == Py_False && owner->is_counted == Py_True && owner->detached == Py_False &&
+           owner->is_counted == Py_True && owner->detached == Py_False &&
            owner->note != NULL && PyUnicode_Check(owner->note) && PyUnicode_GetLength(owner->note) == 0 &&
            owner->account != NULL && PyObject_TypeCheck(owner->account, seats_account_type);
 }
@@ -85,8 +85,10 @@ static void settle_account(struct account *account, const struct owner *owner, d
     account->failed += failed;
     account->steps += steps;
     account->peak_sum += tally->peak;
-    account->retained += tally->live;
-    account->duration_s += duration_s;
+    if (owner->nested == Py_False) { /* else they are in those of one above */
+        account->retained += tally->live;
+        account->duration_s += duration_s;
+    }
     if (tally->peak > account->peak) {
         account->peak = tally->peak;
     }

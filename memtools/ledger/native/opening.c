@@ -22,6 +22,23 @@ static int put(PyObject **field, PyObject *made)
     return 0;
 }
 
+/* The account of that kind and name among those above, itself included: a function that calls itself has one account. */
+static struct account *account_among(struct account *above, PyObject *kind, PyObject *name)
+{
+    while (above->parent != NULL && above->parent != Py_None) { /* the root is nobody's account */
+        int is_same = above->name == name || (above->name != NULL && PyUnicode_CheckExact(above->name) &&
+                                              PyUnicode_CheckExact(name) && PyUnicode_Compare(above->name, name) == 0);
+        if (is_same && above->kind == kind) {
+            return above;
+        }
+        if (!PyObject_TypeCheck(above->parent, seats_account_type)) {
+            return NULL;
+        }
+        above = (struct account *)above->parent;
+    }
+    return NULL;
+}
+
 /* The account of a plain owner, borrowed; NULL, perhaps with an exception. */
 static struct account *known_account(struct account *above, PyObject *kind, PyObject *name, int include_children)
 {
@@ -34,13 +51,27 @@ static struct account *known_account(struct account *above, PyObject *kind, PyOb
     }
     PyObject *found = PyDict_GetItemWithError(above->children, key);
     Py_DECREF(key);
-    if (found == NULL || !PyObject_TypeCheck(found, seats_account_type)) {
+    struct account *account = (struct account *)found;
+    if (found == NULL && (PyErr_Occurred() || (account = account_among(above, kind, name)) == NULL)) {
         return NULL;
     }
-    struct account *account = (struct account *)found;
+    if (!PyObject_TypeCheck((PyObject *)account, seats_account_type)) {
+        return NULL;
+    }
     int is_plain = account->holdings != NULL && Py_IS_TYPE(account->holdings, kept.holdings_type) &&
                    account->meter == kept.meter_name && account->stands_alone == !include_children;
     return is_plain ? account : NULL;
+}
+
+/* Whether one above that is open has the same account, so that its figures have those of this one in them. */
+static int stands_below_itself(struct owner *parent, const struct account *account)
+{
+    for (; parent != NULL; parent = seats_owner(parent->parent)) {
+        if (parent->account == (PyObject *)account && parent->ended == Py_False) {
+            return 1;
+        }
+    }
+    return 0;
 }
 
 /* The nearest one above that is counted by this meter, followed, and wants its children's figures. */
@@ -61,6 +92,12 @@ static void forget_ended_above(struct owner *owner)
     while ((above = seats_owner(owner->parent)) != NULL && above->ended != Py_False) {
         Py_SETREF(owner->parent, Py_XNewRef(above->parent));
     }
+}
+
+/* Whether it is one of the owners that a single call goes through, all of the same name. */
+static int is_further_owner(const struct owner *parent, const struct account *account)
+{
+    return parent != NULL && parent->is_layered != Py_False && parent->account == (PyObject *)account;
 }
 
 /* Make a plain owner: all that may fail, and nothing that others can see. A new reference. */
@@ -116,6 +153,11 @@ static int enter(struct owner *owner, struct owner *parent, struct account *acco
     if (parent != NULL) {
         forget_ended_above(parent);
         Py_SETREF(owner->budgeted, Py_XNewRef(parent->budgeted));
+        /* Without a call below itself further up, an account just below is that of no owner above. */
+        int may_be_nested = account->parent != parent->account || parent->nested != Py_False;
+        if (may_be_nested && stands_below_itself(parent, account)) {
+            Py_SETREF(owner->nested, Py_NewRef(Py_True));
+        }
     }
     Py_SETREF(owner->charged, Py_NewRef((PyObject *)owner));
     Py_SETREF(owner->outer, Py_XNewRef(slot->owner));
@@ -139,7 +181,7 @@ PyObject *book_open_plain(PyObject *meter, PyObject *kind, PyObject *name, int i
                                   ? NULL
                                   : known_account((struct account *)above, kind, name, include_children);
     Py_XINCREF(account);
-    if (account != NULL && (slot = turns_slot()) != NULL) {
+    if (account != NULL && !is_further_owner(parent, account) && (slot = turns_slot()) != NULL) {
         (void)kept_hold();
         if (check_hooks_are_in_place()) {
             owner = make_owner(meter, kind, name, include_children, parent, account, driver);

@@ -66,7 +66,7 @@ static PyObject *Owner_new(PyTypeObject *type, PyObject *args, PyObject *names)
 static int Owner_traverse(struct owner *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
-#define FIELD(field, start) Py_VISIT(self->field);
+#define FIELD(field, start) VISIT_CONTAINER(self->field)
     OWNER_FIELDS(FIELD)
 #undef FIELD
     return 0;

@@ -13,6 +13,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+/* Show a collection a field, if it holds something that can be part of a cycle. Each generation of a collection asks for
+   every field of every owner, most of which are numbers, names and None. */
+#define VISIT_CONTAINER(held)                                       \
+    if ((held) != NULL && PyType_IS_GC(Py_TYPE(held))) {            \
+        Py_VISIT(held);                                             \
+    }
+
 /* The fields of an owner, and what they begin with. */
 #define OWNER_FIELDS(FIELD)       \
     FIELD(account, nothing)       \

@@ -66,7 +66,7 @@ static int Steps_init(Steps *self, PyObject *args, PyObject *names)
 static int Steps_traverse(Steps *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
-#define VISIT(field) Py_VISIT(self->field);
+#define VISIT(field) VISIT_CONTAINER(self->field)
     EACH_OBJECT(VISIT)
     return 0;
 }
@@ -246,8 +246,22 @@ static PyObject *native_find_tasks(PyObject *Py_UNUSED(module), PyObject *finder
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(know_doc, "know_tasks($module, running_loop, current_task, /)\n--\n\n"
+    "Ask those two callables instead: which loop runs in this thread, and which task in that loop.");
+
+static PyObject *native_know_tasks(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *running, *of_loop;
+    if (!PyArg_ParseTuple(args, "OO:know_tasks", &running, &of_loop)) {
+        return NULL;
+    }
+    steps_know_tasks(running, of_loop);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"find_tasks", native_find_tasks, METH_O, find_doc},
+    {"know_tasks", native_know_tasks, METH_VARARGS, know_doc},
     {NULL, NULL, 0, NULL},
 };
 
