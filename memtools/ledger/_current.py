@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from memtools.ledger._seats import native_seats
 
@@ -116,9 +116,9 @@ class _Asyncio:
         asyncio = sys.modules.get("asyncio")
         if asyncio is not None and hasattr(asyncio, "current_task"):
             self.current_task = asyncio.current_task
-            tasks = getattr(asyncio.tasks, "_current_tasks", None)
-            if isinstance(asyncio.current_task, FunctionType) and isinstance(tasks, dict):
-                self.current_task = tasks.get  # what it looks into where it is not in C: 3.11
+            by_loop: Any = getattr(asyncio.tasks, "_current_tasks", None)  # Any: nobody promises it
+            if isinstance(asyncio.current_task, FunctionType) and type(by_loop) is dict:
+                self.current_task = cast("Any", by_loop).get  # what it looks into where it is not in C: 3.11
             self.running_loop = asyncio._get_running_loop
             if _native is not None:
                 _native.know_tasks(self.running_loop, self.current_task)
