@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from memtools.decorators._wrapping import Decorated, Detour
 from memtools.errors import ConfigError
-from memtools.scopes import Plan, call, follow, generate, generate_async
+from memtools.scopes import Plan, call, follow, follower, generate, generate_async, named_as
 
 Shape: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
 
@@ -58,7 +58,6 @@ def runner_for(shape: Shape) -> Runner:
     """Return what runs a call of a function of that shape as an owner by the plan that it is given."""
     if shape == "plain":
         return call
-
     runs: dict[Shape, Callable[[Plan, Any], Any]] = {
         "coroutine": follow,
         "generator": generate,
@@ -67,18 +66,18 @@ def runner_for(shape: Shape) -> Runner:
     run = runs[shape]
 
     def runner(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        running = run(plan, function(*args, **kwargs))
-        # In task lists and in "was never awaited" stands the user's function.
-        running.__name__ = getattr(function, "__name__", running.__name__)
-        running.__qualname__ = getattr(function, "__qualname__", running.__qualname__)
-        return running
+        return named_as(function, run(plan, function(*args, **kwargs)))
 
     return runner
 
 
-def detour_for(shape: Shape, plan: Plan) -> Detour:
+def detour_for(shape: Shape, plan: Plan, function: Callable[..., Any]) -> Detour:
     """Return the detour that opens an owner by `plan` for each call of a function of that shape."""
-    return partial(runner_for(shape), plan)
+    if shape != "coroutine":
+        return partial(runner_for(shape), plan)
+
+    follow_one = follower(plan, function)
+    return lambda function, args, kwargs: follow_one(function(*args, **kwargs))
 
 
 def is_enabled(enabled: bool | None) -> bool:

@@ -66,6 +66,6 @@ def memory_budget(
         if not is_enabled(enabled):
             return function
         plan = Plan(name_of(function), "call", chosen, budget=budget, is_layered=is_layered(function), on_end=on_end)
-        return Decorated(function, detour_for(shape, plan), sample=sample)
+        return Decorated(function, detour_for(shape, plan, function), sample=sample)
 
     return over_descriptors(decorate)

@@ -38,7 +38,7 @@ class Profiled(Decorated[P, R_co]):
         sample: int,
         follow: Callable[..., Any] | None = None,  # calls what it is given and returns what that returns
     ) -> None:
-        detour = detour_for(shape_of(function), plan)
+        detour = detour_for(shape_of(function), plan, function)
         super().__init__(function, detour if follow is None else _followed(detour, follow), sample=sample)
         self._self_memory = memory
 

@@ -13,7 +13,7 @@ from memtools.ledger._book import (
 from memtools.ledger._budget import Budget, Measure, OnExceed
 from memtools.ledger._carrying import carry
 from memtools.ledger._current import active_owner, current_driver
-from memtools.ledger._driver import Driven
+from memtools.ledger._driver import UNUSED, Driven
 from memtools.ledger._endings import is_failure
 from memtools.ledger._figures import figures_of, usage_of
 from memtools.ledger._installing import Installation, install
@@ -25,6 +25,7 @@ from memtools.ledger._turns import Turn
 from memtools.ledger._usage import Figures, Usage
 
 __all__ = [
+    "UNUSED",
     "Budget",
     "Driven",
     "Entry",

@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from memtools.ledger._book import open_owner, settle_owner
-from memtools.ledger._current import Slot, active_owner, current_task, give_turn, per_thread
+from memtools.ledger._current import Slot, active_owner, current_driver, current_task, give_turn, per_thread
 from memtools.ledger._endings import is_failure
 from memtools.ledger._owner import Owner
 from memtools.ledger._seats import native_seats
@@ -34,6 +34,14 @@ else:
 _AUTOMATIC_NAME: Final = re.compile(r"Task-[0-9]+|None")
 
 
+async def _nothing() -> None: ...
+
+
+# What drivers follow that are only there for others to be made as they are.
+UNUSED: Final = _nothing()
+UNUSED.close()
+
+
 class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and receive is between them and the coroutine
     """A coroutine whose steps are charged to the owners that it opens, or to the one of its own.
 
@@ -48,6 +56,8 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         is_layered: whether its own owner stands for a call that goes through a further owner of the same name.
         on_end: told when its own owner has ended, and by which exception, None for a result and for `close()`; what it
             raises is raised in place of a result.
+        joins: where a driver follows the task already at its first step, open the owner there, and leave following to
+            that one.
 
     Attributes:
         owner: its own owner, from its first step to its end, or None.
@@ -62,10 +72,22 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         taken: float = self._steps
         return int(taken)
 
+    @property
+    def __class__(self) -> type:
+        # For `isinstance` and `inspect.iscoroutine`, where a program asks what it was given.
+        return type(self._inner)
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise TypeError("__class__ of a coroutine cannot be set")
+
     def close(self) -> None:
         """Close the coroutine; its `finally` blocks are a charged step."""
         if not self._steps or self._has_ended:
             self._inner.close()
+            return
+        if self._is_joined:
+            self._close_joined()
             return
 
         slot = per_thread.slot
@@ -84,6 +106,21 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         finally:
             slot.driver = driver_before
 
+    def _close_joined(self) -> None:
+        try:
+            self._inner.close()
+        except BaseException as error:
+            self._end(None, error)
+            raise
+        self._end(None, None)
+
+    def _join(self) -> bool:
+        driver = current_driver()
+        if driver is None and (self._meter.follows or (self.budget is not None and self.budget.hard)):
+            return False
+        self.owner = self._open(driver)
+        return True
+
     def _begin(self, slot: Slot) -> None:
         self.task = current_task()
         if self.name is None:
@@ -92,13 +129,16 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
                 give_turn(slot, parent.charged)
             return
 
-        self.owner: Owner | None = open_owner(
+        self.owner: Owner | None = self._open(self)
+
+    def _open(self, driver: "Driven[Any] | None") -> Owner:
+        return open_owner(
             self.name or self._task_name(),
             self.kind,
             meter=self._meter,
             include_children=self.include_children,
             budget=self.budget,
-            driver=self,
+            driver=driver,
             is_layered=self.is_layered,
             is_task=self.kind == "task",
         )
@@ -125,13 +165,11 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         owner, on_end = self.owner, self.on_end
         # A task holds its coroutine for good; that shall hold neither the task nor an owner that is over.
         self.task = self.owner = self.on_end = None
-        if owner is None or not first:
+        if owner is not None and first:
+            settle_owner(owner, failed=is_failure(error), back=before)
+        if not self._is_joined:
             give_turn(slot, before)
-            return
-
-        settle_owner(owner, failed=is_failure(error), back=before)
-        give_turn(slot, before)
-        if on_end is not None:
+        if owner is not None and on_end is not None:
             on_end(owner, error)
 
     def _innermost(self) -> Owner | None:

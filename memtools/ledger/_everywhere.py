@@ -26,7 +26,7 @@ from typing import Any, Final, TypeGuard
 
 from memtools.ledger import _carrying, _driver, _steps
 from memtools.ledger._carrying import carry
-from memtools.ledger._driver import Driven
+from memtools.ledger._driver import UNUSED, Driven
 from memtools.ledger._meters import Meter
 from memtools.ledger._owner import Owner
 
@@ -93,18 +93,9 @@ class Everywhere:
 
 
 class _Followed(Driven[Any]):  # Any: as in `Driven`
-    """A driver that passes for its coroutine, and leaves no frame in the tracebacks of what passes through it."""
+    """A driver that leaves no frame in the tracebacks of what passes through it."""
 
     __slots__ = ()
-
-    @property
-    def __class__(self) -> type:
-        # For `isinstance` and `inspect.iscoroutine`, where a program asks for `task.get_coro()`.
-        return type(self._inner)
-
-    @__class__.setter
-    def __class__(self, value: type) -> None:
-        raise TypeError("__class__ of a coroutine cannot be set")
 
     def __next__(self) -> Any:
         try:
@@ -200,9 +191,11 @@ def _found_by(
 
 def _following(original: Callable[..., Any], meter: Meter) -> Callable[..., Any]:
     # Any: arguments differ from Python to Python, and are between the program and its loop.
+    follow = _Followed(UNUSED, meter, name="", kind="task").following
+
     def create_task(self: Any, coro: Any, **options: Any) -> Any:
         if _can_be_followed(coro):
-            coro = _Followed(coro, meter, name="", kind="task")
+            coro = follow(coro)
         try:
             task = original(self, coro, **options)
         except BaseException as error:

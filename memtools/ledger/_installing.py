@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 from memtools.errors import ConfigError
 from memtools.ledger._arrays import begin_to_count, end_to_count
 from memtools.ledger._carrying import carry
-from memtools.ledger._driver import Driven
+from memtools.ledger._driver import UNUSED, Driven
 from memtools.ledger._meters import Meter, choose_meter, native_reason
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Installation:
         self._numpy = numpy
         self._inner: Factory | None = loop.get_task_factory() if loop is not None else None
         self._closed = False
+        self._follow = Driven(UNUSED, meter, name="", kind="task").following
         if numpy:
             begin_to_count()
         meter.hold()
@@ -76,7 +77,7 @@ class Installation:
         """Make a task whose steps are followed: the task factory."""
         # What is no coroutine is refused by the task, in its own words.
         if not self._closed and _is_to_be_followed(coro):
-            coro = Driven(coro, self._meter, name="", kind="task")
+            coro = self._follow(coro)
         if self._inner is not None:
             return self._inner(loop, coro, **options)
         return sys.modules["asyncio"].Task(coro, loop=loop, **options)

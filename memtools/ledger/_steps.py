@@ -25,8 +25,8 @@ class PureSteps(Generic[T]):
 
     __slots__ = (
         "__name__", "__qualname__", "__weakref__",
-        "_has_ended", "_inner", "_meter", "_overrun", "_send", "_steps", "budget", "include_children",
-        "is_layered", "kind", "name", "on_end", "owner", "task",
+        "_has_ended", "_inner", "_is_joined", "_meter", "_overrun", "_send", "_steps", "budget", "include_children",
+        "is_layered", "joins", "kind", "name", "on_end", "owner", "task",
     )  # fmt: skip
 
     def __init__(
@@ -40,9 +40,11 @@ class PureSteps(Generic[T]):
         include_children: bool = True,
         is_layered: bool = False,
         on_end: "Callable[[Owner, BaseException | None], object] | None" = None,
+        joins: bool = False,
     ) -> None:
         self._steps: float = 0.0  # a float, for the reason given in `_tally`
         self._has_ended = False
+        self._is_joined = False
         self._inner = inner
         self._send = inner.send
         self.__qualname__: str = getattr(inner, "__qualname__", type(inner).__qualname__)
@@ -55,11 +57,35 @@ class PureSteps(Generic[T]):
         self.include_children: bool = include_children
         self.is_layered: bool = is_layered
         self.on_end: Callable[[Owner, BaseException | None], object] | None = on_end
+        self.joins: bool = joins
         self.owner: Owner | None = None
         self.task: object | None = None
 
+    def following(self, inner: Coroutine[Any, Any, Any]) -> Self:
+        """Return another one, for that coroutine, made as this one was."""
+        made = type(self)(
+            inner,
+            self._meter,
+            name=self.name,
+            kind=self.kind,
+            budget=self.budget,
+            include_children=self.include_children,
+            is_layered=self.is_layered,
+            on_end=self.on_end,
+            joins=self.joins,
+        )
+        if self.__qualname__ != getattr(self._inner, "__qualname__", self.__qualname__):
+            made.__name__, made.__qualname__ = self.__name__, self.__qualname__  # names that it was given
+        return made
+
     def send(self, value: Any) -> Any:
         """Run one step."""
+        if self.joins and not self._steps and self._join():
+            self._is_joined = True
+            self._steps = 1.0
+        if self._is_joined:
+            return self._run_joined(self._send, value)
+
         slot = per_thread.slot
         before, driver_before = slot.owner, slot.driver
         slot.driver = cast("Driven[Any]", self)
@@ -84,6 +110,14 @@ class PureSteps(Generic[T]):
 
     def throw(self, kind: Any, error: Any = None, trace: TracebackType | None = None) -> Any:
         """Throw into the coroutine, inside a charged step; cancellation passes through here."""
+        if self.joins and not self._steps:
+            self._is_joined = True  # it will never begin, so nobody is charged
+            self._steps = 1.0
+        if self._is_joined:
+            thrown = (kind,) if error is None else (kind, error, trace)
+            del kind, error, trace  # the same as below
+            return self._run_joined(self._inner.throw, *thrown)
+
         slot = per_thread.slot
         before, driver_before = slot.owner, slot.driver
         slot.driver = cast("Driven[Any]", self)
@@ -121,6 +155,22 @@ class PureSteps(Generic[T]):
 
     def __next__(self) -> Any:
         return self.send(None)
+
+    def _run_joined(self, step: "Callable[..., Any]", *args: Any) -> Any:
+        # A step that is another driver's.
+        try:
+            return step(*args)
+        except StopIteration:
+            self._end(None, None)
+            raise
+        except BaseException as error:
+            self._end(None, error)
+            raise
+        finally:
+            del args  # or a traceback, this frame and the exception would keep each other alive
+
+    def _join(self) -> bool:
+        raise NotImplementedError
 
     def _begin(self, slot: Slot) -> None:
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """Scopes: blocks, calls and tasks that are charged to a name."""
 
-from memtools.scopes._calls import Plan, call, follow, generate, generate_async
+from memtools.scopes._calls import Plan, call, follow, follower, generate, generate_async, named_as
 from memtools.scopes._judging import check_refusing, judge, make_budget, parse_limit
 from memtools.scopes._memory_scope import memory_scope
 from memtools.scopes._naming import parse_name
@@ -25,11 +25,13 @@ __all__ = [
     "call",
     "check_refusing",
     "follow",
+    "follower",
     "generate",
     "generate_async",
     "judge",
     "make_budget",
     "memory_scope",
+    "named_as",
     "parse_limit",
     "parse_name",
     "task_scope",

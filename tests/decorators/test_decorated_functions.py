@@ -6,6 +6,7 @@ import copy
 import gc
 import inspect
 import pickle
+import sys
 import warnings
 import weakref
 
@@ -75,7 +76,7 @@ def test_each_shape_of_function_is_still_seen_as_that(decorate):
     assert not inspect.iscoroutinefunction(decorate(plain))
 
 
-async def test_coroutines_return_raise_and_are_native_coroutines(decorate):
+async def test_coroutines_return_raise_and_pass_for_native_coroutines(decorate):
     @decorate
     async def work(outcome):
         await asyncio.sleep(0)
@@ -413,3 +414,20 @@ def test_an_error_in_the_budget_leaves_the_users_exception_first():
 
     with pytest.raises(BudgetExceeded):
         quiet()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="functions can be marked since Python 3.12")
+async def test_a_function_that_is_marked_as_a_coroutine_function_may_return_any_awaitable(decorate):
+    def promises(value):
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(value)
+        return future
+
+    promises = decorate(inspect.markcoroutinefunction(promises))
+
+    @profile_memory
+    async def below():
+        return await promises(2)
+
+    assert await promises(1) == 1
+    assert await below() == 2

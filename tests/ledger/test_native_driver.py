@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import sys
 import threading
 import types
@@ -15,6 +16,7 @@ import pytest
 from memtools.errors import BudgetExceeded
 from memtools.events import Event, ScopeEnded, subscribe
 from memtools.ledger import (
+    UNUSED,
     Budget,
     Driven,
     _current,
@@ -339,6 +341,177 @@ def test_one_that_is_over_holds_nothing_for_those_who_keep_it(driver: Any, meter
 
     assert (steps.owner, steps.task, steps.on_end) == (None, None, None)
     assert owners[0]() is None
+
+
+# Those that join the driver of their task.
+
+
+class _Ends:
+    """What `on_end` was told."""
+
+    def __init__(self) -> None:
+        self.owners: list[Any] = []
+        self.errors: list[BaseException | None] = []
+
+    def __call__(self, owner: Any, error: BaseException | None) -> None:
+        self.owners.append(owner)
+        self.errors.append(error)
+
+
+def test_one_that_joins_opens_its_owner_where_the_task_is_followed(driver: Any, meter: Any) -> None:
+    ends = _Ends()
+    seen: list[Any] = []
+
+    async def work(number: int) -> int:
+        seen.append((active_owner().name, current_driver()))  # type: ignore[union-attr]  # there is one
+        await pause()
+        await pause()
+        seen.append((active_owner().name, current_driver()))  # type: ignore[union-attr]  # there is one
+        return number
+
+    async def outer() -> list[int]:
+        # The second goes the quick way.
+        return [await driver(work(n), meter, name="joined", kind="call", joins=True, on_end=ends) for n in range(2)]
+
+    above = driver(outer(), meter, name="outer")
+    assert finish(above) == [0, 1]
+
+    assert seen == [("joined", above)] * 4
+    assert [owner.name for owner in ends.owners] == ["joined"] * 2
+    assert [owner.usage.steps for owner in ends.owners] == [3, 3]
+    assert [owner.is_active for owner in ends.owners] == [False] * 2
+    assert ends.errors == [None, None]
+    assert above.steps == 5
+    assert active_owner() is None
+
+
+def test_one_that_joins_follows_by_itself_where_nobody_does(driver: Any) -> None:
+    ends = _Ends()
+
+    async def work() -> Any:
+        await pause()
+        return current_driver()
+
+    for name in (name for name in METERS if name != "resident"):
+        made = driver(work(), choose_meter(name), name="alone", joins=True, on_end=ends)
+        assert finish(made) is made
+        assert ends.owners[-1].usage.steps == 2
+        assert ends.owners[-1].usage.exact
+    # Nobody needs to follow for a meter that counts the whole process.
+    assert finish(driver(work(), choose_meter("resident"), name="alone", joins=True, on_end=ends)) is None
+    assert ends.owners[-1].name == "alone"
+    assert not ends.owners[-1].is_active
+
+
+@pytest.mark.parametrize("error", [LookupError("failed"), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
+def test_how_one_that_joined_ends_is_told_and_passes(driver: Any, meter: Any, error: BaseException) -> None:
+    ends = _Ends()
+
+    async def work(*, raises: bool) -> None:
+        await pause()
+        if raises:
+            raise error
+
+    async def outer(*, raises: bool) -> None:
+        await driver(work(raises=raises), meter, name="joined", joins=True, on_end=ends)
+
+    with pytest.raises(type(error)) as caught:
+        finish(driver(outer(raises=True), meter, name="outer"))
+    thrown = driver(outer(raises=False), meter, name="outer")
+    thrown.send(None)
+    with pytest.raises(type(error)):
+        thrown.throw(error)
+
+    assert caught.value is error
+    assert ends.errors == [error, error]
+    assert [owner.is_active for owner in ends.owners] == [False, False]
+    assert active_owner() is None
+
+
+def test_one_that_joined_is_closed_with_its_task_and_settled_once(driver: Any, meter: Any) -> None:
+    ends = _Ends()
+    closed: list[str] = []
+
+    async def work() -> None:
+        try:
+            await pause()
+        finally:
+            closed.append(active_owner().name)  # type: ignore[union-attr]  # there is one
+
+    async def outer() -> None:
+        await driver(work(), meter, name="joined", joins=True, on_end=ends)
+
+    above = driver(outer(), meter, name="outer")
+    above.send(None)
+    above.close()
+    above.close()
+    dropped = driver(outer(), meter, name="outer")
+    dropped.send(None)
+    del dropped
+
+    assert closed == ["joined"] * 2
+    assert ends.errors == [None, None]
+    assert [owner.is_active for owner in ends.owners] == [False, False]
+
+
+def test_one_that_joins_and_is_ended_before_it_begins_is_nobodys_call(driver: Any, meter: Any) -> None:
+    ends = _Ends()
+
+    async def work() -> None:
+        raise AssertionError("must not run")
+
+    with pytest.raises(LookupError):
+        driver(work(), meter, name="joined", joins=True, on_end=ends).throw(LookupError())
+    driver(work(), meter, name="joined", joins=True, on_end=ends).close()
+
+    assert ends.owners == []
+    assert open_owners() == ()
+
+
+def test_what_on_end_raises_takes_the_place_of_a_joined_result(driver: Any, meter: Any) -> None:
+    def refuses(_owner: Any, _error: BaseException | None) -> None:
+        raise BudgetExceeded("joined", 2, 1)
+
+    async def work() -> None:
+        await pause()
+
+    async def outer() -> str:
+        with pytest.raises(BudgetExceeded):
+            await driver(work(), meter, name="joined", joins=True, on_end=refuses)
+        return "went on"
+
+    assert finish(driver(outer(), meter, name="outer")) == "went on"
+    assert active_owner() is None
+
+
+def test_those_that_are_made_after_an_example_are_as_it_is(driver: Any, meter: Any) -> None:
+    ends = _Ends()
+
+    async def work() -> str:
+        await pause()
+        return active_owner().name  # type: ignore[union-attr]  # there is one
+
+    example = driver(UNUSED, meter, name="made", kind="call", on_end=ends, joins=True)
+    plain = example.following(work())
+    example.__name__, example.__qualname__ = "shown", "shown.as"
+    named = example.following(work())
+
+    assert (plain.__qualname__, named.__name__, named.__qualname__) == (work.__qualname__, "shown", "shown.as")
+    assert (finish(plain), finish(named)) == ("made", "made")
+    assert [owner.kind for owner in ends.owners] == ["call", "call"]
+    with pytest.raises(AttributeError, match="send"):
+        example.following(42)
+
+
+def test_a_driver_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
+    async def work() -> None: ...
+
+    made = driver(work(), meter, name="work")
+    made.close()
+
+    assert inspect.iscoroutine(made)
+    assert inspect.getcoroutinestate(made) == inspect.CORO_CLOSED
+    assert isinstance(made, Coroutine)
 
 
 # What is in C is chosen once, when memtools is imported: `MEMTOOLS_NATIVE=0` may have held then and no longer.

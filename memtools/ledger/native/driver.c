@@ -3,6 +3,7 @@
 #include "driver.h"
 
 #include "book.h"
+#include "kept.h"
 #include "raised.h"
 #include "seats.h"
 #include "steps.h"
@@ -17,7 +18,7 @@ struct turn {
 
 static PyObject *current_task;               /* given by `find_tasks` */
 static PyObject *running_loop, *task_of_loop; /* given by `know_tasks`, once asyncio is there */
-static PyObject *begin_name, *end_name, *check_name, *throw_name, *value_name, *get_name_name, *qualname_name;
+static PyObject *begin_name, *join_name, *end_name, *check_name, *throw_name, *value_name, *get_name_name, *qualname_name;
 
 /* What a method returned, as `PyIter_Send` says it. */
 static PySendResult as_sent(PyObject **result)
@@ -120,10 +121,15 @@ static PyObject *own_name(Steps *self)
     return name;
 }
 
+static int may_be_plain(const Steps *self)
+{
+    return current_task != NULL && self->budget == Py_None && self->is_layered != Py_True && self->name != Py_None;
+}
+
 /* Open its own owner, if it is a plain one; 0 if not. -1 with an exception. */
 static int begin_plainly(Steps *self)
 {
-    if (current_task == NULL || self->budget != Py_None || self->is_layered == Py_True || self->name == Py_None) {
+    if (!may_be_plain(self)) {
         return 0;
     }
     PyObject *task = find_task();
@@ -142,6 +148,55 @@ static int begin_plainly(Steps *self)
     }
     Py_XSETREF(self->owner, owner);
     return 1;
+}
+
+/* Open its owner under the driver that follows this task, if a glance tells what is to be done: 1, or 0 if there is no
+   driver, in `*is_joined`. 0 if Python has to see. -1 with an exception. */
+static int join_plainly(Steps *self, struct slot *slot, int *is_joined)
+{
+    *is_joined = 0;
+    if (slot->driver == Py_None && self->meter == kept.native_meter) {
+        return 1; /* a meter that follows needs a driver */
+    }
+    Steps *driver = steps_from(slot->driver);
+    if (driver == NULL || !may_be_plain(self) || !PyUnicode_CheckExact(self->name)) {
+        return 0;
+    }
+    PyObject *task = find_task();
+    PyObject *owner = NULL;
+    if (task != NULL && task == driver->task) {
+        owner = book_open_plain(self->meter, self->kind, self->name, self->include_children == Py_True,
+                                (PyObject *)driver);
+    }
+    Py_XDECREF(task);
+    if (owner == NULL) {
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    Py_XSETREF(self->owner, owner);
+    *is_joined = 1;
+    return 1;
+}
+
+/* Before the first step of one that joins. -1 with an exception. */
+static int join(Steps *self)
+{
+    struct slot *slot = turns_slot();
+    if (slot == NULL) {
+        return -1;
+    }
+    int is_joined, has_seen = join_plainly(self, slot, &is_joined);
+    Py_DECREF(slot);
+    if (has_seen == 0) {
+        PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, join_name);
+        is_joined = answer == Py_True;
+        has_seen = answer == NULL ? -1 : 1;
+        Py_XDECREF(answer);
+    }
+    if (has_seen > 0 && is_joined) {
+        self->is_joined = 1;
+        self->steps = 1;
+    }
+    return has_seen < 0 ? -1 : 0;
 }
 
 static int begin(Steps *self, struct slot *slot)
@@ -202,7 +257,7 @@ static int end_plainly(Steps *self, struct slot *slot, PyObject *owner_before)
         self->has_ended = 1;
         PyObject *on_end = Py_XNewRef(self->on_end), *told = Py_NewRef(Py_None);
         let_go(self);
-        if (turns_give(slot, owner_before) < 0) {
+        if (!self->is_joined && turns_give(slot, owner_before) < 0) {
             has_settled = -1;
         }
         else if (on_end != Py_None && on_end != NULL) {
@@ -297,16 +352,32 @@ static PySendResult stop(Steps *self, PyObject **result)
     return as_sent(result);
 }
 
+/* One step of one whose task another driver follows. */
+static PySendResult send_joined(Steps *self, PyObject *value, PyObject **result)
+{
+    struct turn none = {.slot = NULL};
+    PySendResult status = PyIter_Send(self->inner, value, result);
+    return status == PYGEN_NEXT ? status : end(self, &none, status, result);
+}
+
 PySendResult steps_am_send(PyObject *object, PyObject *value, PyObject **result)
 {
     Steps *self = (Steps *)object;
-    struct turn turn = {.slot = steps_has_inner(self) ? turns_slot() : NULL};
     *result = NULL;
-    if (turn.slot == NULL) {
+    if (!steps_has_inner(self) || (self->joins && self->steps == 0 && join(self) < 0)) {
+        return PYGEN_ERROR;
+    }
+    struct turn turn = {.slot = self->is_joined ? NULL : turns_slot()};
+    if (turn.slot == NULL && !self->is_joined) {
         return PYGEN_ERROR;
     }
     Py_INCREF(self); /* the coroutine may let go of what holds us */
     PySendResult status = PYGEN_ERROR;
+    if (self->is_joined) {
+        status = send_joined(self, value, result);
+        Py_DECREF(self);
+        return status;
+    }
     if (take_turn(self, &turn) == 0) {
         status = self->overrun == NULL || self->overrun == Py_None ? PyIter_Send(self->inner, value, result)
                                                                    : stop(self, result);
@@ -323,32 +394,49 @@ PyObject *steps_send(PyObject *self, PyObject *value)
     return as_returned(status, result);
 }
 
+static PyObject *throw_inside(Steps *self, PyObject *const *args, Py_ssize_t count)
+{
+    /* One argument wherever possible: the other signature is deprecated since 3.12. */
+    PyObject *arguments[4] = {self->inner, args[0]};
+    size_t given = 1;
+    if (count > 1 && args[1] != Py_None) {
+        given = 3;
+        arguments[2] = args[1];
+        arguments[3] = count > 2 ? args[2] : Py_None;
+    }
+    return PyObject_VectorcallMethod(throw_name, arguments, given + 1, NULL);
+}
+
 PyObject *steps_throw(Steps *self, PyObject *const *args, Py_ssize_t count)
 {
     if (count < 1 || count > 3) {
         PyErr_SetString(PyExc_TypeError, "throw() takes an exception, or a type, a value and a traceback");
         return NULL;
     }
-    struct turn turn = {.slot = steps_has_inner(self) ? turns_slot() : NULL};
-    if (turn.slot == NULL) {
+    if (!steps_has_inner(self)) {
+        return NULL;
+    }
+    if (self->joins && self->steps == 0) {
+        self->is_joined = 1; /* it will never begin, so nobody is charged */
+        self->steps = 1;
+    }
+    struct turn turn = {.slot = self->is_joined ? NULL : turns_slot()};
+    if (turn.slot == NULL && !self->is_joined) {
         return NULL;
     }
     Py_INCREF(self);
     PyObject *result = NULL;
     PySendResult status = PYGEN_ERROR;
-    if (take_turn(self, &turn) == 0) {
-        /* One argument wherever possible: the other signature is deprecated since 3.12. */
-        PyObject *arguments[4] = {self->inner, args[0]};
-        size_t given = 1;
-        if (count > 1 && args[1] != Py_None) {
-            given = 3;
-            arguments[2] = args[1];
-            arguments[3] = count > 2 ? args[2] : Py_None;
-        }
-        result = PyObject_VectorcallMethod(throw_name, arguments, given + 1, NULL);
+    if (self->is_joined || take_turn(self, &turn) == 0) {
+        result = throw_inside(self, args, count);
         status = as_sent(&result);
     }
-    status = give_turn_back(self, &turn, status, &result);
+    if (!self->is_joined) {
+        status = give_turn_back(self, &turn, status, &result);
+    }
+    else if (status != PYGEN_NEXT) {
+        status = end(self, &turn, status, &result);
+    }
     Py_DECREF(self);
     return as_returned(status, result);
 }
@@ -367,11 +455,15 @@ void steps_know_tasks(PyObject *running, PyObject *of_loop)
 int steps_start(void)
 {
     begin_name = PyUnicode_InternFromString("_begin");
+    join_name = PyUnicode_InternFromString("_join");
     end_name = PyUnicode_InternFromString("_end");
     check_name = PyUnicode_InternFromString("_check_budgets");
     throw_name = PyUnicode_InternFromString("throw");
     value_name = PyUnicode_InternFromString("value");
     get_name_name = PyUnicode_InternFromString("get_name");
     qualname_name = PyUnicode_InternFromString("__qualname__");
-    return begin_name && end_name && check_name && throw_name && value_name && get_name_name && qualname_name ? 0 : -1;
+    return begin_name && join_name && end_name && check_name && throw_name && value_name && get_name_name &&
+                   qualname_name
+               ? 0
+               : -1;
 }

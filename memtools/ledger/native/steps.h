@@ -26,6 +26,8 @@ typedef struct {
     PyObject *given_qualname;
     Py_ssize_t steps;
     char has_ended;
+    char joins;     /* opens its owner under the driver that follows the task already, where there is one */
+    char is_joined; /* and did so: its steps are that driver's */
 } Steps;
 
 #define EACH_OBJECT(DO)                                                                                             \
@@ -37,6 +39,9 @@ int steps_start(void);
 
 /* Whether there is a coroutine, else an exception: not before `__init__`, nor after a collection has cleared it. */
 int steps_has_inner(const Steps *self);
+
+/* What a field of a slot holds, if it is a driver with its steps in C; else NULL. */
+Steps *steps_from(PyObject *driver);
 
 /* The slot `am_send`, and the methods. */
 PySendResult steps_am_send(PyObject *self, PyObject *value, PyObject **result);

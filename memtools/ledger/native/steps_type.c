@@ -42,11 +42,13 @@ static int is_sendable(PyObject *inner)
 
 static int Steps_init(Steps *self, PyObject *args, PyObject *names)
 {
-    static char *keywords[] = {"inner", "meter", "name", "kind", "budget", "include_children", "is_layered", "on_end", NULL};
+    static char *keywords[] = {"inner", "meter", "name", "kind", "budget", "include_children", "is_layered", "on_end",
+                               "joins", NULL};
+    int joins = 0;
     PyObject *inner, *meter, *name = Py_None, *kind = task_kind, *budget = Py_None;
     PyObject *include_children = Py_True, *is_layered = Py_False, *on_end = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, names, "OO|$OOOOOO:Driven", keywords, &inner, &meter, &name, &kind, &budget,
-                                     &include_children, &is_layered, &on_end) ||
+    if (!PyArg_ParseTupleAndKeywords(args, names, "OO|$OOOOOOp:Driven", keywords, &inner, &meter, &name, &kind, &budget,
+                                     &include_children, &is_layered, &on_end, &joins) ||
         !is_sendable(inner)) {
         return -1;
     }
@@ -60,7 +62,38 @@ static int Steps_init(Steps *self, PyObject *args, PyObject *names)
     Py_XSETREF(self->on_end, Py_NewRef(on_end));
     Py_XSETREF(self->owner, Py_NewRef(Py_None));
     Py_XSETREF(self->task, Py_NewRef(Py_None));
+    self->joins = (char)joins;
     return 0;
+}
+
+PyDoc_STRVAR(following_doc, "following($self, inner, /)\n--\n\nReturn another one, for that coroutine, made as this one was.");
+
+static PyObject *Steps_following(Steps *self, PyObject *inner)
+{
+    if (self->meter == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "there is nothing to go by");
+        return NULL;
+    }
+    if (!PyCoro_CheckExact(inner) && !is_sendable(inner)) {
+        return NULL;
+    }
+    Steps *made = (Steps *)Py_TYPE(self)->tp_alloc(Py_TYPE(self), 0);
+    if (made != NULL) {
+        made->inner = Py_NewRef(inner);
+        made->meter = Py_XNewRef(self->meter);
+        made->name = Py_XNewRef(self->name);
+        made->kind = Py_XNewRef(self->kind);
+        made->budget = Py_XNewRef(self->budget);
+        made->include_children = Py_XNewRef(self->include_children);
+        made->is_layered = Py_XNewRef(self->is_layered);
+        made->on_end = Py_XNewRef(self->on_end);
+        made->owner = Py_NewRef(Py_None);
+        made->task = Py_NewRef(Py_None);
+        made->given_name = Py_XNewRef(self->given_name);
+        made->given_qualname = Py_XNewRef(self->given_qualname);
+        made->joins = self->joins;
+    }
+    return (PyObject *)made;
 }
 
 static int Steps_traverse(Steps *self, visitproc visit, void *arg)
@@ -155,6 +188,8 @@ static PyMemberDef steps_members[] = {
     {"_overrun", T_OBJECT, offsetof(Steps, overrun), 0, NULL},
     {"_steps", T_PYSSIZET, offsetof(Steps, steps), 0, NULL},
     {"_has_ended", T_BOOL, offsetof(Steps, has_ended), 0, NULL},
+    {"joins", T_BOOL, offsetof(Steps, joins), 0, NULL},
+    {"_is_joined", T_BOOL, offsetof(Steps, is_joined), 0, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(Steps, weak_references), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -193,6 +228,7 @@ static PyObject *Steps_init_subclass(PyObject *type, PyObject *Py_UNUSED(none))
 }
 
 static PyMethodDef steps_methods[] = {
+    {"following", (PyCFunction)Steps_following, METH_O, following_doc},
     {"send", steps_send, METH_O, send_doc},
     {"throw", (PyCFunction)(void (*)(void))steps_throw, METH_FASTCALL, throw_doc},
     {"__init_subclass__", Steps_init_subclass, METH_NOARGS | METH_CLASS, subclass_doc},
@@ -217,9 +253,14 @@ static PyType_Spec steps_spec = {
     .slots = steps_slots,
 };
 
+Steps *steps_from(PyObject *driver)
+{
+    return driver != NULL && PyObject_TypeCheck(driver, steps_type) ? (Steps *)driver : NULL;
+}
+
 Py_ssize_t driver_steps(PyObject *driver)
 {
-    if (PyObject_TypeCheck(driver, steps_type)) {
+    if (steps_from(driver) != NULL) {
         return ((Steps *)driver)->steps;
     }
     PyObject *steps = PyObject_GetAttrString(driver, "steps");
