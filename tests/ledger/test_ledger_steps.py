@@ -384,7 +384,7 @@ async def test_an_eager_task_runs_inside_its_parents_step_and_is_charged_for_its
         store.append(bytearray(20 * MB))
         await asyncio.gather(*tasks)
 
-    driver = Driven(parent(), session, name="parent", kind="call", include_children=False)
+    driver = drive(parent(), session, "parent", include_children=False)
     await driver
 
     assert ended(children[0]).live_bytes == near(10 * MB)
