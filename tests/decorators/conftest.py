@@ -9,6 +9,6 @@ from memtools.readings import trim_heap
 
 @pytest.fixture
 def trimmed_heap() -> None:
-    """Give back what earlier tests have left: what is taken from there would not show in the process's resident memory."""
+    """Give back what earlier tests have left: growth into it would not show in the resident memory."""
     gc.collect()
     trim_heap()
