@@ -8,11 +8,12 @@ import inspect
 import os
 from collections.abc import Callable
 from functools import partial
+from types import CoroutineType
 from typing import Any, Literal, TypeAlias
 
 from memtools.decorators._wrapping import Decorated, Detour
 from memtools.errors import ConfigError
-from memtools.scopes import Plan, call, follow, follower, generate, generate_async, named_as
+from memtools.scopes import Plan, call, follow, follower, generate, generate_async, named_as, sendable
 
 Shape: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
 
@@ -76,8 +77,13 @@ def detour_for(shape: Shape, plan: Plan, function: Callable[..., Any]) -> Detour
     if shape != "coroutine":
         return partial(runner_for(shape), plan)
 
-    follow_one = follower(plan, function)
-    return lambda function, args, kwargs: follow_one(function(*args, **kwargs))
+    following = follower(plan, function)
+
+    def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inner = function(*args, **kwargs)
+        return following(inner if type(inner) is CoroutineType else sendable(inner))
+
+    return detour
 
 
 def is_enabled(enabled: bool | None) -> bool:

@@ -71,14 +71,14 @@ class FunctionMemory:
         last = self._last
         return None if last is None else Usage(*last)
 
-    def record(self, owner: Owner, *, failed: bool) -> None:
-        """Add a call that has ended."""
-        figures = figures_of(owner)
+    def record(self, owner: Owner, error: BaseException | None) -> None:
+        """Add a call that has ended, by that exception or by None."""
+        figures = owner.final or figures_of(owner)
         _, retained, peak, _, _, _, duration_s, _, _, exact, _ = figures
         with self._lock:
             self._last = figures
             self._calls += 1
-            self._failures += failed
+            self._failures += error is not None
             self._peak_sum += peak
             if peak > self._peak_max:
                 self._peak_max = peak

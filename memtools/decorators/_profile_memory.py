@@ -142,17 +142,22 @@ def profile_memory(
         follower = _follower(function) if lines else None
         memory = FunctionMemory(name or name_of(function), follower.lines if follower is not None else None)
 
-        def on_end(owner: Owner, error: BaseException | None) -> None:
-            memory.record(owner, failed=error is not None)
-            if log is not None and _log.isEnabledFor(log):
-                _log.log(log, "%s", usage_of(owner))
-
+        on_end = memory.record if log is None else _logged(memory, log)
         plan = Plan(name or name_of(function), "call", chosen, is_layered=is_layered(function), on_end=on_end)
         return Profiled(function, plan, memory, sample, follower.call if follower is not None else None)
 
     if function is None:
         return over_descriptors(decorate)
     return over_descriptors(decorate)(function)
+
+
+def _logged(memory: FunctionMemory, level: int) -> Callable[[Owner, BaseException | None], None]:
+    def on_end(owner: Owner, error: BaseException | None) -> None:
+        memory.record(owner, error)
+        if _log.isEnabledFor(level):
+            _log.log(level, "%s", usage_of(owner))
+
+    return on_end
 
 
 def _follower(function: Any) -> "LineFollower":

@@ -1,6 +1,6 @@
 """Scopes: blocks, calls and tasks that are charged to a name."""
 
-from memtools.scopes._calls import Plan, call, follow, follower, generate, generate_async, named_as
+from memtools.scopes._calls import Plan, call, follow, follower, generate, generate_async, named_as, sendable
 from memtools.scopes._judging import check_refusing, judge, make_budget, parse_limit
 from memtools.scopes._memory_scope import memory_scope
 from memtools.scopes._naming import parse_name
@@ -34,5 +34,6 @@ __all__ = [
     "named_as",
     "parse_limit",
     "parse_name",
+    "sendable",
     "task_scope",
 ]

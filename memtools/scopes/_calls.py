@@ -8,7 +8,6 @@ suspended by its consumer (the generators) takes its turn at each step.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
-from types import CoroutineType
 from typing import Any, Generic, TypeVar, cast
 
 from memtools.ledger import (
@@ -88,7 +87,7 @@ def call(plan: Plan, function: Callable[..., T], args: tuple[Any, ...], kwargs: 
 def follow(plan: Plan, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `inner`, charged from its first step on."""
     return Driven(
-        _sendable(inner),
+        sendable(inner),
         plan.meter,
         name=plan.name,
         kind=plan.kind,
@@ -101,16 +100,13 @@ def follow(plan: Plan, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
 
 
 def follower(plan: Plan, function: Callable[..., Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    """Return what follows each coroutine of `function`, under its name; quicker than `follow()` for many.
+    """Return what follows each coroutine of `function` under its name: `follow()`, quicker where there are many.
 
-    Any: what the function takes, sends and returns is between it and its callers.
+    It takes what has a `send`; for other awaitables see `sendable()`. Any: what a function takes, sends and returns is
+    between it and its callers.
     """
     following: Callable[[Any], Coroutine[Any, Any, Any]] = named_as(function, follow(plan, UNUSED)).following
-
-    def follow_one(inner: Any) -> Coroutine[Any, Any, Any]:
-        return following(inner if type(inner) is CoroutineType else _sendable(inner))
-
-    return follow_one
+    return following
 
 
 def named_as(function: Callable[..., Any], running: Any) -> Any:
@@ -124,8 +120,8 @@ def named_as(function: Callable[..., Any], running: Any) -> Any:
     return running
 
 
-def _sendable(inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-    # A function can be marked as a coroutine function and return some other awaitable.
+def sendable(inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """Return a coroutine that awaits what a function has returned that is marked as a coroutine function."""
     return inner if hasattr(inner, "send") else _awaited(inner)
 
 

@@ -8,17 +8,17 @@ import sys
 from collections.abc import Coroutine
 from contextvars import Context
 from time import perf_counter
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, cast
 
 from memtools.errors import ScopeClosed
 from memtools.ledger import Driven, Owner, Usage, end_owner, open_in_frame, usage_of
 from memtools.ledger._current import active
 from memtools.scopes._judging import judge
-from memtools.scopes.tasks._accounts import TaskAccount
 from memtools.scopes.tasks._admission import Admission, Admit, SizeAdmission
 from memtools.scopes.tasks._context import context_below
 from memtools.scopes.tasks._coroutines import close_unused, coroutine_name
+from memtools.scopes.tasks._driving import Drivers
 from memtools.scopes.tasks._gate import Gate, Ticket
 from memtools.scopes.tasks._outcomes import Outcomes
 from memtools.scopes.tasks._parent import ParentTask
@@ -80,6 +80,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     __slots__ = (
         "__weakref__",
         "_accounts",
+        "_drivers",
         "_drives",
         "_gate",
         "_open_account",
@@ -112,8 +113,10 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         self.name: str = settings.name
         # A budget is looked at after each step, whoever counts.
         self._drives = settings.meter.follows or settings.budget is not None
-        self._special = self._drives or settings.limit is not None or settings.admission is not None
+        is_gated = settings.limit is not None or settings.admission is not None
+        self._special = is_gated or self._drives is not settings.meter.follows
         self._outcomes = Outcomes(settings.name, settings.keep_results)
+        self._drivers = Drivers(settings.meter, self._outcomes.accounts)
         # Looked at for each task, hence not searched for each time.
         self._accounts = self._outcomes.accounts.by_name
         self._open_account = self._outcomes.accounts.open
@@ -175,21 +178,26 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             ScopeFull: when as many as may are waiting; the coroutine is closed.
         """
         roster = self._roster
-        if roster is None or roster.refusal or self._special:
+        kind: type = type(coro)
+        if roster is None or roster.refusal or self._special or kind is not CoroutineType:
             return self._create_special(coro, name, context, may_wait=False)[0]
 
         began = perf_counter()
+        driven: Driven[T] | None = None
         try:
             label = str(name) if name else coroutine_name(coro)
+            if self._drives:
+                driven = (self._drivers.by_name.get(label) or self._drivers.open(label))(coro)
+            work = driven or coro
             if context is None and active.get() is self._owner:
-                task = roster.loop.create_task(coro, name=name)
+                task = roster.loop.create_task(work, name=name)
             else:
-                task = roster.loop.create_task(coro, name=name, context=context_below(self.owner, context))
+                task = roster.loop.create_task(work, name=name, context=context_below(self.owner, context))
         except BaseException:
             close_unused(coro)
             raise
         account = self._accounts.get(label) or self._open_account(label)
-        roster.enrol(task, (account, began, None, None))
+        roster.enrol(task, (account, began, driven, None))
         return task
 
     async def spawn(
@@ -292,7 +300,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     def _create_special(
         self, coro: "Work[T]", name: str | None, context: Context | None, *, may_wait: bool
     ) -> "tuple[asyncio.Task[T], Ticket | None]":
-        # A task that is refused, driven, or counted at the gate.
+        # A task that is refused, or counted at the gate, or made of something else than a coroutine of Python's own.
         ticket: Ticket | None = None
         began = perf_counter()
         try:
@@ -306,7 +314,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
                 ticket = self._gate.take(roster.loop, may_wait=may_wait)
                 work = self._gate.put_before(coro, ticket)
             # One driver, outermost: a task factory of `install()` leaves a driver alone, and none runs inside another.
-            driven = self._drive(work, label, account) if self._drives and can_run else None
+            driven = self._drivers.drive(work, label) if self._drives and can_run else None
             task = roster.loop.create_task(driven or work, name=name, context=context_below(self.owner, context))
         except BaseException:
             if ticket is not None and self._gate is not None:
@@ -322,12 +330,6 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         if self._roster.refusal:
             raise ScopeClosed(self.name, self._roster.refusal)
         return self._roster
-
-    def _drive(self, coro: "Work[T]", label: str, account: TaskAccount) -> "Driven[T]":
-        meter = self._settings.meter
-        if not meter.follows:
-            return Driven(coro, meter)  # only looks at the budget after each step
-        return Driven(coro, meter, name=label, kind="task", on_end=account.add_ended)
 
     def _live(self) -> "dict[asyncio.Task[Any], Live]":
         return {} if self._roster is None else self._roster.live
