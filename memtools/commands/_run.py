@@ -18,6 +18,7 @@ from typing import Final, TextIO
 from memtools.commands._ends import end_with
 from memtools.commands._program import execute, refuse_unreadable
 from memtools.commands._telling import tell
+from memtools.freezing import set_aside
 from memtools.leaks import Alongside, Diagnosis
 from memtools.ledger import Meter, choose_meter, end_owner, open_owner
 from memtools.ledger._everywhere import Everywhere, follow_everywhere
@@ -122,6 +123,8 @@ def run(wish: Run) -> int:
         refuse_unreadable(wish.program)
     watch = _Watch(wish, sys.stderr)
     atexit.register(watch.finish)
+    if not wish.leaks:  # who looks for leaks needs to see everything, all the time
+        set_aside()
     error = _executed(watch, wish)
     # Here, where no exception is being handled: what a hook of the program raises has no context then, as alone.
     if error is not None:

@@ -18,7 +18,7 @@ from itertools import compress
 from operator import not_
 from typing import Any, Final
 
-from memtools.heap._looking import LENGTHS, class_of, kind_of, type_name, without_modules
+from memtools.heap._looking import LENGTHS, all_objects, class_of, kind_of, type_name, without_modules
 from memtools.records import record
 from memtools.units import parse_count
 
@@ -110,7 +110,7 @@ def count_in_slices(*, least: int = LEAST_LENGTH) -> Iterator[Census | None]:
         ConfigError: for anything but a whole number of at least 1, at the first step.
     """
     count = _Count(parse_count(least, name="least"))
-    objects = gc.get_objects()
+    objects = all_objects()
     while objects:
         count.add(objects[-_SLICE:])
         del objects[-_SLICE:]  # what died meanwhile dies here, a slice at a time

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+from memtools.freezing import bring_back
 from memtools.heap._kinds import is_kind, stepper
 from memtools.heap._looking import class_of, instance_dict
 
@@ -42,6 +43,7 @@ class Climb:
         self._fans: Counter[tuple[int, int]] = Counter()  # by child and type of the parent
         self._roots: set[int] = set()
         self._modules = _module_dicts()
+        bring_back()
         self._samples = list(samples[:MOST_SAMPLES])
         self._frontier: list[object] = self._samples
 

@@ -8,12 +8,15 @@ Leaves to others: which objects are looked at (`_census`, `_climbing`).
 property of the metaclass. `type(x)`, `issubclass` between real classes, and the slots of `type` itself ask nobody.
 """
 
+import gc
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import compress
 from operator import not_
 from typing import Any, Final
+
+from memtools.freezing import bring_back
 
 # Descriptors of `type` itself, called by hand so that no metaclass is asked.
 _name_of: Final = type.__dict__["__qualname__"].__get__
@@ -50,6 +53,12 @@ LENGTHS: Final[dict[type, Callable[[Any], int]]] = {  # Any: each takes its own 
 def class_of(thing: object) -> type[Any]:  # Any: a checker that narrows by it would only lose track
     """Return the real class of an object, whatever its `__class__` says."""
     return type(thing)
+
+
+def all_objects(generation: int | None = None) -> list[Any]:
+    """Return the objects that collections know, all or those of one generation."""
+    bring_back()
+    return gc.get_objects(generation)
 
 
 def without_modules(objects: list[Any]) -> Iterator[Any]:

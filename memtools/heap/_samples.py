@@ -14,6 +14,7 @@ from memtools.heap._looking import (
     ITERATORS,
     LENGTHS,
     REVERSED,
+    all_objects,
     class_of,
     kind_of,
     newest_items,
@@ -26,7 +27,7 @@ _SLICE: Final = 50_000
 
 def at_addresses(wanted: dict[int, Growing]) -> list[Any]:  # Any: strangers
     """Return the containers that are still at their addresses, of the same type."""
-    found = _among(gc.get_objects(), wanted)
+    found = _among(all_objects(), wanted)
     if len(found) < len(wanted):
         found += _among_untracked(wanted.keys() - {id(one) for one in found}, wanted)
     return found
@@ -39,7 +40,7 @@ def _among(objects: list[Any], wanted: dict[int, Growing]) -> list[Any]:
 
 def _among_untracked(missing: set[int], wanted: dict[int, Growing]) -> list[Any]:
     found: dict[int, Any] = {}
-    objects = gc.get_objects()
+    objects = all_objects()
     while objects and len(found) < len(missing):
         referents = gc.get_referents(*without_modules(objects[-_SLICE:]))
         del objects[-_SLICE:]
@@ -53,7 +54,7 @@ def newest_of(cls: type, most: int) -> tuple[list[Any], int]:
     mine: list[Any] = []
     alive = 0
     for generation in range(3):
-        objects = gc.get_objects(generation)
+        objects = all_objects(generation)
         found = list(compress(objects, map(id(cls).__eq__, map(id, map(type, objects)))))
         alive += len(found)
         mine += found[: -most - 1 : -1]  # within a generation the youngest come last
@@ -64,7 +65,7 @@ def type_called(name: str) -> type | None:
     """Return the class of the youngest object whose class has this name, as `type_name` tells it."""
     classes: dict[int, type] = {}
     for generation in range(3):
-        types = list(map(type, gc.get_objects(generation)))
+        types = list(map(type, all_objects(generation)))
         classes.update(zip(map(id, types), types, strict=True))
     return next((cls for cls in classes.values() if type_name(cls) == name), None)
 
