@@ -14,7 +14,7 @@ from memtools.integrations._routes import UNMATCHED, Label, RoutedScope, route_l
 from memtools.ledger import Owner, active_owner, choose_meter, rename_owner, usage_of
 from memtools.readings import Level
 from memtools.records import record
-from memtools.scopes import Plan, follow, judge, make_budget, parse_limit
+from memtools.scopes import Plan, follower, judge, make_budget, parse_limit
 from memtools.units import parse_seconds
 
 # ASGI 3.0. Any: messages and scopes hold what server, framework and application agree upon.
@@ -118,8 +118,9 @@ class MemoryMiddleware:
             "scope",
             choose_meter(meter),
             None if budget is None else make_budget(budget),
-            on_end=self._judge,
+            on_end=self._judge if warn is not None or budget is not None else None,
         )
+        self._follow = follower(self._plan, self._serve)
         self._has_complained = False
         self._requests = self._unmatched = self._refused = 0
 
@@ -131,7 +132,7 @@ class MemoryMiddleware:
             self._refused += 1
             await self._refuse(send)
         else:
-            await follow(self._plan, self._serve(scope, receive, send))
+            await self._follow(self._serve(scope, receive, send))
 
     def statistics(self) -> MiddlewareStatistics:
         """Return what came through so far."""
@@ -139,15 +140,17 @@ class MemoryMiddleware:
 
     async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         owner = active_owner()
-        before = serves_request.get()
-        serves_request.set(self._plan.meter.follows)
-        if self._plan.meter.follows:
+        before, follows = serves_request.get(), self._plan.meter.follows
+        if before is not follows:
+            serves_request.set(follows)
+        if follows:
             follow_tasks_of_requests()
         routed = RoutedScope(scope, lambda found: self._rename(owner, found))
         try:
             await self._app(routed, receive, send)
         finally:
-            serves_request.set(before)
+            if before is not follows:
+                serves_request.set(before)
             if owner is not None and owner.name == UNMATCHED:
                 self._rename(owner, routed)
             self._requests += 1

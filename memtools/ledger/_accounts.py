@@ -174,6 +174,17 @@ class Account(AccountFields):
             yield account
             waiting.extend(account.children.values())
 
+    @property
+    def is_used(self) -> bool:
+        """Whether anybody is counted here or below; not where all have been renamed."""
+        return self.entered > 0 or any(child.is_used for child in self.children.values())
+
+    def entries_below(
+        self, open_figures: "dict[int, list[tuple[float, float, str]]]", held_by_open: Mapping[int, int]
+    ) -> "tuple[Entry, ...]":
+        """Return the sums of the accounts below; arguments as for `entry`."""
+        return tuple(child.entry(open_figures, held_by_open) for child in self.children.values() if child.is_used)
+
     def entry(
         self, open_figures: "dict[int, list[tuple[float, float, str]]]", held_by_open: Mapping[int, int]
     ) -> Entry:
@@ -200,7 +211,7 @@ class Account(AccountFields):
             exact=not note,
             note=note,
             meter=self.meter,
-            children=tuple(child.entry(open_figures, held_by_open) for child in self.children.values()),
+            children=self.entries_below(open_figures, held_by_open),
             live_bytes=self.live_bytes,
             left_bytes=self._left_bytes(held_by_open),
             left_after=self.marks,

@@ -223,7 +223,7 @@ def statistics() -> LedgerStatistics:
             figures.setdefault(id(owner.account), []).append((live, peak, owner.note))
         held = held_by_open(still_open)
         return LedgerStatistics(
-            accounts=tuple(child.entry(figures, held) for child in _root.children.values()),
+            accounts=_root.entries_below(figures, held),
             open_owners=len(_open),
             unattributed_bytes={meter.name: meter.unattributed_bytes for meter in made_meters()},
             refused_blocks=sum(getattr(meter, "refused_blocks", 0) for meter in made_meters()),

@@ -2,10 +2,12 @@
 
 A web server's request is known by its route, and that is found in the middle of the request. Leaves to others: opening
 and ending (`_book`), who asks for it (`memtools.integrations`).
+
+The account of the old name stays, so that the next one who is to be renamed is opened quickly; whoever lists accounts
+leaves it out while nobody is counted there.
 """
 
 from memtools.ledger import _book
-from memtools.ledger._accounts import Account
 from memtools.ledger._owner import Owner
 
 
@@ -30,14 +32,3 @@ def rename_owner(owner: Owner, name: str) -> None:
             changed.entered += by
             changed.active += by
         owner.meter.join(owner)
-        _drop_unused(before)
-
-
-def _drop_unused(account: Account) -> None:
-    # Nobody was ever counted there who stayed: it would stand in every report.
-    parent = account.parent
-    if account.entered or account.children or parent is None:
-        return
-    if parent.children.get((account.kind, account.name)) is account:
-        del parent.children[account.kind, account.name]
-        account._count[0] -= 1  # pyright: ignore[reportPrivateUsage]  # its own room

@@ -6,8 +6,9 @@ process as a whole, each request an owner, tracemalloc. Leaves to others: what t
 
 A ratio is processor time per request, ours divided by that of the same round without a ledger: 1.075 is 0.93 of the
 requests per second. The service reads HTTP requests of some orders (60 bytes of JSON each), sums them up, and answers
-with as many lines. With 50 orders it does little else than make objects; with 4 it is like services whose requests are
-small, and tracemalloc leaves it about a quarter of its requests, which is what the target goes by.
+with as many lines: on bare streams with 4 and with 50 orders, and with 4 behind uvicorn and starlette, where the owner
+of a request is opened by `MemoryMiddleware`. The bare service with 50 orders does little else than make objects:
+tracemalloc leaves it an eighth of its requests. The target goes by services to which tracemalloc leaves a quarter.
 """
 
 import asyncio
@@ -18,12 +19,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from _compare import Result, print_results
 
 REQUESTS = 2_000  # per figure, over all connections
 CONNECTIONS = 8
-ORDERS = (4, 50)
+SERVICES = {"bare, 4 orders": 4, "bare, 50 orders": 50, "starlette, 4 orders": 4}
 WAYS = ("off", "ledger", "owners", "tracemalloc")
 
 Answer = Callable[[bytes], Awaitable[bytes]]
@@ -31,23 +33,23 @@ Answer = Callable[[bytes], Awaitable[bytes]]
 
 def run(rounds: int = 15) -> list[Result]:
     """Return processor time per request, divided by that without a ledger."""
-    return [result for orders in ORDERS for result in _compared(orders, rounds)]
+    return [result for service in SERVICES for result in _compared(service, rounds)]
 
 
-def _compared(orders: int, rounds: int) -> list[Result]:
+def _compared(service: str, rounds: int) -> list[Result]:
     figures: dict[str, list[float]] = {way: [] for way in WAYS}
     order = list(WAYS)
     for number in range(rounds):
         for way in order:
             if way != "tracemalloc" or number < 3:  # far off, and slow
-                figures[way].append(_seconds_per_request(way, orders))
+                figures[way].append(_seconds_per_request(way, service))
         order.append(order.pop(0))
 
     traced = _ratio(figures["tracemalloc"], figures["off"])
     words = f"{statistics.median(figures['off']) * 1e6:.0f} us per request without; tracemalloc {1 / traced:.2f}"
     return [
-        _result(f"{orders} orders, each request an owner", figures["owners"], figures["off"], 0.93, words),
-        _result(f"{orders} orders, the ledger alone", figures["ledger"], figures["off"], 0.97, words),
+        _result(f"{service}, each request an owner", figures["owners"], figures["off"], 0.93, words),
+        _result(f"{service}, the ledger alone", figures["ledger"], figures["off"], 0.97, words),
     ]
 
 
@@ -61,8 +63,9 @@ def _ratio(ours: list[float], off: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(ours, off, strict=False))
 
 
-def _seconds_per_request(way: str, orders: int) -> float:
-    with _server(way) as port:
+def _seconds_per_request(way: str, service: str) -> float:
+    orders = SERVICES[service]
+    with _server(way, service.split(",")[0]) as port:
         asyncio.run(_load(port, REQUESTS // 4, orders))
         before = asyncio.run(_processor_time(port))
         asyncio.run(_load(port, REQUESTS, orders))
@@ -70,8 +73,8 @@ def _seconds_per_request(way: str, orders: int) -> float:
 
 
 @contextmanager
-def _server(way: str) -> Iterator[int]:
-    process = subprocess.Popen([sys.executable, __file__, "--serve", way], stdout=subprocess.PIPE, text=True)
+def _server(way: str, kind: str) -> Iterator[int]:
+    process = subprocess.Popen([sys.executable, __file__, "--serve", way, kind], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield int(process.stdout.readline())
@@ -144,8 +147,32 @@ async def _serve(answer: Answer) -> None:
         await server.serve_forever()
 
 
-def _main(way: str) -> None:
+async def _serve_framework(middleware: Callable[[Any], Any]) -> None:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def orders(request: Request) -> Response:
+        return Response(await _orders(await request.body()), media_type="application/json")
+
+    async def processor_time(_request: Request) -> Response:
+        return Response(str(time.process_time()))
+
+    routes = [Route(f"/{one.__name__.replace('_', '-')}", one, methods=["POST"]) for one in (orders, processor_time)]
+    config = uvicorn.Config(middleware(Starlette(routes=routes)), port=0, log_level="warning", access_log=False)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110  # it tells nobody
+        await asyncio.sleep(0.01)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+    await serving
+
+
+def _main(way: str, kind: str) -> None:
     answer: Answer = _orders
+    middleware: Callable[[Any], Any] = lambda app: app  # noqa: E731  # one of two
     if way == "tracemalloc":
         import tracemalloc
 
@@ -156,13 +183,15 @@ def _main(way: str) -> None:
         open_owner("service", "scope", meter=choose_meter("native"), binds=False)
     elif way == "owners":
         from memtools.decorators import profile_memory
+        from memtools.integrations import MemoryMiddleware
 
         answer = profile_memory(meter="native")(_orders)
-    asyncio.run(_serve(answer))
+        middleware = MemoryMiddleware
+    asyncio.run(_serve(answer) if kind == "bare" else _serve_framework(middleware))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        _main(sys.argv[2])
+        _main(sys.argv[2], sys.argv[3])
     else:
         print_results(run())
