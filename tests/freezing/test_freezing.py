@@ -70,10 +70,11 @@ def test_a_program_under_run_has_collections_that_look_at_its_own_objects_only(t
 
     frozen, own = map(int, _under_run(tmp_path, program).split())
     frozen_beside_leaks, _ = map(int, _under_run(tmp_path, program, "--leaks").split())
+    bare = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert frozen > 10_000
     assert own < 2_000
-    assert frozen_beside_leaks == 0
+    assert frozen_beside_leaks == int(bare.stdout.split()[0])  # 3.12 sets some hundreds aside itself
 
 
 def test_a_program_under_run_may_ask_who_keeps_what_it_hangs_on_older_modules(tmp_path: Path) -> None:
