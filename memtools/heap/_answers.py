@@ -31,6 +31,7 @@ from memtools.records import record
 from memtools.units import parse_count, parse_seconds
 
 _MANY_AT_EXIT: Final = 64  # few programs register ten
+_MANY_FROZEN: Final = 1000  # Python 3.12 and later set some hundreds aside themselves
 
 # Keys, indices, lines and the names of tasks and threads: what differs between ways that are the same.
 _PLACES: Final = re.compile(r"\[[^\]]*\]| at line [0-9]+|'[^']*'")
@@ -215,6 +216,9 @@ def _hint_without_root(way: Sequence[object], names: tuple[str, ...]) -> str:
     registered = _registered_at_exit()
     if registered >= _MANY_AT_EXIT and is_one_of(class_of(way[-1]), (types.MethodType, types.FunctionType, partial)):
         return f"held from C code, and atexit has {registered:,} functions: unregister what is registered at exit"
+    frozen = gc.get_freeze_count()
+    if frozen >= _MANY_FROZEN:
+        return f"perhaps held by one of {frozen:,} objects that gc.freeze() has set aside: nobody can list those"
     if not gc.isenabled():
         return "only a cycle keeps it, and the collector is off: gc.enable(), or break the cycle"
     return "a cycle that waits for the collector, or held from C code" if names else "held from C code"

@@ -57,6 +57,21 @@ def test_whoever_looks_at_the_heap_sees_what_was_set_aside() -> None:
     assert "_holder" in str(answer)
 
 
+def test_a_way_that_ends_at_what_the_program_has_set_aside_says_so() -> None:
+    class Kept: ...
+
+    inner: list[Any] = []
+    _holder["inner"] = inner
+    gc.freeze()
+    inner.append(Kept())
+    gc.freeze()
+    inner.append(Kept())
+
+    answer = why_alive(Kept)
+
+    assert "gc.freeze()" in str(answer)
+
+
 def _under_run(tmp_path: Path, program: str, *options: str) -> str:
     path = tmp_path / "program.py"
     path.write_text(textwrap.dedent(program))
