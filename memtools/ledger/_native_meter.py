@@ -28,6 +28,7 @@ from memtools.ledger import _native
 from memtools.ledger._arrays import are_counted
 from memtools.ledger._current import Slot, per_thread
 from memtools.ledger._in_flight import Stopper
+from memtools.ledger._interpreters import before_they_are_made
 from memtools.ledger._owner import Owner
 
 _STOPPED: Final = "the native ledger has stopped counting: {}"
@@ -48,6 +49,7 @@ class NativeMeter:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # reentrant: a finaliser that runs in the middle may open a scope of its own
         _native.set_main_thread(threading.main_thread().ident or 0)
+        before_they_are_made(_native.listen)
         _native.install()
         _native.keep_meter(self)
 

@@ -1,6 +1,7 @@
 """What long random runs found, each in a test of its own: threads without the GIL, sub-interpreters, forks, loops."""
 
 import ctypes
+import importlib.util
 import os
 import subprocess
 import sys
@@ -115,6 +116,33 @@ assert "sub-interpreter" in native_reason()
 assert choose_meter().name == "resident"
 print("told")
 """
+LATER = """
+import gc, sys
+from memtools.ledger import native_reason, statistics
+from memtools.scopes import memory_scope
+with memory_scope("before", meter="native"):
+    pass
+def finders():
+    return [one for one in sys.meta_path if type(one).__module__.startswith("memtools")]
+assert len(finders()) == 1
+if sys.argv[1] == "python":
+    try:
+        import _interpreters as made
+    except ImportError:
+        import _xxsubinterpreters as made
+    assert finders() == []
+    made.destroy(made.create())
+elif sys.argv[1] == "C, seen by the next owner":
+    import _testcapi
+    _testcapi.run_in_subinterp("pass")
+    assert finders() and not native_reason()
+    statistics()
+with memory_scope("after", meter="native") as after:
+    pass
+assert not after.usage.exact
+assert "sub-interpreter" in native_reason()
+print("told")
+"""
 AFTER_ONE = """
 try:
     import _interpreters as made
@@ -125,6 +153,14 @@ from memtools.ledger import choose_meter, native_reason
 assert "sub-interpreter" in native_reason(), native_reason()
 print(choose_meter().name)
 """
+
+
+@pytest.mark.parametrize("by", ["python", "C, seen by the next owner"])
+def test_an_interpreter_is_noticed_whose_maker_was_loaded_after_the_ledger(by: str) -> None:
+    if by != "python" and importlib.util.find_spec("_testcapi") is None:
+        pytest.skip("this distribution of Python comes without _testcapi")
+
+    assert python(LATER, by) == "told"
 
 
 def python(program: str, *arguments: str) -> str:
@@ -243,6 +279,8 @@ def work():
                 kept = [bytes(1000) for _ in range(2_000)]
         except BudgetExceeded as error:
             told.append(error.scope)
+with memory_scope("first", meter="native"):
+    pass  # our hooks are below those of tracemalloc, or its end would take ours out
 threads = [threading.Thread(target=work) for _ in range(3)]
 for thread in threads: thread.start()
 while any(thread.is_alive() for thread in threads):

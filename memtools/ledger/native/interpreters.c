@@ -14,6 +14,7 @@
 static const char our_event[] = "memtools.ledger.watch";
 static PyInterpreterState *main_interpreter;
 static int is_watching;
+static int is_listening;
 static int is_told; /* whether our own event reached us */
 
 /* From 3.13 on an interpreter may be made without its event: its own first events tell. Until then, at its start, figures
@@ -49,21 +50,53 @@ static int is_gil_told_apart(void)
     return !says;
 }
 
+static int is_alone(void)
+{
+    return PyInterpreterState_Next(PyInterpreterState_Head()) == NULL;
+}
+
 const char *interpreters_watch(void)
 {
     if (is_watching) {
         return "";
     }
-    is_watching = 1;
     main_interpreter = PyInterpreterState_Main();
-    if (!interpreters_is_main() || PyInterpreterState_Next(PyInterpreterState_Head()) != NULL || !is_gil_told_apart()) {
+    if (!interpreters_is_main() || !is_alone() || !is_gil_told_apart()) {
         return MADE;
     }
+    is_watching = 1;
+    return "";
+}
+
+void interpreters_listen(void)
+{
+    if (is_listening) {
+        return;
+    }
+    is_listening = 1;
+    main_interpreter = PyInterpreterState_Main();
     /* Hooks that are there may forbid another one, and nothing says so. */
     if (PySys_AddAuditHook(on_event, NULL) < 0 || PySys_Audit(our_event, NULL) < 0) {
         PyErr_Clear();
     }
-    return is_told ? "" : "another audit hook forbids ours, which is to tell of sub-interpreters";
+    if (!is_told) {
+        hooks_stop("another audit hook forbids ours, which is to tell of sub-interpreters");
+    }
+}
+
+void interpreters_look(void)
+{
+    if (is_watching && !is_alone()) {
+        hooks_stop(MADE);
+    }
+}
+
+void interpreters_look_closely(void)
+{
+    interpreters_look();
+    if (is_watching && !hooks_have_stopped() && !is_gil_told_apart()) {
+        hooks_stop(MADE);
+    }
 }
 
 int interpreters_is_main(void)

@@ -102,6 +102,14 @@ static PyObject *native_switch(PyObject *module, PyObject *tally)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(listen_doc, "listen($module, /)\n--\n\nBe told of each sub-interpreter from now on, before it runs.");
+
+static PyObject *native_listen(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    interpreters_listen();
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(nobodys_doc, "nobodys_bytes($module, /)\n--\n\nReturn the live bytes made while nobody had the turn.");
 
 static PyObject *native_nobodys_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
@@ -109,6 +117,7 @@ static PyObject *native_nobodys_bytes(PyObject *Py_UNUSED(module), PyObject *Py_
     if (tallies == NULL) {
         return PyLong_FromLong(0);
     }
+    interpreters_look_closely();
     tallies_settle();
     return PyLong_FromLongLong((long long)tallies[NOBODY].own);
 }
@@ -223,6 +232,7 @@ static PyMethodDef functions[] = {
     {"has_stopped", native_has_stopped, METH_NOARGS, stopped_doc},
     {"meet_numpy", native_meet_numpy, METH_O, meet_doc},
     {"install", native_install, METH_NOARGS, install_doc},
+    {"listen", native_listen, METH_NOARGS, listen_doc},
     {"lost_blocks", native_lost_blocks, METH_NOARGS, lost_doc},
     {"nobodys_bytes", native_nobodys_bytes, METH_NOARGS, nobodys_doc},
     {"reason", native_reason, METH_NOARGS, reason_doc},

@@ -5,6 +5,7 @@
 #include "accounts.h"
 #include "budgets.h"
 #include "hooks.h"
+#include "interpreters.h"
 #include "tallies.h"
 
 uint64_t tally_era;
@@ -24,6 +25,7 @@ static PyObject *Tally_new(PyTypeObject *type, PyObject *args, PyObject *names)
         PyErr_SetString(PyExc_RuntimeError, "install() comes first");
         return NULL;
     }
+    interpreters_look();
     Tally *self = (Tally *)type->tp_alloc(type, 0);
     if (self == NULL) {
         return NULL;
