@@ -1,6 +1,11 @@
-"""memtools: put a memory budget on any function, block, task or process, and always know who is eating it."""
+"""memtools: put a memory budget on any function, block, task or process, and always know who is eating it.
 
-from memtools.config import Config
+What a program puts on its functions, blocks and data is loaded with this module; the rest of the front door when it is
+first asked for, as `import memtools` is paid by every command line tool that uses a decorator.
+"""
+
+from typing import TYPE_CHECKING
+
 from memtools.decorators import bounded_history, memory_budget, profile_memory
 from memtools.errors import (
     BudgetExceeded,
@@ -12,14 +17,20 @@ from memtools.errors import (
     ScopeClosed,
 )
 from memtools.events import subscribe
-from memtools.exporters import collect_metrics
 from memtools.ledger import Usage, install
-from memtools.lifecycle import Component, WeakParent
-from memtools.monitor import MemoryMonitor
 from memtools.readings import Level, Reading, effective_limit
 from memtools.scopes import memory_scope, task_scope
 from memtools.structures import BoundedList, WeakCache
-from memtools.testing import assert_no_leaks, find_leaks
+
+if TYPE_CHECKING:
+    from memtools.config import Config
+    from memtools.exporters import collect_metrics
+    from memtools.lifecycle import Component, WeakParent
+    from memtools.monitor import MemoryMonitor
+    from memtools.testing import assert_no_leaks, find_leaks
+else:  # a checker that saw it would take any name for one of ours
+    from memtools.on_demand import __dir__ as __dir__
+    from memtools.on_demand import __getattr__ as __getattr__
 
 __all__ = [
     "BoundedList",

@@ -8,8 +8,10 @@ import json
 import pkgutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 import types
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -85,6 +87,14 @@ def test_importing_costs_no_interpreter_wide_tool() -> None:
     assert set(ast.literal_eval(used)) == {None}
 
 
+def _with_those_for_type_checkers(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in statements:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            yield from (*statement.body, *statement.orelse)
+        else:
+            yield statement
+
+
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.relative_to(PACKAGE.parent).as_posix())
 def test_a_room_opens_with_imports_and_a_sorted_list_of_names_only(room: Path) -> None:
     module = ast.parse((room / "__init__.py").read_text(encoding="utf-8"))
@@ -92,7 +102,7 @@ def test_a_room_opens_with_imports_and_a_sorted_list_of_names_only(room: Path) -
 
     assert ast.get_docstring(module)
     assert isinstance(docstring, ast.Expr)
-    for statement in statements:
+    for statement in _with_those_for_type_checkers(statements):
         is_all = isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
         assert is_all or isinstance(statement, ast.ImportFrom), ast.unparse(statement)
 
@@ -211,3 +221,32 @@ def test_the_front_door_is_not_crowded() -> None:
 
     assert len(names) <= 30
     assert all(inspect.getmodule(getattr(memtools, name)) is not memtools for name in names)
+
+
+def test_the_whole_front_door_opens_one_name_at_a_time_and_loads_only_what_it_takes() -> None:
+    program = """
+        import sys
+        import memtools
+
+        def rooms():
+            return {name.split(".")[1] for name in sys.modules if name.startswith("memtools.")}
+
+        late = {"monitor", "testing", "exporters", "lifecycle"}
+        assert not late & rooms(), late & rooms()
+        assert set(memtools.__all__) <= set(dir(memtools))
+        for name in memtools.__all__:
+            getattr(memtools, name)
+        assert late <= rooms()
+        assert memtools.testing.find_leaks is memtools.find_leaks
+        try:
+            memtools.find_leeks
+        except AttributeError as error:
+            assert error.name == "find_leeks" and error.obj is memtools
+        else:
+            raise AssertionError("there is no such name")
+        from memtools import *
+        assert find_leaks is memtools.find_leaks
+    """
+    command = [sys.executable, "-I", "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

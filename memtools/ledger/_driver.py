@@ -12,7 +12,7 @@ thrown in, cancellation included, goes to the coroutine inside a charged step, a
 """
 
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -164,7 +164,8 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         self._has_ended = True
         owner, on_end = self.owner, self.on_end
         # A task holds its coroutine for good; that shall hold neither the task nor an owner that is over.
-        self.task = self.owner = self.on_end = None
+        self.task = self.owner = None
+        self.on_end: Callable[[Owner, BaseException | None], object] | None = None
         if owner is not None and first:
             settle_owner(owner, failed=is_failure(error), back=before)
         if not self._is_joined:
