@@ -3,7 +3,7 @@
 #include "driver.h"
 
 #include "book.h"
-#include "kept.h"
+#include "first_step.h"
 #include "raised.h"
 #include "seats.h"
 #include "steps.h"
@@ -16,9 +16,7 @@ struct turn {
     PyObject *driver_before;
 };
 
-static PyObject *current_task;               /* given by `find_tasks` */
-static PyObject *running_loop, *task_of_loop; /* given by `know_tasks`, once asyncio is there */
-static PyObject *begin_name, *join_name, *end_name, *check_name, *throw_name, *value_name, *get_name_name, *qualname_name;
+static PyObject *end_name, *check_name, *throw_name, *value_name;
 
 /* What a method returned, as `PyIter_Send` says it. */
 static PySendResult as_sent(PyObject **result)
@@ -65,152 +63,6 @@ static PyObject *call_up(Steps *self, PyObject *method, PyObject *first, PyObjec
     return PyObject_VectorcallMethod(method, arguments, second == NULL ? 2 : 3, NULL);
 }
 
-/* The task that runs in this thread, or None; NULL with an exception. */
-static PyObject *find_task(void)
-{
-    if (running_loop == NULL) {
-        return PyObject_CallNoArgs(current_task);
-    }
-    PyObject *loop = PyObject_CallNoArgs(running_loop);
-    if (loop == NULL || loop == Py_None) {
-        return loop;
-    }
-    PyObject *task = PyObject_CallOneArg(task_of_loop, loop);
-    Py_DECREF(loop);
-    return task;
-}
-
-/* Whether a loop has numbered the task, for want of a name. */
-static int is_automatic(PyObject *name)
-{
-    static const char prefix[] = "Task-";
-    Py_ssize_t length = PyUnicode_GetLength(name), at = sizeof prefix - 1;
-    if (length <= at) {
-        return length == 0 || PyUnicode_CompareWithASCIIString(name, "None") == 0; /* which 3.13.0 calls them all */
-    }
-    for (Py_ssize_t n = 0; n < length; n++) {
-        Py_UCS4 one = PyUnicode_READ_CHAR(name, n);
-        if (n < at ? one != (Py_UCS4)prefix[n] : one < '0' || one > '9') {
-            return 0;
-        }
-    }
-    return 1;
-}
-
-/* What its owner is called: as it was given, or as the task, or where that has a number only, as the coroutine. A new
-   reference; NULL where it is for Python to say, perhaps with an exception. */
-static PyObject *own_name(Steps *self)
-{
-    if (!PyUnicode_CheckExact(self->name)) {
-        return NULL;
-    }
-    if (PyUnicode_GetLength(self->name) > 0) {
-        return Py_NewRef(self->name);
-    }
-    PyObject *name = self->task == Py_None ? NULL : PyObject_CallMethodNoArgs(self->task, get_name_name);
-    if (name == NULL && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        return NULL;
-    }
-    PyErr_Clear();
-    if (name == NULL || (PyUnicode_CheckExact(name) && is_automatic(name))) {
-        Py_XSETREF(name, PyObject_GetAttr((PyObject *)self, qualname_name));
-    }
-    if (name != NULL && !PyUnicode_CheckExact(name)) {
-        Py_CLEAR(name);
-    }
-    return name;
-}
-
-static int may_be_plain(const Steps *self)
-{
-    return current_task != NULL && self->budget == Py_None && self->is_layered != Py_True && self->name != Py_None;
-}
-
-/* Open its own owner, if it is a plain one; 0 if not. -1 with an exception. */
-static int begin_plainly(Steps *self)
-{
-    if (!may_be_plain(self)) {
-        return 0;
-    }
-    PyObject *task = find_task();
-    if (task == NULL) {
-        return -1;
-    }
-    Py_XSETREF(self->task, task);
-    PyObject *name = own_name(self);
-    if (name == NULL) {
-        return PyErr_Occurred() ? -1 : 0;
-    }
-    PyObject *owner = book_open_plain(self->meter, self->kind, name, self->include_children == Py_True, (PyObject *)self);
-    Py_DECREF(name);
-    if (owner == NULL) {
-        return PyErr_Occurred() ? -1 : 0;
-    }
-    Py_XSETREF(self->owner, owner);
-    return 1;
-}
-
-/* Open its owner under the driver that follows this task, if a glance tells what is to be done: 1, or 0 if there is no
-   driver, in `*is_joined`. 0 if Python has to see. -1 with an exception. */
-static int join_plainly(Steps *self, struct slot *slot, int *is_joined)
-{
-    *is_joined = 0;
-    if (slot->driver == Py_None && self->meter == kept.native_meter) {
-        return 1; /* a meter that follows needs a driver */
-    }
-    Steps *driver = steps_from(slot->driver);
-    if (driver == NULL || !may_be_plain(self) || !PyUnicode_CheckExact(self->name)) {
-        return 0;
-    }
-    PyObject *task = find_task();
-    PyObject *owner = NULL;
-    if (task != NULL && task == driver->task) {
-        owner = book_open_plain(self->meter, self->kind, self->name, self->include_children == Py_True,
-                                (PyObject *)driver);
-    }
-    Py_XDECREF(task);
-    if (owner == NULL) {
-        return PyErr_Occurred() ? -1 : 0;
-    }
-    Py_XSETREF(self->owner, owner);
-    *is_joined = 1;
-    return 1;
-}
-
-/* Before the first step of one that joins. -1 with an exception. */
-static int join(Steps *self)
-{
-    struct slot *slot = turns_slot();
-    if (slot == NULL) {
-        return -1;
-    }
-    int is_joined, has_seen = join_plainly(self, slot, &is_joined);
-    Py_DECREF(slot);
-    if (has_seen == 0) {
-        PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, join_name);
-        is_joined = answer == Py_True;
-        has_seen = answer == NULL ? -1 : 1;
-        Py_XDECREF(answer);
-    }
-    if (has_seen > 0 && is_joined) {
-        self->is_joined = 1;
-        self->steps = 1;
-    }
-    return has_seen < 0 ? -1 : 0;
-}
-
-static int begin(Steps *self, struct slot *slot)
-{
-    self->steps = 1;
-    int has_begun = begin_plainly(self);
-    if (has_begun != 0) {
-        return has_begun < 0 ? -1 : 0;
-    }
-    PyObject *result = call_up(self, begin_name, (PyObject *)slot, NULL);
-    Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
-}
-
 static int resume(Steps *self, struct slot *slot)
 {
     self->steps++;
@@ -230,7 +82,7 @@ static int take_turn(Steps *self, struct turn *turn)
     turn->owner_before = Py_XNewRef(slot->owner);
     turn->driver_before = slot->driver;
     slot->driver = Py_NewRef((PyObject *)self);
-    return self->steps == 0 ? begin(self, slot) : resume(self, slot);
+    return self->steps == 0 ? first_step_begin(self, slot) : resume(self, slot);
 }
 
 /* Let go of all that may not outlive the end: a task holds its coroutine for good. What is left holds no container, so
@@ -364,7 +216,7 @@ PySendResult steps_am_send(PyObject *object, PyObject *value, PyObject **result)
 {
     Steps *self = (Steps *)object;
     *result = NULL;
-    if (!steps_has_inner(self) || (self->joins && self->steps == 0 && join(self) < 0)) {
+    if (!steps_has_inner(self) || (self->joins && self->steps == 0 && first_step_join(self) < 0)) {
         return PYGEN_ERROR;
     }
     struct turn turn = {.slot = self->is_joined ? NULL : turns_slot()};
@@ -441,29 +293,11 @@ PyObject *steps_throw(Steps *self, PyObject *const *args, Py_ssize_t count)
     return as_returned(status, result);
 }
 
-void steps_find_tasks(PyObject *finder)
-{
-    Py_XSETREF(current_task, Py_NewRef(finder));
-}
-
-void steps_know_tasks(PyObject *running, PyObject *of_loop)
-{
-    Py_XSETREF(running_loop, Py_NewRef(running));
-    Py_XSETREF(task_of_loop, Py_NewRef(of_loop));
-}
-
 int steps_start(void)
 {
-    begin_name = PyUnicode_InternFromString("_begin");
-    join_name = PyUnicode_InternFromString("_join");
     end_name = PyUnicode_InternFromString("_end");
     check_name = PyUnicode_InternFromString("_check_budgets");
     throw_name = PyUnicode_InternFromString("throw");
     value_name = PyUnicode_InternFromString("value");
-    get_name_name = PyUnicode_InternFromString("get_name");
-    qualname_name = PyUnicode_InternFromString("__qualname__");
-    return begin_name && join_name && end_name && check_name && throw_name && value_name && get_name_name &&
-                   qualname_name
-               ? 0
-               : -1;
+    return end_name && check_name && throw_name && value_name ? 0 : -1;
 }

@@ -48,8 +48,4 @@ PySendResult steps_am_send(PyObject *self, PyObject *value, PyObject **result);
 PyObject *steps_send(PyObject *self, PyObject *value);
 PyObject *steps_throw(Steps *self, PyObject *const *args, Py_ssize_t count);
 
-/* Ask that callable which task runs in this thread; later those, which loop runs in it and which task in a loop. */
-void steps_find_tasks(PyObject *finder);
-void steps_know_tasks(PyObject *running, PyObject *of_loop);
-
 #endif

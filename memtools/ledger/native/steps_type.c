@@ -5,8 +5,10 @@
 #include <structmember.h>
 
 #include "driver.h"
+#include "first_step.h"
 #include "raised.h"
 #include "seats.h"
+#include "tasks.h"
 #include "turns.h"
 
 static PyTypeObject *steps_type;
@@ -279,40 +281,13 @@ static int make_names(void)
     return close_name && send_name && name_name && qualname_name && task_kind ? 0 : -1;
 }
 
-PyDoc_STRVAR(find_doc, "find_tasks($module, current_task, /)\n--\n\nAsk that callable which task runs in this thread.");
-
-static PyObject *native_find_tasks(PyObject *Py_UNUSED(module), PyObject *finder)
-{
-    steps_find_tasks(finder);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(know_doc, "know_tasks($module, running_loop, current_task, /)\n--\n\n"
-    "Ask those two callables instead: which loop runs in this thread, and which task in that loop.");
-
-static PyObject *native_know_tasks(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *running, *of_loop;
-    if (!PyArg_ParseTuple(args, "OO:know_tasks", &running, &of_loop)) {
-        return NULL;
-    }
-    steps_know_tasks(running, of_loop);
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef functions[] = {
-    {"find_tasks", native_find_tasks, METH_O, find_doc},
-    {"know_tasks", native_know_tasks, METH_VARARGS, know_doc},
-    {NULL, NULL, 0, NULL},
-};
-
 int driver_register(PyObject *module, PyTypeObject *tally_type)
 {
     if (seats_register(module) < 0 || turns_register(module, tally_type) < 0) {
         return -1;
     }
     if (steps_type == NULL) {
-        if (make_names() < 0 || steps_start() < 0) {
+        if (make_names() < 0 || steps_start() < 0 || first_step_start() < 0) {
             return -1;
         }
         steps_type = (PyTypeObject *)PyType_FromSpec(&steps_spec);
@@ -320,5 +295,5 @@ int driver_register(PyObject *module, PyTypeObject *tally_type)
             return -1;
         }
     }
-    return PyModule_AddType(module, steps_type) < 0 ? -1 : PyModule_AddFunctions(module, functions);
+    return PyModule_AddType(module, steps_type) < 0 ? -1 : tasks_register(module);
 }
