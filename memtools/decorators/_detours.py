@@ -59,6 +59,7 @@ def runner_for(shape: Shape) -> Runner:
     """Return what runs a call of a function of that shape as an owner by the plan that it is given."""
     if shape == "plain":
         return call
+
     runs: dict[Shape, Callable[[Plan, Any], Any]] = {
         "coroutine": follow,
         "generator": generate,

@@ -73,7 +73,7 @@ class FunctionMemory:
 
     def record(self, owner: Owner, error: BaseException | None) -> None:
         """Add a call that has ended, by that exception or by None."""
-        figures = owner.final or figures_of(owner)
+        figures = figures_of(owner)
         _, retained, peak, _, _, _, duration_s, _, _, exact, _ = figures
         with self._lock:
             self._last = figures

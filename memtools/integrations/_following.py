@@ -9,12 +9,12 @@ Leaves to others: following (`memtools.ledger`). Whatever made the tasks before 
 """
 
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from memtools.ledger import Driven, active_owner
+from memtools.ledger import Driven, active_owner, can_be_driven
 
 if TYPE_CHECKING:
     import asyncio
@@ -46,8 +46,7 @@ class _Factory:
         self._inner = inner
 
     def __call__(self, loop: Any, coro: Any, **options: Any) -> Any:
-        work: object = coro
-        if serves_request.get() and isinstance(work, Coroutine) and not isinstance(work, Driven):
+        if serves_request.get() and can_be_driven(coro):
             owner = active_owner()
             if owner is not None and owner.meter.follows:
                 coro = Driven[Any](coro, owner.meter)

@@ -13,7 +13,7 @@ from memtools.ledger._book import (
 from memtools.ledger._budget import Budget, Measure, OnExceed
 from memtools.ledger._carrying import carry
 from memtools.ledger._current import active_owner, current_driver
-from memtools.ledger._driver import UNUSED, Driven
+from memtools.ledger._driver import UNUSED, Driven, can_be_driven
 from memtools.ledger._endings import is_failure
 from memtools.ledger._figures import figures_of, usage_of
 from memtools.ledger._installing import Installation, install
@@ -40,6 +40,7 @@ __all__ = [
     "Turn",
     "Usage",
     "active_owner",
+    "can_be_driven",
     "carry",
     "choose_meter",
     "current_driver",

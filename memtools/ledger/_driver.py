@@ -14,7 +14,8 @@ thrown in, cancellation included, goes to the coroutine inside a charged step, a
 import re
 from collections.abc import Callable, Coroutine
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 from memtools.ledger._book import open_owner, settle_owner
 from memtools.ledger._current import Slot, active_owner, current_driver, current_task, give_turn, per_thread
@@ -32,6 +33,13 @@ else:
 
 # 3.13.0 names every task that a factory makes "None" (set_name(None)).
 _AUTOMATIC_NAME: Final = re.compile(r"Task-[0-9]+|None")
+
+
+def can_be_driven(coro: object) -> TypeGuard[Coroutine[Any, Any, Any]]:
+    """Return whether it is a coroutine that nobody drives yet."""
+    if type(coro) is CoroutineType:
+        return True  # nearly always, and the other questions take longer than making a driver
+    return isinstance(coro, Coroutine) and not isinstance(coro, Driven)
 
 
 async def _nothing() -> None: ...

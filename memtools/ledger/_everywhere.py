@@ -21,12 +21,12 @@ import importlib.machinery
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from importlib.abc import Loader, MetaPathFinder
-from types import CodeType, CoroutineType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Final, TypeGuard
 
 from memtools.ledger import _carrying, _driver, _steps
 from memtools.ledger._carrying import carry
-from memtools.ledger._driver import UNUSED, Driven
+from memtools.ledger._driver import UNUSED, Driven, can_be_driven
 from memtools.ledger._meters import Meter
 from memtools.ledger._owner import Owner
 
@@ -238,10 +238,8 @@ def _is_thread_pool(executor: object) -> bool:
 
 
 def _can_be_followed(coro: object) -> TypeGuard[Coroutine[Any, Any, Any]]:
-    if type(coro) is CoroutineType:
-        return True  # the other questions take longer than all the rest of this call
     # What has no name (`agen.aclose()`, which loops make tasks of) is shown by its type, and would be shown by ours.
-    return not isinstance(coro, Driven) and hasattr(coro, "__name__") and isinstance(coro, Coroutine)
+    return can_be_driven(coro) and hasattr(coro, "__name__")
 
 
 def _is_coroutine_function(func: object) -> bool:

@@ -6,14 +6,14 @@ Leaves to others: the driver itself (`_driver`), carrying (`_carrying`).
 """
 
 import sys
-from collections.abc import Callable, Coroutine
-from types import CoroutineType, TracebackType
+from collections.abc import Callable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from memtools.errors import ConfigError
 from memtools.ledger._arrays import begin_to_count, end_to_count
 from memtools.ledger._carrying import carry
-from memtools.ledger._driver import UNUSED, Driven
+from memtools.ledger._driver import UNUSED, Driven, can_be_driven
 from memtools.ledger._meters import Meter, choose_meter, native_reason
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Installation:
     def make_task(self, loop: "Loop", coro: Any, **options: Any) -> Any:
         """Make a task whose steps are followed: the task factory."""
         # What is no coroutine is refused by the task, in its own words.
-        if not self._closed and _is_to_be_followed(coro):
+        if not self._closed and can_be_driven(coro):
             coro = self._follow(coro)
         if self._inner is not None:
             return self._inner(loop, coro, **options)
@@ -119,10 +119,6 @@ def install(loop: "Loop | None" = None, *, meter: str | None = None, numpy: bool
     if loop is not None and getattr(loop.get_task_factory(), "__func__", None) is Installation.make_task:
         raise ConfigError("loop", loop, "a loop that memtools has not been installed on already")
     return Installation(loop, chosen, numpy=numpy)
-
-
-def _is_to_be_followed(coro: object) -> bool:
-    return type(coro) is CoroutineType or (isinstance(coro, Coroutine) and not isinstance(coro, Driven))
 
 
 def _is_thread_pool(executor: object) -> bool:

@@ -53,7 +53,7 @@ class Plan:
     is_layered: bool = False
     on_end: Callable[[Owner, BaseException | None], object] | None = None
 
-    def open(self, driver: "Driven[Any] | None" = None) -> Owner:
+    def open(self) -> Owner:
         """Open the owner here."""
         return open_owner(
             self.name,
@@ -61,7 +61,6 @@ class Plan:
             meter=self.meter,
             include_children=self.include_children,
             budget=self.budget,
-            driver=driver,
             is_layered=self.is_layered,
         )
 

@@ -204,12 +204,31 @@ static PySendResult stop(Steps *self, PyObject **result)
     return as_sent(result);
 }
 
-/* One step of one whose task another driver follows. */
-static PySendResult send_joined(Steps *self, PyObject *value, PyObject **result)
+/* One step of one that follows its coroutine itself. */
+static PySendResult send_followed(Steps *self, PyObject *value, PyObject **result)
+{
+    struct turn turn = {.slot = turns_slot()};
+    if (turn.slot == NULL) {
+        return PYGEN_ERROR;
+    }
+    PySendResult status = PYGEN_ERROR;
+    if (take_turn(self, &turn) == 0) {
+        status = self->overrun == NULL || self->overrun == Py_None ? PyIter_Send(self->inner, value, result)
+                                                                   : stop(self, result);
+    }
+    return give_turn_back(self, &turn, status, result);
+}
+
+/* After a step of one whose task another driver follows: there is no turn to give back. */
+static PySendResult end_joined(Steps *self, PySendResult status, PyObject **result)
 {
     struct turn none = {.slot = NULL};
-    PySendResult status = PyIter_Send(self->inner, value, result);
     return status == PYGEN_NEXT ? status : end(self, &none, status, result);
+}
+
+static PySendResult send_joined(Steps *self, PyObject *value, PyObject **result)
+{
+    return end_joined(self, PyIter_Send(self->inner, value, result), result);
 }
 
 PySendResult steps_am_send(PyObject *object, PyObject *value, PyObject **result)
@@ -219,22 +238,8 @@ PySendResult steps_am_send(PyObject *object, PyObject *value, PyObject **result)
     if (!steps_has_inner(self) || (self->joins && self->steps == 0 && first_step_join(self) < 0)) {
         return PYGEN_ERROR;
     }
-    struct turn turn = {.slot = self->is_joined ? NULL : turns_slot()};
-    if (turn.slot == NULL && !self->is_joined) {
-        return PYGEN_ERROR;
-    }
     Py_INCREF(self); /* the coroutine may let go of what holds us */
-    PySendResult status = PYGEN_ERROR;
-    if (self->is_joined) {
-        status = send_joined(self, value, result);
-        Py_DECREF(self);
-        return status;
-    }
-    if (take_turn(self, &turn) == 0) {
-        status = self->overrun == NULL || self->overrun == Py_None ? PyIter_Send(self->inner, value, result)
-                                                                   : stop(self, result);
-    }
-    status = give_turn_back(self, &turn, status, result);
+    PySendResult status = self->is_joined ? send_joined(self, value, result) : send_followed(self, value, result);
     Py_DECREF(self);
     return status;
 }
@@ -246,7 +251,7 @@ PyObject *steps_send(PyObject *self, PyObject *value)
     return as_returned(status, result);
 }
 
-static PyObject *throw_inside(Steps *self, PyObject *const *args, Py_ssize_t count)
+static PySendResult throw_inside(Steps *self, PyObject *const *args, Py_ssize_t count, PyObject **result)
 {
     /* One argument wherever possible: the other signature is deprecated since 3.12. */
     PyObject *arguments[4] = {self->inner, args[0]};
@@ -256,7 +261,23 @@ static PyObject *throw_inside(Steps *self, PyObject *const *args, Py_ssize_t cou
         arguments[2] = args[1];
         arguments[3] = count > 2 ? args[2] : Py_None;
     }
-    return PyObject_VectorcallMethod(throw_name, arguments, given + 1, NULL);
+    *result = PyObject_VectorcallMethod(throw_name, arguments, given + 1, NULL);
+    return as_sent(result);
+}
+
+static PySendResult throw_followed(Steps *self, PyObject *const *args, Py_ssize_t count, PyObject **result)
+{
+    struct turn turn = {.slot = turns_slot()};
+    if (turn.slot == NULL) {
+        return PYGEN_ERROR;
+    }
+    PySendResult status = take_turn(self, &turn) == 0 ? throw_inside(self, args, count, result) : PYGEN_ERROR;
+    return give_turn_back(self, &turn, status, result);
+}
+
+static PySendResult throw_joined(Steps *self, PyObject *const *args, Py_ssize_t count, PyObject **result)
+{
+    return end_joined(self, throw_inside(self, args, count, result), result);
 }
 
 PyObject *steps_throw(Steps *self, PyObject *const *args, Py_ssize_t count)
@@ -272,23 +293,10 @@ PyObject *steps_throw(Steps *self, PyObject *const *args, Py_ssize_t count)
         self->is_joined = 1; /* it will never begin, so nobody is charged */
         self->steps = 1;
     }
-    struct turn turn = {.slot = self->is_joined ? NULL : turns_slot()};
-    if (turn.slot == NULL && !self->is_joined) {
-        return NULL;
-    }
     Py_INCREF(self);
     PyObject *result = NULL;
-    PySendResult status = PYGEN_ERROR;
-    if (self->is_joined || take_turn(self, &turn) == 0) {
-        result = throw_inside(self, args, count);
-        status = as_sent(&result);
-    }
-    if (!self->is_joined) {
-        status = give_turn_back(self, &turn, status, &result);
-    }
-    else if (status != PYGEN_NEXT) {
-        status = end(self, &turn, status, &result);
-    }
+    PySendResult status = self->is_joined ? throw_joined(self, args, count, &result)
+                                          : throw_followed(self, args, count, &result);
     Py_DECREF(self);
     return as_returned(status, result);
 }

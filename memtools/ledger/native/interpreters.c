@@ -12,7 +12,6 @@
 #define MADE "a sub-interpreter was made, and the ledger relies on there being one GIL"
 
 static const char our_event[] = "memtools.ledger.watch";
-static PyInterpreterState *main_interpreter;
 static int is_watching;
 static int is_listening;
 static int is_told; /* whether our own event reached us */
@@ -23,7 +22,7 @@ static int comes_from_another(void)
 {
 #if PY_VERSION_HEX >= 0x030D0000
     PyThreadState *state = PyThreadState_GetUnchecked();
-    return state != NULL && PyThreadState_GetInterpreter(state) != main_interpreter;
+    return state != NULL && PyThreadState_GetInterpreter(state) != PyInterpreterState_Main();
 #else
     return 0;
 #endif
@@ -60,7 +59,6 @@ const char *interpreters_watch(void)
     if (is_watching) {
         return "";
     }
-    main_interpreter = PyInterpreterState_Main();
     if (!interpreters_is_main() || !is_alone() || !is_gil_told_apart()) {
         return MADE;
     }
@@ -74,7 +72,6 @@ void interpreters_listen(void)
         return;
     }
     is_listening = 1;
-    main_interpreter = PyInterpreterState_Main();
     /* Hooks that are there may forbid another one, and nothing says so. */
     if (PySys_AddAuditHook(on_event, NULL) < 0 || PySys_Audit(our_event, NULL) < 0) {
         PyErr_Clear();

@@ -114,7 +114,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         # A budget is looked at after each step, whoever counts.
         self._drives = settings.meter.follows or settings.budget is not None
         is_gated = settings.limit is not None or settings.admission is not None
-        self._special = is_gated or self._drives is not settings.meter.follows
+        self._special = is_gated or (settings.budget is not None and not settings.meter.follows)
         self._outcomes = Outcomes(settings.name, settings.keep_results)
         self._drivers = Drivers(settings.meter, self._outcomes.accounts)
         # Looked at for each task, hence not searched for each time.
