@@ -23,7 +23,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from memtools.testing._marked import Marked, Part, Wishes
+    from memtools.testing._plugin import Marked, Part, Wishes
 
 _MARKERS = {
     "memory_growth": "memory_growth(limit='1 KiB', repeats=5, warmup=2): fail where each run of the test, fixtures "
@@ -97,7 +97,7 @@ def _defaults(config: pytest.Config) -> dict[str, Any]:
 
 def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults: dict[str, Any]) -> Marked:
     from memtools.errors import ConfigError
-    from memtools.testing._marked import Marked, read_wishes
+    from memtools.testing._plugin import Marked, read_wishes
 
     asked = {name: (marker.args, marker.kwargs) for name, marker in markers.items()}
     try:
@@ -212,7 +212,7 @@ def memory_probe(request: pytest.FixtureRequest) -> Callable[[str], Part]:
 
     `with memory_probe("load") as scope: ...`, or `async with`.
     """
-    from memtools.testing._marked import Part
+    from memtools.testing._plugin import Part
 
     marked = _account_of(request)
     return lambda name: Part(marked, name)
@@ -225,7 +225,7 @@ def _account_of(request: pytest.FixtureRequest) -> Marked:
 @pytest.fixture
 def assert_collected() -> Iterator[Any]:
     """Objects that must be gone when the test has ended: `assert_collected(service)`; else it says who keeps them."""
-    from memtools.testing._collected import Collected
+    from memtools.testing._plugin import Collected
 
     collected = Collected()
     yield collected
@@ -253,7 +253,7 @@ class _Summary:
         """Print one line for each test that was measured."""
         if not self._results:
             return
-        from memtools.testing._summary import summary_lines
+        from memtools.testing._plugin import summary_lines
 
         terminalreporter.section("memory")
         for line in summary_lines(self._results):

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from memtools.monitor import MemoryMonitor
     from memtools.testing import assert_no_leaks, find_leaks
 else:  # a checker that saw it would take any name for one of ours
-    from memtools.on_demand import __dir__ as __dir__
-    from memtools.on_demand import __getattr__ as __getattr__
+    from memtools._lazy import __dir__ as __dir__
+    from memtools._lazy import __getattr__ as __getattr__
 
 __all__ = [
     "BoundedList",

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final, Self, TypedDict, cast
 
+from memtools._records import as_dict, record
 from memtools.errors import ConfigError
-from memtools.records import as_dict, record
 from memtools.units import parse_choice, parse_count, parse_seconds, parse_size
 
 _ON: Final = ("1", "true", "yes", "on")

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from memtools.events import _hub
+from memtools import events
 from memtools.ledger import open_owners
 
 # Things end a moment after the call that ends them: a thread between its last statement and its removal, say.
@@ -58,7 +58,7 @@ def _tracemalloc_sessions() -> dict[object, str]:
 
 
 def _subscriptions() -> dict[object, str]:
-    return {listener: repr(listener) for listener in _hub._hub.listeners}
+    return {listener: repr(listener) for listener in events._hub.listeners}
 
 
 def _scopes() -> dict[object, str]:

@@ -3,15 +3,158 @@
 Leaves to others: when a rule holds (`_board`), how often it is told (`_life`).
 """
 
+import re
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias, cast
 
-from memtools.alerts._alert import Alert
-from memtools.alerts._listed import listed
-from memtools.alerts._targets import LOG, Target, parse_targets
+from memtools.alerts._message import Alert
 from memtools.errors import ConfigError
 from memtools.readings import Level, effective_limit
 from memtools.units import parse_choice, parse_size
+
+# Arguments that take one of something or several.
+
+
+def listed(value: object) -> tuple[object, ...]:
+    """Return `value` as a tuple: a text alone, what can be walked as what it holds, nothing for the rest."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(cast("Iterable[object]", value)) if isinstance(value, Iterable) else ()
+
+
+# Hold a password or an address that lets its owner in, so that no repr, log or pickle shows it.
+#
+# Leaves to others: who uses it (`_slack`, `_webhook`, `_mail`, `apprise`).
+
+HIDDEN: Final = "<hidden>"
+
+
+class Secret:
+    """A text that is shown only to who asks for it by `reveal()`."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return HIDDEN
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not pickled")
+
+
+def parse_address(value: object, *, name: str) -> Secret:
+    """Return an `http` or `https` URL, hidden.
+
+    Raises:
+        ConfigError: for anything else; the error does not show what was given.
+    """
+    accepted = "a URL that begins with https:// or http:// and names a host, without user, password and blanks"
+    # `urlsplit` forgives line ends and blanks, which then break the request; `partition` needs no import.
+    scheme, found, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+    host = rest.partition("/")[0]
+    if scheme.lower() not in ("http", "https") or not found or not host.strip("/?#@:"):
+        raise ConfigError(name, _Unshown(), accepted)
+    if "@" in host.partition("?")[0]:  # the HTTP client takes all of it for the name of the host
+        raise ConfigError(name, _Unshown(), accepted)
+    if not rest.isascii() or not rest.isprintable() or " " in rest:
+        raise ConfigError(name, _Unshown(), accepted)
+    return Secret(f"{scheme.lower()}://{rest}")
+
+
+def parse_secret(value: object, *, name: str) -> Secret | None:
+    """Return a password or a token, hidden; None stays None.
+
+    Raises:
+        ConfigError: for anything but text; the error does not show what was given.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise ConfigError(name, _Unshown(), "text that is not empty")
+    return Secret(value)
+
+
+class _Unshown:
+    """What stands in an error in the place of a secret that was refused."""
+
+    def __repr__(self) -> str:
+        return HIDDEN
+
+
+def unshown() -> object:
+    """Return what an error shows in the place of a refused value that may be a secret."""
+    return _Unshown()
+
+
+# Who is to be told, as rules name them: a channel by its name, or an apprise URL, which is a secret.
+#
+# Leaves to others: what stands behind a name (`_wiring`).
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,39})://\S+")
+_ACCEPTED: Final = "the name of a channel such as 'slack', or an apprise URL; or several"
+
+
+class Target:
+    """A channel by its name, or an apprise URL, of which only the scheme is shown."""
+
+    __slots__ = ("_key", "name", "url")
+
+    def __init__(self, name: str, url: Secret | None = None) -> None:
+        self.name = name
+        self.url = url
+        self._key = name if url is None else url.reveal()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Target) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+LOG: Final = Target("log")
+
+
+def parse_targets(value: object, *, name: str) -> tuple[Target, ...]:
+    """Return the targets in `value`, one text or several, each once.
+
+    Raises:
+        ConfigError: for anything else; the error does not show it, as it may be a URL with a slip in it.
+    """
+    given = listed(value)
+    if not isinstance(value, Iterable):
+        raise ConfigError(name, unshown(), _ACCEPTED)
+    return tuple(dict.fromkeys(_target(one, name) for one in given))
+
+
+def parse_name(value: object, *, name: str) -> Target:
+    """Return the target for the name of a channel.
+
+    Raises:
+        ConfigError: for anything that is no such name.
+    """
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ConfigError(name, unshown(), "names of letters, digits, '_', '.' and '-' as its keys")
+    return Target(value)
+
+
+def _target(value: object, name: str) -> Target:
+    if isinstance(value, str) and _NAME.fullmatch(value):
+        return Target(value)
+    match = _URL.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigError(name, unshown(), _ACCEPTED)
+    return Target(f"{match[1]}://{HIDDEN}", Secret(match[0]))
+
 
 LevelName: TypeAlias = Literal["warning", "critical"]
 ActionName: TypeAlias = Literal["immediate_cleanup", "log_warning"]

@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
 
-from memtools.alerts._alert import Alert, AlertKind
-from memtools.alerts._deadline import Deadline
-from memtools.alerts._failure import DeliveryFailed
-from memtools.alerts._secret import Secret, parse_secret, unshown
-from memtools.alerts._wording import lines_of, subject_of
+from memtools.alerts._message import Alert, AlertKind, lines_of, subject_of
+from memtools.alerts._rules import Secret, parse_secret, unshown
+from memtools.alerts._transport import Deadline, DeliveryFailed
 from memtools.errors import ConfigError, MissingExtraError
 from memtools.readings import Level
 

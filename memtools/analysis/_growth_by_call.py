@@ -13,7 +13,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import Final
 
-from memtools.records import record
+from memtools._records import record
 
 LEAST_ROUNDS: Final = 3  # for a leak: fewer are one accident and its echo
 _SETTLING: Final = 0.8  # a rate that falls to this twice running settles (psleak)

@@ -16,8 +16,8 @@ from enum import Enum
 from itertools import pairwise
 from typing import Final
 
+from memtools._records import record
 from memtools.readings import Counters
-from memtools.records import record
 
 LEAST_SAMPLES: Final = 24
 _WARM_UP: Final = 0.25  # of the time: imports, pools and caches of the first seconds

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Final
 
+from memtools._records import as_dict, record
 from memtools.ledger import Entry
-from memtools.records import as_dict, record
 
 # What came in the last half of the calls. Less may be garbage that the collector has not come to yet, or what the
 # interpreter keeps for later (80 lists, 80 dicts, 2,000 tuples of each short length).

@@ -1,9 +1,8 @@
 """Things that can give memory back, and the ladder that asks them: who they are, in which order, for how long."""
 
-from memtools.cleanup._collect import CollectAll, CollectYoung
-from memtools.cleanup._default_steps import default_steps
-from memtools.cleanup._ladder import Ladder
-from memtools.cleanup._records import (
+from memtools.cleanup._reclaimer import Ladder, TimeShare
+from memtools.cleanup._registry import Shrinkable, SlicedStep, Step, register, registered, unregister
+from memtools.cleanup._statistics import (
     Climb,
     LadderStatistics,
     StepStatistics,
@@ -11,11 +10,7 @@ from memtools.cleanup._records import (
     ThingStatistics,
     TrimStatistics,
 )
-from memtools.cleanup._register import Shrinkable, register, registered, unregister
-from memtools.cleanup._step import SlicedStep, Step
-from memtools.cleanup._time_share import TimeShare
-from memtools.cleanup._trim import TrimRegistered
-from memtools.cleanup._trim_heap import TrimHeap
+from memtools.cleanup._steps import CollectAll, CollectYoung, TrimHeap, TrimRegistered, default_steps
 
 __all__ = [
     "Climb",

@@ -9,10 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from memtools.commands._describing import describe
-from memtools.commands._metering import meter_of_a_run
-from memtools.commands._run import Run, run
-from memtools.commands._versions import memtools_version
+from memtools.commands._info import describe, memtools_version
+from memtools.commands._run import Run, meter_of_a_run, run
 from memtools.errors import ConfigError
 from memtools.ledger import Meter
 

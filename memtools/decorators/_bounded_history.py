@@ -1,14 +1,19 @@
 """`@bounded_history`: the last calls of a function, never more."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Hashable
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
-from memtools.decorators._call_records import CallRecord, History
-from memtools.decorators._detours import (
+from memtools._records import record
+from memtools.decorators._wrapping import (
+    Decorated,
+    Detour,
     Shape,
     is_descriptor,
     is_enabled,
@@ -18,12 +23,190 @@ from memtools.decorators._detours import (
     runner_for,
     shape_of,
 )
-from memtools.decorators._history_places import KeyedHistory, ObjectHistories
-from memtools.decorators._wrapping import Decorated, Detour
 from memtools.errors import ConfigError
 from memtools.ledger import Meter, Owner, choose_meter, usage_of
 from memtools.scopes import Plan
+from memtools.structures import BoundedList
 from memtools.units import parse_count
+
+# What is remembered of calls: one frozen record each, the newest ones, and their summary.
+
+
+@record
+class CallRecord:
+    """One call that has ended.
+
+    Attributes:
+        started: when, in seconds of `time.time()`.
+        duration_s: wall time in seconds.
+        outcome: `"ok"`, or the name of the exception's type.
+        retained_bytes: what it left alive, in bytes.
+        peak_bytes: its highest live bytes.
+        resident_delta_bytes: change of the whole process's resident memory.
+        exact: False where others may have leaked into the figures.
+        result: what it returned, only where the decorator was told `result=True`.
+    """
+
+    started: float
+    duration_s: float
+    outcome: str
+    retained_bytes: int
+    peak_bytes: int
+    resident_delta_bytes: int
+    exact: bool
+    result: Any = None  # Any: whatever the function returns
+
+
+@record
+class HistorySummary:
+    """The remembered calls in numbers; durations in seconds, None where there are no calls.
+
+    Attributes:
+        count: how many calls are remembered.
+        failures: how many of them did not end well.
+        mean_s: mean duration.
+        p50_s: the median duration.
+        p95_s: the duration that 95 % of the calls did not exceed.
+        p99_s: the duration that 99 % of the calls did not exceed.
+        retained_bytes: the sum of what they left alive.
+    """
+
+    count: int
+    failures: int
+    mean_s: float | None
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+    retained_bytes: int
+
+    def __str__(self) -> str:
+        if self.mean_s is None:
+            return "no calls"
+        return (
+            f"{self.count} calls, {self.failures} failed, mean {self.mean_s:.4f} s, p50 {self.p50_s:.4f} s, "
+            f"p95 {self.p95_s:.4f} s, p99 {self.p99_s:.4f} s"
+        )
+
+
+class History(BoundedList[CallRecord]):
+    """The newest calls of a function, oldest first."""
+
+    __slots__ = ()
+
+    def summary(self) -> HistorySummary:
+        """Return count, mean, percentiles (nearest rank) and failures of the calls that are remembered."""
+        return summarise(self[:])
+
+
+def summarise(records: Iterable[CallRecord]) -> HistorySummary:
+    """Return the summary of any records."""
+    calls = list(records)
+    durations = sorted(call.duration_s for call in calls)
+    return HistorySummary(
+        count=len(calls),
+        failures=sum(call.outcome != "ok" for call in calls),
+        mean_s=sum(durations) / len(durations) if durations else None,
+        p50_s=_percentile(durations, 50),
+        p95_s=_percentile(durations, 95),
+        p99_s=_percentile(durations, 99),
+        retained_bytes=sum(call.retained_bytes for call in calls),
+    )
+
+
+def _percentile(ordered: list[float], percent: int) -> float | None:
+    # Nearest rank: the smallest value that at least so many percent do not exceed (Hyndman and Fan, type 1).
+    if not ordered:
+        return None
+    rank = -(-len(ordered) * percent // 100)
+    return ordered[rank - 1]
+
+
+# Where the history of a call is kept: one for the function, one per key, or one per object.
+#
+# Leaves to others: what is kept (`_call_records`), when (`_bounded_history`).
+
+MAX_KEYS: Final = 1000
+
+
+class KeyedHistory(Mapping[Hashable, History]):
+    """One history per key, for the keys used last; 1,000 at most. Safe from any thread."""
+
+    def __init__(self, make: Callable[[], History], *, max_keys: int = MAX_KEYS) -> None:
+        self._make = make
+        self._max_keys = max_keys
+        self._lock = threading.RLock()
+        self._by_key: OrderedDict[Hashable, History] = OrderedDict()
+
+    def at(self, key: Hashable) -> History:
+        """Return the history for `key`, a new one if need be; the key unused for longest may go for it."""
+        with self._lock:
+            history = self._by_key.get(key)
+            if history is None:
+                history = self._by_key[key] = self._make()
+                if len(self._by_key) > self._max_keys:
+                    self._by_key.popitem(last=False)
+            self._by_key.move_to_end(key)
+            return history
+
+    def summary(self) -> HistorySummary:
+        """Return the summary over all keys."""
+        with self._lock:
+            return summarise(call for history in self._by_key.values() for call in history)
+
+    def __getitem__(self, key: Hashable) -> History:
+        with self._lock:
+            return self._by_key[key]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        with self._lock:
+            return iter(tuple(self._by_key))
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __repr__(self) -> str:
+        return f"<KeyedHistory of {len(self)} keys>"
+
+
+class ObjectHistories:
+    """One history per object, for as long as the object lives.
+
+    By identity: objects that compare equal have histories of their own, and none has to be hashable.
+    """
+
+    def __init__(self, make: Callable[[], History], shared: History) -> None:
+        self._make = make
+        self._shared = shared
+        self._by_id: dict[int, tuple[weakref.ref[Any], History]] = {}
+
+    def at(self, instance: object) -> History:
+        """Return the history of `instance`, a new one if need be.
+
+        Objects that cannot be weakly referenced get the shared one: nobody would say when theirs can go.
+        """
+        key = id(instance)
+        found = self._by_id.get(key)
+        if found is not None and found[0]() is instance:
+            return found[1]
+
+        by_id = self._by_id
+        try:
+            reference = weakref.ref(instance, lambda gone: by_id.pop(key, None) if _is_at(by_id, key, gone) else None)
+        except TypeError:
+            return self._shared
+        history = self._make()
+        by_id[key] = (reference, history)
+        return history
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+
+def _is_at(by_id: dict[int, tuple[weakref.ref[Any], History]], key: int, gone: weakref.ref[Any]) -> bool:
+    # A new object may have the id of the one that is gone, and its history is in place already.
+    found = by_id.get(key)
+    return found is not None and found[0] is gone
+
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")

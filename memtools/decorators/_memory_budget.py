@@ -3,8 +3,15 @@
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from memtools.decorators._detours import detour_for, is_enabled, is_layered, name_of, over_descriptors, shape_of
-from memtools.decorators._wrapping import Decorated
+from memtools.decorators._wrapping import (
+    Decorated,
+    detour_for,
+    is_enabled,
+    is_layered,
+    name_of,
+    over_descriptors,
+    shape_of,
+)
 from memtools.ledger import Measure, OnExceed, Owner, choose_meter, usage_of
 from memtools.scopes import Plan, check_refusing, judge, make_budget
 from memtools.units import parse_count

@@ -8,11 +8,17 @@ coroutine function where there is one. Its own way to bind and call costs 450 to
 and binding by the interpreter's own method type costs less (docs/performance.md, decorators).
 """
 
+import inspect
+import os
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from itertools import count, cycle, repeat
-from types import MethodType
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeAlias, TypeVar
+from types import CoroutineType, MethodType
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar
+
+from memtools.errors import ConfigError
+from memtools.scopes import Plan, call, follow, follower, generate, generate_async, named_as, sendable
 
 if TYPE_CHECKING:
 
@@ -78,3 +84,113 @@ def _found(module: str, qualname: str) -> Any:  # Any: whatever stands under tha
     for name in qualname.split("."):
         found = getattr(found, name)
     return found
+
+
+# Which detour a function takes, decided once, when it is decorated.
+#
+# Covers: telling plain functions, coroutine functions, generators and asynchronous generators apart, names for reports,
+# switching decorators off. Leaves to others: running the call (`memtools.scopes`).
+
+Shape: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
+
+# Any: what a function takes and returns is between it and its callers.
+Runner: TypeAlias = Callable[[Plan, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+_ON = ("1", "true", "yes", "on")
+_OFF = ("0", "false", "no", "off")
+
+
+def shape_of(function: Callable[..., Any]) -> Shape:
+    """Return how a call of `function` runs.
+
+    Raises:
+        ConfigError: for what cannot be called, and for classes.
+    """
+    if not callable(function) or inspect.isclass(function):
+        raise ConfigError("function", function, "a function or method")
+
+    for candidate in (function, vars(type(function)).get("__call__")):
+        if inspect.isasyncgenfunction(candidate):
+            return "async generator"
+        if inspect.iscoroutinefunction(candidate):
+            return "coroutine"
+        if inspect.isgeneratorfunction(candidate):
+            return "generator"
+    return "plain"
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return what reports call `function`: module and qualified name, without the module of the main program."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    module = getattr(function, "__module__", None)
+    return name if module in (None, "__main__", "__mp_main__") else f"{module}.{name}"
+
+
+def is_layered(function: Callable[..., Any]) -> bool:
+    """Return whether `function` is under a decorator of ours already: its calls are then counted once."""
+    return isinstance(function, Decorated)
+
+
+def runner_for(shape: Shape) -> Runner:
+    """Return what runs a call of a function of that shape as an owner by the plan that it is given."""
+    if shape == "plain":
+        return call
+
+    runs: dict[Shape, Callable[[Plan, Any], Any]] = {
+        "coroutine": follow,
+        "generator": generate,
+        "async generator": generate_async,
+    }
+    run = runs[shape]
+
+    def runner(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return named_as(function, run(plan, function(*args, **kwargs)))
+
+    return runner
+
+
+def detour_for(shape: Shape, plan: Plan, function: Callable[..., Any]) -> Detour:
+    """Return the detour that opens an owner by `plan` for each call of a function of that shape."""
+    if shape != "coroutine":
+        return partial(runner_for(shape), plan)
+
+    following = follower(plan, function)
+
+    def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inner = function(*args, **kwargs)
+        return following(inner if type(inner) is CoroutineType else sendable(inner))
+
+    return detour
+
+
+def is_enabled(enabled: bool | None) -> bool:
+    """Return whether decorators do anything: the argument, else `MEMTOOLS_ENABLED`, else yes.
+
+    Raises:
+        ConfigError: for a value of `MEMTOOLS_ENABLED` that is neither.
+    """
+    if enabled is not None:
+        return bool(enabled)
+    value = os.environ.get("MEMTOOLS_ENABLED", "1").strip().lower()
+    if value not in _ON + _OFF:
+        raise ConfigError("MEMTOOLS_ENABLED", value, ", ".join(_ON) + " or " + ", ".join(_OFF))
+    return value in _ON
+
+
+def is_descriptor(function: object) -> bool:
+    """Return whether it is a classmethod or staticmethod, as it stands in the body of a class."""
+    return type(function) in (classmethod, staticmethod)
+
+
+def over_descriptors(decorate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a `decorate` that also takes classmethods and staticmethods, and decorates what they hold.
+
+    Any: the descriptor types are generic in what they hold, and both come out as they went in.
+    """
+
+    def decorate_any(function: Any) -> Any:
+        if not is_descriptor(function):
+            return decorate(function)
+        return type(function)(decorate(function.__func__))
+
+    return decorate_any

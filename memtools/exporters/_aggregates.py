@@ -6,21 +6,366 @@ Covers: adding up accounts by name, budgets of open owners, what events have tol
 Cost: it walks the ledger's accounts (at most 4,096), the open owners and the registered things; see docs/metrics.md.
 """
 
-from collections import defaultdict
+import logging
+import os
+import threading
+from bisect import bisect_left
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from itertools import accumulate
+from typing import Final, TypeAlias
+from weakref import WeakSet, ref
 
-from memtools.events import BudgetOverrun, HighUsage, ScopeEnded
+from memtools._records import record
+from memtools.cleanup import Shrinkable, registered
+from memtools.errors import ConfigError
+from memtools.events import BudgetOverrun, Event, HighUsage, ScopeEnded, Subscription, TaskAbandoned, subscribe
 from memtools.events import statistics as hub_statistics
 from memtools.exporters._catalogue import GROWTH_BOUNDS
-from memtools.exporters._growth import Buckets, Growth
-from memtools.exporters._heard import Counted, Heard
-from memtools.exporters._monitors import monitor_samples
-from memtools.exporters._names import MOST_NAMES, Names
-from memtools.exporters._structures import Structures
 from memtools.ledger import Entry, Owner, open_owners, usage_of
 from memtools.ledger import statistics as ledger_statistics
-from memtools.records import record
+from memtools.monitor import MonitorStatistics, monitors
+from memtools.readings import Level, effective_limit, headroom
+from memtools.structures import BoundedList, WeakCache
+from memtools.units import parse_count
+
+# How much scopes, calls and tasks had left alive when they ended, sorted into buckets.
+#
+# Leaves to others: who ended (`_heard`), the form in which a library wants it.
+
+
+@record
+class Growth:
+    """The growth of the owners of one label, up to one moment.
+
+    Attributes:
+        counts: how many had grown by no more than each bound, and how many there were in all: cumulative.
+        sum_bytes: what they left alive together.
+    """
+
+    counts: tuple[int, ...]
+    sum_bytes: int
+
+
+class Buckets:
+    """Running counts behind a `Growth`; the caller sees to threads."""
+
+    __slots__ = ("_bounds", "_counts", "_sum_bytes")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum_bytes = 0
+
+    def add(self, grown_bytes: int) -> None:
+        """Count one that grew by `grown_bytes`, never negative."""
+        self._counts[bisect_left(self._bounds, grown_bytes)] += 1
+        self._sum_bytes += grown_bytes
+
+    def growth(self) -> Growth:
+        """Return the counts up to now."""
+        return Growth(tuple(accumulate(self._counts)), self._sum_bytes)
+
+
+# Wait with what events tell until somebody may count it.
+#
+# Covers: a hook that only appends, so that it can be called anywhere; when the waiting events are taken.
+# Leaves to others: what is counted (`_aggregates`, `opentelemetry`).
+#
+# A hook may run inside a finaliser, in the middle of any line, that of our own counting included: a lock taken there
+# would deadlock itself. So the hook puts the event into a queue, which is one C call, and whoever can have the lock
+# without waiting empties the queue. While one thread counts, the others only append.
+
+# How many events wait at most for somebody to count them; beyond it the oldest are lost, which takes a thread that
+# holds the lock for as long as it takes the others to tell so many.
+_MOST_WAITING: Final = 65_536
+_PORTION: Final = 256
+
+Counted = ScopeEnded | HighUsage | BudgetOverrun | TaskAbandoned
+
+_all: "WeakSet[Heard]" = WeakSet()
+
+
+class Heard:
+    """Events on their way from where they happened to where they are counted.
+
+    Args:
+        count: called with one event at a time, never twice at once.
+        may_count: asked, when enough events wait, whether they may be counted here.
+
+    Attributes:
+        lock: held while `count` runs; whoever reads what it writes takes it as well.
+    """
+
+    def __init__(self, count: Callable[[Counted], object], may_count: Callable[[], bool] = lambda: True) -> None:
+        self._count = count
+        self._may_count = may_count
+        self._waiting: deque[Counted] = deque(maxlen=_MOST_WAITING)
+        self._subscription: Subscription | None = None
+        self.lock = threading.Lock()
+        _all.add(self)
+
+    def listen(self) -> None:
+        """Begin to hear events; a second call does nothing."""
+        if self._subscription is None:
+            self._subscription = subscribe(self._hear)
+
+    def close(self) -> None:
+        """Hear no more; what waits can still be counted."""
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+
+    def settle(self) -> None:
+        """Count all that waits. The caller holds the lock."""
+        waiting = self._waiting
+        # Not `while waiting`: threads that go on telling must not keep a reader here.
+        for _ in range(len(waiting)):
+            try:
+                event = waiting.popleft()
+            except IndexError:
+                return  # the child of a fork that happened in here
+            self._count(event)
+
+    def renew_lock(self) -> None:
+        """Make the lock anew in the child of a fork: the thread that held it may not be there."""
+        self.lock = threading.Lock()
+
+    def _hear(self, event: Event) -> None:
+        if not isinstance(event, Counted):
+            return
+        self._waiting.append(event)
+        if len(self._waiting) < _PORTION or not self._may_count():
+            return
+        lock = self.lock
+        if lock.acquire(blocking=False):
+            try:
+                self.settle()
+            finally:
+                lock.release()
+
+
+def _renew_locks() -> None:
+    for heard in _all:
+        heard.renew_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
+# Keep the names that become label values few: each of them is a time series for as long as the server remembers it.
+#
+# Leaves to others: which names there are (`_aggregates`), escaping them (the exposition format).
+
+MOST_NAMES: Final = 100
+OTHER: Final = "<other>"
+
+_log = logging.getLogger("memtools.exporters")
+
+
+class Names:
+    """The first `most` names that come keep their own label; all later ones share `<other>`.
+
+    A name that has got its label keeps it, so that counters only rise. The caller sees to threads.
+
+    Args:
+        most: how many names get a label of their own.
+
+    Raises:
+        ConfigError: for less than one name.
+    """
+
+    __slots__ = ("_known", "_most", "_warned")
+
+    def __init__(self, most: int = MOST_NAMES) -> None:
+        self._most = parse_count(most, name="most_names")
+        self._known: set[str] = set()
+        self._warned = False
+
+    def label(self, name: str) -> str:
+        """Return the label value for `name`."""
+        if name in self._known:
+            return name
+        if name == OTHER:
+            return OTHER
+        if len(self._known) < self._most:
+            self._known.add(name)
+            return name
+
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "more than %d names of scopes, calls and tasks: the figures of the further ones are exported as %s; "
+                "name a scope after what it does, not after whom it does it for",
+                self._most,
+                OTHER,
+            )
+        return OTHER
+
+
+# What bounded lists, caches and other registered things hold, and what had to go from them, by type.
+#
+# Covers: counters that do not fall when a structure dies. Leaves to others: who is registered (`memtools.cleanup`).
+#
+# Only our own structures are asked for figures: what a stranger's `statistics()` costs, or waits for, is unknown.
+
+_Seen: TypeAlias = tuple[ref[Shrinkable], str, int]  # the thing, its label, its evictions when it was looked at last
+
+
+@record
+class StructureFigures:
+    """What is alive of one type.
+
+    Attributes:
+        alive: how many things, by type.
+        items: what they hold, by type; only for our own types.
+        evictions: what had to go from them, those included that have died since they were last looked at.
+    """
+
+    alive: dict[str, int]
+    items: dict[str, int]
+    evictions: dict[str, int]
+
+
+class Structures:
+    """Looks at the registered things; the caller sees to threads.
+
+    What a structure evicts between the last look and its death is not counted.
+    """
+
+    __slots__ = ("_names", "_past", "_seen")
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._past: Counter[str] = Counter()
+        self._seen: dict[int, _Seen] = {}
+
+    def look(self) -> StructureFigures:
+        """Return the figures of this moment."""
+        alive: Counter[str] = Counter()
+        items: Counter[str] = Counter()
+        evictions: Counter[str] = Counter()
+        seen: dict[int, _Seen] = {}
+
+        for thing in registered():
+            label = self._names.label(_type_name(type(thing)))
+            alive[label] += 1
+            figures = _figures(thing)
+            if figures is None:
+                continue
+            items[label] += figures[0]
+            evictions[label] += figures[1]
+            seen[id(thing)] = (self._reference(thing), label, figures[1])
+
+        for number, (reference, label, gone) in self._seen.items():
+            if number not in seen or seen[number][0] is not reference:
+                self._past[label] += gone
+        self._seen = seen
+        evictions.update(self._past)
+        return StructureFigures(dict(alive), dict(items), dict(evictions))
+
+    def _reference(self, thing: Shrinkable) -> "ref[Shrinkable]":
+        # An id is given to another thing after death; a reference that still leads to the thing is the thing's own.
+        known = self._seen.get(id(thing))
+        return known[0] if known is not None and known[0]() is thing else ref(thing)
+
+
+def _figures(thing: Shrinkable) -> tuple[int, int] | None:
+    if isinstance(thing, BoundedList):
+        bounded = thing.statistics()
+        return bounded.length, bounded.evicted
+    if isinstance(thing, WeakCache):
+        cache = thing.statistics()
+        return cache.strong, cache.evictions
+    return None
+
+
+def _type_name(kind: type[Shrinkable]) -> str:
+    # The list bounded by bytes is of a class of its own, of which nobody need know.
+    for ours in (BoundedList, WeakCache):
+        if issubclass(kind, ours) and kind.__module__.startswith("memtools."):
+            return ours.__name__
+    return kind.__qualname__
+
+
+# What the started monitors have seen and done, and what the process may use.
+#
+# Leaves to others: watching (`memtools.monitor`), reading limits (`memtools.readings`). A monitor's statistics are copied
+# and read nothing anew. Without a monitor the limit and the headroom are read here: some hundred microseconds.
+
+
+def worst_level() -> Level | None:
+    """Return the highest level of the monitors that are started, or None where there is none."""
+    return max((monitor.level for monitor in monitors()), default=None)
+
+
+def limit_bytes() -> int | None:
+    """Return what this process may use: the least of what the monitors were told and found, else the effective limit.
+
+    None where no limit is known, or `MEMTOOLS_LIMIT` is no size.
+    """
+    return _limit_of([monitor.statistics() for monitor in monitors()])
+
+
+def headroom_bytes() -> int | None:
+    """Return what is left to the first wall, negative beyond it; None where that is not known."""
+    return _headroom_of([monitor.statistics() for monitor in monitors()])
+
+
+def monitor_samples() -> "Samples":
+    """Return the samples of monitors, limit and headroom."""
+    found = [monitor.statistics() for monitor in monitors()]
+    samples: Samples = {}
+    for one in found:
+        for family, value in _monitor_figures(one).items():
+            samples.setdefault(family, {})[one.name,] = value
+        for level in Level:
+            samples.setdefault("monitor.changes", {})[one.name, level.name.lower()] = one.level_changes.get(level, 0)
+
+    for family, room in (("effective.limit", _limit_of(found)), ("headroom", _headroom_of(found))):
+        if room is not None:
+            samples[family] = {(): room}
+    return samples
+
+
+def _monitor_figures(one: MonitorStatistics) -> dict[str, float]:
+    return {
+        "monitor.level": one.level,
+        "monitor.operations": one.operations,
+        "monitor.failures": one.failures,
+        "pressure.signals": one.pressure_signals,
+        "cleanup.climbs": one.cleanups,
+        "cleanup.light": one.light_cleanups,
+        "cleanup.freed": one.freed_bytes,
+        "cleanup.duration": one.cleanup_s,
+        "cleanup.ineffective": one.reclaims_in_vain,
+        "admission.waiting": one.admissions.waiting,
+        "admission.inside": one.admissions.inside,
+        "gc.pause": one.pauses.total_s,
+    }
+
+
+def _limit_of(found: list[MonitorStatistics]) -> int | None:
+    told = [one.limit.value_bytes for one in found if one.limit is not None and one.limit.value_bytes is not None]
+    if told:
+        return min(told)
+    try:
+        return effective_limit().value_bytes
+    except ConfigError:
+        return None  # what tells of the process shall not fail for a wrong word in its environment
+
+
+def _headroom_of(found: list[MonitorStatistics]) -> int | None:
+    told = [one.headroom.value_bytes for one in found if one.headroom is not None]
+    known = [room for room in told if room is not None]
+    if known:
+        return min(known)
+    try:
+        return headroom().value_bytes
+    except ConfigError:
+        return None
+
 
 Labels: TypeAlias = tuple[str, ...]
 Samples: TypeAlias = dict[str, dict[Labels, float]]  # by the family's name, then by the values of its labels

@@ -6,7 +6,7 @@ Leaves to others: where the figures come from (`_aggregates`), how a library wan
 
 from typing import Final, Literal, TypeAlias
 
-from memtools.records import record
+from memtools._records import record
 
 Sort: TypeAlias = Literal["counter", "gauge"]
 Unit: TypeAlias = Literal["", "bytes", "seconds"]

@@ -12,9 +12,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from memtools.errors import MissingExtraError
-from memtools.exporters._aggregates import Aggregates, Labels, Snapshot
+from memtools.exporters._aggregates import MOST_NAMES, Aggregates, Labels, Snapshot
 from memtools.exporters._catalogue import FAMILIES, GROWTH, GROWTH_BOUNDS, Family
-from memtools.exporters._names import MOST_NAMES
 
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation, get_meter_provider

@@ -9,10 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from memtools.errors import MissingExtraError
-from memtools.exporters._aggregates import Aggregates
+from memtools.exporters._aggregates import MOST_NAMES, Aggregates, Growth
 from memtools.exporters._catalogue import FAMILIES, GROWTH, GROWTH_BOUNDS, Family
-from memtools.exporters._growth import Growth
-from memtools.exporters._names import MOST_NAMES
 
 try:
     from prometheus_client.core import (

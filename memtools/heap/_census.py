@@ -11,15 +11,29 @@ Cost: about 0.3 s for 750,000 objects in stops of at most some 50 ms (docs/perfo
 """
 
 import gc
+import linecache
+import sys
 import time
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import compress
 from operator import not_
 from typing import Any, Final
 
-from memtools.heap._looking import LENGTHS, all_objects, class_of, kind_of, type_name, without_modules
-from memtools.records import record
+from memtools._records import record
+from memtools.errors import ConfigError
+from memtools.heap._inspect import (
+    ITERATORS,
+    LENGTHS,
+    REVERSED,
+    all_objects,
+    class_of,
+    kind_of,
+    newest_items,
+    type_name,
+    without_modules,
+)
 from memtools.units import parse_count
 
 # Shorter ones are seldom a leak yet, and most of the heap.
@@ -160,3 +174,176 @@ class _Count:
     def result(self) -> Census:
         self._types.pop(id(_Own), None)
         return Census(self._containers, self._types, self._names, self._objects, time.monotonic())
+
+
+# What grew between two counts of the heap.
+#
+# Covers: containers first, by the rate of their growth; types of objects where no container explains them. Pure: numbers
+# in, numbers out.
+# Leaves to others: counting (`_census`), who keeps it (`_answers`).
+
+# What grows along with any container or instance, and tells nothing by itself.
+_EVERYDAY: Final = frozenset(
+    ("dict", "list", "tuple", "set", "frozenset", "cell", "function", "weakref.ReferenceType", "method",
+     "builtin_function_or_method", "code", "generator", "coroutine", "collections.deque", "frame")
+)  # fmt: skip
+LEAST_GROWTH: Final = 16
+
+
+def growing(*counts: Census, most: int = 10, least: int = LEAST_GROWTH) -> tuple[Growing, ...]:
+    """Return what grew from each count to the next, the fastest containers first, then the fastest types.
+
+    What was not there at the first count comes after what was.
+
+    A container that became shorter in between is at work, and no leak.
+
+    Args:
+        counts: two or more, in the order in which they were taken; 10 to 30 s apart for a service.
+        most: how many containers and how many types to return at most.
+        least: how much more there must be; fewer than 16 is what any program does meanwhile.
+
+    Raises:
+        ConfigError: for fewer than two counts.
+    """
+    if len(counts) < 2:
+        raise ConfigError("counts", len(counts), "two or more counts, as `census()` returns them")
+    seconds = max(counts[-1].at - counts[0].at, 1e-9)
+    return (*_containers(counts, seconds, least)[:most], *_types(counts, seconds, least)[:most])
+
+
+def _containers(counts: Sequence[Census], seconds: float, least: int) -> list[Growing]:
+    found: list[Growing] = []
+    for address, (cls, after) in counts[-1].containers.items():
+        lengths = _lengths(counts, address, cls)
+        if lengths is None or after - lengths[0] < least or lengths != sorted(lengths):
+            continue
+        found.append(Growing(counts[-1].names[cls], lengths[0], after, (after - lengths[0]) / seconds, address))
+    return sorted(found, key=_rate)
+
+
+def _lengths(counts: Sequence[Census], address: int, cls: int) -> list[int] | None:
+    lengths: list[int] = []
+    for count in counts:
+        kind, length = count.containers.get(address, (cls, 0))
+        if kind != cls:
+            return None  # another object had the address before
+        lengths.append(length)
+    return lengths
+
+
+def _types(counts: Sequence[Census], seconds: float, least: int) -> list[Growing]:
+    found: list[Growing] = []
+    for cls, after in counts[-1].types.items():
+        name = counts[-1].names[cls]
+        if name in _EVERYDAY or name.startswith("memtools.heap."):
+            continue
+        numbers = [count.types.get(cls, 0) for count in counts]
+        if after - numbers[0] >= least and numbers == sorted(numbers):
+            found.append(Growing(name, numbers[0], after, (after - numbers[0]) / seconds))
+    return sorted(found, key=_rate)
+
+
+def _rate(one: Growing) -> tuple[bool, float]:
+    # What was there before and grew says more than what has come since.
+    return (not one.before, -one.per_second)
+
+
+# Find again what was counted, and pick objects to climb from.
+#
+# Covers: the container at an address, the newest objects of a type, and which of them are nobody's leak.
+# Leaves to others: climbing (`_climbing`).
+
+_NEWEST_SLICE: Final = 50_000
+
+
+def at_addresses(wanted: dict[int, Growing]) -> list[Any]:  # Any: strangers
+    """Return the containers that are still at their addresses, of the same type."""
+    found = _among(all_objects(), wanted)
+    if len(found) < len(wanted):
+        found += _among_untracked(wanted.keys() - {id(one) for one in found}, wanted)
+    return found
+
+
+def _among(objects: list[Any], wanted: dict[int, Growing]) -> list[Any]:
+    candidates = list(compress(objects, map(wanted.__contains__, map(id, objects))))
+    return [one for one in candidates if type_name(class_of(one)) == wanted[id(one)].type_name]
+
+
+def _among_untracked(missing: set[int], wanted: dict[int, Growing]) -> list[Any]:
+    found: dict[int, Any] = {}
+    objects = all_objects()
+    while objects and len(found) < len(missing):
+        referents = gc.get_referents(*without_modules(objects[-_NEWEST_SLICE:]))
+        del objects[-_NEWEST_SLICE:]
+        known = compress(referents, map(missing.__contains__, map(id, referents)))
+        found.update((id(one), one) for one in known if class_of(one) is dict)
+    return [one for one in found.values() if wanted[id(one)].type_name == "dict"]
+
+
+def newest_of(cls: type, most: int) -> tuple[list[Any], int]:
+    """Return up to `most` of the youngest objects of exactly this class, and how many there are."""
+    mine: list[Any] = []
+    alive = 0
+    for generation in range(3):
+        objects = all_objects(generation)
+        found = list(compress(objects, map(id(cls).__eq__, map(id, map(type, objects)))))
+        alive += len(found)
+        mine += found[: -most - 1 : -1]  # within a generation the youngest come last
+    return mine[:most], alive
+
+
+def type_called(name: str) -> type | None:
+    """Return the class of the youngest object whose class has this name, as `type_name` tells it."""
+    classes: dict[int, type] = {}
+    for generation in range(3):
+        types = list(map(type, all_objects(generation)))
+        classes.update(zip(map(id, types), types, strict=True))
+    return next((cls for cls in classes.values() if type_name(cls) == name), None)
+
+
+def is_weak_inside(container: Any) -> bool:
+    """Return whether a container is the inside of a weak set or mapping: what it lists is kept by others."""
+    newest = newest_in(container)
+    return newest is not None and any(issubclass(class_of(one), weakref.ref) for one in newest)
+
+
+def newest_in(container: Any) -> tuple[Any, Any] | None:
+    """Return key and value of the newest item; a list's key is None, and so is a set's."""
+    kind = kind_of(class_of(container))
+    if kind is None or not LENGTHS[kind](container):
+        return None
+    try:
+        if kind is dict:
+            return next(newest_items(container), None)
+        return None, next((ITERATORS.get(kind) or REVERSED[kind])(container))
+    except (StopIteration, RuntimeError):
+        return None
+
+
+# The longest containers there are, and who holds each: what holds the most, whether it grows or not.
+#
+# Leaves to others: counting (`_census`), climbing and naming (`_answers`), what each weighs.
+
+
+def longest(most: int = 5, *, least: int = 1000) -> list[Any]:  # Any: strangers
+    """Return the longest containers, the longest first; the caller holds them, and should let go of them soon.
+
+    The insides of weak sets and mappings are left out, and so are tables of the interpreter.
+
+    Args:
+        most: how many.
+        least: the length from which on a container counts.
+
+    Raises:
+        ConfigError: if `least` is no whole number of at least 1.
+    """
+    counted = census(least=least)
+    # More than asked for: some are left out below.
+    longer = sorted(counted.containers.items(), key=lambda one: one[1][1], reverse=True)[: 2 * most + 8]
+    wanted = {address: Growing(counted.names[cls], 0, length, 0.0, address) for address, (cls, length) in longer}
+    found = {id(thing): thing for thing in at_addresses(wanted) if not _is_nobodys(thing)}
+    return [found[address] for address in wanted if address in found][:most]
+
+
+def _is_nobodys(thing: object) -> bool:
+    return thing is sys.modules or thing is linecache.cache or is_weak_inside(thing)

@@ -1,9 +1,8 @@
 """memtools inside other people's frames: ASGI servers, logging, structlog. None of them is imported for it."""
 
-from memtools.integrations._asgi import MemoryMiddleware, MiddlewareStatistics
-from memtools.integrations._logging import MemoryFilter
-from memtools.integrations._routes import UNMATCHED, route_label
-from memtools.integrations._structlog import add_memory
+from memtools.integrations.asgi import UNMATCHED, MemoryMiddleware, MiddlewareStatistics, route_label
+from memtools.integrations.logging import MemoryFilter
+from memtools.integrations.structlog import add_memory
 
 __all__ = [
     "UNMATCHED",

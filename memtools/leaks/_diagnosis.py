@@ -6,9 +6,9 @@ Leaves to others: finding it out (`_investigation`).
 from collections.abc import Sequence
 from typing import Final
 
+from memtools._records import record
 from memtools.analysis import LeakKind, LeakVerdict, Leftover
 from memtools.heap import Answer
-from memtools.records import record
 from memtools.units import format_size
 
 _MOST: Final = 5  # lines

@@ -1,28 +1,23 @@
 """Who is charged for a byte: owners, their tree, the meters that count and the drivers that follow."""
 
-from memtools.ledger._accounts import Entry
-from memtools.ledger._book import (
+from memtools.ledger._context import Turn, active_owner, current_driver, is_failure
+from memtools.ledger._coroutines import UNUSED, Driven, can_be_driven
+from memtools.ledger._instrument import Installation, carry, install
+from memtools.ledger._ledger import (
     LedgerStatistics,
     end_owner,
+    figures_of,
     forget_accounts,
+    open_in_frame,
     open_owner,
     open_owners,
+    rename_owner,
     settle_owner,
     statistics,
+    usage_of,
 )
-from memtools.ledger._budget import Budget, Measure, OnExceed
-from memtools.ledger._carrying import carry
-from memtools.ledger._current import active_owner, current_driver
-from memtools.ledger._driver import UNUSED, Driven, can_be_driven
-from memtools.ledger._endings import is_failure
-from memtools.ledger._figures import figures_of, usage_of
-from memtools.ledger._installing import Installation, install
-from memtools.ledger._meters import Meter, choose_meter, native_reason
-from memtools.ledger._owner import Kind, Owner
-from memtools.ledger._placing import open_in_frame
-from memtools.ledger._renaming import rename_owner
-from memtools.ledger._turns import Turn
-from memtools.ledger._usage import Figures, Usage
+from memtools.ledger._owner import Budget, Entry, Figures, Kind, Measure, OnExceed, Owner, Usage
+from memtools.ledger.meters._choose import Meter, choose_meter, native_reason
 
 __all__ = [
     "UNUSED",

@@ -12,8 +12,8 @@ import sys
 from types import CodeType, FrameType
 from typing import Final
 
+from memtools.ledger._context import Turn
 from memtools.ledger._owner import Owner
-from memtools.ledger._turns import Turn
 
 _TOOL_IDS: Final = (4, 3)  # those that no known tool has by convention (PEP 669)
 _caller = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; the events name no frame

@@ -10,15 +10,42 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from memtools._records import as_dict, record
 from memtools.errors import ConfigError, ScopeClosed
-from memtools.lifecycle._belongings import Belongings, end_of, is_task
-from memtools.lifecycle._statistics import ComponentStatistics
+from memtools.lifecycle._teardown import Belongings, end_of, is_task
 from memtools.lifecycle._weak_parent import WeakParent
 from memtools.scopes import parse_name
 from memtools.units import parse_seconds
 
 if TYPE_CHECKING:
     import asyncio
+
+
+# What a component owns and how its tasks fared, as one frozen record.
+
+
+@record
+class ComponentStatistics:
+    """What a component owns, at one moment.
+
+    Attributes:
+        name: the component's name.
+        state: `"open"`, `"shutting down"` or `"ended"`.
+        tasks: its tasks that have not ended.
+        owned: the other things that it owns: pools, caches, children.
+        failed: tasks of it that raised, before it was shut down.
+    """
+
+    name: str
+    state: str
+    tasks: int
+    owned: int
+    failed: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the fields as a dict that JSON can hold."""
+        return as_dict(self)
+
 
 T = TypeVar("T")
 
@@ -200,7 +227,7 @@ class Component:
     async def _end_by(self, deadline: float) -> None:
         import asyncio
 
-        from memtools.lifecycle._ending import Ending  # it knows asyncio, which is loaded by whoever runs a loop
+        from memtools.lifecycle._teardown import Ending  # it knows asyncio, which is loaded by whoever runs a loop
 
         if self._state != _OPEN:
             if self._ended is not None:

@@ -1,11 +1,9 @@
 """Keep a process inside its memory limit, and say so: thresholds, levels, clean-up, back-pressure, statistics."""
 
 from memtools.monitor._admission import Admission, AlreadyInside
-from memtools.monitor._advice import Recommendation
-from memtools.monitor._gauges import Gauges
-from memtools.monitor._monitor import MemoryMonitor
-from memtools.monitor._settings import AlreadyStarted
-from memtools.monitor._started import monitors
+from memtools.monitor._monitor import AlreadyStarted, MemoryMonitor, monitors
+from memtools.monitor._report import Recommendation
+from memtools.monitor._sampler import Gauges
 from memtools.monitor._statistics import (
     AdmissionStatistics,
     CallbackStatistics,

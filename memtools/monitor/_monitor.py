@@ -4,33 +4,194 @@ Covers: arguments, starting and ending, the names under which everything is reac
 Leaves to others: all that happens (`_keeper` and its parts).
 """
 
+import inspect
+import os
 import warnings
+import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from memtools.cleanup import Ladder, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
-from memtools.errors import ConfigError
+from memtools.errors import ConfigError, MemtoolsError
 from memtools.events import LevelChanged, ReclaimIneffective
+from memtools.ledger import is_failure
 from memtools.monitor._admission import Admission
-from memtools.monitor._advice import Recommendation, recommend
-from memtools.monitor._gauges import Gauges, real_gauges
-from memtools.monitor._keeper import Keeper
-from memtools.monitor._levels import LevelMachine
-from memtools.monitor._lookout import Lookout
-from memtools.monitor._report import in_words
-from memtools.monitor._settings import AlreadyStarted, parse_name, parse_pace, parse_positive
-from memtools.monitor._started import note_made, note_started, note_stopped
-from memtools.monitor._statistics import MonitorStatistics
-from memtools.monitor._summing import sum_up
-from memtools.monitor._task_beat import TaskBeat
-from memtools.monitor._thresholds import Size, Thresholds
-from memtools.monitor._watched import watched
+from memtools.monitor._engine import Keeper, sum_up
+from memtools.monitor._levels import LevelMachine, Size, Thresholds
+from memtools.monitor._loops import TaskBeat
+from memtools.monitor._report import Recommendation, in_words, recommend
+from memtools.monitor._sampler import Gauges, Lookout, Pace, real_gauges
+from memtools.monitor._statistics import MonitorStatistics, Operation, presentable
 from memtools.readings import Level, Reading
 from memtools.units import parse_count, parse_seconds, parse_size
+
+# The small arguments of a monitor, and the error for starting it twice.
+#
+# Leaves to others: thresholds (`_thresholds`).
+
+
+class AlreadyStarted(MemtoolsError, RuntimeError):
+    """A monitor was started while it is started.
+
+    Attributes:
+        name: the monitor's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name} is started already: stop it first, or make a second monitor"
+
+
+def parse_name(name: object) -> str:
+    """Return `name` as logs may show it; ConfigError for what is no text."""
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError("name", name, "a text that is not empty")
+    return presentable(name)
+
+
+def parse_positive(seconds: object, name: str) -> float:
+    """Return `seconds` above 0; ConfigError for anything else."""
+    parsed = parse_seconds(seconds, name=name)
+    if parsed == 0:
+        raise ConfigError(name, seconds, "seconds as a number above 0")
+    return parsed
+
+
+def parse_pace(shortest: object, longest: object) -> Pace:
+    """Return the pace between the two intervals; ConfigError for what makes no sense."""
+    shortest_s, longest_s = parse_positive(shortest, "min_interval"), parse_positive(longest, "max_interval")
+    if shortest_s > longest_s:
+        raise ConfigError("min_interval", shortest, f"at most max_interval={longest!r}")
+    return Pace(shortest_s, longest_s)
+
+
+# Which monitors are started, and what becomes of them in a forked child.
+#
+# Covers: the weak set for collectors, the one fork handler. Leaves to others: what a monitor renews (`_monitor`).
+
+# By id, for a monitor may be compared in ways of its own. `valuerefs` is one C call: nobody's end disturbs a walk.
+_started: "weakref.WeakValueDictionary[int, MemoryMonitor]" = weakref.WeakValueDictionary()
+_all: "weakref.WeakValueDictionary[int, MemoryMonitor]" = weakref.WeakValueDictionary()
+
+
+def monitors() -> "tuple[MemoryMonitor, ...]":
+    """Return the monitors that are started now, by name; for collectors of metrics. Safe from any thread."""
+    return tuple(sorted(_alive(_started), key=lambda monitor: monitor.name))
+
+
+def note_made(monitor: "MemoryMonitor") -> None:
+    """Have `monitor` renewed in forked children."""
+    _all[id(monitor)] = monitor
+
+
+def note_started(monitor: "MemoryMonitor") -> None:
+    """Have `monitor` listed by `monitors()`."""
+    _started[id(monitor)] = monitor
+
+
+def note_stopped(monitor: "MemoryMonitor") -> None:
+    """Have `monitor` listed no more."""
+    _started.pop(id(monitor), None)
+
+
+def _alive(known: "weakref.WeakValueDictionary[int, MemoryMonitor]") -> "list[MemoryMonitor]":
+    return [monitor for reference in known.valuerefs() if (monitor := reference()) is not None]
+
+
+def _renew_in_child() -> None:
+    # Nothing is logged and nothing waited for here: other threads of the parent may have held any lock.
+    for monitor in _alive(_all):
+        monitor._renew_after_fork()  # pyright: ignore[reportPrivateUsage]  # its own room
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_in_child)
+
+
+# Functions whose calls are operations: `@monitor.watch`.
+#
+# Covers: plain and coroutine functions, class and static methods; name, signature, kind and pickling stay as they were.
+# Leaves to others: counting (`_operations`).
+#
+# A plain function around a plain function, not the proxy of `memtools.decorators`: it binds, pickles and is a coroutine
+# function by itself, it costs half as much, and there is nothing that it would have to carry.
+
+
+def watched(function: Any, account: Callable[[str], Operation], name: str | None = None) -> Any:
+    """Return `function` with each call noted in the account of its name.
+
+    Any: what comes in goes out as it was; `MemoryMonitor.watch` says so to type checkers.
+
+    Raises:
+        ConfigError: for what cannot be called, for classes, and for generators, whose duration is their consumer's.
+    """
+    if type(function) in (classmethod, staticmethod):
+        return type(function)(watched(function.__func__, account, name))
+
+    accepted = "a function or coroutine function"
+    if not callable(function) or isinstance(function, type):
+        raise ConfigError("function", function, accepted)
+    if _is_a("isgeneratorfunction", function) or _is_a("isasyncgenfunction", function):
+        raise ConfigError("function", function, f"{accepted}: how long a generator takes is up to who consumes it")
+
+    operation = account(_name_of(function) if name is None else name)
+    return (_later if _is_a("iscoroutinefunction", function) else _now)(function, operation)
+
+
+def _now(function: Callable[..., Any], operation: Operation) -> Callable[..., Any]:
+    note, clock = operation.note, perf_counter
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        began = clock()
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            note(clock() - began, is_failure(error))
+            raise
+        note(clock() - began)
+        return result
+
+    return call
+
+
+def _later(function: Callable[..., Any], operation: Operation) -> Callable[..., Any]:
+    note, clock = operation.note, perf_counter
+
+    @wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        began = clock()
+        try:
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            note(clock() - began, is_failure(error))
+            raise
+        note(clock() - began)
+        return result
+
+    return call
+
+
+def _is_a(question: str, function: Callable[..., Any]) -> bool:
+    ask: Callable[[object], bool] = getattr(inspect, question)
+    return ask(function) or ask(vars(type(function)).get("__call__"))
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    if isinstance(function, partial):
+        return _name_of(function.func)
+    name = str(getattr(function, "__qualname__", type(function).__qualname__))
+    module = getattr(function, "__module__", None)
+    return name if module in (None, "__main__", "__mp_main__") else f"{module}.{name}"
+
 
 # A text: classmethod takes no type arguments at run time.
 F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")

@@ -15,8 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
-from memtools.readings._birthmark import Birthmark, birthmark
-from memtools.readings._second_way import Fields, by_psutil
+from memtools.readings._process import Birthmark, Fields, birthmark, by_psutil
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _pread = os.pread  # a module's attribute costs a look-up more on every reading

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from memtools.pictures import html_page as page_around
+from memtools._charts import html_page as page_around
+from memtools._text import visible
 from memtools.reports._rows import Row, notes_of
-from memtools.reports._visible import visible
-from memtools.reports._words import leftover_line, legend, marked, mib, process_lines, seconds, share
+from memtools.reports._text import leftover_line, legend, marked, mib, process_lines, seconds, share
 
 if TYPE_CHECKING:
     from memtools.reports._report import Report

@@ -10,6 +10,7 @@ suspended by its consumer (the generators) takes its turn at each step.
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar, cast
 
+from memtools._records import record
 from memtools.ledger import (
     UNUSED,
     Budget,
@@ -23,7 +24,6 @@ from memtools.ledger import (
     open_owner,
     settle_owner,
 )
-from memtools.records import record
 
 T = TypeVar("T")
 Y = TypeVar("Y")

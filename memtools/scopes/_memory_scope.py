@@ -13,9 +13,22 @@ from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.ledger import Budget, OnExceed, Owner, Usage, choose_meter, end_owner, open_in_frame, usage_of
+from memtools.scopes._budgets import check_refusing, judge, make_budget, parse_limit
 from memtools.scopes._calls import Plan, call, follow, generate
-from memtools.scopes._judging import check_refusing, judge, make_budget, parse_limit
-from memtools.scopes._naming import parse_name
+
+# What a scope may be called.
+
+
+def parse_name(name: object, *, argument: str = "name") -> str:
+    """Return `name`, text that is not empty.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(argument, name, "text that is not empty")
+    return name
+
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,13 +1,9 @@
 """Containers that cannot grow without end."""
 
+from memtools.errors import NotPicklable, NotWeaklyReferable, RecursiveFactory
 from memtools.structures._bounded_list import BoundedList, BoundedListStatistics
-from memtools.structures.caches import (
-    CacheStatistics,
-    NotPicklable,
-    NotWeaklyReferable,
-    RecursiveFactory,
-    WeakCache,
-)
+from memtools.structures._cache_store import CacheStatistics
+from memtools.structures._weak_cache import WeakCache
 
 __all__ = [
     "BoundedList",

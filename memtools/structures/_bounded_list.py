@@ -11,13 +11,12 @@ from copy import deepcopy
 from time import monotonic, thread_time
 from typing import Any, Self, TypeVar, cast
 
+from memtools._records import record
 from memtools.cleanup import register, unregister
 from memtools.readings import Level
-from memtools.records import record
-from memtools.structures._list_bounds import ListBounds, OnEvict, Sizeof, parse_bounds
-from memtools.structures._strokes import Strokes
-from memtools.structures._weighed import weighed
-from memtools.structures._window import OWN_SLOTS, Window
+from memtools.structures._byte_bounded import weighed
+from memtools.structures._eviction import OnEvict
+from memtools.structures._window import OWN_SLOTS, ListBounds, Sizeof, Strokes, Window, parse_bounds
 
 T = TypeVar("T")
 _State = tuple[dict[str, Any] | None, dict[str, Any]]  # what `object.__getstate__` gives: attributes, slots

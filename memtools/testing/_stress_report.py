@@ -4,13 +4,168 @@ Leaves to others: taking them (`_stress_rounds`), the table (`_stress_text`), th
 """
 
 import os
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from memtools._charts import SECONDS, Chart, Line, Panel, Tone, chart_svg, escaped, html_page, sparkline
+from memtools._records import as_dict, record
 from memtools.analysis import Answer
 from memtools.errors import ConfigError
-from memtools.records import as_dict, record
-from memtools.testing._reports import LeakReport
+from memtools.reports import can_show_blocks, visible
+from memtools.testing._leak_report import LeakReport
+from memtools.units import format_size
+
+# A stress test as text on a terminal: the verdict, the rounds, two lines that go up and down.
+#
+# Leaves to others: the figures (`_stress_report`).
+
+_HEADINGS: Final = ("round", "calls", "resident", "live", "a call", "p50", "p95", "p99", "longest")
+_MOST_ROWS: Final = 30
+_LEAST_SPAN: Final = 64 << 10  # bytes: noise of a few pages is no mountain
+_UNITS: Final = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+
+
+def stress_text(report: "StressReport", *, width: int | None, ascii_only: bool | None) -> str:
+    """Return `report` in lines of at most `width` columns."""
+    if ascii_only is None:
+        ascii_only = not can_show_blocks(getattr(sys.stdout, "encoding", None))
+    columns = shutil.get_terminal_size((100, 24)).columns if width is None else width
+    lines = [*str(report.verdict).splitlines(), "", *_table(report, ascii_only), ""]
+    lines += _curves(report.rounds, max(columns - 48, 10), ascii_only)
+    return "\n".join(_fitting(line, columns, ascii_only) for line in lines)
+
+
+def duration_text(duration_s: float) -> str:
+    """Return a short time as people read it: `850 µs`, `1.2 ms`, `3.4 s`."""
+    unit, factor = next(((unit, factor) for unit, factor in _UNITS if duration_s >= factor), _UNITS[-1])
+    amount = duration_s / factor
+    return f"{amount:.1f} {unit}" if amount < 100 else f"{amount:,.0f} {unit}"
+
+
+def cells(report: "StressReport") -> list[tuple[str, ...]]:
+    """Return the headings and a row of texts for each round; of many rounds the first and the last."""
+    rows: list[tuple[str, ...]] = [_HEADINGS]
+    pairs = list(zip((None, *report.rounds), report.rounds, strict=False))
+    for before, one in pairs:
+        grown = "" if before is None else format_size((one.live_bytes - before.live_bytes) / max(one.calls, 1))
+        times = (one.p50_s, one.p95_s, one.p99_s, one.longest_s)
+        shown = [duration_text(duration) for duration in times] if one.calls else [""] * len(times)
+        sizes = (format_size(one.resident_bytes), format_size(one.live_bytes))
+        rows.append((str(one.number), f"{one.calls:,}", *sizes, grown, *shown))
+    if len(rows) > _MOST_ROWS:
+        half = _MOST_ROWS // 2
+        rows[half:-half] = [("…", *[""] * (len(_HEADINGS) - 1))]
+    return rows
+
+
+def _table(report: "StressReport", ascii_only: bool) -> list[str]:
+    rows = cells(report)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    return [line.replace("µs", "us").replace("…", "...") if ascii_only else line for line in lines]
+
+
+def _curves(rounds: Sequence["StressRound"], width: int, ascii_only: bool) -> list[str]:
+    if not rounds:
+        return []
+    lines: list[str] = []
+    for name, values in (
+        ("resident", [one.resident_bytes for one in rounds]),
+        ("live", [one.live_bytes for one in rounds]),
+    ):
+        drawn = sparkline(values, width=width, ascii_only=ascii_only, least_span=_LEAST_SPAN)
+        lines.append(f"{name:<8}  {drawn}  {format_size(values[0])} to {format_size(values[-1])}")
+    return lines
+
+
+def _fitting(line: str, columns: int, ascii_only: bool) -> str:
+    line = visible(line)
+    if ascii_only:
+        line = line.encode("ascii", "backslashreplace").decode("ascii")
+    return line if len(line) <= columns else f"{line[: columns - 3]}..."
+
+
+# A stress test as a picture: resident and live bytes and latency over the calls, the verdict above them.
+#
+# Leaves to others: drawing (`memtools._charts`), the figures (`_stress_report`).
+
+_TONES: Final[dict[Answer, Tone]] = {Answer.LEAK: "bad", Answer.CLEAN: "good", Answer.INCONCLUSIVE: "doubtful"}
+_MOST_NOTES: Final = 4
+_NAN: Final = float("nan")
+# Pages come and go a few hundred at a time; a few KiB of Python objects are noise as well.
+_RESIDENT_SPAN: Final = 4 << 20
+_LIVE_SPAN: Final = 16 << 10
+_CELL: Final = "text-align:right;padding:.15em .8em .15em 0;border-bottom:1px solid rgba(128,128,128,.35)"
+
+
+def stress_svg(report: "StressReport") -> str:
+    """Return the picture."""
+    return chart_svg(_chart(report))
+
+
+def stress_page(report: "StressReport") -> str:
+    """Return the picture, the verdict and the rounds as a page."""
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in cells(report))
+    body = (
+        f"{stress_svg(report)}<pre>{escaped(_shown(str(report.verdict)))}</pre>"
+        f'<table style="border-collapse:collapse;font:13px/1.5 ui-monospace,monospace">{rows}</table>'
+    )
+    return html_page(f"memtools: {visible(report.tested)}, {report.answer.value}", body)
+
+
+def _cell(shown: str) -> str:
+    return f'<td style="{_CELL}">{escaped(shown)}</td>'
+
+
+def _chart(report: "StressReport") -> Chart:
+    rounds = report.rounds
+    calls = 0
+    places: list[float] = []
+    for one in rounds:
+        calls += one.calls
+        places.append(float(calls))
+    notes = tuple(map(visible, report.verdict.lines()))
+    at_once = f", {report.at_once} at once" if report.at_once > 1 else ""
+    headline = f"{report.calls:,} calls{at_once} in {report.verdict.duration_s:.1f} s, {report.verdict.meter} meter"
+    return Chart(
+        title=f"{visible(report.tested)}: {report.answer.value}",
+        tone=_TONES[report.answer],
+        notes=(headline, *notes[:_MOST_NOTES]),
+        axis="calls",
+        places=tuple(places),
+        panels=(
+            Panel(
+                "Resident memory of the process",
+                (Line("resident", tuple(float(one.resident_bytes) for one in rounds)),),
+                least_span=_RESIDENT_SPAN,
+            ),
+            Panel(
+                "Live bytes of the tested calls, since the first round",
+                (Line("live", tuple(float(one.live_bytes) for one in rounds)),),
+                least_span=_LIVE_SPAN,
+                from_zero=True,
+            ),
+            Panel(
+                "Latency of a call",
+                tuple(
+                    Line(name, tuple(value if one.calls else _NAN for one, value in zip(rounds, values, strict=True)))
+                    for name, values in (
+                        ("p99", [one.p99_s for one in rounds]),
+                        ("p95", [one.p95_s for one in rounds]),
+                        ("p50", [one.p50_s for one in rounds]),
+                    )
+                ),
+                scale=SECONDS,
+                from_zero=True,
+            ),
+        ),
+    )
+
+
+def _shown(lines: str) -> str:
+    return "\n".join(map(visible, lines.splitlines()))
 
 
 @record
@@ -81,8 +236,6 @@ class StressReport:
             width: columns; by default the terminal's.
             ascii_only: draw with ASCII; by default where standard output cannot do better.
         """
-        from memtools.testing._stress_text import stress_text  # loaded by who looks, not by who imports memtools
-
         return stress_text(self, width=width, ascii_only=ascii_only)
 
     def to_dict(self) -> dict[str, object]:
@@ -96,14 +249,10 @@ class StressReport:
 
     def svg(self) -> str:
         """Return the picture as one SVG element: resident and live bytes and latency over the calls."""
-        from memtools.testing._stress_picture import stress_svg  # as above
-
         return stress_svg(self)
 
     def html(self) -> str:
         """Return a page with the picture, the verdict and the rounds: one file, no script, nothing from the network."""
-        from memtools.testing._stress_picture import stress_page  # as above
-
         return stress_page(self)
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.alerts import Alert, AlertRule
-from memtools.alerts._board import OPEN_AT_MOST, OTHER, Act, Board, Notify
-from memtools.alerts._signals import is_heard, signals_of
+from memtools.alerts._incidents import OPEN_AT_MOST, OTHER, Act, Board, Notify, is_heard, signals_of
 from memtools.events import (
     BudgetOverrun,
     CleanupEnded,

@@ -26,9 +26,8 @@ from memtools.alerts import (
     SlackChannel,
     WebhookChannel,
 )
-from memtools.alerts._failure import failure_of
-from memtools.alerts._http import retry_after_s
-from memtools.alerts._secret import Secret
+from memtools.alerts._rules import Secret
+from memtools.alerts._transport import failure_of, retry_after_s
 from memtools.errors import ConfigError
 from memtools.readings import Level
 

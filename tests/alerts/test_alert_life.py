@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.alerts._alert import AlertKind
-from memtools.alerts._life import Life, Step
+from memtools.alerts._incidents import Life, Step
+from memtools.alerts._message import AlertKind
 from memtools.readings import Level
 
 NORMAL, WARNING, CRITICAL = Level

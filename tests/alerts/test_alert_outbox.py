@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.alerts import Alert, DeliveryFailed
-from memtools.alerts._outbox import RETRY_AFTER_AT_MOST_S, Outbox, Parcel, Patience
-from memtools.alerts._targets import Target
+from memtools.alerts._delivery import RETRY_AFTER_AT_MOST_S, Outbox, Parcel, Patience
+from memtools.alerts._rules import Target
 
 A, B = Target("a"), Target("b")
 

@@ -10,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.alerts import Alert, AlertKind
-from memtools.alerts._letter import letter_of
-from memtools.alerts._signals import signals_of
-from memtools.alerts._slack import message_of
-from memtools.alerts._webhook import body_of
-from memtools.alerts._wording import lines_of, plain, slack_text, subject_of, text_of
+from memtools.alerts._channels import body_of, message_of
+from memtools.alerts._incidents import signals_of
+from memtools.alerts._message import letter_of, lines_of, plain, slack_text, subject_of, text_of
 from memtools.events import BudgetOverrun, TaskAbandoned
 from memtools.readings import Level
 

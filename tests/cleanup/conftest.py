@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from memtools.cleanup import _register
+from memtools.cleanup import _registry
 
 
 class ScriptedClock:
@@ -77,6 +77,6 @@ def step(clock: ScriptedClock, usage: ScriptedUsage) -> Callable[..., ScriptedSt
 @pytest.fixture
 def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the test a register of its own."""
-    places: set[_register.Place] = set()
-    monkeypatch.setattr(_register, "_places", places)
-    monkeypatch.setattr(_register, "_give_up", places.discard)
+    places: set[_registry.Place] = set()
+    monkeypatch.setattr(_registry, "_places", places)
+    monkeypatch.setattr(_registry, "_give_up", places.discard)

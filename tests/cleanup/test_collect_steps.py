@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from memtools.cleanup import CollectAll, CollectYoung, TrimHeap, default_steps
-from memtools.cleanup._pause import collect_measured
+from memtools.cleanup._steps import collect_measured
 from memtools.readings import Level
 
 

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from memtools.cleanup import Ladder, TrimRegistered, register, registered, unregister
-from memtools.cleanup._register import places
+from memtools.cleanup._registry import places
 from memtools.decorators import bounded_history
 from memtools.errors import ConfigError
 from memtools.readings import Level

@@ -31,7 +31,7 @@ from _storm_books import Bookkeeper, Gate
 from _storm_scopes import ACTS, Hoard, runaway
 
 from memtools.ledger import _native, active_owner, choose_meter, forget_accounts, install, native_reason
-from memtools.ledger._current import per_thread
+from memtools.ledger._context import per_thread
 from memtools.scopes import memory_scope
 
 ROUND_SECONDS = 3.0

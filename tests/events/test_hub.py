@@ -15,8 +15,17 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.events import BudgetOverrun, Event, HighUsage, ScopeEnded, TaskAbandoned, emit, statistics, subscribe
-from memtools.events._hub import _hub
+from memtools.events import (
+    BudgetOverrun,
+    Event,
+    HighUsage,
+    ScopeEnded,
+    TaskAbandoned,
+    _hub,
+    emit,
+    statistics,
+    subscribe,
+)
 
 HIGH = HighUsage(name="nightly", kind="scope", used_bytes=60, warn_bytes=50, largest=(("load", 40),))
 OVERRUN = BudgetOverrun("nightly", "scope", used_bytes=60, budget_bytes=50, measure="peak", in_flight=True)

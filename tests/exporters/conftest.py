@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from memtools.exporters import _monitors
+from memtools.exporters import _aggregates
 from memtools.exporters.prometheus import MemtoolsCollector
 from memtools.ledger import forget_accounts
 from memtools.monitor import AdmissionStatistics, CollectorPauses, MonitorStatistics
@@ -62,7 +62,7 @@ def monitored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def start(**levels: Level) -> None:
         made = tuple(ScriptedMonitor(_statistics(name, level)) for name, level in levels.items())
-        monkeypatch.setattr(_monitors, "monitors", lambda: made)
+        monkeypatch.setattr(_aggregates, "monitors", lambda: made)
 
     return start
 

@@ -10,8 +10,8 @@ import pytest
 from memtools import collect_metrics
 from memtools.errors import ConfigError
 from memtools.exporters import Metrics
-from memtools.exporters._cpu import Busyness
-from memtools.exporters._names import Names
+from memtools.exporters._aggregates import Names
+from memtools.exporters._metrics import Busyness
 from memtools.readings import Level, resident_bytes, virtual_bytes
 
 

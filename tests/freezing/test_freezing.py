@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from memtools.freezing import bring_back, set_aside
+from memtools._gc import bring_back, set_aside
 from memtools.heap import census, why_alive
 
 _holder: dict[str, Any] = {}

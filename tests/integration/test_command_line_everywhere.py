@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from memtools.ledger import Meter, choose_meter, forget_accounts, statistics
-from memtools.ledger._everywhere import follow_everywhere
+from memtools.ledger._instrument import follow_everywhere
 
 LOOP = asyncio.base_events.BaseEventLoop
 NAMES = ("create_task", "run_in_executor")

@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from memtools import memory_scope
-from memtools.integrations import MemoryFilter, _present, add_memory
+from memtools.integrations import MemoryFilter, add_memory
 from memtools.readings import ReadingError, resident_bytes
 
 
@@ -79,7 +79,7 @@ def test_a_figure_that_cannot_be_read_loses_no_line(stream, monkeypatch) -> None
     def unreadable() -> int:
         raise ReadingError("no descriptor is left")
 
-    monkeypatch.setattr(_present, "resident_bytes", unreadable)
+    monkeypatch.setattr(logging, "resident_bytes", unreadable)
     logging.getLogger("tests.log_lines").warning("still here")
 
     assert _lines(stream) == [["still here", "None", "-"]]

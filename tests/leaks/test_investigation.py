@@ -15,9 +15,7 @@ from memtools.heap import Growing as Grown
 from memtools.leaks import Diagnosis, Leak, investigate, investigate_async
 from memtools.leaks._diagnosis import make_diagnosis
 from memtools.leaks._investigate import steps
-from memtools.leaks._investigation import Investigation
-from memtools.leaks._packed import Names, PackedCensus
-from memtools.leaks._samples import Samples, uneven
+from memtools.leaks._investigation import Investigation, Names, PackedCensus, Samples, uneven
 from memtools.readings import Counters, take_counters
 
 MIB = 1 << 20

@@ -13,7 +13,7 @@ import pytest
 from memtools.analysis import LeakKind, LeakVerdict
 from memtools.errors import ConfigError
 from memtools.leaks import Alongside, Diagnosis, Investigator, Leak
-from memtools.leaks._investigator import log_diagnosis
+from memtools.leaks._investigate import log_diagnosis
 
 QUIET = Diagnosis(LeakVerdict(LeakKind.NONE, 0.0, 0.0, 15.0, "nothing grows"), ())
 LEAKS = Diagnosis(

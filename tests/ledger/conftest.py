@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from memtools.ledger import Entry, Meter, _meters, choose_meter, forget_accounts, native_reason, statistics
+from memtools.ledger import Entry, Meter, choose_meter, forget_accounts, native_reason, statistics
+from memtools.ledger.meters import _choose
 
 _THREADS = "tracemalloc cannot tell threads apart"
 _COLLECTIONS = "tracemalloc does not know whose a collected block was"
@@ -45,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def in_its_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the meter of that name answer to `"traced"`."""
     if getattr(request, "param", "traced") == "native":
-        monkeypatch.setitem(_meters._made, "traced", choose_meter("native"))
+        monkeypatch.setitem(_choose._made, "traced", choose_meter("native"))
 
 
 @pytest.fixture

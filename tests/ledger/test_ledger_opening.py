@@ -12,7 +12,7 @@ import pytest
 
 from memtools.ledger import Driven, Meter, Owner, active_owner, end_owner, open_owner, open_owners, statistics
 from memtools.ledger import _frames as frames
-from memtools.ledger._accounts import MAX_NAME_LENGTH, MAX_NAMES, OTHER
+from memtools.ledger._owner import MAX_NAME_LENGTH, MAX_NAMES, OTHER
 from memtools.scopes import memory_scope
 
 MB = 1_000_000

@@ -4,7 +4,7 @@ import pytest
 
 from memtools.events import ScopeEnded, subscribe
 from memtools.ledger import forget_accounts, native_reason, rename_owner, statistics
-from memtools.ledger._accounts import MAX_NAMES
+from memtools.ledger._owner import MAX_NAMES
 from memtools.scopes import memory_scope
 
 METERS = ["resident", "traced", *([] if native_reason() else ["native"])]

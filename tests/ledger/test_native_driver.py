@@ -19,7 +19,7 @@ from memtools.ledger import (
     UNUSED,
     Budget,
     Driven,
-    _current,
+    _context,
     active_owner,
     choose_meter,
     current_driver,
@@ -30,8 +30,8 @@ from memtools.ledger import (
     open_owners,
     statistics,
 )
-from memtools.ledger._current import per_thread
-from memtools.ledger._steps import PureSteps
+from memtools.ledger._context import per_thread
+from memtools.ledger._coroutines import PureSteps
 
 # Any: what coroutines send and return, and what a driver is told, differs from test to test.
 METERS = ["resident", "traced", *([] if native_reason() else ["native"])]
@@ -690,16 +690,16 @@ def test_an_owner_without_a_name_has_its_tasks_or_its_coroutines(
 
 @contextmanager
 def _tasks_looked_up_anew() -> Iterator[None]:
-    known = _current._asyncio
+    known = _context._asyncio
     running_loop, known.running_loop = known.running_loop, None
     current_task = known.current_task
-    _current.current_task()
+    _context.current_task()
     yield
     known.running_loop, known.current_task = running_loop, current_task
     if running_loop is None:
-        _current.current_task()
-    elif _current._native is not None:
-        _current._native.know_tasks(running_loop, current_task)
+        _context.current_task()
+    elif _context._native is not None:
+        _context._native.know_tasks(running_loop, current_task)
 
 
 @native

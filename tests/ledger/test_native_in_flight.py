@@ -15,7 +15,7 @@ import pytest
 from memtools.decorators import memory_budget
 from memtools.errors import BudgetExceeded
 from memtools.events import BudgetOverrun, subscribe
-from memtools.ledger import _interrupting, active_owner, carry, native_reason
+from memtools.ledger import _enforcement, active_owner, carry, native_reason
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -213,7 +213,7 @@ def test_no_tool_id_is_kept_for_what_has_been_stopped() -> None:
 
     assert len(found) == 1
     assert [sys.monitoring.get_tool(tool) for tool in range(6)] == before
-    assert list_of_dicts.__code__ not in [code for watch in _interrupting._watches.values() for code in watch.codes]
+    assert list_of_dicts.__code__ not in [code for watch in _enforcement._watches.values() for code in watch.codes]
 
 
 def test_threads_over_their_budgets_at_once_are_stopped_one_by_one() -> None:

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from memtools.ledger._tally import Tally, attach, charge, detach, inclusive, share
+from memtools.ledger._counters import Tally, attach, charge, detach, inclusive, share
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 
 from memtools import Level
 from memtools.monitor import AlreadyStarted, monitors
-from memtools.monitor._interval import Pace
+from memtools.monitor._sampler import Pace
 
 MIB = 2**20
 

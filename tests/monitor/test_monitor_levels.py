@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.monitor._levels import DWELL_S, LONGEST_DWELL_S, LevelMachine, Standing
-from memtools.monitor._thresholds import Thresholds
+from memtools.monitor._levels import DWELL_S, LONGEST_DWELL_S, LevelMachine, Standing, Thresholds
 from memtools.readings import Level
 
 NORMAL, WARNING, CRITICAL = Level

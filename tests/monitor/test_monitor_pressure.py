@@ -10,8 +10,7 @@ import time
 import pytest
 
 from memtools.events import PressureFelt
-from memtools.monitor._pressure import PressureWatch, open_watch
-from memtools.monitor._pressure_source import PressureSource, open_source
+from memtools.monitor._loops import PressureSource, PressureWatch, open_source, open_watch
 from memtools.readings import Headroom, LevelRoom, LimitSource
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when memory is short")

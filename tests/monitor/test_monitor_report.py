@@ -7,7 +7,7 @@ import pytest
 
 from memtools import BoundedList, memory_scope
 from memtools.ledger import forget_accounts
-from memtools.monitor._unended import unended_tasks
+from memtools.monitor._report import unended_tasks
 
 HOARD: list[str] = []
 RECENT = BoundedList[str](maxlen=90_000, shrinkable=True)

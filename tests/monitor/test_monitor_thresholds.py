@@ -5,7 +5,7 @@ import math
 import pytest
 
 from memtools import ConfigError, Level, MemoryMonitor
-from memtools.monitor._thresholds import Thresholds
+from memtools.monitor._levels import Thresholds
 
 MIB = 2**20
 

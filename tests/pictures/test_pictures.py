@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.pictures import BYTES, SECONDS, Chart, Line, Panel, chart_svg, html_page, sparkline
-from memtools.pictures._scale import axis_labels, marks
+from memtools._charts import BYTES, SECONDS, Chart, Line, Panel, axis_labels, chart_svg, html_page, marks, sparkline
 
 _SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.testing._marked import read_wishes
+from memtools.testing._plugin import read_wishes
 
 Suite = Callable[..., Any]
 

@@ -10,10 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from memtools.readings import Headroom, Limit
-from memtools.readings._cgroup_places import Place, find_places
-from memtools.readings._host import told_bytes
-from memtools.readings._limit_reader import LimitReader
-from memtools.readings._tree import Tree
+from memtools.readings._cgroups import Place, Tree, find_places
+from memtools.readings._limits import LimitReader, told_bytes
 
 GIB = 2**30
 

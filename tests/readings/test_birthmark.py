@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from memtools.readings import _birthmark
-from memtools.readings._birthmark import birthmark
+from memtools.readings import _process
+from memtools.readings._process import birthmark
 
 
 def _raw_fork() -> int:
@@ -20,7 +20,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "page" and sys.platform != "linux":
         pytest.skip("only Linux wipes a page at a fork")
     if request.param == "pid":
-        monkeypatch.setattr(_birthmark, "_MADV_WIPEONFORK", 9999)  # refused, as by a kernel before 4.14
+        monkeypatch.setattr(_process, "_MADV_WIPEONFORK", 9999)  # refused, as by a kernel before 4.14
     return str(request.param)
 
 
@@ -28,7 +28,7 @@ def test_mark_holds_where_it_was_made(way: str) -> None:
     mark = birthmark()
 
     assert mark[0]
-    assert isinstance(mark, _birthmark._PidMark) == (way == "pid")
+    assert isinstance(mark, _process._PidMark) == (way == "pid")
 
 
 def test_mark_does_not_hold_in_a_child_that_python_knows_of(way: str, in_child: Callable[..., object]) -> None:

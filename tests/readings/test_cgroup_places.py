@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from memtools.readings._cgroup_places import Place
+from memtools.readings._cgroups import Place
 
 V2 = "/sys/fs/cgroup"
 V1 = "/sys/fs/cgroup/memory"

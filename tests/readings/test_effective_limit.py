@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from memtools.errors import ConfigError
 from memtools.readings import Limit, LimitSource, effective_limit, physical_bytes
-from memtools.readings._limit_reader import LimitReader
-from memtools.readings._tree import rooted
+from memtools.readings._cgroups import rooted
+from memtools.readings._limits import LimitReader
 
 GIB = 2**30
 V2 = "/sys/fs/cgroup"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memtools.readings import HighWater, peak_bytes, resident_bytes
-from memtools.readings._peak import PeakMemory, kernel_peak_bytes
+from memtools.readings._process import PeakMemory, kernel_peak_bytes
 
 MIB = 2**20
 

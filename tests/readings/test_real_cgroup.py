@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memtools.readings._cgroup_places import find_places
-from memtools.readings._tree import Tree, rooted
+from memtools.readings._cgroups import Tree, find_places, rooted
 
 MIB = 2**20
 PROGRAM = """

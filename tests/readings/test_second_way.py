@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from memtools.readings import ReadingError, _host, _psutil, available_bytes, physical_bytes, resident_bytes
-from memtools.readings._second_way import by_psutil
+from memtools.readings import ReadingError, _limits, _psutil, available_bytes, physical_bytes, resident_bytes
+from memtools.readings._process import by_psutil
 
 MIB = 2**20
 
@@ -77,7 +77,7 @@ def test_process_is_kept_and_remade_in_a_child(in_child: Callable[..., object]) 
 
 def test_machine_is_asked_of_psutil_where_meminfo_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     told = (physical_bytes(), available_bytes())
-    monkeypatch.setattr(_host, "told_bytes", lambda tree, label: None)
+    monkeypatch.setattr(_limits, "told_bytes", lambda tree, label: None)
 
     assert physical_bytes() == told[0]
     assert available_bytes() == pytest.approx(told[1], rel=0.2)
@@ -87,7 +87,7 @@ def test_machine_that_cannot_be_asked_has_no_number(monkeypatch: pytest.MonkeyPa
     def refuse() -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(_host, "told_bytes", lambda tree, label: None)
+    monkeypatch.setattr(_limits, "told_bytes", lambda tree, label: None)
     monkeypatch.setattr(_psutil, "physical_bytes", refuse)
     monkeypatch.setattr(_psutil, "available_bytes", refuse)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.readings._tree import Tree, rooted
+from memtools.readings._cgroups import Tree, rooted
 
 PATH = "/sys/fs/cgroup/memory.max"
 

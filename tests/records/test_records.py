@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from memtools.records import record
+from memtools._records import record
 
 
 @record

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memtools._text import cut, width_of
 from memtools.ledger import Entry, LedgerStatistics, Usage
 from memtools.reports import Report, Row, UsageTable, html_page, report, visible
-from memtools.reports._growth import Growth
-from memtools.reports._visible import cut, width_of
-from memtools.reports._words import bar, mib, seconds, share
+from memtools.reports._rows import Growth
+from memtools.reports._text import bar, mib, seconds, share
 
 Make = Callable[..., Entry]
 Ledger = Callable[..., LedgerStatistics]

@@ -8,7 +8,7 @@ import pytest
 
 from memtools.errors import ConfigError
 from memtools.scopes import Admission, task_scope
-from memtools.scopes.tasks._admission import SizeAdmission, parse_admission
+from memtools.scopes._admission import SizeAdmission, parse_admission
 
 
 class Doorkeeper:

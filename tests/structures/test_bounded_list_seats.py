@@ -13,7 +13,7 @@ import pytest
 
 from memtools import structures
 from memtools.structures import BoundedList
-from memtools.structures._seat import pick_seat
+from memtools.structures._window import pick_seat
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent

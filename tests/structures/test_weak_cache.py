@@ -641,7 +641,7 @@ def test_settings_that_make_no_sense_are_refused(settings):
 
 
 def test_all_is_the_same_where_every_hit_takes_the_lock(monkeypatch):
-    monkeypatch.setattr("memtools.structures.caches._store.HITS_NEED_LOCK", True)  # as without the GIL
+    monkeypatch.setattr("memtools.structures._cache_store.HITS_NEED_LOCK", True)  # as without the GIL
     cache = WeakCache(strong=2)
     cache["key"] = value = Value()
 

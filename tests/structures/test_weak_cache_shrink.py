@@ -90,7 +90,7 @@ def test_a_large_tier_goes_in_slices_until_the_deadline(monkeypatch):
     for number in range(2000):
         cache[number] = number
     now = iter([0.0, 0.0, 0.4, 0.8, 1.2])  # one look before what is too old, then one before each slice
-    monkeypatch.setattr("memtools.structures.caches._shrink.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("memtools.structures._cache_store.time.monotonic", lambda: next(now))
 
     freed_bytes = cache.shrink(Level.CRITICAL, 1.0)
     monkeypatch.undo()
@@ -123,7 +123,7 @@ def test_a_large_tier_goes_on_where_it_stopped(monkeypatch):
     for number in range(2000):
         cache[number] = number
     now = iter([0.0, 0.0, 0.4, 1.2])
-    monkeypatch.setattr("memtools.structures.caches._shrink.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("memtools.structures._cache_store.time.monotonic", lambda: next(now))
     cache.shrink(Level.CRITICAL, 1.0)
     monkeypatch.undo()
     assert cache.is_shrinking
@@ -136,7 +136,7 @@ def test_a_large_tier_goes_on_where_it_stopped(monkeypatch):
 
 
 def test_a_tier_of_more_keys_than_are_listed_at_once_goes_whole_and_oldest_first(monkeypatch):
-    monkeypatch.setattr("memtools.structures.caches._shrink._LISTED", 300)
+    monkeypatch.setattr("memtools.structures._cache_store._LISTED", 300)
     gone = []
     cache = WeakCache(strong=2000, on_evict=lambda key, value: gone.append(key))
     for number in range(2000):
@@ -175,7 +175,7 @@ def test_the_dead_are_buried_in_portions(monkeypatch):
     cache.update(enumerate(values))
     values.clear()
     now = iter([0.0, 0.5, 1.0])
-    monkeypatch.setattr("memtools.structures.caches._shrink.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("memtools.structures._cache_store.time.monotonic", lambda: next(now))
 
     cache.shrink(Level.NORMAL, 1.0)
     monkeypatch.undo()

@@ -16,9 +16,8 @@ import pytest
 from memtools.analysis import Answer
 from memtools.errors import ConfigError
 from memtools.testing import LeakReport, StressReport, StressRound, StressTest
-from memtools.testing._latencies import Latencies
-from memtools.testing._progress import Progress
-from memtools.testing._stress_rounds import Rounds
+from memtools.testing._find_leaks import Progress
+from memtools.testing._stress_test import Latencies, Rounds
 
 kept: list[bytes] = []
 

@@ -1,0 +1,357 @@
+"""Tell people by mail.
+
+Leaves to others: the conversation with the server (`_smtp`), the text of the letter (`_letter`).
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, cast
+
+from memtools._records import as_dict
+from memtools.alerts._message import Alert, AlertKind, lines_of, slack_text, subject_of
+from memtools.alerts._rules import LOG, AlertRule, Secret, Target, listed, parse_name, parse_secret, unshown
+from memtools.alerts._transport import Deadline, Posting
+from memtools.alerts.apprise import AppriseChannel
+from memtools.errors import ConfigError
+from memtools.readings import Level
+from memtools.units import parse_choice, parse_count
+
+if TYPE_CHECKING:
+    from memtools.alerts._transport import Mailer
+
+
+# What a channel is: a way to tell people.
+#
+# Leaves to others: the ways that there are (`_log_channel`, `_slack`, `_webhook`, `_mail`, `apprise`).
+
+
+class Channel(Protocol):
+    """A way to tell people, called by one thread at a time. Write your own: these three methods are all."""
+
+    def open(self) -> None:
+        """Import and prepare all that `send` needs. Called at the start, while there is memory.
+
+        What it raises comes out of the start of `Alerts`.
+        """
+        ...
+
+    def send(self, alert: Alert, deadline: Deadline, /) -> None:
+        """Deliver `alert`, or give up when `deadline.left_s` is 0.
+
+        Raises:
+            DeliveryFailed: when it could not, with whether to try again. Any other exception is tried again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what `open` took. Called at the end."""
+        ...
+
+
+# Tell the log: the channel that is always there.
+#
+# Leaves to others: where the log goes (the `logging` of the service).
+
+_log = logging.getLogger("memtools.alerts")
+
+
+class LogChannel:
+    """Writes alerts to the logger `memtools.alerts`: as warning, critical, and information when it is over."""
+
+    def open(self) -> None:
+        """Do nothing: a logger needs no preparation."""
+
+    def send(self, alert: Alert, deadline: Deadline, /) -> None:  # noqa: ARG002  # a logger knows no deadline
+        """Log `alert` in one line."""
+        more = "; ".join(f"{label} {text}" for label, text in lines_of(alert))
+        _log.log(_severity(alert), "%s (%s)", subject_of(alert), more)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __repr__(self) -> str:
+        return "LogChannel()"
+
+
+def _severity(alert: Alert) -> int:
+    if alert.kind is AlertKind.RESOLVED:
+        return logging.INFO
+    return logging.CRITICAL if alert.level is Level.CRITICAL else logging.WARNING
+
+
+Security: TypeAlias = Literal["starttls", "tls", "none"]
+
+_ADDRESS: Final = re.compile(r"[^\s<>()\[\],;:\\\"@]{1,64}@[^\s<>()\[\],;:\\\"@]{1,255}")
+
+
+class EmailChannel:
+    """Sends alerts by SMTP; the mails of one incident make one thread.
+
+    Args:
+        host: the mail server; its certificate has to be for this name.
+        port: 587 for STARTTLS, 465 for TLS, 25 for neither, as a rule.
+        sender: the address that mails come from.
+        recipients: one address, or several.
+        username: for servers that want to know who sends.
+        password: for the same; never shown.
+        security: `"starttls"`, `"tls"` from the first byte, or `"none"`. Certificates are checked, always.
+        cafile: a file of certificates to trust instead of those of the system.
+
+    Raises:
+        ConfigError: for values that make no sense, and for a password that would be sent in the clear.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int = 587,
+        *,
+        sender: str,
+        recipients: str | Iterable[str],
+        username: str | None = None,
+        password: str | None = None,
+        security: Security = "starttls",
+        cafile: str | None = None,
+    ) -> None:
+        self._host = _host(host)
+        self._port = parse_count(port, name="port")
+        self._sender = _address(sender, "sender")
+        self._recipients = _addresses(recipients)
+        self._username = parse_secret(username, name="username")
+        self._password = parse_secret(password, name="password")
+        self._security = parse_choice(security, ("starttls", "tls", "none"), name="security")
+        self._cafile = cafile
+        self._mailer: Mailer | None = None
+        if (username is None) != (password is None):
+            raise ConfigError("username", None, "username and password together, or neither")
+        if self._security == "none" and password is not None:
+            raise ConfigError("security", security, "'starttls' or 'tls': the password would be sent in the clear")
+
+    def open(self) -> None:
+        """Import the mail client and read the certificates."""
+        self._opened()
+
+    def send(self, alert: Alert, deadline: Deadline, /) -> None:
+        """Mail `alert`.
+
+        Raises:
+            DeliveryFailed: with the code of the server, or why there was none.
+        """
+        mailer = self._mailer if self._mailer is not None else self._opened()
+        mailer.mail(alert, deadline)
+
+    def close(self) -> None:
+        """Let go of the mail client."""
+        self._mailer = None
+
+    def __repr__(self) -> str:
+        return f"EmailChannel({self._host}:{self._port}, {self._security}, {len(self._recipients)} recipients)"
+
+    def _opened(self) -> "Mailer":
+        from memtools.alerts._transport import Mailer
+
+        login = None
+        if self._username is not None and self._password is not None:
+            login = self._username, self._password
+        self._mailer = Mailer(
+            self._host,
+            self._port,
+            sender=self._sender,
+            recipients=self._recipients,
+            login=login,
+            security=self._security,
+            cafile=self._cafile,
+        )
+        return self._mailer
+
+
+def _host(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not value.strip() or " " in value or "/" in value:
+        raise ConfigError("host", value, "the name of a mail server, such as 'smtp.example.org'")
+    return value
+
+
+def _address(value: object, name: str) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not _ADDRESS.fullmatch(value):
+        raise ConfigError(name, value, "an address such as 'ops@example.org'")
+    return value
+
+
+def _addresses(value: object) -> tuple[str, ...]:
+    given = listed(value)
+    if not given:
+        raise ConfigError("recipients", value, "one address such as 'ops@example.org', or several")
+    return tuple(dict.fromkeys(_address(one, "recipients") for one in given))
+
+
+# Tell a Slack channel, by an incoming webhook.
+#
+# Leaves to others: the request itself (`_posting`).
+# Source of the sizes: https://api.slack.com/reference/block-kit/blocks (section: 3,000 characters; header: 150; a field:
+# 2,000; ten fields) and https://api.slack.com/methods/chat.postMessage (text: 4,000 as a rule).
+
+_SECTION_AT_MOST: Final = 3_000
+_FIELD_AT_MOST: Final = 2_000
+_FIELDS_AT_MOST: Final = 10
+_SIGNS: Final = {Level.WARNING: ":warning:", Level.CRITICAL: ":rotating_light:"}
+
+
+class SlackChannel:
+    """Posts alerts to an incoming webhook of Slack, or of what speaks as it does (Mattermost, Rocket.Chat).
+
+    Args:
+        url: the address of the webhook; it lets anybody in, so it is never shown.
+        cafile: a file of certificates to trust instead of those of the system.
+
+    Raises:
+        ConfigError: for what is no http or https URL.
+    """
+
+    def __init__(self, url: str, *, cafile: str | None = None) -> None:
+        self._posting = Posting(url, cafile)
+
+    def open(self) -> None:
+        """Import the HTTP client and read the certificates."""
+        self._posting.open()
+
+    def send(self, alert: Alert, deadline: Deadline, /) -> None:
+        """Post `alert`.
+
+        Raises:
+            DeliveryFailed: with what Slack answered, or why it did not.
+        """
+        body = json.dumps(message_of(alert)).encode("ascii")
+        self._posting.post(body, {"Content-Type": "application/json; charset=utf-8"}, deadline)
+
+    def close(self) -> None:
+        """Let go of the HTTP client."""
+        self._posting.close()
+
+    def __repr__(self) -> str:
+        return "SlackChannel(url=<hidden>)"
+
+
+def message_of(alert: Alert) -> dict[str, object]:
+    """Return `alert` as a message of Slack, escaped and cut; `text` is what notifications show."""
+    title = slack_text(subject_of(alert), _SECTION_AT_MOST - 50)
+    sign = ":white_check_mark:" if alert.kind is AlertKind.RESOLVED else _SIGNS[alert.level]
+    fields = [
+        {"type": "mrkdwn", "text": slack_text(f"*{label}*\n{text}", _FIELD_AT_MOST)} for label, text in lines_of(alert)
+    ]
+    section = {
+        "type": "section",
+        "text": {"type": "mrkdwn", "text": f"{sign} {title}"},
+        "fields": fields[:_FIELDS_AT_MOST],
+    }
+    return {"text": title, "blocks": [section]}
+
+
+# Tell any service that takes JSON by HTTP.
+#
+# Leaves to others: the request itself (`_posting`).
+
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: a token
+
+
+class WebhookChannel:
+    """Posts alerts as JSON: the fields of `Alert`, the level as a word, details as an object.
+
+    A message that may have arrived is posted again; `Idempotency-Key` is then the same.
+
+    Args:
+        url: the address; it may hold a token, so it is never shown.
+        headers: more headers, such as `Authorization`; never shown.
+        cafile: a file of certificates to trust instead of those of the system.
+
+    Raises:
+        ConfigError: for what is no http or https URL, and for headers that are no text, or of more than one line.
+    """
+
+    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, cafile: str | None = None) -> None:
+        self._posting = Posting(url, cafile)
+        self._headers = _headers(headers or {})
+
+    def open(self) -> None:
+        """Import the HTTP client and read the certificates."""
+        self._posting.open()
+
+    def send(self, alert: Alert, deadline: Deadline, /) -> None:
+        """Post `alert`.
+
+        Raises:
+            DeliveryFailed: with the status of the answer, or why there was none.
+        """
+        headers = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": f"{alert.incident}-{alert.number}",
+            **{name: value.reveal() for name, value in self._headers.items()},
+        }
+        self._posting.post(body_of(alert), headers, deadline)
+
+    def close(self) -> None:
+        """Let go of the HTTP client."""
+        self._posting.close()
+
+    def __repr__(self) -> str:
+        return "WebhookChannel(url=<hidden>)"
+
+
+def body_of(alert: Alert) -> bytes:
+    """Return `alert` as JSON in ASCII, which is UTF-8 as well."""
+    fields = as_dict(alert) | {
+        "kind": alert.kind.value,
+        "level": alert.level.name.lower(),
+        "details": dict(alert.details),
+    }
+    return json.dumps(fields).encode("ascii")
+
+
+def _headers(value: object) -> dict[str, Secret]:
+    accepted = "a mapping of names to values, both text of one line in ASCII"
+    if not isinstance(value, Mapping):
+        raise ConfigError("headers", unshown(), accepted)
+    headers = cast("Mapping[object, object]", value)
+    return dict(_header(name, text, accepted) for name, text in headers.items())
+
+
+def _header(name: object, text: object, accepted: str) -> tuple[str, Secret]:
+    if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
+        raise ConfigError("headers", unshown(), accepted)
+    if not (isinstance(text, str) and text.isascii() and text.isprintable()):
+        raise ConfigError("headers", unshown(), accepted)
+    return name, Secret(text)
+
+
+# Find what stands behind the names that rules use.
+#
+# Leaves to others: the channels themselves.
+
+
+def channels_for(rules: Iterable[AlertRule], given: Mapping[str, Channel]) -> dict[Target, Channel]:
+    """Return the channel of each target that the rules tell.
+
+    Raises:
+        ConfigError: for a name without a channel, and a channel that is none.
+    """
+    known: dict[Target, Channel] = {LOG: LogChannel()}
+    for name, channel in given.items():
+        if not all(callable(getattr(channel, method, None)) for method in ("open", "send", "close")):
+            raise ConfigError("channels", type(channel), "channels, which have the methods open, send and close")
+        known[parse_name(name, name="channels")] = channel
+
+    found: dict[Target, Channel] = {}
+    for target in (target for rule in rules for target in rule.tells):
+        if target.url is not None and target not in found:
+            found[target] = AppriseChannel(target.url.reveal())
+        elif target.url is None:
+            found[target] = _known(target, known)
+    return found
+
+
+def _known(target: Target, known: Mapping[Target, Channel]) -> Channel:
+    if target not in known:
+        names = ", ".join(repr(other.name) for other in known)
+        raise ConfigError("notify", target.name, f"one of the channels that there are: {names}")
+    return known[target]

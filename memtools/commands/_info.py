@@ -1,0 +1,177 @@
+"""Say what a bug report needs: `python -m memtools info`.
+
+Covers: versions, meters, the effective limit and who set it, the allocator, what else wants to trace. Leaves to others:
+finding any of it out (`memtools.readings`, `memtools.ledger`).
+"""
+
+import json
+import os
+import platform
+import re
+import sys
+import sysconfig
+import tracemalloc
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, cast
+
+from memtools.commands._run import meter_of_a_run
+from memtools.errors import ConfigError
+from memtools.ledger import choose_meter, native_reason
+from memtools.readings import ReadingError, effective_limit, headroom, read_process
+from memtools.units import format_size
+
+# Which versions are at work here. Read from the metadata of what is installed: nothing is imported for it.
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def memtools_version() -> str:
+    """Return our own version."""
+    return installed_version("memtools") or "(running from its source, not installed)"
+
+
+# What changes how memory is handed out, or what we do.
+_VARIABLES: Final = re.compile(
+    r"PYTHON(MALLOC|TRACEMALLOC|GC|_GIL).*|MALLOC_.*|LD_PRELOAD|DYLD_INSERT_LIBRARIES|MEMTOOLS_.*"
+)
+_TOOL_IDS: Final = range(6)  # PEP 669
+
+
+def describe(*, as_json: bool) -> int:
+    """Write what is known to standard output; return the exit code."""
+    facts = collect()
+    if as_json:
+        sys.stdout.write(json.dumps(facts, indent=2, default=str) + "\n")
+        return 0
+    width = max(len(name) for section in facts.values() for name in section)
+    for heading, section in facts.items():
+        sys.stdout.write(f"{heading}\n")
+        for name, value in section.items():
+            sys.stdout.write(f"  {name:<{width}}  {_shown(value)}\n")
+    return 0
+
+
+def collect() -> dict[str, dict[str, object]]:
+    """Return the facts by section and name."""
+    sections: dict[str, Callable[[], dict[str, object]]] = {
+        "versions": _versions,
+        "meters": _meters,
+        "limit": _limit,
+        "memory": _memory,
+        "allocator": _allocator,
+        "interpreter": _interpreter,
+        "environment": _environment,
+    }
+    return {name: _attempted(section) for name, section in sections.items()}
+
+
+def _attempted(section: Callable[[], dict[str, object]]) -> dict[str, object]:
+    # A wrong MEMTOOLS_LIMIT is just what one would want to see here.
+    try:
+        return section()
+    except (ConfigError, ReadingError, OSError) as error:
+        return {"error": str(error)}
+
+
+def _versions() -> dict[str, object]:
+    facts: dict[str, object] = {
+        "memtools": memtools_version(),
+        "python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.python_compiler()})",
+        "platform": platform.platform(),
+    }
+    for name in ("psutil", "wrapt", "typing-extensions", "uvloop"):
+        facts[name] = installed_version(name)
+    return facts
+
+
+def _meters() -> dict[str, object]:
+    facts: dict[str, object] = {"available": _meter_names()}
+    facts["default"] = choose_meter().name
+    facts["native"] = native_reason() or "built, and its hooks hold what they promise"
+    facts["chosen by"] = "MEMTOOLS_METER" if os.environ.get("MEMTOOLS_METER") else "default"
+    facts["of memtools run"] = meter_of_a_run().name
+    return facts
+
+
+def _meter_names() -> list[str]:
+    # The refusal lists what there is: so the list is true whichever meters a build has.
+    try:
+        choose_meter("?")
+    except ConfigError as error:
+        return re.findall(r"'(\w+)'", error.accepted)
+    return []
+
+
+def _limit() -> dict[str, object]:
+    limit, room = effective_limit(refresh=True), headroom(refresh=True)
+    return {
+        "limit_bytes": limit.value_bytes,
+        "source": str(limit.source),
+        "path": limit.path,
+        "levels above ours": limit.level,
+        "headroom_bytes": room.value_bytes,
+        "headroom source": str(room.source),
+        "unreadable files": list(dict.fromkeys([*limit.gaps, *room.gaps])),
+    }
+
+
+def _memory() -> dict[str, object]:
+    process = read_process()
+    return {
+        "resident_bytes": process.resident_bytes,
+        "peak_bytes": process.peak_bytes,
+        "virtual_bytes": process.virtual_bytes,
+    }
+
+
+def _allocator() -> dict[str, object]:
+    by_default = "pymalloc" if sysconfig.get_config_var("WITH_PYMALLOC") else "malloc"
+    if _is_free_threaded():
+        by_default = "mimalloc"
+    chosen = os.environ.get("PYTHONMALLOC") if not sys.flags.ignore_environment else None
+    debug = "debug hooks" if sys.flags.dev_mode else None
+    return {
+        "python": chosen or debug or by_default,
+        "C library": " ".join(filter(None, platform.libc_ver())) or None,
+    }
+
+
+def _interpreter() -> dict[str, object]:
+    monitoring = getattr(sys, "monitoring", None)
+    tools = {str(number): monitoring.get_tool(number) for number in _TOOL_IDS} if monitoring is not None else None
+    gil_enabled: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+    return {
+        "free-threaded build": _is_free_threaded(),
+        "GIL enabled": gil_enabled(),
+        "tracemalloc": f"tracing, {tracemalloc.get_traceback_limit()} frames" if tracemalloc.is_tracing() else "off",
+        "sys.monitoring tools": tools if tools is not None else "none before Python 3.12",
+    }
+
+
+def _environment() -> dict[str, object]:
+    return {name: value for name, value in sorted(os.environ.items()) if _VARIABLES.fullmatch(name)}
+
+
+def _is_free_threaded() -> bool:
+    return bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return format_size(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, cast("list[object]", value))) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{number}: {tool or 'free'}" for number, tool in cast("dict[object, object]", value).items())
+    return str(value)

@@ -1,0 +1,331 @@
+"""An account for each route of a web service, for every ASGI server and framework: `MemoryMiddleware`.
+
+Covers: one scope per request, streamed bodies and background tasks included; turning requests away while memory is
+critical. Leaves to others: which route it is (`_routes`), counting (`memtools.ledger`).
+"""
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
+from weakref import WeakSet
+
+from memtools._records import record
+from memtools.errors import ConfigError
+from memtools.ledger import Driven, Owner, active_owner, can_be_driven, choose_meter, rename_owner, usage_of
+from memtools.readings import Level
+from memtools.scopes import Plan, follower, judge, make_budget, parse_limit
+from memtools.units import parse_seconds
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+# Charge a request for the tasks that serve it.
+#
+# Frameworks stream bodies, and wait for clients that go away, in tasks of their own: Starlette does on every server that
+# speaks ASGI before 2.4. Such a task inherits whose it is, but what it allocates is charged to that one only if somebody
+# follows its steps. `memtools.install` does so for every task of a loop, with an account for each; here it is done for
+# the tasks that requests start, and they have no accounts.
+#
+# Leaves to others: following (`memtools.ledger`). Whatever made the tasks before goes on making them.
+
+serves_request: Final[ContextVar[bool]] = ContextVar("memtools_serves_request", default=False)
+
+_asked: "WeakSet[asyncio.AbstractEventLoop]" = WeakSet()
+
+
+def follow_tasks_of_requests() -> None:
+    """Have tasks followed that are started, in the loop that runs here, where `serves_request` is set.
+
+    Sets a task factory, once for each loop. Without a loop of asyncio nothing happens.
+    """
+    module = sys.modules.get("asyncio")
+    loop: asyncio.AbstractEventLoop | None = module._get_running_loop() if module is not None else None
+    if loop is None or loop in _asked:
+        return
+    _asked.add(loop)
+    loop.set_task_factory(_Factory(loop.get_task_factory()))
+
+
+class _Factory:
+    """Makes tasks as before, those of requests with a driver around their coroutine. Any: as in asyncio itself."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: Callable[..., Any] | None) -> None:
+        self._inner = inner
+
+    def __call__(self, loop: Any, coro: Any, **options: Any) -> Any:
+        if serves_request.get() and can_be_driven(coro):
+            owner = active_owner()
+            if owner is not None and owner.meter.follows:
+                coro = Driven[Any](coro, owner.meter)
+        if self._inner is not None:
+            return self._inner(loop, coro, **options)
+        return sys.modules["asyncio"].Task(coro, loop=loop, **options)
+
+
+# Which route a request has taken, in the words of the program and never in those of the request.
+#
+# Covers: hearing of it while the router writes it into the request's scope, the template with what stands before it.
+# Leaves to others: what is done with the label (`_asgi`).
+#
+# Routers of Starlette and FastAPI write `route`, `root_path` and `path_params` into the scope as they go down; a mounted
+# application gets its own path as part of `root_path`, with the values of the request in it: those are put back into
+# their names here, or each tenant would be a name of its own.
+
+UNMATCHED: Final = "<unmatched>"
+
+# Any: what frameworks put into a scope is theirs.
+Label = Callable[[Mapping[str, Any]], str | None]
+
+
+class RoutedScope(dict[str, Any]):
+    """The scope of one request that tells when a router writes into it.
+
+    Args:
+        scope: the scope as the server made it.
+        on_routed: called after each such write.
+
+    Attributes:
+        prefix: what stands before the path of a route: the server's `root_path`, and the templates of mounts.
+        is_inside_mount: whether a mounted application was entered, and has not found a route of its own yet.
+    """
+
+    __slots__ = ("_on_routed", "is_inside_mount", "prefix")
+
+    def __init__(self, scope: Mapping[str, Any], on_routed: "Callable[[RoutedScope], object]") -> None:
+        super().__init__(scope)
+        self._on_routed = on_routed
+        self.prefix: str = str(scope.get("root_path", ""))
+        self.is_inside_mount: bool = False
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        if key == "root_path":
+            self.prefix = str(value)
+        elif key == "route":
+            self.is_inside_mount = False
+            self._on_routed(self)
+
+    def update(self, *args: Any, **named: Any) -> None:
+        """Take over the changes of a router, and tell of them."""
+        changes: dict[str, Any] = dict(*args, **named)
+        if "root_path" in changes:
+            self.prefix += self._mounted_at(changes)
+            self.is_inside_mount = True
+        if "route" in changes:
+            self.is_inside_mount = False
+        super().update(changes)
+        if "root_path" in changes or "route" in changes:
+            self._on_routed(self)
+
+    def _mounted_at(self, changes: Mapping[str, Any]) -> str:
+        known: Mapping[str, Any] = self.get("path_params") or {}
+        params: Mapping[str, Any] = changes.get("path_params") or {}
+        piece = str(changes["root_path"]).removeprefix(str(self.get("root_path", "")))
+        return _template(piece, {name: value for name, value in params.items() if name not in known})
+
+
+def route_label(scope: Mapping[str, Any]) -> str | None:
+    """Return the template of the route that a request has taken, with the root path in front; None where none is known.
+
+    For the scopes of Starlette, FastAPI, and whatever else writes an object with a `path` into `scope["route"]`.
+    """
+    prefix = scope.prefix if isinstance(scope, RoutedScope) else str(scope.get("root_path", ""))
+    if isinstance(scope, RoutedScope) and scope.is_inside_mount:
+        return prefix
+    route = scope.get("route")
+    if route is None:
+        return None
+    path = _whole_path(scope, route) or getattr(route, "path", None)
+    return prefix.rstrip("/") + path if isinstance(path, str) else None
+
+
+def _whole_path(scope: Mapping[str, Any], route: object) -> str | None:
+    # FastAPI 0.130 and later: a route of an included router has its own path only, and the whole one is kept beside it.
+    beside: object = scope.get("fastapi")
+    if not isinstance(beside, dict):
+        return None
+    found: object = cast("dict[str, Any]", beside).get("effective_route_context")
+    if found is None or getattr(found, "original_route", None) is not route:
+        return None
+    path = getattr(found, "path", None) or getattr(found, "path_format", None)
+    return path if isinstance(path, str) else None
+
+
+def _template(piece: str, params: Mapping[str, Any]) -> str:
+    named = {str(value): name for name, value in params.items()}
+    segments = piece.split("/")
+    if not named.keys() <= set(segments):
+        # A value that was converted, or is more than a segment, stands in the path in another form.
+        return "/{" + ",".join(params) + "}"
+    return "/".join("{" + named[segment] + "}" if segment in named else segment for segment in segments)
+
+
+# ASGI 3.0. Any: messages and scopes hold what server, framework and application agree upon.
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_BUSY: Final = b"Memory is short here at the moment; try again later.\n"
+
+_log = logging.getLogger("memtools.integrations")
+
+
+class HasLevel(Protocol):
+    """Knows how short memory is, as a `MemoryMonitor` does."""
+
+    @property
+    def level(self) -> Level:
+        """How short memory is."""
+        ...
+
+
+@record
+class MiddlewareStatistics:
+    """What came through a middleware.
+
+    Attributes:
+        requests: HTTP requests that were let through and have ended.
+        unmatched: those of them for which no route was found.
+        refused: HTTP requests that were turned away with 503.
+    """
+
+    requests: int
+    unmatched: int
+    refused: int
+
+
+class MemoryMiddleware:
+    """Charges each HTTP request to the route that it takes, as a scope of that name.
+
+    ```python
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    app = MemoryMiddleware(app, warn="50 MiB")  # or app.add_middleware(MemoryMiddleware, warn="50 MiB")
+    ```
+
+    The name is the template of the route, as in `/orders/{id}`, and `<unmatched>` where there is none: nothing that a
+    client sends becomes a name. It is known once the router has run; what is opened before that, by another middleware,
+    stands below `<unmatched>`. Bodies that are streamed, and background tasks that the framework runs after the answer,
+    are charged to the request, in whichever task they run; not so what runs in a framework's threads, as the plain
+    functions of FastAPI do: those are charged when they are decorated. WebSockets and the lifespan pass untouched.
+
+    With a meter that follows, the first request sets a task factory on its loop, for tasks that requests start.
+
+    Args:
+        app: the application.
+        warn: a higher peak of one request is logged as "High memory increase"; a size or a share of the limit.
+        budget: the highest peak that one request may have; `BudgetExceeded` is then raised in it, which servers answer
+            with 500.
+        monitor: turn requests away with 503 while the level of this is `CRITICAL`; a `MemoryMonitor`, or anything
+            with a `level`.
+        retry_after: what the 503 tells clients to wait, in seconds.
+        spare: paths that are never turned away, as `"/health"`; exactly as the request has them.
+        label: gives the name for a scope of a framework that keeps its routes elsewhere; None for no route.
+        meter: who counts; see `memory_scope`.
+
+    Raises:
+        ConfigError: for an argument that makes no sense.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        warn: int | str | None = None,
+        budget: int | str | None = None,
+        monitor: HasLevel | None = None,
+        retry_after: float = 5,
+        spare: Collection[str] = (),
+        label: Label = route_label,
+        meter: str | None = None,
+    ) -> None:
+        if not callable(app):
+            raise ConfigError("app", app, "an ASGI application")
+        if not callable(label):
+            raise ConfigError("label", label, "a callable that takes the scope of a request")
+        if isinstance(spare, str):
+            raise ConfigError("spare", spare, "a collection of paths such as ('/health',)")
+        if monitor is not None and not hasattr(monitor, "level"):
+            raise ConfigError("monitor", monitor, "a MemoryMonitor, or another object with a level")
+        self._app = app
+        self._label = label
+        self._monitor = monitor
+        self._retry_after = str(max(1, round(parse_seconds(retry_after, name="retry_after")))).encode()
+        self._spare = frozenset(spare)
+        self._warn_bytes = None if warn is None else parse_limit(warn, name="warn")
+        self._plan = Plan(
+            UNMATCHED,
+            "scope",
+            choose_meter(meter),
+            None if budget is None else make_budget(budget),
+            on_end=self._judge if warn is not None or budget is not None else None,
+        )
+        self._follow = follower(self._plan, self._serve)
+        self._has_complained = False
+        self._requests = self._unmatched = self._refused = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif self._is_full() and scope.get("path") not in self._spare:
+            self._refused += 1
+            await self._refuse(send)
+        else:
+            await self._follow(self._serve(scope, receive, send))
+
+    def statistics(self) -> MiddlewareStatistics:
+        """Return what came through so far."""
+        return MiddlewareStatistics(self._requests, self._unmatched, self._refused)
+
+    async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        owner = active_owner()
+        before, follows = serves_request.get(), self._plan.meter.follows
+        if before is not follows:
+            serves_request.set(follows)
+        if follows:
+            follow_tasks_of_requests()
+        routed = RoutedScope(scope, lambda found: self._rename(owner, found))
+        try:
+            await self._app(routed, receive, send)
+        finally:
+            if before is not follows:
+                serves_request.set(before)
+            if owner is not None and owner.name == UNMATCHED:
+                self._rename(owner, routed)
+            self._requests += 1
+            self._unmatched += owner is None or owner.name == UNMATCHED
+
+    def _rename(self, owner: Owner | None, scope: Mapping[str, Any]) -> None:
+        try:
+            label = self._label(scope)
+        except Exception:
+            if not self._has_complained:
+                self._has_complained = True
+                _log.exception("label %r failed; requests that it fails for count as %s", self._label, UNMATCHED)
+            return
+        if owner is not None and label:
+            rename_owner(owner, label)
+
+    def _judge(self, owner: Owner, error: BaseException | None) -> None:
+        judge(owner, usage_of(owner), warn_bytes=self._warn_bytes, failed=error is not None)
+
+    def _is_full(self) -> bool:
+        return self._monitor is not None and self._monitor.level >= Level.CRITICAL
+
+    async def _refuse(self, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", str(len(_BUSY)).encode()),
+            (b"retry-after", self._retry_after),
+        ]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": _BUSY})

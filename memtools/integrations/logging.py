@@ -1,0 +1,51 @@
+"""Say in each line of a log how much memory is in use, and by whom: `MemoryFilter`."""
+
+import logging
+
+from memtools.ledger import active_owner
+from memtools.readings import ReadingError, resident_bytes
+
+# What a line of a log can say of memory: how much is resident, and whose turn it is.
+
+_NOBODY = "-"
+
+
+def memory_now() -> tuple[int | None, str]:
+    """Return the resident bytes, None where they cannot be read, and the name of the innermost open owner, or `-`.
+
+    The name was cut to 200 characters and escaped when the owner was opened: it ends no line. Cost: 2 us.
+    """
+    try:
+        resident: int | None = resident_bytes()
+    except ReadingError:
+        resident = None  # a line that is lost tells less than one without a figure
+    owner = active_owner()
+    return resident, _NOBODY if owner is None else owner.name
+
+
+class MemoryFilter(logging.Filter):
+    """Adds `rss` and `memory_scope` to log records; lets all of them through.
+
+    ```python
+    import logging
+    import sys
+
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(MemoryFilter())
+    handler.setFormatter(logging.Formatter("%(message)s rss=%(rss)s scope=%(memory_scope)s"))
+    ```
+
+    `rss` is the resident memory of the process in bytes, None where it cannot be read. `memory_scope` is the name of
+    the innermost scope, call or task in which the line was logged, `-` outside of all. Both are those of the moment at
+    which the filter is asked: put it on a handler, but not on one behind a queue. Cost: 2 us a record.
+
+    Args:
+        name: as in `logging.Filter`: only loggers of this name and below get the fields and pass.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Add the fields; return whether the record passes."""
+        if not super().filter(record):
+            return False
+        record.rss, record.memory_scope = memory_now()
+        return True

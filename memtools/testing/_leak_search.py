@@ -1,0 +1,290 @@
+"""Call again and again until it is clear whether something grows.
+
+Covers: how many calls are made in each round, when enough is known, what was counted in between.
+Leaves to others: making the calls (`_find_leaks`), the verdict (`memtools.analysis`), who holds it (`_culprits`).
+
+The first rounds are short. Only where they do not look clean does it go on, each round twice as long as the one before:
+what grows by the round, or until something is full, gets slower by the call, and a leak does not.
+"""
+
+import gc
+import os
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from memtools._records import record
+from memtools.analysis import LEAST_ROUNDS, Answer, Round, Verdict, judge_growth_by_call
+from memtools.ledger import Meter, Owner, choose_meter, native_reason
+from memtools.readings import descriptors, malloc_bytes
+
+# Collections that look only at what came since: cheap enough for each round of a leak test.
+#
+# Covers: freezing what is there, so that a full collection does not walk it, and thawing it at the end.
+# Leaves to others: when to collect (`_hunt`).
+#
+# A full collection takes some 20 ms in a test run with its 150,000 objects, and seven of them are more than most tests
+# take. What was there before is nobody's growth, and need not be walked: `gc.freeze` sets it aside in no time.
+
+
+@contextmanager
+def only_what_is_new() -> Generator[None, None, None]:
+    """Have collections inside the `with` leave alone what was there before.
+
+    Somebody who has frozen objects himself would find them thawed: then nothing is done.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+# Which meter counts in tests: one that sees single bytes, wherever one can be had.
+
+
+def exact_meter(name: str | None = None) -> Meter:
+    """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else native, else traced.
+
+    Raises:
+        ConfigError: for a name that no meter has, and for `native` where it cannot be had.
+    """
+    if name is None and not os.environ.get("MEMTOOLS_METER"):
+        name = "traced" if native_reason() else "native"
+    return choose_meter(name)
+
+
+# What may grow with each call, and how it is read.
+#
+# Covers: bytes of the tested owner, allocated blocks, C memory, tasks, threads and descriptors.
+# Leaves to others: when they are read (`_hunt`), what is made of the figures (`memtools.analysis`).
+
+
+@record
+class Signal:
+    """One thing that may grow.
+
+    Attributes:
+        name: what grows, in the plural.
+        tolerance: growth per call that is none.
+        enough: growth after which nothing more is called: a test must not eat the machine to prove its point.
+        read: returns how much there is now.
+    """
+
+    name: str
+    tolerance: float
+    enough: int
+    read: Callable[[], int]
+
+    def with_tolerance(self, tolerance: float) -> "Signal":
+        """Return the same with another tolerance."""
+        return Signal(self.name, tolerance, self.enough, self.read)
+
+
+# An exact meter sees nothing but the tested function. What is kept for each hundredth call is still a leak.
+BYTES_TOLERANCE: Final = 4.0
+# Of the whole process: others come and go. One object a call is a block a call.
+_BLOCKS_TOLERANCE: Final = 0.5
+# C libraries keep buffers for later; below this nothing could be told from fragments of blocks of 4 KiB.
+_NATIVE_TOLERANCE: Final = 256.0
+# One of them kept for each hundredth call is a leak.
+_COUNT_TOLERANCE: Final = 0.005
+
+ENOUGH_BYTES: Final = 32 << 20
+_BYTES_A_BLOCK: Final = 32  # the least that an object takes
+_ENOUGH_TASKS: Final = 1_000
+_ENOUGH_THREADS: Final = 60
+_ENOUGH_DESCRIPTORS: Final = 120  # many systems allow 1,024
+
+
+def signals_of(owner: Owner, tolerance: float, enough_bytes: int = ENOUGH_BYTES) -> tuple[Signal, ...]:
+    """Return what is watched while `owner` is charged, those first that tell the most.
+
+    Args:
+        owner: whose bytes are counted.
+        tolerance: bytes per call that are no growth.
+        enough_bytes: growth after which nothing more is called.
+    """
+    found = [
+        Signal("bytes", tolerance, enough_bytes, _reader_of(owner)),
+        Signal("blocks", _BLOCKS_TOLERANCE, enough_bytes // _BYTES_A_BLOCK, sys.getallocatedblocks),
+        Signal("tasks", _COUNT_TOLERANCE, _ENOUGH_TASKS, lambda: len(task_names())),
+        Signal("threads", _COUNT_TOLERANCE, _ENOUGH_THREADS, threading.active_count),
+    ]
+    if descriptors() is not None:
+        found.append(Signal("descriptors", _COUNT_TOLERANCE, _ENOUGH_DESCRIPTORS, lambda: len(descriptors() or ())))
+    if malloc_bytes() is not None:
+        found.append(Signal("native bytes", _NATIVE_TOLERANCE, enough_bytes, lambda: malloc_bytes() or 0))
+    return tuple(found)
+
+
+def _reader_of(owner: Owner) -> Callable[[], int]:
+    if owner.meter.name == "traced":
+        return _Lesser(owner).read
+    return lambda: owner.live_bytes
+
+
+class _Lesser:
+    """What grew for the owner and in the whole process, whichever is less.
+
+    With the traced meter a collection gives what it frees back to nobody, and the owner seems to keep it; the process
+    as a whole knows better, but takes its neighbours for the owner.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._before = self._look()
+        self._grown = 0
+
+    def read(self) -> int:
+        now = self._look()
+        self._grown += min(now[0] - self._before[0], now[1] - self._before[1])
+        self._before = now
+        return self._grown
+
+    def _look(self) -> tuple[int, int]:
+        import tracemalloc  # loaded by the meter that traces, not by whoever imports memtools
+
+        return self._owner.live_bytes, tracemalloc.get_traced_memory()[0]
+
+
+def task_names() -> list[str]:
+    """Return the names of the tasks of the running loop that have not ended; empty without a loop."""
+    asyncio = sys.modules.get("asyncio")
+    loop = asyncio._get_running_loop() if asyncio is not None else None
+    if asyncio is None or loop is None:
+        return []
+    return [task.get_name() for task in asyncio.all_tasks(loop)]
+
+
+def thread_names() -> list[str]:
+    """Return the names of the threads that run."""
+    return [thread.name for thread in threading.enumerate()]
+
+
+_MOST_ROUNDS: Final = 40  # or twenty more than were asked for
+_DOUBLINGS: Final = 3  # at least, before a leak is called one
+# A function that is quick is called so often that a cache of some thousand entries is full by then.
+_MANY_CALLS: Final = 20_000
+
+
+@record
+class Pace:
+    """How long a hunt goes on.
+
+    Attributes:
+        rounds: rounds before the first verdict.
+        calls: calls in each of them.
+        warmup: calls before anything is counted.
+        patience_s: how long it goes on at least, once something grows, unless it has called 20,000 times.
+        deadline_s: how long it goes on at most; what is not clear by then is inconclusive.
+    """
+
+    rounds: int
+    calls: int
+    warmup: int
+    patience_s: float
+    deadline_s: float
+
+
+class Hunt:
+    """One hunt.
+
+    Args:
+        signals: what is counted.
+        pace: how long it goes on.
+        tell: told after each round, and once before the first, how many are done, how many calls were made, and what
+            the first signal reads.
+    """
+
+    def __init__(
+        self, signals: Sequence[Signal], pace: Pace, tell: Callable[[int, int, int], object] | None = None
+    ) -> None:
+        self.calls = 0
+        self.is_over_time = False
+        self._signals = tuple(signals)
+        self._pace = pace
+        self._tell = tell
+        self._done = 0
+        # Made before anything is counted: what a hunt itself needs must not grow from round to round.
+        width = len(self._signals)
+        self._most = max(_MOST_ROUNDS, pace.rounds + _MOST_ROUNDS // 2)
+        self._before = array("q", bytes(8 * width))
+        self._grown = [array("q", bytes(8 * self._most)) for _ in self._signals]
+        self._lengths = array("q", bytes(8 * self._most))
+
+    def plan(self) -> Iterator[int]:
+        """Yield how many calls to make next; what they left is counted when the next number is asked for."""
+        if self._pace.warmup:
+            yield self._pace.warmup
+        with only_what_is_new():
+            yield from self._count()
+
+    def _count(self) -> Iterator[int]:
+        begun = time.perf_counter()
+        self._look(0)
+        calls = self._pace.calls
+        for _ in range(self._pace.rounds):
+            if self._is_enough(calls):
+                return
+            yield calls
+            self._look(calls)
+        doublings = 0
+        while self._must_go_on(doublings, time.perf_counter() - begun) and not self._is_enough(calls):
+            yield calls
+            self._look(calls)
+            doublings += 1
+            calls *= 2
+
+    def _look(self, calls: int) -> None:
+        gc.collect()
+        for place, signal in enumerate(self._signals):
+            now = signal.read()
+            self._grown[place][self._done] = now - self._before[place]
+            self._before[place] = now
+        if calls:
+            self._lengths[self._done] = calls
+            self._done += 1
+            self.calls += calls
+        if self._tell is not None:
+            self._tell(self._done, self.calls, self._before[0])
+
+    def _must_go_on(self, doublings: int, spent_s: float) -> bool:
+        answers = {verdict.answer for _, verdict in self.verdicts()}
+        if answers == {Answer.CLEAN} or self._done >= self._most:
+            return False
+        if spent_s >= self._pace.deadline_s:
+            self.is_over_time = True
+            return False
+        is_decided = Answer.LEAK in answers and doublings >= _DOUBLINGS
+        return not (is_decided and (spent_s >= self._pace.patience_s or self.calls >= _MANY_CALLS))
+
+    def _is_enough(self, calls: int) -> bool:
+        # Three rounds can tell a leak; from then on it is looked ahead, as each round is twice the one before.
+        if self._done < LEAST_ROUNDS:
+            return False
+        for signal, grown in zip(self._signals, self._grown, strict=True):
+            so_far = sum(grown[: self._done])
+            if so_far + so_far * calls // self.calls > signal.enough:
+                return True
+        return False
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no signal grows."""
+        return all(verdict.answer is Answer.CLEAN for _, verdict in self.verdicts())
+
+    def verdicts(self) -> list[tuple[Signal, Verdict]]:
+        """Return what each signal says so far."""
+        found: list[tuple[Signal, Verdict]] = []
+        for signal, grown in zip(self._signals, self._grown, strict=True):
+            rounds = [Round(self._lengths[place], grown[place]) for place in range(self._done)]
+            found.append((signal, judge_growth_by_call(rounds, tolerance=signal.tolerance)))
+        return found
