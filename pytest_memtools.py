@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from memtools.testing._plugin import Marked, Part, Wishes
 
 _MARKERS = {
-    "memory_growth": "memory_growth(limit='1 KiB', repeats=5, warmup=2): fail where each run of the test, fixtures "
+    "memory_growth": "memory_growth(max_bytes='1 KiB', repeats=5, warmup=2): fail where each run of the test, fixtures "
     "included, leaves more than `limit` behind, or a task, thread or descriptor.",
     "memory_peak": "memory_peak(limit): fail where the body of the test has more than `limit` alive at once.",
     "no_leaked_tasks": "no_leaked_tasks(): fail where the body leaves a task, a thread or a descriptor behind.",

@@ -17,7 +17,7 @@ from memtools.errors import (
     ScopeClosed,
 )
 from memtools.events import subscribe
-from memtools.ledger import Usage, install
+from memtools.ledger import Usage, track_tasks
 from memtools.readings import Level, Reading, effective_limit
 from memtools.scopes import memory_scope, task_scope
 from memtools.structures import BoundedList, WeakCache
@@ -54,10 +54,10 @@ __all__ = [
     "collect_metrics",
     "effective_limit",
     "find_leaks",
-    "install",
     "memory_budget",
     "memory_scope",
     "profile_memory",
     "subscribe",
     "task_scope",
+    "track_tasks",
 ]

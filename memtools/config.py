@@ -18,7 +18,7 @@ from memtools.units import parse_choice, parse_count, parse_seconds, parse_size
 
 _ON: Final = ("1", "true", "yes", "on")
 _OFF: Final = ("0", "false", "no", "off")
-METERS: Final = ("native", "traced", "resident")
+METERS: Final = ("native", "tracemalloc", "rss")
 
 
 class MonitorSettings(TypedDict, total=False):
@@ -42,7 +42,7 @@ class Config:
 
     Attributes:
         enabled: whether decorators do anything.
-        meter: who counts: `"native"`, `"traced"` or `"resident"`.
+        meter: who counts: `"native"`, `"tracemalloc"` or `"rss"`.
         native: whether the C parts may be used; only the environment can say so to memtools itself, as it is asked
             while memtools is imported.
         limit: what the process may use: bytes, a size, or a share of what the system allows.

@@ -41,7 +41,7 @@ class BudgetExceeded(MemtoolsError, RuntimeError):
         scope: the name of the owner.
         used_bytes: what it used when it was stopped, in bytes.
         budget_bytes: what it was allowed, in bytes.
-        measure: which figure was held against the budget: `"peak"`, `"retained"` or `"resident"`.
+        measure: which figure was held against the budget: `"peak"`, `"retained"` or `"rss"`.
     """
 
     def __init__(self, scope: str, used_bytes: int, budget_bytes: int, measure: str = "peak") -> None:
@@ -137,7 +137,7 @@ def _shown(value: object) -> str:
 # Leaves to others: arguments that make no sense (`memtools.errors.ConfigError`).
 
 
-class NotWeaklyReferable(MemtoolsError, TypeError):
+class NotWeakReferenceable(MemtoolsError, TypeError):
     """A value that cannot be weakly referenced was put into a cache that only refers weakly; nothing has been changed.
 
     Attributes:

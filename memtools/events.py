@@ -20,18 +20,18 @@ from memtools.readings import Level, Reading
 __all__ = [
     "BudgetOverrun",
     "CleanupEnded",
+    "DispatchStatistics",
     "Event",
     "HighUsage",
-    "HubStatistics",
     "LevelChanged",
-    "PressureFelt",
-    "ReadingTaken",
+    "MemorySampled",
+    "PressureSignal",
     "ReclaimIneffective",
     "ScopeEnded",
     "Subscription",
     "TaskAbandoned",
     "emit",
-    "is_heard",
+    "has_listeners",
     "statistics",
     "subscribe",
 ]
@@ -100,7 +100,7 @@ class BudgetOverrun:
         kind: `"scope"`, `"call"` or `"task"`.
         used_bytes: what it used when this was seen.
         budget_bytes: what it was allowed.
-        measure: `"peak"`, `"retained"` or `"resident"`.
+        measure: `"peak"`, `"retained"` or `"rss"`.
         in_flight: True when it was seen before the owner ended.
     """
 
@@ -128,7 +128,7 @@ class TaskAbandoned:
 
 
 @record
-class ReadingTaken:
+class MemorySampled:
     """The monitor has looked at the process.
 
     Attributes:
@@ -194,7 +194,7 @@ class ReclaimIneffective:
 
 
 @record
-class PressureFelt:
+class PressureSignal:
     """The kernel, or whoever writes to `$MEMORY_PRESSURE_WATCH`, says that memory is short.
 
     Attributes:
@@ -209,18 +209,18 @@ Event: TypeAlias = (
     | HighUsage
     | BudgetOverrun
     | TaskAbandoned
-    | ReadingTaken
+    | MemorySampled
     | LevelChanged
     | CleanupEnded
     | ReclaimIneffective
-    | PressureFelt
+    | PressureSignal
 )
 
 _log = logging.getLogger("memtools.events")
 
 
 @record
-class HubStatistics:
+class DispatchStatistics:
     """How the listeners fared.
 
     Attributes:
@@ -236,7 +236,7 @@ class HubStatistics:
     skipped: int
 
 
-class Told(Enum):
+class HookStatistics(Enum):
     """How one hook took one event."""
 
     WELL = auto()
@@ -271,22 +271,22 @@ class Subscription:
     def __repr__(self) -> str:
         return f"Subscription({getattr(self._hook, '__qualname__', type(self._hook).__name__)})"
 
-    def tell(self, event: Event) -> Told:
+    def tell(self, event: Event) -> HookStatistics:
         """Call the hook; return how it went."""
         thread = threading.get_ident()
         # A hook that is itself profiled, or opens a scope, would otherwise be told of its own end without end.
         if self._closed or thread in self._threads:
-            return Told.SKIPPED
+            return HookStatistics.SKIPPED
 
         self._threads.add(thread)
         try:
             self._hook(event)
         except Exception:
             self._report(event)
-            return Told.BROKEN
+            return HookStatistics.BROKEN
         finally:
             self._threads.discard(thread)
-        return Told.WELL
+        return HookStatistics.WELL
 
     def _report(self, event: Event) -> None:
         if self._reported:
@@ -316,12 +316,12 @@ class _Hub:
         outcomes = [listener.tell(event) for listener in self.listeners]
         with self.lock:
             self._emitted += 1
-            self._broken += outcomes.count(Told.BROKEN)
-            self._skipped += outcomes.count(Told.SKIPPED)
+            self._broken += outcomes.count(HookStatistics.BROKEN)
+            self._skipped += outcomes.count(HookStatistics.SKIPPED)
 
-    def statistics(self) -> HubStatistics:
+    def statistics(self) -> DispatchStatistics:
         with self.lock:
-            return HubStatistics(len(self.listeners), self._emitted, self._broken, self._skipped)
+            return DispatchStatistics(len(self.listeners), self._emitted, self._broken, self._skipped)
 
 
 _hub = _Hub()
@@ -358,11 +358,11 @@ def emit(event: Event) -> None:
         _hub.tell(event)
 
 
-def is_heard() -> bool:
+def has_listeners() -> bool:
     """Return whether anybody listens: for those to whom an event is dear to make."""
     return bool(_hub.listeners)
 
 
-def statistics() -> HubStatistics:
+def statistics() -> DispatchStatistics:
     """Return how many listen, how much was told and how often a hook broke."""
     return _hub.statistics()

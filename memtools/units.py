@@ -80,14 +80,14 @@ def _scaled(number: str, factor: int) -> int:
     return bytes_ + int(fraction) * factor // 10 ** len(fraction) if fraction else bytes_
 
 
-def parse_count(value: object, *, name: str, least: int = 1) -> int:
+def parse_count(value: object, *, name: str, minimum: int = 1) -> int:
     """Return `value`, a whole number of at least `least`.
 
     Raises:
         ConfigError: for anything else; a bool is not a number here.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(name, value, f"a whole number of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(name, value, f"a whole number of at least {minimum}")
     return value
 
 

@@ -147,7 +147,7 @@ async def index_everything(index: Index) -> None:
         packages.setdefault(module.partition(".")[0] if in_package else SINGLE_MODULES, []).append(module)
 
     singles = packages.pop(SINGLE_MODULES, [])
-    async with task_scope(limit=8, name="index") as tasks:
+    async with task_scope(max_running=8, name="index") as tasks:
         for start in range(0, len(singles), 25):
             await tasks.spawn(index_package(index, singles[start : start + 25]), name=SINGLE_MODULES)
         for package, modules in packages.items():

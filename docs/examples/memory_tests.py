@@ -36,7 +36,7 @@ def service() -> Iterator[PriceService]:
     service.prices.clear()
 
 
-@pytest.mark.memory_growth(limit="1 KiB")
+@pytest.mark.memory_growth(max_bytes="1 KiB")
 def test_refreshing_again_and_again_leaves_nothing_behind() -> None:
     async def day() -> None:
         for number in range(200):

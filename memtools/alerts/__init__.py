@@ -1,6 +1,6 @@
 """Tell people, and act, when memory is short: rules, the life of an alert, channels."""
 
-from memtools.alerts._actions import Cleaner
+from memtools.alerts._actions import Cleanup
 from memtools.alerts._alerts import Alerts
 from memtools.alerts._channels import Channel, EmailChannel, LogChannel, SlackChannel, WebhookChannel
 from memtools.alerts._delivery import AlertStatistics, ChannelStatistics
@@ -18,7 +18,7 @@ __all__ = [
     "AppriseChannel",
     "Channel",
     "ChannelStatistics",
-    "Cleaner",
+    "Cleanup",
     "Deadline",
     "DeliveryFailed",
     "EmailChannel",

@@ -18,7 +18,7 @@ from memtools._safe_calls import Complaints
 from memtools.alerts._incidents import Act, exit_bytes
 from memtools.alerts._rules import AlertRule
 from memtools.alerts._transport import Deadline
-from memtools.cleanup import Ladder, default_steps
+from memtools.cleanup import Reclaimer, default_steps
 from memtools.errors import ConfigError
 from memtools.readings import effective_limit, resident_bytes
 
@@ -31,7 +31,7 @@ CleanUp: TypeAlias = Callable[[AlertRule], Any]
 
 
 @runtime_checkable
-class Cleaner(Protocol):
+class Cleanup(Protocol):
     """Something of your own that gives memory back when asked; `clean_up` may be a coroutine function."""
 
     def clean_up(self) -> Any:  # Any: as above
@@ -55,32 +55,32 @@ def parse_cleaner(value: object) -> CleanUp:
         ConfigError: for what is no monitor, ladder, cleaner or callable.
     """
     if value is None:
-        return _by_ladder(Ladder(default_steps(), read=resident_bytes))
-    if isinstance(value, Ladder):
+        return _by_ladder(Reclaimer(default_steps(), read=resident_bytes))
+    if isinstance(value, Reclaimer):
         return _by_ladder(value)
-    if isinstance(value, Cleaner):
+    if isinstance(value, Cleanup):
         clean_up = value.clean_up
         return lambda _: clean_up()
     if isinstance(value, Checking):
         return _by_monitor(value)
     if callable(value):
         return lambda _: value()
-    accepted = "a MemoryMonitor, a Ladder, something with a method clean_up, or a callable"
+    accepted = "a MemoryMonitor, a Reclaimer, something with a method clean_up, or a callable"
     raise ConfigError("monitor", value, accepted)
 
 
 def _by_monitor(monitor: Checking) -> CleanUp:
-    ladder = Ladder(default_steps(), read=resident_bytes)
+    ladder = Reclaimer(default_steps(), read=resident_bytes)
 
     def clean_up(rule: AlertRule) -> Any:  # Any: as above
         # The monitor acts by its own thresholds, which may stand above the rule's.
-        return ladder.climb(rule.level, _target_bytes(rule)) if rule.is_thresholded else monitor.check()
+        return ladder.reclaim(rule.level, _target_bytes(rule)) if rule.is_thresholded else monitor.check()
 
     return clean_up
 
 
-def _by_ladder(ladder: Ladder) -> CleanUp:
-    return lambda rule: ladder.climb(rule.level, _target_bytes(rule))
+def _by_ladder(ladder: Reclaimer) -> CleanUp:
+    return lambda rule: ladder.reclaim(rule.level, _target_bytes(rule))
 
 
 def _target_bytes(rule: AlertRule) -> int:

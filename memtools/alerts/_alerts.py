@@ -20,14 +20,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from memtools._safe_calls import Complaints
-from memtools.alerts._actions import Actions, Checking, Cleaner, parse_cleaner
+from memtools.alerts._actions import Actions, Checking, Cleanup, parse_cleaner
 from memtools.alerts._channels import Channel, channels_for
 from memtools.alerts._delivery import AlertStatistics, Outbox, Patience, Postman
-from memtools.alerts._incidents import Board, Decision, Notify, is_heard, signals_of
+from memtools.alerts._incidents import Board, Decision, Notify, has_listeners, signals_of
 from memtools.alerts._message import plain
 from memtools.alerts._rules import AlertRule, listed
 from memtools.alerts._transport import Deadline
-from memtools.cleanup import Ladder
+from memtools.cleanup import Reclaimer
 from memtools.errors import ConfigError
 from memtools.events import Event, Subscription, subscribe
 from memtools.units import parse_count, parse_seconds
@@ -90,8 +90,8 @@ class Session:
         actions = self._actions
         return AlertStatistics(
             open_incidents=self._board.open_incidents,
-            heard=self._count,
-            told=self._told,
+            received=self._count,
+            sent=self._told,
             actions_run=actions.run,
             actions_failed=actions.failed,
             actions_skipped=actions.skipped,
@@ -151,7 +151,7 @@ class Alerts:
     Args:
         rules: the table.
         channels: name to channel; `"log"` is always there, apprise URLs need none.
-        monitor: what `immediate_cleanup` asks: a `MemoryMonitor`, which looks and acts at once; a `Ladder`, which is
+        monitor: what `immediate_cleanup` asks: a `MemoryMonitor`, which looks and acts at once; a `Reclaimer`, which is
             climbed; something with a method `clean_up`; a callable. Without one, and for rules with thresholds of
             their own, a ladder of the house.
         service: what to call this service in messages; the name of the program by default.
@@ -177,7 +177,11 @@ class Alerts:
         rules: Iterable[AlertRule],
         *,
         channels: Mapping[str, Channel] | None = None,
-        monitor: Checking | Cleaner | Ladder | Callable[[], Any] | None = None,  # Any: what it returns is not looked at
+        monitor: Checking
+        | Cleanup
+        | Reclaimer
+        | Callable[[], Any]
+        | None = None,  # Any: what it returns is not looked at
         service: str | None = None,
         cooldown: float = 900.0,
         timeout: float = 10.0,
@@ -227,7 +231,7 @@ class Alerts:
         self._loop = _running_loop()
         session = self._make_session()
         self._sessions = {self._pid: session}
-        session.start(acting=any(rule.runs for rule in self._rules))
+        session.start(acting=any(rule.has_action for rule in self._rules))
         atexit.register(self._end_at_exit)
         self._subscription = subscribe(self._hear)
 
@@ -284,7 +288,7 @@ class Alerts:
         return f"Alerts({len(self._rules)} rules, {', '.join(target.name for target in self._channels)}; {state})"
 
     def _hear(self, event: Event) -> None:
-        if is_heard(event):
+        if has_listeners(event):
             self._session().hear(event)
 
     def _session(self) -> Session:

@@ -342,7 +342,7 @@ def channels_for(rules: Iterable[AlertRule], given: Mapping[str, Channel]) -> di
         known[parse_name(name, name="channels")] = channel
 
     found: dict[Target, Channel] = {}
-    for target in (target for rule in rules for target in rule.tells):
+    for target in (target for rule in rules for target in rule.recipients):
         if target.url is not None and target not in found:
             found[target] = AppriseChannel(target.url.reveal())
         elif target.url is None:

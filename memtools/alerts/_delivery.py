@@ -74,8 +74,8 @@ class AlertStatistics:
     """
 
     open_incidents: int
-    heard: int
-    told: int
+    received: int
+    sent: int
     actions_run: int
     actions_failed: int
     actions_skipped: int
@@ -165,7 +165,7 @@ class Outbox:
         box.failures += 1
         if not failure.retry:
             box.refused += 1
-            box.unsaid += parcel.alert.lost + 1
+            box.unsaid += parcel.alert.dropped + 1
             return None
 
         pause = self._pause(box.failures_in_a_row, failure.retry_after_s)
@@ -261,12 +261,12 @@ class _Box:
 
     def _lose(self, parcel: Parcel) -> None:
         # One that would itself have told of others takes them along.
-        self.unsaid += parcel.alert.lost + 1
+        self.unsaid += parcel.alert.dropped + 1
 
 
 def _losing(alert: Alert, lost: int) -> Alert:
     made: Any = alert  # what every record has is not declared
-    changed: Alert = made.__replace__(lost=alert.lost + lost)
+    changed: Alert = made.__replace__(lost=alert.dropped + lost)
     return changed
 
 

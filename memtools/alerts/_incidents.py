@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from memtools._records import record
 from memtools.alerts._message import Alert, AlertKind, largest_in_words, plain
 from memtools.alerts._rules import About, AlertRule, Target
-from memtools.events import BudgetOverrun, Event, LevelChanged, ReadingTaken, ReclaimIneffective, TaskAbandoned
+from memtools.events import BudgetOverrun, Event, LevelChanged, MemorySampled, ReclaimIneffective, TaskAbandoned
 from memtools.readings import Level, Reading
 from memtools.units import format_size
 
@@ -101,7 +101,7 @@ class Life:
 # A summary in one line, and more as (label, text).
 Words: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
-_HEARD: Final = frozenset({LevelChanged, ReadingTaken, ReclaimIneffective, BudgetOverrun, TaskAbandoned})
+_HEARD: Final = frozenset({LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned})
 
 
 @record
@@ -125,7 +125,7 @@ class Signal:
     reading: Reading | None = None
 
 
-def is_heard(event: Event) -> bool:
+def has_listeners(event: Event) -> bool:
     """Return whether alerts are about this kind of fact."""
     return type(event) in _HEARD
 
@@ -133,7 +133,7 @@ def is_heard(event: Event) -> bool:
 def signals_of(event: Event) -> tuple[Signal, ...]:
     """Return what `event` means; nothing for facts that alerts are not about."""
     match event:
-        case ReadingTaken():
+        case MemorySampled():
             return _memory(event.reading, event.level, partial(_reading_in_words, event.reading))
         case LevelChanged():
             return _memory(event.reading, event.after, partial(_change_in_words, event))
@@ -318,7 +318,7 @@ class Board:
         return min(felt) + self._cooldown_s if felt else None
 
     def _holds(self, rule: AlertRule, signal: Signal) -> bool:
-        if signal.about not in rule.about:
+        if signal.about not in rule.categories:
             return False
         edge = self._edges.get(rule)
         if edge is None:
@@ -343,7 +343,7 @@ class Board:
             alert = self._alert(incident, signal, step)
             if isinstance(receiver, Target):
                 decisions.append(Notify(receiver, alert))
-            elif receiver in levels and receiver.runs_about(signal.about):
+            elif receiver in levels and receiver.acts_on(signal.about):
                 decisions.append(Act(receiver, alert))
         return decisions
 
@@ -352,12 +352,12 @@ class Board:
         return Alert(
             kind=step.kind,
             level=step.level,
-            about=signal.about,
+            category=signal.about,
             name=signal.name,
             summary=summary,
             details=details,
-            swallowed=step.swallowed,
-            lost=0,
+            suppressed=step.swallowed,
+            dropped=0,
             incident=incident.name,
             number=step.number,
             source=self._source,
@@ -396,9 +396,9 @@ def _silent(seconds: float, last: Signal) -> Words:
 def _receivers(rules: Iterable[AlertRule]) -> dict[Receiver, None]:
     found: dict[Receiver, None] = {}
     for rule in rules:
-        if rule.runs:
+        if rule.has_action:
             found[rule] = None  # before its channels: what helps comes before what tells
-        for target in rule.tells:
+        for target in rule.recipients:
             found[target] = None
     return found
 
@@ -406,7 +406,7 @@ def _receivers(rules: Iterable[AlertRule]) -> dict[Receiver, None]:
 def _levels(holding: Iterable[AlertRule]) -> dict[Receiver, Level]:
     levels: dict[Receiver, Level] = {}
     for rule in holding:
-        receivers: tuple[Receiver, ...] = (rule, *rule.tells)
+        receivers: tuple[Receiver, ...] = (rule, *rule.recipients)
         for receiver in receivers:
             levels[receiver] = max(levels.get(receiver, Level.NORMAL), rule.level)
     return levels

@@ -53,12 +53,12 @@ class Alert:
 
     kind: AlertKind
     level: Level
-    about: str
+    category: str
     name: str
     summary: str
     details: tuple[tuple[str, str], ...]
-    swallowed: int
-    lost: int
+    suppressed: int
+    dropped: int
     incident: str
     number: int
     source: str
@@ -90,10 +90,10 @@ def subject_of(alert: Alert) -> str:
 def lines_of(alert: Alert) -> tuple[tuple[str, str], ...]:
     """Return what is known besides the summary, as (label, text)."""
     lines = [("level", alert.level.name.lower()), *alert.details]
-    if alert.swallowed:
-        lines.append(("seen again", f"{alert.swallowed:,} times since the last message"))
-    if alert.lost:
-        lines.append(("lost before", f"{alert.lost:,} earlier messages could not be delivered here"))
+    if alert.suppressed:
+        lines.append(("seen again", f"{alert.suppressed:,} times since the last message"))
+    if alert.dropped:
+        lines.append(("lost before", f"{alert.dropped:,} earlier messages could not be delivered here"))
     lines.append(("incident", f"{alert.incident}, message {alert.number}"))
     return tuple((label, plain(text, _TEXT_AT_MOST)) for label, text in lines)
 

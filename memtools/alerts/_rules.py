@@ -188,7 +188,7 @@ class AlertRule:
             nothing and tells nobody.
     """
 
-    __slots__ = ("about", "action", "level", "notify", "share", "threshold_bytes")
+    __slots__ = ("action", "categories", "level", "notify", "share", "threshold_bytes")
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class AlertRule:
         *,
         action: Action | ActionName | None = None,
         notify: str | Iterable[str] = (),
-        about: About | Iterable[About] | None = None,
+        categories: About | Iterable[About] | None = None,
     ) -> None:
         self.level: Level = _level(level)
         self.share: int | None
@@ -205,7 +205,7 @@ class AlertRule:
         self.share, self.threshold_bytes = _threshold(threshold)
         self.action: Action | ActionName | None = _action(action)
         self.notify: tuple[Target, ...] = parse_targets(notify, name="notify")
-        self.about: tuple[About, ...] = _about(about, thresholded=threshold is not None)
+        self.categories: tuple[About, ...] = _about(categories, thresholded=threshold is not None)
         if self.action is None and not self.notify:
             raise ConfigError("notify", (), "a channel to tell, or an action: this rule does neither")
 
@@ -221,18 +221,18 @@ class AlertRule:
         return None if limit_bytes is None else limit_bytes * self.share // _WHOLE
 
     @property
-    def tells(self) -> tuple[Target, ...]:
+    def recipients(self) -> tuple[Target, ...]:
         """Who is told; `log_warning` is a way to tell the log."""
         return tuple(dict.fromkeys((*self.notify, LOG))) if self.action == "log_warning" else self.notify
 
     @property
-    def runs(self) -> bool:
+    def has_action(self) -> bool:
         """Whether there is something to run."""
         return self.action is not None and self.action != "log_warning"
 
-    def runs_about(self, about: About) -> bool:
+    def acts_on(self, category: About) -> bool:
         """Return whether there is something to run for this; cleaning up is no answer to a budget or a task."""
-        return self.runs and (about == "memory" or self.action != "immediate_cleanup")
+        return self.has_action and (category == "memory" or self.action != "immediate_cleanup")
 
     @property
     def action_name(self) -> str:

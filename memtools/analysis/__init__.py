@@ -1,12 +1,12 @@
 """Pure judgement: figures in, an answer with its reason out. No clock, no process, no objects of anybody's."""
 
-from memtools.analysis._growth_by_call import LEAST_ROUNDS, Answer, Round, Verdict, judge_growth_by_call
+from memtools.analysis._growth_by_call import MIN_ROUNDS, GrowthVerdict, Round, Verdict, judge_growth_by_call
 from memtools.analysis._leak_kind import LeakKind, LeakVerdict, judge_leak
 from memtools.analysis._leftovers import Leftover, find_leftovers
 
 __all__ = [
-    "LEAST_ROUNDS",
-    "Answer",
+    "MIN_ROUNDS",
+    "GrowthVerdict",
     "LeakKind",
     "LeakVerdict",
     "Leftover",

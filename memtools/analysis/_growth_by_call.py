@@ -15,12 +15,12 @@ from typing import Final
 
 from memtools._records import record
 
-LEAST_ROUNDS: Final = 3  # for a leak: fewer are one accident and its echo
+MIN_ROUNDS: Final = 3  # for a leak: fewer are one accident and its echo
 _SETTLING: Final = 0.8  # a rate that falls to this twice running settles (psleak)
 _STEADY: Final = 0.6  # a last rate below this share of the highest of the last three is falling as well
 
 
-class Answer(Enum):
+class Verdict(Enum):
     """What can be said."""
 
     LEAK = "leak"
@@ -47,7 +47,7 @@ class Round:
 
 
 @record
-class Verdict:
+class GrowthVerdict:
     """What the rounds say.
 
     Attributes:
@@ -56,12 +56,12 @@ class Verdict:
         reason: why, in words.
     """
 
-    answer: Answer
+    answer: Verdict
     per_call: float
     reason: str
 
 
-def judge_growth_by_call(rounds: Sequence[Round], *, tolerance: float = 0.0) -> Verdict:
+def judge_growth_by_call(rounds: Sequence[Round], *, tolerance: float = 0.0) -> GrowthVerdict:
     """Return whether it grows with each call.
 
     A leak rises in each of the last three rounds, by more than `tolerance` a call, and does not slow down. What grew at
@@ -73,21 +73,21 @@ def judge_growth_by_call(rounds: Sequence[Round], *, tolerance: float = 0.0) -> 
         tolerance: growth per call that is none, in the unit of `grown`.
     """
     if not rounds:
-        return Verdict(Answer.INCONCLUSIVE, 0.0, "nothing was called")
+        return GrowthVerdict(Verdict.INCONCLUSIVE, 0.0, "nothing was called")
     tail = _later_half(rounds)
     rate = sum(one.grown for one in tail) / sum(one.calls for one in tail)
     if rate <= tolerance:
         early = any(one.rate > tolerance for one in rounds)
-        return Verdict(Answer.CLEAN, rate, "it grew at first, and stopped" if early else "it does not grow")
+        return GrowthVerdict(Verdict.CLEAN, rate, "it grew at first, and stopped" if early else "it does not grow")
 
-    last = [one.rate for one in rounds[-LEAST_ROUNDS:]]
-    if len(last) < LEAST_ROUNDS:
-        return Verdict(Answer.INCONCLUSIVE, rate, f"it grew, but {len(last)} rounds are too few to tell")
+    last = [one.rate for one in rounds[-MIN_ROUNDS:]]
+    if len(last) < MIN_ROUNDS:
+        return GrowthVerdict(Verdict.INCONCLUSIVE, rate, f"it grew, but {len(last)} rounds are too few to tell")
     if min(last) <= tolerance:
-        return Verdict(Answer.INCONCLUSIVE, rate, "it grows in some rounds and not in others")
+        return GrowthVerdict(Verdict.INCONCLUSIVE, rate, "it grows in some rounds and not in others")
     if _is_settling(last):
-        return Verdict(Answer.INCONCLUSIVE, rate, "it grows more slowly from round to round")
-    return Verdict(Answer.LEAK, rate, f"it grew in each of the last {LEAST_ROUNDS} rounds, and does not slow down")
+        return GrowthVerdict(Verdict.INCONCLUSIVE, rate, "it grows more slowly from round to round")
+    return GrowthVerdict(Verdict.LEAK, rate, f"it grew in each of the last {MIN_ROUNDS} rounds, and does not slow down")
 
 
 def _later_half(rounds: Sequence[Round]) -> Sequence[Round]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Final
 
 from memtools._records import as_dict, record
-from memtools.ledger import Entry
+from memtools.ledger import AccountStatistics
 
 # What came in the last half of the calls. Less may be garbage that the collector has not come to yet, or what the
 # interpreter keeps for later (80 lists, 80 dicts, 2,000 tuples of each short length).
@@ -28,45 +28,45 @@ class Leftover:
         kind: `"call"`, `"scope"` or `"task"`.
         calls: how many have ended.
         per_call_bytes: what each of the latest half of them has left.
-        left_bytes: what all of them have left that is still alive.
+        live_after_end_bytes: what all of them have left that is still alive.
     """
 
     name: str
     kind: str
     calls: int
     per_call_bytes: int
-    left_bytes: int
+    live_after_end_bytes: int
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
         return as_dict(self)
 
 
-def find_leftovers(accounts: Iterable[Entry]) -> tuple[Leftover, ...]:
+def find_leftovers(accounts: Iterable[AccountStatistics]) -> tuple[Leftover, ...]:
     """Return who goes on leaving something behind, the most first; only the innermost of those that call each other."""
     found: dict[tuple[str, str], Leftover] = {}
     for entry in _innermost(accounts):
         leftover = _leftover(entry)
         known = found.get((entry.kind, entry.name))
         found[entry.kind, entry.name] = leftover if known is None else _together(known, leftover)
-    return tuple(sorted(found.values(), key=lambda one: (-one.left_bytes, one.name)))
+    return tuple(sorted(found.values(), key=lambda one: (-one.live_after_end_bytes, one.name)))
 
 
-def per_call(calls: int, left_bytes: int | None, left_after: tuple[tuple[int, int], ...]) -> float:
+def per_call(calls: int, live_after_end_bytes: int | None, live_at_checkpoints: tuple[tuple[int, int], ...]) -> float:
     """Return what each of the latest half of the calls has left, in bytes; 0 where it does not go on.
 
     Args:
         calls: how many have ended.
-        left_bytes: what is left of them now; None where nobody knows.
-        left_after: pairs of an earlier number of calls and what was left of them then.
+        live_after_end_bytes: what is left of them now; None where nobody knows.
+        live_at_checkpoints: pairs of an earlier number of calls and what was left of them then.
     """
-    if left_bytes is None:
+    if live_after_end_bytes is None:
         return 0.0
-    points = [point for point in left_after if 2 * point[0] <= calls][-PARTS:]
+    points = [point for point in live_at_checkpoints if 2 * point[0] <= calls][-PARTS:]
     if len(points) < PARTS:
         return 0.0
-    rise = left_bytes - points[-1][1]
-    rates = [_slope(*pair) for pair in pairwise([*points, (calls, left_bytes)])]
+    rise = live_after_end_bytes - points[-1][1]
+    rates = [_slope(*pair) for pair in pairwise([*points, (calls, live_after_end_bytes)])]
     goes_on = min(rates) > 0 and all(after >= STEADY * before for before, after in pairwise(rates))
     return rates[-1] if goes_on and rise >= LEAST_BYTES and rates[-1] >= LEAST_PER_CALL else 0.0
 
@@ -75,25 +75,27 @@ def _slope(before: tuple[int, int], after: tuple[int, int]) -> float:
     return (after[1] - before[1]) / (after[0] - before[0])
 
 
-def _rate(entry: Entry) -> float:
-    return per_call(entry.entered - entry.active, entry.left_bytes, entry.left_after)
+def _rate(entry: AccountStatistics) -> float:
+    return per_call(entry.started - entry.active, entry.live_after_end_bytes, entry.live_at_checkpoints)
 
 
-def _innermost(entries: Iterable[Entry]) -> Iterator[Entry]:
+def _innermost(entries: Iterable[AccountStatistics]) -> Iterator[AccountStatistics]:
     for entry in entries:
         below = list(_innermost(entry.children))
-        left_below = sum(one.left_bytes or 0 for one in below)
-        if _rate(entry) and 2 * left_below < (entry.left_bytes or 0):
+        left_below = sum(one.live_after_end_bytes or 0 for one in below)
+        if _rate(entry) and 2 * left_below < (entry.live_after_end_bytes or 0):
             yield entry
         else:
             yield from below
 
 
-def _leftover(entry: Entry) -> Leftover:
-    return Leftover(entry.name, entry.kind, entry.entered - entry.active, round(_rate(entry)), entry.left_bytes or 0)
+def _leftover(entry: AccountStatistics) -> Leftover:
+    return Leftover(
+        entry.name, entry.kind, entry.started - entry.active, round(_rate(entry)), entry.live_after_end_bytes or 0
+    )
 
 
 def _together(one: Leftover, other: Leftover) -> Leftover:
     calls = one.calls + other.calls
     rate = (one.per_call_bytes * one.calls + other.per_call_bytes * other.calls) // calls
-    return Leftover(one.name, one.kind, calls, rate, one.left_bytes + other.left_bytes)
+    return Leftover(one.name, one.kind, calls, rate, one.live_after_end_bytes + other.live_after_end_bytes)

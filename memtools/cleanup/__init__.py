@@ -1,33 +1,33 @@
 """Things that can give memory back, and the ladder that asks them: who they are, in which order, for how long."""
 
-from memtools.cleanup._reclaimer import Ladder, TimeShare
+from memtools.cleanup._reclaimer import Reclaimer, TokenBucket
 from memtools.cleanup._registry import Shrinkable, SlicedStep, Step, register, registered, unregister
 from memtools.cleanup._statistics import (
-    Climb,
-    LadderStatistics,
+    ReclaimerStatistics,
+    ReclaimResult,
+    ShrinkableStatistics,
+    ShrinkStatistics,
+    StepResult,
     StepStatistics,
-    StepTaken,
-    ThingStatistics,
-    TrimStatistics,
 )
-from memtools.cleanup._steps import CollectAll, CollectYoung, TrimHeap, TrimRegistered, default_steps
+from memtools.cleanup._steps import CollectAll, CollectYoung, ShrinkRegistered, TrimHeap, default_steps
 
 __all__ = [
-    "Climb",
     "CollectAll",
     "CollectYoung",
-    "Ladder",
-    "LadderStatistics",
+    "ReclaimResult",
+    "Reclaimer",
+    "ReclaimerStatistics",
+    "ShrinkRegistered",
+    "ShrinkStatistics",
     "Shrinkable",
+    "ShrinkableStatistics",
     "SlicedStep",
     "Step",
+    "StepResult",
     "StepStatistics",
-    "StepTaken",
-    "ThingStatistics",
-    "TimeShare",
+    "TokenBucket",
     "TrimHeap",
-    "TrimRegistered",
-    "TrimStatistics",
     "default_steps",
     "register",
     "registered",

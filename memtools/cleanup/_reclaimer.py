@@ -16,8 +16,8 @@ from typing import cast
 from memtools._forks import renew_in_children
 from memtools._safe_calls import Breaker, Seldom
 from memtools.cleanup._registry import SlicedStep, Step, known_bytes
-from memtools.cleanup._statistics import Climb, LadderStatistics, StepStatistics, StepTaken
-from memtools.cleanup._steps import TrimRegistered
+from memtools.cleanup._statistics import ReclaimerStatistics, ReclaimResult, StepResult, StepStatistics
+from memtools.cleanup._steps import ShrinkRegistered
 from memtools.errors import ConfigError
 from memtools.events import CleanupEnded, emit
 from memtools.readings import Level
@@ -126,7 +126,7 @@ _GRANTED_S = 15.0  # wall time whose share is granted in advance, or nothing cou
 _KEPT_S = 60.0  # wall time whose share is kept at most: after a quiet hour the loop must not be stopped for minutes
 
 
-class TimeShare:
+class TokenBucket:
     """A purse that fills at the pace of wall time.
 
     The share of the first 15 seconds is there from the beginning, and so none comes in during them: from then on, what
@@ -146,7 +146,7 @@ class TimeShare:
         self._filled_at = now + _GRANTED_S
         self.spent_s: float = 0.0
 
-    def credit_s(self, now: float) -> float:
+    def available_s(self, now: float) -> float:
         """Return what may be spent now, in seconds; 0 or less means that nothing may."""
         if now > self._filled_at:
             self._credit_s = min(self._credit_s + self._share * (now - self._filled_at), self._share * _KEPT_S)
@@ -178,7 +178,7 @@ class Taking:
 
     __slots__ = ("_clock", "_duration_s", "_freed_bytes", "_rung", "_share", "_slices", "_taken")
 
-    def __init__(self, rung: Rung, level: Level, share: TimeShare, clock: Callable[[], float]) -> None:
+    def __init__(self, rung: Rung, level: Level, share: TokenBucket, clock: Callable[[], float]) -> None:
         self._rung = rung
         self._share = share
         self._clock = clock
@@ -211,11 +211,11 @@ class Taking:
         except Exception:
             self._rung.failed(self._clock())
 
-    def outcome(self) -> StepTaken | None:
+    def outcome(self) -> StepResult | None:
         """Return what the step did; None where it had nothing to do."""
         if not self._taken:
             return None
-        return StepTaken(str(self._rung.step.name), self._freed_bytes, self._duration_s)
+        return StepResult(str(self._rung.step.name), self._freed_bytes, self._duration_s)
 
     def _next(self) -> int | None:
         try:
@@ -240,7 +240,7 @@ class Taking:
         yield freed_bytes
 
     def _left(self) -> float:
-        return self._share.credit_s(self._clock())
+        return self._share.available_s(self._clock())
 
 
 # One climb: step after step until usage is low enough, time has run out or the end is reached.
@@ -270,7 +270,7 @@ class Ascent:
         stop_below: int,
         *,
         read: Callable[[], int],
-        share: TimeShare,
+        share: TokenBucket,
         clock: Callable[[], float],
         rest_s: float,
     ) -> None:
@@ -280,7 +280,7 @@ class Ascent:
         self._read = read
         self._share = share
         self._clock = clock
-        self._taken: list[StepTaken] = []
+        self._taken: list[StepResult] = []
         self._has_passed_all = False
         self._began_at = clock()
         self._rests_until = self._began_at + rest_s
@@ -298,19 +298,19 @@ class Ascent:
             yield from self._take(rung)
         self._has_passed_all = not any(rung.is_unfinished for rung in self._rungs)
 
-    def outcome(self) -> Climb | None:
+    def outcome(self) -> ReclaimResult | None:
         """Return what the climb did; None where nothing was needed to be done and could not be."""
         is_effective = self._is_below()
         if not self._taken and not is_effective:
             return None
-        return Climb(
+        return ReclaimResult(
             level=self._level,
             before_bytes=self._before_bytes,
             after_bytes=self._after_bytes,
             steps=tuple(self._taken),
             duration_s=self._clock() - self._began_at,
             is_effective=is_effective,
-            reached_end=self._has_passed_all and not is_effective,
+            exhausted=self._has_passed_all and not is_effective,
         )
 
     def _take(self, rung: Rung) -> Iterator[None]:
@@ -338,18 +338,18 @@ class Ascent:
         return self._after_bytes < self._stop_below
 
     def _left(self) -> float:
-        return self._share.credit_s(self._clock())
+        return self._share.available_s(self._clock())
 
 
 _JITTER = 0.2  # of the cooldown, so that the processes of one machine do not clean up in step
 
 
-class Ladder:
+class Reclaimer:
     """Steps that give memory back, taken one after the other until usage is low enough.
 
-    >>> from memtools.cleanup import Ladder, default_steps
+    >>> from memtools.cleanup import Reclaimer, default_steps
     >>> from memtools.readings import Level, resident_bytes
-    >>> ladder = Ladder(default_steps(), read=resident_bytes)
+    >>> ladder = Reclaimer(default_steps(), read=resident_bytes)
     >>> climb = ladder.climb(Level.WARNING, stop_below=resident_bytes() + 1)
     >>> climb.is_effective, climb.steps
     (True, ())
@@ -381,7 +381,7 @@ class Ladder:
     ) -> None:
         self._rungs = tuple(Rung(_checked(step)) for step in steps)
         self._read = read
-        self._share = TimeShare(_parse_share(share), clock())
+        self._share = TokenBucket(_parse_share(share), clock())
         self._cooldown_s = parse_seconds(cooldown, name="cooldown")
         self._clock = clock
         self._random = random
@@ -389,9 +389,9 @@ class Ladder:
         self._effective = 0
         self._held_back = 0
         self._lock = threading.Lock()
-        renew_in_children(self, Ladder._renew_after_fork)
+        renew_in_children(self, Reclaimer._renew_after_fork)
 
-    def climb(self, level: Level, stop_below: int) -> Climb | None:
+    def reclaim(self, level: Level, stop_below: int) -> ReclaimResult | None:
         """Take the steps of `level` until less than `stop_below` bytes are in use.
 
         `CleanupEnded` is told, unless there was nothing to do.
@@ -416,7 +416,7 @@ class Ladder:
             lock.release()
         return self._told(ascent)
 
-    async def climb_async(self, level: Level, stop_below: int) -> Climb | None:
+    async def reclaim_async(self, level: Level, stop_below: int) -> ReclaimResult | None:
         """Do as `climb` does, in slices; between two of them the loop has its turn.
 
         A full collection, a heap trim and a step of the user are one slice each.
@@ -444,21 +444,21 @@ class Ladder:
             lock.release()
         return self._told(ascent)
 
-    def statistics(self) -> LadderStatistics:
+    def statistics(self) -> ReclaimerStatistics:
         """Return how the ladder and its steps fared so far."""
         now = self._clock()
         steps = tuple(rung.statistics(now) for rung in self._rungs)
-        trims = (rung.step for rung in self._rungs if isinstance(rung.step, TrimRegistered))
+        trims = (rung.step for rung in self._rungs if isinstance(rung.step, ShrinkRegistered))
         trim = next(trims, None)
-        return LadderStatistics(
-            climbs=self._climbs,
+        return ReclaimerStatistics(
+            passes=self._climbs,
             effective=self._effective,
-            held_back=self._held_back,
+            throttled=self._held_back,
             freed_bytes=sum(step.freed_bytes for step in steps),
             spent_s=self._share.spent_s,
-            credit_s=max(self._share.credit_s(now), 0.0),
+            budget_left_s=max(self._share.available_s(now), 0.0),
             steps=steps,
-            trim=None if trim is None else trim.statistics(),
+            shrink=None if trim is None else trim.statistics(),
         )
 
     def _ascent(self, level: Level, stop_below: int) -> Ascent:
@@ -472,7 +472,7 @@ class Ladder:
             rest_s=self._cooldown_s * (1 + _JITTER * self._random()),
         )
 
-    def _told(self, ascent: Ascent) -> Climb | None:
+    def _told(self, ascent: Ascent) -> ReclaimResult | None:
         climb = ascent.outcome()
         if climb is None:
             self._held_back += 1

@@ -8,13 +8,13 @@ from memtools.readings import Level
 
 
 @record
-class StepTaken:
+class StepResult:
     """One step of one climb.
 
     Attributes:
         name: the step.
         freed_bytes: what it is known to have given back.
-        duration_s: its own time, in seconds of the ladder's clock; in `climb_async`, without the turns of others.
+        duration_s: its own time, in seconds of the ladder's clock; in `reclaim_async`, without the turns of others.
     """
 
     name: str
@@ -23,7 +23,7 @@ class StepTaken:
 
 
 @record
-class Climb:
+class ReclaimResult:
     """What one climb did.
 
     Attributes:
@@ -31,18 +31,18 @@ class Climb:
         before_bytes: what was in use before the first step.
         after_bytes: what was in use after the last one.
         steps: the steps that were taken, in order; those that had nothing to do or were held back are not among them.
-        duration_s: from the first step to the last, in seconds; in `climb_async`, with the turns of others.
+        duration_s: from the first step to the last, in seconds; in `reclaim_async`, with the turns of others.
         is_effective: whether it got below the exit.
-        reached_end: whether the last step was passed, without being below the exit and without running out of time.
+        exhausted: whether the last step was passed, without being below the exit and without running out of time.
     """
 
     level: Level
     before_bytes: int
     after_bytes: int
-    steps: tuple[StepTaken, ...]
+    steps: tuple[StepResult, ...]
     duration_s: float
     is_effective: bool
-    reached_end: bool
+    exhausted: bool
 
 
 @record
@@ -71,7 +71,7 @@ class StepStatistics:
 
 
 @record
-class ThingStatistics:
+class ShrinkableStatistics:
     """A registered thing, alive, that raised or did not return by its deadline.
 
     Attributes:
@@ -88,7 +88,7 @@ class ThingStatistics:
 
 
 @record
-class TrimStatistics:
+class ShrinkStatistics:
     """How asking the registered things fared.
 
     Attributes:
@@ -98,14 +98,14 @@ class TrimStatistics:
         troubled: the living things that did either, worst first, ten at most.
     """
 
-    asked: int
+    calls: int
     failures: int
     overruns: int
-    troubled: tuple[ThingStatistics, ...]
+    failing: tuple[ShrinkableStatistics, ...]
 
 
 @record
-class LadderStatistics:
+class ReclaimerStatistics:
     """How a ladder fared.
 
     Attributes:
@@ -120,11 +120,11 @@ class LadderStatistics:
         trim: how asking the registered things fared; None where no step of the ladder does so.
     """
 
-    climbs: int
+    passes: int
     effective: int
-    held_back: int
+    throttled: int
     freed_bytes: int
     spent_s: float
-    credit_s: float
+    budget_left_s: float
     steps: tuple[StepStatistics, ...]
-    trim: TrimStatistics | None
+    shrink: ShrinkStatistics | None

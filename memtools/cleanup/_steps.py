@@ -14,7 +14,7 @@ from time import perf_counter
 
 from memtools._safe_calls import Seldom
 from memtools.cleanup._registry import Past, Place, Shrinkable, Step, in_order, known_bytes, places, size_of
-from memtools.cleanup._statistics import ThingStatistics, TrimStatistics
+from memtools.cleanup._statistics import ShrinkableStatistics, ShrinkStatistics
 from memtools.readings import Level, resident_bytes, trim_heap
 from memtools.units import parse_seconds
 
@@ -149,7 +149,7 @@ _NAME_AT_MOST = 100  # characters
 _log = logging.getLogger("memtools.cleanup")
 
 
-class TrimRegistered:
+class ShrinkRegistered:
     """The step that asks every registered thing to `shrink`.
 
     Args:
@@ -192,12 +192,12 @@ class TrimRegistered:
         if part.asked:
             yield part.end()
 
-    def statistics(self) -> TrimStatistics:
+    def statistics(self) -> ShrinkStatistics:
         """Return how asking fared so far."""
         now = self._clock()
         troubled = [told for place in places() if (told := _trouble(place, now)) is not None]
         troubled.sort(key=lambda thing: thing.failures + thing.overruns, reverse=True)
-        return TrimStatistics(self._asked, self._failures, self._overruns, tuple(troubled[:_SHOWN]))
+        return ShrinkStatistics(self._asked, self._failures, self._overruns, tuple(troubled[:_SHOWN]))
 
     def _ask(self, place: Place, level: Level, part: "_Slice") -> bool:
         """Ask one thing; return whether to ask it again in the next slice."""
@@ -301,11 +301,11 @@ def _remember(place: Place, gained_bytes: int, size_bytes: int) -> None:
     past.gained_bytes, past.size_bytes = gained_bytes, size_bytes
 
 
-def _trouble(place: Place, now: float) -> ThingStatistics | None:
+def _trouble(place: Place, now: float) -> ShrinkableStatistics | None:
     thing, past = place(), place.past
     if thing is None or past is None or not (past.failures or past.overruns):
         return None
-    return ThingStatistics(_name(thing), past.failures, past.overruns, past.breaker.is_open(now))
+    return ShrinkableStatistics(_name(thing), past.failures, past.overruns, past.breaker.is_open(now))
 
 
 def _name(thing: object) -> str:
@@ -402,7 +402,7 @@ def default_steps(
         ConfigError: for a slice that is not a number of seconds.
     """
     return (
-        TrimRegistered(slice_s=slice_s, clock=clock),
+        ShrinkRegistered(slice_s=slice_s, clock=clock),
         CollectYoung(read=read),
         CollectAll(read=read, clock=clock),
         TrimHeap(read=read, clock=clock),

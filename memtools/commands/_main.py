@@ -16,7 +16,7 @@ from memtools.ledger import Meter
 
 _RUN_HELP: Final = "run any program unchanged and report on stderr who used how much memory"
 _LEAKS_HELP: Final = "look for leaks meanwhile, and end with the answer: one line per leak, and who holds it"
-_METER_HELP: Final = "who counts: native (the default where it can be had), traced or resident"
+_METER_HELP: Final = "who counts: native (the default where it can be had), tracemalloc or rss"
 _INFO_HELP: Final = "say what a bug report needs: versions, meters, the effective limit, the allocator"
 
 _WITH_A_VALUE: Final = frozenset({"--json", "--html", "--meter"})

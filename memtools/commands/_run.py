@@ -23,9 +23,9 @@ from typing import Final, NoReturn, TextIO
 from memtools._gc import set_aside
 from memtools._records import record
 from memtools.commands._program import execute, refuse_unreadable
-from memtools.leaks import Alongside, Diagnosis
+from memtools.leaks import BackgroundInvestigation, Diagnosis
 from memtools.ledger import Meter, choose_meter, end_owner, native_reason, open_owner
-from memtools.ledger._instrument import Everywhere, follow_everywhere
+from memtools.ledger._instrument import GlobalTaskTracking, track_all_loops
 from memtools.readings import ProcessMemory, read_process
 from memtools.reports import Report, can_show_blocks, html_page, report, visible
 
@@ -102,7 +102,7 @@ def meter_of_a_run(name: str | None = None) -> Meter:
     """
     if name or os.environ.get("MEMTOOLS_METER"):
         return choose_meter(name)
-    return choose_meter("traced" if native_reason() else "native")
+    return choose_meter("tracemalloc" if native_reason() else "native")
 
 
 # Put the report where it was asked for, after everything that the program has written.
@@ -227,10 +227,10 @@ class _Watch:
         if choose_meter() is not wish.meter:
             os.environ[_METER_VARIABLE] = wish.meter.name
         wish.meter.hold()
-        self._everywhere: Everywhere = follow_everywhere(wish.meter)
+        self._everywhere: GlobalTaskTracking = track_all_loops(wish.meter)
         self._since: ProcessMemory = read_process()
         self._owner = open_owner(wish.title, "scope", meter=wish.meter)
-        self._alongside = Alongside() if wish.leaks else None
+        self._alongside = BackgroundInvestigation() if wish.leaks else None
         if self._alongside is not None:
             self._alongside.start()
 

@@ -24,8 +24,8 @@ from memtools.decorators._wrapping import (
     shape_of,
 )
 from memtools.errors import ConfigError
-from memtools.ledger import Meter, Owner, choose_meter, usage_of
-from memtools.scopes import Plan
+from memtools.ledger import Meter, Owner, choose_meter, current_usage
+from memtools.scopes import CallOptions
 from memtools.structures import BoundedList
 from memtools.units import parse_count
 
@@ -44,7 +44,7 @@ class CallRecord:
         peak_bytes: its highest live bytes.
         resident_delta_bytes: change of the whole process's resident memory.
         exact: False where others may have leaked into the figures.
-        result: what it returned, only where the decorator was told `result=True`.
+        result: what it returned, only where the decorator was told `keep_results=True`.
     """
 
     started: float
@@ -230,7 +230,7 @@ class Recorded(Decorated[P, R_co], Generic[P, R_co, H]):
 
     @property
     def history(self) -> H:
-        """The newest calls, oldest first; with `by=` a mapping from key to such a list."""
+        """The newest calls, oldest first; with `key=` a mapping from key to such a list."""
         return self._self_history
 
     if TYPE_CHECKING:  # how it binds, for type checkers; it binds as its base class does
@@ -283,8 +283,8 @@ def bounded_history(
     /,
     *,
     keep: int | None = None,
-    by: None = None,
-    result: bool = False,
+    key: None = None,
+    keep_results: bool = False,
     per_instance: bool = False,
     meter: str | None = None,
     enabled: bool | None = None,
@@ -295,8 +295,8 @@ def bounded_history(
     /,
     *,
     keep: int | None = None,
-    by: Callable[..., Hashable],
-    result: bool = False,
+    key: Callable[..., Hashable],
+    keep_results: bool = False,
     meter: str | None = None,
     enabled: bool | None = None,
 ) -> _HistoryDecorator[KeyedHistory]: ...
@@ -305,8 +305,8 @@ def bounded_history(
     /,
     *,
     keep: int | None = None,
-    by: Callable[..., Hashable] | None = None,
-    result: bool = False,
+    key: Callable[..., Hashable] | None = None,
+    keep_results: bool = False,
     per_instance: bool = False,
     meter: str | None = None,
     enabled: bool | None = None,
@@ -327,13 +327,13 @@ def bounded_history(
     Args:
         maxlen: the most calls to remember; where the decorator is used bare, the function.
         keep: how many are left when there are too many, see `BoundedList`; by default `maxlen`.
-        by: gives a key from the arguments of a call; calls are then remembered for each of up to 1,000 keys. Where it
+        key: gives a key from the arguments of a call; calls are then remembered for each of up to 1,000 keys. Where it
             fails, the call is remembered under `"<no key>"`, and the failure is logged once.
-        result: whether to keep what plain and coroutine functions return.
+        keep_results: whether to keep what plain and coroutine functions return.
         per_instance: for methods: one history per object, for as long as the object lives: `obj.method.history`.
             Objects that cannot be weakly referenced share the history of the class.
-        meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
-            else `"resident"`; read when decorating.
+        meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
+            else `"rss"`; read when decorating.
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:
@@ -342,20 +342,20 @@ def bounded_history(
     given: object = maxlen
     is_bare = callable(given) or is_descriptor(given)
     make = _maker(1000 if is_bare else given, keep)
-    if by is not None and not callable(by):
-        raise ConfigError("by", by, "a callable that takes the arguments of a call and gives a key")
-    if by is not None and per_instance:
-        raise ConfigError("per_instance", per_instance, "either by= or per_instance=, not both")
+    if key is not None and not callable(key):
+        raise ConfigError("key", key, "a callable that takes the arguments of a call and gives a key")
+    if key is not None and per_instance:
+        raise ConfigError("per_instance", per_instance, "either key= or per_instance=, not both")
     chosen = choose_meter(meter)
 
     def decorate(function: Any) -> Any:
         shape = shape_of(function)
-        if result and shape not in ("plain", "coroutine"):
-            raise ConfigError("result", result, f"False for a {shape}: it yields, and items are not kept")
-        places = _Places(make, by, per_instance)
+        if keep_results and shape not in ("plain", "coroutine"):
+            raise ConfigError("keep_results", keep_results, f"False for a {shape}: it yields, and items are not kept")
+        places = _Places(make, key, per_instance)
         if not is_enabled(enabled):
             return _bare(function, places.shared)
-        detour = _recording(function, chosen, places, keeps_result=result)
+        detour = _recording(function, chosen, places, keeps_result=keep_results)
         if places.per_object is not None:
             return _RecordedPerObject(function, detour, cast("History", places.shared), places.per_object)
         return Recorded(function, detour, places.shared)
@@ -368,31 +368,31 @@ def bounded_history(
 class _Places:
     """Where the calls of one function go."""
 
-    def __init__(self, make: Callable[[], History], by: Callable[..., Hashable] | None, per_instance: bool) -> None:
-        self._by = by
+    def __init__(self, make: Callable[[], History], key: Callable[..., Hashable] | None, per_instance: bool) -> None:
+        self._key = key
         self._complained = False
-        self.keyed = KeyedHistory(make) if by is not None else None
+        self.keyed = KeyedHistory(make) if key is not None else None
         everything = make()
         self.per_object = ObjectHistories(make, everything) if per_instance else None
         self.shared: History | KeyedHistory = self.keyed if self.keyed is not None else everything
 
     def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> History:
-        if self.keyed is not None and self._by is not None:
-            return self._keyed_place(self.keyed, self._by, args, kwargs)
+        if self.keyed is not None and self._key is not None:
+            return self._keyed_place(self.keyed, self._key, args, kwargs)
         if self.per_object is not None and args:
             return self.per_object.at(args[0])
         return cast("History", self.shared)
 
     def _keyed_place(
-        self, keyed: KeyedHistory, by: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, keyed: KeyedHistory, key: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> History:
         try:
-            return keyed.at(by(*args, **kwargs))
+            return keyed.at(key(*args, **kwargs))
         except Exception:
             # The call that is watched goes on, whatever is wrong with the key.
             if not self._complained:
                 self._complained = True
-                _log.exception("by= of a bounded history failed; such calls are remembered under %r", NO_KEY)
+                _log.exception("key= of a bounded history failed; such calls are remembered under %r", NO_KEY)
             return keyed.at(NO_KEY)
 
 
@@ -407,7 +407,7 @@ class _Recording:
         self.result: Any = None
 
     def on_end(self, owner: Owner, error: BaseException | None) -> None:
-        usage = usage_of(owner)
+        usage = current_usage(owner)
         self._history.append(
             CallRecord(
                 started=self._started,
@@ -429,7 +429,7 @@ def _recording(function: Callable[..., Any], meter: Meter, places: _Places, *, k
 
     def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recording = _Recording(places.place(args, kwargs))
-        plan = Plan(name, "call", meter, is_layered=layered, on_end=recording.on_end)
+        plan = CallOptions(name, "call", meter, is_layered=layered, on_end=recording.on_end)
         observed = _keeping(shape, function, recording) if keeps_result else function
         return run(plan, observed, args, kwargs)
 

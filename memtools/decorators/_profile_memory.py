@@ -20,8 +20,8 @@ from memtools.decorators._wrapping import (
 )
 from memtools.decorators.memory_profiler import FunctionLines
 from memtools.errors import ConfigError
-from memtools.ledger import Figures, Owner, Usage, choose_meter, figures_of, open_owners, usage_of
-from memtools.scopes import Plan, parse_name
+from memtools.ledger import Owner, Usage, UsageTuple, choose_meter, current_usage, open_owners, usage_tuple
+from memtools.scopes import CallOptions, parse_name
 from memtools.units import format_size, parse_count
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class FunctionMemory:
         self._begin()
 
     def _begin(self) -> None:
-        self._last: Figures | None = None
+        self._last: UsageTuple | None = None
         self._exact = True
         self._calls = self._failures = self._peak_sum = self._peak_max = self._retained = 0
         self._duration_s = 0.0
@@ -96,7 +96,7 @@ class FunctionMemory:
 
     def record(self, owner: Owner, error: BaseException | None) -> None:
         """Add a call that has ended, by that exception or by None."""
-        figures = figures_of(owner)
+        figures = usage_tuple(owner)
         _, retained, peak, _, _, _, duration_s, _, _, exact, _ = figures
         with self._lock:
             self._last = figures
@@ -155,7 +155,7 @@ class Profiled(Decorated[P, R_co]):
     def __init__(
         self,
         function: Callable[P, R_co],
-        plan: Plan,
+        plan: CallOptions,
         memory: FunctionMemory,
         sample: int,
         follow: Callable[..., Any] | None = None,  # calls what it is given and returns what that returns
@@ -203,7 +203,7 @@ def profile_memory(function: Callable[P, R], /) -> Profiled[P, R]: ...
 def profile_memory(
     *,
     name: str | None = None,
-    sample: int = 1,
+    sample_every: int = 1,
     log: int | None = logging.DEBUG,
     meter: str | None = None,
     lines: bool = False,
@@ -214,7 +214,7 @@ def profile_memory(
     /,
     *,
     name: str | None = None,
-    sample: int = 1,
+    sample_every: int = 1,
     log: int | None = logging.DEBUG,
     meter: str | None = None,
     lines: bool = False,
@@ -226,7 +226,7 @@ def profile_memory(
     generators. The result has `.memory`: `f.memory.statistics()` and `f.memory.last`, in bounded space.
 
     ```python
-    @profile_memory(meter="traced")
+    @profile_memory(meter="tracemalloc")
     def build() -> list[int]:
         return list(range(10_000))
 
@@ -237,10 +237,10 @@ def profile_memory(
     Args:
         function: the function, where the decorator is used bare.
         name: what reports call it; by default its module and qualified name.
-        sample: measure every so manieth call, the first one included; the others go straight through.
+        sample_every: measure every so manieth call, the first one included; the others go straight through.
         log: the level at which each usage is logged to `memtools.profile`, or None for not at all.
-        meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
-            else `"resident"`; read when decorating.
+        meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
+            else `"rss"`; read when decorating.
         lines: follow the calls line by line as well, with memory_profiler (extra `lines`): `f.memory.lines`. Plain
             functions only, one call at a time; it looks at the resident memory of the whole process, in pages, after
             every line, which makes the call many times slower and adds the tracer's own to its account.
@@ -250,9 +250,9 @@ def profile_memory(
         ConfigError: when decorating, for an argument that makes no sense, and for `lines` on what is no plain function.
         MissingExtraError: when decorating, with `lines` where memory_profiler is not installed.
     """
-    parse_count(sample, name="sample")
+    parse_count(sample_every, name="sample_every")
     if log is not None:
-        parse_count(log, name="log", least=0)
+        parse_count(log, name="log", minimum=0)
     if name is not None:
         parse_name(name)
     chosen = choose_meter(meter)
@@ -265,8 +265,8 @@ def profile_memory(
         memory = FunctionMemory(name or name_of(function), follower.lines if follower is not None else None)
 
         on_end = memory.record if log is None else _logged(memory, log)
-        plan = Plan(name or name_of(function), "call", chosen, is_layered=is_layered(function), on_end=on_end)
-        return Profiled(function, plan, memory, sample, follower.call if follower is not None else None)
+        plan = CallOptions(name or name_of(function), "call", chosen, is_layered=is_layered(function), on_end=on_end)
+        return Profiled(function, plan, memory, sample_every, follower.call if follower is not None else None)
 
     if function is None:
         return over_descriptors(decorate)
@@ -277,7 +277,7 @@ def _logged(memory: FunctionMemory, level: int) -> Callable[[Owner, BaseExceptio
     def on_end(owner: Owner, error: BaseException | None) -> None:
         memory.record(owner, error)
         if _log.isEnabledFor(level):
-            _log.log(level, "%s", usage_of(owner))
+            _log.log(level, "%s", current_usage(owner))
 
     return on_end
 

@@ -18,7 +18,16 @@ from types import CoroutineType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar
 
 from memtools.errors import ConfigError
-from memtools.scopes import Plan, call, follow, follower, generate, generate_async, named_as, sendable
+from memtools.scopes import (
+    CallOptions,
+    call,
+    copy_name,
+    coroutine_tracker,
+    ensure_coroutine,
+    generate,
+    generate_async,
+    track_coroutine,
+)
 
 if TYPE_CHECKING:
 
@@ -94,7 +103,7 @@ def _found(module: str, qualname: str) -> Any:  # Any: whatever stands under tha
 Shape: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
 
 # Any: what a function takes and returns is between it and its callers.
-Runner: TypeAlias = Callable[[Plan, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Runner: TypeAlias = Callable[[CallOptions, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 _ON = ("1", "true", "yes", "on")
 _OFF = ("0", "false", "no", "off")
@@ -136,29 +145,29 @@ def runner_for(shape: Shape) -> Runner:
     if shape == "plain":
         return call
 
-    runs: dict[Shape, Callable[[Plan, Any], Any]] = {
-        "coroutine": follow,
+    runs: dict[Shape, Callable[[CallOptions, Any], Any]] = {
+        "coroutine": track_coroutine,
         "generator": generate,
         "async generator": generate_async,
     }
     run = runs[shape]
 
-    def runner(plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return named_as(function, run(plan, function(*args, **kwargs)))
+    def runner(plan: CallOptions, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return copy_name(function, run(plan, function(*args, **kwargs)))
 
     return runner
 
 
-def detour_for(shape: Shape, plan: Plan, function: Callable[..., Any]) -> Detour:
+def detour_for(shape: Shape, plan: CallOptions, function: Callable[..., Any]) -> Detour:
     """Return the detour that opens an owner by `plan` for each call of a function of that shape."""
     if shape != "coroutine":
         return partial(runner_for(shape), plan)
 
-    following = follower(plan, function)
+    following = coroutine_tracker(plan, function)
 
     def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inner = function(*args, **kwargs)
-        return following(inner if type(inner) is CoroutineType else sendable(inner))
+        return following(inner if type(inner) is CoroutineType else ensure_coroutine(inner))
 
     return detour
 

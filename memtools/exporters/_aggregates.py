@@ -22,7 +22,7 @@ from memtools.errors import ConfigError
 from memtools.events import BudgetOverrun, Event, HighUsage, ScopeEnded, Subscription, TaskAbandoned, subscribe
 from memtools.events import statistics as hub_statistics
 from memtools.exporters._catalogue import GROWTH_BOUNDS
-from memtools.ledger import Entry, Owner, open_owners, usage_of
+from memtools.ledger import AccountStatistics, Owner, current_usage, open_owners
 from memtools.ledger import statistics as ledger_statistics
 from memtools.monitor import MonitorStatistics, monitors
 from memtools.readings import Level, effective_limit, headroom
@@ -336,12 +336,12 @@ def _monitor_figures(one: MonitorStatistics) -> dict[str, float]:
         "monitor.failures": one.failures,
         "pressure.signals": one.pressure_signals,
         "cleanup.climbs": one.cleanups,
-        "cleanup.light": one.light_cleanups,
+        "cleanup.light": one.minor_collections,
         "cleanup.freed": one.freed_bytes,
         "cleanup.duration": one.cleanup_s,
-        "cleanup.ineffective": one.reclaims_in_vain,
-        "admission.waiting": one.admissions.waiting,
-        "admission.inside": one.admissions.inside,
+        "cleanup.ineffective": one.ineffective_reclaims,
+        "admission.waiting": one.admissions.queued,
+        "admission.inside": one.admissions.active,
         "gc.pause": one.pauses.total_s,
     }
 
@@ -459,7 +459,7 @@ class Aggregates:
         for entry in _entries(ledger_statistics().accounts):
             labels = self._label(entry.kind, entry.name)
             sums = totals.setdefault(labels, [0, 0, 0, 0, 0, 0])
-            sums[0] += entry.entered
+            sums[0] += entry.started
             sums[1] += entry.failed
             sums[2] += entry.active
             sums[3] = max(sums[3], entry.peak_bytes)
@@ -493,14 +493,14 @@ class Aggregates:
         samples["structure.evictions"] = {(label,): count for label, count in figures.evictions.items()}
 
 
-def _entries(accounts: tuple[Entry, ...]) -> Iterator[Entry]:
+def _entries(accounts: tuple[AccountStatistics, ...]) -> Iterator[AccountStatistics]:
     for entry in accounts:
         yield entry
         yield from _entries(entry.children)
 
 
 def _used_of_budget(owner: Owner) -> float:
-    usage = usage_of(owner)
+    usage = current_usage(owner)
     used = {
         "peak": usage.peak_bytes,
         "retained": usage.retained_bytes,

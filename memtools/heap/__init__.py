@@ -1,23 +1,23 @@
 """Which objects live, which of them grow, and who keeps them alive."""
 
-from memtools.heap._census import Census, Growing, census, count_in_slices, growing, longest
-from memtools.heap._describe import line_of
-from memtools.heap._inspect import weigh
-from memtools.heap._why_alive import Answer, Way, answer_in_steps, ways_to, why_alive, why_alive_async
+from memtools.heap._census import Census, HeapGrowth, count_in_slices, growth_between, heap_census, largest_containers
+from memtools.heap._describe import source_line
+from memtools.heap._inspect import shallow_size
+from memtools.heap._why_alive import ReferrerPath, WhyAlive, answer_in_steps, paths_to, why_alive, why_alive_async
 
 __all__ = [
-    "Answer",
     "Census",
-    "Growing",
-    "Way",
+    "HeapGrowth",
+    "ReferrerPath",
+    "WhyAlive",
     "answer_in_steps",
-    "census",
     "count_in_slices",
-    "growing",
-    "line_of",
-    "longest",
-    "ways_to",
-    "weigh",
+    "growth_between",
+    "heap_census",
+    "largest_containers",
+    "paths_to",
+    "shallow_size",
+    "source_line",
     "why_alive",
     "why_alive_async",
 ]

@@ -77,7 +77,7 @@ class Census:
 
 
 @record
-class Growing:
+class HeapGrowth:
     """A container, or a type, that has more than before.
 
     Attributes:
@@ -99,7 +99,7 @@ class Growing:
         return f"{self.type_name} +{self.per_second:,.3g} {what}/s ({self.after:,} now)"
 
 
-def census(*, least: int = LEAST_LENGTH) -> Census:
+def heap_census(*, minimum: int = LEAST_LENGTH) -> Census:
     """Count all containers and types in one go.
 
     Args:
@@ -108,13 +108,13 @@ def census(*, least: int = LEAST_LENGTH) -> Census:
     Raises:
         ConfigError: for anything but a whole number of at least 1.
     """
-    steps = count_in_slices(least=least)
+    steps = count_in_slices(minimum=minimum)
     while (counted := next(steps)) is None:
         pass
     return counted
 
 
-def count_in_slices(*, least: int = LEAST_LENGTH) -> Iterator[Census | None]:
+def count_in_slices(*, minimum: int = LEAST_LENGTH) -> Iterator[Census | None]:
     """Count, yielding None between the slices and the census at the end.
 
     Args:
@@ -123,7 +123,7 @@ def count_in_slices(*, least: int = LEAST_LENGTH) -> Iterator[Census | None]:
     Raises:
         ConfigError: for anything but a whole number of at least 1, at the first step.
     """
-    count = _Count(parse_count(least, name="least"))
+    count = _Count(parse_count(minimum, name="least"))
     objects = all_objects()
     while objects:
         count.add(objects[-_SLICE:])
@@ -190,7 +190,7 @@ _EVERYDAY: Final = frozenset(
 LEAST_GROWTH: Final = 16
 
 
-def growing(*counts: Census, most: int = 10, least: int = LEAST_GROWTH) -> tuple[Growing, ...]:
+def growth_between(*counts: Census, limit: int = 10, minimum: int = LEAST_GROWTH) -> tuple[HeapGrowth, ...]:
     """Return what grew from each count to the next, the fastest containers first, then the fastest types.
 
     What was not there at the first count comes after what was.
@@ -208,16 +208,16 @@ def growing(*counts: Census, most: int = 10, least: int = LEAST_GROWTH) -> tuple
     if len(counts) < 2:
         raise ConfigError("counts", len(counts), "two or more counts, as `census()` returns them")
     seconds = max(counts[-1].at - counts[0].at, 1e-9)
-    return (*_containers(counts, seconds, least)[:most], *_types(counts, seconds, least)[:most])
+    return (*_containers(counts, seconds, minimum)[:limit], *_types(counts, seconds, minimum)[:limit])
 
 
-def _containers(counts: Sequence[Census], seconds: float, least: int) -> list[Growing]:
-    found: list[Growing] = []
+def _containers(counts: Sequence[Census], seconds: float, least: int) -> list[HeapGrowth]:
+    found: list[HeapGrowth] = []
     for address, (cls, after) in counts[-1].containers.items():
         lengths = _lengths(counts, address, cls)
         if lengths is None or after - lengths[0] < least or lengths != sorted(lengths):
             continue
-        found.append(Growing(counts[-1].names[cls], lengths[0], after, (after - lengths[0]) / seconds, address))
+        found.append(HeapGrowth(counts[-1].names[cls], lengths[0], after, (after - lengths[0]) / seconds, address))
     return sorted(found, key=_rate)
 
 
@@ -231,19 +231,19 @@ def _lengths(counts: Sequence[Census], address: int, cls: int) -> list[int] | No
     return lengths
 
 
-def _types(counts: Sequence[Census], seconds: float, least: int) -> list[Growing]:
-    found: list[Growing] = []
+def _types(counts: Sequence[Census], seconds: float, least: int) -> list[HeapGrowth]:
+    found: list[HeapGrowth] = []
     for cls, after in counts[-1].types.items():
         name = counts[-1].names[cls]
         if name in _EVERYDAY or name.startswith("memtools.heap."):
             continue
         numbers = [count.types.get(cls, 0) for count in counts]
         if after - numbers[0] >= least and numbers == sorted(numbers):
-            found.append(Growing(name, numbers[0], after, (after - numbers[0]) / seconds))
+            found.append(HeapGrowth(name, numbers[0], after, (after - numbers[0]) / seconds))
     return sorted(found, key=_rate)
 
 
-def _rate(one: Growing) -> tuple[bool, float]:
+def _rate(one: HeapGrowth) -> tuple[bool, float]:
     # What was there before and grew says more than what has come since.
     return (not one.before, -one.per_second)
 
@@ -256,7 +256,7 @@ def _rate(one: Growing) -> tuple[bool, float]:
 _NEWEST_SLICE: Final = 50_000
 
 
-def at_addresses(wanted: dict[int, Growing]) -> list[Any]:  # Any: strangers
+def at_addresses(wanted: dict[int, HeapGrowth]) -> list[Any]:  # Any: strangers
     """Return the containers that are still at their addresses, of the same type."""
     found = _among(all_objects(), wanted)
     if len(found) < len(wanted):
@@ -264,12 +264,12 @@ def at_addresses(wanted: dict[int, Growing]) -> list[Any]:  # Any: strangers
     return found
 
 
-def _among(objects: list[Any], wanted: dict[int, Growing]) -> list[Any]:
+def _among(objects: list[Any], wanted: dict[int, HeapGrowth]) -> list[Any]:
     candidates = list(compress(objects, map(wanted.__contains__, map(id, objects))))
     return [one for one in candidates if type_name(class_of(one)) == wanted[id(one)].type_name]
 
 
-def _among_untracked(missing: set[int], wanted: dict[int, Growing]) -> list[Any]:
+def _among_untracked(missing: set[int], wanted: dict[int, HeapGrowth]) -> list[Any]:
     found: dict[int, Any] = {}
     objects = all_objects()
     while objects and len(found) < len(missing):
@@ -325,7 +325,7 @@ def newest_in(container: Any) -> tuple[Any, Any] | None:
 # Leaves to others: counting (`_census`), climbing and naming (`_answers`), what each weighs.
 
 
-def longest(most: int = 5, *, least: int = 1000) -> list[Any]:  # Any: strangers
+def largest_containers(limit: int = 5, *, least: int = 1000) -> list[Any]:  # Any: strangers
     """Return the longest containers, the longest first; the caller holds them, and should let go of them soon.
 
     The insides of weak sets and mappings are left out, and so are tables of the interpreter.
@@ -337,12 +337,12 @@ def longest(most: int = 5, *, least: int = 1000) -> list[Any]:  # Any: strangers
     Raises:
         ConfigError: if `least` is no whole number of at least 1.
     """
-    counted = census(least=least)
+    counted = heap_census(minimum=least)
     # More than asked for: some are left out below.
-    longer = sorted(counted.containers.items(), key=lambda one: one[1][1], reverse=True)[: 2 * most + 8]
-    wanted = {address: Growing(counted.names[cls], 0, length, 0.0, address) for address, (cls, length) in longer}
+    longer = sorted(counted.containers.items(), key=lambda one: one[1][1], reverse=True)[: 2 * limit + 8]
+    wanted = {address: HeapGrowth(counted.names[cls], 0, length, 0.0, address) for address, (cls, length) in longer}
     found = {id(thing): thing for thing in at_addresses(wanted) if not _is_nobodys(thing)}
-    return [found[address] for address in wanted if address in found][:most]
+    return [found[address] for address in wanted if address in found][:limit]
 
 
 def _is_nobodys(thing: object) -> bool:

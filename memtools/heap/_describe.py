@@ -302,7 +302,7 @@ _HELD_BY_FRAME: Final = 3  # references: the frame's, the variable's above, the 
 # Leaves to others: those names (`_naming`).
 
 
-def line_of(holder: str) -> str:
+def source_line(holder: str) -> str:
     """Return `file:line` where a holder such as `shop.Desk.orders` or `shop.registry` is made, empty if not found.
 
     The file is read as it is now.

@@ -223,7 +223,7 @@ _BUILT_IN: Final = (
 _basic_size_of: Final[Any] = type.__dict__["__basicsize__"].__get__
 
 
-def weigh(container: object) -> int:
+def shallow_size(container: object) -> int:
     """Return the bytes of a container and its items, the newest of them standing for all; 0 for what is none."""
     kind = kind_of(class_of(container))
     if kind is None:

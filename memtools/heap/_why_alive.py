@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from memtools._records import record
 from memtools.errors import ConfigError
-from memtools.heap._census import Growing, at_addresses, is_weak_inside, newest_in, newest_of, type_called
+from memtools.heap._census import HeapGrowth, at_addresses, is_weak_inside, newest_in, newest_of, type_called
 from memtools.heap._describe import filling, hint_for, name_thing, name_way
 from memtools.heap._inspect import class_of, is_one_of, key_text, length_of, type_name
 from memtools.heap._referrers import MOST_SAMPLES, Climb, variable_of_running_frame
@@ -35,7 +35,7 @@ _PLACES: Final = re.compile(r"\[[^\]]*\]| at line [0-9]+|'[^']*'")
 
 
 @record
-class Way:
+class ReferrerPath:
     """One way in which samples are kept alive.
 
     Attributes:
@@ -57,7 +57,7 @@ class Way:
 
 
 @record
-class Answer:
+class WhyAlive:
     """Who keeps something alive.
 
     Attributes:
@@ -72,8 +72,8 @@ class Answer:
     what: str
     alive: int
     example: str
-    ways: tuple[Way, ...]
-    growth: Growing | None = None
+    ways: tuple[ReferrerPath, ...]
+    growth: HeapGrowth | None = None
     is_complete: bool = True
 
     @property
@@ -91,7 +91,7 @@ class Answer:
         return "\n".join(lines)
 
 
-def why_alive(target: object, *, samples: int = 8, budget_s: float = 2.0) -> Answer:
+def why_alive(target: object, *, samples: int = 8, timeout: float = 2.0) -> WhyAlive:
     """Return who keeps `target` alive.
 
     Args:
@@ -102,13 +102,13 @@ def why_alive(target: object, *, samples: int = 8, budget_s: float = 2.0) -> Ans
     Raises:
         ConfigError: for arguments that make no sense.
     """
-    steps = answer_in_steps(target, samples=samples, budget_s=budget_s)
+    steps = answer_in_steps(target, samples=samples, timeout=timeout)
     while (answer := next(steps)) is None:
         pass
     return answer
 
 
-async def why_alive_async(target: object, *, samples: int = 8, budget_s: float = 2.0, pause_s: float = 0.0) -> Answer:
+async def why_alive_async(target: object, *, samples: int = 8, timeout: float = 2.0, pause: float = 0.0) -> WhyAlive:
     """Return the same as `why_alive`, with the event loop given its turn between the walks over the heap.
 
     Args:
@@ -120,15 +120,15 @@ async def why_alive_async(target: object, *, samples: int = 8, budget_s: float =
     Raises:
         ConfigError: for arguments that make no sense.
     """
-    parse_seconds(pause_s, name="pause_s")
-    for answer in answer_in_steps(target, samples=samples, budget_s=budget_s):
+    parse_seconds(pause, name="pause_s")
+    for answer in answer_in_steps(target, samples=samples, timeout=timeout):
         if answer is not None:
             return answer
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(pause)
     raise AssertionError("unreachable: the last step is the answer")
 
 
-def answer_in_steps(target: Any, *, samples: int = 8, budget_s: float = 2.0) -> Iterator[Answer | None]:
+def answer_in_steps(target: Any, *, samples: int = 8, timeout: float = 2.0) -> Iterator[WhyAlive | None]:
     """Climb, yielding None after each walk over the heap and the answer at the end; for who does the pausing himself.
 
     Args:
@@ -141,7 +141,7 @@ def answer_in_steps(target: Any, *, samples: int = 8, budget_s: float = 2.0) -> 
     """
     if parse_count(samples, name="samples") > MOST_SAMPLES:
         raise ConfigError("samples", samples, f"a whole number from 1 to {MOST_SAMPLES}")
-    deadline = time.monotonic() + parse_seconds(budget_s, name="budget_s")
+    deadline = time.monotonic() + parse_seconds(timeout, name="budget_s")
     found, alive, what, growth = _samples_of(target, samples)
     yield None
 
@@ -156,10 +156,10 @@ def answer_in_steps(target: Any, *, samples: int = 8, budget_s: float = 2.0) -> 
     example = _example(found[0]) if growth is not None and found else ""
     climb.drop()
     found.clear()
-    yield Answer(what, alive, example, ways, growth, is_complete)
+    yield WhyAlive(what, alive, example, ways, growth, is_complete)
 
 
-def ways_to(things: list[Any], *, budget_s: float = 2.0) -> tuple[Way, ...]:  # Any: strangers
+def paths_to(things: list[Any], *, timeout: float = 2.0) -> tuple[ReferrerPath, ...]:  # Any: strangers
     """Return how each of a few objects is kept alive, in their order, by one climb for all of them.
 
     Args:
@@ -171,7 +171,7 @@ def ways_to(things: list[Any], *, budget_s: float = 2.0) -> tuple[Way, ...]:  # 
     """
     if len(things) > MOST_SAMPLES:
         raise ConfigError("things", len(things), f"at most {MOST_SAMPLES} objects")
-    deadline = time.monotonic() + parse_seconds(budget_s, name="budget_s")
+    deadline = time.monotonic() + parse_seconds(timeout, name="budget_s")
     climb = Climb(things, unseen=(things,))
     for _ in climb.walk():
         if time.monotonic() > deadline:
@@ -181,8 +181,8 @@ def ways_to(things: list[Any], *, budget_s: float = 2.0) -> tuple[Way, ...]:  # 
     return told
 
 
-def _samples_of(target: Any, most: int) -> tuple[list[Any], int, str, Growing | None]:
-    if class_of(target) is not Growing:
+def _samples_of(target: Any, most: int) -> tuple[list[Any], int, str, HeapGrowth | None]:
+    if class_of(target) is not HeapGrowth:
         if issubclass(class_of(target), type):
             found, alive = newest_of(target, most)
             return found, alive, type_name(target), None
@@ -195,18 +195,18 @@ def _samples_of(target: Any, most: int) -> tuple[list[Any], int, str, Growing | 
     return found, alive, target.type_name, target
 
 
-def _told(climb: Climb, sample: object) -> Way:
+def _told(climb: Climb, sample: object) -> ReferrerPath:
     way = climb.way(sample)
     if way:
         names = name_way(way, climb.module_name(way[-1]))
-        return Way(names or (name_thing(sample),), 1, True, hint_for(way, names), filling(way))
+        return ReferrerPath(names or (name_thing(sample),), 1, True, hint_for(way, names), filling(way))
     way = climb.farthest(sample)
     names = name_way(way, None)
     variable = variable_of_running_frame(way[-1])
     if variable:
         names = (*names, variable)
-        return Way(names, 1, True, hint_for(way, names), filling(way))
-    return Way(names, 1, False, hint_for(way, names) or _hint_without_root(way, names), filling(way))
+        return ReferrerPath(names, 1, True, hint_for(way, names), filling(way))
+    return ReferrerPath(names, 1, False, hint_for(way, names) or _hint_without_root(way, names), filling(way))
 
 
 def _hint_without_root(way: Sequence[object], names: tuple[str, ...]) -> str:
@@ -227,14 +227,14 @@ def _registered_at_exit() -> int:
     return atexit._ncallbacks() if class_of(atexit) is types.ModuleType else 0
 
 
-def _cluster(ways: list[Way]) -> tuple[Way, ...]:
+def _cluster(ways: list[ReferrerPath]) -> tuple[ReferrerPath, ...]:
     counts = Counter(_PLACES.sub("[]", str(way)) for way in ways)
     first = {_PLACES.sub("[]", str(way)): way for way in reversed(ways)}
     return tuple(_counted(first[text], count) for text, count in counts.most_common())
 
 
-def _counted(way: Way, count: int) -> Way:
-    return Way(way.holders, count, way.is_rooted, way.hint, way.filling)
+def _counted(way: ReferrerPath, count: int) -> ReferrerPath:
+    return ReferrerPath(way.holders, count, way.is_rooted, way.hint, way.filling)
 
 
 def _example(container: object) -> str:

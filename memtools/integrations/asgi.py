@@ -13,9 +13,17 @@ from weakref import WeakSet
 
 from memtools._records import record
 from memtools.errors import ConfigError
-from memtools.ledger import Driven, Owner, active_owner, can_be_driven, choose_meter, rename_owner, usage_of
+from memtools.ledger import (
+    Owner,
+    TrackedCoroutine,
+    active_owner,
+    choose_meter,
+    current_usage,
+    is_trackable,
+    rename_owner,
+)
 from memtools.readings import Level
-from memtools.scopes import Plan, follower, judge, make_budget, parse_limit
+from memtools.scopes import CallOptions, check_usage, coroutine_tracker, make_budget, parse_budget
 from memtools.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 #
 # Frameworks stream bodies, and wait for clients that go away, in tasks of their own: Starlette does on every server that
 # speaks ASGI before 2.4. Such a task inherits whose it is, but what it allocates is charged to that one only if somebody
-# follows its steps. `memtools.install` does so for every task of a loop, with an account for each; here it is done for
+# follows its steps. `memtools.track_tasks` does so for every task of a loop, with an account for each; here it is done for
 # the tasks that requests start, and they have no accounts.
 #
 # Leaves to others: following (`memtools.ledger`). Whatever made the tasks before goes on making them.
@@ -58,10 +66,10 @@ class _Factory:
         self._inner = inner
 
     def __call__(self, loop: Any, coro: Any, **options: Any) -> Any:
-        if serves_request.get() and can_be_driven(coro):
+        if serves_request.get() and is_trackable(coro):
             owner = active_owner()
             if owner is not None and owner.meter.follows:
-                coro = Driven[Any](coro, owner.meter)
+                coro = TrackedCoroutine[Any](coro, owner.meter)
         if self._inner is not None:
             return self._inner(loop, coro, **options)
         return sys.modules["asyncio"].Task(coro, loop=loop, **options)
@@ -260,15 +268,15 @@ class MemoryMiddleware:
         self._monitor = monitor
         self._retry_after = str(max(1, round(parse_seconds(retry_after, name="retry_after")))).encode()
         self._spare = frozenset(spare)
-        self._warn_bytes = None if warn is None else parse_limit(warn, name="warn")
-        self._plan = Plan(
+        self._warn_bytes = None if warn is None else parse_budget(warn, name="warn")
+        self._plan = CallOptions(
             UNMATCHED,
             "scope",
             choose_meter(meter),
             None if budget is None else make_budget(budget),
             on_end=self._judge if warn is not None or budget is not None else None,
         )
-        self._follow = follower(self._plan, self._serve)
+        self._follow = coroutine_tracker(self._plan, self._serve)
         self._has_complained = False
         self._requests = self._unmatched = self._refused = 0
 
@@ -316,7 +324,7 @@ class MemoryMiddleware:
             rename_owner(owner, label)
 
     def _judge(self, owner: Owner, error: BaseException | None) -> None:
-        judge(owner, usage_of(owner), warn_bytes=self._warn_bytes, failed=error is not None)
+        check_usage(owner, current_usage(owner), warn_bytes=self._warn_bytes, failed=error is not None)
 
     def _is_full(self) -> bool:
         return self._monitor is not None and self._monitor.level >= Level.CRITICAL

@@ -1,6 +1,6 @@
 """Does this process leak, what, and who holds it: asked while it runs."""
 
 from memtools.leaks._diagnosis import Diagnosis, Leak
-from memtools.leaks._investigate import Alongside, Investigator, investigate, investigate_async
+from memtools.leaks._investigate import BackgroundInvestigation, Investigator, investigate, investigate_async
 
-__all__ = ["Alongside", "Diagnosis", "Investigator", "Leak", "investigate", "investigate_async"]
+__all__ = ["BackgroundInvestigation", "Diagnosis", "Investigator", "Leak", "investigate", "investigate_async"]

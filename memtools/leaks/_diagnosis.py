@@ -8,7 +8,7 @@ from typing import Final
 
 from memtools._records import record
 from memtools.analysis import LeakKind, LeakVerdict, Leftover
-from memtools.heap import Answer
+from memtools.heap import WhyAlive
 from memtools.units import format_size
 
 _MOST: Final = 5  # lines
@@ -103,7 +103,7 @@ class Diagnosis:
 
 
 def make_diagnosis(
-    verdict: LeakVerdict, answers: Sequence[Answer], leftovers: Sequence[Leftover], note: str = ""
+    verdict: LeakVerdict, answers: Sequence[WhyAlive], leftovers: Sequence[Leftover], note: str = ""
 ) -> Diagnosis:
     """Return the answer that the findings make together.
 
@@ -131,7 +131,7 @@ def make_diagnosis(
     return Diagnosis(verdict, tuple(found[:_MOST]), note)
 
 
-def _told(answer: Answer) -> tuple[str, tuple[str, ...], str]:
+def _told(answer: WhyAlive) -> tuple[str, tuple[str, ...], str]:
     what = str(answer.growth) if answer.growth is not None else answer.what
     if answer.example:
         what += f", newest {answer.example}"
@@ -139,7 +139,7 @@ def _told(answer: Answer) -> tuple[str, tuple[str, ...], str]:
 
 
 def _told_of(leftover: Leftover) -> str:
-    left, per_call = format_size(leftover.left_bytes), format_size(leftover.per_call_bytes)
+    left, per_call = format_size(leftover.live_after_end_bytes), format_size(leftover.per_call_bytes)
     calls = "run" if leftover.kind == "task" else leftover.kind
     return (
         f"{leftover.kind} {leftover.name} leaves {per_call} behind per {calls}: {leftover.calls:,} ended, {left} left"

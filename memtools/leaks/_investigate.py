@@ -35,7 +35,7 @@ _SHARE: Final = 0.05  # of a processor, for counting and climbing
 _BREATH_S: Final = 0.001
 
 
-class Alongside:
+class BackgroundInvestigation:
     """An investigation beside a program, from `start()` to `finish()`.
 
     Args:
@@ -61,7 +61,7 @@ class Alongside:
         """Remember that the program's own code has ended, and is now giving back what it had."""
         self._ended_at = self._clock()
 
-    def finish(self, *, patience_s: float = 5.0) -> Diagnosis:
+    def finish(self, *, timeout: float = 5.0) -> Diagnosis:
         """Stop looking on, and return what was found.
 
         Args:
@@ -72,7 +72,7 @@ class Alongside:
         """
         self._stopped = True
         # Where a walk takes longer on a busy machine, what was found before is told; the thread dies with the process.
-        self._done.acquire(timeout=patience_s)
+        self._done.acquire(timeout=timeout)
         if self._failure:
             raise RuntimeError(self._failure)
         ended = self._ended_at if self._ended_at is not None else self._clock()
@@ -123,7 +123,7 @@ LEAST_S: Final = 6.0  # the shortest time that has samples enough
 _COUNTS_AT: Final = (0.25, 0.6, 0.95)
 
 
-def investigate(*, seconds: float = 20.0, wait: Callable[[float], object] = time.sleep) -> Diagnosis:
+def investigate(*, duration: float = 20.0, wait: Callable[[float], object] = time.sleep) -> Diagnosis:
     """Look on for a while, and return whether this process leaks, and who holds it.
 
     Blocks its thread, which is not to be the one of the event loop; the others go on between the walks over the heap.
@@ -140,13 +140,13 @@ def investigate(*, seconds: float = 20.0, wait: Callable[[float], object] = time
     objects, in stops of at most some 80 ms.
     """
     investigation = Investigation()
-    for pause_s in steps(investigation, parse_length(seconds)):
+    for pause_s in steps(investigation, parse_length(duration)):
         if wait(pause_s):
             break
     return investigation.diagnosis()
 
 
-async def investigate_async(*, seconds: float = 20.0) -> Diagnosis:
+async def investigate_async(*, duration: float = 20.0) -> Diagnosis:
     """Return the same as `investigate`, from a task: the event loop has its turn between the walks over the heap.
 
     Args:
@@ -157,7 +157,7 @@ async def investigate_async(*, seconds: float = 20.0) -> Diagnosis:
         ReadingError: when the system does not say what is resident.
     """
     investigation = Investigation()
-    for pause_s in steps(investigation, parse_length(seconds)):
+    for pause_s in steps(investigation, parse_length(duration)):
         await asyncio.sleep(pause_s)
     return investigation.diagnosis()
 

@@ -14,7 +14,7 @@ from math import inf
 from typing import Final
 
 from memtools.analysis import find_leftovers, judge_leak
-from memtools.heap import Answer, Census, Growing, answer_in_steps, count_in_slices, growing
+from memtools.heap import Census, HeapGrowth, WhyAlive, answer_in_steps, count_in_slices, growth_between
 from memtools.leaks._diagnosis import Diagnosis, make_diagnosis
 from memtools.ledger import statistics
 from memtools.readings import Counters, effective_limit, headroom, take_counters
@@ -157,7 +157,7 @@ class Investigation:
         self._samples = Samples()
         self._names = Names()
         self._counts: list[PackedCensus] = []
-        self._answers: tuple[Answer, ...] = ()
+        self._answers: tuple[WhyAlive, ...] = ()
         self._note = ""
 
     def sample(self) -> None:
@@ -182,9 +182,9 @@ class Investigation:
         """Find who holds what grew from count to count, with a word after each walk over the heap."""
         if len(self._counts) < 2 or not self._has_room():
             return
-        found: list[Answer] = []
-        for suspect in _suspects(growing(*(count.unpack() for count in self._counts))):
-            for answer in answer_in_steps(suspect, budget_s=_CLIMB_S):
+        found: list[WhyAlive] = []
+        for suspect in _suspects(growth_between(*(count.unpack() for count in self._counts))):
+            for answer in answer_in_steps(suspect, timeout=_CLIMB_S):
                 if answer is not None and _tells_something(answer, found):
                     found.append(answer)
                 yield
@@ -213,13 +213,13 @@ class Investigation:
         return False
 
 
-def _suspects(grown: Sequence[Growing]) -> list[Growing]:
+def _suspects(grown: Sequence[HeapGrowth]) -> list[HeapGrowth]:
     # Containers stand first; of the rest what grows too slowly to be the same leak is another one, and comes later.
     ours = ("memtools.leaks.", "memtools.heap.")
     return [one for one in grown if not one.type_name.startswith(ours)][: 3 * _MOST_CLIMBS]
 
 
-def _tells_something(answer: Answer, found: Sequence[Answer]) -> bool:
+def _tells_something(answer: WhyAlive, found: Sequence[WhyAlive]) -> bool:
     if not answer.ways or not answer.ways[0].holders:
         return False
     way = answer.ways[0]
@@ -228,7 +228,7 @@ def _tells_something(answer: Answer, found: Sequence[Answer]) -> bool:
     return not (_is_type(answer) and any(_root(answer) == _root(other) for other in found))
 
 
-def _order(found: Sequence[Answer]) -> Callable[[Answer], tuple[bool, bool, bool]]:
+def _order(found: Sequence[WhyAlive]) -> Callable[[WhyAlive], tuple[bool, bool, bool]]:
     # Objects of a type come with a container, several for each item. What grows along with it in the standard library
     # (a selector's books, say) is the echo of what the program holds.
     fastest = max((_rate(answer) for answer in found if not _is_type(answer)), default=0.0)
@@ -236,19 +236,19 @@ def _order(found: Sequence[Answer]) -> Callable[[Answer], tuple[bool, bool, bool
     return lambda answer: (_rate(answer) < least, _is_type(answer), not _is_of_the_program(answer))
 
 
-def _is_type(answer: Answer) -> bool:
+def _is_type(answer: WhyAlive) -> bool:
     return answer.growth is not None and not answer.growth.address
 
 
-def _rate(answer: Answer) -> float:
+def _rate(answer: WhyAlive) -> float:
     return answer.growth.per_second if answer.growth is not None else 0.0
 
 
-def _is_of_the_program(answer: Answer) -> bool:
+def _is_of_the_program(answer: WhyAlive) -> bool:
     way = answer.ways[0]
     names = [holder.removeprefix("class ").partition(".")[0] for holder in way.holders]
     return way.is_rooted and any(name not in sys.stdlib_module_names or name == "__main__" for name in names[-2:])
 
 
-def _root(answer: Answer) -> str:
+def _root(answer: WhyAlive) -> str:
     return _PLACES.sub("[]", answer.ways[0].holders[-1])

@@ -1,55 +1,55 @@
 """Who is charged for a byte: owners, their tree, the meters that count and the drivers that follow."""
 
-from memtools.ledger._context import Turn, active_owner, current_driver, is_failure
-from memtools.ledger._coroutines import UNUSED, Driven, can_be_driven
-from memtools.ledger._instrument import Installation, carry, install
+from memtools.ledger._context import Suspension, active_owner, current_tracker, is_failure
+from memtools.ledger._coroutines import UNUSED, TrackedCoroutine, is_trackable
+from memtools.ledger._instrument import TaskTracking, bind_to_current, track_tasks
 from memtools.ledger._ledger import (
     LedgerStatistics,
+    close_owner,
+    current_usage,
     end_owner,
-    figures_of,
     forget_accounts,
-    open_in_frame,
+    open_for_frame,
     open_owner,
     open_owners,
     rename_owner,
-    settle_owner,
     statistics,
-    usage_of,
+    usage_tuple,
 )
-from memtools.ledger._owner import Budget, Entry, Figures, Kind, Measure, OnExceed, Owner, Usage
+from memtools.ledger._owner import AccountStatistics, Budget, Kind, Measure, OnExceed, Owner, Usage, UsageTuple
 from memtools.ledger.meters._choose import Meter, choose_meter, native_reason
 
 __all__ = [
     "UNUSED",
+    "AccountStatistics",
     "Budget",
-    "Driven",
-    "Entry",
-    "Figures",
-    "Installation",
     "Kind",
     "LedgerStatistics",
     "Measure",
     "Meter",
     "OnExceed",
     "Owner",
-    "Turn",
+    "Suspension",
+    "TaskTracking",
+    "TrackedCoroutine",
     "Usage",
+    "UsageTuple",
     "active_owner",
-    "can_be_driven",
-    "carry",
+    "bind_to_current",
     "choose_meter",
-    "current_driver",
+    "close_owner",
+    "current_tracker",
+    "current_usage",
     "end_owner",
-    "figures_of",
     "forget_accounts",
-    "install",
     "is_failure",
+    "is_trackable",
     "native_reason",
-    "open_in_frame",
+    "open_for_frame",
     "open_owner",
     "open_owners",
     "rename_owner",
-    "settle_owner",
     "statistics",
-    "usage_of",
+    "track_tasks",
+    "usage_tuple",
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from memtools.ledger._owner import Owner, native_seats
 
 if TYPE_CHECKING:
-    from memtools.ledger._coroutines import Driven
+    from memtools.ledger._coroutines import TrackedCoroutine
 
 active: ContextVar["Owner | None"] = ContextVar("memtools_owner", default=None)
 # Bound once: a call of `active.get` makes a method object, which is an allocation for tracemalloc to trace.
@@ -37,7 +37,7 @@ class PureSlot:
 
     def __init__(self) -> None:
         self.owner: Owner | None = None
-        self.driver: Driven[Any] | None = None
+        self.driver: TrackedCoroutine[Any] | None = None
         self.unwatched: list[Owner] = []
         self.asked_loop: weakref.ref[Any] | None = None  # Any: of asyncio, uvloop or trio
 
@@ -129,7 +129,7 @@ if _native is not None:
     _native.find_tasks(current_task)
 
 
-def current_driver() -> "Driven[Any] | None":  # Any: whatever the coroutine returns
+def current_tracker() -> "TrackedCoroutine[Any] | None":  # Any: whatever the coroutine returns
     """Return the driver that follows the coroutine that runs in this thread step by step, or None.
 
     A task that was started eagerly runs inside a step of its parent, whose driver does not follow it: hence the look at
@@ -157,7 +157,7 @@ def is_failure(error: BaseException | None) -> bool:
 # steps of an asynchronous generator. Both what is charged on the thread and what is active in the context change hands.
 
 
-class Turn:
+class Suspension:
     """The turn of one owner that runs in steps; made while its owner has the turn.
 
     Attributes:

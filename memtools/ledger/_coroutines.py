@@ -14,14 +14,14 @@ from memtools.errors import BudgetExceeded
 from memtools.ledger._context import (
     Slot,
     active_owner,
-    current_driver,
     current_task,
+    current_tracker,
     get_active,
     give_turn,
     is_failure,
     per_thread,
 )
-from memtools.ledger._ledger import open_owner, settle_owner
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.ledger._owner import Budget, Owner, native_seats
 from memtools.ledger.meters._choose import Meter
 
@@ -47,7 +47,7 @@ _native = native_seats()
 
 
 class PureSteps(Generic[T]):
-    """The hot half of `Driven`; its arguments and attributes are explained there."""
+    """The hot half of `TrackedCoroutine`; its arguments and attributes are explained there."""
 
     __slots__ = (
         "__name__", "__qualname__", "__weakref__",
@@ -114,7 +114,7 @@ class PureSteps(Generic[T]):
 
         slot = per_thread.slot
         before, driver_before = slot.owner, slot.driver
-        slot.driver = cast("Driven[Any]", self)
+        slot.driver = cast("TrackedCoroutine[Any]", self)
         try:
             if self._steps:
                 self._resume(slot)
@@ -146,7 +146,7 @@ class PureSteps(Generic[T]):
 
         slot = per_thread.slot
         before, driver_before = slot.owner, slot.driver
-        slot.driver = cast("Driven[Any]", self)
+        slot.driver = cast("TrackedCoroutine[Any]", self)
         try:
             if self._steps:
                 self._resume(slot)
@@ -249,11 +249,11 @@ else:
 _AUTOMATIC_NAME: Final = re.compile(r"Task-[0-9]+|None")
 
 
-def can_be_driven(coro: object) -> TypeGuard[Coroutine[Any, Any, Any]]:
+def is_trackable(coro: object) -> TypeGuard[Coroutine[Any, Any, Any]]:
     """Return whether it is a coroutine that nobody drives yet."""
     if type(coro) is CoroutineType:
         return True  # nearly always, and the other questions take longer than making a driver
-    return isinstance(coro, Coroutine) and not isinstance(coro, Driven)
+    return isinstance(coro, Coroutine) and not isinstance(coro, TrackedCoroutine)
 
 
 async def _nothing() -> None: ...
@@ -264,7 +264,9 @@ UNUSED: Final = _nothing()
 UNUSED.close()
 
 
-class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and receive is between them and the coroutine
+class TrackedCoroutine(
+    Steps[T], Coroutine[Any, Any, T]
+):  # Any: what loops send and receive is between them and the coroutine
     """A coroutine whose steps are charged to the owners that it opens, or to the one of its own.
 
     Args:
@@ -337,7 +339,7 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         self._end(None, None)
 
     def _join(self) -> bool:
-        driver = current_driver()
+        driver = current_tracker()
         if driver is None and (self._meter.follows or (self.budget is not None and self.budget.hard)):
             return False
         self.owner = self._open(driver)
@@ -353,7 +355,7 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
 
         self.owner: Owner | None = self._open(self)
 
-    def _open(self, driver: "Driven[Any] | None") -> Owner:
+    def _open(self, driver: "TrackedCoroutine[Any] | None") -> Owner:
         return open_owner(
             self.name or self._task_name(),
             self.kind,
@@ -389,7 +391,7 @@ class Driven(Steps[T], Coroutine[Any, Any, T]):  # Any: what loops send and rece
         self.task = self.owner = None
         self.on_end: Callable[[Owner, BaseException | None], object] | None = None
         if owner is not None and first:
-            settle_owner(owner, failed=is_failure(error), back=before)
+            close_owner(owner, failed=is_failure(error), back=before)
         if not self._is_joined:
             give_turn(slot, before)
         if owner is not None and on_end is not None:

@@ -12,7 +12,7 @@ import sys
 from types import CodeType, FrameType
 from typing import Final
 
-from memtools.ledger._context import Turn
+from memtools.ledger._context import Suspension
 from memtools.ledger._owner import Owner
 
 _TOOL_IDS: Final = (4, 3)  # those that no known tool has by convention (PEP 669)
@@ -20,7 +20,7 @@ _caller = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; th
 _LEFT_OPEN: Final = "its frame ended before it: process-wide"
 
 
-class _Holder(Turn):
+class _Holder(Suspension):
     """One frame and the scopes that it holds open, innermost last."""
 
     __slots__ = ("_key", "owners")

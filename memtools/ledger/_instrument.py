@@ -3,7 +3,7 @@
 Covers: `asyncio` and `uvloop`, loaded already or later; task factories of the program's own, eager ones too; the
 loops' thread pool calls. Leaves to others: the driver (`_driver`), one loop that its owner knows of (`_installing`).
 
-Why not `install()` on each new loop: it sets a task factory and an attribute of the loop, and the program would see
+Why not `track_tasks()` on each new loop: it sets a task factory and an attribute of the loop, and the program would see
 both. Every task, whoever makes it, goes through `create_task` of the loop's class, which hands the coroutine to the
 factory, if there is one. There it is put under its driver, and `get_task_factory()` goes on saying what the program
 set. Traps:
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeAlias, TypeGu
 from memtools.errors import ConfigError
 from memtools.ledger import _coroutines
 from memtools.ledger._context import active, active_owner, give_turn, per_thread
-from memtools.ledger._coroutines import UNUSED, Driven, can_be_driven
+from memtools.ledger._coroutines import UNUSED, TrackedCoroutine, is_trackable
 from memtools.ledger._counters import share
 from memtools.ledger._owner import Owner, native_seats
 from memtools.ledger.meters._choose import Meter, choose_meter, native_reason
@@ -45,7 +45,7 @@ R = TypeVar("R")
 _native = native_seats()
 
 
-def carry(function: Callable[P, R]) -> Callable[P, R]:
+def bind_to_current(function: Callable[P, R]) -> Callable[P, R]:
     """Return `function`, charged to the owner that is active here, whichever thread calls it.
 
     Without an active owner the function itself is returned.
@@ -102,17 +102,17 @@ _OUR_FILES: Final = frozenset({__file__, _coroutines.__file__})
 _MISSING: Final = object()
 
 
-def follow_everywhere(meter: Meter) -> "Everywhere":
+def track_all_loops(meter: Meter) -> "GlobalTaskTracking":
     """Have every task that any loop creates from now on followed, whichever loop it is.
 
     Args:
         meter: who counts.
     """
-    return Everywhere(meter)
+    return GlobalTaskTracking(meter)
 
 
-class Everywhere:
-    """What `follow_everywhere()` did; undone by `close()`. Tasks that are followed already stay so."""
+class GlobalTaskTracking:
+    """What `track_all_loops()` did; undone by `close()`. Tasks that are followed already stay so."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -158,7 +158,7 @@ class Everywhere:
         setattr(kind, name, ours)
 
 
-class _Followed(Driven[Any]):  # Any: as in `Driven`
+class _Followed(TrackedCoroutine[Any]):  # Any: as in `Driven`
     """A driver that leaves no frame in the tracebacks of what passes through it."""
 
     __slots__ = ()
@@ -278,7 +278,7 @@ def _following(original: Callable[..., Any], meter: Meter) -> Callable[..., Any]
 def _carrying_along(original: Callable[..., Any]) -> Callable[..., Any]:
     def run_in_executor(self: Any, executor: Any, func: Any, *args: Any) -> Any:
         if callable(func) and not _is_coroutine_function(func) and (executor is None or _is_thread_pool(executor)):
-            carried = carry(func)
+            carried = bind_to_current(func)
             func = func if carried is func else _CarriedCall(func, carried)
         try:
             return original(self, executor, func, *args)
@@ -305,7 +305,7 @@ def _is_thread_pool(executor: object) -> bool:
 
 def _can_be_followed(coro: object) -> TypeGuard[Coroutine[Any, Any, Any]]:
     # What has no name (`agen.aclose()`, which loops make tasks of) is shown by its type, and would be shown by ours.
-    return can_be_driven(coro) and hasattr(coro, "__name__")
+    return is_trackable(coro) and hasattr(coro, "__name__")
 
 
 def _is_coroutine_function(func: object) -> bool:
@@ -321,7 +321,7 @@ def _take_our_frames_off(error: BaseException) -> None:
     error.__traceback__ = trace
 
 
-# Follow every task of an event loop: `install()`.
+# Follow every task of an event loop: `track_tasks()`.
 #
 # Covers: the task factory that puts each new task under a driver, around a factory that is there; the loop's executor
 # calls, so that `to_thread` brings its owner along; doing so for every loop of a program (`python -m memtools run`).
@@ -335,8 +335,8 @@ if TYPE_CHECKING:
 Factory: TypeAlias = Callable[..., Any]  # Any: what a factory takes and makes differs from Python to Python
 
 
-class Installation:
-    """What `install()` did to one loop; undone by `close()` or at the end of a `with`.
+class TaskTracking:
+    """What `track_tasks()` did to one loop; undone by `close()` or at the end of a `with`.
 
     Closing takes the factory back only if nobody has set another one since.
     """
@@ -347,7 +347,7 @@ class Installation:
         self._numpy = numpy
         self._inner: Factory | None = loop.get_task_factory() if loop is not None else None
         self._closed = False
-        self._follow = Driven(UNUSED, meter, name="", kind="task").following
+        self._follow = TrackedCoroutine(UNUSED, meter, name="", kind="task").following
         if numpy:
             begin_to_count()
         meter.hold()
@@ -387,7 +387,7 @@ class Installation:
     def make_task(self, loop: "Loop", coro: Any, **options: Any) -> Any:
         """Make a task whose steps are followed: the task factory."""
         # What is no coroutine is refused by the task, in its own words.
-        if not self._closed and can_be_driven(coro):
+        if not self._closed and is_trackable(coro):
             coro = self._follow(coro)
         if self._inner is not None:
             return self._inner(loop, coro, **options)
@@ -396,11 +396,11 @@ class Installation:
     def _run_carried(self, executor: Any, function: Callable[..., Any], *args: Any) -> Any:
         # A process pool pickles what it is given, and no owner could follow into another process.
         if executor is None or _is_thread_pool(executor):
-            function = carry(function)
+            function = bind_to_current(function)
         return self._run_in_executor(executor, function, *args)
 
 
-def install(loop: "Loop | None" = None, *, meter: str | None = None, numpy: bool = False) -> Installation:
+def track_tasks(loop: "Loop | None" = None, *, meter: str | None = None, numpy: bool = False) -> TaskTracking:
     """Give every task that this loop creates from now on an account of its own, whoever creates it.
 
     A task is called by its name, or by its coroutine where it has only a number for a name. Calls of
@@ -427,6 +427,6 @@ def install(loop: "Loop | None" = None, *, meter: str | None = None, numpy: bool
         loop = asyncio._get_running_loop() if asyncio is not None else None
     if loop is None and not numpy:
         raise ConfigError("loop", loop, "an event loop, or call it where one is running")
-    if loop is not None and getattr(loop.get_task_factory(), "__func__", None) is Installation.make_task:
+    if loop is not None and getattr(loop.get_task_factory(), "__func__", None) is TaskTracking.make_task:
         raise ConfigError("loop", loop, "a loop that memtools has not been installed on already")
-    return Installation(loop, chosen, numpy=numpy)
+    return TaskTracking(loop, chosen, numpy=numpy)

@@ -18,43 +18,43 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from memtools._records import record
-from memtools.events import ScopeEnded, emit, is_heard
+from memtools.events import ScopeEnded, emit, has_listeners
 from memtools.ledger import _frames, _threads
-from memtools.ledger._context import active, active_owner, current_driver, current_task, get_active, per_thread
+from memtools.ledger._context import active, active_owner, current_task, current_tracker, get_active, per_thread
 from memtools.ledger._owner import (
     MAX_NAME_LENGTH,
     PEAK,
     Account,
+    AccountStatistics,
     Budget,
-    Entry,
-    Figures,
     Kind,
     Owner,
     Usage,
+    UsageTuple,
     held_by_open,
     native_seats,
 )
 from memtools.ledger.meters._choose import Meter, choose_meter, made_meters
-from memtools.ledger.meters._resident import resident_lately, resident_or_zero
+from memtools.ledger.meters._rss import resident_lately, resident_or_zero
 
 if TYPE_CHECKING:
-    from memtools.ledger._coroutines import Driven
+    from memtools.ledger._coroutines import TrackedCoroutine
 
 
 # What an owner has used, up to now or in the end. Leaves to others: counting (the meters), the record (`_usage`).
 
 
-def usage_of(owner: Owner) -> Usage:
+def current_usage(owner: Owner) -> Usage:
     """Return what the owner used so far, or in the end."""
-    return Usage(*figures_of(owner))
+    return Usage(*usage_tuple(owner))
 
 
-def figures_of(owner: Owner) -> Figures:
+def usage_tuple(owner: Owner) -> UsageTuple:
     """Return the same as a plain tuple, the fields of a `Usage`, which takes a tenth of the time."""
     return owner.final or _figures(owner)
 
 
-def _figures(owner: Owner) -> Figures:
+def _figures(owner: Owner) -> UsageTuple:
     meter = owner.meter
     live, peak = (int(owner.live), int(owner.peak)) if owner.ended else meter.look(owner)
     allocated = owner.allocated
@@ -77,7 +77,7 @@ def _figures(owner: Owner) -> Figures:
 
 def reads_lately(meter: Meter, budget: Budget | None) -> bool:
     """Return whether the resident size may be a millisecond old: one reading takes as long as all else together."""
-    return meter.tells_threads_apart and (budget is None or budget.measure != "resident")
+    return meter.tells_threads_apart and (budget is None or budget.measure != "rss")
 
 
 # The quick way to open and end an owner that is like many before it: in C (`native/book.c`), or there is none.
@@ -92,7 +92,7 @@ if TYPE_CHECKING or _native is None:
     # Any: whatever a coroutine returns, and what the book is written with.
 
     def open_plain(
-        meter: "Meter", kind: "Kind", name: str, include_children: bool, driver: "Driven[Any] | None", /
+        meter: "Meter", kind: "Kind", name: str, include_children: bool, driver: "TrackedCoroutine[Any] | None", /
     ) -> "Owner | None":
         """Open an owner of the native meter below the active one; return None, and do nothing, if it is not plain."""
 
@@ -130,7 +130,7 @@ class LedgerStatistics:
         refused_blocks: how many blocks budgets have refused; 0 with meters that cannot refuse.
     """
 
-    accounts: tuple[Entry, ...]
+    accounts: tuple[AccountStatistics, ...]
     open_owners: int
     unattributed_bytes: dict[str, int]
     refused_blocks: int = 0
@@ -144,7 +144,7 @@ def open_owner(
     include_children: bool = True,
     budget: Budget | None = None,
     adrift: str = "",
-    driver: "Driven[Any] | None" = None,
+    driver: "TrackedCoroutine[Any] | None" = None,
     is_task: bool = False,
     is_layered: bool = False,
     binds: bool = True,
@@ -229,12 +229,12 @@ def _enlist(
 
 
 def end_owner(owner: Owner, *, failed: bool = False, back: Owner | None = None) -> Usage:
-    """End the owner as `settle_owner` does, and return its final usage."""
-    settle_owner(owner, failed=failed, back=back)
-    return usage_of(owner)
+    """End the owner as `close_owner` does, and return its final usage."""
+    close_owner(owner, failed=failed, back=back)
+    return current_usage(owner)
 
 
-def settle_owner(owner: Owner, *, failed: bool = False, back: Owner | None = None) -> None:
+def close_owner(owner: Owner, *, failed: bool = False, back: Owner | None = None) -> None:
     """End the owner: stop counting, settle its account, tell the event; a second call does nothing.
 
     Args:
@@ -242,7 +242,7 @@ def settle_owner(owner: Owner, *, failed: bool = False, back: Owner | None = Non
         failed: whether it ends with an exception.
         back: who gets the turn, where that is not the one who had it before.
     """
-    if not settle_plain(owner, failed, back) and _settle(owner, failed, back) and is_heard():
+    if not settle_plain(owner, failed, back) and _settle(owner, failed, back) and has_listeners():
         _tell(owner, failed)
 
 
@@ -267,7 +267,7 @@ def _settle(owner: Owner, failed: bool, back: Owner | None) -> bool:
         owner.charged = owner.budgeted = None  # it may be its own: a cycle
         if owner.neighbours is not None and not owner.note and _threads.have_run_since(owner.neighbours):
             owner.note = "other threads ran meanwhile"
-        final = owner.final = figures_of(owner)
+        final = owner.final = usage_tuple(owner)
         _settle_account(owner, final, failed)
         if owner.parent is not None:
             _note_child(owner.parent, owner.name, final)
@@ -278,7 +278,7 @@ def _settle(owner: Owner, failed: bool, back: Owner | None) -> bool:
 
 
 def _tell(owner: Owner, failed: bool) -> None:
-    usage = usage_of(owner)
+    usage = current_usage(owner)
     emit(
         ScopeEnded(
             owner.name, owner.kind, owner.path, usage.retained_bytes, usage.peak_bytes, usage.resident_delta_bytes,
@@ -363,7 +363,7 @@ def _mark(account: Account) -> None:
             account.mark(held_by_open(tuple(_open.values())))
 
 
-def _note_child(parent: Owner, name: str, final: Figures) -> None:
+def _note_child(parent: Owner, name: str, final: UsageTuple) -> None:
     with _lock:
         largest, peak = parent.largest, final[PEAK]
         if not peak or (len(largest) == _MOST_CHILDREN and peak <= largest[-1][1]):
@@ -374,7 +374,7 @@ def _note_child(parent: Owner, name: str, final: Figures) -> None:
         parent.largest = tuple(ordered[:_MOST_CHILDREN])
 
 
-def _settle_account(owner: Owner, final: Figures, failed: bool) -> None:
+def _settle_account(owner: Owner, final: UsageTuple, failed: bool) -> None:
     _, retained, peak, _, _, _, duration_s, steps, _, _, note = final
     account = owner.account
     if peak > account.peak:
@@ -415,14 +415,14 @@ if hasattr(os, "register_at_fork"):
 # What holds the `with` is the frame whose suspension suspends the block: not the generator behind a `@contextmanager` and
 # not `ExitStack`, but the function that uses them.
 
-NOBODY_FOLLOWS: Final = "process-wide: nobody follows this task's steps (see memtools.install)"
+NOBODY_FOLLOWS: Final = "process-wide: nobody follows this task's steps (see memtools.track_tasks)"
 # inspect.CO_GENERATOR | CO_ASYNC_GENERATOR, and CO_COROUTINE | CO_ITERABLE_COROUTINE: the language's own numbers;
 # importing inspect for them would cost more than all of memtools.
 _GENERATOR: Final = 0x20 | 0x200
 _COROUTINE: Final = 0x80 | 0x100
 
 
-def open_in_frame(
+def open_for_frame(
     name: str,
     kind: Kind,
     frame: FrameType,
@@ -447,7 +447,7 @@ def open_in_frame(
     holder = _holder_of(frame)
     flags = holder.f_code.co_flags
     is_generator = bool(flags & _GENERATOR) and not flags & _COROUTINE
-    driver = current_driver()
+    driver = current_tracker()
     needs_frame = is_generator or (bool(flags & _COROUTINE) and driver is None)
     follows_frame = needs_frame and _frames.can_follow()
 
@@ -562,5 +562,5 @@ def rename_owner(owner: Owner, name: str) -> None:
         owner.meter.join(owner)
 
 
-keep_book(Owner, active, _open, resident_or_zero, _note_child, _mark, is_heard, _tell, "native")
+keep_book(Owner, active, _open, resident_or_zero, _note_child, _mark, has_listeners, _tell, "native")
 keep_root(_root)

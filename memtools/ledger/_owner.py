@@ -20,8 +20,8 @@ from memtools.units import format_size
 
 if TYPE_CHECKING:
     from memtools.ledger import _native
-    from memtools.ledger._context import Turn
-    from memtools.ledger._coroutines import Driven
+    from memtools.ledger._context import Suspension
+    from memtools.ledger._coroutines import TrackedCoroutine
     from memtools.ledger._threads import Neighbours
     from memtools.ledger.meters._choose import Meter
 
@@ -70,7 +70,7 @@ class Holdings(Protocol):
 
 
 @record
-class Entry:
+class AccountStatistics:
     """What the owners of one name and place used together, at one moment; a tree.
 
     Attributes:
@@ -90,14 +90,14 @@ class Entry:
         children: accounts below, in order of arrival.
         live_bytes: what all of them, ended and open, and those below have made that is alive now; None where the meter
             does not know.
-        left_bytes: the part of it that is left of those that have ended.
-        left_after: pairs of a number of calls and the bytes that so many had left when the last of them ended: the last
+        live_after_end_bytes: the part of it that is left of those that have ended.
+        live_at_checkpoints: pairs of a number of calls and the bytes that so many had left when the last of them ended: the last
             four that were a power of two.
     """
 
     name: str
     kind: str
-    entered: int
+    started: int
     active: int
     failed: int
     peak_bytes: int
@@ -108,10 +108,10 @@ class Entry:
     exact: bool
     note: str
     meter: str
-    children: "tuple[Entry, ...]"
+    children: "tuple[AccountStatistics, ...]"
     live_bytes: int | None = None
-    left_bytes: int | None = None
-    left_after: tuple[tuple[int, int], ...] = ()
+    live_after_end_bytes: int | None = None
+    live_at_checkpoints: tuple[tuple[int, int], ...] = ()
 
 
 _seats: Any = native_seats()  # Any: a module that may not have been built
@@ -220,13 +220,13 @@ class Account(AccountFields):
 
     def entries_below(
         self, open_figures: "dict[int, list[tuple[float, float, str]]]", held_by_open: Mapping[int, int]
-    ) -> "tuple[Entry, ...]":
+    ) -> "tuple[AccountStatistics, ...]":
         """Return the sums of the accounts below; arguments as for `entry`."""
         return tuple(child.entry(open_figures, held_by_open) for child in self.children.values() if child.is_used)
 
     def entry(
         self, open_figures: "dict[int, list[tuple[float, float, str]]]", held_by_open: Mapping[int, int]
-    ) -> Entry:
+    ) -> AccountStatistics:
         """Return the sums as a tree of records.
 
         Args:
@@ -236,10 +236,10 @@ class Account(AccountFields):
         still_open = open_figures.get(id(self), ())
         notes = [self.note, *(note for _, _, note in still_open)]
         note = next(filter(None, notes), "")
-        return Entry(
+        return AccountStatistics(
             name=self.name,
             kind=self.kind,
-            entered=self.entered,
+            started=self.entered,
             active=self.active,
             failed=self.failed,
             peak_bytes=int(max([self.peak, *(peak for _, peak, _ in still_open)])),
@@ -252,8 +252,8 @@ class Account(AccountFields):
             meter=self.meter,
             children=self.entries_below(open_figures, held_by_open),
             live_bytes=self.live_bytes,
-            left_bytes=self._left_bytes(held_by_open),
-            left_after=self.marks,
+            live_after_end_bytes=self._left_bytes(held_by_open),
+            live_at_checkpoints=self.marks,
         )
 
 
@@ -262,7 +262,7 @@ class Account(AccountFields):
 # Covers: the limit, the figure that is held against it, the error, warning or callback. Leaves to others: when it is
 # looked at (`_driver` after each step, `memtools.scopes` at the end).
 
-Measure: TypeAlias = Literal["peak", "retained", "resident"]
+Measure: TypeAlias = Literal["peak", "retained", "rss"]
 OnExceed: TypeAlias = Literal["raise", "warn", "deny"] | Callable[[BudgetExceeded], object]
 
 _log = logging.getLogger("memtools.budget")
@@ -322,7 +322,7 @@ class Budget:
 # What an owner used: one frozen record.
 
 # The fields of a `Usage` in their order: what an ended owner keeps until somebody asks for the record.
-Figures: TypeAlias = tuple[str, int, int, int | None, int | None, int, float, int, str, bool, str]
+UsageTuple: TypeAlias = tuple[str, int, int, int | None, int | None, int, float, int, str, bool, str]
 RETAINED: Final = 1
 PEAK: Final = 2
 
@@ -341,7 +341,7 @@ class Usage:
             meter from readings that may be a millisecond old.
         duration_s: wall time in seconds.
         steps: for coroutines the number of steps, otherwise 0.
-        meter: `"native"`, `"traced"` or `"resident"`.
+        meter: `"native"`, `"tracemalloc"` or `"rss"`.
         exact: False where other threads or tasks may have leaked in.
         note: why the figures are not exact; empty when they are.
     """
@@ -410,19 +410,19 @@ class PureOwnerFields(Tally):
         self.charged: Owner | None = None
         self.outer: Owner | None = None
         self.note: str = ""
-        self.final: Figures | None = None
+        self.final: UsageTuple | None = None
         self.budget: Budget | None = budget
         self.ceiling: float = inf
         self.budgeted: Owner | None = None
         self.overran: bool = False
         self.ended: bool = False
-        self.turn: Turn | None = None
+        self.turn: Suspension | None = None
         self.nested: bool = False
         self.is_layered: bool = False
         self.is_counted: bool = True
         self.largest: tuple[tuple[str, int], ...] = ()
         # Weak: a pending task that nobody wants any more must not live on by our list of open owners.
-        self.driver: weakref.ref[Driven[Any]] | None = None  # Any: whatever its coroutine returns
+        self.driver: weakref.ref[TrackedCoroutine[Any]] | None = None  # Any: whatever its coroutine returns
         self.steps_before: int = 0
         # What the meter and the book remember from the opening, to take the difference at the end.
         self.base: float = 0.0

@@ -128,7 +128,7 @@ class Component:
             self._belongings.add(given, type(given).__qualname__, end_of(given, close))
         return thing
 
-    def disown(self, thing: object) -> None:
+    def release(self, thing: object) -> None:
         """Leave the end of `thing` to others; nothing happens where it is not owned."""
         self._belongings.drop(thing)
         if isinstance(thing, Component) and thing.parent is self:
@@ -244,5 +244,5 @@ class Component:
             ended.set()
             parent = self.parent
             if parent is not None:
-                parent.disown(self)
+                parent.release(self)
         ending.raise_what_failed()

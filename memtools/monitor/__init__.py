@@ -1,9 +1,9 @@
 """Keep a process inside its memory limit, and say so: thresholds, levels, clean-up, back-pressure, statistics."""
 
-from memtools.monitor._admission import Admission, AlreadyInside
-from memtools.monitor._monitor import AlreadyStarted, MemoryMonitor, monitors
+from memtools.monitor._admission import Admission, AdmissionReused
+from memtools.monitor._monitor import MemoryMonitor, MonitorAlreadyStarted, monitors
 from memtools.monitor._report import Recommendation
-from memtools.monitor._sampler import Gauges
+from memtools.monitor._sampler import MemorySource
 from memtools.monitor._statistics import (
     AdmissionStatistics,
     CallbackStatistics,
@@ -14,13 +14,13 @@ from memtools.monitor._statistics import (
 
 __all__ = [
     "Admission",
+    "AdmissionReused",
     "AdmissionStatistics",
-    "AlreadyInside",
-    "AlreadyStarted",
     "CallbackStatistics",
     "CollectorPauses",
-    "Gauges",
     "MemoryMonitor",
+    "MemorySource",
+    "MonitorAlreadyStarted",
     "MonitorStatistics",
     "OperationStatistics",
     "Recommendation",

@@ -26,7 +26,7 @@ LOOK_AGAIN_AFTER_S: Final = 0.05
 _GIVES_WAY_AFTER_S: Final = 1.0
 
 
-class AlreadyInside(MemtoolsError, RuntimeError):
+class AdmissionReused(MemtoolsError, RuntimeError):
     """One admission was entered a second time; ask `admit()` for each block."""
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ class Admission:
 
     def _begin(self) -> None:
         if self._entered:
-            raise AlreadyInside
+            raise AdmissionReused
         self._entered = True
 
     async def _wait_on(self, loop: "asyncio.AbstractEventLoop") -> None:

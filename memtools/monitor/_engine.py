@@ -16,14 +16,22 @@ from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from memtools._records import record
-from memtools.cleanup import Climb, Ladder
-from memtools.events import CleanupEnded, LevelChanged, PressureFelt, ReadingTaken, ReclaimIneffective, emit, is_heard
+from memtools.cleanup import Reclaimer, ReclaimResult
+from memtools.events import (
+    CleanupEnded,
+    LevelChanged,
+    MemorySampled,
+    PressureSignal,
+    ReclaimIneffective,
+    emit,
+    has_listeners,
+)
 from memtools.monitor._admission import AdmissionRow
 from memtools.monitor._callbacks import Callback, Callbacks, Caller, Moment
 from memtools.monitor._levels import Marks
 from memtools.monitor._loops import PressureWatch, ThreadBeat, open_watch
 from memtools.monitor._report import largest_owners
-from memtools.monitor._sampler import Gauges, Look, Lookout
+from memtools.monitor._sampler import Look, Lookout, MemorySource
 from memtools.monitor._statistics import MonitorStatistics, Operations, PauseMeter
 from memtools.readings import Level, Reading
 from memtools.units import format_size
@@ -83,7 +91,7 @@ _MOMENTS: Final[dict[Level, Moment]] = {
 
 _log = logging.getLogger("memtools.monitor")
 
-Response = Generator[Effect, Climb | None, None]
+Response = Generator[Effect, ReclaimResult | None, None]
 
 
 class Relief:
@@ -118,21 +126,21 @@ class Relief:
         self._log_again_at = -inf
         self._is_told_in_vain = False
         self._is_exhausted = False
-        self.cleanups = self.light_cleanups = self.freed_bytes = self.in_vain = self.pressure_signals = 0
+        self.cleanups = self.minor_collections = self.freed_bytes = self.in_vain = self.pressure_signals = 0
         self.cleanup_s = 0.0
 
     def note(self, look: Look) -> bool:
         """Take a look into account; return whether there is something to respond to."""
         if look.before != look.after:
             self._untold.append(look)
-        if is_heard():
-            emit(ReadingTaken(look.reading, look.after))
+        if has_listeners():
+            emit(MemorySampled(look.reading, look.after))
         return bool(self._untold) or look.is_short
 
     def note_pressure(self, source: str) -> None:
         """Take a signal of pressure into account: the next response cleans up lightly."""
         self.pressure_signals += 1
-        emit(PressureFelt(source))
+        emit(PressureSignal(source))
         now = self._clock()
         if now >= self._light_for_pressure_at:
             self._light_for_pressure_at = now + PRESSURE_EVERY_S
@@ -178,13 +186,13 @@ class Relief:
             return
 
         self._note_climb(climb)
-        if not climb.reached_end:
+        if not climb.exhausted:
             return
         again = self._lookout.look(waits=True)
         if again is not None and self.note(again) and again.is_short:
             yield from self._give_up(again)
 
-    def _note_climb(self, climb: Climb) -> None:
+    def _note_climb(self, climb: ReclaimResult) -> None:
         self.cleanups += 1
         self.cleanup_s += climb.duration_s
         self.freed_bytes += max(0, climb.before_bytes - climb.after_bytes)
@@ -207,10 +215,10 @@ class Relief:
         self._light_at = began + self._interval_s if self._interval_s else inf
         before = self._used_or_zero()
         gc.collect(0)
-        self.light_cleanups += 1
+        self.minor_collections += 1
         duration_s = self._clock() - began
         self.cleanup_s += duration_s
-        if is_heard():
+        if has_listeners():
             after = self._used_or_zero()
             steps = (("collect the youngest", max(0, before - after), duration_s),)
             emit(CleanupEnded(self._lookout.level, before, after, steps, duration_s))
@@ -253,14 +261,14 @@ def _log_in_vain(name: str, fact: ReclaimIneffective) -> None:
 class Doer:
     """Does what a response asks for; what goes wrong in a callback stays there."""
 
-    def __init__(self, ladder: Ladder, callbacks: Callbacks, caller: Caller) -> None:
+    def __init__(self, ladder: Reclaimer, callbacks: Callbacks, caller: Caller) -> None:
         self._ladder = ladder
         self._callbacks = callbacks
         self._caller = caller
 
     def carry_out(self, response: Response, *, aside: bool = False) -> None:
         """Do it all before returning; callbacks `aside` in threads of their own, with a time limit."""
-        answer: Climb | None = None
+        answer: ReclaimResult | None = None
         try:
             while (effect := _next(response, answer)) is not None:
                 answer = None
@@ -274,7 +282,7 @@ class Doer:
 
     async def carry_out_on_loop(self, response: Response) -> None:
         """Do it, and let the loop have its turns in between."""
-        answer: Climb | None = None
+        answer: ReclaimResult | None = None
         try:
             while (effect := _next(response, answer)) is not None:
                 answer = None
@@ -292,20 +300,20 @@ class Doer:
             if self._callbacks.is_known(callback):  # an earlier one may have removed it
                 yield callback, argument
 
-    def _climb(self, effect: Ascend) -> Climb | None:
+    def _climb(self, effect: Ascend) -> ReclaimResult | None:
         try:
-            return self._ladder.climb(effect.level, effect.stop_below)
+            return self._ladder.reclaim(effect.level, effect.stop_below)
         except OSError:  # no reading in the middle of the climb; the next beat tries again
             return None
 
-    async def _climb_on_loop(self, effect: Ascend) -> Climb | None:
+    async def _climb_on_loop(self, effect: Ascend) -> ReclaimResult | None:
         try:
-            return await self._ladder.climb_async(effect.level, effect.stop_below)
+            return await self._ladder.reclaim_async(effect.level, effect.stop_below)
         except OSError:
             return None
 
 
-def _next(response: Response, answer: Climb | None) -> Effect | None:
+def _next(response: Response, answer: ReclaimResult | None) -> Effect | None:
     try:
         return response.send(answer)
     except StopIteration:
@@ -322,9 +330,9 @@ class Keeper:
 
     def __init__(
         self,
-        gauges: Gauges,
+        gauges: MemorySource,
         lookout: Lookout,
-        ladder: Ladder,
+        ladder: Reclaimer,
         *,
         name: str,
         sample_every: int,
@@ -509,18 +517,18 @@ def sum_up(keeper: Keeper) -> MonitorStatistics:
         headroom=lookout.headroom,
         warning_bytes=_entry(lookout.marks, Level.WARNING),
         critical_bytes=_entry(lookout.marks, Level.CRITICAL),
-        beat=keeper.beat_kind,
+        mode=keeper.beat_kind,
         interval_s=lookout.interval_s,
         operations=sum(one.calls for one in operations),
         failures=sum(one.failures for one in operations),
-        looks=lookout.looks,
-        missed_looks=lookout.missed,
+        samples=lookout.looks,
+        failed_samples=lookout.missed,
         level_changes=dict(lookout.entered),
         cleanups=relief.cleanups,
-        light_cleanups=relief.light_cleanups,
+        minor_collections=relief.minor_collections,
         freed_bytes=relief.freed_bytes,
         cleanup_s=relief.cleanup_s,
-        reclaims_in_vain=relief.in_vain,
+        ineffective_reclaims=relief.in_vain,
         pressure_signals=relief.pressure_signals,
         callback_failures=sum(one.failures for one in callbacks),
         callbacks_broken=sum(one.is_broken for one in callbacks),

@@ -14,7 +14,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from memtools.cleanup import Ladder, Shrinkable, default_steps
+from memtools.cleanup import Reclaimer, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
 from memtools.errors import ConfigError, MemtoolsError
@@ -25,7 +25,7 @@ from memtools.monitor._engine import Keeper, sum_up
 from memtools.monitor._levels import LevelMachine, Size, Thresholds
 from memtools.monitor._loops import TaskBeat
 from memtools.monitor._report import Recommendation, in_words, recommend
-from memtools.monitor._sampler import Gauges, Lookout, Pace, real_gauges
+from memtools.monitor._sampler import Lookout, MemorySource, Pace, real_gauges
 from memtools.monitor._statistics import MonitorStatistics, Operation, presentable
 from memtools.readings import Level, Reading
 from memtools.units import parse_count, parse_seconds, parse_size
@@ -35,7 +35,7 @@ from memtools.units import parse_count, parse_seconds, parse_size
 # Leaves to others: thresholds (`_thresholds`).
 
 
-class AlreadyStarted(MemtoolsError, RuntimeError):
+class MonitorAlreadyStarted(MemtoolsError, RuntimeError):
     """A monitor was started while it is started.
 
     Attributes:
@@ -234,7 +234,7 @@ class MemoryMonitor:
         max_interval: the longest.
         callback_timeout: seconds that one callback may take.
         pressure: whether to listen to the kernel's pressure files and `$MEMORY_PRESSURE_WATCH`, while started.
-        ladder: what gives memory back; by default a `Ladder` of `default_steps()`.
+        ladder: what gives memory back; by default a `Reclaimer` of `default_steps()`.
         name: what it is called in logs, reports and metrics.
         gauges: what memory and time are read from; for tests and rehearsals.
 
@@ -259,9 +259,9 @@ class MemoryMonitor:
         max_interval: float = 5.0,
         callback_timeout: float = 5.0,
         pressure: bool = True,
-        ladder: Ladder | None = None,
+        ladder: Reclaimer | None = None,
         name: str = "monitor",
-        gauges: Gauges | None = None,
+        gauges: MemorySource | None = None,
     ) -> None:
         if warning is None and critical is None and free is None:
             warning, critical = "80%", "90%"
@@ -271,7 +271,7 @@ class MemoryMonitor:
         self._keeper = Keeper(
             gauges,
             Lookout(gauges, thresholds, LevelMachine(), pace),
-            ladder or Ladder(default_steps(), read=gauges.used, clock=gauges.clock),
+            ladder or Reclaimer(default_steps(), read=gauges.used, clock=gauges.clock),
             name=parse_name(name),
             sample_every=parse_count(sample_every, name="sample_every"),
             cleanup_interval_s=parse_seconds(cleanup_interval, name="cleanup_interval"),
@@ -421,7 +421,7 @@ class MemoryMonitor:
         Where the system gives no thread, that is logged, operations go on looking, and it is tried again later.
 
         Raises:
-            AlreadyStarted: when it is started.
+            MonitorAlreadyStarted: when it is started.
         """
         self._begin()
         self._keeper.start_thread()
@@ -474,7 +474,7 @@ class MemoryMonitor:
 
     def _begin(self) -> None:
         if self._keeper.is_started:
-            raise AlreadyStarted(self.name)
+            raise MonitorAlreadyStarted(self.name)
         self._keeper.pauses.start()
         note_started(self)
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from memtools._records import record
 from memtools.cleanup import registered
-from memtools.heap import Way, line_of, longest, ways_to, weigh
-from memtools.ledger import Entry, open_owners, statistics
+from memtools.heap import ReferrerPath, largest_containers, paths_to, shallow_size, source_line
+from memtools.ledger import AccountStatistics, open_owners, statistics
 from memtools.monitor._statistics import MonitorStatistics
 from memtools.readings import Level
 from memtools.structures import BoundedList, WeakCache
@@ -62,12 +62,14 @@ def largest_owners(most: int) -> tuple[tuple[str, int], ...]:
     return tuple((holder.name, holder.live_bytes) for holder in holders()[:most] if holder.live_bytes > 0)
 
 
-def _collect(entry: Entry, above: tuple[str, ...], live: dict[tuple[str, ...], int], found: list[Holder]) -> None:
+def _collect(
+    entry: AccountStatistics, above: tuple[str, ...], live: dict[tuple[str, ...], int], found: list[Holder]
+) -> None:
     path = (*above, entry.name)
     # The native meter knows what all owners of an account have made that lives; of the others only open ones are known.
     held = live.get(path, 0) if entry.live_bytes is None else entry.live_bytes
     if held > 0 or entry.retained_bytes > 0:
-        found.append(Holder(" > ".join(path), entry.kind, held, entry.active, entry.entered, entry.retained_bytes))
+        found.append(Holder(" > ".join(path), entry.kind, held, entry.active, entry.started, entry.retained_bytes))
     for child in entry.children:
         _collect(child, path, live, found)
 
@@ -168,7 +170,7 @@ class Recommendation:
 
 def recommend(statistics: MonitorStatistics) -> tuple[Recommendation, ...]:
     """Return what to change, what holds most first."""
-    found = [_for_container(one) for one in largest_containers(_MOST) if one.held_bytes >= _WORTH_BYTES]
+    found = [_for_container(one) for one in measured_containers(_MOST) if one.held_bytes >= _WORTH_BYTES]
     found += [_for_holder(one) for one in holders()[:_MOST] if _size_of(one) >= _WORTH_BYTES]
     found += [_for_tasks(one) for one in unended_tasks()[:_MOST] if one.tasks >= _MANY_TASKS]
     found.sort(key=lambda one: one.held_bytes, reverse=True)
@@ -196,7 +198,7 @@ def _for_holder(one: Holder) -> Recommendation:
     if one.kind == "task" and one.active:
         ended = "this task never ended" if one.active == 1 else f"{one.active:,} of these tasks never ended"
         return Recommendation(
-            one.name, "task", size, "", f"{ended}: give it an end, or run it in a task_scope(limit=...)"
+            one.name, "task", size, "", f"{ended}: give it an end, or run it in a task_scope(max_running=...)"
         )
     if one.active:
         advice = f"{one.active:,} still open: end it, or give it a budget"
@@ -207,7 +209,7 @@ def _for_holder(one: Holder) -> Recommendation:
 
 
 def _for_tasks(one: Unended) -> Recommendation:
-    advice = "they never ended and wait here: give them a timeout, or start them in a task_scope(limit=...)"
+    advice = "they never ended and wait here: give them a timeout, or start them in a task_scope(max_running=...)"
     return Recommendation(f"{one.tasks:,} tasks of {one.name}", "task", 0, one.place, advice)
 
 
@@ -221,8 +223,8 @@ def _for_monitor(seen: MonitorStatistics) -> list[Recommendation]:
     broken = [one.name for one in seen.callbacks if one.is_broken]
     if broken:
         found.append(Recommendation(", ".join(broken), "monitor", 0, "", "this callback keeps failing: see the log"))
-    if seen.missed_looks:
-        advice = f"{seen.missed_looks:,} readings were refused: are there file descriptors left?"
+    if seen.failed_samples:
+        advice = f"{seen.failed_samples:,} readings were refused: are there file descriptors left?"
         found.append(Recommendation(seen.name, "monitor", 0, "", advice))
     return found
 
@@ -266,15 +268,15 @@ class Container:
     bound: str
 
 
-def largest_containers(most: int = 5) -> tuple[Container, ...]:
+def measured_containers(most: int = 5) -> tuple[Container, ...]:
     """Return the containers with at least 1,000 items that hold the most, by a sample of their items."""
     found: list[Any] = [thing for thing in registered() if isinstance(thing, (BoundedList, WeakCache))]
     bounded = set(map(id, found))
-    found += [thing for thing in longest(4 * most, least=_LEAST_ITEMS) if id(thing) not in bounded]
+    found += [thing for thing in largest_containers(4 * most, least=_LEAST_ITEMS) if id(thing) not in bounded]
     weights = {id(thing): _weight(thing) for thing in found}
     heaviest = sorted((one for one in found if weights[id(one)]), key=lambda one: weights[id(one)], reverse=True)[:most]
     found.clear()  # or it would be among the holders
-    ways = ways_to(heaviest, budget_s=_NAMING_S)
+    ways = paths_to(heaviest, timeout=_NAMING_S)
     return tuple(_described(thing, weights[id(thing)], way) for thing, way in zip(heaviest, ways, strict=True))
 
 
@@ -282,17 +284,17 @@ def _weight(thing: Any) -> int:
     if isinstance(thing, WeakCache):
         statistics: Any = thing.statistics()
         return int(statistics.strong_bytes or 0)
-    return weigh(thing)
+    return shallow_size(thing)
 
 
-def _described(thing: Any, weight: int, way: Way) -> Container:
+def _described(thing: Any, weight: int, way: ReferrerPath) -> Container:
     holder = _nearest_name(way)
     kind = type(thing).__name__
     bound = _bound_of(thing)
-    return Container(holder or f"a {kind}", kind, len(thing), weight, line_of(holder), bool(bound), bound)
+    return Container(holder or f"a {kind}", kind, len(thing), weight, source_line(holder), bool(bound), bound)
 
 
-def _nearest_name(way: Way) -> str:
+def _nearest_name(way: ReferrerPath) -> str:
     # What is in a list of a dict is known by the first holder that has a name.
     named = (holder.removeprefix("class ") for holder in way.holders if "." in holder and "[" not in holder)
     return next(named, "")
@@ -338,14 +340,14 @@ def _memory(seen: MonitorStatistics) -> list[str]:
 def _acts(seen: MonitorStatistics) -> list[str]:
     changes = ", ".join(f"{seen.level_changes.get(level, 0)} to {level.name}" for level in Level)
     admissions, pauses = seen.admissions, seen.pauses
-    tried = f"{seen.cleanups:,} and {seen.light_cleanups:,} light, {seen.cleanup_s:.2f} s"
-    gained = f"{format_size(seen.freed_bytes)} given back, {seen.reclaims_in_vain:,} in vain"
+    tried = f"{seen.cleanups:,} and {seen.minor_collections:,} light, {seen.cleanup_s:.2f} s"
+    gained = f"{format_size(seen.freed_bytes)} given back, {seen.ineffective_reclaims:,} in vain"
     called = f"{len(seen.callbacks):,}, {seen.callback_failures:,} failures, {seen.callbacks_broken:,} left out"
     return [
         f"  levels     {changes}",
-        f"  looks      {seen.looks:,} ({seen.missed_looks:,} refused), beat: {seen.beat}",
+        f"  looks      {seen.samples:,} ({seen.failed_samples:,} refused), beat: {seen.mode}",
         f"  clean-ups  {tried}, {gained}",
         f"  collector  {pauses.pauses:,} pauses, longest {pauses.longest_s * 1000:.1f} ms",
         f"  callbacks  {called}",
-        f"  admitted   {admissions.admitted:,}, {admissions.waiting:,} waiting, {admissions.inside:,} inside",
+        f"  admitted   {admissions.admitted:,}, {admissions.queued:,} waiting, {admissions.active:,} inside",
     ]

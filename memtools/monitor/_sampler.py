@@ -25,7 +25,7 @@ from memtools.readings import Headroom, Level, Limit, Reading, effective_limit, 
 
 
 @record
-class Gauges:
+class MemorySource:
     """Where a monitor's figures come from.
 
     Attributes:
@@ -42,9 +42,9 @@ class Gauges:
     clock: Callable[[], float]
 
 
-def real_gauges(limit: int | str | None = None) -> Gauges:
+def real_gauges(limit: int | str | None = None) -> MemorySource:
     """Return the gauges of this process; `limit` is that of `memtools.readings.effective_limit`."""
-    return Gauges(resident_bytes, partial(effective_limit, limit), partial(headroom, limit), time.monotonic)
+    return MemorySource(resident_bytes, partial(effective_limit, limit), partial(headroom, limit), time.monotonic)
 
 
 # How long the beat may wait until it looks again.
@@ -129,7 +129,7 @@ class Look:
 class Lookout:
     """What is known of memory, and the level that follows from it."""
 
-    def __init__(self, gauges: Gauges, thresholds: Thresholds, machine: LevelMachine, pace: Pace) -> None:
+    def __init__(self, gauges: MemorySource, thresholds: Thresholds, machine: LevelMachine, pace: Pace) -> None:
         self._gauges = gauges
         self._thresholds = thresholds
         self._machine = machine

@@ -52,7 +52,7 @@ class CallbackStatistics:
     """
 
     name: str
-    moment: str
+    trigger: str
     calls: int
     failures: int
     skipped: int
@@ -68,14 +68,14 @@ class AdmissionStatistics:
         waited: how many of them had to wait.
         inside: how many are inside now.
         waiting: how many wait now.
-        promised_bytes: the sizes of those inside, added up.
+        reserved_bytes: the sizes of those inside, added up.
     """
 
     admitted: int
-    waited: int
-    inside: int
-    waiting: int
-    promised_bytes: int
+    delayed: int
+    active: int
+    queued: int
+    reserved_bytes: int
 
 
 @record
@@ -111,13 +111,13 @@ class MonitorStatistics:
         operations: operations of all names.
         failures: how many of them ended with an exception.
         looks: readings that were judged.
-        missed_looks: readings that the system refused.
+        failed_samples: readings that the system refused.
         level_changes: how often each level was entered.
         cleanups: climbs of the ladder.
-        light_cleanups: light clean-ups between them.
+        minor_collections: light clean-ups between them.
         freed_bytes: by how much resident memory fell during climbs, added up.
         cleanup_s: what climbs and light clean-ups took together, in seconds.
-        reclaims_in_vain: how often the whole ladder was not enough.
+        ineffective_reclaims: how often the whole ladder was not enough.
         pressure_signals: how often the kernel, or `$MEMORY_PRESSURE_WATCH`, said that memory is short.
         callback_failures: calls of callbacks that raised or took too long.
         callbacks_broken: how many callbacks are left out now for failing again and again.
@@ -135,18 +135,18 @@ class MonitorStatistics:
     headroom: Headroom | None
     warning_bytes: int | None
     critical_bytes: int | None
-    beat: str
+    mode: str
     interval_s: float
     operations: int
     failures: int
-    looks: int
-    missed_looks: int
+    samples: int
+    failed_samples: int
     level_changes: dict[Level, int]
     cleanups: int
-    light_cleanups: int
+    minor_collections: int
     freed_bytes: int
     cleanup_s: float
-    reclaims_in_vain: int
+    ineffective_reclaims: int
     pressure_signals: int
     callback_failures: int
     callbacks_broken: int

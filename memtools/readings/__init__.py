@@ -6,24 +6,24 @@ The only room that knows psutil, /proc and cgroups. What the figures mean for th
 from memtools.readings._counters import Counters, descriptors, malloc_bytes, take_counters, trim_heap
 from memtools.readings._limits import (
     Headroom,
-    LevelRoom,
+    LimitHeadroom,
     available_bytes,
     effective_limit,
     headroom,
     physical_bytes,
     take_reading,
 )
-from memtools.readings._process import HighWater, ProcessMemory, peak_bytes, read_process, resident_bytes, virtual_bytes
+from memtools.readings._process import PeakSince, ProcessMemory, peak_bytes, read_process, resident_bytes, virtual_bytes
 from memtools.readings._types import Level, Limit, LimitSource, Reading, ReadingError
 
 __all__ = [
     "Counters",
     "Headroom",
-    "HighWater",
     "Level",
-    "LevelRoom",
     "Limit",
+    "LimitHeadroom",
     "LimitSource",
+    "PeakSince",
     "ProcessMemory",
     "Reading",
     "ReadingError",

@@ -22,7 +22,7 @@ from memtools.units import format_size, parse_size
 
 
 @record
-class LevelRoom:
+class LimitHeadroom:
     """What is left below one wall; limit and usage are of the same level.
 
     Attributes:
@@ -44,7 +44,7 @@ class LevelRoom:
     inactive_file_bytes: int | None
 
     @property
-    def room_bytes(self) -> int | None:
+    def headroom_bytes(self) -> int | None:
         """Bytes to the wall, negative beyond it; None where the usage is not known."""
         if self.used_bytes is None or self.inactive_file_bytes is None:
             return None
@@ -66,7 +66,7 @@ class Headroom:
 
     value_bytes: int | None
     source: LimitSource
-    levels: tuple[LevelRoom, ...]
+    levels: tuple[LimitHeadroom, ...]
     host_available_bytes: int | None
     gaps: tuple[str, ...] = ()
 
@@ -76,10 +76,10 @@ class Headroom:
         return f"{format_size(self.value_bytes)} left ({self.source})"
 
 
-def least_room(levels: Iterable[LevelRoom], available_bytes: int | None, gaps: Iterable[str]) -> Headroom:
+def least_room(levels: Iterable[LimitHeadroom], available_bytes: int | None, gaps: Iterable[str]) -> Headroom:
     """Return the headroom that the tightest of `levels` and the machine leave."""
     kept = tuple(levels)
-    rooms = [(level.room_bytes, level.source) for level in kept if level.room_bytes is not None]
+    rooms = [(level.headroom_bytes, level.source) for level in kept if level.headroom_bytes is not None]
     if available_bytes is not None:
         rooms.append((available_bytes, LimitSource.PHYSICAL))
 
@@ -191,7 +191,7 @@ class LimitReader:
         tree = Tree(self._read)
         levels = list(_rooms(self._walk(refresh=refresh).walls, tree))
         if own is not None and own.value_bytes is not None:
-            levels.insert(0, LevelRoom(own.source, None, None, own.value_bytes, self._resident_bytes(), 0))
+            levels.insert(0, LimitHeadroom(own.source, None, None, own.value_bytes, self._resident_bytes(), 0))
         available = self._available()
         # A file that was unreadable in the walk may hide a wall; one that is unreadable now hides a usage.
         gaps = dict.fromkeys((*self._walk().least.gaps, *tree.gaps))
@@ -239,16 +239,16 @@ class LimitReader:
             return None
 
 
-def _rooms(walls: tuple[Wall, ...], tree: Tree) -> Iterator[LevelRoom]:
+def _rooms(walls: tuple[Wall, ...], tree: Tree) -> Iterator[LimitHeadroom]:
     usages: dict[Place, tuple[int | None, int | None]] = {}  # max and high of one cgroup share their usage
     for wall in walls:
         place = wall.place
         if place is None:
-            yield LevelRoom(wall.source, wall.path, None, wall.limit_bytes, None, None)
+            yield LimitHeadroom(wall.source, wall.path, None, wall.limit_bytes, None, None)
             continue
         if place not in usages:
             usages[place] = usage_bytes(place, tree)
-        yield LevelRoom(wall.source, wall.path, place.level, wall.limit_bytes, *usages[place])
+        yield LimitHeadroom(wall.source, wall.path, place.level, wall.limit_bytes, *usages[place])
 
 
 # The questions to the real machine: which limit holds here, how much room is left, how full are we.

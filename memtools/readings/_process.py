@@ -23,7 +23,7 @@ from memtools.units import format_size
 _MADV_WIPEONFORK = 18  # Linux 4.14; the mmap module of Python 3.11 does not name it
 
 
-class Birthmark(Protocol):
+class ProcessToken(Protocol):
     """`mark[0]` is true in the process that made the mark, and false in a child that it forked."""
 
     def __getitem__(self, index: int, /) -> object:
@@ -43,7 +43,7 @@ class _PidMark:
         return os.getpid() == self._pid
 
 
-def birthmark() -> Birthmark:
+def process_token() -> ProcessToken:
     """Return a mark of this process: a page that the kernel empties in a forked child, else a pid."""
     if sys.platform != "linux":
         return _PidMark()
@@ -75,13 +75,13 @@ else:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT_BYTES
 
 
-class HighWater:
-    """A mark at the highest resident memory so far; `risen_to` says how high it has gone since.
+class PeakSince:
+    """A mark at the highest resident memory so far; `peak_bytes` says how high it has gone since.
 
     ```python
-    mark = HighWater()
+    mark = PeakSince()
     work()
-    peak = mark.risen_to()  # bytes, or None: not higher than it had been before the mark
+    peak = mark.peak_bytes()  # bytes, or None: not higher than it had been before the mark
     ```
 
     Threads: counts the whole process. Cost: 1 us to make, 1 us to ask.
@@ -93,7 +93,7 @@ class HighWater:
         self._measure = measure
         self._before = measure()
 
-    def risen_to(self) -> int | None:
+    def peak_bytes(self) -> int | None:
         """Return the highest resident memory since the mark, in bytes; None when it cannot be known.
 
         It is not known when the process stayed below a peak from before the mark (its own, or one that it inherited
@@ -137,7 +137,7 @@ class PeakMemory:
         self,
         *,
         kernel_peak: Callable[[], int | None] = kernel_peak_bytes,
-        high_water: Callable[[], HighWater] = HighWater,
+        high_water: Callable[[], PeakSince] = PeakSince,
     ) -> None:
         self._kernel_peak = kernel_peak
         self._new_mark = high_water
@@ -151,7 +151,7 @@ class PeakMemory:
             # Both are sums of counters per processor that lag a little: the peak may read below the present.
             return max(kernel, resident_bytes)
         # A thread that overtakes us here could lower the mark by one reading; the next call mends it.
-        self._highest = max(self._highest, resident_bytes, self._mark.risen_to() or 0)
+        self._highest = max(self._highest, resident_bytes, self._mark.peak_bytes() or 0)
         return self._highest
 
     def forget(self) -> None:

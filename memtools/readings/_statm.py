@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
-from memtools.readings._process import Birthmark, Fields, birthmark, by_psutil
+from memtools.readings._process import Fields, ProcessToken, by_psutil, process_token
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _pread = os.pread  # a module's attribute costs a look-up more on every reading
@@ -23,7 +23,7 @@ _LONGEST = 160  # seven numbers of at most 20 digits, and what separates them
 
 # Descriptor, its code size, its birthmark, and (device, inode). One tuple, replaced as a whole: a thread never sees
 # the descriptor of one opening with the code size of another.
-_Opened: TypeAlias = tuple[int, bytes, Birthmark, tuple[int, int]]
+_Opened: TypeAlias = tuple[int, bytes, ProcessToken, tuple[int, int]]
 _CLOSED: _Opened = (-1, b"", (False,), (-1, -1))
 
 
@@ -104,7 +104,7 @@ def _adopt(fd: int) -> _Opened:
     try:
         code = _split(os.pread(fd, _LONGEST, 0))[3]
         status = os.fstat(fd)
-        return fd, code, birthmark(), (status.st_dev, status.st_ino)
+        return fd, code, process_token(), (status.st_dev, status.st_ino)
     except BaseException:
         os.close(fd)
         raise

@@ -74,7 +74,7 @@ class Report:
         """Why figures are not exact, each with the number of rows that it stands for."""
         return notes_of(self._rows())
 
-    def to_text(self, *, width: int | None = None, ascii_only: bool | None = None, most: int = 20) -> str:
+    def to_text(self, *, width: int | None = None, ascii_only: bool | None = None, limit: int = 20) -> str:
         """Return the report as a table for a terminal, without colours.
 
         Args:
@@ -82,7 +82,7 @@ class Report:
             ascii_only: draw bars and marks with ASCII; by default where standard output cannot do better.
             most: rows per view; what is left out is counted.
         """
-        return text_report(self, width=width, ascii_only=ascii_only, most=most)
+        return text_report(self, width=width, ascii_only=ascii_only, most=limit)
 
     def to_dict(self) -> dict[str, object]:
         """Return the whole report, no row left out, as a dict that JSON can hold."""

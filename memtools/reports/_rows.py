@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from memtools._records import as_dict, record
-from memtools.ledger import Entry, LedgerStatistics
+from memtools.ledger import AccountStatistics, LedgerStatistics
 from memtools.readings import ProcessMemory
 
 # What happened to the process as a whole, and what of it is nobody's.
@@ -27,7 +27,7 @@ class Growth:
         resident_growth_bytes: change since the first reading; None without one.
         owned_bytes: what the owners hold together, as the native meter knows it, or else the traced one; None without
             either.
-        nobody_bytes: bytes that were added while nobody had the turn, by the same meter.
+        untracked_bytes: bytes that were added while nobody had the turn, by the same meter.
         meter_bytes: what tracemalloc needs for its own tables; None with the native meter, which does not know it of
             itself.
         unattributed_bytes: growth that none of these explains: C libraries, fragments, interpreter, the native meter.
@@ -37,7 +37,7 @@ class Growth:
     peak_bytes: int
     resident_growth_bytes: int | None = None
     owned_bytes: int | None = None
-    nobody_bytes: int | None = None
+    untracked_bytes: int | None = None
     meter_bytes: int | None = None
     unattributed_bytes: int | None = None
 
@@ -49,18 +49,20 @@ class Growth:
 def measure_growth(ledger: LedgerStatistics, now: ProcessMemory, since: ProcessMemory | None) -> Growth:
     """Return the whole process's figures beside what the ledger explains of them."""
     growth = now.resident_bytes - since.resident_bytes if since is not None else None
-    meter = next((name for name in ("native", "traced") if any(entry.meter == name for entry in ledger.accounts)), None)
+    meter = next(
+        (name for name in ("native", "tracemalloc") if any(entry.meter == name for entry in ledger.accounts)), None
+    )
     if meter is None:
         return Growth(now.resident_bytes, now.peak_bytes, growth)
 
     owned = sum(_held(entry) for entry in ledger.accounts if entry.meter == meter)
     nobody = ledger.unattributed_bytes.get(meter, 0)
-    tables = _tracemalloc_bytes() if meter == "traced" else None
+    tables = _tracemalloc_bytes() if meter == "tracemalloc" else None
     unattributed = growth - owned - nobody - (tables or 0) if growth is not None else None
     return Growth(now.resident_bytes, now.peak_bytes, growth, owned, nobody, tables, unattributed)
 
 
-def _held(entry: Entry) -> int:
+def _held(entry: AccountStatistics) -> int:
     return entry.retained_bytes if entry.live_bytes is None else entry.live_bytes
 
 
@@ -90,7 +92,7 @@ class Row:
         children: scopes inside this one; empty for tasks and functions.
         live_bytes: what of theirs, and of those below, is alive now, whether they have ended or not; None where the
             meter does not know.
-        left_bytes: the part of it that ended ones have left.
+        live_after_end_bytes: the part of it that ended ones have left.
     """
 
     name: str
@@ -104,7 +106,7 @@ class Row:
     notes: tuple[str, ...]
     children: "tuple[Row, ...]" = ()
     live_bytes: int | None = None
-    left_bytes: int | None = None
+    live_after_end_bytes: int | None = None
 
     @property
     def exact(self) -> bool:
@@ -127,7 +129,7 @@ class Row:
             "peak_bytes": self.peak_bytes,
             "retained_bytes": self.retained_bytes,
             "live_bytes": self.live_bytes,
-            "left_bytes": self.left_bytes,
+            "live_after_end_bytes": self.live_after_end_bytes,
             "duration_s": self.duration_s,
             "exact": self.exact,
             "meters": list(self.meters),
@@ -138,9 +140,9 @@ class Row:
         return fields
 
 
-def scope_rows(accounts: Iterable[Entry]) -> tuple[Row, ...]:
+def scope_rows(accounts: Iterable[AccountStatistics]) -> tuple[Row, ...]:
     """Return the tree of scopes. Tasks and calls between two scopes are passed through, equal paths added up."""
-    by_name: dict[str, list[Entry]] = {}
+    by_name: dict[str, list[AccountStatistics]] = {}
     for entry in _nearest_scopes(accounts):
         by_name.setdefault(entry.name, []).append(entry)
 
@@ -151,9 +153,9 @@ def scope_rows(accounts: Iterable[Entry]) -> tuple[Row, ...]:
     return _dearest_first(rows)
 
 
-def flat_rows(accounts: Iterable[Entry], kind: str) -> tuple[Row, ...]:
+def flat_rows(accounts: Iterable[AccountStatistics], kind: str) -> tuple[Row, ...]:
     """Return one row per name of that kind (`"task"`, `"call"`), from anywhere in the tree."""
-    by_name: dict[str, list[Entry]] = {}
+    by_name: dict[str, list[AccountStatistics]] = {}
     for entry in _everywhere(accounts):
         if entry.kind == kind:
             by_name.setdefault(entry.name, []).append(entry)
@@ -169,7 +171,7 @@ def notes_of(rows: Iterable[Row]) -> dict[str, int]:
     return counts
 
 
-def _nearest_scopes(accounts: Iterable[Entry]) -> Iterator[Entry]:
+def _nearest_scopes(accounts: Iterable[AccountStatistics]) -> Iterator[AccountStatistics]:
     for entry in accounts:
         if entry.kind == "scope":
             yield entry
@@ -177,7 +179,7 @@ def _nearest_scopes(accounts: Iterable[Entry]) -> Iterator[Entry]:
             yield from _nearest_scopes(entry.children)
 
 
-def _everywhere(accounts: Iterable[Entry]) -> Iterator[Entry]:
+def _everywhere(accounts: Iterable[AccountStatistics]) -> Iterator[AccountStatistics]:
     # A stack of our own: the tree may be 4,096 deep, beyond what Python lets a function call itself.
     waiting = list(accounts)
     while waiting:
@@ -186,10 +188,10 @@ def _everywhere(accounts: Iterable[Entry]) -> Iterator[Entry]:
         waiting.extend(entry.children)
 
 
-def _added_up(name: str, entries: list[Entry], children: tuple[Row, ...] = ()) -> Row:
+def _added_up(name: str, entries: list[AccountStatistics], children: tuple[Row, ...] = ()) -> Row:
     return Row(
         name=name,
-        calls=sum(entry.entered for entry in entries),
+        calls=sum(entry.started for entry in entries),
         active=sum(entry.active for entry in entries),
         failed=sum(entry.failed for entry in entries),
         peak_bytes=max(entry.peak_bytes for entry in entries),
@@ -199,7 +201,7 @@ def _added_up(name: str, entries: list[Entry], children: tuple[Row, ...] = ()) -
         notes=_distinct(entry.note for entry in entries),
         children=children,
         live_bytes=_known_sum(entry.live_bytes for entry in entries),
-        left_bytes=_known_sum(entry.left_bytes for entry in entries),
+        live_after_end_bytes=_known_sum(entry.live_after_end_bytes for entry in entries),
     )
 
 

@@ -42,7 +42,7 @@ def leftover_line(leftover: Leftover) -> str:
     """Return who leaves how much behind, in one line; the name is to be made harmless."""
     return (
         f"`{visible(leftover.name)}` leaves {format_size(leftover.per_call_bytes)} behind per call; "
-        f"{leftover.calls:,} calls, {format_size(leftover.left_bytes)} still alive"
+        f"{leftover.calls:,} calls, {format_size(leftover.live_after_end_bytes)} still alive"
     )
 
 
@@ -90,7 +90,7 @@ def process_lines(process: Growth) -> list[tuple[str, str, str]]:
     optional = [
         ("resident growth", process.resident_growth_bytes, "during the run, of the whole process; of it:"),
         ("  owned", process.owned_bytes, "by the scopes, tasks and functions above"),
-        ("  nobody's", process.nobody_bytes, "allocated in Python while no owner had the turn"),
+        ("  nobody's", process.untracked_bytes, "allocated in Python while no owner had the turn"),
         ("  the meter's own", process.meter_bytes, "tables of tracemalloc"),
         ("  unattributed", process.unattributed_bytes, "C libraries, fragments, interpreter: no block of Python's"),
     ]

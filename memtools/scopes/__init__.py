@@ -1,8 +1,17 @@
 """Scopes: blocks, calls and tasks that are charged to a name."""
 
 from memtools.scopes._admission import Admission, Admit
-from memtools.scopes._budgets import check_refusing, judge, make_budget, parse_limit
-from memtools.scopes._calls import Plan, call, follow, follower, generate, generate_async, named_as, sendable
+from memtools.scopes._budgets import check_usage, make_budget, parse_budget, require_refusals
+from memtools.scopes._calls import (
+    CallOptions,
+    call,
+    copy_name,
+    coroutine_tracker,
+    ensure_coroutine,
+    generate,
+    generate_async,
+    track_coroutine,
+)
 from memtools.scopes._memory_scope import memory_scope, parse_name
 from memtools.scopes._task_scope import task_scope
 from memtools.scopes._task_statistics import ScopeFull, TaskFailure, TaskScopeStatistics, TaskUsage
@@ -10,23 +19,23 @@ from memtools.scopes._task_statistics import ScopeFull, TaskFailure, TaskScopeSt
 __all__ = [
     "Admission",
     "Admit",
-    "Plan",
+    "CallOptions",
     "ScopeFull",
     "TaskFailure",
     "TaskScopeStatistics",
     "TaskUsage",
     "call",
-    "check_refusing",
-    "follow",
-    "follower",
+    "check_usage",
+    "copy_name",
+    "coroutine_tracker",
+    "ensure_coroutine",
     "generate",
     "generate_async",
-    "judge",
     "make_budget",
     "memory_scope",
-    "named_as",
-    "parse_limit",
+    "parse_budget",
     "parse_name",
-    "sendable",
+    "require_refusals",
     "task_scope",
+    "track_coroutine",
 ]

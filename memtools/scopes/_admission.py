@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from memtools.errors import ConfigError, ScopeClosed
-from memtools.scopes._budgets import parse_limit
+from memtools.scopes._budgets import parse_budget
 from memtools.scopes._task_statistics import ScopeFull
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def parse_admission(value: object) -> Admission | int | None:
         return cast("Admission", value)
     if callable(value):
         return _Called(cast("Callable[[], AbstractAsyncContextManager[object]]", value))
-    return parse_limit(value, name="admit")
+    return parse_budget(value, name="admit")
 
 
 def _wake(future: "asyncio.Future[None]") -> None:

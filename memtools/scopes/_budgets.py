@@ -15,7 +15,7 @@ from memtools.units import format_size, parse_choice, parse_size
 _log = logging.getLogger("memtools.scopes")
 
 
-def parse_limit(value: object, *, name: str) -> int:
+def parse_budget(value: object, *, name: str) -> int:
     """Return a size in bytes, or a share of the effective limit (`"80%"`) in bytes.
 
     Raises:
@@ -32,8 +32,8 @@ def make_budget(
     Raises:
         ConfigError: for a limit, measure or on_exceed that makes no sense.
     """
-    limit_bytes = parse_limit(limit, name=name)
-    parse_choice(measure, ("peak", "retained", "resident"), name="measure")
+    limit_bytes = parse_budget(limit, name=name)
+    parse_choice(measure, ("peak", "retained", "rss"), name="measure")
     if not callable(on_exceed) and on_exceed not in ("raise", "warn", "deny"):
         raise ConfigError("on_exceed", on_exceed, "'raise', 'warn', 'deny' or a callable that takes the error")
     if on_exceed == "deny" and (measure != "peak" or not hard):
@@ -43,7 +43,7 @@ def make_budget(
     return Budget(limit_bytes, measure, cast("OnExceed", on_exceed), hard)  # type: ignore[arg-type]  # checked above
 
 
-def check_refusing(meter: Meter, budget: Budget | None) -> None:
+def require_refusals(meter: Meter, budget: Budget | None) -> None:
     """Make sure that the meter can refuse, where the budget is to.
 
     Raises:
@@ -54,7 +54,7 @@ def check_refusing(meter: Meter, budget: Budget | None) -> None:
         raise ConfigError("on_exceed", "deny", f"it with meter='native', the only one that can refuse; here {why}")
 
 
-def judge(
+def check_usage(
     owner: Owner, usage: Usage, *, warn_bytes: int | None, failed: bool, error: BaseException | None = None
 ) -> None:
     """Warn about an ended owner, and raise if it was over its budget.
@@ -95,7 +95,7 @@ def _judge_refusals(owner: Owner, budget: Budget, error: BaseException | None) -
 def _measured(usage: Usage, budget: Budget) -> int:
     if budget.measure == "retained":
         return usage.retained_bytes
-    if budget.measure == "resident":
+    if budget.measure == "rss":
         return usage.resident_delta_bytes
     return usage.peak_bytes
 

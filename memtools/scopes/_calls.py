@@ -14,15 +14,15 @@ from memtools._records import record
 from memtools.ledger import (
     UNUSED,
     Budget,
-    Driven,
     Kind,
     Meter,
     Owner,
-    Turn,
+    Suspension,
+    TrackedCoroutine,
     active_owner,
+    close_owner,
     is_failure,
     open_owner,
-    settle_owner,
 )
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ S = TypeVar("S")
 
 
 @record
-class Plan:
+class CallOptions:
     """How the owner of a call is opened and ended.
 
     Attributes:
@@ -66,12 +66,12 @@ class Plan:
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
         """End the owner and tell `on_end`; cancelled or closed is no failure."""
-        settle_owner(owner, failed=is_failure(error))
+        close_owner(owner, failed=is_failure(error))
         if self.on_end is not None:
             self.on_end(owner, error)
 
 
-def call(plan: Plan, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+def call(plan: CallOptions, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """Call a plain function."""
     owner = plan.open()
     try:
@@ -83,10 +83,10 @@ def call(plan: Plan, function: Callable[..., T], args: tuple[Any, ...], kwargs: 
     return result
 
 
-def follow(plan: Plan, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+def track_coroutine(plan: CallOptions, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `inner`, charged from its first step on."""
-    return Driven(
-        sendable(inner),
+    return TrackedCoroutine(
+        ensure_coroutine(inner),
         plan.meter,
         name=plan.name,
         kind=plan.kind,
@@ -98,17 +98,17 @@ def follow(plan: Plan, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     )
 
 
-def follower(plan: Plan, function: Callable[..., Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+def coroutine_tracker(plan: CallOptions, function: Callable[..., Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
     """Return what follows each coroutine of `function` under its name: `follow()`, quicker where there are many.
 
     It takes what has a `send`; for other awaitables see `sendable()`. Any: what a function takes, sends and returns is
     between it and its callers.
     """
-    following: Callable[[Any], Coroutine[Any, Any, Any]] = named_as(function, follow(plan, UNUSED)).following
+    following: Callable[[Any], Coroutine[Any, Any, Any]] = copy_name(function, track_coroutine(plan, UNUSED)).following
     return following
 
 
-def named_as(function: Callable[..., Any], running: Any) -> Any:
+def copy_name(function: Callable[..., Any], running: Any) -> Any:
     """Give a running call the name of its function: in task lists and in "was never awaited" stands the user's.
 
     Any: coroutines and generators of all kinds.
@@ -119,7 +119,7 @@ def named_as(function: Callable[..., Any], running: Any) -> Any:
     return running
 
 
-def sendable(inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+def ensure_coroutine(inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that awaits what a function has returned that is marked as a coroutine function."""
     return inner if hasattr(inner, "send") else _awaited(inner)
 
@@ -128,10 +128,10 @@ async def _awaited(inner: Awaitable[T]) -> T:
     return await inner
 
 
-def generate(plan: Plan, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
+def generate(plan: CallOptions, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
     """Run a generator; what its consumer does between the steps is not charged to it."""
     active_before = active_owner()
-    turn = Turn(plan.open(), active_before)
+    turn = Suspension(plan.open(), active_before)
     sent: S | None = None
     thrown: BaseException | None = None
     try:
@@ -161,10 +161,10 @@ def generate(plan: Plan, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
     return result
 
 
-async def generate_async(plan: Plan, inner: AsyncGenerator[Y, S]) -> AsyncGenerator[Y, S]:
+async def generate_async(plan: CallOptions, inner: AsyncGenerator[Y, S]) -> AsyncGenerator[Y, S]:
     """Run an asynchronous generator; neither its consumer nor other tasks are charged to it."""
     active_before = active_owner()
-    turn = Turn(plan.open(), active_before)
+    turn = Suspension(plan.open(), active_before)
     step: Awaitable[Y] = inner.__anext__()
     try:
         while True:
@@ -203,7 +203,7 @@ class _Steps(Generic[T]):
 
     __slots__ = ("_awaitable", "_turn")
 
-    def __init__(self, turn: Turn, awaitable: Awaitable[T]) -> None:
+    def __init__(self, turn: Suspension, awaitable: Awaitable[T]) -> None:
         self._turn = turn
         self._awaitable = awaitable
 

@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
 from memtools.errors import ConfigError, ScopeClosed
-from memtools.ledger import Budget, OnExceed, Owner, Usage, choose_meter, end_owner, open_in_frame, usage_of
-from memtools.scopes._budgets import check_refusing, judge, make_budget, parse_limit
-from memtools.scopes._calls import Plan, call, follow, generate
+from memtools.ledger import Budget, OnExceed, Owner, Usage, choose_meter, current_usage, end_owner, open_for_frame
+from memtools.scopes._budgets import check_usage, make_budget, parse_budget, require_refusals
+from memtools.scopes._calls import CallOptions, call, generate, track_coroutine
 
 # What a scope may be called.
 
@@ -59,8 +59,8 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
             is refused: a MemoryError where it would have been made; native meter only); `"warn"`; or a callable that
             is given the error.
         include_children: whether the figures hold those of the scopes, calls and tasks below.
-        meter: `"native"`, `"traced"` or `"resident"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
-            else `"resident"`.
+        meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
+            else `"rss"`.
 
     Raises:
         ConfigError: at construction, for an argument that makes no sense, and for `"deny"` without the native meter;
@@ -83,11 +83,11 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         meter: str | None = None,
     ) -> None:
         self.name: str = parse_name(name)
-        self._warn_bytes = None if warn is None else parse_limit(warn, name="warn")
+        self._warn_bytes = None if warn is None else parse_budget(warn, name="warn")
         self._budget: Budget | None = None if budget is None else make_budget(budget, on_exceed=on_exceed)
         self._include_children = include_children
         self._meter = choose_meter(meter)
-        check_refusing(self._meter, self._budget)
+        require_refusals(self._meter, self._budget)
         self._owner: Owner | None = None
 
     @property
@@ -108,12 +108,12 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         Raises:
             ScopeClosed: before the scope is entered.
         """
-        return usage_of(self.owner)
+        return current_usage(self.owner)
 
     def __enter__(self) -> Self:
         if self._owner is not None and self._owner.is_active:
             raise ScopeClosed(self.name, "it has been entered already")
-        self._owner = open_in_frame(
+        self._owner = open_for_frame(
             self.name,
             "scope",
             sys._getframe(1),  # pyright: ignore[reportPrivateUsage]  # CPython's documented way to the caller
@@ -151,7 +151,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         flags = getattr(getattr(function, "__code__", None), "co_flags", None)
         if flags is None or flags & inspect.CO_ASYNC_GENERATOR:
             raise ConfigError("function", function, "a function, generator function or coroutine function")
-        plan = Plan(self.name, "scope", self._meter, self._budget, self._include_children, on_end=self._judge)
+        plan = CallOptions(self.name, "scope", self._meter, self._budget, self._include_children, on_end=self._judge)
         return cast("Callable[P, R]", functools.wraps(function)(_planned(plan, function, flags)))
 
     def __repr__(self) -> str:
@@ -159,17 +159,17 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         return f"<memory_scope {self.name!r} {state}>"
 
     def _judge(self, owner: Owner, error: BaseException | None) -> None:
-        judge(owner, usage_of(owner), warn_bytes=self._warn_bytes, failed=error is not None, error=error)
+        check_usage(owner, current_usage(owner), warn_bytes=self._warn_bytes, failed=error is not None, error=error)
 
 
-def _planned(plan: Plan, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
+def _planned(plan: CallOptions, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
     # Any: the three shapes have nothing in common but being called; `__call__` gives the types back.
     if flags & _COROUTINE:
 
         async def scoped_async(*args: Any, **kwargs: Any) -> Any:
             inner: Coroutine[Any, Any, Any] = function(*args, **kwargs)
             del args, kwargs  # or the call would keep its arguments alive
-            return await follow(plan, inner)
+            return await track_coroutine(plan, inner)
 
         return scoped_async
 

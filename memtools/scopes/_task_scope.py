@@ -16,18 +16,18 @@ from memtools.errors import ConfigError, ScopeClosed
 from memtools.ledger import (
     UNUSED,
     Budget,
-    Driven,
     Meter,
     Owner,
+    TrackedCoroutine,
     Usage,
     choose_meter,
+    current_usage,
     end_owner,
-    open_in_frame,
-    usage_of,
+    open_for_frame,
 )
 from memtools.ledger._context import active
 from memtools.scopes._admission import Admission, Admit, Gate, SizeAdmission, Ticket, parse_admission
-from memtools.scopes._budgets import judge, make_budget, parse_limit
+from memtools.scopes._budgets import check_usage, make_budget, parse_budget
 from memtools.scopes._memory_scope import parse_name
 from memtools.scopes._task_set import FINISHED, OPEN, SHUTTING_DOWN, Live, Outcomes, ParentTask, Roster
 from memtools.scopes._task_statistics import TaskAccounts, TaskFailure, TaskScopeStatistics, TaskUsage
@@ -89,7 +89,7 @@ def close_unused(coro: Any) -> None:
 # Covers: one example of a driver per name, from which those of the tasks are made. Leaves to others: following steps
 # (`memtools.ledger`), the sums by name (`_accounts`).
 
-Drive: TypeAlias = Callable[[Any], Driven[Any]]  # Any: what a loop and a coroutine exchange is between them
+Drive: TypeAlias = Callable[[Any], TrackedCoroutine[Any]]  # Any: what a loop and a coroutine exchange is between them
 
 
 class Drivers:
@@ -115,15 +115,15 @@ class Drivers:
     def open(self, name: str) -> Drive:
         """Return what puts coroutines of a name that may be new under a driver."""
         account = self._accounts.by_name.get(name) or self._accounts.open(name)
-        drive: Drive = Driven(UNUSED, self._meter, name=name, kind="task", on_end=account.add_ended).following
+        drive: Drive = TrackedCoroutine(UNUSED, self._meter, name=name, kind="task", on_end=account.add_ended).following
         if account.name == name:  # those that share an account may be any number
             self.by_name[name] = drive
         return drive
 
-    def drive(self, coro: Coroutine[Any, Any, Any], name: str) -> Driven[Any]:
+    def drive(self, coro: Coroutine[Any, Any, Any], name: str) -> TrackedCoroutine[Any]:
         """Return a coroutine under its driver."""
         if not self.follows:
-            return Driven(coro, self._meter)
+            return TrackedCoroutine(coro, self._meter)
         return (self.by_name.get(name) or self.open(name))(coro)
 
 
@@ -193,16 +193,16 @@ def read_settings(
         records_errors=parse_choice(on_error, ("cancel", "record"), name="on_error") == "record",
         cancels_on_exit=parse_choice(on_exit, ("join", "cancel"), name="on_exit") == "cancel",
         grace_s=parse_seconds(grace, name="grace"),
-        keep_results=parse_count(keep_results, name="keep_results", least=0),
+        keep_results=parse_count(keep_results, name="keep_results", minimum=0),
         admission=admission,
         budget=None if budget is None else make_budget(budget),
-        warn_bytes=None if warn is None else parse_limit(warn, name="warn"),
+        warn_bytes=None if warn is None else parse_budget(warn, name="warn"),
         meter=choose_meter(meter),
     )
 
 
 def _optional_count(value: object, name: str, *, least: int) -> int | None:
-    return None if value is None else parse_count(value, name=name, least=least)
+    return None if value is None else parse_count(value, name=name, minimum=least)
 
 
 T = TypeVar("T")
@@ -219,7 +219,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     import asyncio
 
     async def main():
-        async with task_scope(limit=64, name="import") as tasks:
+        async with task_scope(max_running=64, name="import") as tasks:
             for path in ("a", "b"):
                 await tasks.spawn(asyncio.sleep(0, path), name="read")
         print(tasks.usage()["read"])
@@ -270,7 +270,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
     def __init__(
         self,
-        limit: int | None = None,
+        max_running: int | None = None,
         on_error: Literal["cancel", "record"] = "cancel",
         on_exit: Literal["join", "cancel"] = "join",
         grace: float = 5.0,
@@ -283,7 +283,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         meter: str | None = None,
     ) -> None:
         self._settings = settings = read_settings(
-            limit=limit, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results, admit=admit,
+            limit=max_running, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results, admit=admit,
             name=name, budget=budget, warn=warn, max_pending=max_pending, meter=meter,
         )  # fmt: skip
         self.name: str = settings.name
@@ -312,7 +312,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
         settings = self._settings
         frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # the only way to one's caller
-        self._owner = owner = open_in_frame(self.name, "scope", frame, meter=settings.meter, budget=settings.budget)
+        self._owner = owner = open_for_frame(self.name, "scope", frame, meter=settings.meter, budget=settings.budget)
         if settings.limit is not None or settings.admission is not None:
             admission = _admission_for(settings.admission, owner)
             self._gate = Gate(self.name, settings.limit, settings.max_pending, admission)
@@ -359,7 +359,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             return self._create_special(coro, name, context, may_wait=False)[0]
 
         began = perf_counter()
-        driven: Driven[T] | None = None
+        driven: TrackedCoroutine[T] | None = None
         try:
             label = str(name) if name else coroutine_name(coro)
             if self._drives:
@@ -422,15 +422,15 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         return self._owner
 
     @property
-    def total(self) -> Usage:
+    def usage(self) -> Usage:
         """What the scope as a whole used so far, or in the end.
 
         Raises:
             ScopeClosed: before the scope is entered.
         """
-        return usage_of(self.owner)
+        return current_usage(self.owner)
 
-    def usage(self) -> dict[str, TaskUsage]:
+    def usage_by_name(self) -> dict[str, TaskUsage]:
         """Return what the tasks used, by name, the running ones included; beyond 256 names under `<other>`."""
         open_owners: dict[str, list[Owner]] = {}
         for account, _, driven, _ in self._live().values():
@@ -459,7 +459,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         return TaskScopeStatistics(
             name=self.name,
             state=self._state(),
-            limit=self._settings.limit,
+            max_running=self._settings.limit,
             running=len(self._live()) - waiting,
             waiting=waiting,
             finished=total("finished"),
@@ -489,7 +489,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             if self._gate is not None and can_run:
                 ticket = self._gate.take(roster.loop, may_wait=may_wait)
                 work = self._gate.put_before(coro, ticket)
-            # One driver, outermost: a task factory of `install()` leaves a driver alone, and none runs inside another.
+            # One driver, outermost: a task factory of `track_tasks()` leaves a driver alone, and none runs inside another.
             driven = self._drivers.drive(work, label) if self._drives and can_run else None
             task = roster.loop.create_task(driven or work, name=name, context=context_below(self.owner, context))
         except BaseException:
@@ -515,7 +515,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
     def _end_owner(self, failed: bool) -> None:
         usage = end_owner(self.owner, failed=failed)
-        judge(self.owner, usage, warn_bytes=self._settings.warn_bytes, failed=failed)
+        check_usage(self.owner, usage, warn_bytes=self._settings.warn_bytes, failed=failed)
 
 
 def _admission_for(admission: Admission | int | None, owner: Owner) -> Admission | None:

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from memtools.events import TaskAbandoned, emit
-from memtools.ledger import Driven
+from memtools.ledger import TrackedCoroutine
 from memtools.scopes._admission import Gate, Ticket
 from memtools.scopes._task_statistics import OTHER, TaskAccount, TaskAccounts, TaskFailure, describe_failure
 
@@ -226,7 +226,7 @@ _LAST_TURNS: Final = 5
 # What the scope knows of a task that has not ended: the account where it is counted, when it was created
 # (`perf_counter`), its driver, and its claim to a place. A plain tuple: one is made for each task, and a named one
 # costs five times as much.
-Live: TypeAlias = tuple[TaskAccount, float, "Driven[Any] | None", Ticket | None]
+Live: TypeAlias = tuple[TaskAccount, float, "TrackedCoroutine[Any] | None", Ticket | None]
 
 
 class Roster:

@@ -9,7 +9,7 @@ from typing import Final
 
 from memtools._records import as_dict, record
 from memtools.errors import MemtoolsError
-from memtools.ledger import Figures, Meter, Owner, figures_of
+from memtools.ledger import Meter, Owner, UsageTuple, usage_tuple
 from memtools.units import format_size
 
 MAX_MESSAGE_LENGTH: Final = 500
@@ -72,7 +72,7 @@ class TaskScopeStatistics:
 
     name: str
     state: str
-    limit: int | None
+    max_running: int | None
     running: int
     waiting: int
     finished: int
@@ -187,7 +187,7 @@ class TaskAccount:
         """Return the sums, with the owners that are still open counted in."""
         total = self.copy()
         for owner in open_owners:
-            total._add(figures_of(owner))
+            total._add(usage_tuple(owner))
 
         follows = meter.follows
         note = total.note if follows else _NOT_PER_TASK
@@ -215,7 +215,7 @@ class TaskAccount:
             setattr(twin, field, getattr(self, field))
         return twin
 
-    def _add(self, figures: Figures) -> None:
+    def _add(self, figures: UsageTuple) -> None:
         _, retained, peak, _, _, _, _, steps, _, _, note = figures
         if peak > self.peak_bytes:
             self.peak_bytes = peak

@@ -1,6 +1,6 @@
 """Containers that cannot grow without end."""
 
-from memtools.errors import NotPicklable, NotWeaklyReferable, RecursiveFactory
+from memtools.errors import NotPicklable, NotWeakReferenceable, RecursiveFactory
 from memtools.structures._bounded_list import BoundedList, BoundedListStatistics
 from memtools.structures._cache_store import CacheStatistics
 from memtools.structures._weak_cache import WeakCache
@@ -10,7 +10,7 @@ __all__ = [
     "BoundedListStatistics",
     "CacheStatistics",
     "NotPicklable",
-    "NotWeaklyReferable",
+    "NotWeakReferenceable",
     "RecursiveFactory",
     "WeakCache",
 ]

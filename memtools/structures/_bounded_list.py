@@ -43,7 +43,7 @@ class BoundedListStatistics:
     length: int
     maxlen: int | None
     keep: int | None
-    bytes: int | None
+    size_bytes: int | None
     max_bytes: int | None
     evicted: int
     hook_failures: int
@@ -124,7 +124,7 @@ class BoundedList(Window[T]):
             length=len(self),
             maxlen=bounds.maxlen,
             keep=bounds.keep,
-            bytes=None if bounds.max_bytes is None else self._bytes,
+            size_bytes=None if bounds.max_bytes is None else self._bytes,
             max_bytes=bounds.max_bytes,
             evicted=self._evicted,
             hook_failures=0 if self._eviction is None else self._eviction.failures,

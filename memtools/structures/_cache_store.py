@@ -25,7 +25,7 @@ from typing import Generic, TypeAlias, TypeVar
 from weakref import ref
 
 from memtools._records import record
-from memtools.errors import ConfigError, NotWeaklyReferable
+from memtools.errors import ConfigError, NotWeakReferenceable
 from memtools.readings import Level
 from memtools.structures._eviction import EvictionHook
 from memtools.structures._single_flight import MISSING, Missing, Pending
@@ -134,7 +134,7 @@ def read_settings(
         raise ConfigError("clock", clock, "a callable that returns seconds")
 
     return CacheSettings(
-        strong=parse_count(strong, name="strong", least=0),
+        strong=parse_count(strong, name="strong", minimum=0),
         ttl_s=_read_ttl(ttl),
         max_bytes=None if max_bytes is None else parse_size(max_bytes, name="max_bytes"),
         on_evict=on_evict,
@@ -318,7 +318,7 @@ class CacheStore(Generic[K, V]):
         """Return an entry that is not in the index yet.
 
         Raises:
-            NotWeaklyReferable: if `value` cannot be weakly referenced and this cache does nothing else.
+            NotWeakReferenceable: if `value` cannot be weakly referenced and this cache does nothing else.
             Exception: what `sizeof` or the clock raises.
         """
         settings = self._settings
@@ -327,7 +327,7 @@ class CacheStore(Generic[K, V]):
             entry = WeakEntry(value, self._bury)
         except TypeError:
             if settings.weak_only or settings.strong == 0:
-                raise NotWeaklyReferable(type(value).__qualname__) from None
+                raise NotWeakReferenceable(type(value).__qualname__) from None
             entry = HeldEntry(value)
             self._has_held = True
 
@@ -671,7 +671,7 @@ class CacheStatistics:
         misses: how often it was not.
         strong: entries that the strong tier keeps alive.
         weak: entries that only live because somebody else holds the value.
-        unreferable: those among `strong` that cannot be weakly referenced, so that they end with their place there.
+        strong_only: those among `strong` that cannot be weakly referenced, so that they end with their place there.
         strong_bytes: shallow size of the strong tier, in bytes; None where no `max_bytes` asks for it.
         evictions: entries that the strong tier let go by itself: for want of room, by age, or to give memory back.
         expirations: entries that ended by age, strong or weak.
@@ -683,11 +683,11 @@ class CacheStatistics:
     misses: int
     strong: int
     weak: int
-    unreferable: int
+    strong_only: int
     strong_bytes: int | None
     evictions: int
     expirations: int
-    making: int
+    in_progress: int
     hook_failures: int
 
     @property

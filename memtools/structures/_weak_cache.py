@@ -60,7 +60,7 @@ class FactoryStore(CacheStore[K, V]):
 
         Raises:
             RecursiveFactory: if the factory asks for its own key, or for one that waits for it.
-            NotWeaklyReferable: if the new value may not be kept here.
+            NotWeakReferenceable: if the new value may not be kept here.
         """
         try:
             value = self._hot[key]
@@ -85,7 +85,7 @@ class FactoryStore(CacheStore[K, V]):
         Raises:
             RecursiveFactory: if the factory asks for its own key, or for one that waits for it. A task that the
                 factory starts, and waits for, is not seen through.
-            NotWeaklyReferable: if the new value may not be kept here.
+            NotWeakReferenceable: if the new value may not be kept here.
         """
         try:
             value = self._hot[key]
@@ -268,7 +268,7 @@ class WeakCache(FactoryStore[K, V], ShrinkingStore[K, V], MutableMapping[K, V]):
         on_evict: called as `on_evict(key, value)` for each entry that the strong tier lets go by itself: for want of
             room, by age, or to give memory back. Not for what you replace or remove. The entry may still be found
             while others hold its value. A failure is logged, at most once a minute, and counted.
-        weak_only: refuse values that cannot be weakly referenced (`NotWeaklyReferable`). `strong=0` refuses them too.
+        weak_only: refuse values that cannot be weakly referenced (`NotWeakReferenceable`). `strong=0` refuses them too.
         sizeof: gives the bytes of a value; called when a value is set if `max_bytes` is given, else only by `shrink`.
         shrinkable: have the cache asked to shrink when memory runs short (`memtools.cleanup`).
         clock: gives the time in seconds for `ttl`.
@@ -472,11 +472,11 @@ class WeakCache(FactoryStore[K, V], ShrinkingStore[K, V], MutableMapping[K, V]):
                 misses=self._misses,
                 strong=len(tier),
                 weak=max(entries - len(tier), 0),
-                unreferable=sum(isinstance(entry, HeldEntry) for entry in held),
+                strong_only=sum(isinstance(entry, HeldEntry) for entry in held),
                 strong_bytes=None if self._settings.max_bytes is None else tier.size_bytes,
                 evictions=self._evictions,
                 expirations=self._expirations,
-                making=len(self._pending),
+                in_progress=len(self._pending),
                 hook_failures=self._hook.failures,
             )
 

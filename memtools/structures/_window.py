@@ -75,7 +75,7 @@ def parse_bounds(
     if not isinstance(shrinkable, bool):
         raise ConfigError("shrinkable", shrinkable, "True or False")
 
-    most = None if maxlen is None else parse_count(maxlen, name="maxlen", least=0)
+    most = None if maxlen is None else parse_count(maxlen, name="maxlen", minimum=0)
     size = None if max_bytes is None else parse_size(max_bytes, name="max_bytes")
     return ListBounds(most, _parse_keep(keep, most), size, sizeof, on_evict, shrinkable)
 
@@ -85,7 +85,7 @@ def _parse_keep(keep: int | None, maxlen: int | None) -> int | None:
         return maxlen
     if maxlen is None:
         raise ConfigError("keep", keep, "None where maxlen is None: bytes alone decide then")
-    if parse_count(keep, name="keep", least=0) > maxlen:
+    if parse_count(keep, name="keep", minimum=0) > maxlen:
         raise ConfigError("keep", keep, f"a whole number from 0 to maxlen, {maxlen}")
     return keep
 

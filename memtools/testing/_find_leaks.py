@@ -16,9 +16,9 @@ from itertools import repeat
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, Unpack, cast, overload
 
-from memtools.analysis import Answer
+from memtools.analysis import Verdict
 from memtools.errors import ConfigError, LeakError, LeakWarning
-from memtools.ledger import Meter, active_owner, install
+from memtools.ledger import Meter, active_owner, track_tasks
 from memtools.scopes import memory_scope
 from memtools.testing._leak_report import LeakReport
 from memtools.testing._leak_search import BYTES_TOLERANCE, ENOUGH_BYTES, Hunt, Pace, exact_meter, signals_of
@@ -42,7 +42,7 @@ Asked: TypeAlias = Callable[..., Coroutine[Any, Any, object]]  # Any: what a cor
 Tell: TypeAlias = Callable[[int, int, int], object]
 
 
-def parse_pace(rounds: int, calls: int, warmup: int, patience_s: float, deadline_s: float) -> Pace:
+def parse_pace(rounds: int, calls: int, warmup: int, min_duration: float, timeout: float) -> Pace:
     """Return how long a hunt goes on.
 
     Raises:
@@ -51,9 +51,9 @@ def parse_pace(rounds: int, calls: int, warmup: int, patience_s: float, deadline
     return Pace(
         parse_count(rounds, name="rounds"),
         parse_count(calls, name="calls"),
-        parse_count(warmup, name="warmup", least=0),
-        parse_seconds(patience_s, name="patience_s"),
-        parse_seconds(deadline_s, name="deadline_s"),
+        parse_count(warmup, name="warmup", minimum=0),
+        parse_seconds(min_duration, name="min_duration"),
+        parse_seconds(timeout, name="timeout"),
     )
 
 
@@ -67,8 +67,8 @@ class Case:
         pace: how long it is called.
         tolerance: bytes per call that are no growth.
         meter: the name of who counts, None for the most exact one.
-        most_bytes: growth after which it is called no more.
-        at_once: how many calls of a coroutine function run at the same time.
+        max_bytes: growth after which it is called no more.
+        concurrency: how many calls of a coroutine function run at the same time.
 
     Raises:
         ConfigError: for what cannot be called, or makes no sense.
@@ -83,8 +83,8 @@ class Case:
         tolerance: float,
         meter: str | None,
         *,
-        most_bytes: int = ENOUGH_BYTES,
-        at_once: int = 1,
+        max_bytes: int = ENOUGH_BYTES,
+        concurrency: int = 1,
     ) -> None:
         if not callable(function):
             raise ConfigError("function", function, "a function or a coroutine function")
@@ -95,8 +95,8 @@ class Case:
         self.tolerance = parse_seconds(tolerance, name="tolerance")
         self.pace = pace
         self.meter = exact_meter(meter)
-        self.most_bytes = most_bytes
-        self.at_once = at_once
+        self.max_bytes = max_bytes
+        self.concurrency = concurrency
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             vars(type(function)).get("__call__")
         )
@@ -128,7 +128,7 @@ class Case:
     def _plan(self, tell: Tell | None) -> Iterator[int]:
         owner = active_owner()
         assert owner is not None  # whoever runs this has opened one
-        self._hunt = Hunt(signals_of(owner, self.tolerance, self.most_bytes), self.pace, tell)
+        self._hunt = Hunt(signals_of(owner, self.tolerance, self.max_bytes), self.pace, tell)
         yield from self._hunt.plan()
 
     def _call(self, plan: Iterator[int]) -> None:
@@ -144,11 +144,11 @@ class Case:
     async def _await_calls(self, plan: Callable[[], Iterator[int]]) -> None:
         for calls in plan():
             turns = repeat(None, calls)
-            if self.at_once == 1:
+            if self.concurrency == 1:
                 await self._await_each(turns)
                 continue
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(self.at_once, calls)):
+                for _ in range(min(self.concurrency, calls)):
                     group.create_task(self._await_each(turns))
 
     async def _await_each(self, turns: Iterator[None]) -> None:
@@ -175,7 +175,7 @@ class Case:
 
 def _followed(meter: Meter) -> AbstractContextManager[object]:
     try:
-        return install(meter=meter.name)  # tasks that the function starts are its own
+        return track_tasks(meter=meter.name)  # tasks that the function starts are its own
     except ConfigError:
         return nullcontext()  # the loop is followed already
 
@@ -233,8 +233,8 @@ class Choices(TypedDict, total=False):
     calls: int
     warmup: int
     tolerance: float
-    patience_s: float
-    deadline_s: float
+    min_duration: float
+    timeout: float
     meter: str | None
     progress: bool
 
@@ -260,8 +260,8 @@ def find_leaks(
     calls: int = 50,
     warmup: int = 2,
     tolerance: float = BYTES_TOLERANCE,
-    patience_s: float = 1.0,
-    deadline_s: float = 30.0,
+    min_duration: float = 1.0,
+    timeout: float = 30.0,
     meter: str | None = None,
     progress: bool = True,
 ) -> LeakReport | Coroutine[Any, Any, LeakReport]:
@@ -279,16 +279,16 @@ def find_leaks(
         calls: calls in each of them.
         warmup: calls before anything is counted.
         tolerance: bytes per call that are no growth.
-        patience_s: seconds that it goes on at least once something grows, or 20,000 calls: a cache may fill up.
-        deadline_s: seconds after which what is not clear is inconclusive.
-        meter: who counts the bytes; by default native where it was built, else traced.
+        min_duration: seconds that it goes on at least once something grows, or 20,000 calls: a cache may fill up.
+        timeout: seconds after which what is not clear is inconclusive.
+        meter: who counts the bytes; by default native where it was built, else tracemalloc.
         progress: whether to show the progress where standard error is a terminal.
 
     Raises:
         ConfigError: for arguments that make no sense, before anything is called.
         Exception: whatever `function` raises.
     """
-    pace = parse_pace(rounds, calls, warmup, patience_s, deadline_s)
+    pace = parse_pace(rounds, calls, warmup, min_duration, timeout)
     case = Case(function, args, kwargs, pace, tolerance, meter)
     return _find_async(case, progress) if case.is_async else _find(case, progress)
 
@@ -353,7 +353,7 @@ async def _judge_async(hunt: Coroutine[Any, Any, LeakReport]) -> LeakReport:
 def _judge(report: LeakReport) -> LeakReport:
     if report.is_leak:
         raise LeakError(report.tested, report.lines())
-    if report.answer is Answer.INCONCLUSIVE:
+    if report.answer is Verdict.INCONCLUSIVE:
         _log.warning("%s", report)
         warnings.warn(str(report), LeakWarning, stacklevel=3)
     return report

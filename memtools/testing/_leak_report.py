@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from memtools._records import as_dict, record
-from memtools.analysis import Answer, Verdict
-from memtools.heap import Answer as HeapAnswer
-from memtools.heap import Answer as Holding
-from memtools.heap import Census, census, growing, why_alive
+from memtools.analysis import GrowthVerdict, Verdict
+from memtools.heap import Census, growth_between, heap_census, why_alive
+from memtools.heap import WhyAlive as HeapAnswer
+from memtools.heap import WhyAlive as Holding
 from memtools.readings import descriptors
 from memtools.testing._leak_search import Hunt, task_names, thread_names
 from memtools.units import format_size
@@ -44,15 +44,15 @@ class Culprits:
     def plan(self) -> Iterator[int]:
         """Yield how many calls to make next; the heap is counted before each and after the last."""
         for _ in range(2):
-            self._counts.append(census(least=_SHORTEST))
+            self._counts.append(heap_census(minimum=_SHORTEST))
             yield self._calls
-        self._counts.append(census(least=_SHORTEST))
+        self._counts.append(heap_census(minimum=_SHORTEST))
 
     def answers(self) -> tuple[HeapAnswer, ...]:
         """Return who holds what grew, the largest growth first."""
-        grown = growing(*self._counts, most=_MOST_NAMED, least=2)[:_MOST_NAMED]
+        grown = growth_between(*self._counts, limit=_MOST_NAMED, minimum=2)[:_MOST_NAMED]
         self._counts.clear()  # they are not what leaks
-        answers = (why_alive(one, budget_s=_SHORT_S) for one in grown)
+        answers = (why_alive(one, timeout=_SHORT_S) for one in grown)
         return tuple(answer for answer in answers if answer.ways and not _is_our_book(answer))
 
     def left(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class Finding:
     """
 
     signal: str
-    answer: Answer
+    answer: Verdict
     per_call: float
     reason: str
 
@@ -111,7 +111,7 @@ class LeakReport:
     """
 
     tested: str
-    answer: Answer
+    answer: Verdict
     findings: tuple[Finding, ...]
     holders: tuple[str, ...]
     calls: int
@@ -121,11 +121,11 @@ class LeakReport:
     @property
     def is_leak(self) -> bool:
         """Whether something grows with each call."""
-        return self.answer is Answer.LEAK
+        return self.answer is Verdict.LEAK
 
     def lines(self) -> tuple[str, ...]:
         """Return what is not clean, one line each, then who holds it."""
-        return (*(str(one) for one in self.findings if one.answer is not Answer.CLEAN), *self.holders)
+        return (*(str(one) for one in self.findings if one.answer is not Verdict.CLEAN), *self.holders)
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
@@ -151,7 +151,7 @@ class LeakReport:
 #
 # Leaves to others: the rounds (`_hunt`), the search for who holds it (`_culprits`), how it reads (`_reports`).
 
-_ORDER: Final = {Answer.LEAK: 0, Answer.INCONCLUSIVE: 1, Answer.CLEAN: 2}
+_ORDER: Final = {Verdict.LEAK: 0, Verdict.INCONCLUSIVE: 1, Verdict.CLEAN: 2}
 # What an object holds; a task or a descriptor more is one more whatever fills up.
 _HELD_BY_OBJECTS: Final = frozenset(("bytes", "blocks", "native bytes"))
 
@@ -181,7 +181,7 @@ def _what_fills_up(held: Sequence[Holding]) -> str:
     return f"it may be {filling}" if filling else ""
 
 
-def _finding(signal: str, verdict: Verdict, filling: str) -> Finding:
-    if filling and verdict.answer is Answer.LEAK and signal in _HELD_BY_OBJECTS:
-        return Finding(signal, Answer.INCONCLUSIVE, verdict.per_call, filling)
+def _finding(signal: str, verdict: GrowthVerdict, filling: str) -> Finding:
+    if filling and verdict.answer is Verdict.LEAK and signal in _HELD_BY_OBJECTS:
+        return Finding(signal, Verdict.INCONCLUSIVE, verdict.per_call, filling)
     return Finding(signal, verdict.answer, verdict.per_call, verdict.reason)

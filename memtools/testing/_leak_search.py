@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from memtools._records import record
-from memtools.analysis import LEAST_ROUNDS, Answer, Round, Verdict, judge_growth_by_call
+from memtools.analysis import MIN_ROUNDS, GrowthVerdict, Round, Verdict, judge_growth_by_call
 from memtools.ledger import Meter, Owner, choose_meter, native_reason
 from memtools.readings import descriptors, malloc_bytes
 
@@ -51,13 +51,13 @@ def only_what_is_new() -> Generator[None, None, None]:
 
 
 def exact_meter(name: str | None = None) -> Meter:
-    """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else native, else traced.
+    """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else native, else tracemalloc.
 
     Raises:
         ConfigError: for a name that no meter has, and for `native` where it cannot be had.
     """
     if name is None and not os.environ.get("MEMTOOLS_METER"):
-        name = "traced" if native_reason() else "native"
+        name = "tracemalloc" if native_reason() else "native"
     return choose_meter(name)
 
 
@@ -126,7 +126,7 @@ def signals_of(owner: Owner, tolerance: float, enough_bytes: int = ENOUGH_BYTES)
 
 
 def _reader_of(owner: Owner) -> Callable[[], int]:
-    if owner.meter.name == "traced":
+    if owner.meter.name == "tracemalloc":
         return _Lesser(owner).read
     return lambda: owner.live_bytes
 
@@ -134,7 +134,7 @@ def _reader_of(owner: Owner) -> Callable[[], int]:
 class _Lesser:
     """What grew for the owner and in the whole process, whichever is less.
 
-    With the traced meter a collection gives what it frees back to nobody, and the owner seems to keep it; the process
+    With the tracemalloc meter a collection gives what it frees back to nobody, and the owner seems to keep it; the process
     as a whole knows better, but takes its neighbours for the owner.
     """
 
@@ -183,15 +183,15 @@ class Pace:
         rounds: rounds before the first verdict.
         calls: calls in each of them.
         warmup: calls before anything is counted.
-        patience_s: how long it goes on at least, once something grows, unless it has called 20,000 times.
-        deadline_s: how long it goes on at most; what is not clear by then is inconclusive.
+        min_duration: how long it goes on at least, once something grows, unless it has called 20,000 times.
+        timeout: how long it goes on at most; what is not clear by then is inconclusive.
     """
 
     rounds: int
     calls: int
     warmup: int
-    patience_s: float
-    deadline_s: float
+    min_duration: float
+    timeout: float
 
 
 class Hunt:
@@ -258,17 +258,17 @@ class Hunt:
 
     def _must_go_on(self, doublings: int, spent_s: float) -> bool:
         answers = {verdict.answer for _, verdict in self.verdicts()}
-        if answers == {Answer.CLEAN} or self._done >= self._most:
+        if answers == {Verdict.CLEAN} or self._done >= self._most:
             return False
-        if spent_s >= self._pace.deadline_s:
+        if spent_s >= self._pace.timeout:
             self.is_over_time = True
             return False
-        is_decided = Answer.LEAK in answers and doublings >= _DOUBLINGS
-        return not (is_decided and (spent_s >= self._pace.patience_s or self.calls >= _MANY_CALLS))
+        is_decided = Verdict.LEAK in answers and doublings >= _DOUBLINGS
+        return not (is_decided and (spent_s >= self._pace.min_duration or self.calls >= _MANY_CALLS))
 
     def _is_enough(self, calls: int) -> bool:
         # Three rounds can tell a leak; from then on it is looked ahead, as each round is twice the one before.
-        if self._done < LEAST_ROUNDS:
+        if self._done < MIN_ROUNDS:
             return False
         for signal, grown in zip(self._signals, self._grown, strict=True):
             so_far = sum(grown[: self._done])
@@ -279,11 +279,11 @@ class Hunt:
     @property
     def is_clean(self) -> bool:
         """Whether no signal grows."""
-        return all(verdict.answer is Answer.CLEAN for _, verdict in self.verdicts())
+        return all(verdict.answer is Verdict.CLEAN for _, verdict in self.verdicts())
 
-    def verdicts(self) -> list[tuple[Signal, Verdict]]:
+    def verdicts(self) -> list[tuple[Signal, GrowthVerdict]]:
         """Return what each signal says so far."""
-        found: list[tuple[Signal, Verdict]] = []
+        found: list[tuple[Signal, GrowthVerdict]] = []
         for signal, grown in zip(self._signals, self._grown, strict=True):
             rounds = [Round(self._lengths[place], grown[place]) for place in range(self._done)]
             found.append((signal, judge_growth_by_call(rounds, tolerance=signal.tolerance)))

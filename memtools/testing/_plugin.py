@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from memtools._records import record
-from memtools.analysis import Answer
+from memtools.analysis import Verdict
 from memtools.errors import ConfigError, LeakError
 from memtools.heap import why_alive
-from memtools.ledger import Meter, Owner, Usage, end_owner, open_owner, usage_of
+from memtools.ledger import Meter, Owner, Usage, current_usage, end_owner, open_owner
 from memtools.readings import descriptors
 from memtools.scopes import memory_scope
 from memtools.testing._leak_report import Culprits, LeakReport, sum_up
@@ -62,7 +62,7 @@ class Around:
     @property
     def usage(self) -> Usage | None:
         """What it used so far, or in the end; None before it was opened."""
-        return usage_of(self._owner) if self._owner is not None else None
+        return current_usage(self._owner) if self._owner is not None else None
 
     @property
     def current_bytes(self) -> int:
@@ -265,12 +265,12 @@ def _count(
     name: str, marker: Mapping[str, object] | None, settings: Mapping[str, Any], *, default: int, least: int
 ) -> int:
     if marker is not None and name in marker:
-        return parse_count(marker[name], name=name, least=least)
+        return parse_count(marker[name], name=name, minimum=least)
     text = settings.get(f"memtools_{name}")
     if text is None:
         return default
     value: object = int(text) if str(text).strip().isdecimal() else text
-    return parse_count(value, name=f"memtools_{name}", least=least)
+    return parse_count(value, name=f"memtools_{name}", minimum=least)
 
 
 class Marked:
@@ -345,7 +345,7 @@ class Marked:
 
     def judge_growth(self) -> str:
         """Return what grew and who holds it, empty if nothing does."""
-        if self._report is None or self._report.answer is not Answer.LEAK:
+        if self._report is None or self._report.answer is not Verdict.LEAK:
             return ""
         head = f"{self.name} leaves more than {format_size(self._wishes.growth_bytes or 0)} behind with each run:"
         return "\n  ".join((head, *self._report.lines()))

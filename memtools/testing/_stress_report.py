@@ -11,7 +11,7 @@ from typing import Final
 
 from memtools._charts import SECONDS, Chart, Line, Panel, Tone, chart_svg, escaped, html_page, sparkline
 from memtools._records import as_dict, record
-from memtools.analysis import Answer
+from memtools.analysis import Verdict
 from memtools.errors import ConfigError
 from memtools.reports import can_show_blocks, visible
 from memtools.testing._leak_report import LeakReport
@@ -91,7 +91,7 @@ def _fitting(line: str, columns: int, ascii_only: bool) -> str:
 #
 # Leaves to others: drawing (`memtools._charts`), the figures (`_stress_report`).
 
-_TONES: Final[dict[Answer, Tone]] = {Answer.LEAK: "bad", Answer.CLEAN: "good", Answer.INCONCLUSIVE: "doubtful"}
+_TONES: Final[dict[Verdict, Tone]] = {Verdict.LEAK: "bad", Verdict.CLEAN: "good", Verdict.INCONCLUSIVE: "doubtful"}
 _MOST_NOTES: Final = 4
 _NAN: Final = float("nan")
 # Pages come and go a few hundred at a time; a few KiB of Python objects are noise as well.
@@ -127,8 +127,8 @@ def _chart(report: "StressReport") -> Chart:
         calls += one.calls
         places.append(float(calls))
     notes = tuple(map(visible, report.verdict.lines()))
-    at_once = f", {report.at_once} at once" if report.at_once > 1 else ""
-    headline = f"{report.calls:,} calls{at_once} in {report.verdict.duration_s:.1f} s, {report.verdict.meter} meter"
+    concurrency = f", {report.concurrency} at once" if report.concurrency > 1 else ""
+    headline = f"{report.calls:,} calls{concurrency} in {report.verdict.duration_s:.1f} s, {report.verdict.meter} meter"
     return Chart(
         title=f"{visible(report.tested)}: {report.answer.value}",
         tone=_TONES[report.answer],
@@ -202,12 +202,12 @@ class StressReport:
     Attributes:
         verdict: what grows, how fast, and who holds it.
         rounds: one after the other; the first, number 0, is what there was before.
-        at_once: how many calls ran at the same time.
+        concurrency: how many calls ran at the same time.
     """
 
     verdict: LeakReport
     rounds: tuple[StressRound, ...]
-    at_once: int = 1
+    concurrency: int = 1
 
     @property
     def tested(self) -> str:
@@ -215,7 +215,7 @@ class StressReport:
         return self.verdict.tested
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> Verdict:
         """Leak, clean or inconclusive."""
         return self.verdict.answer
 
@@ -242,7 +242,7 @@ class StressReport:
         """Return everything as a dict that JSON can hold."""
         return {
             "tested": self.tested,
-            "at_once": self.at_once,
+            "concurrency": self.concurrency,
             "verdict": self.verdict.to_dict(),
             "rounds": [as_dict(one) for one in self.rounds],
         }

@@ -162,11 +162,11 @@ class StressChoices(TypedDict, total=False):
     rounds: int
     calls: int
     warmup: int
-    at_once: int
+    concurrency: int
     tolerance: float
-    most_bytes: int | str
-    patience_s: float
-    deadline_s: float
+    max_bytes: int | str
+    min_duration: float
+    timeout: float
     meter: str | None
     progress: bool
 
@@ -191,11 +191,11 @@ class StressTest(Generic[Ran]):
         rounds: how many rounds.
         calls: calls in each of them.
         warmup: calls before anything is noted.
-        at_once: how many calls of a coroutine function run at the same time.
+        concurrency: how many calls of a coroutine function run at the same time.
         tolerance: bytes per call that are no growth.
-        most_bytes: growth after which nothing more is called, once three rounds are over: bytes, or `"512 MiB"`.
-        patience_s: seconds that it goes on at least once something grows, or 20,000 calls.
-        deadline_s: seconds after which no further round is added to those that were asked for.
+        max_bytes: growth after which nothing more is called, once three rounds are over: bytes, or `"512 MiB"`.
+        min_duration: seconds that it goes on at least once something grows, or 20,000 calls.
+        timeout: seconds after which no further round is added to those that were asked for.
         meter: who counts the bytes; by default native where it was built, else traced.
         progress: whether to show the progress where standard error is a terminal.
 
@@ -227,11 +227,11 @@ class StressTest(Generic[Ran]):
         rounds: int = 10,
         calls: int = 100,
         warmup: int = 10,
-        at_once: int = 1,
+        concurrency: int = 1,
         tolerance: float = BYTES_TOLERANCE,
-        most_bytes: int | str = _MOST,
-        patience_s: float = 1.0,
-        deadline_s: float = 30.0,
+        max_bytes: int | str = _MOST,
+        min_duration: float = 1.0,
+        timeout: float = 30.0,
         meter: str | None = None,
         progress: bool = True,
     ) -> None:
@@ -239,14 +239,16 @@ class StressTest(Generic[Ran]):
             operation,
             args,
             kwargs,
-            parse_pace(rounds, calls, warmup, patience_s, deadline_s),
+            parse_pace(rounds, calls, warmup, min_duration, timeout),
             tolerance,
             meter,
-            most_bytes=parse_size(most_bytes, name="most_bytes"),
-            at_once=parse_count(at_once, name="at_once"),
+            max_bytes=parse_size(max_bytes, name="max_bytes"),
+            concurrency=parse_count(concurrency, name="concurrency"),
         )
-        if at_once > 1 and not self._case.is_async:
-            raise ConfigError("at_once", at_once, "1 for a plain function: only coroutines run at the same time here")
+        if concurrency > 1 and not self._case.is_async:
+            raise ConfigError(
+                "concurrency", concurrency, "1 for a plain function: only coroutines run at the same time here"
+            )
         self._operation = operation
         self._progress = progress
 
@@ -280,7 +282,7 @@ class StressTest(Generic[Ran]):
         return shown, Rounds(self._case.name, self._case.pace.rounds, shown)
 
     def _report(self, verdict: LeakReport, rounds: Rounds) -> StressReport:
-        return StressReport(verdict, rounds.taken(), self._case.at_once)
+        return StressReport(verdict, rounds.taken(), self._case.concurrency)
 
 
 def _timed(operation: Callable[..., object], rounds: Rounds) -> Callable[..., object]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from memtools.alerts import Alert, AlertRule, Alerts
-from memtools.cleanup import Ladder, default_steps, register
+from memtools.cleanup import Reclaimer, default_steps, register
 from memtools.events import BudgetOverrun, Event, LevelChanged, TaskAbandoned, emit, subscribe
 from memtools.readings import Level
 
@@ -87,11 +87,11 @@ class Shrinking:
 
 @pytest.mark.parametrize(
     ("threshold", "monitor"),
-    [(None, None), (None, Ladder(default_steps(), read=lambda: 1000)), (1, None), ("0%", Monitor())],
+    [(None, None), (None, Reclaimer(default_steps(), read=lambda: 1000)), (1, None), ("0%", Monitor())],
     ids=["by itself", "a ladder", "a size", "a share, with a monitor"],
 )
 def test_immediate_cleanup_climbs_the_ladder_of_the_house(
-    change: Change, wait_until: Wait, threshold: str | int | None, monitor: Ladder | Monitor | None
+    change: Change, wait_until: Wait, threshold: str | int | None, monitor: Reclaimer | Monitor | None
 ) -> None:
     thing = Shrinking()
     register(thing)
@@ -108,7 +108,7 @@ def test_immediate_cleanup_stops_below_the_threshold_of_its_rule(change: Change,
     register(thing)
     rule = AlertRule("critical", 900, action="immediate_cleanup")
 
-    with Alerts([rule], monitor=Ladder(default_steps(), read=lambda: 100)) as alerts:
+    with Alerts([rule], monitor=Reclaimer(default_steps(), read=lambda: 100)) as alerts:
         emit(change(Level.CRITICAL))
         wait_until(lambda: alerts.statistics().actions_run)
 
@@ -377,6 +377,6 @@ def test_facts_from_many_threads_and_from_finalisers_lose_nothing(caplog: pytest
             thread.join()
 
     # What a finaliser emits while its own thread is telling us something is skipped by the hub, and said by it.
-    assert alerts.statistics().heard >= 1200
-    assert alerts.statistics().told == 1
+    assert alerts.statistics().received >= 1200
+    assert alerts.statistics().sent == 1
     assert alerts.statistics().channels[0].delivered == 1

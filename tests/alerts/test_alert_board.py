@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.alerts import Alert, AlertRule
-from memtools.alerts._incidents import OPEN_AT_MOST, OTHER, Act, Board, Notify, is_heard, signals_of
+from memtools.alerts._incidents import OPEN_AT_MOST, OTHER, Act, Board, Notify, has_listeners, signals_of
 from memtools.events import (
     BudgetOverrun,
     CleanupEnded,
     Event,
     HighUsage,
     LevelChanged,
-    ReadingTaken,
+    MemorySampled,
     ReclaimIneffective,
     TaskAbandoned,
 )
@@ -57,8 +57,8 @@ def changed(after: Level) -> LevelChanged:
     return LevelChanged(NORMAL, after, Reading(900 * MIB, 1000 * MIB, 0.0), 800 * MIB)
 
 
-def read(used: int, level: Level = NORMAL, at: float = 0.0, limit: int | None = 1000) -> ReadingTaken:
-    return ReadingTaken(Reading(used * MIB, None if limit is None else limit * MIB, at), level)
+def read(used: int, level: Level = NORMAL, at: float = 0.0, limit: int | None = 1000) -> MemorySampled:
+    return MemorySampled(Reading(used * MIB, None if limit is None else limit * MIB, at), level)
 
 
 def overrun(name: str) -> BudgetOverrun:
@@ -193,7 +193,7 @@ def test_owners_and_tasks_have_incidents_of_their_own() -> None:
 
 
 def test_a_rule_hears_only_what_it_is_about() -> None:
-    stage = Stage(AlertRule("warning", notify="slack", about="task"))
+    stage = Stage(AlertRule("warning", notify="slack", categories="task"))
 
     assert stage.hear(overrun("a")) + stage.hear(changed(CRITICAL)) == []
     assert stage.hear(TaskAbandoned("scope", "task", 1.0)) == ["slack opened warning"]
@@ -215,5 +215,5 @@ def test_facts_that_alerts_are_not_about_are_not_heard() -> None:
         CleanupEnded(WARNING, 2, 1, (), 0.1),
     )
 
-    assert [is_heard(event) for event in silent] == [False, False]
+    assert [has_listeners(event) for event in silent] == [False, False]
     assert [signals_of(event) for event in silent] == [(), ()]

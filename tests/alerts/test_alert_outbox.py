@@ -81,7 +81,7 @@ def test_of_a_full_queue_the_oldest_goes_and_the_next_message_says_so(alert: Ale
 
     first, second = take(box, 0.0), take(box, 0.0)
 
-    assert (first.alert.number, first.alert.lost, second.alert.number, second.alert.lost) == (3, 3, 4, 0)
+    assert (first.alert.number, first.alert.dropped, second.alert.number, second.alert.dropped) == (3, 3, 4, 0)
     assert box.statistics()[0].dropped == 3
 
 
@@ -91,7 +91,7 @@ def test_a_refusal_for_good_is_lost_and_said(alert: Alert) -> None:
     box.put(A, alert, 0.0)
 
     assert box.failed(take(box, 0.0), DeliveryFailed("gone", retry=False), 0.0) is None
-    assert take(box, 0.0).alert.lost == 1
+    assert take(box, 0.0).alert.dropped == 1
     assert box.statistics()[0].refused == 1
 
 
@@ -100,7 +100,7 @@ def test_what_is_too_old_is_given_up(alert: Alert) -> None:
     box.put(A, alert, 0.0)
     box.put(A, alert, 50.0)
 
-    assert take(box, 101.0).alert.lost == 1
+    assert take(box, 101.0).alert.dropped == 1
     assert box.statistics()[0].expired == 1
 
 
@@ -137,7 +137,7 @@ def test_every_message_is_delivered_waiting_or_said_to_be_lost(steps: list[tuple
         if parcel is None:
             continue
         if what == "deliver":
-            said += parcel.alert.lost
+            said += parcel.alert.dropped
             box.delivered(parcel)
         else:
             box.failed(parcel, DeliveryFailed("no", retry=what == "fail"), now)
@@ -147,5 +147,5 @@ def test_every_message_is_delivered_waiting_or_said_to_be_lost(steps: list[tuple
         assert figures.waiting <= 3
     # What was said by messages that arrived is true, and the rest is still to be said.
     assert said + sum(one.unsaid for one in box._boxes.values()) + sum(
-        parcel.alert.lost for one in box._boxes.values() for parcel in one._waiting
+        parcel.alert.dropped for one in box._boxes.values() for parcel in one._waiting
     ) == sum(figures.lost for figures in box.statistics())

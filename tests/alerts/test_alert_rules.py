@@ -28,16 +28,16 @@ def test_a_share_follows_the_limit_and_a_size_does_not() -> None:
 
 
 def test_a_rule_with_a_threshold_is_about_memory_and_others_about_all() -> None:
-    assert AlertRule("warning", "50%", notify="log").about == ("memory",)
-    assert AlertRule("warning", notify="log").about == ("memory", "reclaim", "budget", "task")
-    assert AlertRule("warning", notify="log", about=("task", "budget")).about == ("budget", "task")
+    assert AlertRule("warning", "50%", notify="log").categories == ("memory",)
+    assert AlertRule("warning", notify="log").categories == ("memory", "reclaim", "budget", "task")
+    assert AlertRule("warning", notify="log", categories=("task", "budget")).categories == ("budget", "task")
 
 
 def test_log_warning_tells_the_log_once() -> None:
     rule = AlertRule("warning", action="log_warning", notify=("log", "slack"))
 
-    assert [target.name for target in rule.tells] == ["log", "slack"]
-    assert not rule.runs
+    assert [target.name for target in rule.recipients] == ["log", "slack"]
+    assert not rule.has_action
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,10 @@ def test_log_warning_tells_the_log_once() -> None:
         (lambda: AlertRule("warning", notify=()), "notify"),
         (lambda: AlertRule("warning", notify=7), "notify"),
         (lambda: AlertRule("warning", notify=["slack", 7]), "notify"),
-        (lambda: AlertRule("warning", notify="log", about="weather"), "about"),
-        (lambda: AlertRule("warning", notify="log", about=()), "about"),
-        (lambda: AlertRule("warning", notify="log", about=[["memory"]]), "about"),
-        (lambda: AlertRule("warning", "50%", notify="log", about="budget"), "about"),
+        (lambda: AlertRule("warning", notify="log", categories="weather"), "about"),
+        (lambda: AlertRule("warning", notify="log", categories=()), "about"),
+        (lambda: AlertRule("warning", notify="log", categories=[["memory"]]), "about"),
+        (lambda: AlertRule("warning", "50%", notify="log", categories="budget"), "about"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(make: Callable[[], object], name: str) -> None:

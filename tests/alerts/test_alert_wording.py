@@ -21,7 +21,7 @@ EXAMPLE = Alert(AlertKind.OPENED, Level.WARNING, "budget", "report", "report is 
 
 
 def test_an_alert_reads_as_a_person_would_say_it(alert: Alert) -> None:
-    again = replace(alert, kind=AlertKind.REPEATED, swallowed=1234, lost=2)
+    again = replace(alert, kind=AlertKind.REPEATED, suppressed=1234, dropped=2)
 
     assert subject_of(alert) == "[critical] prices on host-1 (process 7): memory is at 900.0 MiB"
     assert subject_of(again).startswith("[repeated] prices")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from _compare import Result, print_results
 
-from memtools.cleanup import Ladder, default_steps
+from memtools.cleanup import Reclaimer, default_steps
 from memtools.readings import Level, resident_bytes
 from memtools.structures import BoundedList, WeakCache
 
@@ -54,9 +54,9 @@ def _full_cache() -> WeakCache[int, _Value]:
 
 
 def _sliced(what: str, make: Callable[[], object], rounds: int) -> list[Result]:
-    at_once, longest, usual, all_s = [], [], [], []
+    concurrency, longest, usual, all_s = [], [], [], []
     for _ in range(rounds):
-        at_once.append(_in_one_stroke(make()))
+        concurrency.append(_in_one_stroke(make()))
         waits = asyncio.run(_waits_while_trimming(make()))
         longest.append(max(waits))
         usual.append(statistics.quantiles(waits, n=100, method="inclusive")[98])
@@ -64,7 +64,7 @@ def _sliced(what: str, make: Callable[[], object], rounds: int) -> list[Result]:
 
     note = f"{statistics.median(longest) * 1e3:.1f} ms, p99 {statistics.median(usual) * 1e3:.1f} ms of CPU time"
     ratio = statistics.median(longest) / _SLICE_S
-    stroke_s = statistics.median(at_once)
+    stroke_s = statistics.median(concurrency)
     return [
         Result(f"longest wait of the loop while a {what} is trimmed", "10 ms", ratio, 1.0, note),
         Result(
@@ -84,9 +84,9 @@ def _in_one_stroke(thing: object) -> float:
 
 
 async def _waits_while_trimming(thing: object) -> list[float]:
-    ladder = Ladder(default_steps()[:1], read=resident_bytes, share=1.0)
+    ladder = Reclaimer(default_steps()[:1], read=resident_bytes, share=1.0)
     waits: list[float] = []
-    task = asyncio.create_task(ladder.climb_async(Level.CRITICAL, stop_below=0))
+    task = asyncio.create_task(ladder.reclaim_async(Level.CRITICAL, stop_below=0))
     while not task.done():
         began = time.thread_time()
         await asyncio.sleep(0)
@@ -124,7 +124,7 @@ def _overloaded() -> Result:
     clock = _SkippingClock()
     # Registered things are given deadlines by the real clock, so the first step keeps to it.
     steps = (default_steps()[0], *default_steps(clock=clock)[1:])
-    ladder = Ladder([*steps, _Greedy(clock)], read=resident_bytes, clock=clock)
+    ladder = Reclaimer([*steps, _Greedy(clock)], read=resident_bytes, clock=clock)
     recent: BoundedList[object] = BoundedList(maxlen=1_000_000)
     keep = [[] for _ in range(1_000_000)]  # a heap that makes a full collection dear
 
@@ -132,11 +132,11 @@ def _overloaded() -> Result:
     while clock() - began < _OVERLOAD_S:
         if len(recent) < 1_000:
             recent.extend(object() for _ in range(300_000))
-        ladder.climb(Level.CRITICAL, stop_below=0)
+        ladder.reclaim(Level.CRITICAL, stop_below=0)
         clock.skipped_s += 0.25
     wall_s = clock() - began
     spent_s = ladder.statistics().spent_s
-    note = f"{spent_s / wall_s:.2%} of {wall_s:.0f} s, {ladder.statistics().climbs} climbs, {len(keep):,} containers"
+    note = f"{spent_s / wall_s:.2%} of {wall_s:.0f} s, {ladder.statistics().passes} climbs, {len(keep):,} containers"
     return Result(
         "clean-up under permanent overload, with a step that takes all it gets",
         "5 % of wall time",

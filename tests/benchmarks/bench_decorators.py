@@ -45,15 +45,15 @@ class _Wrapped:
 
 
 class _Ours:
-    plain = profile_memory(sample=_NEVER)(_Bare.plain)
-    coroutine = profile_memory(sample=_NEVER)(_Bare.coroutine)
+    plain = profile_memory(sample_every=_NEVER)(_Bare.plain)
+    coroutine = profile_memory(sample_every=_NEVER)(_Bare.coroutine)
 
 
 def run(rounds: int = 15) -> list[Result]:
     """Time functions and methods, plain and coroutine functions."""
     bare, wrapped, ours = _Bare(), _Wrapped(), _Ours()
-    off = profile_memory(sample=_NEVER)
-    budgeted = memory_budget("1 GiB", sample=_NEVER)(_plain)
+    off = profile_memory(sample_every=_NEVER)
+    budgeted = memory_budget("1 GiB", sample_every=_NEVER)(_plain)
     cases: list[tuple[str, Any, Any, Any, Any]] = [
         ("function", _calls, _plain, pass_through(_plain), off(_plain)),
         ("method", _method_calls, bare, wrapped, ours),
@@ -73,8 +73,8 @@ def run(rounds: int = 15) -> list[Result]:
 
 def _measured(rounds: int) -> list[Result]:
     # For information: what a measured call costs, where nothing else is traced. The bound is generous on purpose.
-    profiled = profile_memory(log=None, meter="resident")(_plain)
-    remembered = bounded_history(1000, keep=750, meter="resident")(_plain)
+    profiled = profile_memory(log=None, meter="rss")(_plain)
+    remembered = bounded_history(1000, keep=750, meter="rss")(_plain)
     timing = compare(
         {
             "pass-through": _calls(pass_through(_plain)),
@@ -87,7 +87,7 @@ def _measured(rounds: int) -> list[Result]:
     )
     return [
         Result(
-            f"measured by the resident meter: {name}",
+            f"measured by the rss meter: {name}",
             "wrapt's pass-through",
             timing.ratio(name),
             100.0,

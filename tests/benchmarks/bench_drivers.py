@@ -1,6 +1,6 @@
 """The price of following a task: per step, with and without scopes around it, and per owner.
 
-Each case is one event loop that runs the same steps; what differs is who follows them. Under `traced` the peer is the
+Each case is one event loop that runs the same steps; what differs is who follows them. Under `tracemalloc` the peer is the
 same loop with tracemalloc on, so that what is compared is the following and not the tracing. A target per step is a
 promise in microseconds; the ratio that is printed is ours divided by that promise.
 """
@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 
 from _compare import Result, compare, print_results
 
-from memtools.ledger import Driven, Meter, choose_meter, end_owner, native_reason, open_owner
+from memtools.ledger import Meter, TrackedCoroutine, choose_meter, end_owner, native_reason, open_owner
 from memtools.scopes import memory_scope
 
 _STEPS = 1_000
 _TRACED_TARGET_NS = 5_000.0
 _IDLE_TARGET_NS = 1_000.0
 _NATIVE_TARGET_NS = 100.0
-_OWNER_TARGETS_NS = {"traced": 40_000.0, "resident": 20_000.0, "native": 4_000.0}
+_OWNER_TARGETS_NS = {"tracemalloc": 40_000.0, "rss": 20_000.0, "native": 4_000.0}
 _Maker: TypeAlias = Callable[[int], Coroutine[Any, Any, None]]
 
 
@@ -41,17 +41,17 @@ async def _steps(steps: int) -> None:
 async def _nested(steps: int, depth: int) -> None:
     with contextlib.ExitStack() as stack:
         for number in range(depth):
-            stack.enter_context(memory_scope(f"level {number}", meter="traced"))
+            stack.enter_context(memory_scope(f"level {number}", meter="tracemalloc"))
         await _steps(steps)
 
 
 async def _in_frame(steps: int) -> None:
-    async with memory_scope("in its frame", meter="traced"):
+    async with memory_scope("in its frame", meter="tracemalloc"):
         await _steps(steps)
 
 
 def _steps_under_traced(rounds: int) -> list[Result]:
-    meter = choose_meter("traced")
+    meter = choose_meter("tracemalloc")
     made: dict[str, _Maker] = {"bare": _steps}
     for depth in (0, 1, 10, 30):
         made[f"driven, {depth} scopes"] = lambda steps, depth=depth: _driven(_nested(steps, depth), meter)
@@ -66,7 +66,7 @@ def _steps_under_traced(rounds: int) -> list[Result]:
 
 
 def _steps_with_nothing_on(rounds: int) -> list[Result]:
-    meter = choose_meter("resident")
+    meter = choose_meter("rss")
     made: dict[str, _Maker] = {"bare": _steps, "driven, resident": lambda steps: _driven(_steps(steps), meter)}
     return _per_step(made, rounds, "a bare task", _IDLE_TARGET_NS)
 
@@ -83,7 +83,7 @@ def _steps_under_native(rounds: int) -> list[Result]:
 
 
 def _driven(inner: Coroutine[Any, Any, None], meter: Meter) -> Coroutine[Any, Any, None]:
-    return Driven(inner, meter, name="task")
+    return TrackedCoroutine(inner, meter, name="task")
 
 
 def _per_step(made: dict[str, _Maker], rounds: int, peer: str, target_ns: float) -> list[Result]:

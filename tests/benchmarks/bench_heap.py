@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from _compare import Result, print_results
 
-from memtools.heap import census, count_in_slices, growing, why_alive_async
+from memtools.heap import count_in_slices, growth_between, heap_census, why_alive_async
 
 WHOLE_S = 0.6
 STOP_S = 0.08
@@ -42,10 +42,10 @@ def run(rounds: int = 7) -> list[Result]:
     wholes: list[float] = []
     stops: list[float] = []
     for number in range(rounds):
-        before = census()
+        before = heap_census()
         book.orders.update({100_000 + number * 100 + extra: Order(extra) for extra in range(100)})
         counting = list(_stops(count_in_slices()))
-        (grown,) = [one for one in growing(before, census()) if one.address == id(book.orders)]
+        (grown,) = [one for one in growth_between(before, heap_census()) if one.address == id(book.orders)]
         climbing = list(_climb(grown))
         wholes.append(sum(counting) + sum(climbing))
         stops.append(max(counting + climbing))

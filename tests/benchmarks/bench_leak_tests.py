@@ -114,10 +114,10 @@ def test_leaking_by_a_fixture(connection): assert connection
 @pytest.mark.memory_growth
 def test_fixed_by_a_fixture(closed_connection): assert closed_connection
 
-@pytest.mark.memory_growth(limit="100 B")
+@pytest.mark.memory_growth(max_bytes="100 B")
 def test_leaking_1_kib_marked(): kept.append(bytes(1024))
 
-@pytest.mark.memory_growth(limit="100 B")
+@pytest.mark.memory_growth(max_bytes="100 B")
 def test_fixed_1_kib_marked(): bytes(1024)
 
 @pytest.mark.parametrize("healthy", HEALTHY)

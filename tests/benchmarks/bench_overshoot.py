@@ -172,7 +172,7 @@ async def _peak_of_task(name: str) -> tuple[int, str]:
 
     async with task_scope(meter="native", on_error="record") as tasks:
         await tasks.spawn(work(), name="runaway")
-    return tasks.total.peak_bytes, told[0] if told else "told at a step, or at the end"
+    return tasks.usage.peak_bytes, told[0] if told else "told at a step, or at the end"
 
 
 def _stopped(name: str) -> str:

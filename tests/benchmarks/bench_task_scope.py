@@ -22,7 +22,7 @@ async def _in_group() -> None:
             tasks.create_task(_nothing())
 
 
-async def _in_scope(limit: int | None = None, meter: str = "resident") -> None:
+async def _in_scope(limit: int | None = None, meter: str = "rss") -> None:
     async with task_scope(limit, meter=meter) as tasks:
         for _ in range(_TASKS):
             tasks.create_task(_nothing())
@@ -42,7 +42,7 @@ def run(rounds: int = 15) -> list[Result]:
         timing = compare(cases, number=20, rounds=rounds, baseline="group", clock=process_time_ns)
         # Apart from the others: tracemalloc makes whatever stands beside it slower, too.
         traced = compare(
-            {"group": cases["group"], "traced": lambda: run_here(_in_scope(meter="traced"))},
+            {"group": cases["group"], "tracemalloc": lambda: run_here(_in_scope(meter="tracemalloc"))},
             number=3,
             rounds=rounds,
             baseline="group",
@@ -63,15 +63,15 @@ def run(rounds: int = 15) -> list[Result]:
     peer = "asyncio.TaskGroup"
     note = f"{timing.median_ns('scope') / _TASKS / 1000:.1f} us per task that does nothing"
     results = [
-        Result('a task of a task_scope(meter="resident")', peer, timing.ratio("scope"), 1.6, note),
+        Result('a task of a task_scope(meter="rss")', peer, timing.ratio("scope"), 1.6, note),
         Result("... with a limit that is not reached", peer, timing.ratio("places"), 2.0, "time per task"),
         Result("... with a limit of 8, most wait their turn", peer, timing.ratio("row"), 3.0, "time per task"),
         Result(
             "... with an exact account per task",
             peer,
-            traced.ratio("traced"),
+            traced.ratio("tracemalloc"),
             60.0,
-            "traced meter, for information: tracemalloc",
+            "tracemalloc meter, for information: tracemalloc",
         ),
     ]
     if native is not None:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from memtools.cleanup import Ladder
+from memtools.cleanup import Reclaimer
 from memtools.readings import Level
 
 
@@ -19,7 +19,7 @@ def fail_with(error):
 def ladder(clock, usage):
     def make(*steps, **settings):
         settings = {"clock": clock, "random": lambda: 0.0, "read": usage, "cooldown": 0, "share": 1.0} | settings
-        return Ladder(steps, **settings)
+        return Reclaimer(steps, **settings)
 
     return make
 
@@ -29,7 +29,7 @@ def test_step_that_raises_is_logged_and_counted_and_the_next_one_is_taken(ladder
     broken, healthy = step("broken", does=fail_with(error)), step("healthy", frees=100)
     climbing = ladder(broken, healthy)
 
-    climb = climbing.climb(Level.WARNING, stop_below=950)
+    climb = climbing.reclaim(Level.WARNING, stop_below=950)
 
     assert climb.is_effective
     assert [taken.name for taken in climb.steps] == ["broken", "healthy"]
@@ -46,20 +46,20 @@ def test_what_is_no_failure_passes_and_leaves_the_ladder_free(ladder, step, erro
     climbing = ladder(first)
 
     with pytest.raises(error):
-        climbing.climb(Level.WARNING, stop_below=10)
+        climbing.reclaim(Level.WARNING, stop_below=10)
 
     first.does = None
-    assert climbing.climb(Level.WARNING, stop_below=10) is not None
+    assert climbing.reclaim(Level.WARNING, stop_below=10) is not None
 
 
 def test_the_same_failure_is_logged_once_a_minute(ladder, step, clock, caplog):
     climbing = ladder(step("broken", does=fail_with(ValueError())))
     for _ in range(4):
-        climbing.climb(Level.WARNING, stop_below=10)
+        climbing.reclaim(Level.WARNING, stop_below=10)
 
     assert len(caplog.records) == 1
     clock.advance(60)
-    climbing.climb(Level.WARNING, stop_below=10)
+    climbing.reclaim(Level.WARNING, stop_below=10)
 
     assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
     assert "3 more since" in caplog.messages[1]
@@ -70,18 +70,18 @@ def test_step_that_failed_five_times_in_a_row_is_left_out_and_tried_again_after_
     climbing = ladder(broken, healthy)
 
     for _ in range(7):
-        climbing.climb(Level.WARNING, stop_below=10)
+        climbing.reclaim(Level.WARNING, stop_below=10)
     assert len(broken.calls) == 5
     assert climbing.statistics().steps[0].is_left_out
     clock.advance(300)
-    climbing.climb(Level.WARNING, stop_below=10)
-    climbing.climb(Level.WARNING, stop_below=10)
+    climbing.reclaim(Level.WARNING, stop_below=10)
+    climbing.reclaim(Level.WARNING, stop_below=10)
     assert len(broken.calls) == 6  # one trial, which failed
 
     clock.advance(300)
     broken.does = None
     for _ in range(3):
-        climbing.climb(Level.WARNING, stop_below=10)
+        climbing.reclaim(Level.WARNING, stop_below=10)
 
     assert len(broken.calls) == 9
     assert not climbing.statistics().steps[0].is_left_out
@@ -94,7 +94,7 @@ def test_failures_with_a_success_between_them_leave_nobody_out(ladder, step):
 
     for number in range(20):
         moody.does = fail_with(ValueError()) if number % 5 else None
-        climbing.climb(Level.WARNING, stop_below=10)
+        climbing.reclaim(Level.WARNING, stop_below=10)
 
     assert len(moody.calls) == 20
 
@@ -103,10 +103,10 @@ def test_step_that_blocks_is_counted_and_pays_for_it(ladder, step, clock):
     slow = step("slow", takes=10.0)
     climbing = ladder(slow, share=0.05)
 
-    climbing.climb(Level.WARNING, stop_below=10)
+    climbing.reclaim(Level.WARNING, stop_below=10)
     clock.advance(180)
 
-    assert climbing.climb(Level.WARNING, stop_below=10) is None
+    assert climbing.reclaim(Level.WARNING, stop_below=10) is None
     told = climbing.statistics().steps[0]
     assert (told.overruns, told.failures) == (1, 0)
     assert told.longest_slice_s == pytest.approx(10.0)
@@ -121,7 +121,7 @@ def test_step_that_returns_no_bytes_is_taken_for_one_that_knows_of_none(ladder, 
         def __call__(self, level, deadline):
             return answer
 
-    climb = ladder(Odd()).climb(Level.WARNING, stop_below=10)
+    climb = ladder(Odd()).reclaim(Level.WARNING, stop_below=10)
 
     assert climb.steps[0].freed_bytes == 0
 
@@ -140,7 +140,7 @@ def test_slices_that_fail_in_the_middle_keep_what_they_gave(ladder, usage):
 
     climbing = ladder(Breaks())
 
-    climb = climbing.climb(Level.WARNING, stop_below=10)
+    climb = climbing.reclaim(Level.WARNING, stop_below=10)
 
     assert climb.steps[0].freed_bytes == 100
     assert climbing.statistics().steps[0].failures == 1
@@ -164,7 +164,7 @@ def test_slices_that_will_not_end_harm_nobody(ladder, usage):
 
     climbing = ladder(Stubborn())
 
-    climb = climbing.climb(Level.WARNING, stop_below=500)
+    climb = climbing.reclaim(Level.WARNING, stop_below=500)
 
     assert climb.is_effective
     assert climbing.statistics().steps[0].failures == 1

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from memtools.cleanup import Ladder, TrimRegistered, register, registered, unregister
+from memtools.cleanup import Reclaimer, ShrinkRegistered, register, registered, unregister
 from memtools.cleanup._registry import places
 from memtools.decorators import bounded_history
 from memtools.errors import ConfigError
@@ -58,7 +58,7 @@ def forever():
 
 @pytest.fixture
 def trim(clock):
-    return TrimRegistered(slice_s=0.01, clock=clock)
+    return ShrinkRegistered(slice_s=0.01, clock=clock)
 
 
 def test_all_are_asked_with_the_level_and_a_deadline_within_the_slice(trim, clock):
@@ -251,11 +251,11 @@ def test_a_thing_may_register_another_which_is_asked_next_time(trim, clock):
 
 
 def test_a_thing_that_climbs_the_ladder_is_held_back(trim, clock):
-    ladder = Ladder([trim], read=lambda: 1000, clock=clock)
+    ladder = Reclaimer([trim], read=lambda: 1000, clock=clock)
     inner = []
-    thing = Thing(clock, does=lambda: inner.append(ladder.climb(Level.CRITICAL, stop_below=10)))
+    thing = Thing(clock, does=lambda: inner.append(ladder.reclaim(Level.CRITICAL, stop_below=10)))
 
-    climb = ladder.climb(Level.WARNING, stop_below=10)
+    climb = ladder.reclaim(Level.WARNING, stop_below=10)
 
     assert inner == [None]
     assert climb.steps[0].freed_bytes == 10
@@ -277,8 +277,8 @@ def test_a_thing_that_raises_is_logged_and_counted_and_the_others_are_asked(trim
     assert logged.levelno == logging.ERROR
     assert "Thing 'prices'" in logged.getMessage()
     told = trim.statistics()
-    assert (told.asked, told.failures, told.overruns) == (2, 1, 0)
-    assert told.troubled[0].name.endswith("Thing 'prices'")
+    assert (told.calls, told.failures, told.overruns) == (2, 1, 0)
+    assert told.failing[0].name.endswith("Thing 'prices'")
     assert len(broken.calls) == 1
 
 
@@ -301,7 +301,7 @@ def test_a_thing_that_failed_five_times_in_a_row_is_left_out_and_tried_again(tri
     for _ in range(8):
         list(trim.slices(Level.WARNING, forever))
     assert len(broken.calls) == 5
-    assert trim.statistics().troubled[0].is_left_out
+    assert trim.statistics().failing[0].is_left_out
     assert len(caplog.records) == 1
 
     clock.advance(300)
@@ -314,7 +314,7 @@ def test_a_thing_that_failed_five_times_in_a_row_is_left_out_and_tried_again(tri
     for _ in range(3):
         list(trim.slices(Level.WARNING, forever))
     assert len(broken.calls) == 9
-    assert not trim.statistics().troubled[0].is_left_out
+    assert not trim.statistics().failing[0].is_left_out
 
 
 def test_a_thing_that_blocks_is_counted_and_named_and_not_asked_again_in_this_climb(trim, clock):
@@ -325,7 +325,7 @@ def test_a_thing_that_blocks_is_counted_and_named_and_not_asked_again_in_this_cl
 
     assert sum(slices) == 20
     assert (len(blocking.calls), len(other.calls)) == (1, 1)
-    (trouble,) = trim.statistics().troubled
+    (trouble,) = trim.statistics().failing
     assert trouble.name.endswith("Thing 'remote'")
     assert (trouble.overruns, trouble.failures) == (1, 0)
 
@@ -337,7 +337,7 @@ def test_a_thing_that_blocks_five_times_in_a_row_is_left_out(trim, clock):
         list(trim.slices(Level.WARNING, forever))
 
     assert len(blocking.calls) == 5
-    assert trim.statistics().troubled[0].is_left_out
+    assert trim.statistics().failing[0].is_left_out
 
 
 def test_a_thing_that_is_a_little_late_is_counted_and_asked_on(trim, clock):
@@ -346,7 +346,7 @@ def test_a_thing_that_is_a_little_late_is_counted_and_asked_on(trim, clock):
     slices = list(trim.slices(Level.WARNING, forever))
 
     assert sum(slices) == 90
-    assert trim.statistics().troubled[0].overruns == len(late.calls) == 9
+    assert trim.statistics().failing[0].overruns == len(late.calls) == 9
 
 
 def test_a_thing_that_is_much_too_late_and_does_not_say_that_it_is_not_done_is_not_asked_on(trim, clock):
@@ -356,7 +356,7 @@ def test_a_thing_that_is_much_too_late_and_does_not_say_that_it_is_not_done_is_n
 
     assert sum(slices) == 10
     assert len(late.calls) == 1
-    assert not trim.statistics().troubled[0].is_left_out
+    assert not trim.statistics().failing[0].is_left_out
 
 
 @pytest.mark.parametrize("answer", [None, "12", -5, 1.5])
@@ -378,7 +378,7 @@ def test_a_thing_whose_attributes_raise_harms_nobody(trim, clock):
 
     told = trim.statistics()
     assert told.failures == 1
-    assert told.troubled[0].name.endswith("Odd")
+    assert told.failing[0].name.endswith("Odd")
     assert len(odd.calls) == 1
 
 
@@ -387,23 +387,23 @@ def test_long_names_are_cut(trim, clock):
 
     list(trim.slices(Level.WARNING, forever))
 
-    assert len(trim.statistics().troubled[0].name) < 300
+    assert len(trim.statistics().failing[0].name) < 300
     assert thing.calls
 
 
 def test_what_is_known_of_a_thing_ends_with_it(trim, clock):
     thing = Thing(clock, takes=2.0)
     list(trim.slices(Level.WARNING, forever))
-    assert len(trim.statistics().troubled) == 1
+    assert len(trim.statistics().failing) == 1
 
     del thing
 
-    assert trim.statistics().troubled == ()
+    assert trim.statistics().failing == ()
     assert trim.statistics().overruns == 1
 
 
 def test_long_lists_are_shortened_slice_by_slice_by_level():
-    trim = TrimRegistered(slice_s=0.005)
+    trim = ShrinkRegistered(slice_s=0.005)
     recent = BoundedList(range(400_000), 400_000)
 
     slices = list(trim.slices(Level.WARNING, forever))
@@ -414,14 +414,14 @@ def test_long_lists_are_shortened_slice_by_slice_by_level():
 
 
 def test_histories_are_on_the_register_and_give_back():
-    @bounded_history(2000, meter="resident")
+    @bounded_history(2000, meter="rss")
     def tick():
         return None
 
     for _ in range(600):
         tick()
 
-    freed_bytes = sum(TrimRegistered().slices(Level.CRITICAL, forever))
+    freed_bytes = sum(ShrinkRegistered().slices(Level.CRITICAL, forever))
 
     assert tick.history in registered()
     assert len(tick.history) == 50
@@ -431,7 +431,7 @@ def test_histories_are_on_the_register_and_give_back():
 @pytest.mark.parametrize("slice_s", [-1, float("nan"), "5 ms", True])
 def test_slice_that_makes_no_sense_is_refused(slice_s):
     with pytest.raises(ConfigError, match="slice_s"):
-        TrimRegistered(slice_s=slice_s)
+        ShrinkRegistered(slice_s=slice_s)
 
 
 def test_nothing_is_kept_of_small_things_that_have_nothing_to_give(trim, clock):
@@ -445,10 +445,10 @@ def test_nothing_is_kept_of_small_things_that_have_nothing_to_give(trim, clock):
 
 async def test_the_loop_has_its_turn_while_a_real_list_is_shortened():
     recent = BoundedList(([] for _ in range(1_000_000)), 1_000_000)
-    ladder = Ladder([TrimRegistered()], read=lambda: 1000, share=1.0)
+    ladder = Reclaimer([ShrinkRegistered()], read=lambda: 1000, share=1.0)
     lengths = []
 
-    task = asyncio.create_task(ladder.climb_async(Level.CRITICAL, stop_below=10))
+    task = asyncio.create_task(ladder.reclaim_async(Level.CRITICAL, stop_below=10))
     while not task.done():
         await asyncio.sleep(0)
         lengths.append(len(recent))
@@ -459,13 +459,13 @@ async def test_the_loop_has_its_turn_while_a_real_list_is_shortened():
 
 async def test_many_registered_things_are_asked_in_many_slices():
     things = [BoundedList([1, 2, 3], 5) for _ in range(30_000)]
-    ladder = Ladder([TrimRegistered(slice_s=0.002)], read=lambda: 1000, share=1.0)
+    ladder = Reclaimer([ShrinkRegistered(slice_s=0.002)], read=lambda: 1000, share=1.0)
     turns = 0
 
-    task = asyncio.create_task(ladder.climb_async(Level.CRITICAL, stop_below=10))
+    task = asyncio.create_task(ladder.reclaim_async(Level.CRITICAL, stop_below=10))
     while not task.done():
         await asyncio.sleep(0)
         turns += 1
 
     assert turns > 5
-    assert ladder.statistics().trim.asked == len(things)
+    assert ladder.statistics().shrink.calls == len(things)

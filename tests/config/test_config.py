@@ -17,7 +17,7 @@ from memtools.units import parse_size
 
 EVERYTHING = {
     "MEMTOOLS_ENABLED": "off",
-    "MEMTOOLS_METER": "traced",
+    "MEMTOOLS_METER": "tracemalloc",
     "MEMTOOLS_NATIVE": "0",
     "MEMTOOLS_LIMIT": "2 GiB",
     "MEMTOOLS_WARNING": "60%",
@@ -38,7 +38,7 @@ def test_without_a_word_nothing_is_said() -> None:
 def test_every_setting_can_come_from_the_environment() -> None:
     config = Config.from_env(environ=EVERYTHING)
 
-    assert config == Config(False, "traced", False, "2 GiB", "60%", "80%", 12.5, 7)
+    assert config == Config(False, "tracemalloc", False, "2 GiB", "60%", "80%", 12.5, 7)
 
 
 def test_the_environment_is_read_when_asked(monkeypatch) -> None:
@@ -172,8 +172,8 @@ def test_the_record_is_frozen_copied_and_pickled() -> None:
     with pytest.raises(AttributeError):
         config.meter = "native"  # type: ignore[misc]  # the point
     assert pickle.loads(pickle.dumps(config)) == copy.copy(config) == copy.deepcopy(config) == config
-    assert json.loads(json.dumps(config.to_dict()))["meter"] == "traced"
-    assert dataclasses.replace(config, meter="resident").meter == "resident"
+    assert json.loads(json.dumps(config.to_dict()))["meter"] == "tracemalloc"
+    assert dataclasses.replace(config, meter="rss").meter == "rss"
     with pytest.raises(ConfigError, match="meter"):
         dataclasses.replace(config, meter="best")
 

@@ -14,7 +14,7 @@ from random import Random
 
 from memtools.decorators import memory_budget
 from memtools.errors import BudgetExceeded
-from memtools.ledger import Owner, carry, choose_meter, end_owner, open_owner, statistics, usage_of
+from memtools.ledger import Owner, bind_to_current, choose_meter, current_usage, end_owner, open_owner, statistics
 from memtools.scopes import memory_scope, task_scope
 
 try:
@@ -130,7 +130,7 @@ def owners_out_of_order(rng: Random, hoard: Hoard) -> None:
     rng.shuffle(opened)
     for owner in opened:
         end_owner(owner, failed=rng.random() < 0.5)
-        usage_of(owner)
+        current_usage(owner)
 
 
 def tasks(rng: Random, hoard: Hoard) -> None:
@@ -144,10 +144,10 @@ def tasks(rng: Random, hoard: Hoard) -> None:
             await step(left - 1)
         if rng.random() < 0.1:
             raise KeyError(left)
-        await asyncio.to_thread(carry(lambda: kept.append(stuff(rng))))
+        await asyncio.to_thread(bind_to_current(lambda: kept.append(stuff(rng))))
 
     async def main() -> None:
-        async with task_scope(on_error="record", limit=rng.choice([2, 50]), meter="native") as scope:
+        async with task_scope(on_error="record", max_running=rng.choice([2, 50]), meter="native") as scope:
             running = [await scope.spawn(step(rng.randrange(3)), name="step") for _ in range(rng.randrange(1, 8))]
             await asyncio.sleep(0)
             rng.choice(running).cancel()

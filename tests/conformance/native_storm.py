@@ -30,7 +30,7 @@ from random import Random
 from _storm_books import Bookkeeper, Gate
 from _storm_scopes import ACTS, Hoard, runaway
 
-from memtools.ledger import _native, active_owner, choose_meter, forget_accounts, install, native_reason
+from memtools.ledger import _native, active_owner, choose_meter, forget_accounts, native_reason, track_tasks
 from memtools.ledger._context import per_thread
 from memtools.scopes import memory_scope
 
@@ -259,7 +259,7 @@ def main() -> int:
         print(f"no native ledger here: {reason}")
         return 2
     if find_spec("numpy"):
-        install(numpy=True)
+        track_tasks(numpy=True)
     choose_meter("native").hold()
     run(options)
     return 0

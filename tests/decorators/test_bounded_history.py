@@ -46,7 +46,7 @@ async def test_outcomes_are_ok_or_the_name_of_what_was_raised():
     assert work.history.summary().failures == 2
 
 
-@pytest.mark.parametrize("meter", ["resident", "traced"])
+@pytest.mark.parametrize("meter", ["rss", "tracemalloc"])
 def test_outcomes_of_plain_functions_and_generators(meter):
     @bounded_history(meter=meter)
     def work(error):
@@ -89,7 +89,7 @@ def test_a_call_inside_an_except_block_is_still_ok():
 def test_figures_of_a_call_are_remembered():
     kept = []
 
-    @bounded_history(meter="traced")
+    @bounded_history(meter="tracemalloc")
     def work():
         kept.append(bytearray(3_000_000))
 
@@ -108,7 +108,7 @@ def test_arguments_and_results_are_not_kept_unless_asked_for():
     def forgetful(thing):
         return thing
 
-    @bounded_history(result=True)
+    @bounded_history(keep_results=True)
     def keeping(thing):
         return thing
 
@@ -125,7 +125,7 @@ def test_arguments_and_results_are_not_kept_unless_asked_for():
 
 
 async def test_results_of_coroutines_are_kept_when_asked_for():
-    @bounded_history(result=True)
+    @bounded_history(keep_results=True)
     async def work():
         await asyncio.sleep(0)
         return "done"
@@ -161,7 +161,7 @@ def test_summary_of_no_calls_has_no_durations():
 
 
 def test_calls_are_grouped_by_key_in_a_bounded_mapping():
-    @bounded_history(2, by=lambda symbol, *_: symbol)
+    @bounded_history(2, key=lambda symbol, *_: symbol)
     def price(symbol, amount):
         return symbol, amount
 
@@ -178,7 +178,7 @@ def test_calls_are_grouped_by_key_in_a_bounded_mapping():
 
 
 def test_a_key_that_fails_does_not_harm_the_call(caplog):
-    @bounded_history(2, by=lambda thing: thing.nothing)
+    @bounded_history(2, key=lambda thing: thing.nothing)
     def work(thing):
         return thing
 
@@ -186,7 +186,7 @@ def test_a_key_that_fails_does_not_harm_the_call(caplog):
     assert work(2) == 2
 
     assert len(work.history["<no key>"]) == 2
-    assert caplog.text.count("by= of a bounded history failed") == 1
+    assert caplog.text.count("key= of a bounded history failed") == 1
 
 
 def test_each_object_has_a_history_of_its_own_while_it_lives():

@@ -18,12 +18,12 @@ from memtools.ledger import forget_accounts, statistics
 DECORATORS = {
     "profile_memory bare": profile_memory,
     "profile_memory called": profile_memory(),
-    "profile_memory traced": profile_memory(meter="traced"),
+    "profile_memory traced": profile_memory(meter="tracemalloc"),
     "memory_budget": memory_budget("1 GiB"),
-    "memory_budget traced": memory_budget("1 GiB", meter="traced"),
+    "memory_budget traced": memory_budget("1 GiB", meter="tracemalloc"),
     "bounded_history bare": bounded_history,
     "bounded_history called": bounded_history(10, keep=5),
-    "bounded_history traced": bounded_history(10, meter="traced"),
+    "bounded_history traced": bounded_history(10, meter="tracemalloc"),
 }
 
 
@@ -234,7 +234,7 @@ def test_decorators_stack_and_each_keeps_its_own():
     assert len(work.history) == 2
 
 
-@pytest.mark.parametrize("meter", ["resident", "traced"])
+@pytest.mark.parametrize("meter", ["rss", "tracemalloc"])
 async def test_a_call_through_stacked_decorators_is_one_call_in_the_accounts(meter):
     @profile_memory(meter=meter)
     @bounded_history(5, meter=meter)
@@ -248,7 +248,7 @@ async def test_a_call_through_stacked_decorators_is_one_call_in_the_accounts(met
     await stacked(0)
 
     entry = next(entry for entry in statistics().accounts if entry.name == stacked.memory.statistics().name)
-    assert (entry.entered, entry.active, entry.failed) == (4, 0, 0)
+    assert (entry.started, entry.active, entry.failed) == (4, 0, 0)
     assert stacked.memory.statistics().calls == len(stacked.history) == 4
 
 
@@ -286,9 +286,9 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused_with_its_value(monkeypat
 @pytest.mark.parametrize(
     ("refused", "words"),
     [
-        (lambda: profile_memory(sample=0), "sample=0"),
-        (lambda: profile_memory(sample=True), "sample=True"),
-        (lambda: profile_memory(sample=1.5), "sample=1.5"),
+        (lambda: profile_memory(sample_every=0), "sample=0"),
+        (lambda: profile_memory(sample_every=True), "sample=True"),
+        (lambda: profile_memory(sample_every=1.5), "sample=1.5"),
         (lambda: profile_memory(name=""), "name=''"),
         (lambda: profile_memory(log="loud"), "log='loud'"),
         (lambda: profile_memory(meter="exact"), "meter='exact'.*traced.*resident"),
@@ -302,15 +302,15 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused_with_its_value(monkeypat
         (lambda: memory_budget(plain), "limit=<function plain"),
         (lambda: memory_budget(1, measure="best"), "measure='best'.*peak.*retained.*resident"),
         (lambda: memory_budget(1, on_exceed="shout"), "on_exceed='shout'"),
-        (lambda: memory_budget(1, sample=0), "sample=0"),
+        (lambda: memory_budget(1, sample_every=0), "sample=0"),
         (lambda: bounded_history(0), "maxlen=0"),
         (lambda: bounded_history(True), "maxlen=True"),
         (lambda: bounded_history("10"), "maxlen='10'"),
         (lambda: bounded_history(10, keep=11), "keep=11"),
         (lambda: bounded_history(10, keep=-1), "keep=-1"),
-        (lambda: bounded_history(10, by=3), "by=3"),
-        (lambda: bounded_history(10, by=len, per_instance=True), "per_instance=True"),
-        (lambda: bounded_history(10, result=True)(lambda: (yield)), "result=True"),
+        (lambda: bounded_history(10, key=3), "key=3"),
+        (lambda: bounded_history(10, key=len, per_instance=True), "per_instance=True"),
+        (lambda: bounded_history(10, keep_results=True)(lambda: (yield)), "result=True"),
     ],
 )
 def test_what_makes_no_sense_is_refused_when_decorating(refused, words):
@@ -400,7 +400,7 @@ def test_a_coroutine_that_is_never_awaited_warns_once_in_the_functions_name(deco
 
 
 def test_an_error_in_the_budget_leaves_the_users_exception_first():
-    @memory_budget(0, meter="traced")
+    @memory_budget(0, meter="tracemalloc")
     def work():
         kept = bytearray(100_000)
         raise LookupError(len(kept))
@@ -408,7 +408,7 @@ def test_an_error_in_the_budget_leaves_the_users_exception_first():
     with pytest.raises(LookupError):
         work()
 
-    @memory_budget(0, meter="traced")
+    @memory_budget(0, meter="tracemalloc")
     def quiet():
         return bytearray(100_000)
 

@@ -63,7 +63,7 @@ def test_calls_are_added_up_and_each_begins_anew(trimmed_heap: None) -> None:
 
 
 def test_the_calls_have_an_account_as_ever() -> None:
-    profiled = profile_memory(lines=True, meter="traced")(load)
+    profiled = profile_memory(lines=True, meter="tracemalloc")(load)
     profiled(1_000_000)
 
     assert profiled.memory.last.peak_bytes > 1_000_000
@@ -71,7 +71,7 @@ def test_the_calls_have_an_account_as_ever() -> None:
 
 
 def test_calls_that_are_left_out_by_sampling_are_not_followed() -> None:
-    profiled = profile_memory(lines=True, sample=2)(load)
+    profiled = profile_memory(lines=True, sample_every=2)(load)
     for _ in range(4):
         profiled(10)
 

@@ -14,7 +14,7 @@ MB = 10**6
 def test_peak_and_retained_of_a_call_are_within_two_percent():
     kept = []
 
-    @profile_memory(meter="traced")
+    @profile_memory(meter="tracemalloc")
     def load():
         kept.append(bytearray(5 * MB))
         return len(bytearray(20 * MB))
@@ -27,7 +27,7 @@ def test_peak_and_retained_of_a_call_are_within_two_percent():
 
 
 async def test_each_of_interleaved_calls_has_its_own_figures():
-    @profile_memory(meter="traced")
+    @profile_memory(meter="tracemalloc")
     async def load(size):
         block = bytearray(size)
         await asyncio.sleep(0)
@@ -43,7 +43,7 @@ async def test_each_of_interleaved_calls_has_its_own_figures():
 
 
 def test_statistics_add_up_calls_failures_and_figures():
-    @profile_memory(meter="traced")
+    @profile_memory(meter="tracemalloc")
     def work(size):
         if size == 0:
             raise ValueError
@@ -65,7 +65,7 @@ def test_statistics_add_up_calls_failures_and_figures():
 async def test_statistics_show_what_running_calls_hold():
     release = asyncio.Event()
 
-    @profile_memory(meter="traced")
+    @profile_memory(meter="tracemalloc")
     async def hold():
         block = bytearray(3 * MB)
         await release.wait()
@@ -84,7 +84,7 @@ async def test_statistics_show_what_running_calls_hold():
 
 @pytest.mark.parametrize("sample", [1, 3, 2000])
 def test_every_so_manieth_call_is_measured_and_the_first_one_always(sample):
-    @profile_memory(sample=sample)
+    @profile_memory(sample_every=sample)
     def work():
         pass
 
@@ -136,7 +136,7 @@ def test_the_default_name_holds_the_module():
 
 
 def test_the_environment_chooses_the_meter(monkeypatch):
-    monkeypatch.setenv("MEMTOOLS_METER", "traced")
+    monkeypatch.setenv("MEMTOOLS_METER", "tracemalloc")
 
     @profile_memory
     def work():
@@ -144,11 +144,11 @@ def test_the_environment_chooses_the_meter(monkeypatch):
 
     work()
 
-    assert work.memory.last.meter == "traced"
+    assert work.memory.last.meter == "tracemalloc"
 
 
 def test_resident_figures_never_claim_to_be_exact():
-    @profile_memory(meter="resident")
+    @profile_memory(meter="rss")
     def work():
         pass
 
@@ -172,12 +172,12 @@ def test_clear_forgets_what_was_recorded():
 
 
 async def test_a_generators_consumer_is_not_charged_to_it():
-    @profile_memory(meter="traced")
+    @profile_memory(meter="tracemalloc")
     def numbers():
         for _ in range(3):
             yield bytearray(1000)
 
-    @profile_memory(meter="traced")
+    @profile_memory(meter="tracemalloc")
     async def numbers_later():
         for _ in range(3):
             await asyncio.sleep(0)

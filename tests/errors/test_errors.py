@@ -12,7 +12,7 @@ MIB = 2**20
 EXAMPLES = [
     ConfigError("maxlen", -1, "a whole number"),
     BudgetExceeded("report", 612 * MIB, 512 * MIB),
-    BudgetExceeded("report", 612 * MIB, 512 * MIB, "resident"),
+    BudgetExceeded("report", 612 * MIB, 512 * MIB, "rss"),
     ScopeClosed("nightly"),
     ScopeClosed("nightly", "it has not begun"),
     MissingExtraError("apprise", "alerts"),

@@ -29,7 +29,7 @@ from memtools.events import (
 
 HIGH = HighUsage(name="nightly", kind="scope", used_bytes=60, warn_bytes=50, largest=(("load", 40),))
 OVERRUN = BudgetOverrun("nightly", "scope", used_bytes=60, budget_bytes=50, measure="peak", in_flight=True)
-ENDED = ScopeEnded("load", "task", ("nightly", "load"), 1, 2, 3, 0.5, "resident", exact=False, failed=False)
+ENDED = ScopeEnded("load", "task", ("nightly", "load"), 1, 2, 3, 0.5, "rss", exact=False, failed=False)
 ABANDONED = TaskAbandoned(scope="nightly", task="load", grace_s=5.0)
 
 

@@ -29,7 +29,7 @@ prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prom
 
 
 def _exported() -> set[str]:
-    with MemtoolsCollector(None) as collector, memory_scope("import", meter="resident"):
+    with MemtoolsCollector(None) as collector, memory_scope("import", meter="rss"):
         families = {metric.name: metric.type for metric in collector.describe()}
     of_type = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
     return {name + suffix for name, kind in families.items() for suffix in of_type[kind]}
@@ -79,7 +79,7 @@ def test_promtool_accepts_the_rules() -> None:
 def test_promtool_accepts_the_metrics(registry, monitored) -> None:
     monitored(main=Level.WARNING)
     kept = BoundedList(range(3), maxlen=2)
-    with memory_scope("import", budget="1 GiB", meter="resident"):
+    with memory_scope("import", budget="1 GiB", meter="rss"):
         text = generate_latest(registry)
     del kept
 
@@ -142,7 +142,7 @@ def _ask(address: str, path: str, **query: str) -> dict[str, object]:
 
 @prometheus
 def test_prometheus_scrapes_the_collector_and_takes_the_rules(scraping: str) -> None:
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         pass
 
     deadline = time.monotonic() + 60

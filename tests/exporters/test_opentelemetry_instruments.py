@@ -19,7 +19,7 @@ from memtools.readings import Level
 
 # What ends in a finaliser. No scope: on 3.11 a ContextVar that is set there, in the middle of its being set, crashes
 # the interpreter, with or without us.
-ENDED = ScopeEnded("finaliser", "scope", ("finaliser",), 0, 0, 0, 0.0, "resident", False, False)
+ENDED = ScopeEnded("finaliser", "scope", ("finaliser",), 0, 0, 0, 0.0, "rss", False, False)
 
 Points = dict[str, list[Any]]  # Any: the SDK's data points
 
@@ -46,12 +46,12 @@ def collect(readers: list[InMemoryMetricReader]) -> Callable[..., Points]:
 
 
 def test_a_scope_is_told_with_kind_and_name(collect) -> None:
-    with memory_scope("import", meter="traced"):
+    with memory_scope("import", meter="tracemalloc"):
         kept = bytearray(100_000)
 
     told = collect()
 
-    (entered,) = told["memtools.scope.entered"]
+    (entered,) = told["memtools.scope.started"]
     assert (entered.value, dict(entered.attributes)) == (1, {"kind": "scope", "name": "import"})
     assert told["memtools.scope.peak"][0].value >= len(kept)
 
@@ -59,7 +59,7 @@ def test_a_scope_is_told_with_kind_and_name(collect) -> None:
 def test_growth_is_a_histogram_of_bytes_with_our_buckets(collect) -> None:
     kept = []
     for size_bytes in (100, 100_000):
-        with memory_scope("import", meter="traced"):
+        with memory_scope("import", meter="tracemalloc"):
             kept.append(bytearray(size_bytes))
 
     (point,) = collect()["memtools.scope.growth"]
@@ -72,7 +72,7 @@ def test_growth_is_a_histogram_of_bytes_with_our_buckets(collect) -> None:
 
 
 def test_units_are_those_of_the_convention(readers) -> None:
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         pass
     data = readers[0].get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
 
@@ -80,15 +80,15 @@ def test_units_are_those_of_the_convention(readers) -> None:
 
     assert units["memtools.scope.growth"] == units["memtools.scope.peak"] == "By"
     assert units["memtools.scope.duration"] == "s"
-    assert units["memtools.scope.entered"] == ""
+    assert units["memtools.scope.started"] == ""
 
 
 def test_each_round_of_each_reader_tells_the_present(collect) -> None:
     counts = []
     for reader in (0, 1, 0, 0, 1):
-        with memory_scope("import", meter="resident"):
+        with memory_scope("import", meter="rss"):
             pass
-        counts.append(collect(reader)["memtools.scope.entered"][0].value)
+        counts.append(collect(reader)["memtools.scope.started"][0].value)
 
     assert counts == [1, 2, 3, 4, 5]
 
@@ -116,12 +116,12 @@ def test_a_monitor_is_told(collect, monitored) -> None:
 
 def test_names_are_few_here_too(collect) -> None:
     for number in range(50):
-        with memory_scope(f"tenant {number}", meter="resident"):
+        with memory_scope(f"tenant {number}", meter="rss"):
             pass
 
     told = collect()
 
-    for metric in ("memtools.scope.entered", "memtools.scope.growth"):
+    for metric in ("memtools.scope.started", "memtools.scope.growth"):
         names = {point.attributes["name"] for point in told[metric]}
         assert len(names) == 4
         assert "<other>" in names
@@ -134,7 +134,7 @@ def test_closed_instruments_report_nothing_new(collect, readers) -> None:
 
     instruments.close()
     instruments.close()
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         pass
 
     assert reader.get_metrics_data() is None
@@ -156,7 +156,7 @@ def test_a_scope_that_ends_while_the_sdk_records_does_not_hang(collect) -> None:
         for _ in range(20):
             Culprit()
             for _ in range(300):
-                with memory_scope("import", meter="resident"):
+                with memory_scope("import", meter="rss"):
                     pass
             collect()
         done.set()

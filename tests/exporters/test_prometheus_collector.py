@@ -20,7 +20,7 @@ SCOPE = (("kind", "scope"), ("name", "import"))
 
 
 def test_a_scope_is_told_with_what_it_used(scrape) -> None:
-    with memory_scope("import", meter="traced"):
+    with memory_scope("import", meter="tracemalloc"):
         kept = bytearray(100_000)
 
     told = scrape()
@@ -34,7 +34,7 @@ def test_a_scope_is_told_with_what_it_used(scrape) -> None:
 
 
 def test_an_open_scope_is_active_and_told_before_its_end(scrape) -> None:
-    with memory_scope("import", meter="traced"):
+    with memory_scope("import", meter="tracemalloc"):
         kept = bytearray(100_000)
         told = scrape()
 
@@ -43,16 +43,16 @@ def test_an_open_scope_is_active_and_told_before_its_end(scrape) -> None:
 
 
 def test_one_name_in_two_places_is_one_series(scrape) -> None:
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         pass
-    with memory_scope("night", meter="resident"), memory_scope("import", meter="resident"):
+    with memory_scope("night", meter="rss"), memory_scope("import", meter="rss"):
         pass
 
     assert scrape()["memtools_scope_entered_total"][SCOPE] == 2
 
 
 def test_calls_and_failures_are_told_by_kind(scrape) -> None:
-    @profile_memory(name="parse", meter="resident")
+    @profile_memory(name="parse", meter="rss")
     def parse() -> None:
         raise KeyError
 
@@ -66,9 +66,9 @@ def test_calls_and_failures_are_told_by_kind(scrape) -> None:
 def test_growth_is_a_histogram_whose_sum_never_falls(scrape) -> None:
     kept = []
     for size_bytes in (100, 100_000):
-        with memory_scope("import", meter="traced"):
+        with memory_scope("import", meter="tracemalloc"):
             kept.append(bytearray(size_bytes))
-    with memory_scope("import", meter="traced"):
+    with memory_scope("import", meter="tracemalloc"):
         kept.clear()
 
     told = scrape()
@@ -82,17 +82,17 @@ def test_growth_is_a_histogram_whose_sum_never_falls(scrape) -> None:
 
 
 def test_a_warning_size_that_is_passed_is_counted(scrape) -> None:
-    with memory_scope("import", meter="traced", warn=10):
+    with memory_scope("import", meter="tracemalloc", warn=10):
         bytearray(1000)
 
     assert scrape()["memtools_scope_warnings_total"][SCOPE] == 1
 
 
 def test_a_budget_is_told_with_use_while_it_is_open_and_its_overruns(scrape) -> None:
-    with memory_scope("import", budget="1 MiB", meter="traced"):
+    with memory_scope("import", budget="1 MiB", meter="tracemalloc"):
         held = bytearray(500_000)
         open_told = scrape()
-    with pytest.raises(BudgetExceeded), memory_scope("import", budget="1 MiB", meter="traced"):
+    with pytest.raises(BudgetExceeded), memory_scope("import", budget="1 MiB", meter="tracemalloc"):
         held = bytearray(2**21)
     told = scrape()
     del held
@@ -114,7 +114,7 @@ async def test_tasks_are_active_until_they_end(scrape) -> None:
     from memtools import task_scope
 
     release = asyncio.Event()
-    async with task_scope(meter="traced") as tasks:
+    async with task_scope(meter="tracemalloc") as tasks:
         for _ in range(3):
             tasks.create_task(release.wait(), name="waiter")
         await asyncio.sleep(0)
@@ -216,7 +216,7 @@ def test_a_wrong_word_in_the_environment_leaves_out_the_limit_and_nothing_else(s
 def test_five_thousand_names_become_a_hundred_labels_and_one_for_the_others(scrape, caplog) -> None:
     with caplog.at_level(logging.WARNING, "memtools.exporters"):
         for number in range(5000):
-            with memory_scope(f"tenant {number}", meter="resident"):
+            with memory_scope(f"tenant {number}", meter="rss"):
                 pass
         told = scrape()
         scrape()
@@ -231,20 +231,20 @@ def test_five_thousand_names_become_a_hundred_labels_and_one_for_the_others(scra
 
 
 def test_a_name_keeps_its_label_when_others_come(scrape) -> None:
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         pass
     scrape()
     for number in range(300):
-        with memory_scope(f"tenant {number}", meter="resident"):
+        with memory_scope(f"tenant {number}", meter="rss"):
             pass
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         pass
 
     assert scrape()["memtools_scope_entered_total"][SCOPE] == 2
 
 
 def test_a_name_full_of_quotes_and_line_breaks_is_one_sample(scrape) -> None:
-    with memory_scope('a"} 1\nmemtools_fake 7\\', meter="resident"):
+    with memory_scope('a"} 1\nmemtools_fake 7\\', meter="rss"):
         pass
 
     told = scrape()
@@ -282,14 +282,14 @@ def test_a_scope_that_ends_in_a_finaliser_in_the_middle_of_counting_does_not_han
         def __del__(self) -> None:
             # No scope: on 3.11 a ContextVar that is set here, in the middle of its being set, crashes the interpreter,
             # with or without us.
-            emit(ScopeEnded("finaliser", "scope", ("finaliser",), 0, 0, 0, 0.0, "resident", False, False))
+            emit(ScopeEnded("finaliser", "scope", ("finaliser",), 0, 0, 0, 0.0, "rss", False, False))
 
     done = threading.Event()
 
     def storm() -> None:
         for _ in range(300):
             Culprit()
-            with memory_scope("import", meter="resident"):
+            with memory_scope("import", meter="rss"):
                 pass
         scrape()
         done.set()
@@ -311,7 +311,7 @@ def test_a_scope_that_ends_in_a_finaliser_in_the_middle_of_counting_does_not_han
 def test_scrapes_and_scopes_in_many_threads_lose_nothing(scrape) -> None:
     def work() -> None:
         for _ in range(500):
-            with memory_scope("import", meter="resident"):
+            with memory_scope("import", meter="rss"):
                 pass
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -340,7 +340,7 @@ def test_a_child_forked_while_the_parent_counts_can_count_itself() -> None:
 
 
 def test_served_by_a_thread_of_its_own(registry) -> None:
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         pass
 
     server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
@@ -356,7 +356,7 @@ def test_served_by_a_thread_of_its_own(registry) -> None:
 
 
 async def test_served_inside_the_event_loop(registry) -> None:
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         pass
     sent = []
 
@@ -378,7 +378,7 @@ def test_a_broken_hook_of_somebody_else_is_told(scrape) -> None:
         raise RuntimeError
 
     before = scrape()["memtools_hooks_broken_total"][()]
-    with subscribe(broken), memory_scope("import", meter="resident"):
+    with subscribe(broken), memory_scope("import", meter="rss"):
         pass
 
     assert scrape()["memtools_hooks_broken_total"][()] == before + 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from memtools._gc import bring_back, set_aside
-from memtools.heap import census, why_alive
+from memtools.heap import heap_census, why_alive
 
 _holder: dict[str, Any] = {}
 
@@ -50,7 +50,7 @@ def test_what_somebody_else_has_frozen_stays_so() -> None:
 def test_whoever_looks_at_the_heap_sees_what_was_set_aside() -> None:
     _holder["items"] = [[number] for number in range(5000)]
     set_aside()
-    assert id(_holder["items"]) in census().containers
+    assert id(_holder["items"]) in heap_census().containers
 
     set_aside()
     answer = why_alive(_holder["items"][7])

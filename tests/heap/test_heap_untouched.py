@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from memtools.heap import census, growing, why_alive
+from memtools.heap import growth_between, heap_census, why_alive
 
 _touched: list[str] = []
 
@@ -99,7 +99,7 @@ def heap() -> Any:
 
 def test_a_census_touches_nobody(heap: dict[str, Any]) -> None:
     with _Armed():
-        counted = census()
+        counted = heap_census()
 
     assert _touched == []
     assert id(heap["dict"]) in counted.containers
@@ -108,13 +108,13 @@ def test_a_census_touches_nobody(heap: dict[str, Any]) -> None:
 
 
 def test_growth_and_its_answer_touch_nobody(heap: dict[str, Any]) -> None:
-    first = census()
+    first = heap_census()
     for number in range(200, 300):
         dict.__setitem__(heap["dict"], number, [number])
         list.append(heap["list"], [number])
 
     with _Armed():
-        found = growing(first, census())
+        found = growth_between(first, heap_census())
         answers = [str(why_alive(one)) for one in found]
 
     assert _touched == []
@@ -176,7 +176,7 @@ def test_counting_keeps_nobody_alive() -> None:
     gone = weakref.ref(kept[5])
     gc.disable()
     try:
-        counted = census()
+        counted = heap_census()
         kept.clear()
 
         assert gone() is None

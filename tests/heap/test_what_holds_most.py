@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.heap import line_of, longest, ways_to, weigh
+from memtools.heap import largest_containers, paths_to, shallow_size, source_line
 
 HOARD: list[str] = []
 
@@ -22,17 +22,17 @@ class Shop:
 def test_the_longest_come_first() -> None:
     kept = [deque(range(5_000_000)), list(range(4_000_000))]
 
-    found = longest(2)
+    found = largest_containers(2)
 
     assert [one is other for one, other in zip(found, kept, strict=True)] == [True, True]
 
 
 def test_short_ones_are_left_out() -> None:
-    assert all(len(one) >= 100_000 for one in longest(1000, least=100_000))
+    assert all(len(one) >= 100_000 for one in largest_containers(1000, least=100_000))
 
 
 def test_the_tables_of_the_interpreter_are_nobodys() -> None:
-    assert not [one for one in longest(10_000, least=10) if one is sys.modules]
+    assert not [one for one in largest_containers(10_000, least=10) if one is sys.modules]
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_the_weight_is_near_the_sum(container: Any) -> None:
     items = [*container.keys(), *container.values()] if isinstance(container, dict) else container
     truth = sys.getsizeof(container) + sum(map(sys.getsizeof, items))
 
-    assert truth * 0.95 < weigh(container) < truth * 1.05
+    assert truth * 0.95 < shallow_size(container) < truth * 1.05
 
 
 def test_what_is_no_container_weighs_nothing_here() -> None:
-    assert weigh(b"x" * 1000) == 0
+    assert shallow_size(b"x" * 1000) == 0
 
 
 def test_a_subclass_is_weighed_without_its_methods() -> None:
@@ -66,7 +66,7 @@ def test_a_subclass_is_weighed_without_its_methods() -> None:
     liar = Liar()
     list.extend(liar, range(1000))
 
-    assert weigh(liar) > 8_000
+    assert shallow_size(liar) > 8_000
 
 
 def test_each_of_several_things_is_answered_in_their_order() -> None:
@@ -74,7 +74,7 @@ def test_each_of_several_things_is_answered_in_their_order() -> None:
     kept = {"shop": shop}
     HOARD.append("x")
 
-    first, second, third = ways_to([HOARD, shop.seen, Shop.closed])
+    first, second, third = paths_to([HOARD, shop.seen, Shop.closed])
     HOARD.clear()
 
     assert kept
@@ -85,7 +85,7 @@ def test_each_of_several_things_is_answered_in_their_order() -> None:
 
 def test_too_many_at_once_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 24"):
-        ways_to([object()] * 25)
+        paths_to([object()] * 25)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,6 @@ def test_too_many_at_once_are_refused() -> None:
     ],
 )
 def test_the_line_where_a_holder_is_made(holder: str, line: int | None) -> None:
-    found = line_of(holder)
+    found = source_line(holder)
 
     assert found == ("" if line is None else f"{__file__}:{line}")

@@ -3,11 +3,11 @@
 import subprocess
 import sys
 
-from memtools.heap import census, growing, why_alive
+from memtools.heap import growth_between, heap_census, why_alive
 
 AT_EXIT = """
 import atexit
-from memtools.heap import census, growing, why_alive
+from memtools.heap import growth_between, heap_census, why_alive
 
 class Job:
     def clean_up(self): pass
@@ -34,12 +34,12 @@ service = Service()
 
 
 def test_a_thousand_bound_methods_do_not_hide_the_attribute_that_holds() -> None:
-    before = census()
+    before = heap_census()
     tasks = [Task() for _ in range(1_000)]
     service.running.update(tasks)
     service.callbacks.extend(service.running.discard for _ in tasks)
 
-    (grown,) = [one for one in growing(before, census()) if one.address == id(service.running)]
+    (grown,) = [one for one in growth_between(before, heap_census()) if one.address == id(service.running)]
     answer = why_alive(grown)
 
     assert answer.ways[0].is_rooted
@@ -49,10 +49,10 @@ def test_a_thousand_bound_methods_do_not_hide_the_attribute_that_holds() -> None
 
 
 def test_the_newest_of_a_list_of_bytes_is_told_by_its_size() -> None:
-    before = census()
+    before = heap_census()
     service.callbacks.extend(bytes(4_321) for _ in range(500))
 
-    (grown,) = [one for one in growing(before, census()) if one.address == id(service.callbacks)]
+    (grown,) = [one for one in growth_between(before, heap_census()) if one.address == id(service.callbacks)]
     answer = why_alive(grown)
 
     assert answer.example == "<4,321 bytes>"

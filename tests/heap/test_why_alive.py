@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.heap import Answer, census, growing, why_alive, why_alive_async
+from memtools.heap import WhyAlive, growth_between, heap_census, why_alive, why_alive_async
 
 registry: dict[str, Any] = {}
 
@@ -297,10 +297,10 @@ def test_a_class_without_instances_says_so() -> None:
 def test_growth_is_answered_with_rate_example_and_root() -> None:
     orders: dict[str, list[int]] = registry.setdefault("orders", {})
     orders.update({f"old {number}": [number] for number in range(100)})
-    first = census()
+    first = heap_census()
     orders.update({f"new {number}": [number] for number in range(500)})
 
-    (grown,) = [one for one in growing(first, census()) if one.address == id(orders)]
+    (grown,) = [one for one in growth_between(first, heap_census()) if one.address == id(orders)]
     answer = why_alive(grown)
 
     assert answer.example == "'new 499': list"
@@ -310,9 +310,9 @@ def test_growth_is_answered_with_rate_example_and_root() -> None:
 
 def test_a_container_that_has_gone_since_is_answered() -> None:
     rows = [[number] for number in range(100)]
-    first = census()
+    first = heap_census()
     rows.extend([number] for number in range(100))
-    (grown,) = [one for one in growing(first, census()) if one.address == id(rows)]
+    (grown,) = [one for one in growth_between(first, heap_census()) if one.address == id(rows)]
     del rows
 
     assert why_alive(grown).ways == ()
@@ -325,9 +325,9 @@ def test_time_that_runs_out_is_said() -> None:
         deep = [deep]
     registry["deep"] = deep
 
-    answer = why_alive(target, budget_s=0)
+    answer = why_alive(target, timeout=0)
 
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, WhyAlive)
     assert not answer.is_complete
     assert "time ran out" in str(answer)
 

@@ -19,9 +19,9 @@ import trustme
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from memtools.alerts import AlertRule, Alerts, ChannelStatistics, EmailChannel, SlackChannel, WebhookChannel
-from memtools.cleanup import Ladder
+from memtools.cleanup import Reclaimer
 from memtools.events import BudgetOverrun, LevelChanged, emit
-from memtools.monitor import Gauges, MemoryMonitor
+from memtools.monitor import MemoryMonitor, MemorySource
 from memtools.readings import Headroom, Level, Limit, LimitSource, Reading
 
 MIB = 2**20
@@ -249,13 +249,13 @@ def test_a_real_monitor_with_501_high_readings_and_2_returns_makes_4_posts_and_4
     office: PostOffice, letterbox: Letterbox, mail: EmailChannel
 ) -> None:
     used, now = [100 * MIB], [0.0]
-    gauges = Gauges(
+    gauges = MemorySource(
         used=lambda: used[0],
         limit=lambda: Limit(1024 * MIB, LimitSource.USER),
         headroom=lambda: Headroom(None, LimitSource.UNKNOWN, (), None),
         clock=lambda: now[0],
     )
-    ladder = Ladder([], read=gauges.used)
+    ladder = Reclaimer([], read=gauges.used)
     monitor = MemoryMonitor("60%", "80%", gauges=gauges, ladder=ladder, pressure=False, cleanup_interval=0)
 
     def look(used_mib: int, times: int) -> None:
@@ -264,7 +264,7 @@ def test_a_real_monitor_with_501_high_readings_and_2_returns_makes_4_posts_and_4
             used[0] = used_mib * MIB
             monitor.check()
 
-    rule = AlertRule("warning", notify=("slack", "email"), about="memory")
+    rule = AlertRule("warning", notify=("slack", "email"), categories="memory")
     channels = {"slack": SlackChannel(office.url()), "email": mail}
     with Alerts([rule], channels=channels, monitor=monitor, drain=PATIENCE_S) as alerts:
         look(700, 501)  # the first is not believed yet, the second changes the level, the others repeat it

@@ -24,7 +24,7 @@ SUITES = (
     "test_timeouts",
     "test_eager_task_factory",
 )
-METERS = ["traced"] if native_reason() else ["native", "traced"]
+METERS = ["tracemalloc"] if native_reason() else ["native", "tracemalloc"]
 
 
 def _suite(name: str, *before: str) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from memtools.ledger import Meter, choose_meter, forget_accounts, statistics
-from memtools.ledger._instrument import follow_everywhere
+from memtools.ledger._instrument import track_all_loops
 
 LOOP = asyncio.base_events.BaseEventLoop
 NAMES = ("create_task", "run_in_executor")
@@ -15,9 +15,9 @@ NAMES = ("create_task", "run_in_executor")
 
 @pytest.fixture
 def meter() -> Iterator[Meter]:
-    """The traced meter, and accounts that begin anew."""
+    """The tracemalloc meter, and accounts that begin anew."""
     forget_accounts()
-    yield choose_meter("traced")
+    yield choose_meter("tracemalloc")
     forget_accounts()
 
 
@@ -33,7 +33,7 @@ def _task_names() -> set[str]:
 
 
 def test_tasks_are_followed_until_it_is_closed(meter: Meter) -> None:
-    everywhere = follow_everywhere(meter)
+    everywhere = track_all_loops(meter)
     asyncio.run(_one_task())
     while_open = _task_names()
     everywhere.close()
@@ -50,7 +50,7 @@ def test_closing_leaves_classes_and_finders_as_they_were(meter: Meter) -> None:
     before = {name: vars(LOOP)[name] for name in NAMES}
     finders = list(sys.meta_path)
 
-    everywhere = follow_everywhere(meter)
+    everywhere = track_all_loops(meter)
     patched = {name: vars(LOOP)[name] for name in NAMES}
     everywhere.close()
 
@@ -61,7 +61,7 @@ def test_closing_leaves_classes_and_finders_as_they_were(meter: Meter) -> None:
 
 def test_what_somebody_replaced_since_is_left_to_him(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LOOP, "create_task", LOOP.create_task)  # so that the test leaves nothing
-    everywhere = follow_everywhere(meter)
+    everywhere = track_all_loops(meter)
 
     def theirs(self: object) -> None: ...
 
@@ -73,7 +73,7 @@ def test_what_somebody_replaced_since_is_left_to_him(meter: Meter, monkeypatch: 
 
 def test_the_methods_look_like_the_ones_they_stand_for(meter: Meter) -> None:
     before = LOOP.create_task
-    everywhere = follow_everywhere(meter)
+    everywhere = track_all_loops(meter)
     during = LOOP.create_task
     everywhere.close()
 
@@ -84,7 +84,7 @@ def test_the_methods_look_like_the_ones_they_stand_for(meter: Meter) -> None:
 
 def test_a_module_that_cannot_be_found_is_not_found(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)  # what an import that is forbidden looks like
-    everywhere = follow_everywhere(meter)
+    everywhere = track_all_loops(meter)
 
     try:
         with pytest.raises(ImportError):

@@ -13,7 +13,7 @@ import memtools
 from memtools.ledger import native_reason
 
 TIMEOUT_S = 90
-DEFAULT = "traced" if native_reason() else "native"
+DEFAULT = "tracemalloc" if native_reason() else "native"
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "index_stdlib.py"
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -49,7 +49,7 @@ def program(tmp_path: Path) -> Path:
 ])  # fmt: skip
 def test_what_follows_the_script_belongs_to_it(words: list[str], program: Path, run: Run) -> None:
     by_path = run("run", str(program), *words)
-    after_options = run("run", "--meter", "resident", str(program), *words)
+    after_options = run("run", "--meter", "rss", str(program), *words)
     by_name = run("run", "-m", "program", *words)
     attached = run("run", "-mprogram", *words)
 
@@ -176,7 +176,7 @@ def test_the_limit_and_its_source_are_told(run: Run) -> None:
 def test_info_names_versions_meters_and_the_interpreters_state(run: Run) -> None:
     facts = json.loads(run("info", "--json").stdout)
 
-    assert {"traced", "resident"} <= set(facts["meters"]["available"])
+    assert {"tracemalloc", "rss"} <= set(facts["meters"]["available"])
     assert facts["meters"]["default"] in facts["meters"]["available"]
     assert facts["versions"]["python"].startswith("{}.{}.".format(*sys.version_info))
     assert facts["versions"]["psutil"]
@@ -192,7 +192,7 @@ def test_info_names_the_meter_and_its_reason(run: Run) -> None:
     assert meters["of memtools run"] == DEFAULT
     assert meters["native"].startswith(native_reason() or "built")
     assert (without["default"], without["of memtools run"], without["native"]) == (
-        "resident", "traced", "MEMTOOLS_NATIVE=0",
+        "rss", "tracemalloc", "MEMTOOLS_NATIVE=0",
     )  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def test_without_the_native_meter_the_traced_one_counts_and_says_what_it_does_no
     done = run("run", "--json", "report.json", str(program), env={"MEMTOOLS_NATIVE": "0"})
 
     report = json.loads((program.parent / "report.json").read_text())
-    assert (report["meters"], report["scopes"][0]["live_bytes"]) == (["traced"], None)
+    assert (report["meters"], report["scopes"][0]["live_bytes"]) == (["tracemalloc"], None)
     assert "retained" in done.stderr
     assert "still alive: not shown" in done.stderr
 

@@ -41,7 +41,7 @@ LOOPS = {
     ),
 }
 EAGER_CAME_IN = (3, 12)
-DEFAULT = "traced" if native_reason() else "native"
+DEFAULT = "tracemalloc" if native_reason() else "native"
 
 Outcome = tuple[int, str, str, dict[str, Any]]
 Run = Callable[..., Outcome]
@@ -340,7 +340,7 @@ def test_a_coroutine_that_nobody_awaits_is_complained_of_as_alone(loop: str, run
     )
 
     # While tracemalloc is on, the interpreter adds where the coroutine was made: hence the other meter.
-    code, out, err, _ = run(source, "--meter", "resident")
+    code, out, err, _ = run(source, "--meter", "rss")
 
     assert (code, out, err) == _python(["program.py"], tmp_path, {})
     assert "never awaited" in err
@@ -411,9 +411,9 @@ def test_scopes_and_decorators_without_a_meter_use_that_of_the_run(loop: str, ru
 
 @pytest.mark.parametrize(("options", "environment", "meter"), [
     ((), {}, DEFAULT),
-    ((), {"MEMTOOLS_METER": "resident"}, "resident"),
-    (("--meter", "resident"), {}, "resident"),
-    (("--meter", "traced"), {"MEMTOOLS_METER": "resident"}, "traced"),
+    ((), {"MEMTOOLS_METER": "rss"}, "rss"),
+    (("--meter", "rss"), {}, "rss"),
+    (("--meter", "tracemalloc"), {"MEMTOOLS_METER": "rss"}, "tracemalloc"),
 ])  # fmt: skip
 def test_the_option_goes_before_the_environment_and_that_before_the_default(
     options: tuple[str, ...], environment: dict[str, str], meter: str, run: Run

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Driven, Usage, choose_meter, end_owner, install, open_owner
+from memtools.ledger import TrackedCoroutine, Usage, choose_meter, end_owner, open_owner, track_tasks
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -54,10 +54,10 @@ async def neighbour(sleep: Sleep) -> None:
         await sleep(0.001)
 
 
-def driven(name: str, inner: Coroutine[Any, Any, None], usages: dict[str, Usage]) -> Driven[None]:
-    return Driven(
+def driven(name: str, inner: Coroutine[Any, Any, None], usages: dict[str, Usage]) -> TrackedCoroutine[None]:
+    return TrackedCoroutine(
         inner,
-        choose_meter("traced"),
+        choose_meter("tracemalloc"),
         name=name,
         kind="call",
         on_end=lambda owner, error: usages.__setitem__(name, owner.usage),
@@ -69,13 +69,13 @@ def check(usages: dict[str, Usage]) -> None:
         name: (near(peak), near(retained)) for name, (_, _, peak, retained) in JOBS.items()
     }
     assert {name: usage.note for name, usage in usages.items()} == dict.fromkeys(JOBS, "")
-    assert all(usage.exact and usage.meter == "traced" for usage in usages.values())
+    assert all(usage.exact and usage.meter == "tracemalloc" for usage in usages.values())
 
 
 @contextmanager
 def session() -> Iterator[None]:
     """Hold one tracemalloc session, as a program does that traces from its start."""
-    owner = open_owner("program", "scope", meter=choose_meter("traced"))
+    owner = open_owner("program", "scope", meter=choose_meter("tracemalloc"))
     try:
         yield
     finally:
@@ -165,13 +165,13 @@ def test_tasks_of_an_installed_loop_are_charged_with_their_own_bytes(run: Callab
     usages: dict[str, Usage] = {}
 
     async def followed(name: str, sleep: Sleep, store: list[bytearray]) -> None:
-        async with memory_scope(name, meter="traced") as scope:
+        async with memory_scope(name, meter="tracemalloc") as scope:
             await job(name, sleep, store)
         usages[name] = scope.usage
 
     async def main(sleep: Sleep) -> None:
         store: list[bytearray] = []
-        with install(meter="traced"):
+        with track_tasks(meter="tracemalloc"):
             await asyncio.gather(*(followed(name, sleep, store) for name in JOBS), neighbour(sleep))
 
     run(main)
@@ -185,7 +185,7 @@ def test_plain_scopes_in_bare_tasks_are_charged_with_their_own_bytes(run: Callab
     usages: dict[str, Usage] = {}
 
     async def scoped(name: str, sleep: Sleep, store: list[bytearray]) -> None:
-        async with memory_scope(name, meter="traced") as scope:
+        async with memory_scope(name, meter="tracemalloc") as scope:
             await job(name, sleep, store)
         usages[name] = scope.usage
 
@@ -200,10 +200,10 @@ def test_plain_scopes_in_bare_tasks_are_charged_with_their_own_bytes(run: Callab
 
 
 async def nested(name: str, sleep: Sleep, usages: dict[str, Usage]) -> None:
-    async with memory_scope(f"{name} outer", meter="traced") as outer:
+    async with memory_scope(f"{name} outer", meter="tracemalloc") as outer:
         kept = bytearray(10 * MB)
         await sleep(0.001)
-        async with memory_scope(f"{name} inner", meter="traced") as inner:
+        async with memory_scope(f"{name} inner", meter="tracemalloc") as inner:
             dropped = bytearray(20 * MB)
             await sleep(0.002)
             del dropped
@@ -231,7 +231,7 @@ def test_nested_scopes_add_up_under_drivers(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def main(sleep: Sleep) -> None:
-        with install(meter="traced"):
+        with track_tasks(meter="tracemalloc"):
             await _nested_beside_neighbour(sleep, usages)
 
     run(main)
@@ -273,7 +273,7 @@ class Owned:
         self._name = name
 
     async def __aenter__(self) -> Any:
-        self._owner = open_owner(self._name, "scope", meter=choose_meter("traced"))
+        self._owner = open_owner(self._name, "scope", meter=choose_meter("tracemalloc"))
         return self._owner
 
     async def __aexit__(self, *_: object) -> None:
@@ -311,7 +311,7 @@ def test_plain_scopes_on_trio_are_charged_with_their_own_bytes() -> None:
     usages: dict[str, Usage] = {}
 
     async def scoped(name: str, store: list[bytearray]) -> None:
-        async with memory_scope(name, meter="traced") as scope:
+        async with memory_scope(name, meter="tracemalloc") as scope:
             await job(name, sleep, store)
         usages[name] = scope.usage
 
@@ -329,7 +329,7 @@ def test_plain_scopes_on_trio_are_charged_with_their_own_bytes() -> None:
 
 
 async def pages(sleep: Sleep, peaks: list[int]) -> AsyncIterator[int]:
-    async with memory_scope("pages", meter="traced") as scope:
+    async with memory_scope("pages", meter="tracemalloc") as scope:
         for number in range(3):
             page = bytearray(2 * MB)
             await sleep(0.001)

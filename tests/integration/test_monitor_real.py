@@ -94,9 +94,9 @@ def test_a_hundred_forks_under_load_hang_nobody_and_children_watch_on():
             for _ in range(100):
                 child = os.fork()
                 if child == 0:
-                    assert monitor.statistics().beat == "none"
+                    assert monitor.statistics().mode == "none"
                     monitor.record("child", 0.1)
-                    assert monitor.statistics().beat == "thread"
+                    assert monitor.statistics().mode == "thread"
                     with monitor.admit("1 MiB"): pass
                     monitor.check()
                     os._exit(7)
@@ -128,10 +128,10 @@ def test_a_child_of_a_loop_has_no_beat_and_looks_on_operations():
                 await asyncio.sleep(0.05)
                 child = os.fork()
                 if child == 0:
-                    before = monitor.statistics().looks
+                    before = monitor.statistics().samples
                     monitor.record("child", 0.1)
                     statistics = monitor.statistics()
-                    os._exit(7 if statistics.beat == "none" and statistics.looks > before else 1)
+                    os._exit(7 if statistics.mode == "none" and statistics.samples > before else 1)
                 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         asyncio.run(main())
     """)
@@ -151,7 +151,7 @@ def test_without_address_space_for_a_stack_operations_go_on_looking():
         resource.setrlimit(resource.RLIMIT_AS, (virtual_bytes() + (64 << 20),) * 2)
         with monitor:
             monitor.record("job", 0.1)
-            print(monitor.statistics().beat, monitor.statistics().looks > 1)
+            print(monitor.statistics().mode, monitor.statistics().samples > 1)
     """)
 
     assert out.split() == ["none", "True"]
@@ -173,10 +173,10 @@ def test_without_descriptors_it_starts_looks_and_stops():
             async with monitor:
                 await asyncio.sleep(0.05)
                 monitor.record("job", 0.1)
-                print(monitor.statistics().beat)
+                print(monitor.statistics().mode)
             with monitor:
                 monitor.record("job", 0.1)
-                print(monitor.statistics().beat)
+                print(monitor.statistics().mode)
             [os.close(fd) for fd in kept]
         asyncio.run(main())
     """)

@@ -73,7 +73,7 @@ def load(size_bytes):
     from memtools.ledger import active_owner
     from memtools.monitor import monitors
     block = bytearray(b"x") * size_bytes
-    return len(block), active_owner().name, [monitor.statistics().beat for monitor in monitors()]
+    return len(block), active_owner().name, [monitor.statistics().mode for monitor in monitors()]
 """
 
 
@@ -111,7 +111,7 @@ import os
 
 def application(environ, start_response):
     from memtools.monitor import monitors
-    body = f"{os.getpid()} {[monitor.statistics().beat for monitor in monitors()]}".encode()
+    body = f"{os.getpid()} {[monitor.statistics().mode for monitor in monitors()]}".encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 """

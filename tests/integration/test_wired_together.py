@@ -22,11 +22,11 @@ from starlette.routing import Mount, Route
 
 from memtools import BoundedList, Component, Config, Level, MemoryMonitor, WeakCache, memory_scope
 from memtools.alerts import AlertRule, Alerts, EmailChannel, SlackChannel, WebhookChannel
-from memtools.cleanup import Ladder
+from memtools.cleanup import Reclaimer
 from memtools.events import LevelChanged, subscribe
 from memtools.exporters.prometheus import MemtoolsCollector
 from memtools.integrations import MemoryFilter, MemoryMiddleware
-from memtools.monitor import Gauges, monitors
+from memtools.monitor import MemorySource, monitors
 from memtools.readings import Headroom, Limit, LimitSource
 from memtools.reports import html_page, report
 
@@ -41,7 +41,7 @@ class Machine:
     def __init__(self) -> None:
         self.used = 100 * MIB
         self.now = 0.0
-        self.gauges = Gauges(
+        self.gauges = MemorySource(
             used=lambda: self.used,
             limit=lambda: Limit(1024 * MIB, LimitSource.USER),
             headroom=lambda: Headroom(None, LimitSource.UNKNOWN, (), None),
@@ -55,7 +55,7 @@ class Machine:
             monitor.check()
 
     def monitor(self, warning: str = "60%", critical: str = "80%") -> MemoryMonitor:
-        ladder = Ladder([], read=self.gauges.used)
+        ladder = Reclaimer([], read=self.gauges.used)
         return MemoryMonitor(
             warning, critical, gauges=self.gauges, ladder=ladder, pressure=False, cleanup_interval=0, name="wired"
         )
@@ -247,7 +247,7 @@ def test_a_hundred_forks_under_load_hang_neither_parent_nor_child() -> None:
             if child == 0:
                 faulthandler.dump_traceback_later(20)
                 use()
-                os._exit(7 if monitor.statistics().beat == "thread" else 1)
+                os._exit(7 if monitor.statistics().mode == "thread" else 1)
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 done, status = os.waitpid(child, os.WNOHANG)
@@ -277,9 +277,9 @@ def test_the_environment_alone_sets_up_monitor_and_alerts(machine: Machine) -> N
     environ = {"MEMTOOLS_WARNING": "30%", "MEMTOOLS_CRITICAL": "40%", "MEMTOOLS_SAMPLE_EVERY": "1"}
     pager = Pager()
     settings = Config.from_env(environ=environ).monitor()
-    ladder = Ladder([], read=machine.gauges.used)
+    ladder = Reclaimer([], read=machine.gauges.used)
     monitor = MemoryMonitor(**settings, gauges=machine.gauges, ladder=ladder, pressure=False)
-    rules = [AlertRule(level, notify="pager", about="memory") for level in ("warning", "critical")]
+    rules = [AlertRule(level, notify="pager", categories="memory") for level in ("warning", "critical")]
 
     with Alerts(rules, channels={"pager": pager}, monitor=monitor, drain=20):
         for used_mib in (350, 350, 450, 450):
@@ -330,7 +330,7 @@ def test_names_that_come_from_requests_are_cut_and_escaped_wherever_they_are_sho
     monitor = machine.monitor()
 
     with MemtoolsCollector(registry), Alerts([AlertRule("warning", notify="log")], monitor=monitor, drain=20):
-        with memory_scope(HOSTILE + "x" * 10_000, warn=1, budget="1 B", on_exceed="warn", meter="traced"):
+        with memory_scope(HOSTILE + "x" * 10_000, warn=1, budget="1 B", on_exceed="warn", meter="tracemalloc"):
             kept = bytearray(2 * MIB)
             monitor.record(HOSTILE, 0.1)
             told = monitor.report()

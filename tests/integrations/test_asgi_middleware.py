@@ -21,7 +21,7 @@ from memtools import ConfigError, Level, memory_scope
 from memtools.errors import BudgetExceeded
 from memtools.events import HighUsage, subscribe
 from memtools.integrations import UNMATCHED, MemoryMiddleware, MiddlewareStatistics
-from memtools.ledger import Entry, active_owner, forget_accounts, statistics
+from memtools.ledger import AccountStatistics, active_owner, forget_accounts, statistics
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def fresh_accounts() -> Iterator[None]:
     forget_accounts()
 
 
-def _accounts() -> dict[str, Entry]:
+def _accounts() -> dict[str, AccountStatistics]:
     return {entry.name: entry for entry in statistics().accounts}
 
 
@@ -87,7 +87,7 @@ def _fastapi() -> FastAPI:
     ],
 )
 async def test_a_request_is_named_by_its_route_in_starlette(path: str, label: str) -> None:
-    await _get(MemoryMiddleware(_starlette(), meter="resident"), path)
+    await _get(MemoryMiddleware(_starlette(), meter="rss"), path)
 
     assert list(_accounts()) == [label]
 
@@ -104,13 +104,13 @@ async def test_a_request_is_named_by_its_route_in_starlette(path: str, label: st
     ],
 )
 async def test_a_request_is_named_by_its_route_in_fastapi(path: str, label: str) -> None:
-    await _get(MemoryMiddleware(_fastapi(), meter="resident"), path)
+    await _get(MemoryMiddleware(_fastapi(), meter="rss"), path)
 
     assert list(_accounts()) == [label]
 
 
 async def test_the_servers_root_path_stands_in_front() -> None:
-    app = MemoryMiddleware(_starlette(), meter="resident")
+    app = MemoryMiddleware(_starlette(), meter="rss")
 
     await _get(app, "/proxy/orders/7", "/proxy/tenants/acme/orders/7", root_path="/proxy")
 
@@ -123,7 +123,7 @@ async def test_added_in_the_framework_and_behind_another_middleware_the_route_is
 
     app = _starlette()
     app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
-    app.add_middleware(MemoryMiddleware, meter="resident")
+    app.add_middleware(MemoryMiddleware, meter="rss")
     app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
 
     await _get(app, "/orders/7")
@@ -132,11 +132,11 @@ async def test_added_in_the_framework_and_behind_another_middleware_the_route_is
 
 
 async def test_a_thousand_different_paths_are_one_name() -> None:
-    app = MemoryMiddleware(_starlette(), meter="resident")
+    app = MemoryMiddleware(_starlette(), meter="rss")
 
     await _get(app, *(f"/orders/{number}" for number in range(50)), *(f"/x{number}" for number in range(50)))
 
-    assert {name: entry.entered for name, entry in _accounts().items()} == {"/orders/{id:int}": 50, UNMATCHED: 50}
+    assert {name: entry.started for name, entry in _accounts().items()} == {"/orders/{id:int}": 50, UNMATCHED: 50}
     assert app.statistics() == MiddlewareStatistics(requests=100, unmatched=50, refused=0)
 
 
@@ -154,7 +154,7 @@ async def test_requests_side_by_side_are_told_apart() -> None:
         gate.set()
         return PlainTextResponse(str(len(block)))
 
-    app = MemoryMiddleware(Starlette(routes=[Route("/big/{size}", hold), Route("/small", small)]), meter="traced")
+    app = MemoryMiddleware(Starlette(routes=[Route("/big/{size}", hold), Route("/small", small)]), meter="tracemalloc")
     await asyncio.gather(_get(app, "/big/20000000"), _get(app, "/small"))
 
     accounts = _accounts()
@@ -178,7 +178,7 @@ async def test_a_streamed_body_is_charged_to_its_request(spec_version: str) -> N
     async def spoken(scope: Any, receive: Any, send: Any) -> None:
         await app(scope | {"asgi": {"version": "3.0", "spec_version": spec_version}}, receive, send)
 
-    app = MemoryMiddleware(Starlette(routes=[Route("/stream", stream)]), meter="traced")
+    app = MemoryMiddleware(Starlette(routes=[Route("/stream", stream)]), meter="tracemalloc")
     (answer,) = await _get(spoken, "/stream")
 
     assert answer.text == "xxx"
@@ -193,7 +193,7 @@ async def test_a_background_task_is_charged_to_its_request() -> None:
     async def background(request: Request) -> Response:
         return PlainTextResponse("ok", background=BackgroundTask(later))
 
-    app = MemoryMiddleware(Starlette(routes=[Route("/background", background)]), meter="traced")
+    app = MemoryMiddleware(Starlette(routes=[Route("/background", background)]), meter="tracemalloc")
     await _get(app, "/background")
 
     assert _accounts()["/background"].peak_bytes >= 8_000_000
@@ -210,12 +210,16 @@ async def test_tasks_that_no_request_starts_are_left_alone_and_a_factory_goes_on
         await asyncio.create_task(_ok_app(scope, receive, send))
 
     asyncio.get_running_loop().set_task_factory(factory)
-    app = MemoryMiddleware(spawn, meter="traced")
+    app = MemoryMiddleware(spawn, meter="tracemalloc")
     await _get(app, "/a")
     await _get(app, "/b")
     await asyncio.create_task(asyncio.sleep(0))
 
-    assert [name for name in made if name in ("Driven", "coroutine")] == ["Driven", "Driven", "coroutine"]
+    assert [name for name in made if name in ("TrackedCoroutine", "coroutine")] == [
+        "TrackedCoroutine",
+        "TrackedCoroutine",
+        "coroutine",
+    ]
 
 
 async def _ok_app(scope: Any, receive: Any, send: Any) -> None:
@@ -225,10 +229,10 @@ async def _ok_app(scope: Any, receive: Any, send: Any) -> None:
 
 async def test_what_an_endpoint_opens_stands_below_its_route() -> None:
     async def order(request: Request) -> Response:
-        async with memory_scope("load", meter="resident"):
+        async with memory_scope("load", meter="rss"):
             return PlainTextResponse("ok")
 
-    await _get(MemoryMiddleware(Starlette(routes=[Route("/orders", order)]), meter="resident"), "/orders")
+    await _get(MemoryMiddleware(Starlette(routes=[Route("/orders", order)]), meter="rss"), "/orders")
 
     assert [child.name for child in _accounts()["/orders"].children] == ["load"]
 
@@ -237,7 +241,7 @@ async def test_a_failing_request_raises_as_without_us_and_counts_as_failed() -> 
     async def fail(request: Request) -> Response:
         raise KeyError("x")
 
-    app = MemoryMiddleware(Starlette(routes=[Route("/fail", fail)]), meter="resident")
+    app = MemoryMiddleware(Starlette(routes=[Route("/fail", fail)]), meter="rss")
     with pytest.raises(KeyError):
         await _get(app, "/fail")
     (answer,) = await _get(app, "/fail", raise_app_exceptions=False)
@@ -251,7 +255,7 @@ async def test_a_warning_names_the_route(caplog) -> None:
         return PlainTextResponse(str(len(bytearray(3_000_000))))
 
     heard: list[Any] = []
-    app = MemoryMiddleware(Starlette(routes=[Route("/big/{id}", big)]), warn="1 MB", meter="traced")
+    app = MemoryMiddleware(Starlette(routes=[Route("/big/{id}", big)]), warn="1 MB", meter="tracemalloc")
     with subscribe(heard.append), caplog.at_level(logging.WARNING):
         await _get(app, "/big/7")
 
@@ -265,7 +269,7 @@ async def test_a_request_over_its_budget_is_stopped_by_the_name_of_its_route() -
         await asyncio.sleep(0)
         return PlainTextResponse(str(len(block)))
 
-    app = MemoryMiddleware(Starlette(routes=[Route("/big/{id}", big)]), budget="1 MB", meter="traced")
+    app = MemoryMiddleware(Starlette(routes=[Route("/big/{id}", big)]), budget="1 MB", meter="tracemalloc")
     with pytest.raises(BudgetExceeded, match=r"/big/\{id\} used"):
         await _get(app, "/big/7")
     (answer,) = await _get(app, "/big/7", raise_app_exceptions=False)
@@ -279,7 +283,7 @@ class ScriptedMonitor:
 
 async def test_requests_are_turned_away_while_memory_is_critical_and_only_then() -> None:
     monitor = ScriptedMonitor()
-    app = MemoryMiddleware(_starlette(), monitor=monitor, retry_after=7, spare=("/orders/1",), meter="resident")
+    app = MemoryMiddleware(_starlette(), monitor=monitor, retry_after=7, spare=("/orders/1",), meter="rss")
 
     codes = []
     for monitor.level in (Level.WARNING, Level.CRITICAL, Level.NORMAL):
@@ -336,8 +340,8 @@ async def test_a_real_lifespan_runs() -> None:
 
 
 async def test_a_label_of_ones_own_is_cut_escaped_and_may_fail(caplog) -> None:
-    app = MemoryMiddleware(_ok_app, label=lambda scope: scope["path"] + "\n" + "x" * 1000, meter="resident")
-    broken = MemoryMiddleware(_ok_app, label=lambda scope: scope["missing"], meter="resident")
+    app = MemoryMiddleware(_ok_app, label=lambda scope: scope["path"] + "\n" + "x" * 1000, meter="rss")
+    broken = MemoryMiddleware(_ok_app, label=lambda scope: scope["missing"], meter="rss")
 
     await _get(app, "/a")
     await _get(broken, "/b", "/c")
@@ -345,7 +349,7 @@ async def test_a_label_of_ones_own_is_cut_escaped_and_may_fail(caplog) -> None:
     name = next(name for name in _accounts() if name != UNMATCHED)
     assert name.startswith("/a\\nxx")
     assert len(name) <= 202
-    assert _accounts()[UNMATCHED].entered == 2
+    assert _accounts()[UNMATCHED].started == 2
     assert len([line for line in caplog.messages if "failed" in line]) == 1
 
 

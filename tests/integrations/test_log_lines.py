@@ -37,9 +37,9 @@ def _lines(stream: io.StringIO) -> list[list[str]]:
 def test_a_line_says_how_much_is_resident_and_whose_turn_it_is(stream) -> None:
     log = logging.getLogger("tests.log_lines")
     log.warning("outside")
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         log.warning("inside")
-        with memory_scope("parse", meter="resident"):
+        with memory_scope("parse", meter="rss"):
             log.warning("deeper")
     log.warning("after")
 
@@ -56,7 +56,7 @@ async def test_each_task_says_its_own(stream) -> None:
     log = logging.getLogger("tests.log_lines")
 
     async def work(name: str) -> None:
-        async with memory_scope(name, meter="resident"):
+        async with memory_scope(name, meter="rss"):
             await asyncio.sleep(0)
             log.warning("%s", name)
 
@@ -66,7 +66,7 @@ async def test_each_task_says_its_own(stream) -> None:
 
 
 def test_a_name_with_line_breaks_ends_no_line(stream) -> None:
-    with memory_scope("a\nERROR forged\u2028" + "x" * 1000, meter="resident"):
+    with memory_scope("a\nERROR forged\u2028" + "x" * 1000, meter="rss"):
         logging.getLogger("tests.log_lines").warning("inside")
 
     ((message, _, scope),) = _lines(stream)
@@ -99,7 +99,7 @@ def test_an_event_of_structlog_says_the_same() -> None:
         structlog.PrintLogger(stream), processors=[add_memory, structlog.processors.JSONRenderer()]
     )
 
-    with memory_scope("import", meter="resident"):
+    with memory_scope("import", meter="rss"):
         log.info("started", rows=3)
 
     event = json.loads(stream.getvalue())

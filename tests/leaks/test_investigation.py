@@ -10,8 +10,8 @@ import pytest
 
 from memtools.analysis import LeakKind, LeakVerdict, Leftover
 from memtools.errors import ConfigError
-from memtools.heap import Answer, Census, Way, census
-from memtools.heap import Growing as Grown
+from memtools.heap import Census, ReferrerPath, WhyAlive, heap_census
+from memtools.heap import HeapGrowth as Grown
 from memtools.leaks import Diagnosis, Leak, investigate, investigate_async
 from memtools.leaks._diagnosis import make_diagnosis
 from memtools.leaks._investigate import steps
@@ -54,7 +54,7 @@ def investigate_scripted(investigation: Investigation, orders: dict[int, Any]) -
         finish(investigation.count())
         for _ in range(60):
             investigation.sample()
-    finish(investigation.climb())
+    finish(investigation.reclaim())
 
 
 def test_what_grows_is_named_with_its_rate_and_its_holder(desk: dict[int, Item]) -> None:
@@ -100,7 +100,7 @@ def test_what_was_found_earlier_outlives_what_an_ending_program_drops(desk: dict
     desk.clear()
     gc.collect()
     finish(investigation.count())
-    finish(investigation.climb())
+    finish(investigation.reclaim())
 
     assert "Desk.orders" in str(investigation.diagnosis())
 
@@ -116,7 +116,7 @@ def test_a_process_that_does_not_grow_gets_one_line_with_the_reason(desk: dict[i
 
 def test_samples_and_counts_add_hardly_a_block_to_what_they_count() -> None:
     samples, counts, names = Samples(), list[PackedCensus](), Names()
-    counts.append(PackedCensus(census(), names))
+    counts.append(PackedCensus(heap_census(), names))
     for _ in range(3_000):
         samples.add(take_counters())
     gc.collect()
@@ -124,7 +124,7 @@ def test_samples_and_counts_add_hardly_a_block_to_what_they_count() -> None:
 
     for _ in range(3_000):
         samples.add(take_counters())
-    counts.append(PackedCensus(census(), names))
+    counts.append(PackedCensus(heap_census(), names))
     gc.collect()
 
     assert take_counters().blocks - before < 60
@@ -146,7 +146,7 @@ def test_samples_are_thinned_out_by_their_floors() -> None:
 
 
 def test_a_packed_count_is_the_count() -> None:
-    counted = census()
+    counted = heap_census()
 
     unpacked = PackedCensus(counted, Names()).unpack()
 
@@ -190,21 +190,21 @@ def test_the_heap_is_counted_three_times_and_climbed_at_the_end() -> None:
 @pytest.mark.parametrize("seconds", [5.9, -1, float("nan"), "20"])
 async def test_too_short_a_time_is_refused(seconds: Any) -> None:
     with pytest.raises(ConfigError, match="seconds"):
-        investigate(seconds=seconds)
+        investigate(duration=seconds)
     with pytest.raises(ConfigError, match="seconds"):
-        await investigate_async(seconds=seconds)
+        await investigate_async(duration=seconds)
 
 
 def test_an_investigation_that_has_to_end_ends() -> None:
-    diagnosis = investigate(seconds=3_600, wait=lambda _: True)
+    diagnosis = investigate(duration=3_600, wait=lambda _: True)
 
     assert diagnosis.lines()[0].startswith("no leak: ")
     assert "too few" in diagnosis.lines()[0]
 
 
-def _answer(root: str, *, is_rooted: bool = True, filling: str = "") -> Answer:
-    way = Way(("list", root), 1, is_rooted, "drop it", filling)
-    return Answer("dict", 700, "'a': int", (way,), Grown("dict", 100, 700, 30.0, 12))
+def _answer(root: str, *, is_rooted: bool = True, filling: str = "") -> WhyAlive:
+    way = ReferrerPath(("list", root), 1, is_rooted, "drop it", filling)
+    return WhyAlive("dict", 700, "'a': int", (way,), Grown("dict", 100, 700, 30.0, 12))
 
 
 def test_a_leak_reads_in_one_line() -> None:

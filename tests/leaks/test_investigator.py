@@ -12,7 +12,7 @@ import pytest
 
 from memtools.analysis import LeakKind, LeakVerdict
 from memtools.errors import ConfigError
-from memtools.leaks import Alongside, Diagnosis, Investigator, Leak
+from memtools.leaks import BackgroundInvestigation, Diagnosis, Investigator, Leak
 from memtools.leaks._investigate import log_diagnosis
 
 QUIET = Diagnosis(LeakVerdict(LeakKind.NONE, 0.0, 0.0, 15.0, "nothing grows"), ())
@@ -29,11 +29,11 @@ class Desk:
 
     def __init__(self) -> None:
         self.told: list[Diagnosis] = []
-        self.looks = 0
+        self.samples = 0
         self.has_answer = threading.Event()
 
     def look(self, *, seconds: float, wait: Callable[[float], object]) -> Diagnosis:
-        self.looks += 1
+        self.samples += 1
         return LEAKS
 
     def tell(self, diagnosis: Diagnosis) -> None:
@@ -59,14 +59,14 @@ def test_who_asks_again_too_early_is_not_heard() -> None:
         for _ in range(5):
             leaks.ask()
             _until_heard(leaks)
-        assert desk.looks == 1
+        assert desk.samples == 1
 
         now = 701.0
         desk.has_answer.clear()
         leaks.ask()
         assert desk.has_answer.wait(PATIENCE_S)
 
-    assert desk.looks == 2
+    assert desk.samples == 2
 
 
 def _until_heard(leaks: Investigator) -> None:
@@ -162,7 +162,7 @@ def test_times_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_who_looks_on_beside_a_program_is_no_thread_of_its_and_ends() -> None:
     before = threading.enumerate()
-    alongside = Alongside()
+    alongside = BackgroundInvestigation()
 
     alongside.start()
     during = threading.enumerate()

@@ -1,4 +1,4 @@
-"""What tests of the ledger start from: the traced meter, a session that outlasts single scopes, empty accounts.
+"""What tests of the ledger start from: the tracemalloc meter, a session that outlasts single scopes, empty accounts.
 
 The tests in `test_ledger_*.py` run twice: as they stand, and with the native meter in the traced one's place, which has
 to keep the same promises. Those that are about what tracemalloc cannot know run once.
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from memtools.ledger import Entry, Meter, choose_meter, forget_accounts, native_reason, statistics
+from memtools.ledger import AccountStatistics, Meter, choose_meter, forget_accounts, native_reason, statistics
 from memtools.ledger.meters import _choose
 
 _THREADS = "tracemalloc cannot tell threads apart"
@@ -39,19 +39,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not metafunc.module.__name__.rpartition(".")[2].startswith("test_ledger_"):
         return
     is_for_both = not native_reason() and metafunc.definition.originalname not in TRACED_ONLY
-    metafunc.parametrize("in_its_place", ["traced", "native"] if is_for_both else ["traced"], indirect=True)
+    metafunc.parametrize("in_its_place", ["tracemalloc", "native"] if is_for_both else ["tracemalloc"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def in_its_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the meter of that name answer to `"traced"`."""
-    if getattr(request, "param", "traced") == "native":
-        monkeypatch.setitem(_choose._made, "traced", choose_meter("native"))
+    """Have the meter of that name answer to `"tracemalloc"`."""
+    if getattr(request, "param", "tracemalloc") == "native":
+        monkeypatch.setitem(_choose._made, "tracemalloc", choose_meter("native"))
 
 
 @pytest.fixture
 def traced(in_its_place: None) -> Meter:
-    return choose_meter("traced")
+    return choose_meter("tracemalloc")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def accounts() -> Iterator["Accounts"]:
 
 
 class Accounts:
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> AccountStatistics:
         return {entry.name: entry for entry in statistics().accounts}[name]
 
     def names(self) -> list[str]:

@@ -10,14 +10,14 @@ import pytest
 
 from memtools.errors import BudgetExceeded
 from memtools.events import BudgetOverrun, subscribe
-from memtools.ledger import Budget, Driven, Meter, OnExceed, Owner, choose_meter
+from memtools.ledger import Budget, Meter, OnExceed, Owner, TrackedCoroutine, choose_meter
 
 MB = 1_000_000
 
 
-def budgeted(inner: Coroutine[Any, Any, Any], name: str, limit: int, **options: Any) -> Driven[Any]:
-    meter = choose_meter(options.pop("meter", "traced"))
-    return Driven(inner, meter, name=name, kind="call", budget=Budget(limit, **options))
+def budgeted(inner: Coroutine[Any, Any, Any], name: str, limit: int, **options: Any) -> TrackedCoroutine[Any]:
+    meter = choose_meter(options.pop("meter", "tracemalloc"))
+    return TrackedCoroutine(inner, meter, name=name, kind="call", budget=Budget(limit, **options))
 
 
 def fresh_pages() -> mmap.mmap:
@@ -33,11 +33,11 @@ async def grows(store: list[Any], steps: int = 20, make: Callable[[], object] = 
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("meter", ["traced", "resident"])
+@pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
 async def test_a_call_over_its_budget_is_stopped_at_its_next_step(meter: str) -> None:
     store: list[bytearray] = []
-    limit = 5 * MB if meter == "traced" else 60 * MB
-    work = grows(store, 300) if meter == "traced" else grows(store, 300, fresh_pages)
+    limit = 5 * MB if meter == "tracemalloc" else 60 * MB
+    work = grows(store, 300) if meter == "tracemalloc" else grows(store, 300, fresh_pages)
     owners: list[Owner] = []
     driver = budgeted(work, "report", limit, meter=meter)
     driver.on_end = lambda owner, _: owners.append(owner)
@@ -76,10 +76,10 @@ async def test_a_neighbour_is_not_stopped_for_a_resident_budget_of_another_task(
             await asyncio.sleep(0)
         return "done"
 
-    meter = choose_meter("resident")
+    meter = choose_meter("rss")
     greedy, other = await asyncio.gather(
-        budgeted(grows(store, 300, fresh_pages), "greedy", 60 * MB, meter="resident"),
-        Driven(modest(), meter, name="modest"),
+        budgeted(grows(store, 300, fresh_pages), "greedy", 60 * MB, meter="rss"),
+        TrackedCoroutine(modest(), meter, name="modest"),
         return_exceptions=True,
     )
 
@@ -129,7 +129,7 @@ async def test_the_budget_of_a_parent_holds_for_its_children(session: Meter) -> 
     async def parent() -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(3):
-                group.create_task(Driven(grows(store), session, name="child"))
+                group.create_task(TrackedCoroutine(grows(store), session, name="child"))
 
     with pytest.raises(ExceptionGroup) as caught:
         await budgeted(parent(), "parent", 9 * MB)

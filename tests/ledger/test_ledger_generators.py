@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from memtools.ledger import Meter, active_owner, end_owner, open_owner
-from memtools.scopes import Plan, generate, generate_async, memory_scope
+from memtools.scopes import CallOptions, generate, generate_async, memory_scope
 
 MB = 1_000_000
 FOLLOWS_FRAMES = pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with Python 3.12")
@@ -34,13 +34,13 @@ async def async_numbers(store: list[bytearray]) -> AsyncGenerator[int, None]:
 
 
 def scoped_numbers(store: list[bytearray], found: list[memory_scope]) -> Iterator[int]:
-    with memory_scope("scoped", meter="traced") as scope:
+    with memory_scope("scoped", meter="tracemalloc") as scope:
         found.append(scope)
         yield from numbers(store)
 
 
 async def scoped_async_numbers(store: list[bytearray], found: list[memory_scope]) -> AsyncIterator[int]:
-    async with memory_scope("scoped", meter="traced") as scope:
+    async with memory_scope("scoped", meter="tracemalloc") as scope:
         found.append(scope)
         async with aclosing(async_numbers(store)) as inner:
             async for number in inner:
@@ -51,7 +51,7 @@ def test_a_decorated_generator_is_charged_without_its_consumer(session: Meter, a
     made: list[bytearray] = []
     consumed: list[bytearray] = []
 
-    for _ in generate(Plan("numbers", "call", session), numbers(made)):
+    for _ in generate(CallOptions("numbers", "call", session), numbers(made)):
         assert active_owner() is None
         consumed.append(bytearray(10 * MB))
 
@@ -71,7 +71,7 @@ async def test_a_decorated_asynchronous_generator_is_charged_without_consumer_an
             await asyncio.sleep(0.0005)
 
     async def consumer() -> None:
-        async for _ in generate_async(Plan("numbers", "call", session), async_numbers(made)):
+        async for _ in generate_async(CallOptions("numbers", "call", session), async_numbers(made)):
             assert active_owner() is None
             others.append(bytearray(10 * MB))
 

@@ -1,4 +1,4 @@
-"""`install()`: every task of a loop has an account, whoever creates it and whatever factory is there."""
+"""`track_tasks()`: every task of a loop has an account, whoever creates it and whatever factory is there."""
 
 import asyncio
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.ledger import Driven, install, open_owners
+from memtools.ledger import TrackedCoroutine, open_owners, track_tasks
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -40,7 +40,7 @@ def test_tasks_are_called_by_their_name_or_by_their_coroutine(run: Callable[...,
     store: list[bytearray] = []
 
     async def main() -> None:
-        with install(meter="traced"):
+        with track_tasks(meter="tracemalloc"):
             await asyncio.gather(
                 asyncio.create_task(works(store, 3 * MB), name="import 7"),
                 asyncio.create_task(works(store, MB)),
@@ -51,14 +51,14 @@ def test_tasks_are_called_by_their_name_or_by_their_coroutine(run: Callable[...,
 
     assert sorted(accounts.names()) == ["import 7", "works"]
     assert accounts["import 7"].retained_bytes == pytest.approx(3 * MB, rel=0.02)
-    assert (accounts["works"].entered, accounts["works"].kind) == (2, "task")
+    assert (accounts["works"].started, accounts["works"].kind) == (2, "task")
 
 
 def test_task_groups_and_gather_are_followed(run: Callable[..., Any], accounts: Any) -> None:
     store: list[bytearray] = []
 
     async def main() -> None:
-        with install(meter="traced"):
+        with track_tasks(meter="tracemalloc"):
             async with asyncio.TaskGroup() as group:
                 group.create_task(works(store, MB), name="grouped")
             await asyncio.gather(works(store, MB))
@@ -72,7 +72,7 @@ def test_closing_restores_the_loop(run: Callable[..., Any]) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         before = (loop.get_task_factory(), loop.run_in_executor)
-        installation = install(loop, meter="traced")
+        installation = track_tasks(loop, meter="tracemalloc")
         assert "active" in repr(installation)
 
         installation.close()
@@ -88,7 +88,7 @@ def test_closing_while_tasks_run_leaves_them_followed(run: Callable[..., Any], a
     store: list[bytearray] = []
 
     async def main() -> None:
-        with install(meter="traced"):
+        with track_tasks(meter="tracemalloc"):
             task = asyncio.create_task(works(store, 5 * MB), name="outlives")
             await asyncio.sleep(0)
         bare = asyncio.create_task(works(store, 7 * MB), name="bare")
@@ -110,17 +110,17 @@ async def test_a_factory_that_is_there_goes_on_making_the_tasks() -> None:
 
     loop = asyncio.get_running_loop()
     loop.set_task_factory(factory)
-    with install(meter="traced"):
+    with track_tasks(meter="tracemalloc"):
         await asyncio.create_task(works([], MB))
     factory_after = loop.get_task_factory()
 
-    assert [type(coro) for coro in made] == [Driven]
+    assert [type(coro) for coro in made] == [TrackedCoroutine]
     assert factory_after is factory
 
 
 async def test_a_factory_that_was_set_later_is_left_alone_and_not_followed_after_closing(accounts: Any) -> None:
     loop = asyncio.get_running_loop()
-    installation = install(meter="traced")
+    installation = track_tasks(meter="tracemalloc")
     ours: Any = loop.get_task_factory()
 
     def later(loop: Any, coro: Any, **options: Any) -> Any:
@@ -152,7 +152,7 @@ async def test_eager_tasks_are_followed_from_their_first_step(accounts: Any) -> 
         store.append(bytearray(MB))
         await task
 
-    with install(meter="traced"):
+    with track_tasks(meter="tracemalloc"):
         await asyncio.create_task(parent())
 
     (child,) = accounts["parent" if "parent" in accounts.names() else accounts.names()[0]].children
@@ -160,30 +160,30 @@ async def test_eager_tasks_are_followed_from_their_first_step(accounts: Any) -> 
 
 
 async def test_installing_twice_is_refused() -> None:
-    with install(meter="traced"), pytest.raises(ConfigError, match="installed on already"):
-        install(meter="traced")
+    with track_tasks(meter="tracemalloc"), pytest.raises(ConfigError, match="installed on already"):
+        track_tasks(meter="tracemalloc")
 
 
 def test_installing_without_a_loop_is_refused() -> None:
     with pytest.raises(ConfigError, match="loop"):
-        install()
+        track_tasks()
 
 
 async def test_an_unknown_meter_is_refused() -> None:
     with pytest.raises(ConfigError, match="meter"):
-        install(meter="tracked")
+        track_tasks(meter="tracked")
 
 
 async def test_what_is_no_coroutine_is_refused_by_the_task_itself() -> None:
-    with install(meter="traced"), pytest.raises(TypeError, match="coroutine was expected"):
+    with track_tasks(meter="tracemalloc"), pytest.raises(TypeError, match="coroutine was expected"):
         asyncio.get_running_loop().create_task(42)  # type: ignore[arg-type]  # on purpose
 
 
 async def test_a_driver_is_not_driven_twice(accounts: Any) -> None:
     from memtools.ledger import choose_meter
 
-    with install(meter="traced"):
-        await asyncio.create_task(Driven(works([], MB), choose_meter("traced"), name="once"))
+    with track_tasks(meter="tracemalloc"):
+        await asyncio.create_task(TrackedCoroutine(works([], MB), choose_meter("tracemalloc"), name="once"))
 
     assert accounts.names() == ["once"]
     assert accounts["once"].children == ()
@@ -191,10 +191,10 @@ async def test_a_driver_is_not_driven_twice(accounts: Any) -> None:
 
 async def test_scopes_inside_a_followed_task_hang_below_it(accounts: Any) -> None:
     async def call() -> None:
-        async with memory_scope("inside", meter="traced"):
+        async with memory_scope("inside", meter="tracemalloc"):
             await asyncio.sleep(0)
 
-    with install(meter="traced"):
+    with track_tasks(meter="tracemalloc"):
         await asyncio.create_task(call(), name="task")
 
     assert [child.name for child in accounts["task"].children] == ["inside"]

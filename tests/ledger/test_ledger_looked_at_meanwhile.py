@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from memtools.ledger import native_reason, open_owners, statistics, usage_of
+from memtools.ledger import current_usage, native_reason, open_owners, statistics
 from memtools.scopes import memory_scope
 
-METERS = ["resident", "traced", *([] if native_reason() else ["native"])]
+METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]
 
 
 @pytest.mark.parametrize("meter", METERS)
@@ -29,7 +29,7 @@ def test_owners_may_be_opened_and_ended_while_another_thread_asks(meter: str) ->
         asked = 0
         while asked < 50:
             assert statistics().open_owners <= 4
-            asked += len([usage_of(owner) for owner in open_owners()])
+            asked += len([current_usage(owner) for owner in open_owners()])
     finally:
         enough.set()
         sys.setswitchinterval(before)

@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 
 from memtools.ledger import (
-    Driven,
     Meter,
     Owner,
-    carry,
+    TrackedCoroutine,
+    bind_to_current,
     choose_meter,
     end_owner,
-    install,
     native_reason,
     open_owner,
+    track_tasks,
 )
 from memtools.scopes import memory_scope
 
@@ -39,7 +39,7 @@ def near(truth: int) -> Any:
 
 
 def scope(name: str) -> memory_scope:
-    return memory_scope(name, meter="traced")
+    return memory_scope(name, meter="tracemalloc")
 
 
 def sixty(store: list[bytearray]) -> None:
@@ -84,7 +84,7 @@ async def test_a_thread_that_works_for_a_task_is_charged_to_it_and_not_to_a_byst
         done.set()
         return opened
 
-    with install(meter="traced"):
+    with track_tasks(meter="tracemalloc"):
         task, bystander = asyncio.create_task(works()), asyncio.create_task(short_steps(done))
         charged, innocent = await task, await bystander
     await asyncio.get_running_loop().shutdown_default_executor()
@@ -99,7 +99,7 @@ def test_a_carried_function_is_charged_to_the_owner_it_comes_from(session: Meter
     store: list[bytearray] = []
 
     with scope("sender") as opened:
-        thread = threading.Thread(target=carry(functools.partial(sixty, store)))
+        thread = threading.Thread(target=bind_to_current(functools.partial(sixty, store)))
         thread.start()
         thread.join()
 
@@ -114,7 +114,7 @@ def test_a_scope_inside_a_carried_function_is_a_child_of_the_sender(session: Met
             inside.append(opened)
 
     with scope("sender") as sender:
-        thread = threading.Thread(target=carry(work))
+        thread = threading.Thread(target=bind_to_current(work))
         thread.start()
         thread.join()
 
@@ -122,7 +122,7 @@ def test_a_scope_inside_a_carried_function_is_a_child_of_the_sender(session: Met
 
 
 def test_carrying_without_an_owner_is_the_function_itself() -> None:
-    assert carry(sixty) is sixty
+    assert bind_to_current(sixty) is sixty
 
 
 def test_a_carried_function_names_itself_and_passes_its_exception(session: Meter) -> None:
@@ -130,7 +130,7 @@ def test_a_carried_function_names_itself_and_passes_its_exception(session: Meter
         raise LookupError("mine")
 
     with scope("sender"):
-        carried = carry(fails)
+        carried = bind_to_current(fails)
 
     assert "fails" in repr(carried)
     with pytest.raises(LookupError, match="mine"):
@@ -149,7 +149,7 @@ async def test_process_pools_get_the_function_as_it_is() -> None:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return await loop.run_in_executor(pool, abs, -3)
 
-    with install(meter="traced"):
+    with track_tasks(meter="tracemalloc"):
         assert await asyncio.create_task(works()) == 3
 
 
@@ -247,7 +247,7 @@ async def test_a_collection_in_an_innocent_step_does_not_credit_it(session: Mete
         owners[owner.name] = owner
 
     await asyncio.gather(
-        *(Driven(each(), session, name=each.__name__, on_end=keep) for each in (guilty, innocent)),
+        *(TrackedCoroutine(each(), session, name=each.__name__, on_end=keep) for each in (guilty, innocent)),
     )
 
     usage = owners["innocent"].usage
@@ -413,9 +413,9 @@ def test_an_owner_ended_in_another_thread_is_not_exact(session: Meter) -> None:
 def test_meters_are_chosen_by_name_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     from memtools.errors import ConfigError
 
-    assert choose_meter().name == ("resident" if native_reason() else "native")
-    monkeypatch.setenv("MEMTOOLS_METER", "traced")
-    assert choose_meter().name == "traced"
+    assert choose_meter().name == ("rss" if native_reason() else "native")
+    monkeypatch.setenv("MEMTOOLS_METER", "tracemalloc")
+    assert choose_meter().name == "tracemalloc"
     monkeypatch.setenv("MEMTOOLS_METER", "tracd")
     with pytest.raises(ConfigError, match="MEMTOOLS_METER"):
         choose_meter()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Driven, Meter, Owner, active_owner, end_owner, open_owner, open_owners, statistics
+from memtools.ledger import Meter, Owner, TrackedCoroutine, active_owner, end_owner, open_owner, open_owners, statistics
 from memtools.ledger import _frames as frames
 from memtools.ledger._owner import MAX_NAME_LENGTH, MAX_NAMES, OTHER
 from memtools.scopes import memory_scope
@@ -24,7 +24,7 @@ def near(truth: int) -> Any:
 
 
 def scope(name: str, **options: Any) -> memory_scope:
-    return memory_scope(name, meter="traced", **options)
+    return memory_scope(name, meter="tracemalloc", **options)
 
 
 @contextlib.contextmanager
@@ -127,7 +127,9 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
             await asyncio.sleep(0.0005)
 
     inner = call()
-    await asyncio.gather(Driven(inner, session, name="call", kind="call") if is_driven else inner, neighbour())
+    await asyncio.gather(
+        TrackedCoroutine(inner, session, name="call", kind="call") if is_driven else inner, neighbour()
+    )
 
     assert [opened.usage.retained_bytes for opened in found] == [near(3 * MB)] * 3
     assert [opened.usage.note for opened in found] == [""] * 3
@@ -256,7 +258,7 @@ def test_recursion_five_hundred_deep_is_one_account(session: Meter, accounts: An
     descend(499)
 
     entry = accounts["descend"]
-    assert (entry.entered, entry.active, entry.children) == (500, 0, ())
+    assert (entry.started, entry.active, entry.children) == (500, 0, ())
 
 
 def test_ten_thousand_names_are_bounded(accounts: Any) -> None:
@@ -265,7 +267,7 @@ def test_ten_thousand_names_are_bounded(accounts: Any) -> None:
 
     names = accounts.names()
     assert len(names) == MAX_NAMES + 1
-    assert accounts[OTHER].entered == 10_000 - MAX_NAMES
+    assert accounts[OTHER].started == 10_000 - MAX_NAMES
 
 
 def test_names_that_nest_without_bound_are_bounded(accounts: Any) -> None:
@@ -291,7 +293,7 @@ def test_names_are_cut(accounts: Any) -> None:
 
 
 def test_resident_scopes_say_that_they_are_process_wide() -> None:
-    with memory_scope("resident", meter="resident") as opened:
+    with memory_scope("rss", meter="rss") as opened:
         # Touched, so that it is resident; too large for memory that the allocator has kept from before.
         block = bytes(80 * MB).replace(b"\0", b"x")
 
@@ -322,17 +324,17 @@ def test_no_exception_and_no_frame_is_pinned(session: Meter) -> None:
         await asyncio.sleep(60)
 
     async def main() -> None:
-        task = asyncio.ensure_future(Driven(fails(), session, name="fails"))
+        task = asyncio.ensure_future(TrackedCoroutine(fails(), session, name="fails"))
         with contextlib.suppress(Failed):
             await task
         del task
-        task = asyncio.ensure_future(Driven(times_out(), session, name="times out"))
+        task = asyncio.ensure_future(TrackedCoroutine(times_out(), session, name="times out"))
         await asyncio.sleep(0)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
         del task
-        closed = Driven(fails(), session, name="closed")
+        closed = TrackedCoroutine(fails(), session, name="closed")
         closed.send(None)
         closed.close()
         del closed
@@ -357,10 +359,12 @@ def test_owners_and_drivers_are_freed_without_the_collector(session: Meter) -> N
             await asyncio.sleep(0)
 
     owners: list[weakref.ref[Owner]] = []
-    drivers: list[weakref.ref[Driven[None]]] = []
+    drivers: list[weakref.ref[TrackedCoroutine[None]]] = []
 
     async def main() -> None:
-        driver = Driven(call(), session, name="call", on_end=lambda owner, _: owners.append(weakref.ref(owner)))
+        driver = TrackedCoroutine(
+            call(), session, name="call", on_end=lambda owner, _: owners.append(weakref.ref(owner))
+        )
         drivers.append(weakref.ref(driver))
         await asyncio.ensure_future(driver)
 
@@ -382,7 +386,7 @@ async def test_a_pending_task_that_is_dropped_with_its_loop_does_not_stay_open(s
     async def waits() -> None:
         await asyncio.sleep(0)
 
-    driver = Driven(waits(), session, name="waits")
+    driver = TrackedCoroutine(waits(), session, name="waits")
     driver.send(None)
     assert [owner.name for owner in open_owners()] == ["waits"]
 
@@ -407,16 +411,16 @@ async def test_a_chain_of_ten_thousand_tasks_keeps_none_of_the_links(session: Me
         if number == 10_000:
             done.set_result(most)
             return
-        task = asyncio.ensure_future(Driven(link(number + 1), session, name="link"))
+        task = asyncio.ensure_future(TrackedCoroutine(link(number + 1), session, name="link"))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         await asyncio.sleep(0)
 
-    await Driven(link(0), session, name="link")
+    await TrackedCoroutine(link(0), session, name="link")
 
     assert await done < 50
     await asyncio.sleep(0.01)
-    assert accounts["link"].entered == 10_001
+    assert accounts["link"].started == 10_001
 
 
 def test_a_name_cannot_forge_a_line_of_a_log(session: Meter) -> None:

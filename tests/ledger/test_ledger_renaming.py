@@ -7,7 +7,7 @@ from memtools.ledger import forget_accounts, native_reason, rename_owner, statis
 from memtools.ledger._owner import MAX_NAMES
 from memtools.scopes import memory_scope
 
-METERS = ["resident", "traced", *([] if native_reason() else ["native"])]
+METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]
 
 
 @pytest.fixture(autouse=True)
@@ -31,31 +31,31 @@ def test_a_renamed_owner_counts_under_its_new_name_from_its_beginning(meter: str
 
     after = _accounts()
     assert set(during) == set(after) == {"/orders/{id}"}
-    assert (during["/orders/{id}"].entered, during["/orders/{id}"].active) == (1, 1)
-    assert (after["/orders/{id}"].entered, after["/orders/{id}"].active) == (1, 0)
+    assert (during["/orders/{id}"].started, during["/orders/{id}"].active) == (1, 1)
+    assert (after["/orders/{id}"].started, after["/orders/{id}"].active) == (1, 0)
     assert scope.usage.name == "/orders/{id}"
     assert [event.path for event in heard if isinstance(event, ScopeEnded)] == [("/orders/{id}",)]
-    if meter != "resident":
+    if meter != "rss":
         assert after["/orders/{id}"].peak_bytes >= len(kept)
 
 
 def test_others_of_the_old_name_stay_where_they_are() -> None:
-    with memory_scope("request", meter="resident"):
+    with memory_scope("request", meter="rss"):
         pass
-    with memory_scope("request", meter="resident"), memory_scope("request", meter="resident") as scope:
+    with memory_scope("request", meter="rss"), memory_scope("request", meter="rss") as scope:
         rename_owner(scope.owner, "/orders")
 
     accounts = _accounts()
-    assert accounts["request"].entered == 2
+    assert accounts["request"].started == 2
     assert accounts["request"].active == 0
 
 
 def test_what_was_opened_below_it_before_stays_and_what_comes_later_goes_along() -> None:
-    with memory_scope("request", meter="resident") as scope:
-        with memory_scope("before", meter="resident"):
+    with memory_scope("request", meter="rss") as scope:
+        with memory_scope("before", meter="rss"):
             pass
         rename_owner(scope.owner, "/orders")
-        with memory_scope("after", meter="resident"):
+        with memory_scope("after", meter="rss"):
             pass
 
     accounts = _accounts()
@@ -65,17 +65,17 @@ def test_what_was_opened_below_it_before_stays_and_what_comes_later_goes_along()
 
 def test_a_thousand_renamed_owners_leave_no_account_of_the_old_name() -> None:
     for number in range(1000):
-        with memory_scope("request", meter="resident") as scope:
+        with memory_scope("request", meter="rss") as scope:
             rename_owner(scope.owner, f"/{number % 300}")
 
     accounts = _accounts()
     assert "request" not in accounts
     assert MAX_NAMES <= len(accounts) <= MAX_NAMES + 1
-    assert sum(entry.entered for entry in accounts.values()) == 1000
+    assert sum(entry.started for entry in accounts.values()) == 1000
 
 
 def test_a_name_is_cut_and_escaped_as_at_the_opening() -> None:
-    with memory_scope("request", meter="resident") as scope:
+    with memory_scope("request", meter="rss") as scope:
         rename_owner(scope.owner, "a\nb" + "x" * 1000)
 
     (name,) = _accounts()
@@ -84,9 +84,9 @@ def test_a_name_is_cut_and_escaped_as_at_the_opening() -> None:
 
 
 def test_an_ended_owner_keeps_its_name_and_the_same_name_changes_nothing() -> None:
-    with memory_scope("request", meter="resident") as scope:
+    with memory_scope("request", meter="rss") as scope:
         rename_owner(scope.owner, "request")
     rename_owner(scope.owner, "late")
 
     assert set(_accounts()) == {"request"}
-    assert _accounts()["request"].entered == 1
+    assert _accounts()["request"].started == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Driven, Kind, Meter, Owner, active_owner, current_driver, end_owner, open_owner
+from memtools.ledger import Kind, Meter, Owner, TrackedCoroutine, active_owner, current_tracker, end_owner, open_owner
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -21,7 +21,7 @@ def near(truth: int) -> Any:
     return pytest.approx(truth, rel=0.02, abs=64_000)
 
 
-_ended: weakref.WeakKeyDictionary[Driven[Any], Owner] = weakref.WeakKeyDictionary()
+_ended: weakref.WeakKeyDictionary[TrackedCoroutine[Any], Owner] = weakref.WeakKeyDictionary()
 
 
 def drive(
@@ -30,15 +30,15 @@ def drive(
     name: str | None = "call",
     kind: Kind = "call",
     include_children: bool = True,
-) -> Driven[Any]:
+) -> TrackedCoroutine[Any]:
     def keep(owner: Owner, _error: BaseException | None) -> None:
         _ended[driver] = owner
 
-    driver = Driven(inner, meter, name=name, kind=kind, include_children=include_children, on_end=keep)
+    driver = TrackedCoroutine(inner, meter, name=name, kind=kind, include_children=include_children, on_end=keep)
     return driver
 
 
-def ended(driver: Driven[Any]) -> Owner:
+def ended(driver: TrackedCoroutine[Any]) -> Owner:
     assert driver.owner is None
     assert _ended[driver].usage is not None
     return _ended[driver]
@@ -168,7 +168,9 @@ def test_closing_twice_ends_once(session: Meter) -> None:
     async def pauses() -> None:
         await asyncio.sleep(0)
 
-    driver = Driven(pauses(), session, name="call", kind="call", on_end=lambda owner, error: told.append(error))
+    driver = TrackedCoroutine(
+        pauses(), session, name="call", kind="call", on_end=lambda owner, error: told.append(error)
+    )
     driver.send(None)
 
     driver.close()
@@ -201,7 +203,7 @@ def test_a_suspended_call_that_is_dropped_is_closed_and_settled_as_a_coroutine_i
         finally:
             store.append(bytearray(10 * MB))
 
-    driver = Driven(holds(), session, name="call", kind="call")
+    driver = TrackedCoroutine(holds(), session, name="call", kind="call")
     driver.send(None)
     owner = driver.owner
     assert owner is not None
@@ -226,7 +228,7 @@ async def test_what_a_coroutine_raises_and_returns_passes(session: Meter) -> Non
         await failing
 
     assert await drive(returns(), session) == 7
-    assert current_driver() is None
+    assert current_tracker() is None
 
 
 def test_an_interrupt_in_the_middle_passes_and_ends_the_owner(session: Meter) -> None:
@@ -284,7 +286,7 @@ async def test_another_meter_in_between_does_not_take_the_turn_away(session: Met
     store: list[bytearray] = []
 
     async def call() -> None:
-        async with memory_scope("resident", meter="resident"):
+        async with memory_scope("rss", meter="rss"):
             await asyncio.sleep(0.001)
             store.append(bytearray(10 * MB))
             await asyncio.sleep(0.001)
@@ -302,7 +304,7 @@ async def test_a_driver_of_one_meter_follows_for_the_scopes_of_another() -> None
     scopes: list[memory_scope] = []
 
     async def call() -> None:
-        async with memory_scope("traced", meter="traced") as scope:
+        async with memory_scope("tracemalloc", meter="tracemalloc") as scope:
             scopes.append(scope)
             await asyncio.sleep(0.002)
             store.append(bytearray(10 * MB))
@@ -312,7 +314,7 @@ async def test_a_driver_of_one_meter_follows_for_the_scopes_of_another() -> None
         await asyncio.sleep(0.001)
         store.append(bytearray(30 * MB))
 
-    await asyncio.gather(drive(call(), choose_meter("resident")), neighbour())
+    await asyncio.gather(drive(call(), choose_meter("rss")), neighbour())
 
     assert scopes[0].usage.retained_bytes == near(10 * MB)
     assert scopes[0].usage.exact
@@ -323,7 +325,7 @@ async def test_steps_are_counted_for_the_call_and_for_scopes_inside(session: Met
 
     async def call() -> None:
         await asyncio.sleep(0)
-        async with memory_scope("inside", meter="traced") as scope:
+        async with memory_scope("inside", meter="tracemalloc") as scope:
             scopes.append(scope)
             for _ in range(300):
                 await asyncio.sleep(0)
@@ -358,20 +360,20 @@ async def test_a_call_awaited_inside_a_charged_step_gives_the_turn_back(session:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 async def test_an_eager_task_runs_inside_its_parents_step_and_is_charged_for_itself(session: Meter) -> None:
     store: list[bytearray] = []
-    children: list[Driven[Any]] = []
+    children: list[TrackedCoroutine[Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_task_factory(asyncio.eager_task_factory)
 
     async def child() -> None:
-        assert current_driver() is children[0]
+        assert current_tracker() is children[0]
         store.append(bytearray(5 * MB))
         await asyncio.sleep(0.001)
         store.append(bytearray(5 * MB))
 
     async def bare() -> None:
         # Starts in the parent's step, whose driver will not follow it.
-        assert current_driver() is None
-        async with memory_scope("bare", meter="traced") as scope:
+        assert current_tracker() is None
+        async with memory_scope("bare", meter="tracemalloc") as scope:
             await asyncio.sleep(0.001)
             store.append(bytearray(3 * MB))
         assert scope.usage.retained_bytes == near(3 * MB)
@@ -408,7 +410,7 @@ async def test_a_task_that_outlives_its_scope_opens_below_the_next_one_that_is_o
 
     async def late() -> None:
         await asyncio.sleep(0.002)
-        with memory_scope("late", meter="traced") as scope:
+        with memory_scope("late", meter="tracemalloc") as scope:
             parents.append(scope.owner.parent)
 
     outer = open_owner("outer", "scope", meter=session)
@@ -455,5 +457,5 @@ def test_asyncio_debug_mode_is_served(session: Meter) -> None:
 
 def test_what_is_no_coroutine_is_refused_without_a_trace(session: Meter) -> None:
     with pytest.raises(AttributeError, match="send"):
-        Driven(42, session)  # type: ignore[arg-type]  # on purpose
+        TrackedCoroutine(42, session)  # type: ignore[arg-type]  # on purpose
     gc.collect()

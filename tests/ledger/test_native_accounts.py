@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from memtools.decorators import profile_memory
 from memtools.ledger import (
-    Entry,
+    AccountStatistics,
     Meter,
     choose_meter,
     end_owner,
@@ -43,7 +43,7 @@ def near(expected: int) -> Any:
     return pytest.approx(expected, abs=SLACK)
 
 
-def account(*path: str) -> Entry:
+def account(*path: str) -> AccountStatistics:
     children = statistics().accounts
     for name in path[:-1]:
         (children,) = (entry.children for entry in children if entry.name == name)
@@ -59,7 +59,7 @@ def test_what_nobody_holds_any_more_is_still_known_by_its_account() -> None:
     gc.collect()
 
     left = account("leaves some")
-    assert left.live_bytes == left.left_bytes == near(20 * 100_000)
+    assert left.live_bytes == left.live_after_end_bytes == near(20 * 100_000)
     kept.clear()
     assert account("leaves some").live_bytes == near(0)
 
@@ -82,7 +82,7 @@ def test_what_an_open_one_holds_is_alive_and_not_left() -> None:
         second = bytearray(3 * MB)
         found = account("ended twice")
 
-    assert (found.live_bytes, found.left_bytes) == (near(4 * MB), near(MB))
+    assert (found.live_bytes, found.live_after_end_bytes) == (near(4 * MB), near(MB))
     assert len(first) + len(second) == 4 * MB
 
 
@@ -94,8 +94,8 @@ def test_one_that_goes_on_after_the_one_above_is_nothing_that_this_one_left(mete
     while_open = account("handler")
     end_owner(job)
 
-    assert (while_open.live_bytes, while_open.left_bytes) == (near(MB), near(0))
-    assert account("handler").left_bytes == near(MB)
+    assert (while_open.live_bytes, while_open.live_after_end_bytes) == (near(MB), near(0))
+    assert account("handler").live_after_end_bytes == near(MB)
     assert len(kept) == MB
 
 
@@ -125,11 +125,11 @@ def test_a_function_below_itself_holds_each_block_once() -> None:
 
 
 def test_other_meters_do_not_know() -> None:
-    for name in ("traced", "resident"):
+    for name in ("tracemalloc", "rss"):
         with memory_scope(name, meter=name):
             pass
 
-    assert [(entry.live_bytes, entry.left_bytes) for entry in statistics().accounts] == [(None, None)] * 2
+    assert [(entry.live_bytes, entry.live_after_end_bytes) for entry in statistics().accounts] == [(None, None)] * 2
 
 
 def test_new_accounts_take_over_what_open_owners_hold_and_nothing_else() -> None:
@@ -154,7 +154,7 @@ def test_what_is_left_is_remembered_after_powers_of_two() -> None:
     for _ in range(300):
         leaks()
 
-    marks = account("leaks").left_after
+    marks = account("leaks").live_at_checkpoints
     assert [calls for calls, _ in marks] == [32, 64, 128, 256]
     assert all(left == near(calls * 10_033) for calls, left in marks)
 
@@ -167,14 +167,14 @@ async def test_tasks_side_by_side_are_told_apart_after_their_end() -> None:
         kept[name] = bytearray(size)
         await asyncio.sleep(0)
 
-    from memtools.ledger import install
+    from memtools.ledger import track_tasks
 
-    with install(meter="native"):
+    with track_tasks(meter="native"):
         await asyncio.gather(*(
             asyncio.create_task(work(name, size), name=name) for name, size in (("large", 5 * MB), ("small", MB))
         ))  # fmt: skip
 
-    assert (account("large").left_bytes, account("small").left_bytes) == (near(5 * MB), near(MB))
+    assert (account("large").live_after_end_bytes, account("small").live_after_end_bytes) == (near(5 * MB), near(MB))
 
 
 @given(

@@ -14,7 +14,7 @@ import pytest
 
 from memtools.decorators import memory_budget
 from memtools.errors import ConfigError, MissingExtraError
-from memtools.ledger import Installation, active_owner, carry, install, native_reason
+from memtools.ledger import TaskTracking, active_owner, bind_to_current, native_reason, track_tasks
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -28,12 +28,12 @@ def near(expected: int) -> Any:
 
 
 @pytest.fixture
-def counted() -> Iterator[Installation]:
-    with install(numpy=True) as installation:
+def counted() -> Iterator[TaskTracking]:
+    with track_tasks(numpy=True) as installation:
         yield installation
 
 
-def test_arrays_are_counted_when_made_resized_and_freed(counted: Installation) -> None:
+def test_arrays_are_counted_when_made_resized_and_freed(counted: TaskTracking) -> None:
     with memory_scope("arrays", meter="native") as scope:
         made = numpy.empty(5 * MB, dtype="u1")
         zeroed = numpy.zeros(3 * MB, dtype="u1")
@@ -48,7 +48,7 @@ def test_arrays_are_counted_when_made_resized_and_freed(counted: Installation) -
     assert scope.owner.live_bytes == near(0)
 
 
-def test_whoever_frees_an_array_it_is_credited_to_its_maker(counted: Installation) -> None:
+def test_whoever_frees_an_array_it_is_credited_to_its_maker(counted: TaskTracking) -> None:
     with memory_scope("maker", meter="native") as maker:
         kept = [numpy.ones(MB)]
     with memory_scope("bystander", meter="native") as bystander:
@@ -64,7 +64,7 @@ def test_whoever_frees_an_array_it_is_credited_to_its_maker(counted: Installatio
 def test_arrays_from_before_and_from_after_are_none_of_ours() -> None:
     before = numpy.ones(MB)
     handlers = [numpy._core.multiarray.get_handler_name(before)]
-    with install(numpy=True), memory_scope("during", meter="native") as during:
+    with track_tasks(numpy=True), memory_scope("during", meter="native") as during:
         del before
         kept = numpy.ones(MB)
         handlers.append(numpy._core.multiarray.get_handler_name(kept))
@@ -116,7 +116,7 @@ async def test_each_task_is_charged_with_its_own_arrays() -> None:
 
     task = asyncio.create_task(older())  # its context is from before
     await asyncio.sleep(0)
-    with install(numpy=True):
+    with track_tasks(numpy=True):
         started.set()
         await asyncio.gather(
             task, asyncio.create_task(make("large", 5 * MB)), asyncio.create_task(make("small", 2 * MB))
@@ -125,7 +125,7 @@ async def test_each_task_is_charged_with_its_own_arrays() -> None:
     assert used == {"older": near(7 * MB), "large": near(5 * MB), "small": near(2 * MB)}
 
 
-def test_threads_that_open_a_scope_are_charged_and_to_thread_brings_the_handler_along(counted: Installation) -> None:
+def test_threads_that_open_a_scope_are_charged_and_to_thread_brings_the_handler_along(counted: TaskTracking) -> None:
     used: list[int] = []
 
     def work() -> None:
@@ -140,7 +140,7 @@ def test_threads_that_open_a_scope_are_charged_and_to_thread_brings_the_handler_
 
     async def main() -> int:
         with memory_scope("task", meter="native") as scope:
-            kept = await asyncio.to_thread(carry(numpy.ones), MB)
+            kept = await asyncio.to_thread(bind_to_current(numpy.ones), MB)
         assert len(kept) == MB
         return scope.usage.retained_bytes
 
@@ -150,7 +150,7 @@ def test_threads_that_open_a_scope_are_charged_and_to_thread_brings_the_handler_
     assert retained == pytest.approx(8 * MB, abs=100_000)
 
 
-def test_arrays_are_refused_like_any_other_block(counted: Installation) -> None:
+def test_arrays_are_refused_like_any_other_block(counted: TaskTracking) -> None:
     with memory_scope("bounded", meter="native", budget=20 * MB, on_exceed="deny") as scope:
         kept = numpy.ones(MB)
         for make in (numpy.empty, numpy.zeros):
@@ -174,21 +174,21 @@ def test_memory_that_no_allocator_of_pythons_hands_out_shows_as_growth_only() ->
 
 
 def test_only_the_native_meter_can_count_arrays() -> None:
-    with pytest.raises(ConfigError, match="the only one that can count arrays; here the meter is 'traced'"):
-        install(numpy=True, meter="traced")
+    with pytest.raises(ConfigError, match="the only one that can count arrays; here the meter is 'tracemalloc'"):
+        track_tasks(numpy=True, meter="tracemalloc")
 
 
 def test_without_numpy_the_command_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numpy", None)
 
     with pytest.raises(MissingExtraError, match=r"numpy is not installed: pip install 'memtools\[numpy\]'"):
-        install(numpy=True)
+        track_tasks(numpy=True)
 
 
 def test_numpys_own_arithmetic_goes_on_as_before() -> None:
     program = (
         "import memtools, numpy, gc\n"
-        "with memtools.install(numpy=True), memtools.memory_scope('sums', meter='native') as scope:\n"
+        "with memtools.track_tasks(numpy=True), memtools.memory_scope('sums', meter='native') as scope:\n"
         "    total = 0.0\n"
         "    for size in range(1, 3000):\n"
         "        a = numpy.arange(size, dtype='f8'); b = numpy.sort(a[::-1].copy()); total += float((a * b).sum())\n"

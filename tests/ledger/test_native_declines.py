@@ -88,7 +88,7 @@ def test_a_failed_self_check_is_named_by_info_and_another_meter_is_the_default(t
     facts = dict(line.split(maxsplit=1) for line in python(BEGIN, library).splitlines() if " " in line.strip())
 
     assert "blocks are not aligned to 16 bytes" in facts["native"]
-    assert facts["default"] == "resident"
+    assert facts["default"] == "rss"
 
 
 @pytest.mark.skipif(not any(SOURCES.glob("*.c")), reason="only the installed package is here, without its sources")

@@ -18,11 +18,11 @@ from memtools.events import Event, ScopeEnded, subscribe
 from memtools.ledger import (
     UNUSED,
     Budget,
-    Driven,
+    TrackedCoroutine,
     _context,
     active_owner,
     choose_meter,
-    current_driver,
+    current_tracker,
     end_owner,
     forget_accounts,
     native_reason,
@@ -34,19 +34,19 @@ from memtools.ledger._context import per_thread
 from memtools.ledger._coroutines import PureSteps
 
 # Any: what coroutines send and return, and what a driver is told, differs from test to test.
-METERS = ["resident", "traced", *([] if native_reason() else ["native"])]
+METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]
 MB = 1_000_000
 
 
 def _over_python() -> Any:
-    body = {name: value for name, value in vars(Driven).items() if name != "__orig_bases__"}
+    body = {name: value for name, value in vars(TrackedCoroutine).items() if name != "__orig_bases__"}
     return type("OverPython", (PureSteps, Coroutine), body)
 
 
 @pytest.fixture(params=["as built", "in Python"])
 def driver(request: pytest.FixtureRequest) -> Any:
     """The class under test."""
-    return Driven if request.param == "as built" else _over_python()
+    return TrackedCoroutine if request.param == "as built" else _over_python()
 
 
 @pytest.fixture(params=METERS)
@@ -254,7 +254,9 @@ async def test_a_task_over_its_budget_is_stopped_at_its_next_step(driver: Any) -
 
     owners: list[Any] = []
     budget = Budget(5 * MB)
-    steps = driver(grows(), choose_meter("traced"), name="grows", budget=budget, on_end=lambda *end: owners.extend(end))
+    steps = driver(
+        grows(), choose_meter("tracemalloc"), name="grows", budget=budget, on_end=lambda *end: owners.extend(end)
+    )
     with pytest.raises(BudgetExceeded):
         await asyncio.ensure_future(steps)
 
@@ -281,11 +283,11 @@ async def test_meters_change_places_within_a_task_and_between_tasks(driver: Any)
         "kind": "task",
         "on_end": lambda owner, _: retained.append(owner.usage.retained_bytes),
     }
-    await asyncio.gather(*(driver(both(size), choose_meter("traced"), **options) for size in (MB, 3 * MB)))
+    await asyncio.gather(*(driver(both(size), choose_meter("tracemalloc"), **options) for size in (MB, 3 * MB)))
 
     assert max(retained) >= 14 * MB
     assert active_owner() is None
-    assert current_driver() is None
+    assert current_tracker() is None
 
 
 def test_steps_may_be_taken_in_different_threads(driver: Any, meter: Any) -> None:
@@ -363,10 +365,10 @@ def test_one_that_joins_opens_its_owner_where_the_task_is_followed(driver: Any, 
     seen: list[Any] = []
 
     async def work(number: int) -> int:
-        seen.append((active_owner().name, current_driver()))  # type: ignore[union-attr]  # there is one
+        seen.append((active_owner().name, current_tracker()))  # type: ignore[union-attr]  # there is one
         await pause()
         await pause()
-        seen.append((active_owner().name, current_driver()))  # type: ignore[union-attr]  # there is one
+        seen.append((active_owner().name, current_tracker()))  # type: ignore[union-attr]  # there is one
         return number
 
     async def outer() -> list[int]:
@@ -390,15 +392,15 @@ def test_one_that_joins_follows_by_itself_where_nobody_does(driver: Any) -> None
 
     async def work() -> Any:
         await pause()
-        return current_driver()
+        return current_tracker()
 
-    for name in (name for name in METERS if name != "resident"):
+    for name in (name for name in METERS if name != "rss"):
         made = driver(work(), choose_meter(name), name="alone", joins=True, on_end=ends)
         assert finish(made) is made
         assert ends.owners[-1].usage.steps == 2
         assert ends.owners[-1].usage.exact
     # Nobody needs to follow for a meter that counts the whole process.
-    assert finish(driver(work(), choose_meter("resident"), name="alone", joins=True, on_end=ends)) is None
+    assert finish(driver(work(), choose_meter("rss"), name="alone", joins=True, on_end=ends)) is None
     assert ends.owners[-1].name == "alone"
     assert not ends.owners[-1].is_active
 
@@ -515,12 +517,12 @@ def test_a_driver_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
 
 
 # What is in C is chosen once, when memtools is imported: `MEMTOOLS_NATIVE=0` may have held then and no longer.
-_IN_PYTHON = any(kind.__name__ == "PureSteps" for kind in Driven.__mro__)
+_IN_PYTHON = any(kind.__name__ == "PureSteps" for kind in TrackedCoroutine.__mro__)
 
 
 @pytest.mark.skipif(_IN_PYTHON, reason="about the steps in C")
 def test_one_that_was_never_made_refuses_and_does_not_crash() -> None:
-    steps: Any = Driven.__new__(Driven)
+    steps: Any = TrackedCoroutine.__new__(TrackedCoroutine)
 
     with pytest.raises(RuntimeError, match="no coroutine"):
         steps.send(None)
@@ -562,10 +564,10 @@ def test_the_quick_way_and_the_long_one_write_the_same_books(books: None) -> Non
     assert (quick.exact, quick.meter, quick.steps) == (long.exact, long.meter, long.steps) == (True, "native", 0)
     entries = {entry.name: entry for entry in statistics().accounts}
     one_way, other_way = entries["layered False"], entries["layered True"]
-    assert (one_way.entered, one_way.active, one_way.failed) == (other_way.entered, other_way.active, other_way.failed)
-    assert one_way.entered == 40
+    assert (one_way.started, one_way.active, one_way.failed) == (other_way.started, other_way.active, other_way.failed)
+    assert one_way.started == 40
     assert one_way.mean_peak_bytes == pytest.approx(other_way.mean_peak_bytes, abs=4096)
-    assert [calls for calls, _ in one_way.left_after] == [calls for calls, _ in other_way.left_after]
+    assert [calls for calls, _ in one_way.live_at_checkpoints] == [calls for calls, _ in other_way.live_at_checkpoints]
 
 
 @native
@@ -598,11 +600,11 @@ def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books:
         return entry, below
 
     for quick, long in zip(books_of(False), books_of(True), strict=True):
-        assert (quick.name, quick.entered, quick.active) == (long.name, long.entered, 0)
+        assert (quick.name, quick.started, quick.active) == (long.name, long.started, 0)
         assert quick.retained_bytes == pytest.approx(long.retained_bytes, abs=50_000)
         assert quick.peak_bytes == pytest.approx(long.peak_bytes, abs=10_000)
         assert quick.live_bytes == pytest.approx(long.live_bytes, abs=50_000)
-        assert [calls for calls, _ in quick.left_after] == [calls for calls, _ in long.left_after]
+        assert [calls for calls, _ in quick.live_at_checkpoints] == [calls for calls, _ in long.live_at_checkpoints]
         # A call below itself is in the figures of the one above already, each of the two.
         assert 20 * 39_000 < quick.retained_bytes < 20 * 55_000
 
@@ -620,7 +622,7 @@ def test_collections_do_not_look_at_those_that_are_over(books: None) -> None:
         await pause()
 
     for _ in range(3):
-        steps = Driven(work(), choose_meter("native"), name="work")
+        steps = TrackedCoroutine(work(), choose_meter("native"), name="work")
         steps.send(None)
         assert gc.is_tracked(steps)
         finish(steps)
@@ -639,7 +641,7 @@ def test_a_layer_of_a_call_is_left_to_the_long_way(books: None) -> None:
         end_owner(outer)
 
     (entry,) = statistics().accounts
-    assert (entry.entered, entry.active, entry.children) == (3, 0, ())
+    assert (entry.started, entry.active, entry.children) == (3, 0, ())
 
 
 class _Named:
@@ -739,7 +741,7 @@ def test_a_quick_owner_that_is_ended_twice_or_by_another_thread_counts_once(book
     first = end_owner(owner)
 
     entry = statistics().accounts[0]
-    assert (entry.entered, entry.active) == (2, 0)
+    assert (entry.started, entry.active) == (2, 0)
     assert end_owner(owner) == first
 
 

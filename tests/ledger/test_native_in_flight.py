@@ -15,7 +15,7 @@ import pytest
 from memtools.decorators import memory_budget
 from memtools.errors import BudgetExceeded
 from memtools.events import BudgetOverrun, subscribe
-from memtools.ledger import _enforcement, active_owner, carry, native_reason
+from memtools.ledger import _enforcement, active_owner, bind_to_current, native_reason
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -268,7 +268,7 @@ async def test_a_runaway_step_of_a_coroutine_is_stopped_and_the_loop_goes_on(run
 def test_the_thread_of_a_task_is_stopped_for_the_task() -> None:
     @memory_budget(BUDGET, meter="native")
     async def import_day() -> None:
-        await asyncio.to_thread(carry(list_of_dicts))
+        await asyncio.to_thread(bind_to_current(list_of_dicts))
 
     with pytest.raises(BudgetExceeded) as caught:
         asyncio.run(import_day())

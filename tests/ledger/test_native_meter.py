@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Meter, Usage, choose_meter, end_owner, native_reason, open_owner, usage_of
+from memtools.ledger import Meter, Usage, choose_meter, current_usage, end_owner, native_reason, open_owner
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -141,7 +141,7 @@ def test_one_who_outlives_its_parent_takes_its_bytes_along(meter: Meter) -> None
     kept.append(bytearray(MB))
     end_owner(inner)
 
-    assert usage_of(outer).retained_bytes == near(MB)
+    assert current_usage(outer).retained_bytes == near(MB)
     assert outer.live_bytes == near(0)
     assert inner.live_bytes == near(2 * MB)
 
@@ -169,7 +169,7 @@ def test_threads_at_work_at_once_are_told_apart_exactly(meter: Meter) -> None:
 
 def test_the_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> None:
     both_hold = threading.Barrier(2, timeout=30)
-    from memtools.ledger import carry
+    from memtools.ledger import bind_to_current
 
     def work() -> None:
         kept = bytearray(5 * MB)
@@ -177,7 +177,7 @@ def test_the_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> N
         del kept
 
     with memory_scope("parent", meter="native") as parent:
-        threads = [threading.Thread(target=carry(work)) for _ in range(2)]
+        threads = [threading.Thread(target=bind_to_current(work)) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -333,7 +333,7 @@ def test_it_can_be_left_out_at_run_time() -> None:
 
     assert lines[0] == "resident MEMTOOLS_NATIVE=0"
     assert lines[1] == (
-        "meter='native' is not accepted: use 'traced' or 'resident'; there is no 'native' here: MEMTOOLS_NATIVE=0"
+        "meter='native' is not accepted: use 'tracemalloc' or 'rss'; there is no 'native' here: MEMTOOLS_NATIVE=0"
     )
 
 

@@ -224,7 +224,7 @@ def test_opening_owners_is_never_refused_anything() -> None:
     assert crowded.owner.refusals[0] == 0
 
 
-@pytest.mark.parametrize("meter", ["traced", "resident"])
+@pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
 def test_a_meter_that_cannot_refuse_is_refused_itself(meter: str) -> None:
     for make in (
         lambda: memory_scope("cannot", budget=BUDGET, on_exceed="deny", meter=meter),
@@ -234,7 +234,7 @@ def test_a_meter_that_cannot_refuse_is_refused_itself(meter: str) -> None:
             make()
 
 
-@pytest.mark.parametrize(("measure", "hard"), [("retained", True), ("resident", True), ("peak", False)])
+@pytest.mark.parametrize(("measure", "hard"), [("retained", True), ("rss", True), ("peak", False)])
 def test_only_what_grows_can_be_refused(measure: str, hard: bool) -> None:
     with pytest.raises(ConfigError, match="only what grows can be refused"):
         memory_budget(BUDGET, on_exceed="deny", measure=measure, hard=hard, meter="native")  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def test_a_look_at_the_hooks_changes_no_figure_at_all() -> None:
 
 SUB_INTERPRETER = """
 import sys
-from memtools.ledger import choose_meter, native_reason, usage_of, active_owner
+from memtools.ledger import choose_meter, native_reason, current_usage, active_owner
 from memtools.scopes import memory_scope
 try:
     import _interpreters as made
@@ -101,7 +101,7 @@ with memory_scope("open", meter="native") as opened:
     else:
         ident = made.create(isolated=False) if sys.version_info < (3, 13) else made.create("legacy")
     made.run_string(ident, "x = [[n] for n in range(10000)]; del x") if hasattr(made, "run_string") else None
-    during = usage_of(opened.owner)
+    during = current_usage(opened.owner)
 made.destroy(ident)
 after = memory_scope("after", meter="native")
 with after:
@@ -113,7 +113,7 @@ assert opened.usage.peak_bytes >= 500_000
 assert before.owner.live_bytes == before.usage.retained_bytes  # what still lives is not known any more
 assert before.usage.exact
 assert "sub-interpreter" in native_reason()
-assert choose_meter().name == "resident"
+assert choose_meter().name == "rss"
 print("told")
 """
 LATER = """
@@ -177,7 +177,7 @@ def test_the_ledger_stops_for_good_and_says_so_when_a_sub_interpreter_is_made(gi
 
 
 def test_the_ledger_does_not_begin_where_there_has_been_a_sub_interpreter() -> None:
-    assert python(AFTER_ONE) == "resident"
+    assert python(AFTER_ONE) == "rss"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -366,7 +366,7 @@ async def test_a_circle_of_components_and_a_second_parent_are_refused() -> None:
         shop.own(shop)
     with pytest.raises(ConfigError, match="other parent"):
         Component().own(shelf)
-    shop.disown(shelf)
+    shop.release(shelf)
     await shop.shutdown()
 
 
@@ -375,8 +375,8 @@ async def test_what_is_disowned_is_left_alone() -> None:
     component = Component()
     thing = component.own(Closing(said, "x"))
 
-    component.disown(thing)
-    component.disown(thing)
+    component.release(thing)
+    component.release(thing)
     await component.shutdown()
 
     assert said == []
@@ -502,4 +502,4 @@ def test_it_shows_what_it_owns() -> None:
 
     assert repr(component) == "<Component 'shop' open tasks=0 owned=1>"
     assert component.statistics().to_dict() == {"name": "shop", "state": "open", "tasks": 0, "owned": 1, "failed": 0}
-    component.disown(items)
+    component.release(items)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from memtools.cleanup import Ladder
+from memtools.cleanup import Reclaimer
 from memtools.events import Event, subscribe
-from memtools.monitor import Gauges, MemoryMonitor
+from memtools.monitor import MemoryMonitor, MemorySource
 from memtools.readings import Headroom, Limit, LimitSource
 
 MIB = 2**20
@@ -29,8 +29,8 @@ class Machine:
             raise OSError(24, "Too many open files")
         return self.queue.pop(0) if self.queue else self.used
 
-    def gauges(self) -> Gauges:
-        return Gauges(
+    def gauges(self) -> MemorySource:
+        return MemorySource(
             used=self.read,
             limit=lambda: Limit(self.limit, LimitSource.USER),
             headroom=lambda: Headroom(self.room, LimitSource.USER, (), self.room),
@@ -57,7 +57,7 @@ def machine() -> Machine:
 @pytest.fixture
 def make(machine: Machine) -> Callable[..., MemoryMonitor]:
     def make(*args: object, **options: object) -> MemoryMonitor:
-        ladder = Ladder([], read=machine.read)  # nothing to give back, unless the test brings a ladder of its own
+        ladder = Reclaimer([], read=machine.read)  # nothing to give back, unless the test brings a ladder of its own
         options = {"gauges": machine.gauges(), "pressure": False, "cleanup_interval": 0, "ladder": ladder} | options
         return MemoryMonitor(*(args or ("60%", "80%")), **options)
 

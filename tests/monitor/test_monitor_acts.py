@@ -6,8 +6,8 @@ import random
 import pytest
 
 from memtools import Level
-from memtools.cleanup import Climb, Ladder
-from memtools.events import CleanupEnded, LevelChanged, ReadingTaken, ReclaimIneffective
+from memtools.cleanup import Reclaimer, ReclaimResult
+from memtools.events import CleanupEnded, LevelChanged, MemorySampled, ReclaimIneffective
 from memtools.readings import ReadingError
 from memtools.scopes import memory_scope
 
@@ -33,7 +33,7 @@ class Free:
 @pytest.fixture
 def ladder(machine):
     def make(step, **options):
-        return Ladder([step], read=machine.read, clock=lambda: machine.now, random=lambda: 0.0, **options)
+        return Reclaimer([step], read=machine.read, clock=lambda: machine.now, random=lambda: 0.0, **options)
 
     return make
 
@@ -78,7 +78,7 @@ def test_readings_are_told_only_while_somebody_listens(machine, make, heard):
 
     reading = monitor.check()
 
-    assert heard == [ReadingTaken(reading, Level.NORMAL)]
+    assert heard == [MemorySampled(reading, Level.NORMAL)]
     assert reading.used_bytes == 100 * MIB
 
 
@@ -96,7 +96,7 @@ def test_the_ladder_is_climbed_down_to_the_exit(machine, make, ladder, heard):
 def test_an_overload_that_lasts_is_told_in_vain_once_with_its_owners(machine, make, ladder, heard, caplog):
     step = Free(machine)
     monitor = make(ladder=ladder(step))
-    with memory_scope("hoard", meter="traced"):
+    with memory_scope("hoard", meter="tracemalloc"):
         hoard = bytearray(5 * MIB)
         for _ in range(600):
             machine.set(monitor, 700, after_s=1)
@@ -175,7 +175,7 @@ def test_a_light_clean_up_comes_at_its_interval(machine, make, heard):
     for _ in range(61):
         machine.set(monitor, 100, after_s=10)
 
-    assert monitor.statistics().light_cleanups == 2
+    assert monitor.statistics().minor_collections == 2
     assert [event.level for event in heard if isinstance(event, CleanupEnded)] == [Level.NORMAL] * 2
 
 
@@ -210,7 +210,7 @@ def test_a_reading_that_is_refused_is_counted_and_raised_by_check_alone(machine,
 
     with pytest.raises(OSError, match="Too many open files"):
         monitor.check()
-    assert monitor.statistics().missed_looks == 1
+    assert monitor.statistics().failed_samples == 1
     assert issubclass(ReadingError, OSError)
 
 
@@ -223,7 +223,7 @@ def test_clean_up_under_permanent_overload_takes_at_most_a_twentieth_of_the_time
             return super().__call__(level, deadline)
 
     step = Slow(machine)
-    ladder = Ladder([step], read=machine.read, clock=lambda: machine.now, cooldown=0)
+    ladder = Reclaimer([step], read=machine.read, clock=lambda: machine.now, cooldown=0)
     monitor = make(ladder=ladder)
     began = machine.now
 
@@ -232,4 +232,4 @@ def test_clean_up_under_permanent_overload_takes_at_most_a_twentieth_of_the_time
 
     assert step.taken > 50
     assert monitor.statistics().cleanup_s <= 0.05 * (machine.now - began) + 2.0
-    assert isinstance(ladder.climb(Level.CRITICAL, 0), Climb | None)
+    assert isinstance(ladder.reclaim(Level.CRITICAL, 0), ReclaimResult | None)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from memtools import ConfigError, task_scope
-from memtools.monitor import AlreadyInside
+from memtools.monitor import AdmissionReused
 from memtools.scopes import Admission
 
 MIB = 2**20
@@ -24,8 +24,8 @@ async def test_with_room_nobody_waits(make):
     async with monitor.admit("200 MiB"), monitor.admit("200 MiB"):
         inside = monitor.statistics().admissions
 
-    assert (inside.inside, inside.waited, inside.promised_bytes) == (2, 0, 400 * MIB)
-    assert monitor.statistics().admissions.inside == 0
+    assert (inside.inside, inside.waited, inside.reserved_bytes) == (2, 0, 400 * MIB)
+    assert monitor.statistics().admissions.active == 0
 
 
 async def test_one_is_always_let_in(machine, make):
@@ -33,7 +33,7 @@ async def test_one_is_always_let_in(machine, make):
     machine.raise_to(monitor, 950)
 
     async with monitor.admit("10 GiB"):
-        assert monitor.statistics().admissions.waited == 0
+        assert monitor.statistics().admissions.delayed == 0
 
 
 async def test_the_second_waits_while_it_is_critical_and_goes_on_when_memory_comes_back(machine, make):
@@ -46,7 +46,7 @@ async def test_the_second_waits_while_it_is_critical_and_goes_on_when_memory_com
 
     async with monitor.admit():
         task = asyncio.create_task(work())
-        await _soon(lambda: monitor.statistics().admissions.waiting == 1)
+        await _soon(lambda: monitor.statistics().admissions.queued == 1)
         order.append("first")
         machine.used = 100 * MIB
         await asyncio.wait_for(task, 10)
@@ -63,7 +63,7 @@ async def test_promises_that_are_not_spent_yet_count(make):
 
     async with monitor.admit("500 MiB"):
         task = asyncio.create_task(work())
-        await _soon(lambda: monitor.statistics().admissions.waiting == 1)
+        await _soon(lambda: monitor.statistics().admissions.queued == 1)
         assert entered == []
     await task
 
@@ -82,7 +82,7 @@ async def test_those_who_wait_come_in_order_of_arrival(machine, make):
         tasks = []
         for number in range(10):
             tasks.append(asyncio.create_task(work(number)))
-            await _soon(lambda: monitor.statistics().admissions.waiting == len(tasks))
+            await _soon(lambda: monitor.statistics().admissions.queued == len(tasks))
     await asyncio.gather(*tasks)
 
     assert order == list(range(10))
@@ -98,11 +98,11 @@ async def test_one_that_is_cancelled_while_it_waits_leaves_the_row(machine, make
 
     async with monitor.admit():
         task = asyncio.create_task(work())
-        await _soon(lambda: monitor.statistics().admissions.waiting == 1)
+        await _soon(lambda: monitor.statistics().admissions.queued == 1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert monitor.statistics().admissions.waiting == 0
+        assert monitor.statistics().admissions.queued == 0
 
 
 async def test_a_task_scope_takes_the_monitor_as_its_admission(machine, make):
@@ -136,7 +136,7 @@ def test_threads_wait_in_the_same_row(machine, make):
     thread = threading.Thread(target=work)
     with monitor.admit():
         thread.start()
-        while monitor.statistics().admissions.waiting < 1:
+        while monitor.statistics().admissions.queued < 1:
             pass
         order.append("first")
     thread.join(10)
@@ -177,7 +177,7 @@ async def test_an_admission_is_for_one_block(make):
     async with admission:
         pass
 
-    with pytest.raises(AlreadyInside, match="for each block"):
+    with pytest.raises(AdmissionReused, match="for each block"):
         await admission.__aenter__()
 
 
@@ -191,4 +191,4 @@ async def test_a_reading_that_is_refused_keeps_nobody_waiting(machine, make):
     machine.refuses = True
 
     async with asyncio.timeout(5), monitor.admit(), monitor.admit("1 GiB"):
-        assert monitor.statistics().admissions.inside == 2
+        assert monitor.statistics().admissions.active == 2

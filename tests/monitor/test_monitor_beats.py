@@ -9,7 +9,7 @@ import time
 import pytest
 
 from memtools import Level
-from memtools.monitor import AlreadyStarted, monitors
+from memtools.monitor import MonitorAlreadyStarted, monitors
 from memtools.monitor._sampler import Pace
 
 MIB = 2**20
@@ -56,11 +56,11 @@ def test_a_started_monitor_is_listed_and_refuses_a_second_start(make):
 
     with monitor:
         assert monitors() == (monitor,)
-        with pytest.raises(AlreadyStarted, match="mine is started already"):
+        with pytest.raises(MonitorAlreadyStarted, match="mine is started already"):
             monitor.start()
 
     monitor.stop()  # a second stop does nothing
-    assert monitor.statistics().beat == "none"
+    assert monitor.statistics().mode == "none"
 
 
 async def test_a_level_is_seen_by_the_beat_alone(machine, make):
@@ -70,7 +70,7 @@ async def test_a_level_is_seen_by_the_beat_alone(machine, make):
 
     async with monitor:
         await asyncio.wait_for(changed.wait(), 10)
-        assert monitor.statistics().beat == "task"
+        assert monitor.statistics().mode == "task"
 
     assert monitor.level is Level.CRITICAL
 
@@ -91,7 +91,7 @@ def test_an_operation_wakes_the_thread(machine, make):
     monitor, changed = make(sample_every=1, min_interval=3600.0, max_interval=3600.0), threading.Event()
     monitor.on_critical(lambda change: changed.set())
     with monitor:
-        while not monitor.statistics().looks:
+        while not monitor.statistics().samples:
             time.sleep(0.001)
         machine.used = 900 * MIB
 
@@ -107,12 +107,12 @@ def test_a_loop_that_was_closed_under_it_leaves_a_monitor_that_starts_again(make
         await monitor.__aenter__()
 
     asyncio.run(begins())  # cancels what is left on its loop
-    assert monitor.statistics().beat == "none"
+    assert monitor.statistics().mode == "none"
 
     async def begins_again():
         async with monitor:
             await asyncio.sleep(0)
-            assert monitor.statistics().beat == "task"
+            assert monitor.statistics().mode == "task"
 
     asyncio.run(begins_again())
     asyncio.run(begins_again())
@@ -153,12 +153,12 @@ def test_where_no_thread_can_be_had_operations_go_on_looking(machine, make, monk
         monitor.record("job", 0.1)
 
         assert monitor.level is Level.CRITICAL
-        assert monitor.statistics().beat == "none"
+        assert monitor.statistics().mode == "none"
 
         monkeypatch.undo()
         machine.now += 60
         monitor.record("job", 0.1)
-        assert monitor.statistics().beat == "thread"
+        assert monitor.statistics().mode == "thread"
     assert "no thread could be started" in caplog.text
 
 
@@ -176,9 +176,9 @@ async def test_a_reading_that_is_refused_does_not_end_the_beat(machine, make, ca
 
     async with monitor:
         await asyncio.sleep(0.01)
-        assert monitor.statistics().beat == "task"
+        assert monitor.statistics().mode == "task"
 
-    assert monitor.statistics().missed_looks == 1
+    assert monitor.statistics().failed_samples == 1
     assert "a look failed" in caplog.text
 
 

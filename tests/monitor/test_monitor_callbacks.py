@@ -98,11 +98,11 @@ def test_a_callback_that_blocks_does_not_stop_the_beat_of_a_thread(machine, make
         release.wait(30)
 
     monitor.on_warning(blocks)
-    monitor.on_warning(lambda change: called.append(monitor.statistics().looks))
+    monitor.on_warning(lambda change: called.append(monitor.statistics().samples))
     machine.used = 700 * MIB
     with monitor:
         deadline = time.monotonic() + 20
-        while (not called or monitor.statistics().looks <= called[0]) and time.monotonic() < deadline:
+        while (not called or monitor.statistics().samples <= called[0]) and time.monotonic() < deadline:
             time.sleep(0.01)
         seen = _by_name(monitor)
         release.set()

@@ -123,7 +123,7 @@ def test_memory_is_looked_at_on_every_tenth_operation_of_all_names(machine, make
         monitor.record(("a", "b")[number % 2], 0.5)
 
     statistics = monitor.statistics()
-    assert statistics.looks == 9
+    assert statistics.samples == 9
     assert {one.name: (one.calls, one.total_s) for one in statistics.by_operation} == {"a": (48, 24), "b": (47, 23.5)}
 
 

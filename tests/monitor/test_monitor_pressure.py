@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from memtools.events import PressureFelt
+from memtools.events import PressureSignal
 from memtools.monitor._loops import PressureSource, PressureWatch, open_source, open_watch
-from memtools.readings import Headroom, LevelRoom, LimitSource
+from memtools.readings import Headroom, LimitHeadroom, LimitSource
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when memory is short")
 
@@ -38,15 +38,15 @@ async def test_a_signal_wakes_the_task_and_is_told_with_its_source(make, fifo, h
 
     async with monitor:
         await asyncio.sleep(0.02)
-        looks = monitor.statistics().looks
+        looks = monitor.statistics().samples
         await asyncio.to_thread(_write, fifo)
         async with asyncio.timeout(10):
-            while monitor.statistics().looks == looks:  # noqa: ASYNC110  # a figure, which sets no event
+            while monitor.statistics().samples == looks:  # noqa: ASYNC110  # a figure, which sets no event
                 await asyncio.sleep(0.01)
 
-    assert PressureFelt(fifo) in heard
+    assert PressureSignal(fifo) in heard
     assert monitor.statistics().pressure_signals == 1
-    assert monitor.statistics().light_cleanups == 1
+    assert monitor.statistics().minor_collections == 1
 
 
 def test_a_signal_wakes_the_thread(make, fifo, heard):
@@ -57,7 +57,7 @@ def test_a_signal_wakes_the_thread(make, fifo, heard):
         while not monitor.statistics().pressure_signals and time.monotonic() < deadline:
             _write(fifo)
 
-    assert PressureFelt(fifo) in heard
+    assert PressureSignal(fifo) in heard
 
 
 async def test_an_idle_watch_does_not_spin_the_loop(make):
@@ -102,7 +102,7 @@ def test_what_the_manager_wants_written_is_written(tmp_path):
 
 def test_the_cgroup_that_limits_us_comes_before_the_machine(tmp_path):
     (tmp_path / "memory.pressure").write_bytes(b"")
-    room = LevelRoom(LimitSource.CGROUP2_MAX, str(tmp_path / "memory.max"), 0, 1000, 10, 0)
+    room = LimitHeadroom(LimitSource.CGROUP2_MAX, str(tmp_path / "memory.max"), 0, 1000, 10, 0)
 
     source = open_source(Headroom(990, LimitSource.CGROUP2_MAX, (room,), None), environ={}, system="/nowhere")
 

@@ -66,7 +66,7 @@ def test_a_bounded_list_is_to_have_a_lower_bound(make):
 
 
 def test_an_open_owner_is_named_with_what_it_holds(make):
-    with memory_scope("evening", meter="traced"):
+    with memory_scope("evening", meter="tracemalloc"):
         block = bytearray(5 << 20)
         found = _about(make(), "evening")
 
@@ -125,7 +125,7 @@ async def test_looking_at_everything_touches_no_dead_object_of_asyncio(make):
 def test_an_owner_that_ended_and_left_much_alive_is_named_with_what_each_run_left(make):
     kept = []
     for _ in range(5):
-        with memory_scope("hourly", meter="traced"):
+        with memory_scope("hourly", meter="tracemalloc"):
             kept.append(bytearray(1 << 20))
 
     found = _about(make(), "hourly")

@@ -13,7 +13,7 @@ from memtools._charts import BYTES, SECONDS, Chart, Line, Panel, axis_labels, ch
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
-def _chart(values: tuple[float, ...], *, title: str = "refresh: clean", name: str = "resident") -> Chart:
+def _chart(values: tuple[float, ...], *, title: str = "refresh: clean", name: str = "rss") -> Chart:
     places = tuple(map(float, range(len(values))))
     panel = Panel("Resident", (Line(name, values),), least_span=1 << 20)
     return Chart(title, "good", ("a note",), "calls", places, (panel,))

@@ -28,11 +28,11 @@ def closed_connection():
     yield kept[-1]
     kept.pop()
 
-@pytest.mark.memory_growth(limit="100 B")
+@pytest.mark.memory_growth(max_bytes="100 B")
 def test_leaking_200_bytes():
     kept.append(bytes(200))
 
-@pytest.mark.memory_growth(limit="100 B")
+@pytest.mark.memory_growth(max_bytes="100 B")
 def test_fixed_200_bytes():
     assert len([bytes(200)]) == 1
 
@@ -109,12 +109,12 @@ import pytest
 kept = []
 {mark}
 
-@pytest.mark.memory_growth(limit="1 KiB")
+@pytest.mark.memory_growth(max_bytes="1 KiB")
 async def test_leaking():
     await asyncio.sleep(0)
     kept.append(bytes(5_000))
 
-@pytest.mark.memory_growth(limit="1 KiB")
+@pytest.mark.memory_growth(max_bytes="1 KiB")
 async def test_fixed():
     await asyncio.sleep(0)
     bytes(5_000)
@@ -291,12 +291,12 @@ def test_a_marker_that_makes_no_sense_is_refused(
     marker: str, args: tuple[object, ...], kwargs: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
-        read_wishes({marker: (args, kwargs)}, {}, "traced")
+        read_wishes({marker: (args, kwargs)}, {}, "tracemalloc")
 
 
 def test_settings_that_make_no_sense_are_refused_by_their_names() -> None:
     with pytest.raises(ConfigError, match="memtools_repeats='many'"):
-        read_wishes({}, {"memtools_growth_limit": "1 KiB", "memtools_repeats": "many"}, "traced")
+        read_wishes({}, {"memtools_growth_limit": "1 KiB", "memtools_repeats": "many"}, "tracemalloc")
 
 
 def test_what_is_refused_is_refused_at_collection(run_suite: Suite) -> None:
@@ -304,7 +304,7 @@ def test_what_is_refused_is_refused_at_collection(run_suite: Suite) -> None:
         """
         import pytest
 
-        @pytest.mark.memory_growth(limit="1 Mb")
+        @pytest.mark.memory_growth(max_bytes="1 Mb")
         def test_something(): ...
         """
     )

@@ -17,7 +17,7 @@ def test_the_profiler_knows_current_and_peak(run_suite: Suite) -> None:
             del rows
             assert memory_profiler.current_bytes < 200_000
             assert memory_profiler.peak_bytes > 2_000_000
-            assert memory_profiler.usage.meter in ("native", "traced")
+            assert memory_profiler.usage.meter in ("native", "tracemalloc")
         """
     )
 

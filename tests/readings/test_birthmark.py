@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from memtools.readings import _process
-from memtools.readings._process import birthmark
+from memtools.readings._process import process_token
 
 
 def _raw_fork() -> int:
@@ -25,27 +25,27 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_mark_holds_where_it_was_made(way: str) -> None:
-    mark = birthmark()
+    mark = process_token()
 
     assert mark[0]
     assert isinstance(mark, _process._PidMark) == (way == "pid")
 
 
 def test_mark_does_not_hold_in_a_child_that_python_knows_of(way: str, in_child: Callable[..., object]) -> None:
-    mark = birthmark()
+    mark = process_token()
 
     assert in_child(lambda: bool(mark[0])) is False
     assert mark[0]
 
 
 def test_mark_does_not_hold_in_a_child_that_python_never_heard_of(way: str, in_child: Callable[..., object]) -> None:
-    mark = birthmark()
+    mark = process_token()
 
     assert in_child(lambda: bool(mark[0]), fork=_raw_fork) is False
     assert mark[0]
 
 
 def test_child_has_its_own_mark(way: str, in_child: Callable[..., object]) -> None:
-    birthmark()
+    process_token()
 
-    assert in_child(lambda: bool(birthmark()[0])) is True
+    assert in_child(lambda: bool(process_token()[0])) is True

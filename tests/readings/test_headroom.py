@@ -23,7 +23,7 @@ def test_sibling_that_fills_the_ancestor_takes_our_room(machine) -> None:
 
     assert machine.limit().value_bytes == 2 * GIB
     assert room.value_bytes == 50 * MIB
-    assert [(level.level, level.room_bytes) for level in room.levels] == [(0, 2 * GIB - 100 * MIB), (1, 50 * MIB)]
+    assert [(level.level, level.headroom_bytes) for level in room.levels] == [(0, 2 * GIB - 100 * MIB), (1, 50 * MIB)]
 
 
 def test_file_cache_that_nobody_uses_is_room(machine) -> None:
@@ -81,7 +81,7 @@ def test_level_whose_usage_cannot_be_read_has_no_room_that_we_know_of(machine, b
 
     room = machine.headroom()
 
-    assert room.levels[0].room_bytes is None
+    assert room.levels[0].headroom_bytes is None
     assert (room.value_bytes, room.source) == (2 * GIB - MIB, LimitSource.CGROUP2_MAX)
 
 
@@ -104,7 +104,7 @@ def test_wall_that_stands_above_what_is_mounted_is_shown_without_a_usage(machine
     hidden = machine.headroom().levels[-1]
 
     assert (hidden.source, hidden.limit_bytes) == (LimitSource.CGROUP1_HIERARCHY, GIB)
-    assert (hidden.used_bytes, hidden.room_bytes) == (None, None)
+    assert (hidden.used_bytes, hidden.headroom_bytes) == (None, None)
 
 
 def test_usage_is_read_at_every_call_and_limits_are_kept(machine) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memtools.readings import HighWater, peak_bytes, resident_bytes
+from memtools.readings import PeakSince, peak_bytes, resident_bytes
 from memtools.readings._process import PeakMemory, kernel_peak_bytes
 
 MIB = 2**20
@@ -42,9 +42,9 @@ def test_peak_never_lies_below_the_present() -> None:
     assert [peak.after(90), peak.after(110)] == [100, 110]
 
 
-def scripted(*figures: int | None) -> Callable[[], HighWater]:
+def scripted(*figures: int | None) -> Callable[[], PeakSince]:
     script: Iterator[int | None] = iter(figures)
-    return lambda: HighWater(measure=lambda: next(script))
+    return lambda: PeakSince(measure=lambda: next(script))
 
 
 def test_without_a_kernel_peak_the_highest_seen_is_kept() -> None:
@@ -84,9 +84,9 @@ def test_peak_remembers_what_has_been_given_back() -> None:
 def test_high_water_is_only_known_when_it_rose(before: int | None, after: int | None, risen: int | None) -> None:
     figures = iter((before, after))
 
-    mark = HighWater(measure=lambda: next(figures))
+    mark = PeakSince(measure=lambda: next(figures))
 
-    assert mark.risen_to() == risen
+    assert mark.peak_bytes() == risen
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
@@ -94,14 +94,14 @@ def test_high_water_tells_a_peak_that_is_over(in_child: Callable[..., object]) -
     def work() -> tuple[int | None, int | None, int]:
         # Above anything that this process had before, so that the mark must rise.
         ballast = bytearray(b"\x01") * (peak_bytes() - resident_bytes() + MIB)
-        mark = HighWater()
+        mark = PeakSince()
         block = bytearray(b"\x01") * (80 * MIB)
         truth = resident_bytes() + 0 * len(ballast)
         del block
-        first = mark.risen_to()
-        small = HighWater()
+        first = mark.peak_bytes()
+        small = PeakSince()
         block = bytearray(b"\x01") * (10 * MIB)
-        return first, small.risen_to(), truth + 0 * len(block)
+        return first, small.peak_bytes(), truth + 0 * len(block)
 
     risen, not_risen, truth = in_child(work)  # type: ignore[misc]
 
@@ -112,8 +112,8 @@ def test_high_water_tells_a_peak_that_is_over(in_child: Callable[..., object]) -
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone carries ru_maxrss over exec")
 def test_spawned_child_knows_no_rise_below_the_peak_of_its_parent(in_child: Callable[..., object]) -> None:
     program = (
-        "from memtools.readings import HighWater; mark = HighWater();"
-        "block = bytearray(b'x') * (20 << 20); print(mark.risen_to())"
+        "from memtools.readings import PeakSince; mark = PeakSince();"
+        "block = bytearray(b'x') * (20 << 20); print(mark.peak_bytes())"
     )
 
     def spawn() -> str:

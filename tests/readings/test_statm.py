@@ -100,7 +100,7 @@ def test_reading_goes_on_when_somebody_closes_our_descriptor(make_statm: Callabl
         b"\0" * 200,
     ],
 )
-@pytest.mark.parametrize("ask", [Statm.resident_bytes, lambda statm: statm.fields()[1]], ids=["resident", "fields"])
+@pytest.mark.parametrize("ask", [Statm.resident_bytes, lambda statm: statm.fields()[1]], ids=["rss", "fields"])
 def test_number_that_was_given_to_another_file_is_noticed(
     make_statm: Callable[..., Statm], tmp_path: Path, content: bytes, ask: Callable[[Statm], int]
 ) -> None:

@@ -4,22 +4,22 @@ from collections.abc import Callable
 
 import pytest
 
-from memtools.ledger import Entry, LedgerStatistics, Usage
+from memtools.ledger import AccountStatistics, LedgerStatistics, Usage
 
 MIB = 2**20
 
 
 @pytest.fixture
-def entry() -> Callable[..., Entry]:
+def entry() -> Callable[..., AccountStatistics]:
     """Make an account: `entry("scope", "name", peak=3, children=(...))`, sizes in MiB."""
 
     def make(
         kind: str, name: str, *, peak: float = 1, retained: float = 0, entered: int = 1, active: int = 0,
-        failed: int = 0, duration_s: float = 1.0, note: str = "", meter: str = "traced",
-        children: tuple[Entry, ...] = (),
-    ) -> Entry:  # fmt: skip
-        return Entry(
-            name=name, kind=kind, entered=entered, active=active, failed=failed, peak_bytes=int(peak * MIB),
+        failed: int = 0, duration_s: float = 1.0, note: str = "", meter: str = "tracemalloc",
+        children: tuple[AccountStatistics, ...] = (),
+    ) -> AccountStatistics:  # fmt: skip
+        return AccountStatistics(
+            name=name, kind=kind, started=entered, active=active, failed=failed, peak_bytes=int(peak * MIB),
             mean_peak_bytes=int(peak * MIB), retained_bytes=int(retained * MIB), duration_s=duration_s, steps=0,
             exact=not note, note=note, meter=meter, children=children,
         )  # fmt: skip
@@ -31,8 +31,8 @@ def entry() -> Callable[..., Entry]:
 def ledger() -> Callable[..., LedgerStatistics]:
     """What the ledger would know, had it these accounts."""
 
-    def make(*accounts: Entry, nobody: float = 0) -> LedgerStatistics:
-        return LedgerStatistics(accounts, 0, {"traced": int(nobody * MIB)})
+    def make(*accounts: AccountStatistics, nobody: float = 0) -> LedgerStatistics:
+        return LedgerStatistics(accounts, 0, {"tracemalloc": int(nobody * MIB)})
 
     return make
 
@@ -44,7 +44,7 @@ def usage() -> Callable[..., Usage]:
     def make(name: str, *, peak: float = 1, retained: float = 0, note: str = "") -> Usage:
         return Usage(
             name=name, retained_bytes=int(retained * MIB), peak_bytes=int(peak * MIB), allocated_bytes=None,
-            freed_bytes=None, resident_delta_bytes=0, duration_s=0.5, steps=0, meter="traced",
+            freed_bytes=None, resident_delta_bytes=0, duration_s=0.5, steps=0, meter="tracemalloc",
             exact=not note, note=note,
         )  # fmt: skip
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools._text import cut, width_of
-from memtools.ledger import Entry, LedgerStatistics, Usage
+from memtools.ledger import AccountStatistics, LedgerStatistics, Usage
 from memtools.reports import Report, Row, UsageTable, html_page, report, visible
 from memtools.reports._rows import Growth
 from memtools.reports._text import bar, mib, seconds, share
 
-Make = Callable[..., Entry]
+Make = Callable[..., AccountStatistics]
 Ledger = Callable[..., LedgerStatistics]
 NASTY = "</td><script>alert('x')</script>\x1b[31m\u202egnp.exe\u2066\r\n\x00\u200b&amp;\ud800\x9b2J"
 LONG = "a" * 150 + "the-end"
@@ -31,7 +31,7 @@ def taken(entry: Make, ledger: Ledger) -> Report:
 
 
 def _row(name: str) -> Row:
-    return Row(name, 1, 0, 0, 1, 1, 0.1, ("traced",), ())
+    return Row(name, 1, 0, 0, 1, 1, 0.1, ("tracemalloc",), ())
 
 
 @pytest.mark.parametrize("width", [80, 97, 120, 140])
@@ -92,7 +92,7 @@ def test_failed_and_open_have_columns_only_where_there_are_any(taken: Report) ->
 def test_what_is_left_out_of_a_table_is_counted(entry: Make, ledger: Ledger) -> None:
     taken = report(ledger=ledger(*(entry("task", f"t{n}") for n in range(50))))
 
-    text = taken.to_text(width=80, ascii_only=False, most=20)
+    text = taken.to_text(width=80, ascii_only=False, limit=20)
 
     assert "… and 30 more" in text
     assert len(taken.to_dict()["tasks"]) == 50

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from memtools.ledger import Entry, LedgerStatistics
+from memtools.ledger import AccountStatistics, LedgerStatistics
 from memtools.readings import read_process
 from memtools.reports import report
 
@@ -13,19 +13,19 @@ MIB = 2**20
 
 
 def test_growth_is_what_is_owned_nobodys_the_meters_and_other(
-    entry: Callable[..., Entry], ledger: Callable[..., LedgerStatistics]
+    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
     since = replace(read_process(), resident_bytes=0)
 
     grown = report(since=since, ledger=ledger(entry("scope", "root", retained=5), nobody=2)).process
 
     assert grown.resident_growth_bytes == grown.resident_bytes
-    assert (grown.owned_bytes, grown.nobody_bytes, grown.meter_bytes) == (5 * MIB, 2 * MIB, 0)
+    assert (grown.owned_bytes, grown.untracked_bytes, grown.meter_bytes) == (5 * MIB, 2 * MIB, 0)
     assert grown.unattributed_bytes == grown.resident_bytes - 7 * MIB
 
 
 def test_without_a_first_reading_no_growth_is_claimed(
-    entry: Callable[..., Entry], ledger: Callable[..., LedgerStatistics]
+    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
     taken = report(ledger=ledger(entry("scope", "root", retained=5)))
 
@@ -35,9 +35,9 @@ def test_without_a_first_reading_no_growth_is_claimed(
 
 
 def test_resident_figures_explain_nothing_of_the_growth(
-    entry: Callable[..., Entry], ledger: Callable[..., LedgerStatistics]
+    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
-    taken = report(since=read_process(), ledger=ledger(entry("scope", "root", meter="resident")))
+    taken = report(since=read_process(), ledger=ledger(entry("scope", "root", meter="rss")))
 
     assert taken.process.owned_bytes is None
     assert taken.process.unattributed_bytes is None
@@ -48,7 +48,7 @@ def test_the_default_is_the_present_state_of_this_process() -> None:
     from memtools.scopes import memory_scope
 
     forget_accounts()
-    with memory_scope("here and now", meter="traced"):
+    with memory_scope("here and now", meter="tracemalloc"):
         block = bytearray(3 * MIB)
         taken = report(since=read_process())
 

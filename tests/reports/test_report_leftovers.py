@@ -6,19 +6,19 @@ from dataclasses import replace
 import pytest
 
 from memtools.analysis._leftovers import per_call
-from memtools.ledger import Entry, LedgerStatistics
+from memtools.ledger import AccountStatistics, LedgerStatistics
 from memtools.reports import html_page, report
 
 MIB = 2**20
 KIB = 1024
-Make = Callable[..., Entry]
+Make = Callable[..., AccountStatistics]
 Ledger = Callable[..., LedgerStatistics]
 
 
-def _left(entry: Entry, curve: Callable[[int], float]) -> Entry:
-    marks = tuple((2**power, int(curve(2**power))) for power in range(4, entry.entered.bit_length()))[-4:]
-    left = int(curve(entry.entered))
-    return replace(entry, live_bytes=left, left_bytes=left, left_after=marks, meter="native")
+def _left(entry: AccountStatistics, curve: Callable[[int], float]) -> AccountStatistics:
+    marks = tuple((2**power, int(curve(2**power))) for power in range(4, entry.started.bit_length()))[-4:]
+    left = int(curve(entry.started))
+    return replace(entry, live_bytes=left, live_after_end_bytes=left, live_at_checkpoints=marks, meter="native")
 
 
 @pytest.mark.parametrize(("calls", "curve", "found"), [
@@ -40,7 +40,7 @@ def test_what_every_call_leaves_is_told_from_what_the_first_ones_left(
 ) -> None:
     one = _left(entry("call", "f", entered=calls), curve)
 
-    assert per_call(calls, one.left_bytes, one.left_after) == pytest.approx(found, rel=0.01)
+    assert per_call(calls, one.live_after_end_bytes, one.live_at_checkpoints) == pytest.approx(found, rel=0.01)
 
 
 def test_what_nobody_knows_is_no_leftover() -> None:
@@ -68,12 +68,14 @@ def test_one_function_in_two_places_is_one_leftover(entry: Make, ledger: Ledger)
 
     (found,) = report(ledger=ledger(*places)).leftovers
 
-    assert (found.calls, found.per_call_bytes, found.left_bytes) == (2_000, 2_000, 4_000_000)
+    assert (found.calls, found.per_call_bytes, found.live_after_end_bytes) == (2_000, 2_000, 4_000_000)
 
 
 def test_rows_stand_in_the_order_of_what_is_still_alive_and_then_of_their_peaks(entry: Make, ledger: Ledger) -> None:
-    def task(name: str, peak: float, live_bytes: int) -> Entry:
-        return replace(entry("task", name, peak=peak, meter="native"), live_bytes=live_bytes, left_bytes=live_bytes)
+    def task(name: str, peak: float, live_bytes: int) -> AccountStatistics:
+        return replace(
+            entry("task", name, peak=peak, meter="native"), live_bytes=live_bytes, live_after_end_bytes=live_bytes
+        )
 
     taken = report(
         ledger=ledger(task("b", 9, 1_000), task("c", 5, 3 * MIB), task("a", 1, 2_000), task("d", 2, 8 * MIB))
@@ -83,11 +85,11 @@ def test_rows_stand_in_the_order_of_what_is_still_alive_and_then_of_their_peaks(
 
 
 def test_still_alive_takes_the_place_of_retained_where_every_row_knows_it(entry: Make, ledger: Ledger) -> None:
-    known = replace(entry("task", "known", retained=7, meter="native"), live_bytes=3 * MIB, left_bytes=0)
+    known = replace(entry("task", "known", retained=7, meter="native"), live_bytes=3 * MIB, live_after_end_bytes=0)
 
     all_known = report(ledger=ledger(known)).to_text(width=100)
-    some = report(ledger=ledger(known, entry("task", "traced"))).to_text(width=100)
-    none = report(ledger=ledger(entry("task", "traced"))).to_text(width=100)
+    some = report(ledger=ledger(known, entry("task", "tracemalloc"))).to_text(width=100)
+    none = report(ledger=ledger(entry("task", "tracemalloc"))).to_text(width=100)
 
     assert ("still alive  " in all_known, "retained" in all_known) == (True, False)
     assert "3.00" in all_known
@@ -97,20 +99,20 @@ def test_still_alive_takes_the_place_of_retained_where_every_row_knows_it(entry:
 
 
 def test_html_has_a_column_for_it_only_where_it_is_known(entry: Make, ledger: Ledger) -> None:
-    known = replace(entry("task", "known", meter="native"), live_bytes=3 * MIB, left_bytes=0)
+    known = replace(entry("task", "known", meter="native"), live_bytes=3 * MIB, live_after_end_bytes=0)
 
     assert "still alive MiB" in html_page(report(ledger=ledger(known)))
-    assert "still alive MiB" not in html_page(report(ledger=ledger(entry("task", "traced"))))
+    assert "still alive MiB" not in html_page(report(ledger=ledger(entry("task", "tracemalloc"))))
 
 
 def test_growth_with_the_native_meter_is_what_is_alive_and_what_is_unattributed(entry: Make) -> None:
     from memtools.readings import read_process
 
     since = replace(read_process(), resident_bytes=0)
-    root = replace(entry("scope", "root", retained=5, meter="native"), live_bytes=3 * MIB, left_bytes=3 * MIB)
-    ledger = LedgerStatistics((root,), 0, {"native": 2 * MIB, "traced": 7})
+    root = replace(entry("scope", "root", retained=5, meter="native"), live_bytes=3 * MIB, live_after_end_bytes=3 * MIB)
+    ledger = LedgerStatistics((root,), 0, {"native": 2 * MIB, "tracemalloc": 7})
 
     grown = report(since=since, ledger=ledger).process
 
-    assert (grown.owned_bytes, grown.nobody_bytes, grown.meter_bytes) == (3 * MIB, 2 * MIB, None)
+    assert (grown.owned_bytes, grown.untracked_bytes, grown.meter_bytes) == (3 * MIB, 2 * MIB, None)
     assert grown.unattributed_bytes == grown.resident_bytes - 5 * MIB

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from memtools.ledger import Entry, LedgerStatistics
+from memtools.ledger import AccountStatistics, LedgerStatistics
 from memtools.reports import Row, report
 
 MIB = 2**20
-Make = Callable[..., Entry]
+Make = Callable[..., AccountStatistics]
 Ledger = Callable[..., LedgerStatistics]
 
 

@@ -13,7 +13,7 @@ MB = 10**6
 
 
 def scope(name="block", **options):
-    return memory_scope(name, meter="traced", **options)
+    return memory_scope(name, meter="tracemalloc", **options)
 
 
 def test_peak_and_retained_of_a_block_are_within_two_percent():
@@ -203,16 +203,16 @@ def test_the_accounts_of_the_process_hold_the_tree():
                 bytearray(MB)
 
     root = next(entry for entry in statistics().accounts if entry.name == "tree root")
-    assert [(leaf.name, leaf.entered, leaf.active) for leaf in root.children] == [("tree leaf", 3, 0)]
+    assert [(leaf.name, leaf.started, leaf.active) for leaf in root.children] == [("tree leaf", 3, 0)]
     assert root.children[0].mean_peak_bytes == pytest.approx(MB, rel=0.02)
 
 
 def test_resident_never_claims_to_be_exact():
-    with memory_scope("resident", meter="resident") as block:
+    with memory_scope("rss", meter="rss") as block:
         # More than malloc ever keeps back for later, and touched: it has to show.
         kept = bytearray(b"x") * (64 * MB)
 
-    assert block.usage.meter == "resident"
+    assert block.usage.meter == "rss"
     assert not block.usage.exact
     assert block.usage.peak_bytes >= 50 * MB
     assert block.usage.resident_delta_bytes >= 50 * MB

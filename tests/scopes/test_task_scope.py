@@ -117,7 +117,7 @@ async def test_a_scope_that_was_not_entered_refuses_too() -> None:
 
 
 async def test_what_is_no_coroutine_is_refused_as_by_the_loop() -> None:
-    for settings in ({}, {"limit": 1}, {"meter": "traced"}, {"limit": 1, "meter": "traced"}):
+    for settings in ({}, {"limit": 1}, {"meter": "tracemalloc"}, {"limit": 1, "meter": "tracemalloc"}):
         async with task_scope(**settings) as tasks:
             with pytest.raises(TypeError, match="coroutine was expected"):
                 tasks.create_task(7)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ async def test_no_more_than_the_limit_run_and_all_run_in_order() -> None:
         await asyncio.sleep(0)
         running -= 1
 
-    async with task_scope(limit=3) as tasks:
+    async with task_scope(max_running=3) as tasks:
         for number in range(20):
             tasks.create_task(work(number))
         assert started == []
@@ -188,7 +188,7 @@ async def test_no_more_than_the_limit_run_and_all_run_in_order() -> None:
 
 async def test_spawn_waits_for_a_place_first() -> None:
     release = asyncio.Event()
-    async with task_scope(limit=1) as tasks:
+    async with task_scope(max_running=1) as tasks:
         await tasks.spawn(release.wait())  # type: ignore[arg-type]
         second = asyncio.ensure_future(tasks.spawn(give(2)))
         await asyncio.sleep(0)
@@ -208,7 +208,7 @@ async def test_a_cancelled_spawn_starts_nothing_and_leaves_the_place_to_the_next
         began.append(name)
 
     release = asyncio.Event()
-    async with task_scope(limit=1) as tasks:
+    async with task_scope(max_running=1) as tasks:
         tasks.create_task(release.wait())  # type: ignore[arg-type]
         given_up = asyncio.ensure_future(tasks.spawn(note("given up")))
         await asyncio.sleep(0)
@@ -223,7 +223,7 @@ async def test_a_cancelled_spawn_starts_nothing_and_leaves_the_place_to_the_next
 
 
 async def test_a_spawn_that_waits_when_the_scope_shuts_down_is_told() -> None:
-    async with task_scope(limit=1) as tasks:
+    async with task_scope(max_running=1) as tasks:
         tasks.create_task(for_ever())
         waiting = asyncio.ensure_future(tasks.spawn(give()))
         await asyncio.sleep(0)
@@ -235,7 +235,7 @@ async def test_a_spawn_that_waits_when_the_scope_shuts_down_is_told() -> None:
 
 async def test_a_task_that_is_cancelled_in_the_row_never_begins_and_its_coroutine_is_closed() -> None:
     coro = give()
-    async with task_scope(limit=1) as tasks:
+    async with task_scope(max_running=1) as tasks:
         release = asyncio.Event()
         tasks.create_task(release.wait())  # type: ignore[arg-type]
         early = tasks.create_task(coro)
@@ -252,7 +252,7 @@ async def test_a_task_that_is_cancelled_in_the_row_never_begins_and_its_coroutin
 
 
 async def test_one_more_than_may_wait_is_refused_with_the_numbers() -> None:
-    async with task_scope(limit=1, max_pending=2, name="import") as tasks:
+    async with task_scope(max_running=1, max_pending=2, name="import") as tasks:
         for _ in range(3):
             tasks.create_task(give())
         coro = give()
@@ -401,7 +401,7 @@ def no_collector() -> Any:
 @pytest.mark.usefixtures("no_collector")
 async def test_no_frame_of_a_failed_task_stays_alive_where_a_task_group_keeps_all() -> None:
     ours = await frames_alive_after(task_scope)
-    limited = await frames_alive_after(lambda: task_scope(limit=50))
+    limited = await frames_alive_after(lambda: task_scope(max_running=50))
     recorded = await frames_alive_after(lambda: task_scope(on_error="record"))
     theirs = await frames_alive_after(asyncio.TaskGroup)
 
@@ -412,7 +412,7 @@ async def test_no_frame_of_a_failed_task_stays_alive_where_a_task_group_keeps_al
 
 @pytest.mark.usefixtures("no_collector")
 async def test_no_frame_stays_alive_with_an_account_per_task() -> None:
-    assert await frames_alive_after(lambda: task_scope(meter="traced")) == 0
+    assert await frames_alive_after(lambda: task_scope(meter="tracemalloc")) == 0
 
 
 @pytest.mark.usefixtures("no_collector")
@@ -493,23 +493,23 @@ async def test_a_name_that_is_no_text_is_put_into_words_as_asyncio_does() -> Non
         task = tasks.create_task(give(), name=7)  # type: ignore[arg-type]
 
     assert task.get_name() == "7"
-    assert tasks.usage()["7"].finished == 1
+    assert tasks.usage_by_name()["7"].finished == 1
 
 
 async def test_a_refused_task_leaves_no_trace_in_the_usage() -> None:
-    async with task_scope(limit=1, max_pending=0) as tasks:
+    async with task_scope(max_running=1, max_pending=0) as tasks:
         tasks.create_task(give(), name="first")
         with pytest.raises(ScopeFull):
             tasks.create_task(give(), name="second")
 
-    assert list(tasks.usage()) == ["first"]
+    assert list(tasks.usage_by_name()) == ["first"]
 
 
 # -- shown
 
 
 async def test_repr_is_one_line_and_tells_the_state() -> None:
-    tasks = task_scope(limit=1, name="import")
+    tasks = task_scope(max_running=1, name="import")
     shown = [repr(tasks)]
     async with tasks:
         tasks.create_task(give())
@@ -528,7 +528,7 @@ async def test_repr_is_one_line_and_tells_the_state() -> None:
 def test_it_runs_on_uvloop() -> None:
     async def main() -> tuple[int, int]:
         with pytest.raises(ExceptionGroup):  # noqa: PT012  # the block is what raises
-            async with task_scope(limit=2, grace=0.01) as tasks:
+            async with task_scope(max_running=2, grace=0.01) as tasks:
                 for number in range(5):
                     await tasks.spawn(give(number))
                 tasks.create_task(fail(ValueError()))

@@ -9,7 +9,7 @@ import pytest
 
 from memtools.errors import BudgetExceeded
 from memtools.events import Event, HighUsage, ScopeEnded, subscribe
-from memtools.ledger import active_owner, install, open_owners
+from memtools.ledger import active_owner, open_owners, track_tasks
 from memtools.scopes import memory_scope, task_scope
 
 MIB = 2**20
@@ -32,27 +32,27 @@ async def tell_path() -> tuple[str, ...]:
 
 
 async def test_each_task_has_an_exact_account_while_others_run_in_between() -> None:
-    async with task_scope(meter="traced") as tasks:
+    async with task_scope(meter="tracemalloc") as tasks:
         for _ in range(3):
             tasks.create_task(hold_bytes(4 * MIB), name="large")
             tasks.create_task(hold_bytes(MIB), name="small")
 
-    usage = tasks.usage()
+    usage = tasks.usage_by_name()
     assert 4 * MIB <= (usage["large"].peak_bytes or 0) < 4.5 * MIB
     assert MIB <= (usage["small"].peak_bytes or 0) < 1.5 * MIB
     assert (usage["large"].started, usage["large"].finished, usage["large"].steps) == (3, 3, 6)
-    assert usage["large"].meter == "traced"
+    assert usage["large"].meter == "tracemalloc"
     assert "large: 3 tasks, peak 4.0 MiB" in str(usage["large"])
 
 
 async def test_usage_shows_running_tasks_too() -> None:
     gate = asyncio.Event()
-    async with task_scope(meter="traced") as tasks:
+    async with task_scope(meter="tracemalloc") as tasks:
         tasks.create_task(hold_bytes(3 * MIB, gate), name="held")
         await asyncio.sleep(0)
-        open_now = tasks.usage()["held"]
+        open_now = tasks.usage_by_name()["held"]
         gate.set()
-    closed = tasks.usage()["held"]
+    closed = tasks.usage_by_name()["held"]
 
     assert open_now.running == 1
     assert (open_now.retained_bytes or 0) >= 3 * MIB
@@ -62,19 +62,19 @@ async def test_usage_shows_running_tasks_too() -> None:
 
 
 async def test_a_meter_that_cannot_tell_tasks_apart_shows_no_bytes_as_a_tasks() -> None:
-    async with task_scope(meter="resident") as tasks:
+    async with task_scope(meter="rss") as tasks:
         tasks.create_task(hold_bytes(MIB))
         await asyncio.sleep(0)
         assert [owner.kind for owner in open_owners()] == ["scope"]
 
-    usage = tasks.usage()["hold_bytes"]
+    usage = tasks.usage_by_name()["hold_bytes"]
     assert (usage.peak_bytes, usage.retained_bytes, usage.steps, usage.exact) == (None, None, None, False)
     assert "cannot tell tasks apart" in usage.note
     assert (usage.finished, usage.to_dict()["finished"]) == (1, 1)
-    assert tasks.total.meter == "resident"
+    assert tasks.usage.meter == "rss"
 
 
-@pytest.mark.parametrize("meter", ["traced", "resident"])
+@pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
 @pytest.mark.parametrize("settings", [{}, {"limit": 1}])
 async def test_a_task_belongs_to_the_scope_from_wherever_it_is_created(meter: str, settings: dict[str, Any]) -> None:
     async def create(tasks: task_scope, name: str) -> "asyncio.Task[tuple[str, ...]]":
@@ -89,7 +89,7 @@ async def test_a_task_belongs_to_the_scope_from_wherever_it_is_created(meter: st
         outside = await asyncio.get_running_loop().create_task(create(tasks, "c"), context=stranger)
         given = tasks.create_task(tell_path(), name="d", context=copy_context())
 
-    own = meter == "traced"
+    own = meter == "tracemalloc"
     expected = [("import", name) if own else ("import",) for name in "abcd"]
     assert [task.result() for task in (inside, deeper, outside, given)] == expected
 
@@ -97,11 +97,11 @@ async def test_a_task_belongs_to_the_scope_from_wherever_it_is_created(meter: st
 async def test_the_scope_as_a_whole_is_charged_for_its_tasks() -> None:
     events: list[Event] = []
     with subscribe(events.append):
-        async with task_scope(meter="traced", name="import") as tasks:
+        async with task_scope(meter="tracemalloc", name="import") as tasks:
             tasks.create_task(hold_bytes(2 * MIB), name="one")
             tasks.create_task(hold_bytes(3 * MIB), name="two")
 
-    assert 5 * MIB <= tasks.total.peak_bytes < 6 * MIB
+    assert 5 * MIB <= tasks.usage.peak_bytes < 6 * MIB
     ended = [(event.kind, event.name) for event in events if isinstance(event, ScopeEnded)]
     assert ended == [("task", "one"), ("task", "two"), ("scope", "import")]
 
@@ -112,8 +112,8 @@ async def test_names_are_bounded() -> None:
             tasks.create_task(asyncio.sleep(0), name=f"request {number}")
         tasks.create_task(asyncio.sleep(0), name="x" * 1000)
 
-    assert len(tasks.usage()) == 257
-    assert tasks.usage()["<other>"].finished == 145
+    assert len(tasks.usage_by_name()) == 257
+    assert tasks.usage_by_name()["<other>"].finished == 145
     assert tasks.statistics().finished == 401
 
 
@@ -121,11 +121,11 @@ async def test_failures_are_counted_by_name_and_named_by_their_own_name() -> Non
     async def fail() -> None:
         raise ValueError
 
-    async with task_scope(on_error="record", meter="traced") as tasks:
+    async with task_scope(on_error="record", meter="tracemalloc") as tasks:
         for number in range(300):
             tasks.create_task(fail(), name=f"request {number}")
 
-    assert tasks.usage()["request 7"].failed == 1
+    assert tasks.usage_by_name()["request 7"].failed == 1
     assert tasks.errors()[-1].name == "request 299"
 
 
@@ -137,7 +137,7 @@ async def test_a_budget_holds_for_the_scope_as_a_whole_and_stops_the_one_that_pa
         del block
 
     with pytest.raises(ExceptionGroup) as raised:  # noqa: PT012  # the block is what raises
-        async with task_scope(meter="traced", name="import", budget="5 MiB") as tasks:
+        async with task_scope(meter="tracemalloc", name="import", budget="5 MiB") as tasks:
             for _ in range(3):
                 tasks.create_task(take(2 * MIB))
 
@@ -150,7 +150,7 @@ async def test_a_budget_holds_for_the_scope_as_a_whole_and_stops_the_one_that_pa
 
 async def test_a_budget_is_looked_at_at_the_end_as_well() -> None:
     with pytest.raises(BudgetExceeded, match="import used"):
-        async with task_scope(meter="traced", name="import", budget="1 MiB"):
+        async with task_scope(meter="tracemalloc", name="import", budget="1 MiB"):
             block = bytearray(2 * MIB)
     del block
 
@@ -158,7 +158,7 @@ async def test_a_budget_is_looked_at_at_the_end_as_well() -> None:
 async def test_a_warning_names_the_largest_tasks() -> None:
     events: list[Event] = []
     with subscribe(events.append):
-        async with task_scope(meter="traced", name="import with a warning", warn="1 MiB") as tasks:
+        async with task_scope(meter="tracemalloc", name="import with a warning", warn="1 MiB") as tasks:
             tasks.create_task(hold_bytes(2 * MIB), name="one")
 
     high = next(event for event in events if isinstance(event, HighUsage))
@@ -169,13 +169,13 @@ async def test_a_warning_names_the_largest_tasks() -> None:
 @pytest.mark.parametrize("settings", [{}, {"limit": 1}])
 async def test_a_loop_that_was_installed_on_gives_a_task_no_second_account(settings: dict[str, Any]) -> None:
     events: list[Event] = []
-    with subscribe(events.append), install(meter="traced"):
-        async with task_scope(meter="traced", name="import", **settings) as tasks:
+    with subscribe(events.append), track_tasks(meter="tracemalloc"):
+        async with task_scope(meter="tracemalloc", name="import", **settings) as tasks:
             tasks.create_task(hold_bytes(MIB), name="one")
             tasks.create_task(hold_bytes(MIB), name="one")
 
     assert [event.name for event in events if isinstance(event, ScopeEnded)] == ["one", "one", "import"]
-    assert tasks.usage()["one"].finished == 2
+    assert tasks.usage_by_name()["one"].finished == 2
 
 
 async def test_no_session_and_no_owner_is_left_whatever_happens() -> None:
@@ -184,12 +184,12 @@ async def test_no_session_and_no_owner_is_left_whatever_happens() -> None:
 
     for settings in ({}, {"limit": 1}):
         with pytest.raises(ExceptionGroup):  # noqa: PT012  # the block is what raises
-            async with task_scope(meter="traced", **settings) as tasks:
+            async with task_scope(meter="tracemalloc", **settings) as tasks:
                 tasks.create_task(fail())
                 tasks.create_task(asyncio.Event().wait())
                 await asyncio.Event().wait()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01), task_scope(meter="traced", **settings) as tasks:
+            async with asyncio.timeout(0.01), task_scope(meter="tracemalloc", **settings) as tasks:
                 tasks.create_task(asyncio.Event().wait())
 
     assert open_owners() == ()

@@ -78,7 +78,7 @@ async def test_spawn_waits_for_admission_too() -> None:
 
 async def test_the_limit_comes_before_the_admission() -> None:
     door = Doorkeeper()
-    async with task_scope(limit=2, admit=door) as tasks:
+    async with task_scope(max_running=2, admit=door) as tasks:
         for _ in range(5):
             tasks.create_task(asyncio.sleep(0))
         await turns()
@@ -177,7 +177,7 @@ async def test_one_who_is_cancelled_at_the_door_lets_the_next_one_in() -> None:
     await asyncio.gather(first.task, third.task)
 
 
-@pytest.mark.parametrize("meter", ["traced", "resident"])
+@pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
 async def test_a_scope_with_a_size_runs_all_be_it_one_at_a_time(meter: str) -> None:
     running = highest = 0
 
@@ -193,7 +193,7 @@ async def test_a_scope_with_a_size_runs_all_be_it_one_at_a_time(meter: str) -> N
             tasks.create_task(work())
 
     assert tasks.statistics().finished == 5
-    if meter == "traced":
+    if meter == "tracemalloc":
         assert highest == 1  # more than nothing is used all the time
 
 

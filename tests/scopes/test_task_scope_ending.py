@@ -268,12 +268,12 @@ if sys.version_info >= (3, 12):
 
     @pytest.mark.usefixtures("eager")
     async def test_eager_tasks_that_end_at_once_are_counted() -> None:
-        async def at_once() -> int:
+        async def concurrency() -> int:
             return 7
 
-        async with task_scope(limit=2, keep_results=1) as tasks:
+        async with task_scope(max_running=2, keep_results=1) as tasks:
             for _ in range(5):
-                task = tasks.create_task(at_once())
+                task = tasks.create_task(concurrency())
                 assert task.done()
 
         assert (tasks.statistics().finished, tasks.results()) == (5, (7,))
@@ -313,7 +313,7 @@ if sys.version_info >= (3, 12):
             await asyncio.sleep(0)
             running -= 1
 
-        async with task_scope(limit=2) as tasks:
+        async with task_scope(max_running=2) as tasks:
             tasks.create_task(work(6))
 
         assert highest == 2
@@ -359,7 +359,7 @@ async def test_a_task_cancelled_by_its_own_handle_is_no_failure() -> None:
 
 async def test_many_who_wait_are_cancelled_in_a_moment() -> None:
     loop = asyncio.get_running_loop()
-    async with task_scope(limit=1) as tasks:
+    async with task_scope(max_running=1) as tasks:
         for _ in range(5_000):
             tasks.create_task(for_ever())
         await asyncio.sleep(0)

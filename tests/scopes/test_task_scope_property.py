@@ -75,7 +75,7 @@ class Play:
         raise AssertionError(f"some do not end: {self.tasks}")
 
 
-@pytest.mark.parametrize("meter", ["resident", "traced"])
+@pytest.mark.parametrize("meter", ["rss", "tracemalloc"])
 @settings(max_examples=30)
 @given(acts=ACTS, limit=st.integers(1, 3), max_pending=st.one_of(st.none(), st.integers(0, 3)))
 def test_the_limit_holds_and_every_task_is_counted_once(
@@ -95,7 +95,7 @@ def test_the_limit_holds_and_every_task_is_counted_once(
         assert created == sorted(created)  # turns are taken in order
         statistics = tasks.statistics()
         ended = statistics.finished + statistics.failed + statistics.cancelled
-        usage = tasks.usage()
+        usage = tasks.usage_by_name()
         assert ended == sum(one.started for one in usage.values())
         assert ended >= len(play.created)
         assert (statistics.running, statistics.waiting, statistics.abandoned) == (0, 0, 0)

@@ -87,4 +87,4 @@ def test_statistics_tell_bounds_and_what_went() -> None:
     figures = recent.statistics()
 
     assert (figures.length, figures.maxlen, figures.keep, figures.evicted) == (8, 10, 8, 4)
-    assert (figures.bytes, figures.max_bytes, figures.hook_failures) == (None, None, 0)
+    assert (figures.size_bytes, figures.max_bytes, figures.hook_failures) == (None, None, 0)

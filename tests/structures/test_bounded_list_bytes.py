@@ -34,7 +34,7 @@ def test_oldest_go_until_the_rest_fits() -> None:
     parcels.append(Parcel(60))
 
     assert weights(parcels) == [20, 60]
-    assert parcels.statistics().bytes == 80
+    assert parcels.statistics().size_bytes == 80
     assert parcels.statistics().evicted == 2
 
 
@@ -90,7 +90,7 @@ def test_size_is_asked_once_and_remembered() -> None:
     parcels.copy()
 
     assert [parcel.asked for parcel in first] == [1, 1, 1]
-    assert parcels.statistics().bytes == 65
+    assert parcels.statistics().size_bytes == 65
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_bytes_stay_right_through_every_mutator(act: Any, left: list[int]) -> No
     act(parcels)
 
     assert weights(parcels) == left
-    assert parcels.statistics().bytes == sum(weights(parcels)) <= 100
+    assert parcels.statistics().size_bytes == sum(weights(parcels)) <= 100
     parcels.append(Parcel(100))  # the sizes stand in the order of the items: exactly the new one is left
     assert weights(parcels) == [100]
 
@@ -147,7 +147,7 @@ def test_failed_changes_change_nothing() -> None:
             fail()
 
     assert sorted(weights(parcels)) == [10, 20]
-    assert parcels.statistics().bytes == 30
+    assert parcels.statistics().size_bytes == 30
 
 
 def test_size_that_is_none_is_refused_before_the_item_enters() -> None:
@@ -159,7 +159,7 @@ def test_size_that_is_none_is_refused_before_the_item_enters() -> None:
             numbers.append(2)
 
     assert numbers == [1]
-    assert numbers.statistics().bytes == 5
+    assert numbers.statistics().size_bytes == 5
 
 
 def test_sizeof_that_fails_in_the_middle_leaves_the_items_before() -> None:
@@ -172,7 +172,7 @@ def test_sizeof_that_fails_in_the_middle_leaves_the_items_before() -> None:
         numbers.extend([5, 2, 0, 1])
 
     assert numbers == [5, 2]
-    assert numbers.statistics().bytes == 7
+    assert numbers.statistics().size_bytes == 7
 
 
 def test_generator_never_has_more_than_the_bounds_and_one_item_alive() -> None:
@@ -207,7 +207,7 @@ def test_bypassing_calls_are_weighed_at_the_next_change_or_check() -> None:
     list.append(parcels, Parcel(5))
     parcels.append(Parcel(6))
     assert weights(parcels) == [5, 6]
-    assert parcels.statistics().bytes == 11
+    assert parcels.statistics().size_bytes == 11
 
 
 def test_list_filled_behind_its_back_can_be_extended_by_itself() -> None:
@@ -241,7 +241,7 @@ def test_object_in_two_places_counts_twice() -> None:
     parcels: BoundedList[Parcel] = BoundedList([parcel, parcel], max_bytes=100, sizeof=weigh)
     parcels.sort(key=id)
 
-    assert parcels.statistics().bytes == 60
+    assert parcels.statistics().size_bytes == 60
 
 
 def test_finaliser_that_adds_in_the_middle_of_a_removal_leaves_the_sizes_in_step() -> None:
@@ -266,7 +266,7 @@ def test_finaliser_that_adds_in_the_middle_of_a_removal_leaves_the_sizes_in_step
         parcels.clear()
         parcels.append(Echo(20))
         change()
-        assert parcels.statistics().bytes == sum(weights(parcels))
+        assert parcels.statistics().size_bytes == sum(weights(parcels))
         assert 3 in weights(parcels)
 
 
@@ -280,7 +280,7 @@ def test_key_that_changes_the_list_while_it_sorts_leaves_the_sizes_in_step() -> 
     with pytest.raises(ValueError, match="modified during sort"):
         parcels.sort(key=meddle)
 
-    assert parcels.statistics().bytes == sum(weights(parcels))
+    assert parcels.statistics().size_bytes == sum(weights(parcels))
 
 
 def test_subclass_bounded_by_bytes_keeps_its_class_and_overrides() -> None:
@@ -304,7 +304,7 @@ def test_subclass_bounded_by_bytes_keeps_its_class_and_overrides() -> None:
     assert type(first).__name__ == "Postbag"
     assert weights(first) == [40, 30]
     assert first.posted == 3
-    assert first.statistics().bytes == 70
+    assert first.statistics().size_bytes == 70
 
 
 def test_second_construction_takes_up_and_drops_the_bound_by_bytes() -> None:

@@ -116,7 +116,7 @@ def test_bytes_are_those_of_the_items_after_each_step(data: st.DataObject, life:
         while (maxlen is not None and len(model) > maxlen) or sum(model) > max_bytes:
             del model[0]
         assert recent == model, step
-        assert recent.statistics().bytes == sum(model), step
+        assert recent.statistics().size_bytes == sum(model), step
         assert recent._sizes == model, step  # each size stands in its item's place
 
 

@@ -197,7 +197,7 @@ def test_list_bounded_by_bytes_stays_in_step() -> None:
 
     recent.shrink(Level.WARNING, math.inf)
 
-    assert recent.statistics().bytes == sum(recent)
+    assert recent.statistics().size_bytes == sum(recent)
 
 
 def test_list_is_on_the_register_for_as_long_as_it_lives() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from memtools.cleanup import registered
 from memtools.errors import ConfigError, MemtoolsError
-from memtools.structures import NotPicklable, NotWeaklyReferable, WeakCache
+from memtools.structures import NotPicklable, NotWeakReferenceable, WeakCache
 
 
 class Value:
@@ -117,14 +117,14 @@ def test_a_value_that_cannot_be_weakly_referenced_lives_in_the_strong_tier_only(
 
     cache["key"] = value
     found = cache["key"]
-    unreferable = cache.statistics().unreferable
+    strong_only = cache.statistics().strong_only
     fill(cache, 4)
 
     assert found is value
-    assert unreferable == 1
+    assert strong_only == 1
     assert "key" not in cache
     assert cache.get("key", "gone") == "gone"
-    assert cache.statistics().unreferable == 0
+    assert cache.statistics().strong_only == 0
 
 
 @pytest.mark.parametrize("settings", [{"weak_only": True}, {"strong": 0}])
@@ -133,7 +133,7 @@ def test_a_cache_of_weak_references_only_refuses_what_cannot_be_one(settings):
     kept = Value()
     cache["key"] = kept
 
-    with pytest.raises(NotWeaklyReferable, match="type int cannot be weakly referenced") as caught:
+    with pytest.raises(NotWeakReferenceable, match="type int cannot be weakly referenced") as caught:
         cache["key"] = 1
 
     assert isinstance(caught.value, TypeError)
@@ -456,8 +456,8 @@ def test_a_sizeof_that_fails_leaves_the_cache_as_it_was():
     st.integers(0, 40),
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30), st.booleans()), max_size=60),
 )
-def test_neither_bound_is_ever_passed(strong, most_bytes, sets):
-    cache = WeakCache(strong=strong, max_bytes=most_bytes, sizeof=lambda value: value[1])
+def test_neither_bound_is_ever_passed(strong, max_bytes, sets):
+    cache = WeakCache(strong=strong, max_bytes=max_bytes, sizeof=lambda value: value[1])
 
     for key, size, is_read in sets:
         if is_read:
@@ -467,9 +467,9 @@ def test_neither_bound_is_ever_passed(strong, most_bytes, sets):
         figures = cache.statistics()
 
         assert figures.strong <= strong
-        assert figures.strong_bytes <= most_bytes
+        assert figures.strong_bytes <= max_bytes
         assert figures.strong_bytes == sum(size for _, size in cache.values())
-        assert figures.strong == figures.unreferable == len(cache)
+        assert figures.strong == figures.strong_only == len(cache)
 
 
 # Telling

@@ -38,7 +38,7 @@ def test_uvloop_keeps_the_same_promises():
         await asyncio.sleep(0.01)
         go.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        return len(runs), type(results[0]), len(set(map(id, results[1:]))), cache.statistics().making
+        return len(runs), type(results[0]), len(set(map(id, results[1:]))), cache.statistics().in_progress
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         outcome = runner.run(main())
@@ -88,7 +88,7 @@ def test_loops_in_several_threads_and_plain_threads_end_with_one_value():
 
     assert len(kept) == 151
     assert len(set(map(id, kept))) == 1
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
 
 
 def test_a_loop_that_was_closed_in_mid_run_holds_nobody_up():
@@ -112,7 +112,7 @@ def test_a_loop_that_was_closed_in_mid_run_holds_nobody_up():
     value = asyncio.run(cache.aget_or_create("key", fine))
 
     assert value == "fine"
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
     assert not task.done()
     task.get_coro().close()
 
@@ -136,7 +136,7 @@ def test_the_end_of_a_loop_ends_the_run():
 
     assert task.cancelled()
     assert ended == [1]
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
 
 
 def test_a_loop_that_was_abandoned_is_not_kept_alive():

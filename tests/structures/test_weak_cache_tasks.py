@@ -73,7 +73,7 @@ async def test_a_thousand_tasks_that_miss_share_one_run():
     work = Work()
     tasks = ask(cache, work, 1000)
     await settle()
-    making = cache.statistics().making
+    making = cache.statistics().in_progress
     work.go.set()
 
     values = await asyncio.gather(*tasks)
@@ -81,7 +81,7 @@ async def test_a_thousand_tasks_that_miss_share_one_run():
     assert making == 1
     assert work.runs == 1
     assert len(set(map(id, values))) == 1
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
     assert await cache.aget_or_create("key", work) is values[0]
     assert work.runs == 1
 
@@ -148,7 +148,7 @@ async def test_the_last_waiter_takes_the_run_along_and_waits_for_its_end():
 
     assert work.cleaned_up
     assert all(task.cancelled() for task in tasks)
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
 
 
 async def test_whoever_comes_while_a_doomed_run_ends_starts_one_of_his_own():
@@ -272,7 +272,7 @@ async def test_a_factory_that_waits_for_its_own_key_is_an_error():
     with pytest.raises(RecursiveFactory, match="'key'"):
         await cache.aget_or_create("key", factory)
 
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
 
 
 async def test_factories_that_wait_in_a_circle_are_an_error_and_no_silence():
@@ -377,7 +377,7 @@ async def test_eager_tasks_share_one_run_as_well(make):
     cache = WeakCache()
     runs = []
 
-    async def at_once():
+    async def concurrency():
         runs.append(1)
         return make()
 
@@ -392,7 +392,7 @@ async def test_eager_tasks_share_one_run_as_well(make):
     loop.set_task_factory(asyncio.eager_task_factory)
     try:
         first = await asyncio.gather(*(cache.aget_or_create("a", later) for _ in range(9)), return_exceptions=True)
-        second = await asyncio.gather(cache.aget_or_create("b", at_once), return_exceptions=True)
+        second = await asyncio.gather(cache.aget_or_create("b", concurrency), return_exceptions=True)
         with pytest.raises(RecursiveFactory):
             await cache.aget_or_create("own", recursive)
     finally:
@@ -400,7 +400,7 @@ async def test_eager_tasks_share_one_run_as_well(make):
 
     assert len(runs) == 2
     assert {type(result) for result in first + second} == {Value if make is Value else ValueError}
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
 
 
 async def test_a_task_factory_that_fails_leaves_nothing_pending():
@@ -417,4 +417,4 @@ async def test_a_task_factory_that_fails_leaves_nothing_pending():
     finally:
         loop.set_task_factory(None)
 
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0

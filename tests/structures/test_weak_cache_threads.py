@@ -67,7 +67,7 @@ def test_a_thousand_threads_that_miss_share_one_run():
     assert len(runs) == 1
     assert len(got) == 1000
     assert len(set(map(id, got))) == 1
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
 
 
 def wait_until_joined(cache, key):
@@ -138,7 +138,7 @@ def test_a_factory_that_asks_for_its_own_key_is_an_error():
     with pytest.raises(RecursiveFactory, match="'key' waits for that key itself"):
         cache.get_or_create("key", factory)
 
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
     assert cache.get_or_create("key", lambda: 1) == 1
 
 
@@ -197,7 +197,7 @@ def test_a_value_whose_key_was_removed_in_the_meantime_is_not_kept(remove):
 
     assert made == "made of what is no longer true"
     assert "key" not in cache
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
 
 
 def test_a_value_that_may_not_be_kept_is_an_error_of_the_run():
@@ -206,7 +206,7 @@ def test_a_value_that_may_not_be_kept_is_an_error_of_the_run():
     with pytest.raises(TypeError, match="cannot be weakly referenced"):
         cache.get_or_create("key", lambda: 1)
 
-    assert cache.statistics().making == 0
+    assert cache.statistics().in_progress == 0
 
 
 def test_a_failed_run_keeps_no_frame_alive():

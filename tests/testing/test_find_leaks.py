@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from memtools.analysis import Answer
+from memtools.analysis import Verdict
 from memtools.errors import ConfigError, LeakError, LeakWarning
 from memtools.ledger import native_reason
 from memtools.readings import descriptors, malloc_bytes
 from memtools.testing import assert_no_leaks, find_leaks
 
-METERS = ["traced"] if native_reason() else ["native", "traced"]
+METERS = ["tracemalloc"] if native_reason() else ["native", "tracemalloc"]
 
 kept: list[Any] = []
 by_number: dict[int, bytes] = {}
@@ -100,7 +100,7 @@ def _fixed(size: int) -> Callable[[], object]:
 def test_bytes_that_are_kept_are_found_and_their_holder_is_named(
     leaking: Callable[[], None], holder: str, meter: str
 ) -> None:
-    report = find_leaks(leaking, meter=meter, patience_s=0.2)
+    report = find_leaks(leaking, meter=meter, min_duration=0.2)
 
     assert report.is_leak
     assert report.findings[0].signal == "bytes"
@@ -112,13 +112,13 @@ def test_bytes_that_are_kept_are_found_and_their_holder_is_named(
 def test_the_fixed_twin_is_clean(size: int, meter: str) -> None:
     report = find_leaks(_fixed(size), meter=meter)
 
-    assert report.answer is Answer.CLEAN
+    assert report.answer is Verdict.CLEAN
     assert report.calls == 250
     assert report.holders == ()
 
 
 def test_the_rate_is_that_of_a_call() -> None:
-    report = find_leaks(keeps_1_kib, patience_s=0)
+    report = find_leaks(keeps_1_kib, min_duration=0)
 
     assert 1024 <= report.findings[0].per_call < 1200
 
@@ -140,21 +140,21 @@ async def awaits_its_task() -> None:
 
 
 async def test_tasks_that_are_left_are_found_and_named() -> None:
-    report = await find_leaks(leaves_a_task, calls=4, patience_s=0)
+    report = await find_leaks(leaves_a_task, calls=4, min_duration=0)
     tasks = [one for one in kept if isinstance(one, asyncio.Task)]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
     assert report.is_leak
-    assert "tasks" in {one.signal for one in report.findings if one.answer is Answer.LEAK}
+    assert "tasks" in {one.signal for one in report.findings if one.answer is Verdict.LEAK}
     assert any(line.startswith("task price feed #") for line in report.holders)
 
 
 async def test_tasks_that_are_awaited_are_clean() -> None:
     report = await find_leaks(awaits_its_task, calls=20)
 
-    assert report.answer is Answer.CLEAN
+    assert report.answer is Verdict.CLEAN
 
 
 async def keeps_in_a_task() -> None:
@@ -165,7 +165,7 @@ async def keeps_in_a_task() -> None:
 
 
 async def test_what_a_task_of_the_function_keeps_is_its_own() -> None:
-    report = await find_leaks(keeps_in_a_task, calls=20, patience_s=0)
+    report = await find_leaks(keeps_in_a_task, calls=20, min_duration=0)
 
     assert report.is_leak
     assert report.findings[0].signal == "bytes"
@@ -184,11 +184,11 @@ async def test_what_a_neighbour_keeps_is_not_blamed_on_the_function() -> None:
         await asyncio.sleep(0)
 
     task = asyncio.create_task(neighbour())
-    report = await find_leaks(innocent, calls=200, patience_s=0, deadline_s=1)
+    report = await find_leaks(innocent, calls=200, min_duration=0, timeout=1)
     task.cancel()
 
     (counted,) = [one for one in report.findings if one.signal == "bytes"]
-    assert counted.answer is Answer.CLEAN
+    assert counted.answer is Verdict.CLEAN
 
 
 @pytest.mark.skipif(descriptors() is None, reason="descriptors are listed on Linux only")
@@ -199,11 +199,11 @@ def test_descriptors_that_are_left_are_found_and_named() -> None:
     def opens_and_closes() -> None:
         os.close(os.open(os.devnull, os.O_RDONLY))
 
-    report = find_leaks(opens, calls=10, patience_s=0)
+    report = find_leaks(opens, calls=10, min_duration=0)
 
     assert report.is_leak
     assert any(line.startswith(f"descriptor {os.devnull}") for line in report.holders)
-    assert find_leaks(opens_and_closes, calls=10).answer is Answer.CLEAN
+    assert find_leaks(opens_and_closes, calls=10).answer is Verdict.CLEAN
 
 
 def test_threads_that_are_left_are_found_and_named() -> None:
@@ -222,7 +222,7 @@ def test_threads_that_are_left_are_found_and_named() -> None:
 
     assert report.is_leak
     assert any(line.startswith("thread importer #") for line in report.holders)
-    assert find_leaks(starts_and_joins, calls=4).answer is not Answer.LEAK
+    assert find_leaks(starts_and_joins, calls=4).answer is not Verdict.LEAK
 
 
 @pytest.mark.skipif(malloc_bytes() is None, reason="the C library does not tell what is in use")
@@ -238,12 +238,12 @@ def test_memory_of_c_that_is_left_is_found() -> None:
     def takes_and_gives() -> None:
         library.free(library.malloc(4096))
 
-    report = find_leaks(takes, patience_s=0)
+    report = find_leaks(takes, min_duration=0)
     for address in held:
         library.free(address)
 
-    assert {one.signal for one in report.findings if one.answer is Answer.LEAK} >= {"native bytes"}
-    assert find_leaks(takes_and_gives).answer is Answer.CLEAN
+    assert {one.signal for one in report.findings if one.answer is Verdict.LEAK} >= {"native bytes"}
+    assert find_leaks(takes_and_gives).answer is Verdict.CLEAN
 
 
 def test_a_cache_that_fills_up_is_clean_once_it_is_full() -> None:
@@ -251,9 +251,9 @@ def test_a_cache_that_fills_up_is_clean_once_it_is_full() -> None:
         state.calls += 1
         _cached(state.calls)
 
-    report = find_leaks(remembers, patience_s=20)
+    report = find_leaks(remembers, min_duration=20)
 
-    assert report.answer is Answer.CLEAN
+    assert report.answer is Verdict.CLEAN
 
 
 def test_a_bounded_cache_that_is_not_full_is_no_leak_and_no_proof_either() -> None:
@@ -261,9 +261,9 @@ def test_a_bounded_cache_that_is_not_full_is_no_leak_and_no_proof_either() -> No
         state.calls += 1
         _never_full(state.calls)
 
-    report = find_leaks(remembers, patience_s=0)
+    report = find_leaks(remembers, min_duration=0)
 
-    assert report.answer is Answer.INCONCLUSIVE
+    assert report.answer is Verdict.INCONCLUSIVE
     assert "lru_cache that may have 1,000,000,000 entries" in str(report)
 
 
@@ -299,12 +299,12 @@ def _makes_a_cycle() -> None:
 def test_what_fools_others_is_clean(healthy: Callable[[], None], meter: str) -> None:
     report = find_leaks(healthy, meter=meter)
 
-    assert report.answer is Answer.CLEAN, report
+    assert report.answer is Verdict.CLEAN, report
 
 
 def test_a_leak_is_raised_with_what_grew_and_who_holds_it() -> None:
     with pytest.raises(LeakError, match="keeps_1_kib leaks") as caught:
-        assert_no_leaks(keeps_1_kib, patience_s=0)
+        assert_no_leaks(keeps_1_kib, min_duration=0)
 
     assert isinstance(caught.value, AssertionError)
     assert "KiB a call" in str(caught.value)
@@ -317,13 +317,13 @@ async def test_a_leak_of_a_coroutine_function_is_raised() -> None:
         kept.append(bytes(300))
 
     with pytest.raises(LeakError):
-        await assert_no_leaks(keeps, patience_s=0)
+        await assert_no_leaks(keeps, min_duration=0)
 
 
 def test_a_clean_function_gives_its_report() -> None:
     report = assert_no_leaks(_fixed(10))
 
-    assert report.answer is Answer.CLEAN
+    assert report.answer is Verdict.CLEAN
     assert report.to_dict()["answer"] == "clean"
     assert "clean" in repr(report)
 
@@ -334,7 +334,7 @@ def test_what_cannot_be_told_is_a_warning_and_logged(caplog: pytest.LogCaptureFi
         _never_full(state.calls)
 
     with pytest.warns(LeakWarning, match="inconclusive"):
-        assert_no_leaks(remembers, patience_s=0)
+        assert_no_leaks(remembers, min_duration=0)
 
     assert "inconclusive" in caplog.text
 
@@ -375,7 +375,7 @@ async def test_cancellation_passes() -> None:
     ("choice", "value"),
     [
         ("rounds", 0), ("calls", -1), ("calls", True), ("warmup", -1), ("tolerance", float("nan")),
-        ("patience_s", -1), ("deadline_s", "soon"), ("meter", "exact"),
+        ("min_duration", -1), ("timeout", "soon"), ("meter", "exact"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_before_anything_is_called(choice: str, value: Any) -> None:

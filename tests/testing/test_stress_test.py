@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from memtools.analysis import Answer
+from memtools.analysis import Verdict
 from memtools.errors import ConfigError
 from memtools.testing import LeakReport, StressReport, StressRound, StressTest
 from memtools.testing._find_leaks import Progress
@@ -35,7 +35,7 @@ def keeps(size: int = 2048) -> None:
 def test_a_clean_operation_has_the_rounds_that_were_asked_for() -> None:
     report = StressTest(lambda: bytes(1000), rounds=4, calls=25).run()
 
-    assert report.answer is Answer.CLEAN
+    assert report.answer is Verdict.CLEAN
     assert [one.calls for one in report.rounds] == [0, 25, 25, 25, 25]
     assert [one.number for one in report.rounds] == [0, 1, 2, 3, 4]
     assert report.calls == 100
@@ -43,7 +43,7 @@ def test_a_clean_operation_has_the_rounds_that_were_asked_for() -> None:
 
 
 def test_a_leak_is_found_named_and_seen_in_the_rounds() -> None:
-    report = StressTest(keeps, rounds=3, calls=50, patience_s=0).run()
+    report = StressTest(keeps, rounds=3, calls=50, min_duration=0).run()
 
     assert report.is_leak
     assert any(f"{__name__}.kept" in line for line in report.verdict.holders)
@@ -71,10 +71,10 @@ async def test_calls_of_a_coroutine_function_run_at_once() -> None:
         await asyncio.sleep(step)
         running[0] -= 1
 
-    report = await StressTest(works, args=(0.0001,), rounds=3, calls=20, warmup=0, at_once=5).run()
+    report = await StressTest(works, args=(0.0001,), rounds=3, calls=20, warmup=0, concurrency=5).run()
 
     assert running == [0, 5]
-    assert report.answer is not Answer.LEAK
+    assert report.answer is not Verdict.LEAK
     assert report.calls >= 60
     assert "5 at once" in report.svg()
 
@@ -84,7 +84,7 @@ async def test_a_coroutine_function_that_leaks_is_found() -> None:
         await asyncio.sleep(0)
         kept.append(bytes(1000))
 
-    report = await StressTest(keeps_and_sleeps, rounds=3, calls=20, at_once=4, patience_s=0).run()
+    report = await StressTest(keeps_and_sleeps, rounds=3, calls=20, concurrency=4, min_duration=0).run()
 
     assert report.is_leak
 
@@ -99,7 +99,7 @@ async def test_what_one_of_several_raises_is_raised() -> None:
         raise LookupError("mine")
 
     with pytest.raises(ExceptionGroup) as caught:
-        await StressTest(fails, warmup=0, at_once=3).run()
+        await StressTest(fails, warmup=0, concurrency=3).run()
 
     assert caught.group_contains(LookupError, match="mine")
 
@@ -108,7 +108,7 @@ async def test_cancellation_ends_the_calls_and_passes() -> None:
     async def hangs() -> None:
         await asyncio.Event().wait()
 
-    running = asyncio.ensure_future(StressTest(hangs, warmup=0, at_once=3).run())
+    running = asyncio.ensure_future(StressTest(hangs, warmup=0, concurrency=3).run())
     await asyncio.sleep(0.01)
     running.cancel()
 
@@ -117,7 +117,7 @@ async def test_cancellation_ends_the_calls_and_passes() -> None:
 
 
 def test_it_stops_when_it_has_grown_enough() -> None:
-    report = StressTest(keeps, args=(100_000,), rounds=50, calls=10, most_bytes="8 MiB").run()
+    report = StressTest(keeps, args=(100_000,), rounds=50, calls=10, max_bytes="8 MiB").run()
 
     assert report.is_leak
     assert report.calls < 200
@@ -132,7 +132,7 @@ def test_more_rounds_than_a_leak_test_ever_makes_are_no_trouble() -> None:
 @pytest.mark.parametrize(
     ("choice", "value"),
     [
-        ("rounds", 0), ("calls", 0), ("at_once", 0), ("at_once", 2), ("most_bytes", "many"), ("tolerance", -1),
+        ("rounds", 0), ("calls", 0), ("concurrency", 0), ("concurrency", 2), ("max_bytes", "many"), ("tolerance", -1),
         ("meter", "best"),
     ],
 )  # fmt: skip
@@ -143,7 +143,7 @@ def test_nonsense_is_refused_at_construction(choice: str, value: Any) -> None:
 
 @pytest.fixture
 def report() -> StressReport:
-    verdict = LeakReport("refresh \x1b[31m<b>", Answer.LEAK, (), ("list +1 <- shop.kept & <co>",), 300, 1.5, "native")
+    verdict = LeakReport("refresh \x1b[31m<b>", Verdict.LEAK, (), ("list +1 <- shop.kept & <co>",), 300, 1.5, "native")
     rounds = [
         StressRound(number, 100 if number else 0, (50 + number) << 20, number * 4096, 0.1, 1e-3, 2e-3, 5e-3, 9e-3)
         for number in range(4)

@@ -25,7 +25,7 @@ def plain(first: int, *, second: str = "") -> float:
     return first + len(second)
 
 
-@profile_memory(name="later", sample=10, meter="traced")
+@profile_memory(name="later", sample_every=10, meter="tracemalloc")
 async def later(first: int) -> str:
     return str(first)
 
@@ -45,7 +45,7 @@ def remembered(first: int) -> int:
     return first
 
 
-@bounded_history(100, keep=75, result=True)
+@bounded_history(100, keep=75, keep_results=True)
 async def remembered_later(first: int) -> int:
     return first
 
@@ -77,7 +77,7 @@ class Service:
     def method(self, first: int) -> str:
         return str(first)
 
-    @profile_memory(sample=2)
+    @profile_memory(sample_every=2)
     async def method_later(self, first: int) -> str:
         return str(first)
 

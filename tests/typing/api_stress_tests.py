@@ -17,5 +17,5 @@ async def coroutine(size: int) -> bytes:
 
 async def check() -> None:
     assert_type(StressTest(plain, args=(1,), rounds=3).run(), StressReport)
-    assert_type(await StressTest(coroutine, args=(1,), at_once=4).run(), StressReport)
+    assert_type(await StressTest(coroutine, args=(1,), concurrency=4).run(), StressReport)
     StressTest(plain, round=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -6,12 +6,12 @@ from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, ScopeClo
 from memtools.events import (
     BudgetOverrun,
     CleanupEnded,
+    DispatchStatistics,
     Event,
     HighUsage,
-    HubStatistics,
     LevelChanged,
-    PressureFelt,
-    ReadingTaken,
+    MemorySampled,
+    PressureSignal,
     ReclaimIneffective,
     ScopeEnded,
     Subscription,
@@ -66,7 +66,7 @@ def events_are_told_apart_by_their_class(event: Event) -> str:
         case BudgetOverrun():
             assert_type(event.in_flight, bool)
             return event.measure
-        case ReadingTaken():
+        case MemorySampled():
             assert_type(event.reading, Reading)
             return str(event.reading)
         case LevelChanged():
@@ -77,14 +77,14 @@ def events_are_told_apart_by_their_class(event: Event) -> str:
             return event.level.name
         case ReclaimIneffective():
             return event.level.name
-        case PressureFelt():
+        case PressureSignal():
             return event.source
         case TaskAbandoned():  # the last one: a checker that finds a way past this match complains
             return event.task
 
 
 def the_hub_tells_how_the_listeners_fared() -> None:
-    assert_type(statistics(), HubStatistics)
+    assert_type(statistics(), DispatchStatistics)
     assert_type(statistics().skipped, int)
 
 

@@ -167,7 +167,7 @@ def test_a_percentage_is_not_offered_where_it_is_not_accepted() -> None:
 
 def test_a_count_starts_at_its_least() -> None:
     assert parse_count(1, name="maxlen") == 1
-    assert parse_count(0, name="keep", least=0) == 0
+    assert parse_count(0, name="keep", minimum=0) == 0
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "3", True, None, math.inf])

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from memtools.errors import ConfigError
 from memtools.ledger._context import Slot
 from memtools.ledger._owner import Owner
-from memtools.ledger.meters._resident import ResidentMeter
+from memtools.ledger.meters._rss import RssMeter
 from memtools.units import parse_choice
 
 
@@ -94,15 +94,17 @@ def _make_native() -> Meter:
 
 
 def _make_traced() -> Meter:
-    from memtools.ledger.meters._tracemalloc import TracedMeter  # tracemalloc loads pickle: for those who ask for it
+    from memtools.ledger.meters._tracemalloc import (
+        TracemallocMeter,
+    )  # tracemalloc loads pickle: for those who ask for it
 
-    return TracedMeter()
+    return TracemallocMeter()
 
 
 _MAKERS: Final[dict[str, Callable[[], Meter]]] = {
     "native": _make_native,
-    "traced": _make_traced,
-    "resident": ResidentMeter,
+    "tracemalloc": _make_traced,
+    "rss": RssMeter,
 }
 _made: dict[str, Meter] = {}
 
@@ -110,7 +112,7 @@ _made: dict[str, Meter] = {}
 def choose_meter(name: str | None = None) -> Meter:
     """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else the default.
 
-    The default is `native` where it can be had (see `native_reason`), else `resident`. Where the native meter has had
+    The default is `native` where it can be had (see `native_reason`), else `rss`. Where the native meter has had
     to stop in the middle of a program it can still be named, by code that has done so all along; its owners then say
     that their figures are not exact.
 
@@ -123,7 +125,7 @@ def choose_meter(name: str | None = None) -> Meter:
         origin = "MEMTOOLS_METER"
     reason = native_reason()
     if not name and origin == "MEMTOOLS_METER":
-        name = "resident" if reason else "native"
+        name = "rss" if reason else "native"
     can_be_asked = not reason or _has_stopped()
     # Checked first: what is no text may be no key either.
     names = tuple(known for known in _MAKERS if known != "native" or can_be_asked)

@@ -13,7 +13,7 @@ What the figures mean here:
 - Peaks are the highest sums of these at any one moment, all threads together.
 - Blocks of up to 16 bytes count as 16, which is what they take; all others count to the byte. Blocks from before
   anybody held the meter do not count. Memory that Python's allocators do not hand out (a C library's own `malloc`,
-  numpy's arrays unless `install(numpy=True)` asks for them, `mmap`) is not seen.
+  numpy's arrays unless `track_tasks(numpy=True)` asks for them, `mmap`) is not seen.
 
 The figures stop being exact where another tool takes the hooks out of the allocator, as `tracemalloc.stop()` does when
 tracemalloc was started before the first owner was opened. Owners that are open then say so. Where a sub-interpreter is

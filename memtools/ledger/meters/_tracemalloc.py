@@ -56,7 +56,7 @@ def _is_busy(slot: Slot) -> bool:
     return slot.owner is not None
 
 
-class TracedMeter:
+class TracemallocMeter:
     """Figures from one tracemalloc session that is shared by all owners and started for the first of them.
 
     A session that somebody else started is used and left alone. Ours ends with the last hold.
@@ -90,8 +90,8 @@ class TracedMeter:
 
     @property
     def name(self) -> str:
-        """`"traced"`."""
-        return "traced"
+        """`"tracemalloc"`."""
+        return "tracemalloc"
 
     @property
     def follows(self) -> bool:

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; return the exit status."""
     options = _parser().parse_args(arguments)
     programs = find_programs(options.only, twins=options.twins)
-    with ThreadPoolExecutor(options.at_once) as pool:
+    with ThreadPoolExecutor(options.concurrency) as pool:
         outcomes = list(pool.map(lambda one: watch(one, options.seconds, options.meter), programs))
     print(table(outcomes), flush=True)
 

@@ -28,7 +28,7 @@ def test_leaks_are_told_from_health_and_their_owners_named() -> None:
     programs = [word for name in (*LEAKING, *HEALTHY) for word in ("--only", name)]
 
     done = subprocess.run(
-        [sys.executable, str(ZOO), "--seconds", str(SECONDS), "--at-once", "5", "--meter", "resident",
+        [sys.executable, str(ZOO), "--seconds", str(SECONDS), "--at-once", "5", "--meter", "rss",
          "--named", "4", "--misses", "1", *programs],
         capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from memtools.ledger._context import Slot
 from memtools.ledger._owner import Owner
-from memtools.readings import HighWater, ReadingError, resident_bytes
+from memtools.readings import PeakSince, ReadingError, resident_bytes
 
 _LATELY_S: Final = 0.001
 _last_reading: tuple[float, int] = (-1.0, 0)
@@ -41,13 +41,13 @@ def resident_lately(now: float) -> int:
     return size
 
 
-class ResidentMeter:
+class RssMeter:
     """Figures from the resident size of the process, at 1 to 2 µs a look."""
 
     @property
     def name(self) -> str:
-        """`"resident"`."""
-        return "resident"
+        """`"rss"`."""
+        return "rss"
 
     @property
     def follows(self) -> bool:
@@ -83,7 +83,7 @@ class ResidentMeter:
 
     def enter(self, owner: Owner, _slot: Slot, _payer: Owner | None, _is_task: bool, /) -> None:
         """Begin to measure `owner`; nobody's turn changes."""
-        owner.watch = HighWater()
+        owner.watch = PeakSince()
         owner.note = _NOTE
 
     def leave(self, owner: Owner, _slot: Slot, _back: Owner | None, /) -> None:
@@ -115,6 +115,6 @@ class ResidentMeter:
         if owner.watch is None:
             return  # another thread is just about to open it
         live = float(resident_or_zero() - owner.resident)
-        risen_to = cast("HighWater", owner.watch).risen_to()
-        risen = live if risen_to is None else risen_to - owner.resident
+        peak_bytes = cast("PeakSince", owner.watch).peak_bytes()
+        risen = live if peak_bytes is None else peak_bytes - owner.resident
         owner.live, owner.peak = live, max(owner.peak, live, risen)
