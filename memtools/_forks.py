@@ -1,10 +1,7 @@
-"""Put objects in order in a child process after a fork.
+"""The one registry of what a child process has to renew after a fork.
 
-Covers: the weak register of those to be put in order.
-Leaves to others: what has to be put in order.
-
-A fork copies the locks as they were, held for ever if another thread was at work, and of the threads only the one that
-forked.
+A fork copies locks as they were, held for ever if another thread held them, and of the threads only the one that forked.
+Forks by C code that runs no Python are not seen here (`memtools.readings` notices those by a page of memory).
 """
 
 import os
@@ -16,8 +13,8 @@ from weakref import ref
 T = TypeVar("T")
 
 
-class _Place(ref[Any]):  # any class that knows how to put its own objects in order
-    """One thing's place in the register; hashes by itself, as the thing may be unhashable."""
+class _Registration(ref[Any]):  # Any: a class of any kind can register its objects
+    """One object in the registry; hashed by identity, since the object may be unhashable."""
 
     __slots__ = ("renew",)
     __hash__ = object.__hash__
@@ -25,25 +22,41 @@ class _Place(ref[Any]):  # any class that knows how to put its own objects in or
 
     renew: Callable[[Any], None]
 
+    def call(self) -> None:
+        target = self()
+        if target is not None:
+            self.renew(target)
 
-_places: set[_Place] = set()
 
-# A C method: it takes no lock and runs no Python code in whatever dropped the last reference.
-_give_up: Callable[[_Place], None] = _places.discard
+_registrations: set[_Registration] = set()
+_functions: list[Callable[[], object]] = []
+
+# A C method: it takes no lock and runs no Python code in the thread that drops the last reference.
+_discard: Callable[[_Registration], None] = _registrations.discard
 
 
-def renew_in_children(thing: T, renew: Callable[[T], None]) -> None:
-    """Have `renew(thing)` called in each child that is forked while `thing` lives; it is held weakly."""
-    place = _Place(thing, _give_up)
-    place.renew = renew
-    _places.add(place)
+def register_after_fork(renew: Callable[[], object]) -> None:
+    """Have `renew()` called in each child that is forked, in the order of registration; it is held for ever."""
+    _functions.append(renew)
+
+
+def register_object_after_fork(target: T, renew: Callable[[T], None]) -> None:
+    """Have `renew(target)` called in each child that is forked while `target` lives; it is held weakly."""
+    registration = _Registration(target, _discard)
+    registration.renew = renew
+    _registrations.add(registration)
 
 
 def _renew_all() -> None:
-    for place in _places.copy():
-        thing = place()
-        if thing is not None:
-            place.renew(thing)
+    calls = [*_functions, *(registration.call for registration in _registrations.copy())]
+    first_error: Exception | None = None
+    for call in calls:
+        try:
+            call()
+        except Exception as error:  # the others have to be renewed all the same
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error  # the interpreter reports it as unraisable, and the child goes on
 
 
 if sys.platform != "win32":

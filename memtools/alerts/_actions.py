@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
-from memtools._safe_calls import Complaints
+from memtools._safe_calls import RateLimitedLogger
 from memtools.alerts._incidents import Act, exit_bytes
 from memtools.alerts._rules import AlertRule
 from memtools.alerts._transport import Deadline
@@ -101,7 +101,7 @@ class Actions:
         clean_up: what `immediate_cleanup` calls.
         loop: where coroutines run; None for a loop of their own.
         timeout_s: how long an action may take.
-        complaints: where failures are said.
+        problems: where failures are said.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Actions:
         loop: asyncio.AbstractEventLoop | None,
         *,
         timeout_s: float,
-        complaints: Complaints,
+        problems: RateLimitedLogger,
     ) -> None:
         self._clean_up = clean_up
         self._loop = loop
         self._timeout_s = timeout_s
-        self._complaints = complaints
+        self._problems = problems
         self._queue: SimpleQueue[Act | None] = SimpleQueue()
         self._hand: _Hand | None = None
         self._stuck: set[AlertRule] = set()  # those whose action takes too long and has not come back
@@ -148,7 +148,7 @@ class Actions:
             fresh.thread.start()
         except (RuntimeError, MemoryError):
             self._hand = hand
-            self._complaints.say("thread", "No thread can be started for the actions of alerts: they wait")
+            self._problems.warning("thread", "No thread can be started for the actions of alerts: they wait")
 
     def look_after(self) -> None:
         """Notice an action that takes too long: say so, and have another thread go on with the rest."""
@@ -188,7 +188,7 @@ class Actions:
             rule = hand.rule
             if hand.thread.is_alive() and rule is not None:
                 words = "Alerts end while the action %s is still at it; its thread is left behind"
-                self._complaints.say("end", words, rule.action_name)
+                self._problems.warning("end", words, rule.action_name)
 
     def _work(self, hand: "_Hand") -> None:
         while self._hand is hand and not self._ended:
@@ -252,10 +252,10 @@ class Actions:
         failures = self._in_a_row[rule] = self._in_a_row.get(rule, 0) + 1
         if failures == BREAKER_AFTER:
             said = "The action %s of alerts %s, %d times in a row: it is not run any more"
-            self._complaints.say(f"breaker {id(rule)}", said, rule.action_name, words, failures, error=error)
+            self._problems.warning(f"breaker {id(rule)}", said, rule.action_name, words, failures, error=error)
         else:
             said = "The action %s of alerts %s; the service goes on"
-            self._complaints.say(f"action {id(rule)}", said, rule.action_name, words, error=error)
+            self._problems.warning(f"action {id(rule)}", said, rule.action_name, words, error=error)
 
 
 class _Hand:

@@ -6,6 +6,7 @@ Leaves to others: what happens in between (`_session`).
 
 import asyncio
 import atexit
+import logging
 import os
 import random
 import socket
@@ -17,9 +18,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
-from memtools._safe_calls import Complaints
+from memtools._safe_calls import RateLimitedLogger
 from memtools.alerts._actions import Actions, Checking, Cleanup, parse_cleaner
 from memtools.alerts._channels import Channel, channels_for
 from memtools.alerts._delivery import AlertStatistics, Outbox, Patience, Postman
@@ -40,6 +41,13 @@ from memtools.units import parse_count, parse_seconds
 #
 # Threads: `hear` may be called from any thread, and in a finaliser in the middle of itself. Whoever comes first judges
 # what the others bring meanwhile; nobody waits.
+
+_log = logging.getLogger("memtools.alerts")
+_PROBLEM_INTERVAL_S: Final = 300.0  # as the monitor repeats its warnings
+
+
+def _problem_log() -> RateLimitedLogger:
+    return RateLimitedLogger(_log, interval_s=_PROBLEM_INTERVAL_S)
 
 
 class Session:
@@ -299,7 +307,7 @@ class Alerts:
 
     def _make_session(self) -> Session:
         pid = os.getpid()
-        complaints = Complaints()
+        problems = _problem_log()
         board = Board(
             self._rules,
             cooldown_s=self._cooldown_s,
@@ -311,7 +319,7 @@ class Alerts:
             self._clean_up,
             self._loop if pid == self._pid else None,
             timeout_s=self._action_timeout_s,
-            complaints=complaints,
+            problems=problems,
         )
         outbox = Outbox(self._channels, size=self._queue_size, patience=self._patience, jitter=_jitter)
         hire = partial(
@@ -320,7 +328,7 @@ class Alerts:
             outbox,
             size=self._queue_size,
             timeout_s=self._timeout_s,
-            complaints=complaints,
+            problems=problems,
         )
         return Session(board, actions, lambda beat: hire(beat=beat))
 
@@ -356,7 +364,7 @@ def _close(channels: Iterable[Channel]) -> None:
         try:
             channel.close()
         except Exception as error:
-            Complaints().say("close", "A channel of alerts could not be closed: %s", type(error).__name__)
+            _problem_log().warning("close", "A channel of alerts could not be closed: %s", type(error).__name__)
 
 
 def _rules(value: object) -> tuple[AlertRule, ...]:

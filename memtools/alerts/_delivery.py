@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from memtools._records import record
-from memtools._safe_calls import Complaints
+from memtools._safe_calls import RateLimitedLogger
 from memtools.alerts._channels import Channel
 from memtools.alerts._message import Alert
 from memtools.alerts._rules import Target
@@ -292,7 +292,7 @@ class Postman:
         size: how many messages may be posted while a delivery is under way, per channel.
         timeout_s: how long one delivery may take.
         beat: called between deliveries with the time; returns when to call it again.
-        complaints: where failures are said.
+        problems: where failures are said.
     """
 
     def __init__(
@@ -303,13 +303,13 @@ class Postman:
         size: int,
         timeout_s: float,
         beat: Callable[[float], float],
-        complaints: Complaints,
+        problems: RateLimitedLogger,
     ) -> None:
         self._channels = channels
         self._outbox = outbox
         self._timeout_s = timeout_s
         self._beat = beat
-        self._complaints = complaints
+        self._problems = problems
         self._posted: SimpleQueue[_Posted | None] = SimpleQueue()
         self._posted_at_most = size * max(len(channels), 1)
         self._overflowed = dict.fromkeys(channels, 0)
@@ -332,7 +332,7 @@ class Postman:
         try:
             thread.start()
         except (RuntimeError, MemoryError):
-            self._complaints.say("thread", "No thread can be started to deliver alerts: they wait until one can")
+            self._problems.warning("thread", "No thread can be started to deliver alerts: they wait until one can")
             return
         self._thread = thread
 
@@ -374,7 +374,7 @@ class Postman:
         self._ended = True
         if self.is_alive:
             # A channel of the user's that obeys no deadline, or a name server that does not answer.
-            self._complaints.say("stuck", "A delivery goes on past the end of alerts; its thread is left behind")
+            self._problems.warning("stuck", "A delivery goes on past the end of alerts; its thread is left behind")
             return
         self._leave()
 
@@ -436,17 +436,17 @@ class Postman:
         failures = self._outbox.delivered(parcel)
         if failures:
             name = parcel.target.name
-            self._complaints.withdraw(name, "Alerts to %s arrive again, after %d failures", name, failures)
+            self._problems.resolved(name, "Alerts to %s arrive again, after %d failures", name, failures)
 
     def _note_failure(self, parcel: Parcel, error: BaseException) -> None:
         failure, name = failure_of(error), parcel.target.name
         pause = self._outbox.failed(parcel, failure, time.monotonic())
         if pause is None:
             words = "An alert to %s was refused and is dropped: %s; %d lost so far"
-            self._complaints.say(name, words, name, failure, self._outbox.lost_of(parcel.target))
+            self._problems.warning(name, words, name, failure, self._outbox.lost_of(parcel.target))
         else:
             words = "Alerts to %s do not arrive: %s; tried again in %.1f s, %d lost so far"
-            self._complaints.say(name, words, name, failure, pause, self._outbox.lost_of(parcel.target))
+            self._problems.warning(name, words, name, failure, pause, self._outbox.lost_of(parcel.target))
 
     def _leave(self) -> None:
         self._collect(0.0)
@@ -454,4 +454,4 @@ class Postman:
         for channel in self.statistics():
             if channel.left:
                 words = "Alerts end with %d undelivered to %s, %d lost in all"
-                self._complaints.say(f"left {channel.name}", words, channel.left, channel.name, channel.lost)
+                self._problems.warning(f"left {channel.name}", words, channel.left, channel.name, channel.lost)

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import cast
 
-from memtools._forks import renew_in_children
-from memtools._safe_calls import Breaker, Seldom
+from memtools._forks import register_object_after_fork
+from memtools._safe_calls import CircuitBreaker, RateLimitedLogger
 from memtools.cleanup._registry import SlicedStep, Step, known_bytes
 from memtools.cleanup._statistics import ReclaimerStatistics, ReclaimResult, StepResult, StepStatistics
 from memtools.cleanup._steps import ShrinkRegistered
@@ -46,7 +46,7 @@ class Rung:
         "_longest_s",
         "_overruns",
         "_rests_until",
-        "_seldom",
+        "_failure_log",
         "_spent_s",
         "_taken",
         "_taken_at_level",
@@ -57,8 +57,8 @@ class Rung:
     def __init__(self, step: Step) -> None:
         self.step = step
         self.is_unfinished = False
-        self._breaker = Breaker()
-        self._seldom = Seldom(_log)
+        self._breaker = CircuitBreaker()
+        self._failure_log = RateLimitedLogger(_log)
         self._rests_until = float("-inf")
         self._taken_at_level = Level.NORMAL
         self._taken = 0
@@ -91,13 +91,13 @@ class Rung:
 
     def succeeded(self) -> None:
         """Close the circuit breaker."""
-        self._breaker.succeeded()
+        self._breaker.record_success()
 
     def failed(self, now: float) -> None:
         """Log the exception that is being handled, now and then, and count it."""
         self._failures += 1
-        self._breaker.failed(now)
-        self._seldom.failure(now, "clean-up step %r failed; the ladder goes on", _name(self.step))
+        self._breaker.record_failure(now)
+        self._failure_log.error("failed", "clean-up step %r failed; the ladder goes on", _name(self.step))
 
     def statistics(self, now: float) -> StepStatistics:
         """Return how the step fared."""
@@ -389,7 +389,7 @@ class Reclaimer:
         self._effective = 0
         self._held_back = 0
         self._lock = threading.Lock()
-        renew_in_children(self, Reclaimer._renew_after_fork)
+        register_object_after_fork(self, Reclaimer._renew_after_fork)
 
     def reclaim(self, level: Level, stop_below: int) -> ReclaimResult | None:
         """Take the steps of `level` until less than `stop_below` bytes are in use.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 from weakref import getweakrefs, ref
 
-from memtools._safe_calls import Breaker
+from memtools._safe_calls import CircuitBreaker
 from memtools.errors import ConfigError
 from memtools.readings import Level
 
@@ -36,7 +36,7 @@ class Past:
     __slots__ = ("breaker", "failures", "gained_bytes", "overruns", "size_bytes")
 
     def __init__(self) -> None:
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
         self.gained_bytes = 0
         self.size_bytes = 0
         self.failures = 0

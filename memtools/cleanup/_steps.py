@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
-from memtools._safe_calls import Seldom
+from memtools._safe_calls import RateLimitedLogger
 from memtools.cleanup._registry import Past, Place, Shrinkable, Step, in_order, known_bytes, places, size_of
 from memtools.cleanup._statistics import ShrinkableStatistics, ShrinkStatistics
 from memtools.readings import Level, resident_bytes, trim_heap
@@ -163,12 +163,12 @@ class ShrinkRegistered:
     name: str = "trim"
     least: Level = Level.WARNING
 
-    __slots__ = ("_asked", "_clock", "_failures", "_overruns", "_seldom", "_slice_s")
+    __slots__ = ("_asked", "_clock", "_failures", "_overruns", "_failure_log", "_slice_s")
 
     def __init__(self, *, slice_s: float = 0.005, clock: Callable[[], float] = time.monotonic) -> None:
         self._slice_s = parse_seconds(slice_s, name="slice_s")
         self._clock = clock
-        self._seldom = Seldom(_log)
+        self._failure_log = RateLimitedLogger(_log)
         self._asked = 0
         self._failures = 0
         self._overruns = 0
@@ -233,8 +233,8 @@ class ShrinkRegistered:
         self._failures += 1
         past.failures += 1
         past.gained_bytes, past.size_bytes = 0, size_of(thing)
-        past.breaker.failed(now)
-        self._seldom.failure(now, "%s could not shrink; the others are asked all the same", _name(thing))
+        past.breaker.record_failure(now)
+        self._failure_log.error("failed", "%s could not shrink; the others are asked all the same", _name(thing))
 
     def _has_blocked(self, place: Place, began: float, ended: float, late_s: float) -> bool:
         if late_s > self._slice_s:
@@ -242,9 +242,9 @@ class ShrinkRegistered:
             _past_of(place).overruns += 1
         has_blocked = ended - began > _BLOCKED * self._slice_s
         if has_blocked:
-            _past_of(place).breaker.failed(ended)
+            _past_of(place).breaker.record_failure(ended)
         elif place.past is not None:
-            place.past.breaker.succeeded()
+            place.past.breaker.record_success()
         return has_blocked
 
 

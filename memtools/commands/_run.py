@@ -22,12 +22,13 @@ from typing import Final, NoReturn, TextIO
 
 from memtools._gc import set_aside
 from memtools._records import record
+from memtools._text import printable
 from memtools.commands._program import execute, refuse_unreadable
 from memtools.leaks import BackgroundInvestigation, Diagnosis
 from memtools.ledger import Meter, choose_meter, end_owner, native_reason, open_owner
 from memtools.ledger._instrument import GlobalTaskTracking, track_all_loops
 from memtools.readings import ProcessMemory, read_process
-from memtools.reports import Report, can_show_blocks, html_page, report, visible
+from memtools.reports import Report, can_show_blocks, html_page, report
 
 # End as the program would have ended by itself.
 #
@@ -144,7 +145,7 @@ def _as_text(report: Report, stream: TextIO, diagnosis: Diagnosis | None) -> byt
     text = report.to_text(width=_width_of(stream), ascii_only=not can_show_blocks(encoding))
     if diagnosis is not None:
         # In full, however wide the terminal is: the end of the line is what to do about it.
-        text += "\n\n" + "\n".join(visible(line) for line in diagnosis.lines())
+        text += "\n\n" + "\n".join(printable(line) for line in diagnosis.lines())
     return f"\n{text}\n".encode(encoding, "backslashreplace")
 
 

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from memtools._charts import html_page as page_around
-from memtools._text import visible
+from memtools._text import printable
 from memtools.reports._rows import Row, notes_of
 from memtools.reports._text import leftover_line, legend, marked, mib, process_lines, seconds, share
 
@@ -50,7 +50,7 @@ def html_rows(heading: str, rows: Sequence[Row]) -> str:
 
 def html_page(report: "Report") -> str:
     """Return `report` as a page of its own, in the reader's colours."""
-    return page_around(visible(f"memtools: {report.title}"), html_table(report))
+    return page_around(printable(f"memtools: {report.title}"), html_table(report))
 
 
 def _columns(rows: Iterable[Row]) -> list[int]:
@@ -105,4 +105,4 @@ def _caption(report: "Report") -> str:
 
 
 def _text(text: str) -> str:
-    return escape(visible(text))
+    return escape(printable(text))

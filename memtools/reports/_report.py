@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from memtools._records import record
-from memtools._text import cut, visible
+from memtools._text import printable, truncate_middle
 from memtools.analysis import Leftover, find_leftovers
 from memtools.ledger import LedgerStatistics, Usage, statistics
 from memtools.readings import ProcessMemory, read_process
@@ -111,7 +111,7 @@ class Report:
         return self.to_text()
 
     def __repr__(self) -> str:
-        title = cut(visible(self.title), 60)
+        title = truncate_middle(printable(self.title), 60)
         return (
             f"<Report {title!r}: {len(self.scopes)} scopes, {len(self.tasks)} tasks, {len(self.functions)} functions, "
             f"peak {format_size(self.peak_bytes)}, resident {format_size(self.process.resident_bytes)}>"

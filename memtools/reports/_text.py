@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from memtools._text import cut, visible, width_of
+from memtools._text import display_width, printable, truncate_middle
 from memtools.analysis import Leftover
 from memtools.reports._rows import Growth, Row, notes_of
 from memtools.units import format_size
@@ -41,7 +41,7 @@ def legend(rows: Sequence[Row], *, shows_retained: bool) -> list[str]:
 def leftover_line(leftover: Leftover) -> str:
     """Return who leaves how much behind, in one line; the name is to be made harmless."""
     return (
-        f"`{visible(leftover.name)}` leaves {format_size(leftover.per_call_bytes)} behind per call; "
+        f"`{printable(leftover.name)}` leaves {format_size(leftover.per_call_bytes)} behind per call; "
         f"{leftover.calls:,} calls, {format_size(leftover.live_after_end_bytes)} still alive"
     )
 
@@ -110,7 +110,7 @@ _HEADINGS: Final = ("calls", "open", "failed", "peak MiB", "retained", "still al
 def text_report(report: "Report", *, width: int | None, ascii_only: bool | None, most: int) -> str:
     """Return `report` as text of at most `width` columns."""
     page = _page(width, ascii_only, most)
-    page.say(f"memtools: {visible(report.title)}, peak {mib(report.peak_bytes)} MiB{_counted_by(report.meters)}")
+    page.say(f"memtools: {printable(report.title)}, peak {mib(report.peak_bytes)} MiB{_counted_by(report.meters)}")
     for heading, rows in report.sections:
         if rows:
             page.table(heading, rows, whole=report.peak_bytes)
@@ -160,7 +160,7 @@ class _Page:
 
     def say(self, line: str) -> None:
         line = self._plain(line)
-        self._lines.append(cut(line, self._width, mark=self._ellipsis))
+        self._lines.append(truncate_middle(line, self._width, mark=self._ellipsis))
 
     def text(self) -> str:
         return "\n".join(line.rstrip() for line in self._lines)
@@ -178,7 +178,7 @@ class _Page:
         self._lines.append("")
         self._row(heading, [_HEADINGS[column] for column in kept], widths, name_width, "share of peak")
         for (depth, row), line in zip(shown, figures, strict=True):
-            name = _indented(self._plain(visible(row.name)), depth, name_width, self._ellipsis)
+            name = _indented(self._plain(printable(row.name)), depth, name_width, self._ellipsis)
             part = share(row.peak_bytes, whole)
             drawn = f"{part:4.0%} {bar(part, bar_width, ascii_only=self._ascii_only)}"
             self._row(name, [line[column] for column in kept], widths, name_width, drawn)
@@ -210,11 +210,11 @@ class _Page:
 
     def notes(self, notes: dict[str, int]) -> None:
         for note, count in notes.items():
-            self.say(f"~ not exact: {visible(note)} ({count} row{'s' if count > 1 else ''})")
+            self.say(f"~ not exact: {printable(note)} ({count} row{'s' if count > 1 else ''})")
 
     def _row(self, name: str, figures: list[str], widths: list[int], name_width: int, drawn: str) -> None:
-        name = cut(name, name_width, mark=self._ellipsis)
-        padded = name + " " * (name_width - width_of(name))
+        name = truncate_middle(name, name_width, mark=self._ellipsis)
+        padded = name + " " * (name_width - display_width(name))
         cells = [f"{text:>{width}}" for text, width in zip(figures, widths, strict=True)]
         self._lines.append(_GAP.join([padded, *cells, drawn]))
 
@@ -229,7 +229,7 @@ class _Page:
 def _indented(name: str, depth: int, width: int, ellipsis: str) -> str:
     # Deep trees go on at the right margin of the indentation, so that a name always has room.
     indent = "  " * min(depth, width // 4)
-    return indent + cut(name, width - len(indent), mark=ellipsis)
+    return indent + truncate_middle(name, width - len(indent), mark=ellipsis)
 
 
 def _columns_with_something_to_say(rows: Sequence[Row], figures: Sequence[Sequence[str]]) -> list[int]:

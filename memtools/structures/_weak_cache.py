@@ -15,7 +15,7 @@ from copy import deepcopy
 from functools import partial
 from typing import NoReturn, Self, SupportsIndex, TypeVar, cast, overload
 
-from memtools._forks import renew_in_children
+from memtools._forks import register_object_after_fork
 from memtools.cleanup import register
 from memtools.errors import NotPicklable
 from memtools.structures._cache_store import (
@@ -306,7 +306,7 @@ class WeakCache(FactoryStore[K, V], ShrinkingStore[K, V], MutableMapping[K, V]):
 
     def _open(self, settings: CacheSettings[K, V]) -> None:
         self._begin(settings)
-        renew_in_children(self, type(self)._renew_after_fork)
+        register_object_after_fork(self, type(self)._renew_after_fork)
         if settings.shrinkable:
             register(self)
 

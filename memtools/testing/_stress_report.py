@@ -11,9 +11,10 @@ from typing import Final
 
 from memtools._charts import SECONDS, Chart, Line, Panel, Tone, chart_svg, escaped, html_page, sparkline
 from memtools._records import as_dict, record
+from memtools._text import printable
 from memtools.analysis import Verdict
 from memtools.errors import ConfigError
-from memtools.reports import can_show_blocks, visible
+from memtools.reports import can_show_blocks
 from memtools.testing._leak_report import LeakReport
 from memtools.units import format_size
 
@@ -81,7 +82,7 @@ def _curves(rounds: Sequence["StressRound"], width: int, ascii_only: bool) -> li
 
 
 def _fitting(line: str, columns: int, ascii_only: bool) -> str:
-    line = visible(line)
+    line = printable(line)
     if ascii_only:
         line = line.encode("ascii", "backslashreplace").decode("ascii")
     return line if len(line) <= columns else f"{line[: columns - 3]}..."
@@ -112,7 +113,7 @@ def stress_page(report: "StressReport") -> str:
         f"{stress_svg(report)}<pre>{escaped(_shown(str(report.verdict)))}</pre>"
         f'<table style="border-collapse:collapse;font:13px/1.5 ui-monospace,monospace">{rows}</table>'
     )
-    return html_page(f"memtools: {visible(report.tested)}, {report.answer.value}", body)
+    return html_page(f"memtools: {printable(report.tested)}, {report.answer.value}", body)
 
 
 def _cell(shown: str) -> str:
@@ -126,11 +127,11 @@ def _chart(report: "StressReport") -> Chart:
     for one in rounds:
         calls += one.calls
         places.append(float(calls))
-    notes = tuple(map(visible, report.verdict.lines()))
+    notes = tuple(map(printable, report.verdict.lines()))
     concurrency = f", {report.concurrency} at once" if report.concurrency > 1 else ""
     headline = f"{report.calls:,} calls{concurrency} in {report.verdict.duration_s:.1f} s, {report.verdict.meter} meter"
     return Chart(
-        title=f"{visible(report.tested)}: {report.answer.value}",
+        title=f"{printable(report.tested)}: {report.answer.value}",
         tone=_TONES[report.answer],
         notes=(headline, *notes[:_MOST_NOTES]),
         axis="calls",
@@ -165,7 +166,7 @@ def _chart(report: "StressReport") -> Chart:
 
 
 def _shown(lines: str) -> str:
-    return "\n".join(map(visible, lines.splitlines()))
+    return "\n".join(map(printable, lines.splitlines()))
 
 
 @record

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools._text import cut, width_of
+from memtools._text import display_width, printable, truncate_middle
 from memtools.ledger import AccountStatistics, LedgerStatistics, Usage
-from memtools.reports import Report, Row, UsageTable, html_page, report, visible
+from memtools.reports import Report, Row, UsageTable, html_page, report
 from memtools.reports._rows import Growth
 from memtools.reports._text import bar, mib, seconds, share
 
@@ -39,7 +39,7 @@ def _row(name: str) -> Row:
 def test_no_line_is_wider_than_the_terminal(taken: Report, width: int, ascii_only: bool) -> None:
     text = taken.to_text(width=width, ascii_only=ascii_only)
 
-    assert max(map(width_of, text.splitlines())) <= width
+    assert max(map(display_width, text.splitlines())) <= width
     assert text.isascii() == ascii_only
 
 
@@ -49,14 +49,14 @@ def test_figures_of_one_table_stand_in_columns(taken: Report) -> None:
     row = next(line for line in lines if line.startswith("größe"))
 
     column = heading.index("peak MiB") + len("peak MiB")
-    assert width_of(row[: row.index("5.00") + 4]) == column
+    assert display_width(row[: row.index("5.00") + 4]) == column
 
 
 def test_the_width_is_the_terminals_within_reason(taken: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {}
     for columns in ("20", "100", "500"):
         monkeypatch.setenv("COLUMNS", columns)
-        widths[columns] = max(map(width_of, str(taken).splitlines()))
+        widths[columns] = max(map(display_width, str(taken).splitlines()))
 
     assert widths["20"] <= 80
     assert 80 < widths["100"] <= 100
@@ -174,7 +174,7 @@ def test_usages_stand_side_by_side_in_the_order_given(usage: Callable[..., Usage
 
 @given(st.text())
 def test_what_is_visible_is_printable_and_plain_text_stays(name: str) -> None:
-    shown = visible(name)
+    shown = printable(name)
 
     assert all(unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} for c in shown)
     if name.isascii() and name.isprintable():
@@ -183,11 +183,11 @@ def test_what_is_visible_is_printable_and_plain_text_stays(name: str) -> None:
 
 @given(st.text(), st.integers(3, 60))
 def test_a_cut_name_fits_and_keeps_both_ends(name: str, width: int) -> None:
-    name = visible(name)
+    name = printable(name)
 
-    shown = cut(name, width)
+    shown = truncate_middle(name, width)
 
-    assert width_of(shown) <= width
+    assert display_width(shown) <= width
     if shown != name:
         head, _, tail = shown.rpartition("…")
         assert name.startswith(head)
@@ -207,7 +207,7 @@ def test_a_bar_is_as_long_as_its_share(fraction: float, width: int, ascii_only: 
 def test_whatever_the_name_every_line_fits(name: str, width: int, ascii_only: bool) -> None:
     taken = Report(name, (_row(name),), (_row(name),), (), Growth(1, 1))
 
-    assert max(map(width_of, taken.to_text(width=width, ascii_only=ascii_only).split("\n"))) <= width
+    assert max(map(display_width, taken.to_text(width=width, ascii_only=ascii_only).split("\n"))) <= width
 
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0.00"), (-1, "0.00"), (2**20, "1.00"), (3 * 2**40, "3,145,728.00")])
