@@ -1,7 +1,7 @@
-"""memtools: put a memory budget on any function, block, task or process, and always know who is eating it.
+"""memtools: put a memory budget on any function, block, task or process, and always know what uses the memory.
 
-What a program puts on its functions, blocks and data is loaded with this module; the rest of the front door when it is
-first asked for, as `import memtools` is paid by every command line tool that uses a decorator.
+Decorators, scopes and data structures are loaded with this module; the other names when they are first used, since
+every command line tool that uses a decorator pays for `import memtools`.
 """
 
 from typing import TYPE_CHECKING
@@ -23,16 +23,23 @@ from memtools.scopes import memory_scope, task_scope
 from memtools.structures import BoundedList, WeakCache
 
 if TYPE_CHECKING:
+    from memtools.alerts import AlertRule, Alerts
     from memtools.config import Config
     from memtools.exporters import collect_metrics
+    from memtools.integrations import MemoryMiddleware
     from memtools.lifecycle import Component, WeakParent
     from memtools.monitor import MemoryMonitor
+    from memtools.reports import report
     from memtools.testing import assert_no_leaks, find_leaks
-else:  # a checker that saw it would take any name for one of ours
+
+    __version__: str
+else:  # a type checker that saw `__getattr__` would accept any name
     from memtools._lazy import __dir__ as __dir__
     from memtools._lazy import __getattr__ as __getattr__
 
 __all__ = [
+    "AlertRule",
+    "Alerts",
     "BoundedList",
     "BudgetExceeded",
     "Component",
@@ -41,6 +48,7 @@ __all__ = [
     "LeakError",
     "LeakWarning",
     "Level",
+    "MemoryMiddleware",
     "MemoryMonitor",
     "MemtoolsError",
     "MissingExtraError",
@@ -49,6 +57,7 @@ __all__ = [
     "Usage",
     "WeakCache",
     "WeakParent",
+    "__version__",
     "assert_no_leaks",
     "bounded_history",
     "collect_metrics",
@@ -57,6 +66,7 @@ __all__ = [
     "memory_budget",
     "memory_scope",
     "profile_memory",
+    "report",
     "subscribe",
     "task_scope",
     "track_tasks",

@@ -1,37 +1,101 @@
-"""Load the rest of the front door when it is first asked for.
+"""Names of the top-level namespace that are loaded when they are first used (PEP 562).
 
-Covers: its names and the rooms that have them. Leaves to others: what is loaded with it (`memtools` itself).
+A third of the modules is about monitors, leak tests, alerts and metrics, which most command line tools never use.
 
-Every command line tool that puts a decorator on a function pays for `import memtools`, and a third of the modules is
-about monitors, leak tests and metrics, for which most of these never ask.
+A name that people guess and that does not exist gets an error that names the right one.
 """
 
 import sys
 from importlib import import_module
 from typing import Final
 
-_ROOMS: Final = {
+_PACKAGES: Final = {
+    "AlertRule": "alerts",
+    "Alerts": "alerts",
     "Component": "lifecycle",
     "Config": "config",
+    "MemoryMiddleware": "integrations",
     "MemoryMonitor": "monitor",
     "WeakParent": "lifecycle",
     "assert_no_leaks": "testing",
     "collect_metrics": "exporters",
     "find_leaks": "testing",
+    "report": "reports",
+}
+
+# What people type who have not read the docs yet: names of other tools, and the obvious short forms.
+_GUESSES: Final = {
+    "Alert": "Alerts, or memtools.alerts.Alert",
+    "Budget": "memory_budget",
+    "BudgetError": "BudgetExceeded",
+    "Cache": "WeakCache",
+    "LRUCache": "WeakCache",
+    "MemoryAlert": "Alerts",
+    "MemoryBudget": "memory_budget",
+    "MemoryLimitExceeded": "BudgetExceeded",
+    "MemoryScope": "memory_scope",
+    "Middleware": "MemoryMiddleware",
+    "Monitor": "MemoryMonitor",
+    "Profiler": "profile_memory",
+    "TaskGroup": "task_scope",
+    "TaskScope": "task_scope",
+    "WeakValueCache": "WeakCache",
+    "assert_no_leak": "assert_no_leaks",
+    "budget": "memory_budget",
+    "check_leaks": "find_leaks",
+    "get_limit": "effective_limit",
+    "history": "bounded_history",
+    "install": "track_tasks",
+    "limit": "effective_limit, or memory_budget",
+    "limit_memory": "memory_budget",
+    "memory_limit": "memory_budget, or effective_limit",
+    "memory_usage": "memory_scope, or memtools.readings.read_process",
+    "metrics": "collect_metrics",
+    "monitor_memory": "MemoryMonitor",
+    "no_leaks": "assert_no_leaks",
+    "profile": "profile_memory",
+    "scope": "memory_scope",
+    "task_group": "task_scope",
+    "track": "memory_scope, or track_tasks",
+    "track_memory": "memory_scope",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Return what a name of the front door stands for, or the room of that name."""
-    front_door = sys.modules["memtools"]
-    if name in _ROOMS:
-        found = getattr(import_module(f"memtools.{_ROOMS[name]}"), name)
-        setattr(front_door, name, found)
+    """Return the object that a name of the top-level namespace stands for, or the package of that name."""
+    namespace = sys.modules["memtools"]
+    if name in _PACKAGES:
+        found = getattr(import_module(f"memtools.{_PACKAGES[name]}"), name)
+        setattr(namespace, name, found)
         return found
-    if name in _ROOMS.values():
+    if name in _PACKAGES.values():
         return import_module(f"memtools.{name}")
-    raise AttributeError(f"module 'memtools' has no attribute {name!r}", name=name, obj=front_door)
+    if name == "__version__":
+        return _version()
+
+    hint = f"; use {_GUESSES[name]}" if name in _GUESSES else ""
+    if hint and _is_import_statement():
+        # Python replaces the text of an AttributeError here by its own.
+        raise ImportError(f"cannot import name {name!r} from 'memtools'{hint}", name="memtools")
+    raise AttributeError(f"module 'memtools' has no attribute {name!r}{hint}", name=name, obj=namespace)
 
 
 def __dir__() -> list[str]:
-    return sorted({*vars(sys.modules["memtools"]), *_ROOMS})
+    return sorted({*vars(sys.modules["memtools"]), *_PACKAGES, "__version__"})
+
+
+def _is_import_statement() -> bool:
+    # Whether `from memtools import NAME` asks, not `memtools.NAME` or `hasattr`.
+    from opcode import opmap  # only where a name is missing
+
+    asking = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]  # there is no public way to the frame that asks
+    return asking.f_lasti >= 0 and asking.f_code.co_code[asking.f_lasti] == opmap["IMPORT_FROM"]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # parses metadata: only where it is asked for
+
+    try:
+        return version("memtools")
+    except PackageNotFoundError:
+        return "0+source"
