@@ -23,23 +23,23 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from memtools.testing._plugin import Marked, Part, Wishes
+    from memtools.testing._plugin import MarkedTest, ProbeScope, MarkerOptions
 
 _MARKERS = {
     "memory_growth": "memory_growth(max_bytes='1 KiB', repeats=5, warmup=2): fail where each run of the test, fixtures "
-    "included, leaves more than `limit` behind, or a task, thread or descriptor.",
-    "memory_peak": "memory_peak(limit): fail where the body of the test has more than `limit` alive at once.",
+    "included, leaves more than `max_bytes` behind, or a task, thread or descriptor.",
+    "memory_peak": "memory_peak(max_bytes): fail where the body of the test has more than `max_bytes` alive at once.",
     "no_leaked_tasks": "no_leaked_tasks(): fail where the body leaves a task, a thread or a descriptor behind.",
 }
 _FIXTURES = ("memory_profiler", "memory_probe")
 _INI = {
-    "memtools_growth_limit": "memory_growth for every test: bytes that a run may leave behind",
+    "memtools_growth_max_bytes": "memory_growth for every test: bytes that a run may leave behind",
     "memtools_repeats": "runs that are counted by memory_growth",
     "memtools_warmup": "runs before anything is counted by memory_growth",
-    "memtools_peak_limit": "memory_peak for every test",
-    "memtools_meter": "who counts: native, traced or resident",
+    "memtools_peak_max_bytes": "memory_peak for every test",
+    "memtools_meter": "who counts: native, tracemalloc or rss",
 }
-_marked = pytest.StashKey["Marked"]()
+_marked = pytest.StashKey["MarkedTest"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,20 +91,20 @@ def _defaults(config: pytest.Config) -> dict[str, Any]:
     if config.getini("memtools_no_leaked_tasks"):
         found["memtools_no_leaked_tasks"] = True
     # How often and by whom says nothing about what.
-    wanted = {"memtools_growth_limit", "memtools_peak_limit", "memtools_no_leaked_tasks"}
+    wanted = {"memtools_growth_max_bytes", "memtools_peak_max_bytes", "memtools_no_leaked_tasks"}
     return found if wanted & found.keys() else {}
 
 
-def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults: dict[str, Any]) -> Marked:
+def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults: dict[str, Any]) -> MarkedTest:
     from memtools.errors import ConfigError
-    from memtools.testing._plugin import Marked, read_wishes
+    from memtools.testing._plugin import MarkedTest, parse_options
 
     asked = {name: (marker.args, marker.kwargs) for name, marker in markers.items()}
     try:
-        wishes: Wishes = read_wishes(asked, defaults, item.config.getini("memtools_meter") or None)
+        wishes: MarkerOptions = parse_options(asked, defaults, item.config.getini("memtools_meter") or None)
     except (ConfigError, TypeError) as error:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None
-    return Marked(item.nodeid, wishes)
+    return MarkedTest(item.nodeid, wishes)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,17 +120,19 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return True
 
 
-def _run_again_and_again(item: pytest.Item, nextitem: pytest.Item | None, marked: Marked) -> list[pytest.TestReport]:
+def _run_again_and_again(
+    item: pytest.Item, nextitem: pytest.Item | None, marked: MarkedTest
+) -> list[pytest.TestReport]:
     # The whole protocol, as pytest-rerunfailures does it: a fixture may leak as well.
     from _pytest.runner import runtestprotocol
 
     reports: list[pytest.TestReport] = []
-    for runs in marked.plan():
+    for runs in marked.run_counts():
         for _ in range(runs):
             # As if another test of the same module came next: what is made for modules and the session stays.
             reports = runtestprotocol(item, log=False, nextitem=cast("pytest.Item", item.parent))
             if not all(report.passed for report in reports):
-                marked.give_up()
+                marked.abort()
                 return _let_go(item, nextitem, reports)
             _forget_run(item)
     _judge_growth(marked, reports)
@@ -154,8 +156,8 @@ def _let_go(
     return reports
 
 
-def _judge_growth(marked: Marked, reports: list[pytest.TestReport]) -> None:
-    failure = marked.judge_growth()
+def _judge_growth(marked: MarkedTest, reports: list[pytest.TestReport]) -> None:
+    failure = marked.growth_failure()
     call = next(report for report in reports if report.when == "call")
     call.user_properties = [*(kept for kept in call.user_properties if kept[0] != "memtools"), *marked.properties()]
     if failure:
@@ -189,45 +191,45 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     return result
 
 
-def _watched(body: Callable[..., Any], marked: Marked) -> Callable[..., Any]:
+def _watched(body: Callable[..., Any], marked: MarkedTest) -> Callable[..., Any]:
     # Whoever runs coroutines itself (anyio) may end its loop with the test, and every task with it: look before that.
     @functools.wraps(body)
     async def watched(*args: Any, **kwargs: Any) -> Any:
         result = await body(*args, **kwargs)
-        marked.look_inside_loop()
+        marked.snapshot_tasks()
         return result
 
     return watched
 
 
 @pytest.fixture
-def memory_profiler(request: pytest.FixtureRequest) -> Marked:
+def memory_profiler(request: pytest.FixtureRequest) -> MarkedTest:
     """The account of the test's body: `current_bytes`, `peak_bytes`, `usage`; printed in the summary."""
     return _account_of(request)
 
 
 @pytest.fixture
-def memory_probe(request: pytest.FixtureRequest) -> Callable[[str], Part]:
+def memory_probe(request: pytest.FixtureRequest) -> Callable[[str], ProbeScope]:
     """Give scopes for parts of the test, by name; their figures are printed in the summary.
 
     `with memory_probe("load") as scope: ...`, or `async with`.
     """
-    from memtools.testing._plugin import Part
+    from memtools.testing._plugin import ProbeScope
 
     marked = _account_of(request)
-    return lambda name: Part(marked, name)
+    return lambda name: ProbeScope(marked, name)
 
 
-def _account_of(request: pytest.FixtureRequest) -> Marked:
+def _account_of(request: pytest.FixtureRequest) -> MarkedTest:
     return cast("pytest.Item", request.node).stash[_marked]  # pyright: ignore[reportUnknownMemberType]  # untyped there
 
 
 @pytest.fixture
 def assert_collected() -> Iterator[Any]:
     """Objects that must be gone when the test has ended: `assert_collected(service)`; else it says who keeps them."""
-    from memtools.testing._plugin import Collected
+    from memtools.testing._plugin import CollectedObjects
 
-    collected = Collected()
+    collected = CollectedObjects()
     yield collected
     collected.check()
 

@@ -19,7 +19,7 @@ from typing import Final
 from memtools._records import record
 from memtools.readings import Counters
 
-LEAST_SAMPLES: Final = 24
+MIN_SAMPLES: Final = 24
 _WARM_UP: Final = 0.25  # of the time: imports, pools and caches of the first seconds
 _PARTS: Final = 6
 _RISING_PARTS: Final = 5  # of them
@@ -38,10 +38,10 @@ _ENDING: Final = 0.15  # of the time, for giving back at the end
 _LAST: Final = 0.15  # of the whole rise, for the last third
 
 # Below these nothing could be told from what any program does in a minute.
-_LEAST_BLOCKS: Final = 64
+_MIN_BLOCKS: Final = 64
 _BLOCKS_ALONE: Final = 1_000  # so many are a leak even where the bytes still fit into free pages
-_LEAST_BYTES: Final = 256 << 10
-_LEAST_RESIDENT: Final = 1 << 20  # Python and C take pages by the MiB
+_MIN_BYTES: Final = 256 << 10
+_MIN_RESIDENT: Final = 1 << 20  # Python and C take pages by the MiB
 _NOISE: Final = 0.002  # of what there is: large processes breathe more
 
 
@@ -90,13 +90,13 @@ def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP, is_end
     """
     kept = _after(samples, warm_up)
     kept = _before_the_end(kept) if is_ending else kept
-    if len(kept) < LEAST_SAMPLES:
+    if len(kept) < MIN_SAMPLES:
         return LeakVerdict(LeakKind.NONE, 0.0, 0.0, 0.0, f"{len(kept)} samples are too few to tell")
-    seconds = max(kept[_marks([one.at for one in kept])[-1]].at - kept[0].at, 1e-9)
-    blocks = _climb(kept, lambda one: one.blocks, _LEAST_BLOCKS)
-    malloc = _climb(kept, lambda one: one.malloc_bytes, _LEAST_BYTES)
-    traced = _climb(kept, lambda one: one.traced_bytes, _LEAST_BYTES)
-    resident = _climb(kept, lambda one: one.resident_bytes, _LEAST_RESIDENT)
+    seconds = max(kept[_part_starts([one.at for one in kept])[-1]].at - kept[0].at, 1e-9)
+    blocks = _floor_rise(kept, lambda one: one.blocks, _MIN_BLOCKS)
+    malloc = _floor_rise(kept, lambda one: one.malloc_bytes, _MIN_BYTES)
+    traced = _floor_rise(kept, lambda one: one.traced_bytes, _MIN_BYTES)
+    resident = _floor_rise(kept, lambda one: one.resident_bytes, _MIN_RESIDENT)
 
     # A heap that has free pages takes much before the process grows.
     in_bytes = max(traced.total or resident.total or malloc.total, 0.0)
@@ -107,7 +107,7 @@ def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP, is_end
 
 
 @record
-class _Climb:
+class _FloorRise:
     """How a floor moved.
 
     Attributes:
@@ -122,7 +122,7 @@ class _Climb:
 
 
 def _kind(
-    kept: Sequence[Counters], blocks: _Climb, malloc: _Climb, traced: _Climb, resident: _Climb
+    kept: Sequence[Counters], blocks: _FloorRise, malloc: _FloorRise, traced: _FloorRise, resident: _FloorRise
 ) -> tuple[LeakKind, str]:
     # A block of Python's that is not in C's malloc takes 512 bytes at most: an object that stands for a mapping, say.
     # Where malloc's figure is given back at the end its floor says little: hence the look at what comes with a block.
@@ -149,8 +149,8 @@ def _why_native(kept: Sequence[Counters]) -> str:
     return "C's malloc has ever more in use while Python's blocks stay: a C library, or one buffer that grows"
 
 
-def _why_none(resident: _Climb, blocks: _Climb) -> str:
-    if resident.total < _LEAST_RESIDENT and blocks.total < _BLOCKS_ALONE:
+def _why_none(resident: _FloorRise, blocks: _FloorRise) -> str:
+    if resident.total < _MIN_RESIDENT and blocks.total < _BLOCKS_ALONE:
         return "what is not given back does not grow"
     return "what is not given back grew for a while, and not all the time"
 
@@ -163,7 +163,7 @@ def _after(samples: Sequence[Counters], warm_up: float) -> Sequence[Counters]:
 
 
 def _before_the_end(kept: Sequence[Counters]) -> Sequence[Counters]:
-    if len(kept) < LEAST_SAMPLES:
+    if len(kept) < MIN_SAMPLES:
         return kept
     begin = kept[-1].at - _ENDING * (kept[-1].at - kept[0].at)
     last = range(bisect_left(kept, begin, key=lambda one: one.at), len(kept))
@@ -172,20 +172,20 @@ def _before_the_end(kept: Sequence[Counters]) -> Sequence[Counters]:
     return kept[: min(by_blocks, by_malloc) + 1]
 
 
-def _climb(kept: Sequence[Counters], figure: Callable[[Counters], int | None], least: float) -> _Climb:
+def _floor_rise(kept: Sequence[Counters], figure: Callable[[Counters], int | None], least: float) -> _FloorRise:
     known = [(one.at, value) for one in kept if (value := figure(one)) is not None]
     if len(known) < len(kept):
-        return _Climb(0.0, is_steady=False, is_known=False)
+        return _FloorRise(0.0, is_steady=False, is_known=False)
     floor = _floor([value for _, value in known])
-    marks = _marks([at for at, _ in known])
+    marks = _part_starts([at for at, _ in known])
     rises = [float(floor[after] - floor[before]) for before, after in pairwise(marks)]
     total = sum(rises)
-    breathing = _breathing([value for _, value in known], marks)
+    breathing = _fluctuation([value for _, value in known], marks)
     needed = max(least, _NOISE * floor[0], breathing)
-    return _Climb(total, total >= needed and _is_steady(rises, total))
+    return _FloorRise(total, total >= needed and _is_steady(rises, total))
 
 
-def _breathing(values: Sequence[int], marks: Sequence[int]) -> float:
+def _fluctuation(values: Sequence[int], marks: Sequence[int]) -> float:
     # What a floor may rise by luck: less than what goes up and down within a part, and than what a part gave back.
     parts = [values[before : after + 1] for before, after in pairwise(marks)]
     highest, given_back = 0, 0
@@ -206,7 +206,7 @@ def _floor(values: Sequence[int]) -> list[int]:
     return floor
 
 
-def _marks(times: Sequence[float]) -> list[int]:
+def _part_starts(times: Sequence[float]) -> list[int]:
     # Where each part begins, and an end that has some samples after it: the floor of a single one is that one.
     step = (times[-1] - times[0]) / _PARTS
     inner = [bisect_left(times, times[0] + place * step) for place in range(1, _PARTS)]

@@ -13,8 +13,8 @@ from memtools.ledger import AccountStatistics
 
 # What came in the last half of the calls. Less may be garbage that the collector has not come to yet, or what the
 # interpreter keeps for later (80 lists, 80 dicts, 2,000 tuples of each short length).
-LEAST_BYTES: Final = 256 * 1024
-LEAST_PER_CALL: Final = 16  # the least that any block takes
+MIN_BYTES: Final = 256 * 1024
+MIN_PER_CALL: Final = 16  # the least that any block takes
 STEADY: Final = 0.75  # of the slope before: what grows as a square root has 0.71, what fills up still less
 PARTS: Final = 3
 
@@ -48,7 +48,7 @@ def find_leftovers(accounts: Iterable[AccountStatistics]) -> tuple[Leftover, ...
     for entry in _innermost(accounts):
         leftover = _leftover(entry)
         known = found.get((entry.kind, entry.name))
-        found[entry.kind, entry.name] = leftover if known is None else _together(known, leftover)
+        found[entry.kind, entry.name] = leftover if known is None else _merged(known, leftover)
     return tuple(sorted(found.values(), key=lambda one: (-one.live_after_end_bytes, one.name)))
 
 
@@ -68,7 +68,7 @@ def per_call(calls: int, live_after_end_bytes: int | None, live_at_checkpoints: 
     rise = live_after_end_bytes - points[-1][1]
     rates = [_slope(*pair) for pair in pairwise([*points, (calls, live_after_end_bytes)])]
     goes_on = min(rates) > 0 and all(after >= STEADY * before for before, after in pairwise(rates))
-    return rates[-1] if goes_on and rise >= LEAST_BYTES and rates[-1] >= LEAST_PER_CALL else 0.0
+    return rates[-1] if goes_on and rise >= MIN_BYTES and rates[-1] >= MIN_PER_CALL else 0.0
 
 
 def _slope(before: tuple[int, int], after: tuple[int, int]) -> float:
@@ -95,7 +95,7 @@ def _leftover(entry: AccountStatistics) -> Leftover:
     )
 
 
-def _together(one: Leftover, other: Leftover) -> Leftover:
+def _merged(one: Leftover, other: Leftover) -> Leftover:
     calls = one.calls + other.calls
     rate = (one.per_call_bytes * one.calls + other.per_call_bytes * other.calls) // calls
     return Leftover(one.name, one.kind, calls, rate, one.live_after_end_bytes + other.live_after_end_bytes)

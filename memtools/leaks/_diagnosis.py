@@ -11,7 +11,7 @@ from memtools.analysis import LeakKind, LeakVerdict, Leftover
 from memtools.heap import WhyAlive
 from memtools.units import format_size
 
-_MOST: Final = 5  # lines
+_MAX_LEAKS: Final = 5  # lines
 _UNSEEN: Final = {
     LeakKind.PYTHON: "no container of Python's grows: large objects, or held from C code",
     LeakKind.NATIVE: "nothing of Python's grows along with it",
@@ -120,25 +120,25 @@ def make_diagnosis(
         # A leak beside a cache that fills up shows when the cache is full.
         quiet = LeakVerdict(LeakKind.NONE, 0.0, 0.0, verdict.seconds, f"what grows may be {filling}")
         return Diagnosis(quiet, (), note)
-    held = [Leak(verdict.kind, 0.0, *_told(answer)) for answer in answers]
-    left = [Leak(verdict.kind, 0.0, _told_of(leftover)) for leftover in leftovers]
+    held = [Leak(verdict.kind, 0.0, *_growth_and_holders(answer)) for answer in answers]
+    left = [Leak(verdict.kind, 0.0, _describe_leftover(leftover)) for leftover in leftovers]
     # A root says more than a function that only called; and a function says more than no root at all.
     rooted = bool(answers) and answers[0].ways[0].is_rooted
     found = [*held[:1], *left[:1], *held[1:], *left[1:]] if rooted else [*left[:1], *held, *left[1:]]
     found = found or [Leak(verdict.kind, 0.0, _UNSEEN[verdict.kind], (), _WHAT_TO_DO[verdict.kind])]
     first = found[0]
     found[0] = Leak(first.kind, verdict.bytes_per_s, first.what, first.holders, first.hint)
-    return Diagnosis(verdict, tuple(found[:_MOST]), note)
+    return Diagnosis(verdict, tuple(found[:_MAX_LEAKS]), note)
 
 
-def _told(answer: WhyAlive) -> tuple[str, tuple[str, ...], str]:
+def _growth_and_holders(answer: WhyAlive) -> tuple[str, tuple[str, ...], str]:
     what = str(answer.growth) if answer.growth is not None else answer.what
     if answer.example:
         what += f", newest {answer.example}"
     return what, answer.ways[0].holders, answer.hint
 
 
-def _told_of(leftover: Leftover) -> str:
+def _describe_leftover(leftover: Leftover) -> str:
     left, per_call = format_size(leftover.live_after_end_bytes), format_size(leftover.per_call_bytes)
     calls = "run" if leftover.kind == "task" else leftover.kind
     return (

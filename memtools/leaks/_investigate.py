@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 from memtools.errors import ConfigError
 from memtools.leaks._diagnosis import Diagnosis
-from memtools.leaks._investigation import Investigation, uneven
+from memtools.leaks._investigation import Investigation, jittered_intervals
 from memtools.units import parse_seconds
 
 # Look on while a program runs, however long that is: `Alongside`, for `python -m memtools run --leaks`.
@@ -31,8 +31,8 @@ from memtools.units import parse_seconds
 _SAMPLE_S: Final = 0.1  # programs may be short
 _FIRST_COUNT_S: Final = 1.0
 _LONGEST_GAP_S: Final = 10.0
-_SHARE: Final = 0.05  # of a processor, for counting and climbing
-_BREATH_S: Final = 0.001
+_CPU_SHARE: Final = 0.05  # of a processor, for counting and climbing
+_YIELD_S: Final = 0.001
 
 
 class BackgroundInvestigation:
@@ -55,7 +55,7 @@ class BackgroundInvestigation:
         """Begin to look on, in a thread of its own."""
         self._begun = self._clock()
         self._done.acquire()
-        _thread.start_new_thread(self._look_on, ())
+        _thread.start_new_thread(self._run, ())
 
     def note_end(self) -> None:
         """Remember that the program's own code has ended, and is now giving back what it had."""
@@ -78,7 +78,7 @@ class BackgroundInvestigation:
         ended = self._ended_at if self._ended_at is not None else self._clock()
         return self._investigation.diagnosis(until=ended, is_ending=True)
 
-    def _look_on(self) -> None:
+    def _run(self) -> None:
         try:
             for pause_s in self._steps():
                 if self._stopped:
@@ -90,17 +90,17 @@ class BackgroundInvestigation:
             self._done.release()
 
     def _steps(self) -> Iterator[float]:
-        gaps = uneven(_SAMPLE_S)
+        gaps = jittered_intervals(_SAMPLE_S)
         sample_at = self._begun
-        for pause_s in self._looks():
+        for pause_s in self._heap_passes():
             # In the middle of a look as well: on a busy machine it takes seconds.
             now = self._clock()
             if now >= sample_at:
                 self._investigation.sample()
                 sample_at = now + next(gaps)
-            yield pause_s if pause_s else max(sample_at - now, _BREATH_S)
+            yield pause_s if pause_s else max(sample_at - now, _YIELD_S)
 
-    def _looks(self) -> Iterator[float]:
+    def _heap_passes(self) -> Iterator[float]:
         count_at = self._begun + _FIRST_COUNT_S
         while True:
             yield 0.0  # until the next sample
@@ -110,15 +110,15 @@ class BackgroundInvestigation:
             # The thread's own time: on a busy machine most of the wall's is waiting, which harms nobody.
             used = time.thread_time()
             for _ in self._investigation.count():
-                yield _BREATH_S
+                yield _YIELD_S
             for _ in self._investigation.climb():
-                yield _BREATH_S
+                yield _YIELD_S
             used = time.thread_time() - used
-            count_at = now + max(1.0, min(_LONGEST_GAP_S, 0.5 * (now - self._begun)), used / _SHARE)
+            count_at = now + max(1.0, min(_LONGEST_GAP_S, 0.5 * (now - self._begun)), used / _CPU_SHARE)
 
 
 SAMPLE_S: Final = 0.2
-LEAST_S: Final = 6.0  # the shortest time that has samples enough
+MIN_DURATION_S: Final = 6.0  # the shortest time that has samples enough
 # When the heap is counted, as shares of the time: the first time after the warm-up, the last time with room to climb.
 _COUNTS_AT: Final = (0.25, 0.6, 0.95)
 
@@ -140,7 +140,7 @@ def investigate(*, duration: float = 20.0, wait: Callable[[float], object] = tim
     objects, in stops of at most some 80 ms.
     """
     investigation = Investigation()
-    for pause_s in steps(investigation, parse_length(duration)):
+    for pause_s in steps(investigation, parse_duration(duration)):
         if wait(pause_s):
             break
     return investigation.diagnosis()
@@ -157,20 +157,20 @@ async def investigate_async(*, duration: float = 20.0) -> Diagnosis:
         ReadingError: when the system does not say what is resident.
     """
     investigation = Investigation()
-    for pause_s in steps(investigation, parse_length(duration)):
+    for pause_s in steps(investigation, parse_duration(duration)):
         await asyncio.sleep(pause_s)
     return investigation.diagnosis()
 
 
-def parse_length(seconds: object) -> float:
+def parse_duration(seconds: object) -> float:
     """Return `seconds`, at least 6.
 
     Raises:
         ConfigError: for anything else.
     """
     length = parse_seconds(seconds, name="seconds")
-    if length < LEAST_S:
-        raise ConfigError("seconds", seconds, f"at least {LEAST_S:.0f} seconds")
+    if length < MIN_DURATION_S:
+        raise ConfigError("seconds", seconds, f"at least {MIN_DURATION_S:.0f} seconds")
     return length
 
 
@@ -185,18 +185,20 @@ def steps(
         clock: tells the time.
     """
     begun = clock()
-    gaps = uneven(SAMPLE_S)
+    gaps = jittered_intervals(SAMPLE_S)
     sample_at = begun
-    for is_looking in _looks(investigation, begun, seconds, clock):
+    for is_looking in _heap_passes(investigation, begun, seconds, clock):
         # In the middle of a look as well: on a busy machine it takes seconds.
         now = clock()
         if now >= sample_at:
             investigation.sample()
             sample_at = now + next(gaps)
-        yield _BREATH_S if is_looking else max(sample_at - now, _BREATH_S)
+        yield _YIELD_S if is_looking else max(sample_at - now, _YIELD_S)
 
 
-def _looks(investigation: Investigation, begun: float, seconds: float, clock: Callable[[], float]) -> Iterator[bool]:
+def _heap_passes(
+    investigation: Investigation, begun: float, seconds: float, clock: Callable[[], float]
+) -> Iterator[bool]:
     counts_at = [begun + share * seconds for share in _COUNTS_AT]
     while (now := clock()) < begun + seconds:
         if counts_at and now >= counts_at[0]:
@@ -258,7 +260,7 @@ class Investigator:
         look: Callable[..., Diagnosis] = investigate,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._seconds = parse_length(seconds)
+        self._seconds = parse_duration(seconds)
         self._gap_s = parse_seconds(at_most_every_s, name="at_most_every_s")
         self._tell = tell
         self._look = look

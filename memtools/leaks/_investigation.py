@@ -25,13 +25,13 @@ from memtools.readings import Counters, effective_limit, headroom, take_counters
 # counters that look on. Addresses and numbers go into arrays, names into one dict for all counts.
 
 
-class Names(dict[int, str]):
+class StringTable(dict[int, str]):
     """Names of types by address; a type of its own, so that it is known for ours."""
 
     __slots__ = ()
 
 
-class PackedCensus:
+class CompactCensus:
     """One count, packed.
 
     Args:
@@ -41,7 +41,7 @@ class PackedCensus:
 
     __slots__ = ("_at", "_containers", "_names", "_objects", "_types")
 
-    def __init__(self, count: Census, names: Names) -> None:
+    def __init__(self, count: Census, names: StringTable) -> None:
         self._containers = tuple(
             array("Q", column)
             for column in (
@@ -78,7 +78,7 @@ _UNKNOWN: Final = -1
 _GOLDEN: Final = 0.618034  # multiples of it are spread the most evenly
 
 
-def uneven(mean_s: float) -> Iterator[float]:
+def jittered_intervals(mean_s: float) -> Iterator[float]:
     """Yield times to wait between two samples, about `mean_s` seconds, no two in a row the same.
 
     What is given back in step with the samples, once a second, say, would look like a slow rise.
@@ -135,7 +135,7 @@ _BESIDE: Final = 0.05  # of the objects of the fastest type: a container that gr
 _PLACES: Final = re.compile(r"\[[^\]]*\]| at line [0-9]+|'[^']*'")
 
 
-def share_left() -> float:
+def time_fraction_left() -> float:
     """Return the share of the effective limit that this process may still take; 1 where nobody knows."""
     room, limit = headroom().value_bytes, effective_limit().value_bytes
     return room / limit if room is not None and limit else 1.0
@@ -151,12 +151,14 @@ class Investigation:
     Threads: one at a time. What it keeps are numbers and words, never an object of the program's.
     """
 
-    def __init__(self, *, read: Callable[[], Counters] = take_counters, room: Callable[[], float] = share_left) -> None:
+    def __init__(
+        self, *, read: Callable[[], Counters] = take_counters, room: Callable[[], float] = time_fraction_left
+    ) -> None:
         self._read = read
         self._room = room
         self._samples = Samples()
-        self._names = Names()
-        self._counts: list[PackedCensus] = []
+        self._names = StringTable()
+        self._counts: list[CompactCensus] = []
         self._answers: tuple[WhyAlive, ...] = ()
         self._note = ""
 
@@ -174,7 +176,7 @@ class Investigation:
             return
         for count in count_in_slices():
             if count is not None:
-                self._counts = [*self._counts[1 - _COUNTS :], PackedCensus(count, self._names)]
+                self._counts = [*self._counts[1 - _COUNTS :], CompactCensus(count, self._names)]
             del count
             yield
 
@@ -185,7 +187,7 @@ class Investigation:
         found: list[WhyAlive] = []
         for suspect in _suspects(growth_between(*(count.unpack() for count in self._counts))):
             for answer in answer_in_steps(suspect, timeout=_CLIMB_S):
-                if answer is not None and _tells_something(answer, found):
+                if answer is not None and _is_informative(answer, found):
                     found.append(answer)
                 yield
             if len(found) >= _MOST_CLIMBS:
@@ -219,7 +221,7 @@ def _suspects(grown: Sequence[HeapGrowth]) -> list[HeapGrowth]:
     return [one for one in grown if not one.type_name.startswith(ours)][: 3 * _MOST_CLIMBS]
 
 
-def _tells_something(answer: WhyAlive, found: Sequence[WhyAlive]) -> bool:
+def _is_informative(answer: WhyAlive, found: Sequence[WhyAlive]) -> bool:
     if not answer.ways or not answer.ways[0].holders:
         return False
     way = answer.ways[0]

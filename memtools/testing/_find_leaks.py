@@ -21,11 +21,18 @@ from memtools.errors import ConfigError, LeakError, LeakWarning
 from memtools.ledger import Meter, active_owner, track_tasks
 from memtools.scopes import memory_scope
 from memtools.testing._leak_report import LeakReport
-from memtools.testing._leak_search import BYTES_TOLERANCE, ENOUGH_BYTES, Hunt, Pace, exact_meter, signals_of
+from memtools.testing._leak_search import (
+    BYTES_TOLERANCE,
+    ENOUGH_BYTES,
+    LeakSearch,
+    SearchLimits,
+    default_test_meter,
+    metrics_of,
+)
 from memtools.units import parse_count, parse_seconds
 
 if TYPE_CHECKING:
-    from memtools.testing._leak_report import Culprits
+    from memtools.testing._leak_report import HolderSearch
 
 
 # One function under test: what was asked about it, its calls, the report.
@@ -34,21 +41,23 @@ if TYPE_CHECKING:
 # they are charged to, the search for who holds what grows.
 # Leaves to others: how often it is called (`_hunt`), what is counted (`_signals`), who holds it (`_culprits`).
 
-_MOST_COUNTED_CALLS: Final = 4096  # between two counts of the heap
+_MAX_COUNTED_CALLS: Final = 4096  # between two counts of the heap
 _COUNTED_S: Final = 1.0  # that they may take
 
-Asked: TypeAlias = Callable[..., Coroutine[Any, Any, object]]  # Any: what a coroutine exchanges with its loop
+CoroutineFunction: TypeAlias = Callable[
+    ..., Coroutine[Any, Any, object]
+]  # Any: what a coroutine exchanges with its loop
 # Told after each round, and once before the first: how many are done, how many calls were made, what is alive of them.
-Tell: TypeAlias = Callable[[int, int, int], object]
+ProgressCallback: TypeAlias = Callable[[int, int, int], object]
 
 
-def parse_pace(rounds: int, calls: int, warmup: int, min_duration: float, timeout: float) -> Pace:
+def parse_limits(rounds: int, calls: int, warmup: int, min_duration: float, timeout: float) -> SearchLimits:
     """Return how long a hunt goes on.
 
     Raises:
         ConfigError: for numbers that make no sense.
     """
-    return Pace(
+    return SearchLimits(
         parse_count(rounds, name="rounds"),
         parse_count(calls, name="calls"),
         parse_count(warmup, name="warmup", minimum=0),
@@ -57,7 +66,7 @@ def parse_pace(rounds: int, calls: int, warmup: int, min_duration: float, timeou
     )
 
 
-class Case:
+class CallTarget:
     """One function under test, with everything that was asked about it, checked.
 
     Args:
@@ -79,7 +88,7 @@ class Case:
         function: Callable[..., object],
         args: Sequence[object],
         kwargs: Mapping[str, object] | None,
-        pace: Pace,
+        pace: SearchLimits,
         tolerance: float,
         meter: str | None,
         *,
@@ -93,43 +102,45 @@ class Case:
         self.kwargs = dict(kwargs or {})
         self.name = str(getattr(function, "__qualname__", type(function).__qualname__))
         self.tolerance = parse_seconds(tolerance, name="tolerance")
-        self.pace = pace
-        self.meter = exact_meter(meter)
+        self.limits = pace
+        self.meter = default_test_meter(meter)
         self.max_bytes = max_bytes
         self.concurrency = concurrency
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             vars(type(function)).get("__call__")
         )
-        self._hunt: Hunt | None = None
+        self._search: LeakSearch | None = None
         self._begun = 0.0
 
-    def run(self, tell: Tell | None) -> LeakReport:
+    def run(self, on_progress: ProgressCallback | None) -> LeakReport:
         """Call a plain function until it is clear what it leaves behind."""
         self._begun = time.perf_counter()
         with memory_scope(self.name, meter=self.meter.name):
-            self._call(self._plan(tell))
-        culprits = self._culprits()
+            self._call(self._call_counts(on_progress))
+        culprits = self._holder_search()
         if culprits is not None:
-            self._call(culprits.plan())
+            self._call(culprits.call_counts())
         return self._report(culprits)
 
-    async def run_async(self, tell: Tell | None) -> LeakReport:
+    async def run_async(self, on_progress: ProgressCallback | None) -> LeakReport:
         """Call a coroutine function until it is clear what it leaves behind."""
         self._begun = time.perf_counter()
-        with _followed(self.meter):
+        with _tracked(self.meter):
             # Decorated: a scope that is opened inside a coroutine is followed from Python 3.12 on only.
-            await memory_scope(self.name, meter=self.meter.name)(self._await_calls)(lambda: self._plan(tell))
+            await memory_scope(self.name, meter=self.meter.name)(self._await_calls)(
+                lambda: self._call_counts(on_progress)
+            )
         # No longer followed: counting the heap while tracemalloc traces takes ten times as long.
-        culprits = self._culprits()
+        culprits = self._holder_search()
         if culprits is not None:
-            await self._await_calls(culprits.plan)
+            await self._await_calls(culprits.call_counts)
         return self._report(culprits)
 
-    def _plan(self, tell: Tell | None) -> Iterator[int]:
+    def _call_counts(self, on_progress: ProgressCallback | None) -> Iterator[int]:
         owner = active_owner()
         assert owner is not None  # whoever runs this has opened one
-        self._hunt = Hunt(signals_of(owner, self.tolerance, self.max_bytes), self.pace, tell)
-        yield from self._hunt.plan()
+        self._search = LeakSearch(metrics_of(owner, self.tolerance, self.max_bytes), self.limits, on_progress)
+        yield from self._search.call_counts()
 
     def _call(self, plan: Iterator[int]) -> None:
         function, args, kwargs = self.function, self.args, self.kwargs
@@ -152,28 +163,28 @@ class Case:
                     group.create_task(self._await_each(turns))
 
     async def _await_each(self, turns: Iterator[None]) -> None:
-        function, args, kwargs = cast("Asked", self.function), self.args, self.kwargs
+        function, args, kwargs = cast("CoroutineFunction", self.function), self.args, self.kwargs
         for _ in turns:
             await function(*args, **kwargs)
 
-    def _culprits(self) -> "Culprits | None":
-        assert self._hunt is not None  # the plan has been run
-        if self._hunt.is_clean:
+    def _holder_search(self) -> "HolderSearch | None":
+        assert self._search is not None  # the plan has been run
+        if self._search.is_clean:
             return None
-        calls = self._hunt.calls
+        calls = self._search.calls
         per_second = calls / max(time.perf_counter() - self._begun, 1e-3)
-        from memtools.testing._leak_report import Culprits  # it loads the heap: only where something grows
+        from memtools.testing._leak_report import HolderSearch  # it loads the heap: only where something grows
 
-        return Culprits(max(self.pace.calls, min(_MOST_COUNTED_CALLS, calls, int(per_second * _COUNTED_S))))
+        return HolderSearch(max(self.limits.calls, min(_MAX_COUNTED_CALLS, calls, int(per_second * _COUNTED_S))))
 
-    def _report(self, culprits: "Culprits | None") -> LeakReport:
-        assert self._hunt is not None  # as above
-        from memtools.testing._leak_report import sum_up  # as above
+    def _report(self, culprits: "HolderSearch | None") -> LeakReport:
+        assert self._search is not None  # as above
+        from memtools.testing._leak_report import build_report  # as above
 
-        return sum_up(self.name, self._hunt, culprits, self.meter.name, time.perf_counter() - self._begun)
+        return build_report(self.name, self._search, culprits, self.meter.name, time.perf_counter() - self._begun)
 
 
-def _followed(meter: Meter) -> AbstractContextManager[object]:
+def _tracked(meter: Meter) -> AbstractContextManager[object]:
     try:
         return track_tasks(meter=meter.name)  # tasks that the function starts are its own
     except ConfigError:
@@ -224,7 +235,7 @@ class Progress:
 _log = logging.getLogger("memtools.testing")
 
 
-class Choices(TypedDict, total=False):
+class SearchOptions(TypedDict, total=False):
     """What can be chosen about a hunt; see `find_leaks`."""
 
     args: Sequence[object]
@@ -242,13 +253,13 @@ class Choices(TypedDict, total=False):
 # A coroutine function is a function that returns a coroutine: the first form that fits is meant.
 @overload
 def find_leaks(  # type: ignore[overload-overlap]
-    function: Asked,  # pyright: ignore[reportOverlappingOverload]
-    **choices: Unpack[Choices],
+    function: CoroutineFunction,  # pyright: ignore[reportOverlappingOverload]
+    **choices: Unpack[SearchOptions],
 ) -> Coroutine[Any, Any, LeakReport]: ...
 
 
 @overload
-def find_leaks(function: Callable[..., object], **choices: Unpack[Choices]) -> LeakReport: ...
+def find_leaks(function: Callable[..., object], **choices: Unpack[SearchOptions]) -> LeakReport: ...
 
 
 def find_leaks(
@@ -288,28 +299,28 @@ def find_leaks(
         ConfigError: for arguments that make no sense, before anything is called.
         Exception: whatever `function` raises.
     """
-    pace = parse_pace(rounds, calls, warmup, min_duration, timeout)
-    case = Case(function, args, kwargs, pace, tolerance, meter)
+    pace = parse_limits(rounds, calls, warmup, min_duration, timeout)
+    case = CallTarget(function, args, kwargs, pace, tolerance, meter)
     return _find_async(case, progress) if case.is_async else _find(case, progress)
 
 
-def _find(case: Case, progress: bool) -> LeakReport:
+def _find(case: CallTarget, progress: bool) -> LeakReport:
     shown = Progress(is_wanted=progress)
     try:
-        return case.run(_teller(case, shown))
+        return case.run(_progress_callback(case, shown))
     finally:
         shown.end()
 
 
-async def _find_async(case: Case, progress: bool) -> LeakReport:
+async def _find_async(case: CallTarget, progress: bool) -> LeakReport:
     shown = Progress(is_wanted=progress)
     try:
-        return await case.run_async(_teller(case, shown))
+        return await case.run_async(_progress_callback(case, shown))
     finally:
         shown.end()
 
 
-def _teller(case: Case, shown: Progress) -> Tell | None:
+def _progress_callback(case: CallTarget, shown: Progress) -> ProgressCallback | None:
     if not shown.is_shown:
         return None
     return lambda rounds, calls, _: shown.show(f"{case.name}: round {rounds}, {calls:,} calls")
@@ -317,17 +328,17 @@ def _teller(case: Case, shown: Progress) -> Tell | None:
 
 @overload
 def assert_no_leaks(  # type: ignore[overload-overlap]  # as above
-    function: Asked,  # pyright: ignore[reportOverlappingOverload]
-    **choices: Unpack[Choices],
+    function: CoroutineFunction,  # pyright: ignore[reportOverlappingOverload]
+    **choices: Unpack[SearchOptions],
 ) -> Coroutine[Any, Any, LeakReport]: ...
 
 
 @overload
-def assert_no_leaks(function: Callable[..., object], **choices: Unpack[Choices]) -> LeakReport: ...
+def assert_no_leaks(function: Callable[..., object], **choices: Unpack[SearchOptions]) -> LeakReport: ...
 
 
 def assert_no_leaks(
-    function: Callable[..., object], **choices: Unpack[Choices]
+    function: Callable[..., object], **choices: Unpack[SearchOptions]
 ) -> LeakReport | Coroutine[Any, Any, LeakReport]:
     """Call `function` again and again, and raise if something grows with each call.
 
@@ -343,14 +354,14 @@ def assert_no_leaks(
         Exception: whatever `function` raises.
     """
     found: LeakReport | Coroutine[Any, Any, LeakReport] = cast("Any", find_leaks)(function, **choices)
-    return _judge(found) if isinstance(found, LeakReport) else _judge_async(found)
+    return _raise_if_leak(found) if isinstance(found, LeakReport) else _raise_if_leak_async(found)
 
 
-async def _judge_async(hunt: Coroutine[Any, Any, LeakReport]) -> LeakReport:
-    return _judge(await hunt)
+async def _raise_if_leak_async(hunt: Coroutine[Any, Any, LeakReport]) -> LeakReport:
+    return _raise_if_leak(await hunt)
 
 
-def _judge(report: LeakReport) -> LeakReport:
+def _raise_if_leak(report: LeakReport) -> LeakReport:
     if report.is_leak:
         raise LeakError(report.tested, report.lines())
     if report.answer is Verdict.INCONCLUSIVE:

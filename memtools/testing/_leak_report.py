@@ -14,7 +14,7 @@ from memtools.heap import Census, growth_between, heap_census, why_alive
 from memtools.heap import WhyAlive as HeapAnswer
 from memtools.heap import WhyAlive as Holding
 from memtools.readings import descriptors
-from memtools.testing._leak_search import Hunt, task_names, thread_names
+from memtools.testing._leak_search import LeakSearch, task_names, thread_names
 from memtools.units import format_size
 
 # Who holds what grows: asked only once something does.
@@ -22,14 +22,14 @@ from memtools.units import format_size
 # Covers: three counts of the heap with calls in between, the names of tasks, threads and descriptors that were left.
 # Leaves to others: the calls (`_find_leaks`), the climb to a root (`memtools.heap`).
 
-_MOST_NAMED: Final = 3
-_SHORT_S: Final = 0.5  # for one climb
+_MAX_HOLDERS: Final = 3
+_WALK_TIMEOUT_S: Final = 0.5  # for one climb
 # Between two counts are some thousand calls at most: what is kept of each hundredth is a short list.
-_SHORTEST: Final = 4
+_MIN_LENGTH: Final = 4
 _NUMBER: Final = re.compile(r"[0-9]+")
 
 
-class Culprits:
+class HolderSearch:
     """The search for who holds what grows.
 
     Args:
@@ -41,27 +41,27 @@ class Culprits:
         self._counts: list[Census] = []
         self._names = _names()
 
-    def plan(self) -> Iterator[int]:
+    def call_counts(self) -> Iterator[int]:
         """Yield how many calls to make next; the heap is counted before each and after the last."""
         for _ in range(2):
-            self._counts.append(heap_census(minimum=_SHORTEST))
+            self._counts.append(heap_census(minimum=_MIN_LENGTH))
             yield self._calls
-        self._counts.append(heap_census(minimum=_SHORTEST))
+        self._counts.append(heap_census(minimum=_MIN_LENGTH))
 
     def answers(self) -> tuple[HeapAnswer, ...]:
         """Return who holds what grew, the largest growth first."""
-        grown = growth_between(*self._counts, limit=_MOST_NAMED, minimum=2)[:_MOST_NAMED]
+        grown = growth_between(*self._counts, limit=_MAX_HOLDERS, minimum=2)[:_MAX_HOLDERS]
         self._counts.clear()  # they are not what leaks
-        answers = (why_alive(one, timeout=_SHORT_S) for one in grown)
-        return tuple(answer for answer in answers if answer.ways and not _is_our_book(answer))
+        answers = (why_alive(one, timeout=_WALK_TIMEOUT_S) for one in grown)
+        return tuple(answer for answer in answers if answer.ways and not _is_own_registry(answer))
 
-    def left(self) -> tuple[str, ...]:
+    def new_resources(self) -> tuple[str, ...]:
         """Return which tasks, threads and descriptors there are more of than before, one line each."""
-        more = (_names() - self._names).most_common(_MOST_NAMED)
+        more = (_names() - self._names).most_common(_MAX_HOLDERS)
         return tuple(f"{what}: {count} more" for what, count in more if count > 1)
 
 
-def _is_our_book(answer: HeapAnswer) -> bool:
+def _is_own_registry(answer: HeapAnswer) -> bool:
     # Owners that are open are listed there: it grows along with tasks that do not end, and says nothing more.
     return answer.ways[0].holders[-1:] == ("memtools.ledger._ledger._open",)
 
@@ -85,14 +85,14 @@ class Finding:
         reason: why, in words.
     """
 
-    signal: str
+    metric: str
     answer: Verdict
     per_call: float
     reason: str
 
     def __str__(self) -> str:
-        amount = format_size(self.per_call) if "bytes" in self.signal else f"{self.per_call:,.3g} {self.signal}"
-        kind = " of native memory" if self.signal.startswith("native") else ""
+        amount = format_size(self.per_call) if "bytes" in self.metric else f"{self.per_call:,.3g} {self.metric}"
+        kind = " of native memory" if self.metric.startswith("native") else ""
         return f"{amount}{kind} a call: {self.reason}"
 
 
@@ -156,7 +156,9 @@ _ORDER: Final = {Verdict.LEAK: 0, Verdict.INCONCLUSIVE: 1, Verdict.CLEAN: 2}
 _HELD_BY_OBJECTS: Final = frozenset(("bytes", "blocks", "native bytes"))
 
 
-def sum_up(name: str, hunt: Hunt, culprits: Culprits | None, meter: str, duration_s: float) -> LeakReport:
+def build_report(
+    name: str, hunt: LeakSearch, culprits: HolderSearch | None, meter: str, duration_s: float
+) -> LeakReport:
     """Return what was found.
 
     Args:
@@ -167,15 +169,15 @@ def sum_up(name: str, hunt: Hunt, culprits: Culprits | None, meter: str, duratio
         duration_s: how long it took, in seconds.
     """
     held = culprits.answers() if culprits is not None else ()
-    left = culprits.left() if culprits is not None else ()
-    filling = _what_fills_up(held)
+    left = culprits.new_resources() if culprits is not None else ()
+    filling = _filling_cache(held)
     findings = [_finding(signal.name, verdict, filling) for signal, verdict in hunt.verdicts()]
     findings.sort(key=lambda finding: _ORDER[finding.answer])
     holders = (*left, *dict.fromkeys(str(answer).splitlines()[0] for answer in held))
     return LeakReport(name, findings[0].answer, tuple(findings), holders, hunt.calls, duration_s, meter)
 
 
-def _what_fills_up(held: Sequence[Holding]) -> str:
+def _filling_cache(held: Sequence[Holding]) -> str:
     # The largest growth decides: a leak beside a cache that fills up shows when the cache is full.
     filling = held[0].ways[0].filling if held else ""
     return f"it may be {filling}" if filling else ""

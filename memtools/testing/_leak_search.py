@@ -32,7 +32,7 @@ from memtools.readings import descriptors, malloc_bytes
 
 
 @contextmanager
-def only_what_is_new() -> Generator[None, None, None]:
+def collect_young_only() -> Generator[None, None, None]:
     """Have collections inside the `with` leave alone what was there before.
 
     Somebody who has frozen objects himself would find them thawed: then nothing is done.
@@ -50,7 +50,7 @@ def only_what_is_new() -> Generator[None, None, None]:
 # Which meter counts in tests: one that sees single bytes, wherever one can be had.
 
 
-def exact_meter(name: str | None = None) -> Meter:
+def default_test_meter(name: str | None = None) -> Meter:
     """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else native, else tracemalloc.
 
     Raises:
@@ -68,7 +68,7 @@ def exact_meter(name: str | None = None) -> Meter:
 
 
 @record
-class Signal:
+class Metric:
     """One thing that may grow.
 
     Attributes:
@@ -80,12 +80,12 @@ class Signal:
 
     name: str
     tolerance: float
-    enough: int
+    stop_at: int
     read: Callable[[], int]
 
-    def with_tolerance(self, tolerance: float) -> "Signal":
+    def with_tolerance(self, tolerance: float) -> "Metric":
         """Return the same with another tolerance."""
-        return Signal(self.name, tolerance, self.enough, self.read)
+        return Metric(self.name, tolerance, self.stop_at, self.read)
 
 
 # An exact meter sees nothing but the tested function. What is kept for each hundredth call is still a leak.
@@ -104,7 +104,7 @@ _ENOUGH_THREADS: Final = 60
 _ENOUGH_DESCRIPTORS: Final = 120  # many systems allow 1,024
 
 
-def signals_of(owner: Owner, tolerance: float, enough_bytes: int = ENOUGH_BYTES) -> tuple[Signal, ...]:
+def metrics_of(owner: Owner, tolerance: float, enough_bytes: int = ENOUGH_BYTES) -> tuple[Metric, ...]:
     """Return what is watched while `owner` is charged, those first that tell the most.
 
     Args:
@@ -113,25 +113,25 @@ def signals_of(owner: Owner, tolerance: float, enough_bytes: int = ENOUGH_BYTES)
         enough_bytes: growth after which nothing more is called.
     """
     found = [
-        Signal("bytes", tolerance, enough_bytes, _reader_of(owner)),
-        Signal("blocks", _BLOCKS_TOLERANCE, enough_bytes // _BYTES_A_BLOCK, sys.getallocatedblocks),
-        Signal("tasks", _COUNT_TOLERANCE, _ENOUGH_TASKS, lambda: len(task_names())),
-        Signal("threads", _COUNT_TOLERANCE, _ENOUGH_THREADS, threading.active_count),
+        Metric("bytes", tolerance, enough_bytes, _reader_of(owner)),
+        Metric("blocks", _BLOCKS_TOLERANCE, enough_bytes // _BYTES_A_BLOCK, sys.getallocatedblocks),
+        Metric("tasks", _COUNT_TOLERANCE, _ENOUGH_TASKS, lambda: len(task_names())),
+        Metric("threads", _COUNT_TOLERANCE, _ENOUGH_THREADS, threading.active_count),
     ]
     if descriptors() is not None:
-        found.append(Signal("descriptors", _COUNT_TOLERANCE, _ENOUGH_DESCRIPTORS, lambda: len(descriptors() or ())))
+        found.append(Metric("descriptors", _COUNT_TOLERANCE, _ENOUGH_DESCRIPTORS, lambda: len(descriptors() or ())))
     if malloc_bytes() is not None:
-        found.append(Signal("native bytes", _NATIVE_TOLERANCE, enough_bytes, lambda: malloc_bytes() or 0))
+        found.append(Metric("native bytes", _NATIVE_TOLERANCE, enough_bytes, lambda: malloc_bytes() or 0))
     return tuple(found)
 
 
 def _reader_of(owner: Owner) -> Callable[[], int]:
     if owner.meter.name == "tracemalloc":
-        return _Lesser(owner).read
+        return _MinimumMetric(owner).read
     return lambda: owner.live_bytes
 
 
-class _Lesser:
+class _MinimumMetric:
     """What grew for the owner and in the whole process, whichever is less.
 
     With the tracemalloc meter a collection gives what it frees back to nobody, and the owner seems to keep it; the process
@@ -140,16 +140,16 @@ class _Lesser:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._before = self._look()
+        self._before = self._both()
         self._grown = 0
 
     def read(self) -> int:
-        now = self._look()
+        now = self._both()
         self._grown += min(now[0] - self._before[0], now[1] - self._before[1])
         self._before = now
         return self._grown
 
-    def _look(self) -> tuple[int, int]:
+    def _both(self) -> tuple[int, int]:
         import tracemalloc  # loaded by the meter that traces, not by whoever imports memtools
 
         return self._owner.live_bytes, tracemalloc.get_traced_memory()[0]
@@ -169,14 +169,14 @@ def thread_names() -> list[str]:
     return [thread.name for thread in threading.enumerate()]
 
 
-_MOST_ROUNDS: Final = 40  # or twenty more than were asked for
-_DOUBLINGS: Final = 3  # at least, before a leak is called one
+_MAX_ROUNDS: Final = 40  # or twenty more than were asked for
+_MIN_DOUBLINGS: Final = 3  # at least, before a leak is called one
 # A function that is quick is called so often that a cache of some thousand entries is full by then.
 _MANY_CALLS: Final = 20_000
 
 
 @record
-class Pace:
+class SearchLimits:
     """How long a hunt goes on.
 
     Attributes:
@@ -194,58 +194,61 @@ class Pace:
     timeout: float
 
 
-class Hunt:
+class LeakSearch:
     """One hunt.
 
     Args:
         signals: what is counted.
         pace: how long it goes on.
-        tell: told after each round, and once before the first, how many are done, how many calls were made, and what
+        on_progress: called after each round, and once before the first, how many are done, how many calls were made, and what
             the first signal reads.
     """
 
     def __init__(
-        self, signals: Sequence[Signal], pace: Pace, tell: Callable[[int, int, int], object] | None = None
+        self,
+        signals: Sequence[Metric],
+        pace: SearchLimits,
+        on_progress: Callable[[int, int, int], object] | None = None,
     ) -> None:
         self.calls = 0
         self.is_over_time = False
-        self._signals = tuple(signals)
-        self._pace = pace
-        self._tell = tell
+        self._metrics = tuple(signals)
+        self._limits = pace
+        self._on_progress = on_progress
         self._done = 0
         # Made before anything is counted: what a hunt itself needs must not grow from round to round.
-        width = len(self._signals)
-        self._most = max(_MOST_ROUNDS, pace.rounds + _MOST_ROUNDS // 2)
+        width = len(self._metrics)
+        self._max_rounds = max(_MAX_ROUNDS, pace.rounds + _MAX_ROUNDS // 2)
         self._before = array("q", bytes(8 * width))
-        self._grown = [array("q", bytes(8 * self._most)) for _ in self._signals]
-        self._lengths = array("q", bytes(8 * self._most))
+        self._grown = [array("q", bytes(8 * self._max_rounds)) for _ in self._metrics]
+        self._lengths = array("q", bytes(8 * self._max_rounds))
 
-    def plan(self) -> Iterator[int]:
+    def call_counts(self) -> Iterator[int]:
         """Yield how many calls to make next; what they left is counted when the next number is asked for."""
-        if self._pace.warmup:
-            yield self._pace.warmup
-        with only_what_is_new():
+        if self._limits.warmup:
+            yield self._limits.warmup
+        with collect_young_only():
             yield from self._count()
 
     def _count(self) -> Iterator[int]:
         begun = time.perf_counter()
-        self._look(0)
-        calls = self._pace.calls
-        for _ in range(self._pace.rounds):
-            if self._is_enough(calls):
+        self._measure(0)
+        calls = self._limits.calls
+        for _ in range(self._limits.rounds):
+            if self._exceeds(calls):
                 return
             yield calls
-            self._look(calls)
+            self._measure(calls)
         doublings = 0
-        while self._must_go_on(doublings, time.perf_counter() - begun) and not self._is_enough(calls):
+        while self._must_continue(doublings, time.perf_counter() - begun) and not self._exceeds(calls):
             yield calls
-            self._look(calls)
+            self._measure(calls)
             doublings += 1
             calls *= 2
 
-    def _look(self, calls: int) -> None:
+    def _measure(self, calls: int) -> None:
         gc.collect()
-        for place, signal in enumerate(self._signals):
+        for place, signal in enumerate(self._metrics):
             now = signal.read()
             self._grown[place][self._done] = now - self._before[place]
             self._before[place] = now
@@ -253,26 +256,26 @@ class Hunt:
             self._lengths[self._done] = calls
             self._done += 1
             self.calls += calls
-        if self._tell is not None:
-            self._tell(self._done, self.calls, self._before[0])
+        if self._on_progress is not None:
+            self._on_progress(self._done, self.calls, self._before[0])
 
-    def _must_go_on(self, doublings: int, spent_s: float) -> bool:
+    def _must_continue(self, doublings: int, spent_s: float) -> bool:
         answers = {verdict.answer for _, verdict in self.verdicts()}
-        if answers == {Verdict.CLEAN} or self._done >= self._most:
+        if answers == {Verdict.CLEAN} or self._done >= self._max_rounds:
             return False
-        if spent_s >= self._pace.timeout:
+        if spent_s >= self._limits.timeout:
             self.is_over_time = True
             return False
-        is_decided = Verdict.LEAK in answers and doublings >= _DOUBLINGS
-        return not (is_decided and (spent_s >= self._pace.min_duration or self.calls >= _MANY_CALLS))
+        is_decided = Verdict.LEAK in answers and doublings >= _MIN_DOUBLINGS
+        return not (is_decided and (spent_s >= self._limits.min_duration or self.calls >= _MANY_CALLS))
 
-    def _is_enough(self, calls: int) -> bool:
+    def _exceeds(self, calls: int) -> bool:
         # Three rounds can tell a leak; from then on it is looked ahead, as each round is twice the one before.
         if self._done < MIN_ROUNDS:
             return False
-        for signal, grown in zip(self._signals, self._grown, strict=True):
+        for signal, grown in zip(self._metrics, self._grown, strict=True):
             so_far = sum(grown[: self._done])
-            if so_far + so_far * calls // self.calls > signal.enough:
+            if so_far + so_far * calls // self.calls > signal.stop_at:
                 return True
         return False
 
@@ -281,10 +284,10 @@ class Hunt:
         """Whether no signal grows."""
         return all(verdict.answer is Verdict.CLEAN for _, verdict in self.verdicts())
 
-    def verdicts(self) -> list[tuple[Signal, GrowthVerdict]]:
+    def verdicts(self) -> list[tuple[Metric, GrowthVerdict]]:
         """Return what each signal says so far."""
-        found: list[tuple[Signal, GrowthVerdict]] = []
-        for signal, grown in zip(self._signals, self._grown, strict=True):
+        found: list[tuple[Metric, GrowthVerdict]] = []
+        for signal, grown in zip(self._metrics, self._grown, strict=True):
             rounds = [Round(self._lengths[place], grown[place]) for place in range(self._done)]
             found.append((signal, judge_growth_by_call(rounds, tolerance=signal.tolerance)))
         return found

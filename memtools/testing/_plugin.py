@@ -22,8 +22,8 @@ from memtools.heap import why_alive
 from memtools.ledger import Meter, Owner, Usage, current_usage, end_owner, open_owner
 from memtools.readings import descriptors
 from memtools.scopes import memory_scope
-from memtools.testing._leak_report import Culprits, LeakReport, sum_up
-from memtools.testing._leak_search import Hunt, Pace, exact_meter, signals_of
+from memtools.testing._leak_report import HolderSearch, LeakReport, build_report
+from memtools.testing._leak_search import LeakSearch, SearchLimits, default_test_meter, metrics_of
 from memtools.units import format_size, parse_count, parse_size
 
 # An account around the body of a test, whatever runs inside it.
@@ -36,7 +36,7 @@ from memtools.units import format_size, parse_count, parse_size
 # inside included.
 
 
-class Around:
+class MeasuredBlock:
     """The account of one test's body.
 
     Args:
@@ -83,7 +83,7 @@ class Around:
 T = TypeVar("T")
 
 
-class Collected:
+class CollectedObjects:
     """What must be gone at the end."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Collected:
 # Leaves to others: when it is asked (`_marked`).
 
 # A thread ends a moment after the call that ends it.
-_LEFTOVER_PATIENCE_S: Final = 0.5
+_THREAD_END_TIMEOUT_S: Final = 0.5
 # The runners of coroutine tests keep a task of their own between two tests.
 _RUNNERS: Final = ("anyio", "pytest_asyncio", "_pytest")
 
@@ -133,29 +133,29 @@ class Leftovers:
         self._tasks = {id(task) for task in _tasks()}
         self._threads = set(threading.enumerate())
         self._descriptors = Counter(descriptors() or ())
-        self._noted: tuple[str, ...] = ()
+        self._task_lines: tuple[str, ...] = ()
 
-    def note_tasks(self) -> None:
+    def snapshot_tasks(self) -> None:
         """Note the tasks that are left now, but for the one that asks: their loop may end before `found()` is asked."""
         asyncio = sys.modules.get("asyncio")
         if asyncio is None or asyncio._get_running_loop() is None:
             return  # another library's loop
         mine = asyncio.current_task()
-        self._noted = tuple(_line(task) for task in self._new_tasks() if task is not mine)
+        self._task_lines = tuple(_line(task) for task in self._new_tasks() if task is not mine)
 
     def _new_tasks(self) -> list[Any]:
         return [task for task in _tasks() if id(task) not in self._tasks]
 
     def found(self) -> tuple[str, ...]:
         """Return what was left, one line each; threads are given half a second to end."""
-        deadline = time.monotonic() + _LEFTOVER_PATIENCE_S
-        while (lines := self._lines()) and lines != self._noted and time.monotonic() < deadline:
+        deadline = time.monotonic() + _THREAD_END_TIMEOUT_S
+        while (lines := self._lines()) and lines != self._task_lines and time.monotonic() < deadline:
             gc.collect()  # a descriptor may hang on a cycle
             time.sleep(0.01)
         return lines
 
     def _lines(self) -> tuple[str, ...]:
-        tasks = dict.fromkeys((*self._noted, *map(_line, self._new_tasks())))
+        tasks = dict.fromkeys((*self._task_lines, *map(_line, self._new_tasks())))
         threads = [thread for thread in threading.enumerate() if thread not in self._threads]
         more = Counter(descriptors() or ()) - self._descriptors
         return (
@@ -191,22 +191,22 @@ def _where(task: Any) -> str:
     return f"it waits in {frames[0].f_code.co_qualname}, line {frames[0].f_lineno}"
 
 
-Asked = tuple[Sequence[object], Mapping[str, object]]
+MarkerArguments = tuple[Sequence[object], Mapping[str, object]]
 
 _ACCEPTED: Final = {
-    "memory_growth": ("limit", "repeats", "warmup"),
-    "memory_peak": ("limit",),
+    "memory_growth": ("max_bytes", "repeats", "warmup"),
+    "memory_peak": ("max_bytes",),
     "no_leaked_tasks": (),
 }
 # Of the process: what pytest itself does between two runs would be taken for the test's.
-_LEFT_OUT: Final = ("blocks", "tasks")
-_LEAST_NATIVE_LIMIT: Final = 4096
-_PATIENCE_S: Final = 1.0
-_DEADLINE_S: Final = 30.0
+_PROCESS_WIDE_METRICS: Final = ("blocks", "tasks")
+_MIN_NATIVE_BYTES: Final = 4096
+_MIN_DURATION_S: Final = 1.0
+_TIMEOUT_S: Final = 30.0
 
 
 @record
-class Wishes:
+class MarkerOptions:
     """What a test asks for.
 
     Attributes:
@@ -226,7 +226,9 @@ class Wishes:
     meter: Meter
 
 
-def read_wishes(markers: Mapping[str, Asked], settings: Mapping[str, Any], meter: str | None) -> Wishes:
+def parse_options(
+    markers: Mapping[str, MarkerArguments], settings: Mapping[str, Any], meter: str | None
+) -> MarkerOptions:
     """Return what a test asks for: its markers, and for what they do not say the settings of the suite.
 
     Args:
@@ -239,17 +241,19 @@ def read_wishes(markers: Mapping[str, Asked], settings: Mapping[str, Any], meter
     """
     named = {name: _by_name(name, *asked) for name, asked in markers.items()}
     growth = named.get("memory_growth")
-    limit = growth.get("limit", "1 KiB") if growth is not None else settings.get("memtools_growth_limit")
-    peak = named["memory_peak"].get("limit") if "memory_peak" in named else settings.get("memtools_peak_limit")
-    if "memory_peak" in named and peak is None:
-        raise ConfigError("limit", None, "memory_peak(limit=...) with a size such as '50 MiB'")
-    return Wishes(
-        None if limit is None else parse_size(limit, name="limit"),
+    growth_bytes = growth.get("max_bytes", "1 KiB") if growth is not None else settings.get("memtools_growth_max_bytes")
+    peak_bytes = (
+        named["memory_peak"].get("max_bytes") if "memory_peak" in named else settings.get("memtools_peak_max_bytes")
+    )
+    if "memory_peak" in named and peak_bytes is None:
+        raise ConfigError("max_bytes", None, "memory_peak(max_bytes=...) with a size such as '50 MiB'")
+    return MarkerOptions(
+        None if growth_bytes is None else parse_size(growth_bytes, name="max_bytes"),
         _count("repeats", growth, settings, default=5, least=3),
         _count("warmup", growth, settings, default=2, least=0),
-        None if peak is None else parse_size(peak, name="limit"),
+        None if peak_bytes is None else parse_size(peak_bytes, name="max_bytes"),
         "no_leaked_tasks" in named or bool(settings.get("memtools_no_leaked_tasks")),
-        exact_meter(meter),
+        default_test_meter(meter),
     )
 
 
@@ -273,7 +277,7 @@ def _count(
     return parse_count(value, name=f"memtools_{name}", minimum=least)
 
 
-class Marked:
+class MarkedTest:
     """One test with an account.
 
     Args:
@@ -281,25 +285,25 @@ class Marked:
         wishes: what it asks for.
     """
 
-    def __init__(self, name: str, wishes: Wishes) -> None:
+    def __init__(self, name: str, wishes: MarkerOptions) -> None:
         self.name = name
-        self._wishes = wishes
-        self._body = Around(name, wishes.meter)
-        self._runs = Around(name, wishes.meter)
+        self._options = wishes
+        self._body = MeasuredBlock(name, wishes.meter)
+        self._runs = MeasuredBlock(name, wishes.meter)
         self._leftovers: Leftovers | None = None
-        self._hunt: Hunt | None = None
+        self._search: LeakSearch | None = None
         self._report: LeakReport | None = None
         self._parts: list[Usage] = []
 
     @property
     def is_repeated(self) -> bool:
         """Whether it is to be run again and again."""
-        return self._wishes.growth_bytes is not None
+        return self._options.growth_bytes is not None
 
     @property
     def meter_name(self) -> str:
         """Who counts."""
-        return self._wishes.meter.name
+        return self._options.meter.name
 
     @property
     def usage(self) -> Usage | None:
@@ -316,60 +320,60 @@ class Marked:
         """The most that the body held at once."""
         return self._body.peak_bytes
 
-    def plan(self) -> Iterator[int]:
+    def run_counts(self) -> Iterator[int]:
         """Yield how many runs to make next, until it is clear whether they leave something behind."""
-        limit = self._wishes.growth_bytes or 0
+        limit = self._options.growth_bytes or 0
         begun = time.perf_counter()
         owner = self._runs.open()
         try:
             signals = [
-                signal if signal.name != "native bytes" else signal.with_tolerance(max(limit, _LEAST_NATIVE_LIMIT))
-                for signal in signals_of(owner, float(limit))
-                if signal.name not in _LEFT_OUT
+                signal if signal.name != "native bytes" else signal.with_tolerance(max(limit, _MIN_NATIVE_BYTES))
+                for signal in metrics_of(owner, float(limit))
+                if signal.name not in _PROCESS_WIDE_METRICS
             ]
-            pace = Pace(self._wishes.repeats, 1, self._wishes.warmup, _PATIENCE_S, _DEADLINE_S)
-            self._hunt = Hunt(signals, pace)
-            yield from self._hunt.plan()
+            pace = SearchLimits(self._options.repeats, 1, self._options.warmup, _MIN_DURATION_S, _TIMEOUT_S)
+            self._search = LeakSearch(signals, pace)
+            yield from self._search.call_counts()
         finally:
             self._runs.end()
-        culprits = None if self._hunt.is_clean else Culprits(self._wishes.repeats)
+        culprits = None if self._search.is_clean else HolderSearch(self._options.repeats)
         if culprits is not None:
-            yield from culprits.plan()
+            yield from culprits.call_counts()
         spent = time.perf_counter() - begun
-        self._report = sum_up(self.name, self._hunt, culprits, self._wishes.meter.name, spent)
+        self._report = build_report(self.name, self._search, culprits, self._options.meter.name, spent)
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """End the accounts: a run has failed, and says why itself."""
         self._body.end(failed=True)
         self._runs.end(failed=True)
 
-    def judge_growth(self) -> str:
+    def growth_failure(self) -> str:
         """Return what grew and who holds it, empty if nothing does."""
         if self._report is None or self._report.answer is not Verdict.LEAK:
             return ""
-        head = f"{self.name} leaves more than {format_size(self._wishes.growth_bytes or 0)} behind with each run:"
+        head = f"{self.name} leaves more than {format_size(self._options.growth_bytes or 0)} behind with each run:"
         return "\n  ".join((head, *self._report.lines()))
 
     def begin_body(self) -> None:
         """Open the account of the body."""
         self._parts.clear()
-        if self._wishes.no_leftovers:
+        if self._options.no_leftovers:
             self._leftovers = Leftovers()
         self._body.open()
 
-    def look_inside_loop(self) -> None:
+    def snapshot_tasks(self) -> None:
         """Note the tasks that are left, while the loop that runs them is there."""
         if self._leftovers is not None:
-            self._leftovers.note_tasks()
+            self._leftovers.snapshot_tasks()
 
     def end_body(self, *, failed: bool) -> None:
         """End the account of the body."""
         self._body.end(failed=failed)
 
-    def judge_body(self) -> str:
+    def body_failure(self) -> str:
         """Return what the body did that it may not, empty if nothing."""
         usage = self._body.usage
-        limit = self._wishes.peak_bytes
+        limit = self._options.peak_bytes
         if usage is not None and limit is not None and usage.peak_bytes > limit:
             doubt = "" if usage.exact else f", {usage.note}"
             peak = format_size(usage.peak_bytes)
@@ -377,21 +381,21 @@ class Marked:
         left = self._leftovers.found() if self._leftovers is not None else ()
         return "\n  ".join((f"{self.name} leaves behind:", *left)) if left else ""
 
-    def add_part(self, usage: Usage) -> None:
+    def add_probe(self, usage: Usage) -> None:
         """Remember what a part of the test used, for the summary."""
         self._parts.append(usage)
 
     def properties(self) -> list[tuple[str, object]]:
         """Return the figures for the summary, as (`"memtools"`, what JSON can hold)."""
         usage = self._body.usage
-        found: dict[str, object] = {"test": self.name, "meter": self._wishes.meter.name, "parts": [
+        found: dict[str, object] = {"test": self.name, "meter": self._options.meter.name, "parts": [
             {"name": part.name, "peak_bytes": part.peak_bytes, "retained_bytes": part.retained_bytes}
             for part in self._parts
         ]}  # fmt: skip
         if usage is not None:
             found |= {"peak_bytes": usage.peak_bytes, "retained_bytes": usage.retained_bytes, "exact": usage.exact}
         if self._report is not None:
-            (counted,) = (one for one in self._report.findings if one.signal == "bytes")
+            (counted,) = (one for one in self._report.findings if one.metric == "bytes")
             found |= {
                 "runs": self._report.calls,
                 "growth_per_run_bytes": round(counted.per_call, 1),
@@ -401,12 +405,12 @@ class Marked:
         return [("memtools", found)]
 
 
-class Part(memory_scope):
+class ProbeScope(memory_scope):
     """A scope for a part of a test, whose figures go into the summary."""
 
     __slots__ = ("_marked",)
 
-    def __init__(self, marked: Marked, name: str) -> None:
+    def __init__(self, marked: MarkedTest, name: str) -> None:
         super().__init__(name, meter=marked.meter_name)
         self._marked = marked
 
@@ -414,13 +418,13 @@ class Part(memory_scope):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        self._marked.add_part(self.usage)
+        self._marked.add_probe(self.usage)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await super().__aexit__(kind, error, trace)
-        self._marked.add_part(self.usage)
+        self._marked.add_probe(self.usage)
 
 
 # The lines that a test run ends with: what was measured, test by test.

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, cast, overlo
 
 from memtools.errors import ConfigError
 from memtools.readings import resident_bytes
-from memtools.testing._find_leaks import Asked, Case, Progress, parse_pace
+from memtools.testing._find_leaks import CoroutineFunction, CallTarget, Progress, parse_limits
 from memtools.testing._leak_report import LeakReport
 from memtools.testing._leak_search import BYTES_TOLERANCE
 from memtools.testing._stress_report import StressReport, StressRound
@@ -24,19 +24,19 @@ from memtools.units import format_size, parse_count, parse_size
 # Covers: keeping enough of them for percentiles, evenly spread over the round.
 # Leaves to others: taking the time (`_stress_test`).
 
-_MOST_KEPT: Final = 8192  # even: every second is dropped when it is full
+_MAX_KEPT: Final = 8192  # even: every second is dropped when it is full
 
 
 class Latencies:
     """The calls of one round; nothing is allocated for a call that stays."""
 
     def __init__(self) -> None:
-        self._kept = array("d", bytes(8 * _MOST_KEPT))
+        self._kept = array("d", bytes(8 * _MAX_KEPT))
         self.clear()
 
     def clear(self) -> None:
         """Begin a round."""
-        self._held = self._seen = 0
+        self._kept_count = self._seen = 0
         self._stride = 1
         self.longest_s = 0.0
 
@@ -48,22 +48,22 @@ class Latencies:
         self._seen += 1
         if rest:
             return
-        if place == _MOST_KEPT:
-            self._thin_out()
-        self._kept[self._held] = duration_s
-        self._held += 1
+        if place == _MAX_KEPT:
+            self._downsample()
+        self._kept[self._kept_count] = duration_s
+        self._kept_count += 1
 
     def percentile(self, percent: float) -> float:
         """Return what that share of the calls did not take longer than, in seconds (nearest rank); 0 without calls."""
-        if not self._held:
+        if not self._kept_count:
             return 0.0
-        kept = sorted(self._kept[: self._held])
-        return kept[max(math.ceil(self._held * percent / 100), 1) - 1]
+        kept = sorted(self._kept[: self._kept_count])
+        return kept[max(math.ceil(self._kept_count * percent / 100), 1) - 1]
 
-    def _thin_out(self) -> None:
-        self._held //= 2
+    def _downsample(self) -> None:
+        self._kept_count //= 2
         self._stride *= 2
-        self._kept[: self._held] = self._kept[: self._held * 2 : 2]
+        self._kept[: self._kept_count] = self._kept[: self._kept_count * 2 : 2]
 
 
 # What is noted after each round of a stress test, in space that was taken before the first.
@@ -74,10 +74,10 @@ class Latencies:
 _WHOLE: Final = ("calls", "resident", "live")
 _SECONDS: Final = ("duration", "p50", "p95", "p99", "longest")
 _PERCENTS: Final = (50.0, 95.0, 99.0)
-_MORE: Final = 40  # rounds, beyond those that were asked for, where something grows
+_EXTRA_ROUNDS: Final = 40  # rounds, beyond those that were asked for, where something grows
 
 
-class Rounds:
+class RoundRecorder:
     """The notes of one stress test.
 
     Args:
@@ -95,27 +95,27 @@ class Rounds:
         self._progress = progress
         self._clock = clock
         self.latencies = Latencies()
-        room = bytes(8 * (asked + _MORE + 1))
+        room = bytes(8 * (asked + _EXTRA_ROUNDS + 1))
         self._whole = {name: array("q", room) for name in _WHOLE}
         self._seconds = {name: array("d", room) for name in _SECONDS}
         self._done = -1  # what there is before the first round is noted as well
         self._live_before = 0
         self._begun = self.last_end = clock()
 
-    def note(self, done: int, calls: int, live_bytes: int) -> None:
+    def record(self, done: int, calls: int, live_bytes: int) -> None:
         """Note a round that is over; told once before the first as well."""
         if done == 0:
             self._live_before = live_bytes
-        self._note(done, calls, resident_bytes(), live_bytes - self._live_before)
+        self._store(done, calls, resident_bytes(), live_bytes - self._live_before)
         self._show()
         self.latencies.clear()
         self._begun = self.last_end = self._clock()
 
-    def taken(self) -> tuple[StressRound, ...]:
+    def rounds(self) -> tuple[StressRound, ...]:
         """Return the notes, what there was before the first round as number 0."""
-        return tuple(self._taken(number) for number in range(self._done + 1))
+        return tuple(self._round(number) for number in range(self._done + 1))
 
-    def _note(self, done: int, calls: int, resident: int, live: int) -> None:
+    def _store(self, done: int, calls: int, resident: int, live: int) -> None:
         self._done = done
         self._whole["calls"][done] = calls
         self._whole["resident"][done] = resident
@@ -130,7 +130,7 @@ class Rounds:
     def _show(self) -> None:
         if not self._progress.is_shown:
             return
-        latest = self._taken(self._done)
+        latest = self._round(self._done)
         of = f" of {self._asked}" if self._done <= self._asked else ", until it is clear"
         self._progress.show(
             f"{self._tested}: round {self._done}{of}, {self._whole['calls'][self._done]:,} calls, "
@@ -138,7 +138,7 @@ class Rounds:
             f"p99 {latest.p99_s * 1000:.3g} ms"
         )
 
-    def _taken(self, number: int) -> StressRound:
+    def _round(self, number: int) -> StressRound:
         before = self._whole["calls"][number - 1] if number else 0
         return StressRound(
             number,
@@ -151,10 +151,10 @@ class Rounds:
 
 Ran = TypeVar("Ran", StressReport, Coroutine[Any, Any, StressReport])
 
-_MOST: Final = "1 GiB"
+_DEFAULT_MAX_BYTES: Final = "1 GiB"
 
 
-class StressChoices(TypedDict, total=False):
+class StressOptions(TypedDict, total=False):
     """What can be chosen about a stress test; see `StressTest`."""
 
     args: Sequence[object]
@@ -209,13 +209,13 @@ class StressTest(Generic[Ran]):
     @overload
     def __init__(
         self: "StressTest[Coroutine[Any, Any, StressReport]]",
-        operation: Asked,  # pyright: ignore[reportOverlappingOverload]
-        **choices: Unpack[StressChoices],
+        operation: CoroutineFunction,  # pyright: ignore[reportOverlappingOverload]
+        **choices: Unpack[StressOptions],
     ) -> None: ...
 
     @overload
     def __init__(
-        self: "StressTest[StressReport]", operation: Callable[..., object], **choices: Unpack[StressChoices]
+        self: "StressTest[StressReport]", operation: Callable[..., object], **choices: Unpack[StressOptions]
     ) -> None: ...
 
     def __init__(
@@ -229,23 +229,23 @@ class StressTest(Generic[Ran]):
         warmup: int = 10,
         concurrency: int = 1,
         tolerance: float = BYTES_TOLERANCE,
-        max_bytes: int | str = _MOST,
+        max_bytes: int | str = _DEFAULT_MAX_BYTES,
         min_duration: float = 1.0,
         timeout: float = 30.0,
         meter: str | None = None,
         progress: bool = True,
     ) -> None:
-        self._case = Case(
+        self._target = CallTarget(
             operation,
             args,
             kwargs,
-            parse_pace(rounds, calls, warmup, min_duration, timeout),
+            parse_limits(rounds, calls, warmup, min_duration, timeout),
             tolerance,
             meter,
             max_bytes=parse_size(max_bytes, name="max_bytes"),
             concurrency=parse_count(concurrency, name="concurrency"),
         )
-        if concurrency > 1 and not self._case.is_async:
+        if concurrency > 1 and not self._target.is_async:
             raise ConfigError(
                 "concurrency", concurrency, "1 for a plain function: only coroutines run at the same time here"
             )
@@ -258,34 +258,34 @@ class StressTest(Generic[Ran]):
         Raises:
             Exception: whatever the operation raises; of several calls at once an `ExceptionGroup`.
         """
-        ran: Any = self._run_async() if self._case.is_async else self._run()
+        ran: Any = self._run_async() if self._target.is_async else self._run()
         return cast("Ran", ran)
 
     def _run(self) -> StressReport:
         shown, rounds = self._begin()
-        self._case.function = _timed(self._operation, rounds)
+        self._target.function = _timed(self._operation, rounds)
         try:
-            return self._report(self._case.run(rounds.note), rounds)
+            return self._report(self._target.run(rounds.record), rounds)
         finally:
             shown.end()
 
     async def _run_async(self) -> StressReport:
         shown, rounds = self._begin()
-        self._case.function = _timed_async(cast("Asked", self._operation), rounds)
+        self._target.function = _timed_async(cast("CoroutineFunction", self._operation), rounds)
         try:
-            return self._report(await self._case.run_async(rounds.note), rounds)
+            return self._report(await self._target.run_async(rounds.record), rounds)
         finally:
             shown.end()
 
-    def _begin(self) -> tuple[Progress, Rounds]:
+    def _begin(self) -> tuple[Progress, RoundRecorder]:
         shown = Progress(is_wanted=self._progress)
-        return shown, Rounds(self._case.name, self._case.pace.rounds, shown)
+        return shown, RoundRecorder(self._target.name, self._target.limits.rounds, shown)
 
-    def _report(self, verdict: LeakReport, rounds: Rounds) -> StressReport:
-        return StressReport(verdict, rounds.taken(), self._case.concurrency)
+    def _report(self, verdict: LeakReport, rounds: RoundRecorder) -> StressReport:
+        return StressReport(verdict, rounds.rounds(), self._target.concurrency)
 
 
-def _timed(operation: Callable[..., object], rounds: Rounds) -> Callable[..., object]:
+def _timed(operation: Callable[..., object], rounds: RoundRecorder) -> Callable[..., object]:
     add = rounds.latencies.add
 
     def timed(*args: object, **kwargs: object) -> object:
@@ -298,7 +298,7 @@ def _timed(operation: Callable[..., object], rounds: Rounds) -> Callable[..., ob
     return timed
 
 
-def _timed_async(operation: Asked, rounds: Rounds) -> Asked:
+def _timed_async(operation: CoroutineFunction, rounds: RoundRecorder) -> CoroutineFunction:
     add = rounds.latencies.add
 
     async def timed(*args: object, **kwargs: object) -> None:

@@ -24,7 +24,7 @@ from memtools.units import parse_seconds, parse_size
 
 Ending: TypeAlias = Literal["block", "time", "size"]
 
-_LOOK_S: Final = 0.05  # between two looks at the size of the file
+_POLL_S: Final = 0.05  # between two looks at the size of the file
 
 
 class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
@@ -74,7 +74,7 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
         self._ending = threading.Lock()
         self._is_over = threading.Event()
         self._tracker: Any = None  # memray's own, in C
-        self._watcher: threading.Thread | None = None
+        self._monitor: threading.Thread | None = None
         self._profile: Any = None  # what `sys.setprofile` was given
         self._held: Meter | None = None
 
@@ -103,17 +103,17 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
             self._release_ledger()
             raise
         self._tracker = tracker
-        self._watcher = threading.Thread(target=self._watch, name="memtools burst recording", daemon=True)
-        self._watcher.start()
+        self._monitor = threading.Thread(target=self._watch, name="memtools burst recording", daemon=True)
+        self._monitor.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._watcher is not None  # set on entering
+        assert self._monitor is not None  # set on entering
         self._end("block")
         self._is_over.set()
-        self._watcher.join()
+        self._monitor.join()
         if sys.getprofile() is not self._profile:
             sys.setprofile(self._profile)
         self._release_ledger()
@@ -135,7 +135,7 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
         while (left := deadline - time.monotonic()) > 0:
             if self.size_bytes >= self._max_bytes:
                 return self._end("size")
-            if self._is_over.wait(min(left, _LOOK_S)):
+            if self._is_over.wait(min(left, _POLL_S)):
                 return None
         return self._end("time")
 

@@ -15,7 +15,7 @@ from memtools.heap import HeapGrowth as Grown
 from memtools.leaks import Diagnosis, Leak, investigate, investigate_async
 from memtools.leaks._diagnosis import make_diagnosis
 from memtools.leaks._investigate import steps
-from memtools.leaks._investigation import Investigation, Names, PackedCensus, Samples, uneven
+from memtools.leaks._investigation import Investigation, StringTable, CompactCensus, Samples, jittered_intervals
 from memtools.readings import Counters, take_counters
 
 MIB = 1 << 20
@@ -115,8 +115,8 @@ def test_a_process_that_does_not_grow_gets_one_line_with_the_reason(desk: dict[i
 
 
 def test_samples_and_counts_add_hardly_a_block_to_what_they_count() -> None:
-    samples, counts, names = Samples(), list[PackedCensus](), Names()
-    counts.append(PackedCensus(heap_census(), names))
+    samples, counts, names = Samples(), list[CompactCensus](), StringTable()
+    counts.append(CompactCensus(heap_census(), names))
     for _ in range(3_000):
         samples.add(take_counters())
     gc.collect()
@@ -124,7 +124,7 @@ def test_samples_and_counts_add_hardly_a_block_to_what_they_count() -> None:
 
     for _ in range(3_000):
         samples.add(take_counters())
-    counts.append(PackedCensus(heap_census(), names))
+    counts.append(CompactCensus(heap_census(), names))
     gc.collect()
 
     assert take_counters().blocks - before < 60
@@ -148,14 +148,14 @@ def test_samples_are_thinned_out_by_their_floors() -> None:
 def test_a_packed_count_is_the_count() -> None:
     counted = heap_census()
 
-    unpacked = PackedCensus(counted, Names()).unpack()
+    unpacked = CompactCensus(counted, StringTable()).unpack()
 
     assert isinstance(unpacked, Census)
     assert unpacked == counted
 
 
 def test_samples_come_at_uneven_distances() -> None:
-    gaps = uneven(0.2)
+    gaps = jittered_intervals(0.2)
 
     taken = [next(gaps) for _ in range(1_000)]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.testing._plugin import read_wishes
+from memtools.testing._plugin import parse_options
 
 Suite = Callable[..., Any]
 
@@ -87,7 +87,7 @@ def test_a_body_that_has_too_much_alive_at_once_fails(run_suite: Suite) -> None:
         """
         import pytest
 
-        @pytest.mark.memory_peak(limit="1 MiB")
+        @pytest.mark.memory_peak(max_bytes="1 MiB")
         def test_high():
             assert bytes(3_000_000)
 
@@ -119,7 +119,7 @@ async def test_fixed():
     await asyncio.sleep(0)
     bytes(5_000)
 
-@pytest.mark.memory_peak(limit="1 MiB")
+@pytest.mark.memory_peak(max_bytes="1 MiB")
 async def test_leaking_peak():
     await asyncio.sleep(0)
     rows = bytes(2_000_000)
@@ -265,7 +265,7 @@ def test_what_is_wished_for_the_whole_suite_holds_for_every_test(run_suite: Suit
                 kept.append(bytes(5_000))
         """,
         ini="""
-        memtools_growth_limit = 1 KiB
+        memtools_growth_max_bytes = 1 KiB
         memtools_repeats = 4
         memtools_warmup = 1
         """,
@@ -291,12 +291,12 @@ def test_a_marker_that_makes_no_sense_is_refused(
     marker: str, args: tuple[object, ...], kwargs: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
-        read_wishes({marker: (args, kwargs)}, {}, "tracemalloc")
+        parse_options({marker: (args, kwargs)}, {}, "tracemalloc")
 
 
 def test_settings_that_make_no_sense_are_refused_by_their_names() -> None:
     with pytest.raises(ConfigError, match="memtools_repeats='many'"):
-        read_wishes({}, {"memtools_growth_limit": "1 KiB", "memtools_repeats": "many"}, "tracemalloc")
+        parse_options({}, {"memtools_growth_max_bytes": "1 KiB", "memtools_repeats": "many"}, "tracemalloc")
 
 
 def test_what_is_refused_is_refused_at_collection(run_suite: Suite) -> None:

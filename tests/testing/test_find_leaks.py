@@ -103,7 +103,7 @@ def test_bytes_that_are_kept_are_found_and_their_holder_is_named(
     report = find_leaks(leaking, meter=meter, min_duration=0.2)
 
     assert report.is_leak
-    assert report.findings[0].signal == "bytes"
+    assert report.findings[0].metric == "bytes"
     assert any(f"{__name__}.{holder}" in line for line in report.holders[:2]), report
 
 
@@ -147,7 +147,7 @@ async def test_tasks_that_are_left_are_found_and_named() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
     assert report.is_leak
-    assert "tasks" in {one.signal for one in report.findings if one.answer is Verdict.LEAK}
+    assert "tasks" in {one.metric for one in report.findings if one.answer is Verdict.LEAK}
     assert any(line.startswith("task price feed #") for line in report.holders)
 
 
@@ -168,7 +168,7 @@ async def test_what_a_task_of_the_function_keeps_is_its_own() -> None:
     report = await find_leaks(keeps_in_a_task, calls=20, min_duration=0)
 
     assert report.is_leak
-    assert report.findings[0].signal == "bytes"
+    assert report.findings[0].metric == "bytes"
     assert any(f"{__name__}.kept" in line for line in report.holders)
 
 
@@ -187,7 +187,7 @@ async def test_what_a_neighbour_keeps_is_not_blamed_on_the_function() -> None:
     report = await find_leaks(innocent, calls=200, min_duration=0, timeout=1)
     task.cancel()
 
-    (counted,) = [one for one in report.findings if one.signal == "bytes"]
+    (counted,) = [one for one in report.findings if one.metric == "bytes"]
     assert counted.answer is Verdict.CLEAN
 
 
@@ -242,7 +242,7 @@ def test_memory_of_c_that_is_left_is_found() -> None:
     for address in held:
         library.free(address)
 
-    assert {one.signal for one in report.findings if one.answer is Verdict.LEAK} >= {"native bytes"}
+    assert {one.metric for one in report.findings if one.answer is Verdict.LEAK} >= {"native bytes"}
     assert find_leaks(takes_and_gives).answer is Verdict.CLEAN
 
 

@@ -17,7 +17,7 @@ from memtools.analysis import Verdict
 from memtools.errors import ConfigError
 from memtools.testing import LeakReport, StressReport, StressRound, StressTest
 from memtools.testing._find_leaks import Progress
-from memtools.testing._stress_test import Latencies, Rounds
+from memtools.testing._stress_test import Latencies, RoundRecorder
 
 kept: list[bytes] = []
 
@@ -226,14 +226,14 @@ def test_latencies_keep_their_percentiles_however_many_there_are() -> None:
 
 def test_a_round_lasts_from_its_first_call_to_the_end_of_its_last() -> None:
     now = [100.0]
-    rounds = Rounds("refresh", 2, Progress(is_wanted=False), clock=lambda: now[0])
-    rounds.note(0, 0, 5_000)
+    rounds = RoundRecorder("refresh", 2, Progress(is_wanted=False), clock=lambda: now[0])
+    rounds.record(0, 0, 5_000)
     rounds.last_end = 102.5
     now[0] = 110.0  # a collection took its time
 
-    rounds.note(1, 10, 7_000)
+    rounds.record(1, 10, 7_000)
 
-    first = rounds.taken()[1]
+    first = rounds.rounds()[1]
     assert first.duration_s == 2.5
     assert first.live_bytes == 2_000
 
