@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not (markers or fixtures or defaults):
             continue
         if not isinstance(item, pytest.Function) or (item.cls is not None and _is_test_case(item.cls)):
-            _refuse(item, markers)
+            _reject_unsupported(item, markers)
             continue
         item.stash[_marked] = _marked_for(item, markers, defaults)
 
@@ -77,7 +77,7 @@ def _is_test_case(cls: type) -> bool:
     return unittest is not None and issubclass(cls, unittest.TestCase)
 
 
-def _refuse(item: pytest.Item, markers: dict[str, pytest.Mark]) -> None:
+def _reject_unsupported(item: pytest.Item, markers: dict[str, pytest.Mark]) -> None:
     # What is wished for the whole suite leaves such tests out; the docs say so.
     if markers:
         raise pytest.UsageError(
@@ -104,7 +104,7 @@ def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults
         wishes: MarkerOptions = parse_options(asked, defaults, item.config.getini("memtools_meter") or None)
     except (ConfigError, TypeError) as error:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None
-    return MarkedTest(item.nodeid, wishes)
+    return MarkedTest(item.nodeid, options)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -114,15 +114,13 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if marked is None or not marked.is_repeated:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in _run_again_and_again(item, nextitem, marked):
+    for report in _run_repeatedly(item, nextitem, marked):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
 
-def _run_again_and_again(
-    item: pytest.Item, nextitem: pytest.Item | None, marked: MarkedTest
-) -> list[pytest.TestReport]:
+def _run_repeatedly(item: pytest.Item, nextitem: pytest.Item | None, marked: MarkedTest) -> list[pytest.TestReport]:
     # The whole protocol, as pytest-rerunfailures does it: a fixture may leak as well.
     from _pytest.runner import runtestprotocol
 
@@ -133,19 +131,19 @@ def _run_again_and_again(
             reports = runtestprotocol(item, log=False, nextitem=cast("pytest.Item", item.parent))
             if not all(report.passed for report in reports):
                 marked.abort()
-                return _let_go(item, nextitem, reports)
-            _forget_run(item)
-    _judge_growth(marked, reports)
-    return _let_go(item, nextitem, reports)
+                return _teardown(item, nextitem, reports)
+            _clear_report_sections(item)
+    _report_growth(marked, reports)
+    return _teardown(item, nextitem, reports)
 
 
-def _forget_run(item: pytest.Item) -> None:
+def _clear_report_sections(item: pytest.Item) -> None:
     # Captured output and properties of every run would be kept for the report, and be taken for a leak.
     item._report_sections.clear()  # pyright: ignore[reportPrivateUsage]  # as plugins that run again do
     item.user_properties.clear()
 
 
-def _let_go(
+def _teardown(
     item: pytest.Item, nextitem: pytest.Item | None, reports: list[pytest.TestReport]
 ) -> list[pytest.TestReport]:
     try:
@@ -156,7 +154,7 @@ def _let_go(
     return reports
 
 
-def _judge_growth(marked: MarkedTest, reports: list[pytest.TestReport]) -> None:
+def _report_growth(marked: MarkedTest, reports: list[pytest.TestReport]) -> None:
     failure = marked.growth_failure()
     call = next(report for report in reports if report.when == "call")
     call.user_properties = [*(kept for kept in call.user_properties if kept[0] != "memtools"), *marked.properties()]
@@ -173,7 +171,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         return (yield)
     body = pyfuncitem.obj
     if inspect.iscoroutinefunction(body):
-        pyfuncitem.obj = _watched(body, marked)
+        pyfuncitem.obj = _checked_inside_loop(body, marked)
     marked.begin_body()
     try:
         result = yield
@@ -185,13 +183,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     marked.end_body(failed=False)
     if not marked.is_repeated:
         pyfuncitem.user_properties += marked.properties()
-    failure = marked.judge_body()
+    failure = marked.body_failure()
     if failure:
         pytest.fail(failure, pytrace=False)
     return result
 
 
-def _watched(body: Callable[..., Any], marked: MarkedTest) -> Callable[..., Any]:
+def _checked_inside_loop(body: Callable[..., Any], marked: MarkedTest) -> Callable[..., Any]:
     # Whoever runs coroutines itself (anyio) may end its loop with the test, and every task with it: look before that.
     @functools.wraps(body)
     async def watched(*args: Any, **kwargs: Any) -> Any:
