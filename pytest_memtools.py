@@ -23,7 +23,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from memtools.testing._plugin import MarkedTest, ProbeScope, MarkerOptions
+    from memtools.testing._plugin import MarkedTest, MarkerOptions, ProbeScope
 
 _MARKERS = {
     "memory_growth": "memory_growth(max_bytes='1 KiB', repeats=5, warmup=2): fail where each run of the test, fixtures "
@@ -101,7 +101,7 @@ def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults
 
     asked = {name: (marker.args, marker.kwargs) for name, marker in markers.items()}
     try:
-        wishes: MarkerOptions = parse_options(asked, defaults, item.config.getini("memtools_meter") or None)
+        options: MarkerOptions = parse_options(asked, defaults, item.config.getini("memtools_meter") or None)
     except (ConfigError, TypeError) as error:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None
     return MarkedTest(item.nodeid, options)
