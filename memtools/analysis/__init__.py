@@ -1,4 +1,4 @@
-"""Pure judgement: figures in, an answer with its reason out. No clock, no process, no objects of anybody's."""
+"""Pure verdicts on figures: no clock, no process, no object of the program."""
 
 from memtools.analysis._growth_by_call import MIN_ROUNDS, GrowthVerdict, Round, Verdict, judge_growth_by_call
 from memtools.analysis._leak_kind import LeakKind, LeakVerdict, judge_leak

@@ -1,11 +1,9 @@
-"""Does something grow with each call? A pure function of what grew in how many calls.
+"""The verdict on growth per call: leak, clean or inconclusive.
 
-Covers: leak, clean or inconclusive, with the rate and the reason.
-Leaves to others: what is counted and how often something is called (`memtools.testing`).
-
-Three observations of others went into it. CPython's own leak tests say leak only if every difference rises. psleak
-judges growth per call, and takes a growth that falls by a fifth twice running for something that settles. A test of a
-single run (pytest-memray) finds neither a leak of 600 bytes a call nor tells a cache from one.
+A pure function of what grew in how many calls. It uses three observations. CPython's own leak tests report a leak only
+if every difference rises. psleak judges growth per call, and takes growth that falls by a fifth twice in a row for
+something that settles. A test of a single run (pytest-memray) does not find a leak of 600 bytes per call, and cannot
+tell a cache from a leak.
 """
 
 from collections.abc import Sequence
@@ -15,13 +13,13 @@ from typing import Final
 
 from memtools._records import record
 
-MIN_ROUNDS: Final = 3  # for a leak: fewer are one accident and its echo
-_SETTLING: Final = 0.8  # a rate that falls to this twice running settles (psleak)
-_STEADY: Final = 0.6  # a last rate below this share of the highest of the last three is falling as well
+MIN_ROUNDS: Final = 3  # for a leak: two rounds may be one accident and its consequence
+_SETTLING: Final = 0.8  # growth whose rate falls to this share twice in a row settles (psleak)
+_STEADY: Final = 0.6  # a last rate below this share of the highest of the last three is falling, too
 
 
 class Verdict(Enum):
-    """What can be said."""
+    """What the growth means."""
 
     LEAK = "leak"
     CLEAN = "clean"
@@ -33,8 +31,8 @@ class Round:
     """What grew in one round.
 
     Attributes:
-        calls: how often it was called.
-        grown: what there was more afterwards: bytes, blocks, tasks, descriptors; negative where there was less.
+        calls: how many calls the round had.
+        grown: how much more there was afterwards, in bytes, blocks, tasks or descriptors; negative if there was less.
     """
 
     calls: int
@@ -48,12 +46,12 @@ class Round:
 
 @record
 class GrowthVerdict:
-    """What the rounds say.
+    """The verdict on all rounds.
 
     Attributes:
         answer: leak, clean or inconclusive.
         per_call: growth per call over the later half of the calls.
-        reason: why, in words.
+        reason: the reason, as a sentence.
     """
 
     answer: Verdict
@@ -62,15 +60,15 @@ class GrowthVerdict:
 
 
 def judge_growth_by_call(rounds: Sequence[Round], *, tolerance: float = 0.0) -> GrowthVerdict:
-    """Return whether it grows with each call.
+    """Return whether something grows with each call.
 
-    A leak rises in each of the last three rounds, by more than `tolerance` a call, and does not slow down. What grew at
-    first and has stopped is clean: a cache that is full, an import. Everything else is inconclusive, and more rounds
-    of more calls decide it: what grows by the round and not by the call gets slower with each doubling of the calls.
+    A leak rises in each of the last three rounds, by more than `tolerance` per call, and does not slow down. Growth
+    that has stopped is clean: a cache that is full, an import. Everything else is inconclusive, and more rounds of more
+    calls decide it: what grows per round and not per call gets slower with each doubling of the calls.
 
     Args:
         rounds: in the order in which they were run.
-        tolerance: growth per call that is none, in the unit of `grown`.
+        tolerance: growth per call that counts as none, in the unit of `grown`.
     """
     if not rounds:
         return GrowthVerdict(Verdict.INCONCLUSIVE, 0.0, "nothing was called")

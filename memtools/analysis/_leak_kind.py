@@ -1,13 +1,11 @@
-"""Which leak is it: Python's, a C library's, fragmentation, or none? A pure function of cheap counters over time.
+"""The kind of a leak: Python objects, a C library, fragmentation, or none.
 
-Covers: the verdict with its reason and its rate.
-Leaves to others: taking the samples (`memtools.readings`), who holds what grows (`memtools.leaks`).
+A pure function of cheap counters over time. It judges floors, never single points. The floor at a moment is the minimum
+from then on: what was never given back. A sawtooth has a flat floor up to its last tooth, a burst leaves no trace in
+it, a leak is its own floor. A floor rises steadily if it rises in most parts of the time, in both halves, and still at
+the end. The floor of a cache that fills up gets flat.
 
-Judged are floors, never single points. The floor at a moment is the least that was seen from then on: what was never
-given back. A sawtooth has a flat floor up to its last tooth, a burst leaves no trace in it, a leak is its own floor.
-A floor climbs where it rises in most parts of the time, in both halves, and still at the end. What fills up gets flat.
-
-Blocks are the best single signal: they rose in all of 22 leaks of Python objects and in none of 8 healthy programs.
+Blocks are the best single metric: they rose in all of 22 leaks of Python objects and in none of 8 healthy programs.
 """
 
 from bisect import bisect_left
@@ -23,26 +21,26 @@ MIN_SAMPLES: Final = 24
 _WARM_UP: Final = 0.25  # of the time: imports, pools and caches of the first seconds
 _PARTS: Final = 6
 _RISING_PARTS: Final = 5  # of them
-_RISING: Final = 0.25  # of the mean rise, for a part to count as one that rises
+_RISING: Final = 0.25  # of the mean rise, for a part to count as rising
 _STILL: Final = 0.5  # of the first half's rise, for the second half
-_WITHIN: Final = 0.6  # of what goes up and down within a part
-_GIVEN_BACK: Final = 1.5  # of what was given back from part to part
-_LARGEST: Final = 512  # bytes of a block in an arena of Python's own
-_MAPPING: Final = 16 << 10  # bytes that come with each block, where blocks only stand for mappings
-_BEYOND: Final = 2.0  # times what Python and C have more in use
+_WITHIN: Final = 0.6  # of the median span within a part
+_GIVEN_BACK: Final = 1.5  # of what one part gave back of the parts before
+_LARGEST: Final = 512  # bytes of the largest block in one of pymalloc's arenas
+_MAPPING: Final = 16 << 10  # bytes that come with each block, where each block stands for a mapping
+_BEYOND: Final = 2.0  # times the growth of what Python and C have in use
 _MAPPED: Final = (
     "resident memory grows, far more than Python and C have in use: mmap, stacks, or fragments of free memory"
 )
-_AFTER_END: Final = 20  # of so many samples one
-_ENDING: Final = 0.15  # of the time, for giving back at the end
+_AFTER_END: Final = 20  # one sample in this many comes after the end
+_ENDING: Final = 0.15  # of the time, in which an ending program gives memory back
 _LAST: Final = 0.15  # of the whole rise, for the last third
 
-# Below these nothing could be told from what any program does in a minute.
+# Smaller rises look like what any program does in a minute.
 _MIN_BLOCKS: Final = 64
-_BLOCKS_ALONE: Final = 1_000  # so many are a leak even where the bytes still fit into free pages
+_BLOCKS_ALONE: Final = 1_000  # a leak even where their bytes still fit into free pages
 _MIN_BYTES: Final = 256 << 10
-_MIN_RESIDENT: Final = 1 << 20  # Python and C take pages by the MiB
-_NOISE: Final = 0.002  # of what there is: large processes breathe more
+_MIN_RESIDENT: Final = 1 << 20  # Python and C take pages from the system by the MiB
+_NOISE: Final = 0.002  # of the first floor: large processes fluctuate more
 
 
 class LeakKind(Enum):
@@ -56,15 +54,15 @@ class LeakKind(Enum):
 
 @record
 class LeakVerdict:
-    """What the counters say.
+    """The verdict on the counters.
 
     Attributes:
         kind: what grows.
-        bytes_per_s: how fast resident memory grows (Python's own bytes, where they were traced), in bytes per second;
-            0 where it is no leak.
-        blocks_per_s: how fast Python's blocks grow.
-        seconds: how long it was looked at, the warm-up left out.
-        reason: why, in words.
+        bytes_per_s: growth of resident memory (of traced bytes, where tracemalloc traces), in bytes per second; 0 if
+            there is no leak.
+        blocks_per_s: growth of Python's allocated blocks, per second.
+        seconds: how long the samples took, without the warm-up.
+        reason: the reason, as a sentence.
     """
 
     kind: LeakKind
@@ -83,22 +81,22 @@ def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP, is_end
     """Return which kind of memory grows and is never given back.
 
     Args:
-        samples: in order of time, some 100 over 20 seconds or more; a slow leak needs longer.
+        samples: in order of time, some 100 over 20 seconds or more; a slow leak needs a longer time.
         warm_up: the share of the time at the beginning that is left out, from 0 to below 1.
-        is_ending: whether the program was ending: it gives back what it has leaked, and what follows the highest
-            figures of the last part is left out.
+        is_ending: whether the program was ending. It then gives back what it has leaked: samples after the highest
+            figures of the last part are left out.
     """
     kept = _after(samples, warm_up)
     kept = _before_the_end(kept) if is_ending else kept
     if len(kept) < MIN_SAMPLES:
-        return LeakVerdict(LeakKind.NONE, 0.0, 0.0, 0.0, f"{len(kept)} samples are too few to tell")
+        return LeakVerdict(LeakKind.NONE, 0.0, 0.0, 0.0, f"{len(kept)} samples are too few for a verdict")
     seconds = max(kept[_part_starts([one.at for one in kept])[-1]].at - kept[0].at, 1e-9)
     blocks = _floor_rise(kept, lambda one: one.blocks, _MIN_BLOCKS)
     malloc = _floor_rise(kept, lambda one: one.malloc_bytes, _MIN_BYTES)
     traced = _floor_rise(kept, lambda one: one.traced_bytes, _MIN_BYTES)
     resident = _floor_rise(kept, lambda one: one.resident_bytes, _MIN_RESIDENT)
 
-    # A heap that has free pages takes much before the process grows.
+    # A heap that has free pages can take much before the process grows.
     in_bytes = max(traced.total or resident.total or malloc.total, 0.0)
     kind, reason = _kind(kept, blocks, malloc, traced, resident)
     if kind is LeakKind.NONE:
@@ -108,12 +106,12 @@ def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP, is_end
 
 @record
 class _FloorRise:
-    """How a floor moved.
+    """How a floor rose.
 
     Attributes:
         total: its whole rise.
-        is_steady: whether it climbs all the time.
-        is_known: whether there was anything to look at.
+        is_steady: whether it rises all the time.
+        is_known: whether the counter was available.
     """
 
     total: float
@@ -124,8 +122,8 @@ class _FloorRise:
 def _kind(
     kept: Sequence[Counters], blocks: _FloorRise, malloc: _FloorRise, traced: _FloorRise, resident: _FloorRise
 ) -> tuple[LeakKind, str]:
-    # A block of Python's that is not in C's malloc takes 512 bytes at most: an object that stands for a mapping, say.
-    # Where malloc's figure is given back at the end its floor says little: hence the look at what comes with a block.
+    # A Python block that C's malloc did not give has at most 512 bytes: it may be an object that stands for a mapping.
+    # Where memory of malloc is given back at the end, its floor says little: hence the comparison of bytes per block.
     is_beyond = resident.total > _BEYOND * (malloc.total + _LARGEST * blocks.total)
     if malloc.is_known and resident.is_steady and is_beyond and resident.total > _MAPPING * blocks.total:
         return LeakKind.FRAGMENTATION, _MAPPED
@@ -137,7 +135,10 @@ def _kind(
     if malloc.is_steady and resident.is_steady:
         return LeakKind.NATIVE, _why_native(kept)
     if resident.is_steady and not malloc.is_known:
-        return LeakKind.NATIVE, "resident memory grows and Python's blocks do not; C's malloc cannot be asked here"
+        return (
+            LeakKind.NATIVE,
+            "resident memory grows and Python's blocks do not; statistics of C's malloc are not available here",
+        )
     if resident.is_steady:
         return LeakKind.FRAGMENTATION, _MAPPED
     return LeakKind.NONE, _why_none(resident, blocks)
@@ -145,7 +146,7 @@ def _kind(
 
 def _why_native(kept: Sequence[Counters]) -> str:
     if kept[-1].blocks == 0:
-        return "C's malloc has ever more in use; Python uses it as well here, and its blocks cannot be counted"
+        return "C's malloc has ever more in use; Python uses it here, too, and its blocks cannot be counted"
     return "C's malloc has ever more in use while Python's blocks stay: a C library, or one buffer that grows"
 
 
@@ -172,22 +173,22 @@ def _before_the_end(kept: Sequence[Counters]) -> Sequence[Counters]:
     return kept[: min(by_blocks, by_malloc) + 1]
 
 
-def _floor_rise(kept: Sequence[Counters], figure: Callable[[Counters], int | None], least: float) -> _FloorRise:
+def _floor_rise(kept: Sequence[Counters], figure: Callable[[Counters], int | None], minimum: float) -> _FloorRise:
     known = [(one.at, value) for one in kept if (value := figure(one)) is not None]
     if len(known) < len(kept):
         return _FloorRise(0.0, is_steady=False, is_known=False)
     floor = _floor([value for _, value in known])
-    marks = _part_starts([at for at, _ in known])
-    rises = [float(floor[after] - floor[before]) for before, after in pairwise(marks)]
+    starts = _part_starts([at for at, _ in known])
+    rises = [float(floor[after] - floor[before]) for before, after in pairwise(starts)]
     total = sum(rises)
-    breathing = _fluctuation([value for _, value in known], marks)
-    needed = max(least, _NOISE * floor[0], breathing)
+    fluctuation = _fluctuation([value for _, value in known], starts)
+    needed = max(minimum, _NOISE * floor[0], fluctuation)
     return _FloorRise(total, total >= needed and _is_steady(rises, total))
 
 
-def _fluctuation(values: Sequence[int], marks: Sequence[int]) -> float:
-    # What a floor may rise by luck: less than what goes up and down within a part, and than what a part gave back.
-    parts = [values[before : after + 1] for before, after in pairwise(marks)]
+def _fluctuation(values: Sequence[int], starts: Sequence[int]) -> float:
+    # How far a floor may rise by chance: less than the span within a part, and than what a part gave back.
+    parts = [values[before : after + 1] for before, after in pairwise(starts)]
     highest, given_back = 0, 0
     for part in parts:
         highest = max(highest, min(part))
@@ -198,16 +199,16 @@ def _fluctuation(values: Sequence[int], marks: Sequence[int]) -> float:
 
 def _floor(values: Sequence[int]) -> list[int]:
     floor: list[int] = []
-    least = values[-1]
+    minimum = values[-1]
     for value in reversed(values):
-        least = min(least, value)
-        floor.append(least)
+        minimum = min(minimum, value)
+        floor.append(minimum)
     floor.reverse()
     return floor
 
 
 def _part_starts(times: Sequence[float]) -> list[int]:
-    # Where each part begins, and an end that has some samples after it: the floor of a single one is that one.
+    # The start of each part, and an end with some samples after it: the floor of a single sample is the sample itself.
     step = (times[-1] - times[0]) / _PARTS
     inner = [bisect_left(times, times[0] + place * step) for place in range(1, _PARTS)]
     end = len(times) - 1 - len(times) // _AFTER_END
@@ -218,5 +219,5 @@ def _is_steady(rises: Sequence[float], total: float) -> bool:
     rising = sum(one >= _RISING * total / _PARTS for one in rises)
     first, second = sum(rises[: _PARTS // 2]), sum(rises[_PARTS // 2 :])
     last = sum(rises[-_PARTS // 3 :])
-    # Its mirror: what has only just begun may end as well.
+    # The mirror of it: a rise that has just begun may end soon.
     return rising >= _RISING_PARTS and second >= _STILL * first and first >= _LAST * total and last >= _LAST * total

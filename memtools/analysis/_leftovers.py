@@ -1,7 +1,7 @@
-"""Who leaves something behind with every call: the first sign of a leak, and who it is.
+"""Functions, scopes and tasks that leave memory behind with every call.
 
-Covers: telling what every call leaves from what the first ones filled, and the one that leaves it from those that call
-it. Leaves to others: counting (`memtools.ledger`), which object keeps it alive.
+The first sign of a leak. What each call leaves is told from what the first calls filled (caches, imports), and the
+function that leaves it from those that call it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,24 +11,24 @@ from typing import Final
 from memtools._records import as_dict, record
 from memtools.ledger import AccountStatistics
 
-# What came in the last half of the calls. Less may be garbage that the collector has not come to yet, or what the
-# interpreter keeps for later (80 lists, 80 dicts, 2,000 tuples of each short length).
+# What the last half of the calls must have added. Less may be garbage that was not collected yet, or free lists of the
+# interpreter (80 lists, 80 dicts, 2,000 tuples of each short length).
 MIN_BYTES: Final = 256 * 1024
-MIN_PER_CALL: Final = 16  # the least that any block takes
-STEADY: Final = 0.75  # of the slope before: what grows as a square root has 0.71, what fills up still less
+MIN_PER_CALL: Final = 16  # bytes of the smallest block
+STEADY: Final = 0.75  # of the slope before: growth as a square root has 0.71, a cache that fills up still less
 PARTS: Final = 3
 
 
 @record
 class Leftover:
-    """Owners of one name that go on leaving something behind.
+    """Owners of one name whose calls keep leaving memory behind.
 
     Attributes:
-        name: the owners' name, as it was given: escape it before it is shown.
+        name: the owners' name, as it was given: escape it before printing.
         kind: `"call"`, `"scope"` or `"task"`.
         calls: how many have ended.
-        per_call_bytes: what each of the latest half of them has left.
-        live_after_end_bytes: what all of them have left that is still alive.
+        per_call_bytes: what each of the latest half of the calls has left.
+        live_after_end_bytes: live bytes that all ended calls have left.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Leftover:
 
 
 def find_leftovers(accounts: Iterable[AccountStatistics]) -> tuple[Leftover, ...]:
-    """Return who goes on leaving something behind, the most first; only the innermost of those that call each other."""
+    """Return the owners that keep leaving memory behind, the largest first; of nested ones only the innermost."""
     found: dict[tuple[str, str], Leftover] = {}
     for entry in _innermost(accounts):
         leftover = _leftover(entry)
@@ -53,12 +53,12 @@ def find_leftovers(accounts: Iterable[AccountStatistics]) -> tuple[Leftover, ...
 
 
 def per_call(calls: int, live_after_end_bytes: int | None, live_at_checkpoints: tuple[tuple[int, int], ...]) -> float:
-    """Return what each of the latest half of the calls has left, in bytes; 0 where it does not go on.
+    """Return what each of the latest half of the calls has left, in bytes; 0 if the growth has stopped.
 
     Args:
         calls: how many have ended.
-        live_after_end_bytes: what is left of them now; None where nobody knows.
-        live_at_checkpoints: pairs of an earlier number of calls and what was left of them then.
+        live_after_end_bytes: live bytes that they have left; None where the meter cannot tell.
+        live_at_checkpoints: pairs of an earlier number of calls and the live bytes left by them at that time.
     """
     if live_after_end_bytes is None:
         return 0.0
