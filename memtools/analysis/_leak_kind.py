@@ -44,12 +44,13 @@ _NOISE: Final = 0.002  # of the first floor: large processes fluctuate more
 
 
 class LeakKind(Enum):
-    """What grows and is not given back."""
+    """What grows and is not given back; `UNKNOWN` if there is too little to tell."""
 
     PYTHON = "python"
     NATIVE = "native"
     FRAGMENTATION = "fragmentation"
     NONE = "none"
+    UNKNOWN = "unknown"
 
 
 @record
@@ -74,7 +75,7 @@ class LeakVerdict:
     @property
     def is_leak(self) -> bool:
         """Whether something grows."""
-        return self.kind is not LeakKind.NONE
+        return self.kind not in (LeakKind.NONE, LeakKind.UNKNOWN)
 
 
 def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP, is_ending: bool = False) -> LeakVerdict:
@@ -89,7 +90,7 @@ def judge_leak(samples: Sequence[Counters], *, warm_up: float = _WARM_UP, is_end
     kept = _after(samples, warm_up)
     kept = _before_the_end(kept) if is_ending else kept
     if len(kept) < MIN_SAMPLES:
-        return LeakVerdict(LeakKind.NONE, 0.0, 0.0, 0.0, f"{len(kept)} samples are too few for a verdict")
+        return LeakVerdict(LeakKind.UNKNOWN, 0.0, 0.0, 0.0, f"{len(kept)} samples are too few for a verdict")
     seconds = max(kept[_part_starts([one.at for one in kept])[-1]].at - kept[0].at, 1e-9)
     blocks = _floor_rise(kept, lambda one: one.blocks, _MIN_BLOCKS)
     malloc = _floor_rise(kept, lambda one: one.malloc_bytes, _MIN_BYTES)

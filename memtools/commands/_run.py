@@ -239,7 +239,7 @@ class _Watch:
         """Remember that the main module has ended, where no thread goes on: what it held is given back now."""
         others = (one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon)
         if self._alongside is not None and next(others, None) is None:
-            self._alongside.note_end()
+            self._alongside.mark_program_end()
 
     def finish(self) -> None:
         """Report; whatever goes wrong here, the program's end stays what it was."""

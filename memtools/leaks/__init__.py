@@ -1,4 +1,4 @@
-"""Does this process leak, what, and who holds it: asked while it runs."""
+"""Whether the running process leaks, what leaks, and which object holds it."""
 
 from memtools.leaks._diagnosis import Diagnosis, Leak
 from memtools.leaks._investigate import BackgroundInvestigation, Investigator, investigate, investigate_async

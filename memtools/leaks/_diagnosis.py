@@ -1,7 +1,4 @@
-"""The answer: what leaks, how fast, who holds it. Records, and how they read.
-
-Leaves to others: finding it out (`_investigation`).
-"""
+"""The result of an investigation: what leaks, how fast, and which object holds it."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -12,29 +9,29 @@ from memtools.heap import WhyAlive
 from memtools.units import format_size
 
 _MAX_LEAKS: Final = 5  # lines
-_UNSEEN: Final = {
-    LeakKind.PYTHON: "no container of Python's grows: large objects, or held from C code",
-    LeakKind.NATIVE: "nothing of Python's grows along with it",
-    LeakKind.FRAGMENTATION: "nothing of Python's grows along with it",
+_NO_HOLDER: Final = {
+    LeakKind.PYTHON: "no Python container grows: large objects, or objects held by C code",
+    LeakKind.NATIVE: "no Python object grows along with it",
+    LeakKind.FRAGMENTATION: "no Python object grows along with it",
 }
 _WHAT_TO_DO: Final = {
-    LeakKind.PYTHON: "measure the functions that come into question with @profile_memory",
-    LeakKind.NATIVE: "a C library keeps it: see which calls grow malloc_bytes(), or record with memray --native",
-    LeakKind.FRAGMENTATION: "mappings, stacks, or fragments: look at /proc/PID/smaps; trim_heap() gives fragments back",
+    LeakKind.PYTHON: "measure the likely functions with @profile_memory",
+    LeakKind.NATIVE: "a C library keeps it: find calls that increase malloc_bytes(), or record with memray --native",
+    LeakKind.FRAGMENTATION: "mappings, stacks, or fragments: see /proc/PID/smaps; trim_heap() returns fragments",
 }
 
 
 @record
 class Leak:
-    """One thing that leaks, and who holds it.
+    """One leak, and what holds it.
 
     Attributes:
         kind: what kind of memory grows in this process.
-        bytes_per_s: how fast the process grows, in bytes per second; 0 for all leaks but the first, as nobody knows
-            each one's share.
-        what: what grows, how fast, how much there is.
-        holders: who holds it, the nearest first; empty where that is not known.
-        hint: what to do about it; empty where nothing is known.
+        bytes_per_s: growth of the process in bytes per second; 0 for all leaks but the first, since the share of each
+            is unknown.
+        what: what grows, how fast, and how much there is now.
+        holders: the objects that hold it, the nearest first; empty if unknown.
+        hint: what to do about it; empty if unknown.
     """
 
     kind: LeakKind
@@ -61,12 +58,12 @@ class Leak:
 
 @record
 class Diagnosis:
-    """Whether this process leaks, what, and who holds it.
+    """Whether this process leaks, what leaks, and what holds it.
 
     Attributes:
         verdict: which kind of memory grows, with the rate and the reason.
-        leaks: one for each that was found, the most important first; empty where nothing leaks.
-        note: what could not be looked at, and why; empty where everything was.
+        leaks: one for each leak found, the most important first; empty if there is none.
+        note: what could not be examined, and why; empty if everything was.
     """
 
     verdict: LeakVerdict
@@ -79,10 +76,11 @@ class Diagnosis:
         return bool(self.leaks)
 
     def lines(self) -> tuple[str, ...]:
-        """Return one line per leak, or the one line that says why there is none."""
+        """Return one line per leak, or one line that says why there is none, or why that is unknown."""
         note = f" ({self.note})" if self.note else ""
         if not self.leaks:
-            return (f"no leak: {self.verdict.reason}{note}",)
+            answer = "cannot tell" if self.verdict.kind is LeakKind.UNKNOWN else "no leak"
+            return (f"{answer}: {self.verdict.reason}{note}",)
         first, *more = map(str, self.leaks)
         return (first + note, *more)
 
@@ -105,27 +103,27 @@ class Diagnosis:
 def make_diagnosis(
     verdict: LeakVerdict, answers: Sequence[WhyAlive], leftovers: Sequence[Leftover], note: str = ""
 ) -> Diagnosis:
-    """Return the answer that the findings make together.
+    """Return the diagnosis that the findings make together.
 
     Args:
         verdict: what the counters say.
-        answers: who holds what grows, the fastest first.
-        leftovers: which owners have ended and left something behind, the most first.
-        note: what could not be looked at.
+        answers: the holders of what grows, the fastest growth first.
+        leftovers: the owners that keep leaving memory behind, the largest first.
+        note: what could not be examined.
     """
     if not verdict.is_leak:
         return Diagnosis(verdict, (), note)
     filling = answers[0].ways[0].filling if answers and answers[0].ways else ""
     if filling and not leftovers:
-        # A leak beside a cache that fills up shows when the cache is full.
-        quiet = LeakVerdict(LeakKind.NONE, 0.0, 0.0, verdict.seconds, f"what grows may be {filling}")
-        return Diagnosis(quiet, (), note)
+        # A leak beside a cache that fills up becomes visible when the cache is full.
+        unknown = LeakVerdict(LeakKind.UNKNOWN, 0.0, 0.0, verdict.seconds, f"what grows may be {filling}")
+        return Diagnosis(unknown, (), note)
     held = [Leak(verdict.kind, 0.0, *_growth_and_holders(answer)) for answer in answers]
     left = [Leak(verdict.kind, 0.0, _describe_leftover(leftover)) for leftover in leftovers]
-    # A root says more than a function that only called; and a function says more than no root at all.
+    # A root says more than a function that made the calls, and a function says more than a path without a root.
     rooted = bool(answers) and answers[0].ways[0].is_rooted
     found = [*held[:1], *left[:1], *held[1:], *left[1:]] if rooted else [*left[:1], *held, *left[1:]]
-    found = found or [Leak(verdict.kind, 0.0, _UNSEEN[verdict.kind], (), _WHAT_TO_DO[verdict.kind])]
+    found = found or [Leak(verdict.kind, 0.0, _NO_HOLDER[verdict.kind], (), _WHAT_TO_DO[verdict.kind])]
     first = found[0]
     found[0] = Leak(first.kind, verdict.bytes_per_s, first.what, first.holders, first.hint)
     return Diagnosis(verdict, tuple(found[:_MAX_LEAKS]), note)

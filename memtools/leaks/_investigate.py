@@ -1,7 +1,6 @@
-"""Look for leaks for a while: `investigate`, in a thread, and `investigate_async`, on the loop.
+"""Ways to run an investigation: for a while, beside a program, or on request in a service.
 
-Covers: when samples and counts are taken.
-Leaves to others: taking them (`_investigation`).
+Each decides when samples are taken and the heap is counted; the steps themselves are those of `Investigation`.
 """
 
 import _thread
@@ -20,26 +19,22 @@ from memtools.leaks._diagnosis import Diagnosis
 from memtools.leaks._investigation import Investigation, jittered_intervals
 from memtools.units import parse_seconds
 
-# Look on while a program runs, however long that is: `Alongside`, for `python -m memtools run --leaks`.
-#
-# Covers: a thread that samples, counts and climbs at growing distances, so that there is an answer whenever it ends.
-# Leaves to others: the steps themselves (`_investigation`).
-#
-# The thread is one that `threading` does not know of: the program's own counts and lists of threads stay as they are, and
-# its end does not wait for it.
-
-_SAMPLE_S: Final = 0.1  # programs may be short
+_SAMPLE_S: Final = 0.1  # programs under `run` may be short
 _FIRST_COUNT_S: Final = 1.0
 _LONGEST_GAP_S: Final = 10.0
-_CPU_SHARE: Final = 0.05  # of a processor, for counting and climbing
+_CPU_SHARE: Final = 0.05  # of a processor, for counting the heap and walking referrers
 _YIELD_S: Final = 0.001
 
 
 class BackgroundInvestigation:
-    """An investigation beside a program, from `start()` to `finish()`.
+    """An investigation beside a program, from `start()` to `finish()`, for `python -m memtools run --leaks`.
+
+    It counts and walks the heap at growing intervals, so that there is an answer whenever the program ends. Its thread
+    is one that `threading` does not know: the program's own counts and lists of threads do not change, and the end of
+    the program does not wait for it.
 
     Args:
-        clock: tells the time.
+        clock: monotonic seconds.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -52,26 +47,27 @@ class BackgroundInvestigation:
         self._done = _thread.allocate_lock()
 
     def start(self) -> None:
-        """Begin to look on, in a thread of its own."""
+        """Start the investigating thread."""
         self._begun = self._clock()
         self._done.acquire()
         _thread.start_new_thread(self._run, ())
 
-    def note_end(self) -> None:
-        """Remember that the program's own code has ended, and is now giving back what it had."""
+    def mark_program_end(self) -> None:
+        """Record that the program's own code has ended: what it frees from now on says nothing about leaks."""
         self._ended_at = self._clock()
 
     def finish(self, *, timeout: float = 5.0) -> Diagnosis:
-        """Stop looking on, and return what was found.
+        """Stop the investigation and return what it found.
 
         Args:
-            patience_s: how long to wait for a walk over the heap that goes on.
+            timeout: seconds to wait for a walk over the heap that is in progress.
 
         Raises:
-            RuntimeError: when looking on has failed.
+            RuntimeError: when the investigation has failed.
         """
         self._stopped = True
-        # Where a walk takes longer on a busy machine, what was found before is told; the thread dies with the process.
+        # If a walk takes longer on a busy machine, the result is what was found before; the thread ends with the
+        # process.
         self._done.acquire(timeout=timeout)
         if self._failure:
             raise RuntimeError(self._failure)
@@ -84,7 +80,7 @@ class BackgroundInvestigation:
                 if self._stopped:
                     return
                 time.sleep(pause_s)
-        except Exception as error:  # the program shall not see it
+        except Exception as error:  # the program must not see it; `finish` reports it
             self._failure = f"{type(error).__name__}: {error}"
         finally:
             self._done.release()
@@ -93,7 +89,7 @@ class BackgroundInvestigation:
         gaps = jittered_intervals(_SAMPLE_S)
         sample_at = self._begun
         for pause_s in self._heap_passes():
-            # In the middle of a look as well: on a busy machine it takes seconds.
+            # Between the slices of a heap pass, too: on a busy machine a pass takes seconds.
             now = self._clock()
             if now >= sample_at:
                 self._investigation.sample()
@@ -107,37 +103,38 @@ class BackgroundInvestigation:
             now = self._clock()
             if now < count_at or self._ended_at is not None:
                 continue
-            # The thread's own time: on a busy machine most of the wall's is waiting, which harms nobody.
+            # CPU time of the thread: on a busy machine most of the wall time is waiting, which costs nothing.
             used = time.thread_time()
             for _ in self._investigation.count():
                 yield _YIELD_S
-            for _ in self._investigation.climb():
+            for _ in self._investigation.find_holders():
                 yield _YIELD_S
             used = time.thread_time() - used
             count_at = now + max(1.0, min(_LONGEST_GAP_S, 0.5 * (now - self._begun)), used / _CPU_SHARE)
 
 
 SAMPLE_S: Final = 0.2
-MIN_DURATION_S: Final = 6.0  # the shortest time that has samples enough
-# When the heap is counted, as shares of the time: the first time after the warm-up, the last time with room to climb.
+MIN_DURATION_S: Final = 6.0  # the shortest time that gives enough samples
+# When the heap is counted, as shares of the time: first after the warm-up, last with time left for the referrer walk.
 _COUNTS_AT: Final = (0.25, 0.6, 0.95)
 
 
 def investigate(*, duration: float = 20.0, wait: Callable[[float], object] = time.sleep) -> Diagnosis:
-    """Look on for a while, and return whether this process leaks, and who holds it.
+    """Investigate for a while, and return whether this process leaks and what holds the leak.
 
-    Blocks its thread, which is not to be the one of the event loop; the others go on between the walks over the heap.
+    Blocks the calling thread, which must not be that of the event loop; other threads run between the walks over the
+    heap.
 
     Args:
-        seconds: how long, at least 6; 20 find what grows by 0.2 MB/s, slower leaks need longer.
-        wait: how to pass so many seconds; a true result ends the investigation early.
+        duration: seconds, at least 6; 20 seconds find growth of 0.2 MB/s, slower leaks need longer.
+        wait: waits for so many seconds; a true result ends the investigation early.
 
     Raises:
         ConfigError: for less than 6 seconds.
-        ReadingError: when the system does not say what is resident.
+        ReadingError: when resident memory cannot be read.
 
-    Cost: some 15 us five times a second, and three counts of the heap and the climbs, some 2 s of CPU for 750,000
-    objects, in stops of at most some 80 ms.
+    Cost: some 15 us five times a second, three counts of the heap and the referrer walks: some 2 s of CPU for 750,000
+    objects, in pauses of at most some 80 ms.
     """
     investigation = Investigation()
     for pause_s in steps(investigation, parse_duration(duration)):
@@ -147,14 +144,14 @@ def investigate(*, duration: float = 20.0, wait: Callable[[float], object] = tim
 
 
 async def investigate_async(*, duration: float = 20.0) -> Diagnosis:
-    """Return the same as `investigate`, from a task: the event loop has its turn between the walks over the heap.
+    """Return the same as `investigate`, from a task: the event loop runs between the walks over the heap.
 
     Args:
-        seconds: see `investigate`.
+        duration: see `investigate`.
 
     Raises:
         ConfigError: for less than 6 seconds.
-        ReadingError: when the system does not say what is resident.
+        ReadingError: when resident memory cannot be read.
     """
     investigation = Investigation()
     for pause_s in steps(investigation, parse_duration(duration)):
@@ -162,33 +159,33 @@ async def investigate_async(*, duration: float = 20.0) -> Diagnosis:
     return investigation.diagnosis()
 
 
-def parse_duration(seconds: object) -> float:
-    """Return `seconds`, at least 6.
+def parse_duration(duration: object) -> float:
+    """Return `duration` in seconds, at least 6.
 
     Raises:
         ConfigError: for anything else.
     """
-    length = parse_seconds(seconds, name="seconds")
+    length = parse_seconds(duration, name="duration")
     if length < MIN_DURATION_S:
-        raise ConfigError("seconds", seconds, f"at least {MIN_DURATION_S:.0f} seconds")
+        raise ConfigError("duration", duration, f"at least {MIN_DURATION_S:.0f} seconds")
     return length
 
 
 def steps(
     investigation: Investigation, seconds: float, *, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[float]:
-    """Investigate for so many seconds; yield how many to wait before each step.
+    """Run the steps of an investigation; yield how many seconds to wait before each.
 
     Args:
-        investigation: what is driven.
-        seconds: how long.
-        clock: tells the time.
+        investigation: its steps are run.
+        seconds: how long, in seconds.
+        clock: monotonic seconds.
     """
     begun = clock()
     gaps = jittered_intervals(SAMPLE_S)
     sample_at = begun
     for is_looking in _heap_passes(investigation, begun, seconds, clock):
-        # In the middle of a look as well: on a busy machine it takes seconds.
+        # Between the slices of a heap pass, too: on a busy machine a pass takes seconds.
         now = clock()
         if now >= sample_at:
             investigation.sample()
@@ -206,68 +203,63 @@ def _heap_passes(
             for _ in investigation.count():
                 yield True
         yield False
-    for _ in investigation.climb():
+    for _ in investigation.find_holders():
         yield True
 
 
-# Investigate when asked, in a running service: `Investigator`.
-#
-# Covers: a thread that waits to be asked, by a signal or by whoever sees memory run short; at most one answer in ten
-# minutes.
-# Leaves to others: the investigation (`_investigate`), noticing that memory is short (`memtools.monitor`, or the user).
-
 _log: Final = logging.getLogger("memtools.leaks")
 
-# What `signal.signal` returned: a function, a number of its own kind, or None for a handler that C has set.
+# What `signal.signal` returned: a function, SIG_DFL or SIG_IGN, or None for a handler that C code has set.
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 def log_diagnosis(diagnosis: Diagnosis) -> None:
-    """Log one line per leak as a warning, or that there is none."""
+    """Log one line per leak as a warning, or one line that there is no leak."""
     level = logging.WARNING if diagnosis.is_leak else logging.INFO
     for line in diagnosis.lines():
         _log.log(level, "%s", line)
 
 
 class Investigator:
-    """A thread that investigates when it is asked, from the beginning of a `with` block to its end.
+    """A thread that investigates on request, for the duration of a `with` block.
 
     ```py
     with Investigator() as leaks:
-        leaks.ask_on_signal(signal.SIGUSR1)
+        leaks.request_on_signal(signal.SIGUSR1)
         await serve()
     ```
 
     Args:
-        seconds: how long an investigation takes, at least 6.
-        at_most_every_s: seconds from the beginning of one to that of the next; who asks earlier is not heard.
-        tell: called in the thread with each answer; what it raises is logged.
-        look: investigates for so many seconds; `wait` passes them, and is true when it has to end.
-        clock: tells the time.
+        duration: seconds that an investigation takes, at least 6.
+        min_interval: seconds between the starts of two investigations; earlier requests are ignored and logged.
+        on_diagnosis: called in the thread with each diagnosis; an exception that it raises is logged.
+        run: makes one investigation: called with `duration` in seconds and `wait`, which waits and is true when the
+            investigation has to end.
+        clock: monotonic seconds.
 
     Raises:
         ConfigError: for times that make no sense.
 
-    Threads: `ask()` from any, and from a signal handler.
+    Threads: `request()` may be called from any thread, and from a signal handler.
     """
 
     def __init__(
         self,
         *,
-        seconds: float = 20.0,
-        at_most_every_s: float = 600.0,
-        tell: Callable[[Diagnosis], object] = log_diagnosis,
-        look: Callable[..., Diagnosis] = investigate,
+        duration: float = 20.0,
+        min_interval: float = 600.0,
+        on_diagnosis: Callable[[Diagnosis], object] = log_diagnosis,
+        run: Callable[..., Diagnosis] = investigate,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._seconds = parse_duration(seconds)
-        self._gap_s = parse_seconds(at_most_every_s, name="at_most_every_s")
-        self._tell = tell
-        self._look = look
+        self._duration_s = parse_duration(duration)
+        self._min_interval_s = parse_seconds(min_interval, name="min_interval")
+        self._on_diagnosis = on_diagnosis
+        self._run = run
         self._clock = clock
-        self._not_before = float("-inf")
-        # The one queue whose `put` may interrupt itself: a signal handler runs in the middle of any line.
-        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._next_allowed_at = float("-inf")
+        # `SimpleQueue.put` is reentrant: a signal handler may run in the middle of it.
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._replaced: list[tuple[int, _Handler]] = []
@@ -286,21 +278,23 @@ class Investigator:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, before)
         self._stopping.set()
-        self._asked.put(False)
+        self._requests.put(False)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def ask(self, *_: object) -> None:
-        """Ask for an investigation, and return at once; whatever it is called with is not looked at."""
-        if self._asked.empty():
-            self._asked.put(True)
+    def request(self, *_: object) -> None:
+        """Request an investigation, and return at once; arguments are ignored, so that it can serve as a callback."""
+        if self._requests.empty():
+            self._requests.put(True)
 
-    def ask_on_signal(self, number: int) -> None:
-        """Ask whenever this signal comes; a handler that was set before is called as well, and comes back at the end.
+    def request_on_signal(self, number: int) -> None:
+        """Request an investigation at each such signal.
+
+        A handler that was set before is called, too, and is restored at the end of the block.
 
         Args:
-            number: `signal.SIGUSR1`, say.
+            number: for example `signal.SIGUSR1`.
 
         Raises:
             ValueError: outside of the main thread, as `signal.signal` does.
@@ -309,23 +303,23 @@ class Investigator:
         self._replaced.append((number, signal.signal(number, self._on_signal)))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.ask()
+        self.request()
         before = next((handler for known, handler in self._replaced if known == number), None)
         if callable(before):
             before(number, frame)
 
     def _serve(self) -> None:
-        while self._asked.get() and not self._stopping.is_set():
-            if self._clock() < self._not_before:
-                _log.info("asked for leaks again within %.0f s: not looked", self._gap_s)
+        while self._requests.get() and not self._stopping.is_set():
+            if self._clock() < self._next_allowed_at:
+                _log.info("leak investigation was requested again within %.0f s: ignored", self._min_interval_s)
                 continue
-            self._not_before = self._clock() + self._gap_s
+            self._next_allowed_at = self._clock() + self._min_interval_s
             try:
-                self._answer()
+                self._investigate()
             except Exception:
-                _log.exception("leaks could not be looked for, or told")
+                _log.exception("leak investigation failed, or its diagnosis could not be delivered")
 
-    def _answer(self) -> None:
-        diagnosis = self._look(seconds=self._seconds, wait=self._stopping.wait)
+    def _investigate(self) -> None:
+        diagnosis = self._run(duration=self._duration_s, wait=self._stopping.wait)
         if not self._stopping.is_set():
-            self._tell(diagnosis)
+            self._on_diagnosis(diagnosis)

@@ -1,4 +1,4 @@
-"""The verdict on what grows with each call: synthetic sequences, no memory."""
+"""The verdict on growth per call, from synthetic sequences without memory."""
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ def _doubling(rate: float, start: int = 50, times: int = 6) -> list[Round]:
         ),  # full
     ],
 )
-def test_verdict(rounds: list[Round], answer: Verdict) -> None:
+def test_rounds_give_the_verdict(rounds: list[Round], answer: Verdict) -> None:
     assert judge_growth_by_call(rounds, tolerance=8).answer is answer
 
 
@@ -49,37 +49,37 @@ def test_growth_below_the_tolerance_is_none() -> None:
     assert judge_growth_by_call(rounds, tolerance=3.9).answer is Verdict.LEAK
 
 
-def test_a_plateau_is_told_as_one() -> None:
+def test_plateau_is_reported_as_stopped() -> None:
     verdict = judge_growth_by_call(_rounds(5_000, 5_000, 0, 0, 0), tolerance=4)
 
     assert verdict.reason == "it grew at first, and stopped"
 
 
-def test_the_rate_is_that_of_the_later_half() -> None:
+def test_rate_is_of_the_later_half() -> None:
     verdict = judge_growth_by_call([Round(100, 90_000), Round(100, 1_000), Round(200, 2_000)], tolerance=4)
 
     assert verdict.per_call == 10
 
 
 @given(st.integers(5, 10**6), st.integers(3, 30), st.integers(1, 1000))
-def test_a_steady_growth_is_always_a_leak(rate: int, rounds: int, calls: int) -> None:
+def test_steady_growth_is_always_a_leak(rate: int, rounds: int, calls: int) -> None:
     assert judge_growth_by_call([Round(calls, rate * calls)] * rounds, tolerance=4).answer is Verdict.LEAK
 
 
 @given(st.lists(st.integers(-(10**9), 0), min_size=1, max_size=30))
-def test_what_never_grows_is_never_a_leak(grown: list[int]) -> None:
+def test_no_growth_is_never_a_leak(grown: list[int]) -> None:
     assert judge_growth_by_call(_rounds(*grown), tolerance=0).answer is Verdict.CLEAN
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=3, max_size=12), st.integers(2, 6))
-def test_what_has_stopped_is_never_a_leak(grown: list[int], length: int) -> None:
+def test_stopped_growth_is_never_a_leak(grown: list[int], length: int) -> None:
     rounds = _rounds(*grown) + [Round(50 * (len(grown) + 1), 0)] * length
 
     assert judge_growth_by_call(rounds, tolerance=0).answer is Verdict.CLEAN
 
 
 @given(st.lists(st.integers(-(10**6), 10**6), min_size=3, max_size=12))
-def test_a_leak_has_risen_in_each_of_the_last_three_rounds(grown: list[int]) -> None:
+def test_leak_rises_in_each_of_the_last_three_rounds(grown: list[int]) -> None:
     verdict = judge_growth_by_call(_rounds(*grown), tolerance=1)
 
     if verdict.answer is Verdict.LEAK:

@@ -1,4 +1,4 @@
-"""Which leak it is, told from sequences of counters that are made up."""
+"""The kind of a leak, from synthetic sequences of counters."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -72,7 +72,7 @@ def burst(at: float, length: float = 0.05) -> Curve:
     (sequence(malloc=line), LeakKind.NONE),
     (sequence(), LeakKind.NONE),
 ])  # fmt: skip
-def test_what_grows_tells_the_kind(samples: Sequence[Counters], kind: LeakKind) -> None:
+def test_growing_counter_decides_the_kind(samples: Sequence[Counters], kind: LeakKind) -> None:
     assert judge_leak(samples).kind is kind
 
 
@@ -82,7 +82,7 @@ def test_what_grows_tells_the_kind(samples: Sequence[Counters], kind: LeakKind) 
     lambda share: float(share > 0.6), lambda share: float(share > 0.3) + float(share > 0.8), lambda share: 1 - share,
     lambda share: 1 - 0.5 ** (share * 12),
 ])  # fmt: skip
-def test_what_is_given_back_or_settles_is_no_leak(curve: Curve) -> None:
+def test_memory_given_back_or_settling_is_no_leak(curve: Curve) -> None:
     verdict = judge_leak(sequence(blocks=curve, malloc=curve, resident=curve))
 
     assert verdict.kind is LeakKind.NONE
@@ -94,11 +94,11 @@ def test_what_is_given_back_or_settles_is_no_leak(curve: Curve) -> None:
     line, lambda share: share**2, lambda share: share + 0.8 * sawtooth(9)(share),
     lambda share: round(share * 12) / 12, lambda share: share + 2 * burst(0.5, 0.1)(share),
 ])  # fmt: skip
-def test_a_leak_is_seen_through_what_breathes_beside_it(curve: Curve) -> None:
+def test_leak_beside_fluctuation_is_found(curve: Curve) -> None:
     assert judge_leak(sequence(blocks=curve, malloc=curve, resident=curve)).kind is LeakKind.PYTHON
 
 
-def test_the_rate_is_that_of_resident_memory_or_of_what_was_traced() -> None:
+def test_rate_is_of_resident_or_traced_memory() -> None:
     resident = judge_leak(sequence(blocks=line, resident=line))
     traced = judge_leak(sequence(blocks=line, resident=line, traced=lambda share: share / 2))
 
@@ -107,7 +107,7 @@ def test_the_rate_is_that_of_resident_memory_or_of_what_was_traced() -> None:
     assert traced.bytes_per_s == pytest.approx(MIB / 2, rel=0.05)
 
 
-def test_what_an_ending_program_gives_back_hides_no_leak() -> None:
+def test_ending_program_does_not_hide_its_leak() -> None:
     samples = sequence(blocks=line, malloc=line, resident=line)
     ending = [*samples, Counters(1_020.4, 61 * MIB, 90_000, 8 * MIB), Counters(1_020.6, 61 * MIB, 90_000, 8 * MIB)]
 
@@ -115,36 +115,36 @@ def test_what_an_ending_program_gives_back_hides_no_leak() -> None:
     assert judge_leak(ending, is_ending=True).kind is LeakKind.PYTHON
 
 
-def test_objects_that_stand_for_mappings_do_not_make_them_pythons() -> None:
+def test_objects_for_mappings_are_fragmentation() -> None:
     samples = sequence(blocks=lambda share: share / 20, resident=line)
 
     assert judge_leak(samples).kind is LeakKind.FRAGMENTATION
 
 
-def test_objects_stay_pythons_where_the_floor_of_malloc_is_lost() -> None:
+def test_object_leak_is_python_without_a_malloc_floor() -> None:
     samples = sequence(blocks=line, resident=lambda share: 3 * share)
 
     assert judge_leak(samples).kind is LeakKind.PYTHON
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 20])
-def test_few_samples_tell_nothing(number: int) -> None:
+def test_few_samples_give_an_unknown_verdict(number: int) -> None:
     samples = sequence(blocks=line, malloc=line, resident=line)[:number]
 
     verdict = judge_leak(samples, is_ending=True)
 
-    assert verdict.kind is LeakKind.NONE
+    assert verdict.kind is LeakKind.UNKNOWN
     assert "too few" in verdict.reason
 
 
-def test_a_little_is_no_leak() -> None:
+def test_small_rise_is_no_leak() -> None:
     a_little = sequence(blocks=lambda share: share / 500, resident=lambda share: share / 40)
 
     assert judge_leak(a_little).kind is LeakKind.NONE
 
 
 @given(rate=st.floats(0.4, 3.0), noise=st.floats(0.0, 0.05), seed=st.integers(0, 10_000), number=st.integers(100, 400))
-def test_a_steady_leak_is_always_found(rate: float, noise: float, seed: int, number: int) -> None:
+def test_steady_leak_is_always_found(rate: float, noise: float, seed: int, number: int) -> None:
     dice = random.Random(seed)
 
     def leaking(share: float) -> float:
@@ -156,7 +156,7 @@ def test_a_steady_leak_is_always_found(rate: float, noise: float, seed: int, num
 
 
 @given(teeth=st.floats(3.0, 15.0), height=st.floats(0.1, 5.0))
-def test_a_sawtooth_that_the_samples_resolve_is_never_a_leak(teeth: float, height: float) -> None:
+def test_resolved_sawtooth_is_never_a_leak(teeth: float, height: float) -> None:
     def breathing(share: float) -> float:
         return height * sawtooth(teeth)(share)
 
@@ -166,7 +166,7 @@ def test_a_sawtooth_that_the_samples_resolve_is_never_a_leak(teeth: float, heigh
     assert judge_leak(samples, is_ending=True).kind is LeakKind.NONE
 
 
-def test_of_a_thousand_that_breathe_by_chance_hardly_one_is_taken_for_a_leak() -> None:
+def test_random_fluctuation_is_hardly_ever_a_leak() -> None:
     dice = random.Random(1)
 
     def verdict() -> bool:
@@ -187,7 +187,7 @@ def test_of_a_thousand_that_breathe_by_chance_hardly_one_is_taken_for_a_leak() -
     ),
     st.booleans(),
 )
-def test_any_figures_have_a_verdict_with_a_reason(figures: list[tuple[float, int, int, int]], is_ending: bool) -> None:
+def test_any_figures_give_a_verdict_with_a_reason(figures: list[tuple[float, int, int, int]], is_ending: bool) -> None:
     times = accumulate(gap for gap, *_ in figures)
     samples = [
         Counters(at, resident, blocks, malloc) for at, (_, resident, blocks, malloc) in zip(times, figures, strict=True)
@@ -197,4 +197,4 @@ def test_any_figures_have_a_verdict_with_a_reason(figures: list[tuple[float, int
 
     assert verdict.reason
     assert verdict.bytes_per_s >= 0
-    assert verdict.is_leak == (verdict.kind is not LeakKind.NONE)
+    assert verdict.is_leak == (verdict.kind not in (LeakKind.NONE, LeakKind.UNKNOWN))

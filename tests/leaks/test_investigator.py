@@ -1,4 +1,4 @@
-"""Asking a running service: by hand, by signal, in the middle of anything."""
+"""Requests for an investigation in a running service: by a call or a signal, at any moment."""
 
 import logging
 import os
@@ -17,156 +17,156 @@ from memtools.leaks._investigate import log_diagnosis
 
 QUIET = Diagnosis(LeakVerdict(LeakKind.NONE, 0.0, 0.0, 15.0, "nothing grows"), ())
 LEAKS = Diagnosis(
-    LeakVerdict(LeakKind.PYTHON, 9.0, 0.0, 15.0, "it grows"), (Leak(LeakKind.PYTHON, 9.0, "dict", ("app.desk",)),)
+    LeakVerdict(LeakKind.PYTHON, 9.0, 0.0, 15.0, "it grows"), (Leak(LeakKind.PYTHON, 9.0, "dict", ("app.orders",)),)
 )
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 needs_sigusr1 = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1 here")
 
 
-class Desk:
-    """Collects the answers, and gives them."""
+class Recorder:
+    """A scripted investigation that records its diagnoses."""
 
     def __init__(self) -> None:
-        self.told: list[Diagnosis] = []
-        self.samples = 0
+        self.diagnoses: list[Diagnosis] = []
+        self.runs = 0
         self.has_answer = threading.Event()
 
-    def look(self, *, seconds: float, wait: Callable[[float], object]) -> Diagnosis:
-        self.samples += 1
+    def run(self, *, duration: float, wait: Callable[[float], object]) -> Diagnosis:
+        self.runs += 1
         return LEAKS
 
-    def tell(self, diagnosis: Diagnosis) -> None:
-        self.told.append(diagnosis)
+    def record(self, diagnosis: Diagnosis) -> None:
+        self.diagnoses.append(diagnosis)
         self.has_answer.set()
 
 
-def test_asking_returns_at_once_and_the_answer_is_told_in_a_thread() -> None:
-    desk = Desk()
+def test_request_returns_at_once_and_a_thread_reports() -> None:
+    recorder = Recorder()
 
-    with Investigator(tell=desk.tell, look=desk.look) as leaks:
-        leaks.ask("critical", 0.97)
-        assert desk.has_answer.wait(PATIENCE_S)
+    with Investigator(on_diagnosis=recorder.record, run=recorder.run) as leaks:
+        leaks.request("critical", 0.97)
+        assert recorder.has_answer.wait(TIMEOUT_S)
 
-    assert desk.told == [LEAKS]
+    assert recorder.diagnoses == [LEAKS]
 
 
-def test_who_asks_again_too_early_is_not_heard() -> None:
+def test_request_within_the_interval_is_ignored() -> None:
     now = 100.0
-    desk = Desk()
+    recorder = Recorder()
 
-    with Investigator(tell=desk.tell, look=desk.look, at_most_every_s=600, clock=lambda: now) as leaks:
+    with Investigator(on_diagnosis=recorder.record, run=recorder.run, min_interval=600, clock=lambda: now) as leaks:
         for _ in range(5):
-            leaks.ask()
-            _until_heard(leaks)
-        assert desk.samples == 1
+            leaks.request()
+            _until_handled(leaks)
+        assert recorder.runs == 1
 
         now = 701.0
-        desk.has_answer.clear()
-        leaks.ask()
-        assert desk.has_answer.wait(PATIENCE_S)
+        recorder.has_answer.clear()
+        leaks.request()
+        assert recorder.has_answer.wait(TIMEOUT_S)
 
-    assert desk.samples == 2
+    assert recorder.runs == 2
 
 
-def _until_heard(leaks: Investigator) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not leaks._asked.empty() and time.monotonic() < deadline:
+def _until_handled(leaks: Investigator) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not leaks._requests.empty() and time.monotonic() < deadline:
         time.sleep(0.005)
-    time.sleep(0.02)  # and looked, or not
+    time.sleep(0.02)  # the request is out of the queue, and soon run or ignored
 
 
 @needs_sigusr1
-def test_a_signal_asks_and_its_handler_comes_back_at_the_end() -> None:
-    desk, heard = Desk(), list[int]()
-    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
-    ours = signal.getsignal(signal.SIGUSR1)
+def test_signal_requests_and_its_handler_is_restored() -> None:
+    recorder, received = Recorder(), list[int]()
+    before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
+    own = signal.getsignal(signal.SIGUSR1)
     try:
-        with Investigator(tell=desk.tell, look=desk.look) as leaks:
-            leaks.ask_on_signal(signal.SIGUSR1)
+        with Investigator(on_diagnosis=recorder.record, run=recorder.run) as leaks:
+            leaks.request_on_signal(signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGUSR1)
-            assert desk.has_answer.wait(PATIENCE_S)
+            assert recorder.has_answer.wait(TIMEOUT_S)
 
-        assert heard == [signal.SIGUSR1]
-        assert signal.getsignal(signal.SIGUSR1) is ours
+        assert received == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGUSR1) is own
     finally:
         signal.signal(signal.SIGUSR1, before)
 
 
 @needs_sigusr1
-def test_a_signal_in_the_middle_of_asking_harms_nothing() -> None:
-    desk = Desk()
+def test_signal_in_the_middle_of_a_request_is_harmless() -> None:
+    recorder = Recorder()
     before = signal.getsignal(signal.SIGUSR1)
 
-    with Investigator(tell=desk.tell, look=desk.look, at_most_every_s=0) as leaks:
-        leaks.ask_on_signal(signal.SIGUSR1)
+    with Investigator(on_diagnosis=recorder.record, run=recorder.run, min_interval=0) as leaks:
+        leaks.request_on_signal(signal.SIGUSR1)
         for _ in range(300):
             signal.raise_signal(signal.SIGUSR1)
-            leaks.ask()
-        assert desk.has_answer.wait(PATIENCE_S)
+            leaks.request()
+        assert recorder.has_answer.wait(TIMEOUT_S)
 
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
-def test_the_end_does_not_wait_for_an_investigation_and_tells_no_half_answer() -> None:
-    begun, desk = threading.Event(), Desk()
+def test_exit_ends_an_investigation_without_a_report() -> None:
+    begun, recorder = threading.Event(), Recorder()
 
-    def look(*, seconds: float, wait: Callable[[float], Any]) -> Diagnosis:
+    def run(*, duration: float, wait: Callable[[float], Any]) -> Diagnosis:
         begun.set()
-        assert wait(seconds)
+        assert wait(duration)
         return QUIET
 
     started = time.monotonic()
-    with Investigator(seconds=3_600, tell=desk.tell, look=look) as leaks:
-        leaks.ask()
-        assert begun.wait(PATIENCE_S)
+    with Investigator(duration=3_600, on_diagnosis=recorder.record, run=run) as leaks:
+        leaks.request()
+        assert begun.wait(TIMEOUT_S)
 
-    assert time.monotonic() - started < PATIENCE_S
-    assert desk.told == []
+    assert time.monotonic() - started < TIMEOUT_S
+    assert recorder.diagnoses == []
 
 
-def test_whoever_fails_to_be_told_is_logged_and_the_next_one_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk()
+def test_failing_callback_is_logged_and_called_again(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
 
-    def tell(diagnosis: Diagnosis) -> None:
-        desk.tell(diagnosis)
-        if len(desk.told) == 1:
+    def fail_once(diagnosis: Diagnosis) -> None:
+        recorder.record(diagnosis)
+        if len(recorder.diagnoses) == 1:
             raise OSError("the pager is broken")
 
-    with Investigator(tell=tell, look=desk.look, at_most_every_s=0) as leaks:
+    with Investigator(on_diagnosis=fail_once, run=recorder.run, min_interval=0) as leaks:
         for _ in range(2):
-            desk.has_answer.clear()
-            leaks.ask()
-            assert desk.has_answer.wait(PATIENCE_S)
+            recorder.has_answer.clear()
+            leaks.request()
+            assert recorder.has_answer.wait(TIMEOUT_S)
 
     assert "the pager is broken" in caplog.text
-    assert len(desk.told) == 2
+    assert len(recorder.diagnoses) == 2
 
 
-def test_a_leak_is_logged_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_leak_is_logged_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="memtools.leaks"):
         log_diagnosis(LEAKS)
         log_diagnosis(QUIET)
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "LEAK python +9 B/s | dict <- app.desk"),
+        ("WARNING", "LEAK python +9 B/s | dict <- app.orders"),
         ("INFO", "no leak: nothing grows"),
     ]
 
 
-@pytest.mark.parametrize("wrong", [{"seconds": 1}, {"at_most_every_s": -1}])
-def test_times_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize("wrong", [{"duration": 1}, {"min_interval": -1}])
+def test_invalid_times_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Investigator(**wrong)
 
 
-def test_who_looks_on_beside_a_program_is_no_thread_of_its_and_ends() -> None:
+def test_background_thread_is_unknown_to_threading_and_ends() -> None:
     before = threading.enumerate()
-    alongside = BackgroundInvestigation()
+    background = BackgroundInvestigation()
 
-    alongside.start()
+    background.start()
     during = threading.enumerate()
-    diagnosis = alongside.finish()
+    diagnosis = background.finish()
 
     assert during == before
     assert not diagnosis.is_leak
