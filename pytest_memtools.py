@@ -1,11 +1,7 @@
-"""Memory in your tests: markers, fixtures and a summary for pytest.
+"""The pytest plugin: markers, fixtures, a summary and a report file.
 
-Covers: reading markers and settings, when the account of a test is opened and ended, running a marked test again and
-again, the summary and the report file.
-Leaves to others: counting, the verdict, who holds what grew (`memtools.testing`).
-
-A module beside the package, and nothing of memtools is imported before a test asks for it: every pytest run of
-everybody who has memtools installed loads this file.
+A module outside the package, which imports nothing from memtools until a test asks for it: every pytest run in an
+environment with memtools installed loads this file.
 """
 
 from __future__ import annotations
@@ -37,13 +33,13 @@ _INI = {
     "memtools_repeats": "runs that are counted by memory_growth",
     "memtools_warmup": "runs before anything is counted by memory_growth",
     "memtools_peak_max_bytes": "memory_peak for every test",
-    "memtools_meter": "who counts: native, tracemalloc or rss",
+    "memtools_meter": "the meter: native, tracemalloc or rss",
 }
 _marked = pytest.StashKey["MarkedTest"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add our options and settings."""
+    """Add the option and the settings."""
     group = parser.getgroup("memtools")
     group.addoption("--memtools-report", metavar="FILE", help="write what was measured to FILE, as JSON")
     for name, text in _INI.items():
@@ -52,14 +48,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the markers known."""
+    """Register the markers."""
     for line in _MARKERS.values():
         config.addinivalue_line("markers", line)
     config.pluginmanager.register(_Summary(config), "memtools-summary")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Read the markers, and refuse at once what could not be kept."""
+    """Read the markers, and reject tests whose markers cannot work."""
     defaults = _defaults(config)
     for item in items:
         markers = {name: marker for name in _MARKERS if (marker := item.get_closest_marker(name))}
@@ -78,10 +74,10 @@ def _is_test_case(cls: type) -> bool:
 
 
 def _reject_unsupported(item: pytest.Item, markers: dict[str, pytest.Mark]) -> None:
-    # What is wished for the whole suite leaves such tests out; the docs say so.
+    # Settings for the whole suite do not apply to such tests, as the docs say.
     if markers:
         raise pytest.UsageError(
-            f"{item.nodeid}: {', '.join(markers)} cannot be kept on a unittest.TestCase method, which pytest does not "
+            f"{item.nodeid}: {', '.join(markers)} do not work on a unittest.TestCase method, which pytest does not "
             "call itself: write it as a function, or as a method of a plain class"
         )
 
@@ -90,18 +86,18 @@ def _defaults(config: pytest.Config) -> dict[str, Any]:
     found = {name: value for name in _INI if (value := config.getini(name))}
     if config.getini("memtools_no_leaked_tasks"):
         found["memtools_no_leaked_tasks"] = True
-    # How often and by whom says nothing about what.
-    wanted = {"memtools_growth_max_bytes", "memtools_peak_max_bytes", "memtools_no_leaked_tasks"}
-    return found if wanted & found.keys() else {}
+    # The other settings only say how, not that something is measured.
+    measuring = {"memtools_growth_max_bytes", "memtools_peak_max_bytes", "memtools_no_leaked_tasks"}
+    return found if measuring & found.keys() else {}
 
 
 def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults: dict[str, Any]) -> MarkedTest:
     from memtools.errors import ConfigError
     from memtools.testing._plugin import MarkedTest, parse_options
 
-    asked = {name: (marker.args, marker.kwargs) for name, marker in markers.items()}
+    arguments = {name: (marker.args, marker.kwargs) for name, marker in markers.items()}
     try:
-        options: MarkerOptions = parse_options(asked, defaults, item.config.getini("memtools_meter") or None)
+        options: MarkerOptions = parse_options(arguments, defaults, item.config.getini("memtools_meter") or None)
     except (ConfigError, TypeError) as error:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None
     return MarkedTest(item.nodeid, options)
@@ -109,7 +105,7 @@ def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a test with memory_growth as often as it takes; every other test is run by pytest."""
+    """Run a test with memory_growth repeatedly; pytest runs every other test."""
     marked = item.stash.get(_marked, None)
     if marked is None or not marked.is_repeated:
         return None
@@ -121,13 +117,13 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def _run_repeatedly(item: pytest.Item, nextitem: pytest.Item | None, marked: MarkedTest) -> list[pytest.TestReport]:
-    # The whole protocol, as pytest-rerunfailures does it: a fixture may leak as well.
+    # The whole protocol, as pytest-rerunfailures does it: a fixture may leak, too.
     from _pytest.runner import runtestprotocol
 
     reports: list[pytest.TestReport] = []
     for runs in marked.run_counts():
         for _ in range(runs):
-            # As if another test of the same module came next: what is made for modules and the session stays.
+            # As if another test of the same module came next: fixtures of modules and of the session stay.
             reports = runtestprotocol(item, log=False, nextitem=cast("pytest.Item", item.parent))
             if not all(report.passed for report in reports):
                 marked.abort()
@@ -138,8 +134,8 @@ def _run_repeatedly(item: pytest.Item, nextitem: pytest.Item | None, marked: Mar
 
 
 def _clear_report_sections(item: pytest.Item) -> None:
-    # Captured output and properties of every run would be kept for the report, and be taken for a leak.
-    item._report_sections.clear()  # pyright: ignore[reportPrivateUsage]  # as plugins that run again do
+    # Captured output and properties of every run would be kept for the report, and would look like a leak.
+    item._report_sections.clear()  # pyright: ignore[reportPrivateUsage]  # as plugins that rerun tests do
     item.user_properties.clear()
 
 
@@ -190,14 +186,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def _checked_inside_loop(body: Callable[..., Any], marked: MarkedTest) -> Callable[..., Any]:
-    # Whoever runs coroutines itself (anyio) may end its loop with the test, and every task with it: look before that.
+    # A plugin that runs coroutines itself (anyio) may end its loop and all tasks with the test: take the snapshot
+    # first.
     @functools.wraps(body)
-    async def watched(*args: Any, **kwargs: Any) -> Any:
+    async def checked(*args: Any, **kwargs: Any) -> Any:
         result = await body(*args, **kwargs)
         marked.snapshot_tasks()
         return result
 
-    return watched
+    return checked
 
 
 @pytest.fixture
@@ -208,7 +205,7 @@ def memory_profiler(request: pytest.FixtureRequest) -> MarkedTest:
 
 @pytest.fixture
 def memory_probe(request: pytest.FixtureRequest) -> Callable[[str], ProbeScope]:
-    """Give scopes for parts of the test, by name; their figures are printed in the summary.
+    """Make a scope for a part of the test, by name; its figures are printed in the summary.
 
     `with memory_probe("load") as scope: ...`, or `async with`.
     """
@@ -224,7 +221,7 @@ def _account_of(request: pytest.FixtureRequest) -> MarkedTest:
 
 @pytest.fixture
 def assert_collected() -> Iterator[Any]:
-    """Objects that must be gone when the test has ended: `assert_collected(service)`; else it says who keeps them."""
+    """Expect objects to be garbage when the test has ended: `assert_collected(service)`."""
     from memtools.testing._plugin import CollectedObjects
 
     collected = CollectedObjects()
@@ -233,7 +230,7 @@ def assert_collected() -> Iterator[Any]:
 
 
 class _Summary:
-    """What was measured, for the terminal and the report file; with pytest-xdist it lives where they are written."""
+    """The measurements, for the terminal and the report file; with pytest-xdist, in the controlling process."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._file: str | None = config.getoption("memtools_report")
@@ -241,7 +238,7 @@ class _Summary:
         self._unmeasured = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Remember what was measured."""
+        """Collect the measurements of a test."""
         if report.when == "call":
             self._results += [
                 {**figures, "outcome": report.outcome}
@@ -250,7 +247,7 @@ class _Summary:
             ]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:  # Any: pytest does not export its class
-        """Print one line for each test that was measured."""
+        """Print one line for each measured test."""
         if not self._results:
             return
         from memtools.testing._plugin import summary_lines

@@ -1,4 +1,4 @@
-"""Tests that fail on leaks."""
+"""Leak tests and stress tests."""
 
 from memtools.testing._find_leaks import assert_no_leaks, find_leaks
 from memtools.testing._leak_report import Finding, LeakReport

@@ -1,8 +1,4 @@
-"""Find out whether a function leaks: call it, count, call it more.
-
-Covers: what can be chosen, the report; `assert_no_leaks`, which raises.
-Leaves to others: the calls (`_case`), how often (`_hunt`), what is counted (`_signals`), who holds it (`_culprits`).
-"""
+"""Leak tests of one function: `find_leaks`, and `assert_no_leaks`, which raises."""
 
 import asyncio
 import inspect
@@ -35,27 +31,21 @@ if TYPE_CHECKING:
     from memtools.testing._leak_report import HolderSearch
 
 
-# One function under test: what was asked about it, its calls, the report.
-#
-# Covers: checking what was asked, plain and coroutine functions, calls one after another and at once, the account that
-# they are charged to, the search for who holds what grows.
-# Leaves to others: how often it is called (`_hunt`), what is counted (`_signals`), who holds it (`_culprits`).
-
-_MAX_COUNTED_CALLS: Final = 4096  # between two counts of the heap
-_COUNTED_S: Final = 1.0  # that they may take
+_MAX_COUNTED_CALLS: Final = 4096  # calls between two counts of the heap
+_COUNTED_S: Final = 1.0  # seconds that these calls may take
 
 CoroutineFunction: TypeAlias = Callable[
     ..., Coroutine[Any, Any, object]
 ]  # Any: what a coroutine exchanges with its loop
-# Told after each round, and once before the first: how many are done, how many calls were made, what is alive of them.
+# Called after each round, and once before the first: rounds done, calls made, live bytes of these calls.
 ProgressCallback: TypeAlias = Callable[[int, int, int], object]
 
 
 def parse_limits(rounds: int, calls: int, warmup: int, min_duration: float, timeout: float) -> SearchLimits:
-    """Return how long a hunt goes on.
+    """Return the limits of a search.
 
     Raises:
-        ConfigError: for numbers that make no sense.
+        ConfigError: for invalid numbers.
     """
     return SearchLimits(
         parse_count(rounds, name="rounds"),
@@ -67,20 +57,20 @@ def parse_limits(rounds: int, calls: int, warmup: int, min_duration: float, time
 
 
 class CallTarget:
-    """One function under test, with everything that was asked about it, checked.
+    """The function under test, with its arguments and the options of the search.
 
     Args:
         function: a plain function or a coroutine function.
         args: its positional arguments.
-        kwargs: its named arguments.
-        pace: how long it is called.
-        tolerance: bytes per call that are no growth.
-        meter: the name of who counts, None for the most exact one.
-        max_bytes: growth after which it is called no more.
-        concurrency: how many calls of a coroutine function run at the same time.
+        kwargs: its keyword arguments.
+        limits: when the calls end.
+        tolerance: bytes per call that count as no growth.
+        meter: the name of the meter, None for the most exact one.
+        max_bytes: growth in bytes after which the calls stop.
+        concurrency: how many calls of a coroutine function run concurrently.
 
     Raises:
-        ConfigError: for what cannot be called, or makes no sense.
+        ConfigError: for an object that cannot be called, and for invalid options.
     """
 
     def __init__(
@@ -88,7 +78,7 @@ class CallTarget:
         function: Callable[..., object],
         args: Sequence[object],
         kwargs: Mapping[str, object] | None,
-        pace: SearchLimits,
+        limits: SearchLimits,
         tolerance: float,
         meter: str | None,
         *,
@@ -102,7 +92,7 @@ class CallTarget:
         self.kwargs = dict(kwargs or {})
         self.name = str(getattr(function, "__qualname__", type(function).__qualname__))
         self.tolerance = parse_seconds(tolerance, name="tolerance")
-        self.limits = pace
+        self.limits = limits
         self.meter = default_test_meter(meter)
         self.max_bytes = max_bytes
         self.concurrency = concurrency
@@ -110,41 +100,41 @@ class CallTarget:
             vars(type(function)).get("__call__")
         )
         self._search: LeakSearch | None = None
-        self._begun = 0.0
+        self._started_at = 0.0
 
     def run(self, on_progress: ProgressCallback | None) -> LeakReport:
-        """Call a plain function until it is clear what it leaves behind."""
-        self._begun = time.perf_counter()
+        """Call a plain function until it is clear whether it leaks."""
+        self._started_at = time.perf_counter()
         with memory_scope(self.name, meter=self.meter.name):
             self._call(self._call_counts(on_progress))
-        culprits = self._holder_search()
-        if culprits is not None:
-            self._call(culprits.call_counts())
-        return self._report(culprits)
+        holders = self._holder_search()
+        if holders is not None:
+            self._call(holders.call_counts())
+        return self._report(holders)
 
     async def run_async(self, on_progress: ProgressCallback | None) -> LeakReport:
-        """Call a coroutine function until it is clear what it leaves behind."""
-        self._begun = time.perf_counter()
-        with _tracked(self.meter):
-            # Decorated: a scope that is opened inside a coroutine is followed from Python 3.12 on only.
+        """Call a coroutine function until it is clear whether it leaks."""
+        self._started_at = time.perf_counter()
+        with _track_tasks(self.meter):
+            # As a decorator: a scope that a coroutine opens with `with` is tracked only from Python 3.12 on.
             await memory_scope(self.name, meter=self.meter.name)(self._await_calls)(
                 lambda: self._call_counts(on_progress)
             )
-        # No longer followed: counting the heap while tracemalloc traces takes ten times as long.
-        culprits = self._holder_search()
-        if culprits is not None:
-            await self._await_calls(culprits.call_counts)
-        return self._report(culprits)
+        # Outside the tracking: counting the heap while tracemalloc traces takes ten times as long.
+        holders = self._holder_search()
+        if holders is not None:
+            await self._await_calls(holders.call_counts)
+        return self._report(holders)
 
     def _call_counts(self, on_progress: ProgressCallback | None) -> Iterator[int]:
         owner = active_owner()
-        assert owner is not None  # whoever runs this has opened one
+        assert owner is not None  # both callers have opened a scope
         self._search = LeakSearch(metrics_of(owner, self.tolerance, self.max_bytes), self.limits, on_progress)
         yield from self._search.call_counts()
 
-    def _call(self, plan: Iterator[int]) -> None:
+    def _call(self, counts: Iterator[int]) -> None:
         function, args, kwargs = self.function, self.args, self.kwargs
-        for calls in plan:
+        for calls in counts:
             for _ in repeat(None, calls):
                 result = function(*args, **kwargs)
                 if type(result) is CoroutineType:
@@ -152,91 +142,89 @@ class CallTarget:
                     raise ConfigError("function", function, "a coroutine function: this one only returns a coroutine")
                 del result
 
-    async def _await_calls(self, plan: Callable[[], Iterator[int]]) -> None:
-        for calls in plan():
-            turns = repeat(None, calls)
+    async def _await_calls(self, counts: Callable[[], Iterator[int]]) -> None:
+        for calls in counts():
+            remaining = repeat(None, calls)
             if self.concurrency == 1:
-                await self._await_each(turns)
+                await self._await_each(remaining)
                 continue
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self.concurrency, calls)):
-                    group.create_task(self._await_each(turns))
+                    group.create_task(self._await_each(remaining))
 
-    async def _await_each(self, turns: Iterator[None]) -> None:
+    async def _await_each(self, remaining: Iterator[None]) -> None:
         function, args, kwargs = cast("CoroutineFunction", self.function), self.args, self.kwargs
-        for _ in turns:
+        for _ in remaining:
             await function(*args, **kwargs)
 
     def _holder_search(self) -> "HolderSearch | None":
-        assert self._search is not None  # the plan has been run
+        assert self._search is not None  # the calls have been made
         if self._search.is_clean:
             return None
         calls = self._search.calls
-        per_second = calls / max(time.perf_counter() - self._begun, 1e-3)
-        from memtools.testing._leak_report import HolderSearch  # it loads the heap: only where something grows
+        per_second = calls / max(time.perf_counter() - self._started_at, 1e-3)
+        from memtools.testing._leak_report import HolderSearch  # it loads the heap: only if something grows
 
         return HolderSearch(max(self.limits.calls, min(_MAX_COUNTED_CALLS, calls, int(per_second * _COUNTED_S))))
 
-    def _report(self, culprits: "HolderSearch | None") -> LeakReport:
+    def _report(self, holders: "HolderSearch | None") -> LeakReport:
         assert self._search is not None  # as above
         from memtools.testing._leak_report import build_report  # as above
 
-        return build_report(self.name, self._search, culprits, self.meter.name, time.perf_counter() - self._begun)
+        return build_report(self.name, self._search, holders, self.meter.name, time.perf_counter() - self._started_at)
 
 
-def _tracked(meter: Meter) -> AbstractContextManager[object]:
+def _track_tasks(meter: Meter) -> AbstractContextManager[object]:
     try:
-        return track_tasks(meter=meter.name)  # tasks that the function starts are its own
+        return track_tasks(meter=meter.name)  # tasks that the function starts are charged to it
     except ConfigError:
-        return nullcontext()  # the loop is followed already
+        return nullcontext()  # the tasks of this loop are tracked already
 
 
-# How far it is, on a terminal: one line that is written over, and gone at the end.
-
-_CLEAR: Final = "\r\x1b[K"  # to the begin of the line, and nothing after it
+_CLEAR: Final = "\r\x1b[K"  # return to the start of the line and erase it
 
 
 class Progress:
-    """One line on standard error; nothing where that is no terminal.
+    """A progress line on standard error, if that is a terminal.
 
     Args:
-        is_wanted: False for nothing at all.
+        is_enabled: False disables it.
     """
 
-    def __init__(self, *, is_wanted: bool) -> None:
+    def __init__(self, *, is_enabled: bool) -> None:
         stream = sys.stderr
-        self._stream = stream if is_wanted and stream is not None and stream.isatty() else None
+        self._stream = stream if is_enabled and stream is not None and stream.isatty() else None
 
     @property
     def is_shown(self) -> bool:
-        """Whether anybody sees it."""
+        """Whether the line is displayed."""
         return self._stream is not None
 
     def show(self, text: str) -> None:
-        """Show `text` in place of what was there."""
+        """Replace the line by `text`."""
         if self._stream is not None:
             self._write(f"{_CLEAR}{text} ")
 
     def end(self) -> None:
-        """Leave an empty line."""
+        """Erase the line."""
         if self._stream is not None:
             self._write(_CLEAR)
             self._stream = None
 
     def _write(self, text: str) -> None:
-        assert self._stream is not None  # both callers have asked
+        assert self._stream is not None  # both callers have checked
         try:
             self._stream.write(text)
             self._stream.flush()
         except (OSError, ValueError):
-            self._stream = None  # the terminal is gone, the work goes on
+            self._stream = None  # the terminal is gone, the search goes on
 
 
 _log = logging.getLogger("memtools.testing")
 
 
 class SearchOptions(TypedDict, total=False):
-    """What can be chosen about a hunt; see `find_leaks`."""
+    """The options of a leak search; see `find_leaks`."""
 
     args: Sequence[object]
     kwargs: Mapping[str, object] | None
@@ -250,16 +238,16 @@ class SearchOptions(TypedDict, total=False):
     progress: bool
 
 
-# A coroutine function is a function that returns a coroutine: the first form that fits is meant.
+# A coroutine function is also a function that returns an object: type checkers take the first overload that fits.
 @overload
 def find_leaks(  # type: ignore[overload-overlap]
     function: CoroutineFunction,  # pyright: ignore[reportOverlappingOverload]
-    **choices: Unpack[SearchOptions],
+    **options: Unpack[SearchOptions],
 ) -> Coroutine[Any, Any, LeakReport]: ...
 
 
 @overload
-def find_leaks(function: Callable[..., object], **choices: Unpack[SearchOptions]) -> LeakReport: ...
+def find_leaks(function: Callable[..., object], **options: Unpack[SearchOptions]) -> LeakReport: ...
 
 
 def find_leaks(
@@ -276,89 +264,95 @@ def find_leaks(
     meter: str | None = None,
     progress: bool = True,
 ) -> LeakReport | Coroutine[Any, Any, LeakReport]:
-    """Call `function` again and again, and report what grows with each call and who holds it.
+    """Call `function` repeatedly, and report what grows with each call and what holds it.
 
-    Bytes are counted for this function alone, tasks, threads, descriptors and native memory for the process. A clean
-    function is called `warmup + rounds * calls` times. Where something grows, the calls go on in ever longer rounds
-    until it has stopped, or is a leak.
+    Bytes are counted for this function alone; tasks, threads, descriptors and native memory for the process. A clean
+    function is called `warmup + rounds * calls` times. If something grows, the calls go on in ever longer rounds until
+    the growth has stopped, or is a leak.
+
+    ```python
+    from memtools.testing import find_leaks
+
+    assert not find_leaks(sorted, args=([3, 1, 2],)).is_leak
+    ```
 
     Args:
-        function: a plain function, or a coroutine function: then the result is to be awaited.
+        function: a plain function, or a coroutine function: then await the result.
         args: its positional arguments.
-        kwargs: its named arguments.
+        kwargs: its keyword arguments.
         rounds: rounds before the first verdict.
-        calls: calls in each of them.
-        warmup: calls before anything is counted.
-        tolerance: bytes per call that are no growth.
-        min_duration: seconds that it goes on at least once something grows, or 20,000 calls: a cache may fill up.
-        timeout: seconds after which what is not clear is inconclusive.
-        meter: who counts the bytes; by default native where it was built, else tracemalloc.
-        progress: whether to show the progress where standard error is a terminal.
+        calls: calls per round.
+        warmup: calls before the first measurement.
+        tolerance: bytes per call that count as no growth.
+        min_duration: seconds that the calls go on at least once something grows, or 20,000 calls: a cache may fill up.
+        timeout: seconds after which an unclear result is inconclusive.
+        meter: the name of the meter; by default native where it was built, else tracemalloc.
+        progress: whether to show a progress line if standard error is a terminal.
 
     Raises:
-        ConfigError: for arguments that make no sense, before anything is called.
-        Exception: whatever `function` raises.
+        ConfigError: for invalid arguments, before the first call.
+        Exception: every exception that `function` raises.
     """
-    pace = parse_limits(rounds, calls, warmup, min_duration, timeout)
-    case = CallTarget(function, args, kwargs, pace, tolerance, meter)
-    return _find_async(case, progress) if case.is_async else _find(case, progress)
+    limits = parse_limits(rounds, calls, warmup, min_duration, timeout)
+    target = CallTarget(function, args, kwargs, limits, tolerance, meter)
+    return _find_async(target, progress) if target.is_async else _find(target, progress)
 
 
-def _find(case: CallTarget, progress: bool) -> LeakReport:
-    shown = Progress(is_wanted=progress)
+def _find(target: CallTarget, progress: bool) -> LeakReport:
+    progress_line = Progress(is_enabled=progress)
     try:
-        return case.run(_progress_callback(case, shown))
+        return target.run(_progress_callback(target, progress_line))
     finally:
-        shown.end()
+        progress_line.end()
 
 
-async def _find_async(case: CallTarget, progress: bool) -> LeakReport:
-    shown = Progress(is_wanted=progress)
+async def _find_async(target: CallTarget, progress: bool) -> LeakReport:
+    progress_line = Progress(is_enabled=progress)
     try:
-        return await case.run_async(_progress_callback(case, shown))
+        return await target.run_async(_progress_callback(target, progress_line))
     finally:
-        shown.end()
+        progress_line.end()
 
 
-def _progress_callback(case: CallTarget, shown: Progress) -> ProgressCallback | None:
-    if not shown.is_shown:
+def _progress_callback(target: CallTarget, progress_line: Progress) -> ProgressCallback | None:
+    if not progress_line.is_shown:
         return None
-    return lambda rounds, calls, _: shown.show(f"{case.name}: round {rounds}, {calls:,} calls")
+    return lambda rounds, calls, _: progress_line.show(f"{target.name}: round {rounds}, {calls:,} calls")
 
 
 @overload
 def assert_no_leaks(  # type: ignore[overload-overlap]  # as above
     function: CoroutineFunction,  # pyright: ignore[reportOverlappingOverload]
-    **choices: Unpack[SearchOptions],
+    **options: Unpack[SearchOptions],
 ) -> Coroutine[Any, Any, LeakReport]: ...
 
 
 @overload
-def assert_no_leaks(function: Callable[..., object], **choices: Unpack[SearchOptions]) -> LeakReport: ...
+def assert_no_leaks(function: Callable[..., object], **options: Unpack[SearchOptions]) -> LeakReport: ...
 
 
 def assert_no_leaks(
-    function: Callable[..., object], **choices: Unpack[SearchOptions]
+    function: Callable[..., object], **options: Unpack[SearchOptions]
 ) -> LeakReport | Coroutine[Any, Any, LeakReport]:
-    """Call `function` again and again, and raise if something grows with each call.
+    """Call `function` repeatedly, and raise if something grows with each call.
 
-    What cannot be told from a leak in the time is a `LeakWarning`, and logged, as warnings of its kind are hidden.
+    An inconclusive result is a `LeakWarning`, and is logged, since Python hides some warnings by default.
 
     Args:
-        function: as for `find_leaks`; for a coroutine function the result is to be awaited.
-        choices: the named arguments of `find_leaks`.
+        function: as for `find_leaks`; for a coroutine function, await the result.
+        options: the keyword arguments of `find_leaks`.
 
     Raises:
-        LeakError: what grew, per call, and who holds it.
-        ConfigError: for arguments that make no sense, before anything is called.
-        Exception: whatever `function` raises.
+        LeakError: what grew, per call, and what holds it.
+        ConfigError: for invalid arguments, before the first call.
+        Exception: every exception that `function` raises.
     """
-    found: LeakReport | Coroutine[Any, Any, LeakReport] = cast("Any", find_leaks)(function, **choices)
+    found: LeakReport | Coroutine[Any, Any, LeakReport] = cast("Any", find_leaks)(function, **options)
     return _raise_if_leak(found) if isinstance(found, LeakReport) else _raise_if_leak_async(found)
 
 
-async def _raise_if_leak_async(hunt: Coroutine[Any, Any, LeakReport]) -> LeakReport:
-    return _raise_if_leak(await hunt)
+async def _raise_if_leak_async(search: Coroutine[Any, Any, LeakReport]) -> LeakReport:
+    return _raise_if_leak(await search)
 
 
 def _raise_if_leak(report: LeakReport) -> LeakReport:

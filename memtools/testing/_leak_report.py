@@ -1,7 +1,4 @@
-"""What a hunt for leaks found: facts, and how they read.
-
-Leaves to others: finding it (`_hunt`, `_culprits`).
-"""
+"""The result of a leak search, and the search for the holders of what grows."""
 
 import re
 from collections import Counter
@@ -10,27 +7,20 @@ from typing import Final
 
 from memtools._records import as_dict, record
 from memtools.analysis import GrowthVerdict, Verdict
-from memtools.heap import Census, growth_between, heap_census, why_alive
-from memtools.heap import WhyAlive as HeapAnswer
-from memtools.heap import WhyAlive as Holding
+from memtools.heap import Census, WhyAlive, growth_between, heap_census, why_alive
 from memtools.readings import descriptors
 from memtools.testing._leak_search import LeakSearch, task_names, thread_names
 from memtools.units import format_size
 
-# Who holds what grows: asked only once something does.
-#
-# Covers: three counts of the heap with calls in between, the names of tasks, threads and descriptors that were left.
-# Leaves to others: the calls (`_find_leaks`), the climb to a root (`memtools.heap`).
-
 _MAX_HOLDERS: Final = 3
-_WALK_TIMEOUT_S: Final = 0.5  # for one climb
-# Between two counts are some thousand calls at most: what is kept of each hundredth is a short list.
+_WALK_TIMEOUT_S: Final = 0.5  # for one referrer walk
+# Between two counts are at most some thousand calls: one item kept for each hundredth call makes a short list.
 _MIN_LENGTH: Final = 4
 _NUMBER: Final = re.compile(r"[0-9]+")
 
 
 class HolderSearch:
-    """The search for who holds what grows.
+    """The search for the holders of what grows: three counts of the heap with calls in between.
 
     Args:
         calls: how many calls to make between two counts.
@@ -48,26 +38,26 @@ class HolderSearch:
             yield self._calls
         self._counts.append(heap_census(minimum=_MIN_LENGTH))
 
-    def answers(self) -> tuple[HeapAnswer, ...]:
-        """Return who holds what grew, the largest growth first."""
+    def answers(self) -> tuple[WhyAlive, ...]:
+        """Return the holders of what grew, the largest growth first."""
         grown = growth_between(*self._counts, limit=_MAX_HOLDERS, minimum=2)[:_MAX_HOLDERS]
-        self._counts.clear()  # they are not what leaks
+        self._counts.clear()  # the counts are not part of the leak
         answers = (why_alive(one, timeout=_WALK_TIMEOUT_S) for one in grown)
         return tuple(answer for answer in answers if answer.ways and not _is_own_registry(answer))
 
     def new_resources(self) -> tuple[str, ...]:
-        """Return which tasks, threads and descriptors there are more of than before, one line each."""
+        """Return the new tasks, threads and descriptors by name, one line for each name with more than one."""
         more = (_names() - self._names).most_common(_MAX_HOLDERS)
         return tuple(f"{what}: {count} more" for what, count in more if count > 1)
 
 
-def _is_own_registry(answer: HeapAnswer) -> bool:
-    # Owners that are open are listed there: it grows along with tasks that do not end, and says nothing more.
+def _is_own_registry(answer: WhyAlive) -> bool:
+    # The ledger's own list of open owners grows along with tasks that do not end, and adds no information.
     return answer.ways[0].holders[-1:] == ("memtools.ledger._ledger._open",)
 
 
 def _names() -> Counter[str]:
-    # Numbers differ from one to the next; what they have in common is the name.
+    # Names that differ only in numbers count as one name.
     names = [f"task {name}" for name in task_names()]
     names += [f"thread {name}" for name in thread_names()]
     names += [f"descriptor {target}" for target in descriptors() or ()]
@@ -76,13 +66,13 @@ def _names() -> Counter[str]:
 
 @record
 class Finding:
-    """What one signal says.
+    """The verdict on one metric.
 
     Attributes:
         signal: what was counted: `"bytes"`, `"blocks"`, `"native bytes"`, `"tasks"`, `"threads"`, `"descriptors"`.
         answer: leak, clean or inconclusive.
-        per_call: growth per call, in the signal's unit, over the later half of the calls.
-        reason: why, in words.
+        per_call: growth per call, in the metric's unit, over the later half of the calls.
+        reason: the reason, as a sentence.
     """
 
     metric: str
@@ -93,21 +83,21 @@ class Finding:
     def __str__(self) -> str:
         amount = format_size(self.per_call) if "bytes" in self.metric else f"{self.per_call:,.3g} {self.metric}"
         kind = " of native memory" if self.metric.startswith("native") else ""
-        return f"{amount}{kind} a call: {self.reason}"
+        return f"{amount}{kind} per call: {self.reason}"
 
 
 @record
 class LeakReport:
-    """What a hunt for leaks found.
+    """The result of a leak search.
 
     Attributes:
         tested: the name of the function.
-        answer: leak if any signal leaks, clean if all are, else inconclusive.
-        findings: what each signal says; those that leak first.
-        holders: who holds what grew, one line each, the largest growth first; empty where nothing grows.
-        calls: how often it was called, without the first calls that were not counted.
-        duration_s: how long it took, in seconds.
-        meter: who counted the bytes.
+        answer: leak if any metric leaks, clean if all are clean, else inconclusive.
+        findings: the verdict on each metric; leaks first.
+        holders: what holds the growth, one line each, the largest growth first; empty if nothing grows.
+        calls: how many calls were made, without the warm-up.
+        duration_s: how long the search took, in seconds.
+        meter: the name of the meter that counted the bytes.
     """
 
     tested: str
@@ -124,7 +114,7 @@ class LeakReport:
         return self.answer is Verdict.LEAK
 
     def lines(self) -> tuple[str, ...]:
-        """Return what is not clean, one line each, then who holds it."""
+        """Return one line for each metric that is not clean, then the holders."""
         return (*(str(one) for one in self.findings if one.answer is not Verdict.CLEAN), *self.holders)
 
     def to_dict(self) -> dict[str, object]:
@@ -142,48 +132,44 @@ class LeakReport:
         return f"<LeakReport {self.tested!r} {self.answer.value}>"
 
     def _repr_html_(self) -> str:
-        from html import escape  # for notebooks, not for whoever imports memtools
+        from html import escape  # only for notebooks
 
         return f"<pre>{escape(str(self))}</pre>"
 
 
-# Make one report of what the signals say and who holds what grows.
-#
-# Leaves to others: the rounds (`_hunt`), the search for who holds it (`_culprits`), how it reads (`_reports`).
-
 _ORDER: Final = {Verdict.LEAK: 0, Verdict.INCONCLUSIVE: 1, Verdict.CLEAN: 2}
-# What an object holds; a task or a descriptor more is one more whatever fills up.
+# Metrics that a filling cache explains; a new task or descriptor is one more in any case.
 _HELD_BY_OBJECTS: Final = frozenset(("bytes", "blocks", "native bytes"))
 
 
 def build_report(
-    name: str, hunt: LeakSearch, culprits: HolderSearch | None, meter: str, duration_s: float
+    name: str, search: LeakSearch, holders: HolderSearch | None, meter: str, duration_s: float
 ) -> LeakReport:
-    """Return what was found.
+    """Return the report of a search.
 
     Args:
-        name: what was tested.
-        hunt: the rounds.
-        culprits: who was looked for, None where nothing grows.
-        meter: who counted the bytes.
-        duration_s: how long it took, in seconds.
+        name: the name of the tested function.
+        search: the rounds.
+        holders: the search for holders, None if nothing grows.
+        meter: the name of the meter.
+        duration_s: how long the search took, in seconds.
     """
-    held = culprits.answers() if culprits is not None else ()
-    left = culprits.new_resources() if culprits is not None else ()
+    held = holders.answers() if holders is not None else ()
+    left = holders.new_resources() if holders is not None else ()
     filling = _filling_cache(held)
-    findings = [_finding(signal.name, verdict, filling) for signal, verdict in hunt.verdicts()]
+    findings = [_finding(metric.name, verdict, filling) for metric, verdict in search.verdicts()]
     findings.sort(key=lambda finding: _ORDER[finding.answer])
-    holders = (*left, *dict.fromkeys(str(answer).splitlines()[0] for answer in held))
-    return LeakReport(name, findings[0].answer, tuple(findings), holders, hunt.calls, duration_s, meter)
+    lines = (*left, *dict.fromkeys(str(answer).splitlines()[0] for answer in held))
+    return LeakReport(name, findings[0].answer, tuple(findings), lines, search.calls, duration_s, meter)
 
 
-def _filling_cache(held: Sequence[Holding]) -> str:
-    # The largest growth decides: a leak beside a cache that fills up shows when the cache is full.
+def _filling_cache(held: Sequence[WhyAlive]) -> str:
+    # The largest growth decides: a leak beside a cache that fills up becomes visible when the cache is full.
     filling = held[0].ways[0].filling if held else ""
     return f"it may be {filling}" if filling else ""
 
 
-def _finding(signal: str, verdict: GrowthVerdict, filling: str) -> Finding:
-    if filling and verdict.answer is Verdict.LEAK and signal in _HELD_BY_OBJECTS:
-        return Finding(signal, Verdict.INCONCLUSIVE, verdict.per_call, filling)
-    return Finding(signal, verdict.answer, verdict.per_call, verdict.reason)
+def _finding(metric: str, verdict: GrowthVerdict, filling: str) -> Finding:
+    if filling and verdict.answer is Verdict.LEAK and metric in _HELD_BY_OBJECTS:
+        return Finding(metric, Verdict.INCONCLUSIVE, verdict.per_call, filling)
+    return Finding(metric, verdict.answer, verdict.per_call, verdict.reason)

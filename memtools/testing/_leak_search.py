@@ -1,10 +1,7 @@
-"""Call again and again until it is clear whether something grows.
+"""Rounds of calls with measurements in between, until it is clear whether something grows.
 
-Covers: how many calls are made in each round, when enough is known, what was counted in between.
-Leaves to others: making the calls (`_find_leaks`), the verdict (`memtools.analysis`), who holds it (`_culprits`).
-
-The first rounds are short. Only where they do not look clean does it go on, each round twice as long as the one before:
-what grows by the round, or until something is full, gets slower by the call, and a leak does not.
+The first rounds are short. Only if they do not look clean, further rounds follow, each twice as long as the one before:
+what grows per round, or until a cache is full, gets slower per call, and a leak does not.
 """
 
 import gc
@@ -22,20 +19,14 @@ from memtools.analysis import MIN_ROUNDS, GrowthVerdict, Round, Verdict, judge_g
 from memtools.ledger import Meter, Owner, choose_meter, native_reason
 from memtools.readings import descriptors, malloc_bytes
 
-# Collections that look only at what came since: cheap enough for each round of a leak test.
-#
-# Covers: freezing what is there, so that a full collection does not walk it, and thawing it at the end.
-# Leaves to others: when to collect (`_hunt`).
-#
-# A full collection takes some 20 ms in a test run with its 150,000 objects, and seven of them are more than most tests
-# take. What was there before is nobody's growth, and need not be walked: `gc.freeze` sets it aside in no time.
-
 
 @contextmanager
 def collect_young_only() -> Generator[None, None, None]:
-    """Have collections inside the `with` leave alone what was there before.
+    """Make collections inside the `with` skip the objects that existed before.
 
-    Somebody who has frozen objects himself would find them thawed: then nothing is done.
+    A full collection takes some 20 ms in a test run with 150,000 objects, and seven of them take longer than most
+    tests. Objects that existed before cannot be growth: `gc.freeze` excludes them at no cost. If the program has frozen
+    objects itself, nothing is done, because `gc.unfreeze` would unfreeze those, too.
     """
     if gc.get_freeze_count():
         yield
@@ -47,35 +38,28 @@ def collect_young_only() -> Generator[None, None, None]:
         gc.unfreeze()
 
 
-# Which meter counts in tests: one that sees single bytes, wherever one can be had.
-
-
 def default_test_meter(name: str | None = None) -> Meter:
-    """Return the meter called `name`, else the one that `MEMTOOLS_METER` names, else native, else tracemalloc.
+    """Return the meter called `name`, else that of `MEMTOOLS_METER`, else native, else tracemalloc.
+
+    Tests need a meter that counts single bytes, so `"rss"` is never chosen by default.
 
     Raises:
-        ConfigError: for a name that no meter has, and for `native` where it cannot be had.
+        ConfigError: for an unknown name, and for `"native"` where it is not available.
     """
     if name is None and not os.environ.get("MEMTOOLS_METER"):
         name = "tracemalloc" if native_reason() else "native"
     return choose_meter(name)
 
 
-# What may grow with each call, and how it is read.
-#
-# Covers: bytes of the tested owner, allocated blocks, C memory, tasks, threads and descriptors.
-# Leaves to others: when they are read (`_hunt`), what is made of the figures (`memtools.analysis`).
-
-
 @record
 class Metric:
-    """One thing that may grow.
+    """A figure that may grow with each call.
 
     Attributes:
-        name: what grows, in the plural.
-        tolerance: growth per call that is none.
-        enough: growth after which nothing more is called: a test must not eat the machine to prove its point.
-        read: returns how much there is now.
+        name: what is counted, in the plural.
+        tolerance: growth per call that counts as none.
+        enough: growth after which the calls stop, so that a test cannot use up the machine's memory.
+        read: returns the present figure.
     """
 
     name: str
@@ -84,37 +68,37 @@ class Metric:
     read: Callable[[], int]
 
     def with_tolerance(self, tolerance: float) -> "Metric":
-        """Return the same with another tolerance."""
+        """Return a copy with another tolerance."""
         return Metric(self.name, tolerance, self.stop_at, self.read)
 
 
-# An exact meter sees nothing but the tested function. What is kept for each hundredth call is still a leak.
+# An exact meter counts only the tested function. A block kept for each hundredth call is still a leak.
 BYTES_TOLERANCE: Final = 4.0
-# Of the whole process: others come and go. One object a call is a block a call.
+# A figure of the whole process, which fluctuates. One object kept per call is one block per call.
 _BLOCKS_TOLERANCE: Final = 0.5
-# C libraries keep buffers for later; below this nothing could be told from fragments of blocks of 4 KiB.
+# C libraries keep buffers for later use; a smaller rise cannot be told from fragments of 4 KiB blocks.
 _NATIVE_TOLERANCE: Final = 256.0
-# One of them kept for each hundredth call is a leak.
+# One task, thread or descriptor kept for each hundredth call is a leak.
 _COUNT_TOLERANCE: Final = 0.005
 
 ENOUGH_BYTES: Final = 32 << 20
-_BYTES_A_BLOCK: Final = 32  # the least that an object takes
+_BYTES_PER_BLOCK: Final = 32  # of the smallest object
 _ENOUGH_TASKS: Final = 1_000
 _ENOUGH_THREADS: Final = 60
 _ENOUGH_DESCRIPTORS: Final = 120  # many systems allow 1,024
 
 
 def metrics_of(owner: Owner, tolerance: float, enough_bytes: int = ENOUGH_BYTES) -> tuple[Metric, ...]:
-    """Return what is watched while `owner` is charged, those first that tell the most.
+    """Return the metrics of a search while `owner` is charged, the most telling first.
 
     Args:
-        owner: whose bytes are counted.
-        tolerance: bytes per call that are no growth.
-        enough_bytes: growth after which nothing more is called.
+        owner: its bytes are counted.
+        tolerance: bytes per call that count as no growth.
+        enough_bytes: growth in bytes after which the calls stop.
     """
     found = [
         Metric("bytes", tolerance, enough_bytes, _reader_of(owner)),
-        Metric("blocks", _BLOCKS_TOLERANCE, enough_bytes // _BYTES_A_BLOCK, sys.getallocatedblocks),
+        Metric("blocks", _BLOCKS_TOLERANCE, enough_bytes // _BYTES_PER_BLOCK, sys.getallocatedblocks),
         Metric("tasks", _COUNT_TOLERANCE, _ENOUGH_TASKS, lambda: len(task_names())),
         Metric("threads", _COUNT_TOLERANCE, _ENOUGH_THREADS, threading.active_count),
     ]
@@ -132,10 +116,10 @@ def _reader_of(owner: Owner) -> Callable[[], int]:
 
 
 class _MinimumMetric:
-    """What grew for the owner and in the whole process, whichever is less.
+    """The growth of the owner or of the whole process, whichever is smaller.
 
-    With the tracemalloc meter a collection gives what it frees back to nobody, and the owner seems to keep it; the process
-    as a whole knows better, but takes its neighbours for the owner.
+    With the tracemalloc meter, memory that a garbage collection frees is credited to no owner, so that the owner seems
+    to keep it. The total of the process is right about that, but includes other threads and tasks.
     """
 
     def __init__(self, owner: Owner) -> None:
@@ -150,13 +134,13 @@ class _MinimumMetric:
         return self._grown
 
     def _both(self) -> tuple[int, int]:
-        import tracemalloc  # loaded by the meter that traces, not by whoever imports memtools
+        import tracemalloc  # loads pickle: only with the meter that needs it
 
         return self._owner.live_bytes, tracemalloc.get_traced_memory()[0]
 
 
 def task_names() -> list[str]:
-    """Return the names of the tasks of the running loop that have not ended; empty without a loop."""
+    """Return the names of the unfinished tasks of the running loop; empty without a loop."""
     asyncio = sys.modules.get("asyncio")
     loop = asyncio._get_running_loop() if asyncio is not None else None
     if asyncio is None or loop is None:
@@ -165,26 +149,26 @@ def task_names() -> list[str]:
 
 
 def thread_names() -> list[str]:
-    """Return the names of the threads that run."""
+    """Return the names of the running threads."""
     return [thread.name for thread in threading.enumerate()]
 
 
-_MAX_ROUNDS: Final = 40  # or twenty more than were asked for
-_MIN_DOUBLINGS: Final = 3  # at least, before a leak is called one
-# A function that is quick is called so often that a cache of some thousand entries is full by then.
+_MAX_ROUNDS: Final = 40  # or twenty more than requested
+_MIN_DOUBLINGS: Final = 3  # before the verdict "leak" is final
+# Enough calls of a fast function to fill a cache of some thousand entries.
 _MANY_CALLS: Final = 20_000
 
 
 @record
 class SearchLimits:
-    """How long a hunt goes on.
+    """The limits of a leak search.
 
     Attributes:
         rounds: rounds before the first verdict.
-        calls: calls in each of them.
-        warmup: calls before anything is counted.
-        min_duration: how long it goes on at least, once something grows, unless it has called 20,000 times.
-        timeout: how long it goes on at most; what is not clear by then is inconclusive.
+        calls: calls per round.
+        warmup: calls before the first measurement.
+        min_duration: seconds that the search goes on at least once something grows, unless 20,000 calls were made.
+        timeout: seconds after which no further round begins; an unclear result is inconclusive then.
     """
 
     rounds: int
@@ -195,43 +179,43 @@ class SearchLimits:
 
 
 class LeakSearch:
-    """One hunt.
+    """One search for growth over rounds of calls.
 
     Args:
-        signals: what is counted.
-        pace: how long it goes on.
-        on_progress: called after each round, and once before the first, how many are done, how many calls were made, and what
-            the first signal reads.
+        metrics: what is counted.
+        limits: when the search ends.
+        on_progress: called after each round, and once before the first, with the rounds done, the calls made and the
+            figure of the first metric.
     """
 
     def __init__(
         self,
-        signals: Sequence[Metric],
-        pace: SearchLimits,
+        metrics: Sequence[Metric],
+        limits: SearchLimits,
         on_progress: Callable[[int, int, int], object] | None = None,
     ) -> None:
         self.calls = 0
         self.is_over_time = False
-        self._metrics = tuple(signals)
-        self._limits = pace
+        self._metrics = tuple(metrics)
+        self._limits = limits
         self._on_progress = on_progress
         self._done = 0
-        # Made before anything is counted: what a hunt itself needs must not grow from round to round.
+        # Allocated before the first measurement: the memory of the search itself must not grow from round to round.
         width = len(self._metrics)
-        self._max_rounds = max(_MAX_ROUNDS, pace.rounds + _MAX_ROUNDS // 2)
+        self._max_rounds = max(_MAX_ROUNDS, limits.rounds + _MAX_ROUNDS // 2)
         self._before = array("q", bytes(8 * width))
         self._grown = [array("q", bytes(8 * self._max_rounds)) for _ in self._metrics]
         self._lengths = array("q", bytes(8 * self._max_rounds))
 
     def call_counts(self) -> Iterator[int]:
-        """Yield how many calls to make next; what they left is counted when the next number is asked for."""
+        """Yield how many calls to make next; what they leave behind is measured when the next number is requested."""
         if self._limits.warmup:
             yield self._limits.warmup
         with collect_young_only():
             yield from self._count()
 
     def _count(self) -> Iterator[int]:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         self._measure(0)
         calls = self._limits.calls
         for _ in range(self._limits.rounds):
@@ -240,7 +224,7 @@ class LeakSearch:
             yield calls
             self._measure(calls)
         doublings = 0
-        while self._must_continue(doublings, time.perf_counter() - begun) and not self._exceeds(calls):
+        while self._must_continue(doublings, time.perf_counter() - started) and not self._exceeds(calls):
             yield calls
             self._measure(calls)
             doublings += 1
@@ -248,10 +232,10 @@ class LeakSearch:
 
     def _measure(self, calls: int) -> None:
         gc.collect()
-        for place, signal in enumerate(self._metrics):
-            now = signal.read()
-            self._grown[place][self._done] = now - self._before[place]
-            self._before[place] = now
+        for index, metric in enumerate(self._metrics):
+            now = metric.read()
+            self._grown[index][self._done] = now - self._before[index]
+            self._before[index] = now
         if calls:
             self._lengths[self._done] = calls
             self._done += 1
@@ -270,24 +254,24 @@ class LeakSearch:
         return not (is_decided and (spent_s >= self._limits.min_duration or self.calls >= _MANY_CALLS))
 
     def _exceeds(self, calls: int) -> bool:
-        # Three rounds can tell a leak; from then on it is looked ahead, as each round is twice the one before.
+        # From the third round on the next one is estimated first, since each is twice as long as the one before.
         if self._done < MIN_ROUNDS:
             return False
-        for signal, grown in zip(self._metrics, self._grown, strict=True):
+        for metric, grown in zip(self._metrics, self._grown, strict=True):
             so_far = sum(grown[: self._done])
-            if so_far + so_far * calls // self.calls > signal.stop_at:
+            if so_far + so_far * calls // self.calls > metric.stop_at:
                 return True
         return False
 
     @property
     def is_clean(self) -> bool:
-        """Whether no signal grows."""
+        """Whether no metric grows."""
         return all(verdict.answer is Verdict.CLEAN for _, verdict in self.verdicts())
 
     def verdicts(self) -> list[tuple[Metric, GrowthVerdict]]:
-        """Return what each signal says so far."""
+        """Return the verdict on each metric so far."""
         found: list[tuple[Metric, GrowthVerdict]] = []
-        for signal, grown in zip(self._metrics, self._grown, strict=True):
-            rounds = [Round(self._lengths[place], grown[place]) for place in range(self._done)]
-            found.append((signal, judge_growth_by_call(rounds, tolerance=signal.tolerance)))
+        for metric, grown in zip(self._metrics, self._grown, strict=True):
+            rounds = [Round(self._lengths[index], grown[index]) for index in range(self._done)]
+            found.append((metric, judge_growth_by_call(rounds, tolerance=metric.tolerance)))
         return found

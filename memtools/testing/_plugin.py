@@ -1,8 +1,6 @@
-"""One test that asks for an account: what it asks for, and what came of it.
+"""The accounts of marked tests: options, repeated runs, peaks, leftovers, and the summary.
 
-Covers: reading what markers and settings say, the runs of a test with a growth limit, its body's peak, what the body
-leaves behind, the figures for the summary.
-Leaves to others: pytest (`pytest_memtools`, which is the only one that knows it), rounds and verdicts (`_hunt`).
+Independent of pytest: only the plugin module `pytest_memtools` imports it.
 """
 
 import gc
@@ -26,22 +24,16 @@ from memtools.testing._leak_report import HolderSearch, LeakReport, build_report
 from memtools.testing._leak_search import LeakSearch, SearchLimits, default_test_meter, metrics_of
 from memtools.units import format_size, parse_count, parse_size
 
-# An account around the body of a test, whatever runs inside it.
-#
-# Covers: opening and ending an owner from two hooks of a test runner, its figures meanwhile and afterwards.
-# Leaves to others: the hooks (`pytest_memtools`), rounds and verdicts (`_hunt`).
-#
-# A test runner calls the body from a generator of its own, so that a `with memory_scope(...)` there would be followed
-# through the steps of that generator. What is wanted is the thread's turn from here to there: event loops that run
-# inside included.
-
 
 class MeasuredBlock:
-    """The account of one test's body.
+    """The account of one test's body, opened and closed from two hooks of the test runner.
+
+    The runner calls the body from a generator, so that a `with memory_scope(...)` there would be tracked through the
+    steps of that generator. Here the thread is charged from `open` to `end`, including event loops that run inside.
 
     Args:
         name: the name of the test.
-        meter: who counts.
+        meter: counts the bytes.
     """
 
     def __init__(self, name: str, meter: Meter) -> None:
@@ -50,84 +42,79 @@ class MeasuredBlock:
         self._owner: Owner | None = None
 
     def open(self) -> Owner:
-        """Begin to charge this thread to the test; a second time after the end begins anew."""
+        """Start to charge this thread to the test; after the end, start a new account."""
         self._owner = open_owner(self._name, "scope", meter=self._meter)
         return self._owner
 
     def end(self, *, failed: bool = False) -> None:
-        """Charge it no longer; nothing happens before it was opened and after it has ended."""
+        """Close the account; nothing happens before it was opened and after it was closed."""
         if self._owner is not None and not self._owner.ended:
             end_owner(self._owner, failed=failed)
 
     @property
     def usage(self) -> Usage | None:
-        """What it used so far, or in the end; None before it was opened."""
+        """What the body used so far, or in all; None before `open`."""
         return current_usage(self._owner) if self._owner is not None else None
 
     @property
     def current_bytes(self) -> int:
-        """What it holds now."""
+        """Live bytes of the body."""
         return self._owner.live_bytes if self._owner is not None else 0
 
     @property
     def peak_bytes(self) -> int:
-        """The most it held at once."""
+        """The highest live bytes of the body so far."""
         return self._owner.peak_bytes if self._owner is not None else 0
 
-
-# Objects that must be gone when a test has ended.
-#
-# Covers: holding them weakly, collecting, the error that names who keeps them.
-# Leaves to others: the climb to the root (`memtools.heap`), the fixture (`pytest_memtools`).
 
 T = TypeVar("T")
 
 
 class CollectedObjects:
-    """What must be gone at the end."""
+    """Objects that must be garbage at the end of a test."""
 
     def __init__(self) -> None:
         self._expected: list[tuple[str, Callable[[], Any]]] = []
 
-    def __call__(self, thing: T) -> T:
-        """Expect `thing` to be gone when the test has ended; return it.
+    def __call__(self, target: T) -> T:
+        """Expect `target` to be garbage when the test has ended; return it.
 
         Raises:
             ConfigError: if it cannot be weakly referenced.
         """
         try:
-            self._expected.append((type(thing).__qualname__, weakref.ref(thing)))
+            self._expected.append((type(target).__qualname__, weakref.ref(target)))
         except TypeError:
             accepted = "an object that can be weakly referenced (with slots: name `__weakref__` among them)"
-            raise ConfigError("thing", thing, accepted) from None
-        return thing
+            raise ConfigError("target", target, accepted) from None
+        return target
 
     def check(self) -> None:
-        """Collect, and say who keeps what is left.
+        """Collect garbage, and fail if an object is still alive.
 
         Raises:
-            LeakError: one line for each object that is alive, with who keeps it.
+            LeakError: one line for each object that is alive, with its holders.
         """
         gc.collect()
-        lines = [str(why_alive(thing)).splitlines()[0] for _, held in self._expected if (thing := held()) is not None]
-        thing = None
+        lines = [
+            str(why_alive(target)).splitlines()[0]
+            for _, reference in self._expected
+            if (target := reference()) is not None
+        ]
+        target = None
         self._expected.clear()
         if lines:
             raise LeakError("what was expected to be collected", tuple(lines))
 
 
-# What the body of a test leaves behind: tasks that have not ended, threads, descriptors.
-#
-# Leaves to others: when it is asked (`_marked`).
-
-# A thread ends a moment after the call that ends it.
+# Seconds: a thread ends a moment after the call that ends it.
 _THREAD_END_TIMEOUT_S: Final = 0.5
-# The runners of coroutine tests keep a task of their own between two tests.
+# The runners of coroutine tests keep their own task between two tests.
 _RUNNERS: Final = ("anyio", "pytest_asyncio", "_pytest")
 
 
 class Leftovers:
-    """What was there before; `found()` says what is there more."""
+    """The tasks, threads and descriptors before the body; `found()` returns the new ones."""
 
     def __init__(self) -> None:
         self._tasks = {id(task) for task in _tasks()}
@@ -136,10 +123,10 @@ class Leftovers:
         self._task_lines: tuple[str, ...] = ()
 
     def snapshot_tasks(self) -> None:
-        """Note the tasks that are left now, but for the one that asks: their loop may end before `found()` is asked."""
+        """Record the unfinished tasks, except the current one: their loop may end before `found()` is called."""
         asyncio = sys.modules.get("asyncio")
         if asyncio is None or asyncio._get_running_loop() is None:
-            return  # another library's loop
+            return  # the loop of another library
         mine = asyncio.current_task()
         self._task_lines = tuple(_line(task) for task in self._new_tasks() if task is not mine)
 
@@ -147,10 +134,10 @@ class Leftovers:
         return [task for task in _tasks() if id(task) not in self._tasks]
 
     def found(self) -> tuple[str, ...]:
-        """Return what was left, one line each; threads are given half a second to end."""
+        """Return the leftovers, one line each; threads get half a second to end."""
         deadline = time.monotonic() + _THREAD_END_TIMEOUT_S
         while (lines := self._lines()) and lines != self._task_lines and time.monotonic() < deadline:
-            gc.collect()  # a descriptor may hang on a cycle
+            gc.collect()  # garbage in a cycle may hold a descriptor
             time.sleep(0.01)
         return lines
 
@@ -169,7 +156,7 @@ def _tasks() -> list[Any]:  # Any: of asyncio, which may not be loaded
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
         return []
-    # Of every loop, also of one that does not run now: nothing public lists those.
+    # The tasks of every loop, also of one that is not running: no public function lists those.
     found = [one for one in gc.get_objects() if issubclass(type(one), asyncio.Task)]
     return [task for task in found if not task.done() and not _is_runner(task)]
 
@@ -187,7 +174,7 @@ def _line(task: Any) -> str:
 def _where(task: Any) -> str:
     frames = task.get_stack(limit=1)
     if not frames:
-        return "it has not begun"
+        return "it has not started"
     return f"it waits in {frames[0].f_code.co_qualname}, line {frames[0].f_lineno}"
 
 
@@ -198,7 +185,7 @@ _ACCEPTED: Final = {
     "memory_peak": ("max_bytes",),
     "no_leaked_tasks": (),
 }
-# Of the process: what pytest itself does between two runs would be taken for the test's.
+# Figures of the whole process: what pytest itself allocates between two runs would count as the test's.
 _PROCESS_WIDE_METRICS: Final = ("blocks", "tasks")
 _MIN_NATIVE_BYTES: Final = 4096
 _MIN_DURATION_S: Final = 1.0
@@ -207,15 +194,15 @@ _TIMEOUT_S: Final = 30.0
 
 @record
 class MarkerOptions:
-    """What a test asks for.
+    """The options of a marked test.
 
     Attributes:
-        growth_bytes: what a run may leave behind, None if it may leave anything.
-        repeats: runs that are counted.
-        warmup: runs before anything is counted.
-        peak_bytes: what the body may have alive at once, None if as much as it likes.
-        no_leftovers: whether the body may leave no task, thread or descriptor.
-        meter: who counts.
+        growth_bytes: bytes that a run may leave behind, None for no limit.
+        repeats: runs that are measured.
+        warmup: runs before the first measurement.
+        peak_bytes: bytes that the body may have alive at once, None for no limit.
+        no_leftovers: whether the body must leave no task, thread or descriptor.
+        meter: counts the bytes.
     """
 
     growth_bytes: int | None
@@ -229,15 +216,15 @@ class MarkerOptions:
 def parse_options(
     markers: Mapping[str, MarkerArguments], settings: Mapping[str, Any], meter: str | None
 ) -> MarkerOptions:
-    """Return what a test asks for: its markers, and for what they do not say the settings of the suite.
+    """Return the options of a test: from its markers, and where these say nothing from the settings of the suite.
 
     Args:
         markers: the arguments of each marker, by its name.
-        settings: what the suite's settings say, by their names; text as it stands there.
+        settings: the suite's settings by name, as text.
         meter: the name of a meter, None for the most exact one.
 
     Raises:
-        ConfigError: for a value that makes no sense, or an argument that a marker does not have.
+        ConfigError: for an invalid value, or an argument that a marker does not have.
     """
     named = {name: _by_name(name, *asked) for name, asked in markers.items()}
     growth = named.get("memory_growth")
@@ -249,8 +236,8 @@ def parse_options(
         raise ConfigError("max_bytes", None, "memory_peak(max_bytes=...) with a size such as '50 MiB'")
     return MarkerOptions(
         None if growth_bytes is None else parse_size(growth_bytes, name="max_bytes"),
-        _count("repeats", growth, settings, default=5, least=3),
-        _count("warmup", growth, settings, default=2, least=0),
+        _count("repeats", growth, settings, default=5, minimum=3),
+        _count("warmup", growth, settings, default=2, minimum=0),
         None if peak_bytes is None else parse_size(peak_bytes, name="max_bytes"),
         "no_leaked_tasks" in named or bool(settings.get("memtools_no_leaked_tasks")),
         default_test_meter(meter),
@@ -266,89 +253,89 @@ def _by_name(marker: str, args: Sequence[object], kwargs: Mapping[str, object]) 
 
 
 def _count(
-    name: str, marker: Mapping[str, object] | None, settings: Mapping[str, Any], *, default: int, least: int
+    name: str, marker: Mapping[str, object] | None, settings: Mapping[str, Any], *, default: int, minimum: int
 ) -> int:
     if marker is not None and name in marker:
-        return parse_count(marker[name], name=name, minimum=least)
+        return parse_count(marker[name], name=name, minimum=minimum)
     text = settings.get(f"memtools_{name}")
     if text is None:
         return default
     value: object = int(text) if str(text).strip().isdecimal() else text
-    return parse_count(value, name=f"memtools_{name}", minimum=least)
+    return parse_count(value, name=f"memtools_{name}", minimum=minimum)
 
 
 class MarkedTest:
-    """One test with an account.
+    """A test with an account.
 
     Args:
-        name: the test's name.
-        wishes: what it asks for.
+        name: the name of the test.
+        options: from markers and settings.
     """
 
-    def __init__(self, name: str, wishes: MarkerOptions) -> None:
+    def __init__(self, name: str, options: MarkerOptions) -> None:
         self.name = name
-        self._options = wishes
-        self._body = MeasuredBlock(name, wishes.meter)
-        self._runs = MeasuredBlock(name, wishes.meter)
+        self._options = options
+        self._body = MeasuredBlock(name, options.meter)
+        self._runs = MeasuredBlock(name, options.meter)
         self._leftovers: Leftovers | None = None
         self._search: LeakSearch | None = None
         self._report: LeakReport | None = None
-        self._parts: list[Usage] = []
+        self._probes: list[Usage] = []
 
     @property
     def is_repeated(self) -> bool:
-        """Whether it is to be run again and again."""
+        """Whether it has to run repeatedly."""
         return self._options.growth_bytes is not None
 
     @property
     def meter_name(self) -> str:
-        """Who counts."""
+        """The name of the meter."""
         return self._options.meter.name
 
     @property
     def usage(self) -> Usage | None:
-        """What the body used so far, or in the end."""
+        """What the body used so far, or in all."""
         return self._body.usage
 
     @property
     def current_bytes(self) -> int:
-        """What the body holds now."""
+        """Live bytes of the body."""
         return self._body.current_bytes
 
     @property
     def peak_bytes(self) -> int:
-        """The most that the body held at once."""
+        """The highest live bytes of the body so far."""
         return self._body.peak_bytes
 
     def run_counts(self) -> Iterator[int]:
-        """Yield how many runs to make next, until it is clear whether they leave something behind."""
+        """Yield how many runs to make next, until it is clear whether they leave memory behind."""
         limit = self._options.growth_bytes or 0
-        begun = time.perf_counter()
+        started = time.perf_counter()
         owner = self._runs.open()
         try:
-            signals = [
-                signal if signal.name != "native bytes" else signal.with_tolerance(max(limit, _MIN_NATIVE_BYTES))
-                for signal in metrics_of(owner, float(limit))
-                if signal.name not in _PROCESS_WIDE_METRICS
+            metrics = [
+                metric if metric.name != "native bytes" else metric.with_tolerance(max(limit, _MIN_NATIVE_BYTES))
+                for metric in metrics_of(owner, float(limit))
+                if metric.name not in _PROCESS_WIDE_METRICS
             ]
-            pace = SearchLimits(self._options.repeats, 1, self._options.warmup, _MIN_DURATION_S, _TIMEOUT_S)
-            self._search = LeakSearch(signals, pace)
+            limits = SearchLimits(self._options.repeats, 1, self._options.warmup, _MIN_DURATION_S, _TIMEOUT_S)
+            self._search = LeakSearch(metrics, limits)
             yield from self._search.call_counts()
         finally:
             self._runs.end()
-        culprits = None if self._search.is_clean else HolderSearch(self._options.repeats)
-        if culprits is not None:
-            yield from culprits.call_counts()
-        spent = time.perf_counter() - begun
-        self._report = build_report(self.name, self._search, culprits, self._options.meter.name, spent)
+        holders = None if self._search.is_clean else HolderSearch(self._options.repeats)
+        if holders is not None:
+            yield from holders.call_counts()
+        spent = time.perf_counter() - started
+        self._report = build_report(self.name, self._search, holders, self._options.meter.name, spent)
 
     def abort(self) -> None:
-        """End the accounts: a run has failed, and says why itself."""
+        """Close the accounts: a run has failed, and its own report says why."""
         self._body.end(failed=True)
         self._runs.end(failed=True)
 
     def growth_failure(self) -> str:
-        """Return what grew and who holds it, empty if nothing does."""
+        """Return what grew and what holds it; empty if nothing grows."""
         if self._report is None or self._report.answer is not Verdict.LEAK:
             return ""
         head = f"{self.name} leaves more than {format_size(self._options.growth_bytes or 0)} behind with each run:"
@@ -356,41 +343,41 @@ class MarkedTest:
 
     def begin_body(self) -> None:
         """Open the account of the body."""
-        self._parts.clear()
+        self._probes.clear()
         if self._options.no_leftovers:
             self._leftovers = Leftovers()
         self._body.open()
 
     def snapshot_tasks(self) -> None:
-        """Note the tasks that are left, while the loop that runs them is there."""
+        """Record the unfinished tasks while their loop exists."""
         if self._leftovers is not None:
             self._leftovers.snapshot_tasks()
 
     def end_body(self, *, failed: bool) -> None:
-        """End the account of the body."""
+        """Close the account of the body."""
         self._body.end(failed=failed)
 
     def body_failure(self) -> str:
-        """Return what the body did that it may not, empty if nothing."""
+        """Return which limit the body exceeded, or what it left behind; empty if nothing."""
         usage = self._body.usage
         limit = self._options.peak_bytes
         if usage is not None and limit is not None and usage.peak_bytes > limit:
             doubt = "" if usage.exact else f", {usage.note}"
             peak = format_size(usage.peak_bytes)
-            return f"{self.name} had {peak} alive at once, limit {format_size(limit)} ({usage.meter} meter{doubt})"
+            return f"{self.name} had {peak} alive at once, max_bytes {format_size(limit)} ({usage.meter} meter{doubt})"
         left = self._leftovers.found() if self._leftovers is not None else ()
         return "\n  ".join((f"{self.name} leaves behind:", *left)) if left else ""
 
     def add_probe(self, usage: Usage) -> None:
-        """Remember what a part of the test used, for the summary."""
-        self._parts.append(usage)
+        """Add what a part of the test used to the summary."""
+        self._probes.append(usage)
 
     def properties(self) -> list[tuple[str, object]]:
         """Return the figures for the summary, as (`"memtools"`, what JSON can hold)."""
         usage = self._body.usage
         found: dict[str, object] = {"test": self.name, "meter": self._options.meter.name, "parts": [
             {"name": part.name, "peak_bytes": part.peak_bytes, "retained_bytes": part.retained_bytes}
-            for part in self._parts
+            for part in self._probes
         ]}  # fmt: skip
         if usage is not None:
             found |= {"peak_bytes": usage.peak_bytes, "retained_bytes": usage.retained_bytes, "exact": usage.exact}
@@ -406,7 +393,7 @@ class MarkedTest:
 
 
 class ProbeScope(memory_scope):
-    """A scope for a part of a test, whose figures go into the summary."""
+    """A scope for a part of a test; its figures go into the summary."""
 
     __slots__ = ("_marked",)
 
@@ -427,13 +414,11 @@ class ProbeScope(memory_scope):
         self._marked.add_probe(self.usage)
 
 
-# The lines that a test run ends with: what was measured, test by test.
-
 Figures = Mapping[str, Any]  # Any: what JSON can hold
 
 
 def summary_lines(results: Sequence[Figures]) -> list[str]:
-    """Return a table, the largest peak first, parts of a test below it."""
+    """Return a table, the largest peak first, the parts of a test below it."""
     rows = [row for figures in sorted(results, key=_peak, reverse=True) for row in _rows(figures)]
     head = ("test", "peak", "kept", "per run", "runs")
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]

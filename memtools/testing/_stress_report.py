@@ -1,7 +1,4 @@
-"""What a stress test found: facts, and the forms in which they are shown.
-
-Leaves to others: taking them (`_stress_rounds`), the table (`_stress_text`), the picture (`_stress_picture`).
-"""
+"""The result of a stress test, as a table, a chart, JSON and HTML."""
 
 import os
 import shutil
@@ -18,18 +15,14 @@ from memtools.reports import can_show_blocks
 from memtools.testing._leak_report import LeakReport
 from memtools.units import format_size
 
-# A stress test as text on a terminal: the verdict, the rounds, two lines that go up and down.
-#
-# Leaves to others: the figures (`_stress_report`).
-
-_HEADINGS: Final = ("round", "calls", "resident", "live", "a call", "p50", "p95", "p99", "longest")
-_MOST_ROWS: Final = 30
-_LEAST_SPAN: Final = 64 << 10  # bytes: noise of a few pages is no mountain
+_HEADINGS: Final = ("round", "calls", "resident", "live", "per call", "p50", "p95", "p99", "longest")
+_MAX_ROWS: Final = 30
+_MIN_SPAN: Final = 64 << 10  # bytes: a few pages of noise must not fill the sparkline
 _UNITS: Final = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 
 
 def stress_text(report: "StressReport", *, width: int | None, ascii_only: bool | None) -> str:
-    """Return `report` in lines of at most `width` columns."""
+    """Return the report as text in lines of at most `width` columns."""
     if ascii_only is None:
         ascii_only = not can_show_blocks(getattr(sys.stdout, "encoding", None))
     columns = shutil.get_terminal_size((100, 24)).columns if width is None else width
@@ -39,14 +32,14 @@ def stress_text(report: "StressReport", *, width: int | None, ascii_only: bool |
 
 
 def duration_text(duration_s: float) -> str:
-    """Return a short time as people read it: `850 µs`, `1.2 ms`, `3.4 s`."""
+    """Return a duration with a fitting unit: `850 µs`, `1.2 ms`, `3.4 s`."""
     unit, factor = next(((unit, factor) for unit, factor in _UNITS if duration_s >= factor), _UNITS[-1])
     amount = duration_s / factor
     return f"{amount:.1f} {unit}" if amount < 100 else f"{amount:,.0f} {unit}"
 
 
 def cells(report: "StressReport") -> list[tuple[str, ...]]:
-    """Return the headings and a row of texts for each round; of many rounds the first and the last."""
+    """Return the headings and a row of texts for each round; for many rounds only the first and the last rows."""
     rows: list[tuple[str, ...]] = [_HEADINGS]
     pairs = list(zip((None, *report.rounds), report.rounds, strict=False))
     for before, one in pairs:
@@ -55,8 +48,8 @@ def cells(report: "StressReport") -> list[tuple[str, ...]]:
         shown = [duration_text(duration) for duration in times] if one.calls else [""] * len(times)
         sizes = (format_size(one.resident_bytes), format_size(one.live_bytes))
         rows.append((str(one.number), f"{one.calls:,}", *sizes, grown, *shown))
-    if len(rows) > _MOST_ROWS:
-        half = _MOST_ROWS // 2
+    if len(rows) > _MAX_ROWS:
+        half = _MAX_ROWS // 2
         rows[half:-half] = [("…", *[""] * (len(_HEADINGS) - 1))]
     return rows
 
@@ -76,7 +69,7 @@ def _curves(rounds: Sequence["StressRound"], width: int, ascii_only: bool) -> li
         ("resident", [one.resident_bytes for one in rounds]),
         ("live", [one.live_bytes for one in rounds]),
     ):
-        drawn = sparkline(values, width=width, ascii_only=ascii_only, least_span=_LEAST_SPAN)
+        drawn = sparkline(values, width=width, ascii_only=ascii_only, least_span=_MIN_SPAN)
         lines.append(f"{name:<8}  {drawn}  {format_size(values[0])} to {format_size(values[-1])}")
     return lines
 
@@ -88,26 +81,22 @@ def _fitting(line: str, columns: int, ascii_only: bool) -> str:
     return line if len(line) <= columns else f"{line[: columns - 3]}..."
 
 
-# A stress test as a picture: resident and live bytes and latency over the calls, the verdict above them.
-#
-# Leaves to others: drawing (`memtools._charts`), the figures (`_stress_report`).
-
 _TONES: Final[dict[Verdict, Tone]] = {Verdict.LEAK: "bad", Verdict.CLEAN: "good", Verdict.INCONCLUSIVE: "doubtful"}
-_MOST_NOTES: Final = 4
+_MAX_NOTES: Final = 4
 _NAN: Final = float("nan")
-# Pages come and go a few hundred at a time; a few KiB of Python objects are noise as well.
+# Bytes: a few hundred pages, and a few KiB of Python objects, are noise.
 _RESIDENT_SPAN: Final = 4 << 20
 _LIVE_SPAN: Final = 16 << 10
 _CELL: Final = "text-align:right;padding:.15em .8em .15em 0;border-bottom:1px solid rgba(128,128,128,.35)"
 
 
 def stress_svg(report: "StressReport") -> str:
-    """Return the picture."""
+    """Return the chart."""
     return chart_svg(_chart(report))
 
 
 def stress_page(report: "StressReport") -> str:
-    """Return the picture, the verdict and the rounds as a page."""
+    """Return the chart, the verdict and the rounds as an HTML page."""
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in cells(report))
     body = (
         f"{stress_svg(report)}<pre>{escaped(_shown(str(report.verdict)))}</pre>"
@@ -128,12 +117,12 @@ def _chart(report: "StressReport") -> Chart:
         calls += one.calls
         places.append(float(calls))
     notes = tuple(map(printable, report.verdict.lines()))
-    concurrency = f", {report.concurrency} at once" if report.concurrency > 1 else ""
+    concurrency = f", {report.concurrency} concurrently" if report.concurrency > 1 else ""
     headline = f"{report.calls:,} calls{concurrency} in {report.verdict.duration_s:.1f} s, {report.verdict.meter} meter"
     return Chart(
         title=f"{printable(report.tested)}: {report.answer.value}",
         tone=_TONES[report.answer],
-        notes=(headline, *notes[:_MOST_NOTES]),
+        notes=(headline, *notes[:_MAX_NOTES]),
         axis="calls",
         places=tuple(places),
         panels=(
@@ -174,14 +163,14 @@ class StressRound:
     """One round of a stress test.
 
     Attributes:
-        number: 0 for what there was before the first.
+        number: 0 for the state before the first round.
         calls: how many calls it had.
-        resident_bytes: what the process held in memory after it.
-        live_bytes: what the tested calls had alive after it, beyond what they had before the first round.
+        resident_bytes: resident memory of the process after the round.
+        live_bytes: live bytes of the tested calls after the round, beyond those before the first round.
         duration_s: from its first call to the end of its last, in seconds.
-        p50_s: what half of its calls did not take longer than, in seconds.
-        p95_s: the same for 95 % of them.
-        p99_s: the same for 99 % of them.
+        p50_s: the median latency of its calls, in seconds.
+        p95_s: the 95th percentile, in seconds.
+        p99_s: the 99th percentile, in seconds.
         longest_s: its longest call, in seconds.
     """
 
@@ -198,12 +187,12 @@ class StressRound:
 
 @record
 class StressReport:
-    """What a stress test found.
+    """The result of a stress test.
 
     Attributes:
-        verdict: what grows, how fast, and who holds it.
-        rounds: one after the other; the first, number 0, is what there was before.
-        concurrency: how many calls ran at the same time.
+        verdict: what grows, how fast, and what holds it.
+        rounds: in order; the first, number 0, is the state before.
+        concurrency: how many calls ran concurrently.
     """
 
     verdict: LeakReport
@@ -212,7 +201,7 @@ class StressReport:
 
     @property
     def tested(self) -> str:
-        """The name of what was called."""
+        """The name of the operation."""
         return self.verdict.tested
 
     @property
@@ -231,11 +220,11 @@ class StressReport:
         return sum(one.calls for one in self.rounds)
 
     def to_text(self, *, width: int | None = None, ascii_only: bool | None = None) -> str:
-        """Return the verdict, who holds what grows, and a table of the rounds, for a terminal.
+        """Return the verdict, the holders of what grows, and a table of the rounds, for a terminal.
 
         Args:
-            width: columns; by default the terminal's.
-            ascii_only: draw with ASCII; by default where standard output cannot do better.
+            width: columns; by default the width of the terminal.
+            ascii_only: use ASCII only; by default if standard output cannot encode more.
         """
         return stress_text(self, width=width, ascii_only=ascii_only)
 
@@ -249,19 +238,19 @@ class StressReport:
         }
 
     def svg(self) -> str:
-        """Return the picture as one SVG element: resident and live bytes and latency over the calls."""
+        """Return the chart as one SVG element: resident and live bytes and latency over the calls."""
         return stress_svg(self)
 
     def html(self) -> str:
-        """Return a page with the picture, the verdict and the rounds: one file, no script, nothing from the network."""
+        """Return an HTML page with the chart, the verdict and the rounds; it has no script and loads nothing."""
         return stress_page(self)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write `path`, replacing what is there: `.html`, `.svg`, `.json` or `.txt`, by its ending.
+        """Write the report to `path`, as `.html`, `.svg`, `.json` or `.txt` by its suffix, replacing it.
 
         Raises:
-            ConfigError: for another ending.
-            OSError: when it cannot be written.
+            ConfigError: for another suffix.
+            OSError: when the file cannot be written.
         """
         name = os.fspath(path)
         form = _FORMS.get(os.path.splitext(name)[1].lower())
@@ -283,7 +272,7 @@ class StressReport:
 
 
 def _json(report: StressReport) -> str:
-    import json  # as above
+    import json  # only where it is needed
 
     return json.dumps(report.to_dict(), indent=2) + "\n"
 

@@ -1,13 +1,9 @@
-"""A burst recording of every allocation, for a flame graph: the door to memray.
+"""Short recordings of every allocation with memray (extra `memray`), for a flame graph.
 
-Covers: a recording that ends by itself, after so many seconds or so many bytes of file.
-Leaves to others: what is recorded and how it is read (memray): `pip install 'memtools[memray]'`, then
-`memray flamegraph FILE`.
-
-memray allows one recording per process at a time. It may be ended by another thread than the one that began it; the
-profile function of `sys.setprofile` is then put back when the block is left. With `python_allocators` it puts hooks
-under Python's allocators and takes them out by putting back what it found: hooks that came in between would go as
-well. So the native ledger, where it is built, puts its own in place before.
+memray allows one recording per process at a time. Another thread than the one that began it may end it; the profile
+function of `sys.setprofile` is then restored when the block is left. With `python_allocators` memray hooks Python's
+allocators and restores at its end what it found at its start, so that hooks installed in between would be lost. The
+native ledger therefore installs its hooks first.
 """
 
 import os
@@ -24,32 +20,32 @@ from memtools.units import parse_seconds, parse_size
 
 Ending: TypeAlias = Literal["block", "time", "size"]
 
-_POLL_S: Final = 0.05  # between two looks at the size of the file
+_POLL_S: Final = 0.05  # seconds between two checks of the file size
 
 
 class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
-    """Record every allocation of the process for a while, into a file that memray reads.
+    """Record every allocation of the process for a while, into a file for memray.
 
     The recording ends with the block, after `seconds`, or when the file has `max_bytes`, whichever comes first; the
-    block goes on as if nothing had happened. The thread that looks after time and size ends with the block.
+    block itself goes on. The thread that checks time and size ends with the block.
 
     `with burst_recording("burst.bin", seconds=10): ...`, then `memray flamegraph burst.bin`.
 
     Args:
         path: the file, which must not exist.
-        seconds: how long it may last, more than 0.
-        max_bytes: how large the file may get; it grows on for up to 50 ms and memray's own buffer.
-        native_traces: record frames of C code as well; needs debug symbols, and costs more.
-        python_allocators: record each object, and not only what Python takes from the system; costs more.
+        seconds: the longest time, more than 0.
+        max_bytes: the largest size of the file; it may grow for another 50 ms and by memray's own buffer.
+        native_traces: record frames of C code, too; needs debug symbols, and costs more.
+        python_allocators: record each object, not only what Python takes from the system; costs more.
 
     Raises:
-        ConfigError: at construction, for a file that exists, or limits that make no sense.
+        ConfigError: at construction, for a file that exists, or for invalid limits.
         MissingExtraError: at construction, where memray is not installed.
         RuntimeError: on entering, by memray: the process is being recorded already.
         OSError: on entering, by memray: the file cannot be written.
 
-    Works in `async with` as well. Cost: memray's own, two to four times the time of code that
-    allocates much; it keeps a pipe, two descriptors, until the process ends.
+    Works in `async with`, too. Cost: that of memray, two to four times the time of code that allocates much; memray
+    keeps a pipe, two descriptors, until the process ends.
     """
 
     def __init__(
@@ -75,17 +71,17 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
         self._is_over = threading.Event()
         self._tracker: Any = None  # memray's own, in C
         self._monitor: threading.Thread | None = None
-        self._profile: Any = None  # what `sys.setprofile` was given
+        self._profile: Any = None  # the profile function before
         self._held: Meter | None = None
 
     @property
     def ended_by(self) -> Ending | None:
-        """`"block"`, `"time"` or `"size"`; None while it is recording, and before."""
+        """`"block"`, `"time"` or `"size"`; None before and during the recording."""
         return self._ended_by
 
     @property
     def size_bytes(self) -> int:
-        """What the file has now, in bytes; 0 before it is there."""
+        """The size of the file in bytes; 0 before it exists."""
         try:
             return os.stat(self.path).st_size
         except OSError:
@@ -93,7 +89,7 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
 
     def __enter__(self) -> Self:
         if self._tracker is not None:
-            raise RuntimeError("a recording is made once: begin another, with another file")
+            raise RuntimeError("a recording can be entered once: make another burst_recording, with another file")
         tracker = self._library.Tracker(self.path, **self._options)
         self._hold_ledger()
         self._profile = sys.getprofile()
@@ -156,9 +152,9 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
             held.release()
 
 
-def _load() -> Any:  # Any: the door must open where memray is not there
+def _load() -> Any:  # Any: memray may not be installed
     try:
-        # By its name: to some tools `import memray` would mean this very file.
+        # By its name: to some tools `import memray` would mean this file.
         return import_module("memray")
     except ImportError:
         raise MissingExtraError("memray", "memray") from None

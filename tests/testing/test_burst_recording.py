@@ -1,4 +1,4 @@
-"""A burst recording ends by itself, can be read by memray, and leaves the ledger as it was."""
+"""Burst recordings end by themselves, can be read by memray, and do not disturb the ledger."""
 
 import importlib
 import sys
@@ -39,7 +39,7 @@ def hungry() -> list[bytearray]:
     return [bytearray(300_000) for _ in range(20)]
 
 
-def test_what_is_allocated_in_the_block_is_recorded_with_its_function(tmp_path: Path) -> None:
+def test_allocation_in_the_block_is_recorded_with_its_function(tmp_path: Path) -> None:
     with _burst(tmp_path / "burst.bin") as burst:
         kept = hungry()
 
@@ -49,14 +49,14 @@ def test_what_is_allocated_in_the_block_is_recorded_with_its_function(tmp_path: 
     assert len(kept) == 20
 
 
-async def test_it_works_in_a_coroutine(tmp_path: Path) -> None:
+async def test_recording_works_in_a_coroutine(tmp_path: Path) -> None:
     async with _burst(tmp_path / "burst.bin") as burst:
         hungry()
 
     assert burst.ended_by == "block"
 
 
-def test_it_ends_after_its_time_while_the_block_goes_on(tmp_path: Path) -> None:
+def test_recording_ends_after_its_time_inside_the_block(tmp_path: Path) -> None:
     with _burst(tmp_path / "burst.bin", seconds=0.1) as burst:
         _wait(lambda: burst.ended_by is not None)
         after = burst.size_bytes
@@ -67,7 +67,7 @@ def test_it_ends_after_its_time_while_the_block_goes_on(tmp_path: Path) -> None:
     assert "hungry" not in _functions(tmp_path / "burst.bin")
 
 
-def test_it_ends_when_the_file_is_large_enough(tmp_path: Path) -> None:
+def test_recording_ends_at_its_maximum_file_size(tmp_path: Path) -> None:
     with _burst(tmp_path / "burst.bin", max_bytes=20_000, seconds=60) as burst:
         deadline = time.monotonic() + 30
         while burst.ended_by is None and time.monotonic() < deadline:
@@ -83,7 +83,7 @@ def _wait(is_done: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_an_exception_passes_and_ends_it(tmp_path: Path) -> None:
+def test_exception_passes_and_ends_the_recording(tmp_path: Path) -> None:
     with pytest.raises(LookupError), _burst(tmp_path / "burst.bin") as burst:
         raise LookupError("mine")
 
@@ -91,7 +91,7 @@ def test_an_exception_passes_and_ends_it(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if "burst" in thread.name]
 
 
-def test_two_at_a_time_are_refused_by_memray_and_the_first_goes_on(tmp_path: Path) -> None:
+def test_second_recording_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     with _burst(tmp_path / "one.bin") as first:
         with pytest.raises(RuntimeError, match="No more than one Tracker"), _burst(tmp_path / "two.bin"):
             pass
@@ -102,7 +102,7 @@ def test_two_at_a_time_are_refused_by_memray_and_the_first_goes_on(tmp_path: Pat
 
 
 @pytest.mark.parametrize("seconds", [30.0, 0.05])
-def test_a_profile_function_of_the_caller_is_there_afterwards(tmp_path: Path, seconds: float) -> None:
+def test_profile_function_of_the_caller_is_restored(tmp_path: Path, seconds: float) -> None:
     def profile(*_: object) -> None:
         return None
 
@@ -120,7 +120,7 @@ def test_a_profile_function_of_the_caller_is_there_afterwards(tmp_path: Path, se
 
 @pytest.mark.skipif(bool(native_reason()), reason="the native ledger is not built here")
 @pytest.mark.parametrize("python_allocators", [False, True])
-def test_the_native_ledger_counts_before_during_and_after(tmp_path: Path, python_allocators: bool) -> None:
+def test_native_ledger_counts_before_during_and_after(tmp_path: Path, python_allocators: bool) -> None:
     def counted() -> int:
         with memory_scope("counted", meter="native") as scope:
             kept = [bytes(1000) for _ in range(1000)]
@@ -137,7 +137,7 @@ def test_the_native_ledger_counts_before_during_and_after(tmp_path: Path, python
     assert after == pytest.approx(before, rel=0.02)
 
 
-def test_a_file_that_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_existing_file_is_refused_and_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "burst.bin"
     path.write_text("precious")
 
@@ -148,12 +148,12 @@ def test_a_file_that_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"seconds": 0}, {"seconds": -1}, {"max_bytes": "lots"}, {"max_bytes": 0}])
-def test_limits_that_make_no_sense_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_invalid_limits_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         _burst(tmp_path / "burst.bin", **options)
 
 
-def test_without_memray_the_command_that_installs_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_memray_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("memtools.testing.memray")
     monkeypatch.setitem(sys.modules, "memray", None)
 
@@ -161,10 +161,10 @@ def test_without_memray_the_command_that_installs_it_is_told(tmp_path: Path, mon
         module.burst_recording(tmp_path / "burst.bin")
 
 
-def test_a_recording_is_made_once(tmp_path: Path) -> None:
+def test_second_entry_of_one_recording_is_refused(tmp_path: Path) -> None:
     burst = _burst(tmp_path / "burst.bin")
     with burst:
         pass
 
-    with pytest.raises(RuntimeError, match="made once"), burst:
+    with pytest.raises(RuntimeError, match="can be entered once"), burst:
         pass

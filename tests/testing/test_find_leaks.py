@@ -1,4 +1,4 @@
-"""Every leak has a twin that does not leak; the one is found and named, the other is left alone."""
+"""Leak tests of functions: each leaking version is found and named, each fixed version is clean."""
 
 import asyncio
 import ctypes
@@ -97,9 +97,7 @@ def _fixed(size: int) -> Callable[[], object]:
         (keeps_1_kib_every_hundredth_call, "by_number"),
     ],
 )
-def test_bytes_that_are_kept_are_found_and_their_holder_is_named(
-    leaking: Callable[[], None], holder: str, meter: str
-) -> None:
+def test_kept_bytes_are_found_and_their_holder_named(leaking: Callable[[], None], holder: str, meter: str) -> None:
     report = find_leaks(leaking, meter=meter, min_duration=0.2)
 
     assert report.is_leak
@@ -109,7 +107,7 @@ def test_bytes_that_are_kept_are_found_and_their_holder_is_named(
 
 @pytest.mark.parametrize("meter", METERS)
 @pytest.mark.parametrize("size", [200, 1024, 64 * 1024])
-def test_the_fixed_twin_is_clean(size: int, meter: str) -> None:
+def test_fixed_version_is_clean(size: int, meter: str) -> None:
     report = find_leaks(_fixed(size), meter=meter)
 
     assert report.answer is Verdict.CLEAN
@@ -117,13 +115,13 @@ def test_the_fixed_twin_is_clean(size: int, meter: str) -> None:
     assert report.holders == ()
 
 
-def test_the_rate_is_that_of_a_call() -> None:
+def test_rate_is_per_call() -> None:
     report = find_leaks(keeps_1_kib, min_duration=0)
 
     assert 1024 <= report.findings[0].per_call < 1200
 
 
-def test_a_leak_is_not_fed_until_the_machine_is_full() -> None:
+def test_calls_stop_at_the_maximum_growth() -> None:
     report = find_leaks(keeps_64_kib)
 
     assert report.is_leak
@@ -139,7 +137,7 @@ async def awaits_its_task() -> None:
     await asyncio.create_task(asyncio.sleep(0), name="price feed")
 
 
-async def test_tasks_that_are_left_are_found_and_named() -> None:
+async def test_leftover_tasks_are_found_and_named() -> None:
     report = await find_leaks(leaves_a_task, calls=4, min_duration=0)
     tasks = [one for one in kept if isinstance(one, asyncio.Task)]
     for task in tasks:
@@ -151,7 +149,7 @@ async def test_tasks_that_are_left_are_found_and_named() -> None:
     assert any(line.startswith("task price feed #") for line in report.holders)
 
 
-async def test_tasks_that_are_awaited_are_clean() -> None:
+async def test_awaited_tasks_are_clean() -> None:
     report = await find_leaks(awaits_its_task, calls=20)
 
     assert report.answer is Verdict.CLEAN
@@ -164,7 +162,7 @@ async def keeps_in_a_task() -> None:
     await asyncio.create_task(work())
 
 
-async def test_what_a_task_of_the_function_keeps_is_its_own() -> None:
+async def test_memory_kept_by_a_started_task_is_charged() -> None:
     report = await find_leaks(keeps_in_a_task, calls=20, min_duration=0)
 
     assert report.is_leak
@@ -172,10 +170,10 @@ async def test_what_a_task_of_the_function_keeps_is_its_own() -> None:
     assert any(f"{__name__}.kept" in line for line in report.holders)
 
 
-async def test_what_a_neighbour_keeps_is_not_blamed_on_the_function() -> None:
+async def test_memory_kept_by_another_task_is_not_charged() -> None:
     mine: list[bytes] = []
 
-    async def neighbour() -> None:
+    async def other() -> None:
         while True:
             mine.append(bytes(10_000))
             await asyncio.sleep(0)
@@ -183,7 +181,7 @@ async def test_what_a_neighbour_keeps_is_not_blamed_on_the_function() -> None:
     async def innocent() -> None:
         await asyncio.sleep(0)
 
-    task = asyncio.create_task(neighbour())
+    task = asyncio.create_task(other())
     report = await find_leaks(innocent, calls=200, min_duration=0, timeout=1)
     task.cancel()
 
@@ -192,7 +190,7 @@ async def test_what_a_neighbour_keeps_is_not_blamed_on_the_function() -> None:
 
 
 @pytest.mark.skipif(descriptors() is None, reason="descriptors are listed on Linux only")
-def test_descriptors_that_are_left_are_found_and_named() -> None:
+def test_leftover_descriptors_are_found_and_named() -> None:
     def opens() -> None:
         kept.append(os.open(os.devnull, os.O_RDONLY))
 
@@ -206,7 +204,7 @@ def test_descriptors_that_are_left_are_found_and_named() -> None:
     assert find_leaks(opens_and_closes, calls=10).answer is Verdict.CLEAN
 
 
-def test_threads_that_are_left_are_found_and_named() -> None:
+def test_leftover_threads_are_found_and_named() -> None:
     def starts() -> None:
         release = threading.Event()
         thread = threading.Thread(target=release.wait, name=f"importer {len(kept)}")
@@ -226,7 +224,7 @@ def test_threads_that_are_left_are_found_and_named() -> None:
 
 
 @pytest.mark.skipif(malloc_bytes() is None, reason="the C library does not tell what is in use")
-def test_memory_of_c_that_is_left_is_found() -> None:
+def test_leftover_native_memory_is_found() -> None:
     library = ctypes.CDLL(None)
     library.malloc.restype = ctypes.c_void_p
     library.free.argtypes = [ctypes.c_void_p]
@@ -246,7 +244,7 @@ def test_memory_of_c_that_is_left_is_found() -> None:
     assert find_leaks(takes_and_gives).answer is Verdict.CLEAN
 
 
-def test_a_cache_that_fills_up_is_clean_once_it_is_full() -> None:
+def test_cache_is_clean_once_it_is_full() -> None:
     def remembers() -> None:
         state.calls += 1
         _cached(state.calls)
@@ -256,7 +254,7 @@ def test_a_cache_that_fills_up_is_clean_once_it_is_full() -> None:
     assert report.answer is Verdict.CLEAN
 
 
-def test_a_bounded_cache_that_is_not_full_is_no_leak_and_no_proof_either() -> None:
+def test_bounded_cache_that_fills_up_is_inconclusive() -> None:
     def remembers() -> None:
         state.calls += 1
         _never_full(state.calls)
@@ -296,23 +294,23 @@ def _makes_a_cycle() -> None:
 
 @pytest.mark.parametrize("meter", METERS)
 @pytest.mark.parametrize("healthy", [_runs_a_loop, _imports, _logs, _replaces, _churns, _makes_a_cycle])
-def test_what_fools_others_is_clean(healthy: Callable[[], None], meter: str) -> None:
+def test_growth_that_stops_is_clean(healthy: Callable[[], None], meter: str) -> None:
     report = find_leaks(healthy, meter=meter)
 
     assert report.answer is Verdict.CLEAN, report
 
 
-def test_a_leak_is_raised_with_what_grew_and_who_holds_it() -> None:
+def test_leak_raises_with_growth_and_holder() -> None:
     with pytest.raises(LeakError, match="keeps_1_kib leaks") as caught:
         assert_no_leaks(keeps_1_kib, min_duration=0)
 
     assert isinstance(caught.value, AssertionError)
-    assert "KiB a call" in str(caught.value)
+    assert "KiB per call" in str(caught.value)
     assert f"{__name__}.kept" in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-async def test_a_leak_of_a_coroutine_function_is_raised() -> None:
+async def test_leak_of_a_coroutine_function_raises() -> None:
     async def keeps() -> None:
         kept.append(bytes(300))
 
@@ -320,7 +318,7 @@ async def test_a_leak_of_a_coroutine_function_is_raised() -> None:
         await assert_no_leaks(keeps, min_duration=0)
 
 
-def test_a_clean_function_gives_its_report() -> None:
+def test_clean_function_returns_its_report() -> None:
     report = assert_no_leaks(_fixed(10))
 
     assert report.answer is Verdict.CLEAN
@@ -328,7 +326,7 @@ def test_a_clean_function_gives_its_report() -> None:
     assert "clean" in repr(report)
 
 
-def test_what_cannot_be_told_is_a_warning_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_inconclusive_result_is_warned_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     def remembers() -> None:
         state.calls += 1
         _never_full(state.calls)
@@ -339,7 +337,7 @@ def test_what_cannot_be_told_is_a_warning_and_logged(caplog: pytest.LogCaptureFi
     assert "inconclusive" in caplog.text
 
 
-def test_arguments_are_passed_on() -> None:
+def test_arguments_are_passed_to_the_function() -> None:
     seen: set[tuple[int, str]] = set()
 
     def takes(number: int, *, text: str) -> None:
@@ -350,7 +348,7 @@ def test_arguments_are_passed_on() -> None:
     assert seen == {(1, "x")}
 
 
-def test_what_the_function_raises_is_raised() -> None:
+def test_exception_of_the_function_passes() -> None:
     def fails() -> None:
         raise LookupError("mine")
 
@@ -358,16 +356,16 @@ def test_what_the_function_raises_is_raised() -> None:
         find_leaks(fails)
 
 
-async def test_cancellation_passes() -> None:
+async def test_cancellation_passes_and_ends_the_calls() -> None:
     async def hangs() -> None:
         await asyncio.Event().wait()
 
-    hunt = asyncio.ensure_future(find_leaks(hangs))
+    search = asyncio.ensure_future(find_leaks(hangs))
     await asyncio.sleep(0.01)
-    hunt.cancel()
+    search.cancel()
 
     with pytest.raises(asyncio.CancelledError):
-        await hunt
+        await search
     assert asyncio.get_running_loop().get_task_factory() is None
 
 
@@ -378,7 +376,7 @@ async def test_cancellation_passes() -> None:
         ("min_duration", -1), ("timeout", "soon"), ("meter", "exact"),
     ],
 )  # fmt: skip
-def test_nonsense_is_refused_before_anything_is_called(choice: str, value: Any) -> None:
+def test_invalid_option_is_refused_before_the_first_call(choice: str, value: Any) -> None:
     calls: list[None] = []
 
     with pytest.raises(ConfigError, match=choice):
@@ -387,17 +385,17 @@ def test_nonsense_is_refused_before_anything_is_called(choice: str, value: Any) 
     assert calls == []
 
 
-def test_what_cannot_be_called_is_refused() -> None:
+def test_object_that_cannot_be_called_is_refused() -> None:
     with pytest.raises(ConfigError, match="function"):
         find_leaks("handler")  # type: ignore[call-overload]
 
 
-def test_a_function_that_only_returns_a_coroutine_is_refused() -> None:
+def test_function_that_returns_a_coroutine_is_refused() -> None:
     with pytest.raises(ConfigError, match="coroutine function"):
         find_leaks(lambda: asyncio.sleep(0))
 
 
-def test_nothing_is_shown_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_hidden_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     find_leaks(_fixed(10))
 
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""A stress test notes every round, gives the verdict of a leak test, and shows both."""
+"""Stress tests record each round and give the verdict of a leak test."""
 
 import asyncio
 import io
@@ -32,7 +32,7 @@ def keeps(size: int = 2048) -> None:
     kept.append(bytes(size))
 
 
-def test_a_clean_operation_has_the_rounds_that_were_asked_for() -> None:
+def test_clean_operation_has_the_requested_rounds() -> None:
     report = StressTest(lambda: bytes(1000), rounds=4, calls=25).run()
 
     assert report.answer is Verdict.CLEAN
@@ -42,7 +42,7 @@ def test_a_clean_operation_has_the_rounds_that_were_asked_for() -> None:
     assert all(one.resident_bytes > 0 for one in report.rounds)
 
 
-def test_a_leak_is_found_named_and_seen_in_the_rounds() -> None:
+def test_leak_is_found_named_and_visible_in_the_rounds() -> None:
     report = StressTest(keeps, rounds=3, calls=50, min_duration=0).run()
 
     assert report.is_leak
@@ -54,7 +54,7 @@ def test_a_leak_is_found_named_and_seen_in_the_rounds() -> None:
     assert all(size >= 2048 * one.calls for size, one in zip(grown, report.rounds[1:], strict=True))
 
 
-def test_percentiles_rise_and_belong_to_the_calls_of_the_round() -> None:
+def test_percentiles_rise_and_belong_to_their_round() -> None:
     report = StressTest(lambda: sum(range(2_000)), rounds=3, calls=100).run()
 
     for one in report.rounds[1:]:
@@ -62,7 +62,7 @@ def test_percentiles_rise_and_belong_to_the_calls_of_the_round() -> None:
     assert report.rounds[0].p50_s == 0
 
 
-async def test_calls_of_a_coroutine_function_run_at_once() -> None:
+async def test_calls_of_a_coroutine_function_run_concurrently() -> None:
     running: list[int] = [0, 0]
 
     async def works(step: float) -> None:
@@ -76,10 +76,10 @@ async def test_calls_of_a_coroutine_function_run_at_once() -> None:
     assert running == [0, 5]
     assert report.answer is not Verdict.LEAK
     assert report.calls >= 60
-    assert "5 at once" in report.svg()
+    assert "5 concurrently" in report.svg()
 
 
-async def test_a_coroutine_function_that_leaks_is_found() -> None:
+async def test_leak_of_a_coroutine_function_is_found() -> None:
     async def keeps_and_sleeps() -> None:
         await asyncio.sleep(0)
         kept.append(bytes(1000))
@@ -89,12 +89,12 @@ async def test_a_coroutine_function_that_leaks_is_found() -> None:
     assert report.is_leak
 
 
-def test_what_the_operation_raises_is_raised() -> None:
+def test_exception_of_the_operation_passes() -> None:
     with pytest.raises(ZeroDivisionError):
         StressTest(lambda: 1 // 0).run()
 
 
-async def test_what_one_of_several_raises_is_raised() -> None:
+async def test_exception_of_a_concurrent_call_passes() -> None:
     async def fails() -> None:
         raise LookupError("mine")
 
@@ -116,14 +116,14 @@ async def test_cancellation_ends_the_calls_and_passes() -> None:
         await running
 
 
-def test_it_stops_when_it_has_grown_enough() -> None:
+def test_calls_stop_at_the_maximum_growth() -> None:
     report = StressTest(keeps, args=(100_000,), rounds=50, calls=10, max_bytes="8 MiB").run()
 
     assert report.is_leak
     assert report.calls < 200
 
 
-def test_more_rounds_than_a_leak_test_ever_makes_are_no_trouble() -> None:
+def test_many_rounds_fit_into_the_report() -> None:
     report = StressTest(lambda: None, rounds=70, calls=1).run()
 
     assert len(report.rounds) >= 71
@@ -136,7 +136,7 @@ def test_more_rounds_than_a_leak_test_ever_makes_are_no_trouble() -> None:
         ("meter", "best"),
     ],
 )  # fmt: skip
-def test_nonsense_is_refused_at_construction(choice: str, value: Any) -> None:
+def test_invalid_option_is_refused_at_construction(choice: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=choice):
         StressTest(print, **{choice: value})
 
@@ -151,7 +151,7 @@ def report() -> StressReport:
     return StressReport(verdict, tuple(rounds))
 
 
-def test_the_text_is_a_table_that_fits_a_terminal(report: StressReport) -> None:
+def test_text_is_a_table_that_fits_the_terminal(report: StressReport) -> None:
     lines = report.to_text(width=90, ascii_only=False).splitlines()
 
     assert "leak after 300 calls" in lines[0]
@@ -163,13 +163,13 @@ def test_the_text_is_a_table_that_fits_a_terminal(report: StressReport) -> None:
     assert lines[-1].endswith("0 B to 12.0 KiB")
 
 
-def test_the_text_is_ascii_where_the_stream_is(report: StressReport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_ascii_on_an_ascii_stream(report: StressReport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
 
     assert str(report).isascii()
 
 
-def test_of_many_rounds_the_first_and_the_last_are_shown(report: StressReport) -> None:
+def test_many_rounds_show_the_first_and_the_last(report: StressReport) -> None:
     rounds = tuple(StressRound(number, 1, 1, 1, 1, 1, 1, 1, 1) for number in range(200))
     lines = StressReport(report.verdict, rounds).to_text(width=100, ascii_only=True).splitlines()
 
@@ -178,7 +178,7 @@ def test_of_many_rounds_the_first_and_the_last_are_shown(report: StressReport) -
 
 
 @pytest.mark.parametrize("ending", [".html", ".svg", ".json", ".txt"])
-def test_it_is_written_in_the_form_of_the_ending(report: StressReport, tmp_path: Path, ending: str) -> None:
+def test_report_is_written_in_the_format_of_the_suffix(report: StressReport, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"stress{ending}"
 
     report.write(path)
@@ -196,14 +196,14 @@ def test_it_is_written_in_the_form_of_the_ending(report: StressReport, tmp_path:
         assert "&lt;co&gt;" in text
 
 
-def test_another_ending_is_refused_and_nothing_is_written(report: StressReport, tmp_path: Path) -> None:
+def test_unknown_suffix_is_refused_and_nothing_is_written(report: StressReport, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.html, \.svg"):
         report.write(tmp_path / "stress.pdf")
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_verdict_is_the_title_of_the_picture(report: StressReport) -> None:
+def test_verdict_is_the_title_of_the_chart(report: StressReport) -> None:
     root = ElementTree.fromstring(report.svg())
     title = next(one for one in root.iter() if "mt-title" in one.attrib.get("class", ""))
 
@@ -212,7 +212,7 @@ def test_the_verdict_is_the_title_of_the_picture(report: StressReport) -> None:
     assert report._repr_html_() == report.svg()
 
 
-def test_latencies_keep_their_percentiles_however_many_there_are() -> None:
+def test_many_latencies_keep_their_percentiles() -> None:
     latencies = Latencies()
     for number in range(100_000):
         latencies.add(number / 100_000)
@@ -224,9 +224,9 @@ def test_latencies_keep_their_percentiles_however_many_there_are() -> None:
     assert latencies.percentile(50) == latencies.longest_s == 0.0
 
 
-def test_a_round_lasts_from_its_first_call_to_the_end_of_its_last() -> None:
+def test_round_lasts_from_first_call_to_end_of_last() -> None:
     now = [100.0]
-    rounds = RoundRecorder("refresh", 2, Progress(is_wanted=False), clock=lambda: now[0])
+    rounds = RoundRecorder("refresh", 2, Progress(is_enabled=False), clock=lambda: now[0])
     rounds.record(0, 0, 5_000)
     rounds.last_end = 102.5
     now[0] = 110.0  # a collection took its time
@@ -239,7 +239,7 @@ def test_a_round_lasts_from_its_first_call_to_the_end_of_its_last() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal on Windows")
-def test_progress_is_shown_on_a_terminal_and_gone_at_the_end() -> None:
+def test_progress_is_erased_at_the_end() -> None:
     import pty
 
     code = "from memtools.testing import StressTest; StressTest(lambda: None, rounds=3, calls=2).run()"
