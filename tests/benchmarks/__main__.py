@@ -1,8 +1,5 @@
 """Run the benchmarks: `python tests/benchmarks [--only NAME] [--rounds N] [--write docs/performance.md]`.
 
-Covers: finding `bench_*.py` beside this file, printing their results, writing them into a page.
-Leaves to others: what is measured and how (`_compare`, and each benchmark).
-
 A page holds the results of `bench_NAME.py` between `<!-- results:NAME -->` and `<!-- /results:NAME -->`. The exit
 status is 0 whether or not the targets are met: a busy machine is no failure, and the table says which were missed.
 """

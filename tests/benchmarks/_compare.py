@@ -1,18 +1,16 @@
-"""Compare two ways of doing the same thing, on a machine that is busy with other things as well.
-
-Covers: timing in interleaved rounds, the ratio to a peer, the shape of a result.
-Leaves to others: which cases are fair (each `bench_*.py`), finding and printing them (`__main__`).
+"""Comparisons of two implementations on a machine that is busy with other work.
 
 The shape of a benchmark: a file `bench_NAME.py` in this folder with
 
     from _compare import Result, compare
 
     def run(rounds: int = 15) -> list[Result]:
-        timing = compare({"ours": ours, "peer": peer}, number=2_000, rounds=rounds, baseline="peer")
-        return [Result("what we did", "what we are held against", timing.ratio("ours"), target=1.2)]
+        timing = compare({"own": own, "peer": peer}, number=2_000, rounds=rounds, baseline="peer")
+        return [Result("what was measured", "the peer", timing.ratio("own"), target=1.2)]
 
-and, to be run alone, `if __name__ == "__main__": print_results(run())`. Ratios are ours divided by the peer's: less is
-better, always. Seconds are not compared: they belong to the machine, ratios nearly do not. pytest never collects these.
+and, to be run alone, `if __name__ == "__main__": print_results(run())`. A ratio is memtools divided by the peer: less
+is better, always. Seconds are not compared: they depend on the machine, ratios hardly do. pytest never collects these
+files.
 """
 
 import gc
@@ -30,7 +28,7 @@ class Result:
     Attributes:
         title: what was done.
         peer: what it was held against.
-        ratio: ours divided by the peer's; less is better.
+        ratio: the measured value divided by that of the peer; less is better.
         target: the most that the ratio may be.
         unit_note: what was divided, and what else a reader should know.
     """
@@ -73,10 +71,10 @@ class Timing:
     def ratio(self, case: str) -> float:
         """Return the median over the rounds of `case` divided by the baseline of the same round.
 
-        Both of a round ran within milliseconds of each other: a noisy neighbour slows both, and falls out.
+        Both of a round ran within milliseconds of each other: other load slows both, and cancels out.
         """
         pairs = zip(self.rounds_ns[case], self.rounds_ns[self.baseline], strict=True)
-        return statistics.median(ours / peer for ours, peer in pairs)
+        return statistics.median(own / peer for own, peer in pairs)
 
 
 def compare(
@@ -115,7 +113,7 @@ def compare(
 
 def _time(call: Callable[[], object], number: int, with_gc: bool, clock: Callable[[], int]) -> float:
     was_enabled = gc.isenabled()
-    gc.collect()  # nobody pays for the garbage of the case before
+    gc.collect()  # the garbage of one case must not be collected during the next
     if not with_gc:
         gc.disable()
     try:

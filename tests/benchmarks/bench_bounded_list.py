@@ -2,8 +2,8 @@
 
 Times of loops are net: an empty loop of the same length is taken off both, so that nothing but the call is compared.
 Adding is timed for both types that it can come from, the one in C where it was built and the one in Python. The exact
-window has a floor that no Python code goes below: `list.append` and `list.pop(0)`, without any method of ours, move the
-same 8 kB each time. It is measured beside it.
+window has a floor that no Python code goes below: `list.append` and `list.pop(0)` alone move the same 8 kB each time.
+It is measured, too.
 """
 
 import importlib
@@ -65,7 +65,7 @@ def _appending(kind: Kind, rounds: int) -> list[Result]:
     full: deque[int] = deque(range(_MAXLEN), maxlen=_MAXLEN)
     three_quarters = bounded_list(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, shrinkable=False)
     exact = bounded_list(range(_MAXLEN), _MAXLEN, shrinkable=False)
-    weighed = bounded_list(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, max_bytes="1 MiB", shrinkable=False)
+    byte_bounded = bounded_list(range(_MAXLEN), _MAXLEN, keep=_MAXLEN * 3 // 4, max_bytes="1 MiB", shrinkable=False)
     timing = compare(
         {
             "loop": _loop,
@@ -73,7 +73,7 @@ def _appending(kind: Kind, rounds: int) -> list[Result]:
             "three quarters": _appends(three_quarters.append),
             "exact": _appends(exact.append),
             "floor": _moves(list(range(_MAXLEN))),
-            "weighed": _appends(weighed.append),
+            "byte bounded": _appends(byte_bounded.append),
         },
         number=5,
         rounds=rounds,
@@ -89,7 +89,7 @@ def _appending(kind: Kind, rounds: int) -> list[Result]:
         Result(f"append {in_words}, maxlen=1000, exact window", peer, _net(timing, "exact", "deque"), kind.exact, note),
         Result(f"append {in_words}, maxlen=1000, exact window", "list.append and list.pop(0)",
                _net(timing, "exact", "floor"), 2.0, f"{note}; that floor is {floor:.1f}x of deque.append"),
-        Result(f"append {in_words}, maxlen=1000, keep=750, max_bytes", peer, _net(timing, "weighed", "deque"), 60.0,
+        Result(f"append {in_words}, keep=750, max_bytes", peer, _net(timing, "byte bounded", "deque"), 60.0,
                note),
     ]  # fmt: skip
 
@@ -117,7 +117,7 @@ def _extending(kind: Kind, rounds: int) -> list[Result]:
         baseline="deque",
     )
     trimmed = statistics.median(
-        ours / peer for ours, peer in zip(timing.rounds_ns["exact"], timing.rounds_ns["bare"], strict=True)
+        own / peer for own, peer in zip(timing.rounds_ns["exact"], timing.rounds_ns["bare"], strict=True)
     )
     peer = "deque(maxlen=1000).extend"
     title = f"extend(100 items) {kind.language}"
@@ -130,15 +130,15 @@ def _extending(kind: Kind, rounds: int) -> list[Result]:
 
 
 def _reading(rounds: int) -> list[Result]:
-    ours = BoundedList(range(_MAXLEN), _MAXLEN, shrinkable=False)
+    own = BoundedList(range(_MAXLEN), _MAXLEN, shrinkable=False)
     bare = Bare(range(_MAXLEN))
     peer = "a bare list subclass"
     return [
-        Result("x[500]", peer, _pair(lambda x: [x[500] for _ in range(2000)], ours, bare, rounds), 1.05),
-        Result("x[100:200]", peer, _pair(lambda x: [x[100:200] for _ in range(300)], ours, bare, rounds), 1.05),
-        Result("for item in x", peer, _pair(lambda x: [None for _ in x], ours, bare, rounds), 1.05),
-        Result("len(x)", peer, _pair(lambda x: [len(x) for _ in range(2000)], ours, bare, rounds), 1.05),
-        Result("sorted in place", peer, _pair(lambda x: x.sort(), ours, bare, rounds), 1.05),
+        Result("x[500]", peer, _pair(lambda x: [x[500] for _ in range(2000)], own, bare, rounds), 1.05),
+        Result("x[100:200]", peer, _pair(lambda x: [x[100:200] for _ in range(300)], own, bare, rounds), 1.05),
+        Result("for item in x", peer, _pair(lambda x: [None for _ in x], own, bare, rounds), 1.05),
+        Result("len(x)", peer, _pair(lambda x: [len(x) for _ in range(2000)], own, bare, rounds), 1.05),
+        Result("sorted in place", peer, _pair(lambda x: x.sort(), own, bare, rounds), 1.05),
     ]
 
 
@@ -182,14 +182,14 @@ def _moves(items: list[int]) -> Callable[[], None]:
 def _net(timing: Timing, case: str, peer: str) -> float:
     rounds = timing.rounds_ns
     triples = zip(rounds[case], rounds[peer], rounds["loop"], strict=True)
-    return statistics.median((ours - loop) / (theirs - loop) for ours, theirs, loop in triples)
+    return statistics.median((own - loop) / (peer - loop) for own, peer, loop in triples)
 
 
-def _pair(act: Callable[[list[int]], object], ours: BoundedList[int], bare: Bare, rounds: int) -> float:
+def _pair(act: Callable[[list[int]], object], own: BoundedList[int], bare: Bare, rounds: int) -> float:
     timing = compare(
-        {"ours": lambda: act(ours), "bare": lambda: act(bare)}, number=30, rounds=rounds * 2, baseline="bare"
+        {"own": lambda: act(own), "bare": lambda: act(bare)}, number=30, rounds=rounds * 2, baseline="bare"
     )
-    return timing.ratio("ours")
+    return timing.ratio("own")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""The price of clean-up: how long the loop waits for it, and its share of wall time under permanent overload.
+"""The price of clean-up: how long the event loop waits, and the share of wall time under permanent overload.
 
-Covers: ten million items and a million cached values trimmed in slices, against letting them go in one stroke; two
-minutes of overload, in which every pause is skipped by moving the ladder's clock on.
-
-Waits are measured in CPU time of the thread: on a busy machine the wall time of a slice is mostly that of others.
+Ten million items and a million cached values are trimmed in slices, against freeing them in one go; and two minutes of
+overload, in which every pause is skipped by advancing the reclaimer's clock. Waits are measured in CPU time of the
+thread: on a busy machine the wall time of a slice is mostly that of other processes.
 """
 
 import asyncio
@@ -84,9 +83,9 @@ def _in_one_stroke(thing: object) -> float:
 
 
 async def _waits_while_trimming(thing: object) -> list[float]:
-    ladder = Reclaimer(default_steps()[:1], read=resident_bytes, share=1.0)
+    reclaimer = Reclaimer(default_steps()[:1], read=resident_bytes, share=1.0)
     waits: list[float] = []
-    task = asyncio.create_task(ladder.reclaim_async(Level.CRITICAL, stop_below=0))
+    task = asyncio.create_task(reclaimer.reclaim_async(Level.CRITICAL, stop_below=0))
     while not task.done():
         began = time.thread_time()
         await asyncio.sleep(0)
@@ -124,7 +123,7 @@ def _overloaded() -> Result:
     clock = _SkippingClock()
     # Registered things are given deadlines by the real clock, so the first step keeps to it.
     steps = (default_steps()[0], *default_steps(clock=clock)[1:])
-    ladder = Reclaimer([*steps, _Greedy(clock)], read=resident_bytes, clock=clock)
+    reclaimer = Reclaimer([*steps, _Greedy(clock)], read=resident_bytes, clock=clock)
     recent: BoundedList[object] = BoundedList(maxlen=1_000_000)
     keep = [[] for _ in range(1_000_000)]  # a heap that makes a full collection dear
 
@@ -132,11 +131,11 @@ def _overloaded() -> Result:
     while clock() - began < _OVERLOAD_S:
         if len(recent) < 1_000:
             recent.extend(object() for _ in range(300_000))
-        ladder.reclaim(Level.CRITICAL, stop_below=0)
+        reclaimer.reclaim(Level.CRITICAL, stop_below=0)
         clock.skipped_s += 0.25
     wall_s = clock() - began
-    spent_s = ladder.statistics().spent_s
-    note = f"{spent_s / wall_s:.2%} of {wall_s:.0f} s, {ladder.statistics().passes} climbs, {len(keep):,} containers"
+    spent_s = reclaimer.statistics().spent_s
+    note = f"{spent_s / wall_s:.2%} of {wall_s:.0f} s, {reclaimer.statistics().passes} passes, {len(keep):,} containers"
     return Result(
         "clean-up under permanent overload, with a step that takes all it gets",
         "5 % of wall time",

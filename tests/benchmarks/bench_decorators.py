@@ -51,19 +51,19 @@ class _Ours:
 
 def run(rounds: int = 15) -> list[Result]:
     """Time functions and methods, plain and coroutine functions."""
-    bare, wrapped, ours = _Bare(), _Wrapped(), _Ours()
+    bare, wrapped, own = _Bare(), _Wrapped(), _Ours()
     off = profile_memory(sample_every=_NEVER)
     budgeted = memory_budget("1 GiB", sample_every=_NEVER)(_plain)
     cases: list[tuple[str, Any, Any, Any, Any]] = [
         ("function", _calls, _plain, pass_through(_plain), off(_plain)),
-        ("method", _method_calls, bare, wrapped, ours),
+        ("method", _method_calls, bare, wrapped, own),
         ("coroutine function", _awaits, _coroutine, pass_through(_coroutine), off(_coroutine)),
-        ("coroutine method", _method_awaits, bare, wrapped, ours),
+        ("coroutine method", _method_awaits, bare, wrapped, own),
         ("function under a budget", _calls, _plain, pass_through(_plain), budgeted),
     ]
     results: list[Result] = []
     for title, loop, *three in cases:
-        loops = dict(zip(("bare", "pass-through", "ours"), (loop(target) for target in three), strict=True))
+        loops = dict(zip(("bare", "pass-through", "own"), (loop(target) for target in three), strict=True))
         timing = compare({"loop": _loop, **loops}, number=3, rounds=rounds, baseline="pass-through")
         bare_ns = timing.median_ns("bare") - timing.median_ns("loop")
         note = f"time per call, net of the loop; the bare call is {bare_ns / _TURNS:.0f} ns here"
@@ -98,8 +98,8 @@ def _measured(rounds: int) -> list[Result]:
 
 
 def _net(timing: Timing) -> float:
-    pairs = zip(timing.rounds_ns["ours"], timing.rounds_ns["pass-through"], timing.rounds_ns["loop"], strict=True)
-    return statistics.median((ours - loop) / (peer - loop) for ours, peer, loop in pairs)
+    pairs = zip(timing.rounds_ns["own"], timing.rounds_ns["pass-through"], timing.rounds_ns["loop"], strict=True)
+    return statistics.median((own - loop) / (peer - loop) for own, peer, loop in pairs)
 
 
 def _loop() -> None:

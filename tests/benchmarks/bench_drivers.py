@@ -1,8 +1,8 @@
-"""The price of following a task: per step, with and without scopes around it, and per owner.
+"""The price of tracking a task: per step, with and without scopes around it, and per owner.
 
-Each case is one event loop that runs the same steps; what differs is who follows them. Under `tracemalloc` the peer is the
-same loop with tracemalloc on, so that what is compared is the following and not the tracing. A target per step is a
-promise in microseconds; the ratio that is printed is ours divided by that promise.
+Each case is one event loop that runs the same steps; the cases differ in what tracks them. Under `tracemalloc` the peer
+is the same loop with tracemalloc on, so that the tracking is compared and not the tracing. A target per step is a
+promise in microseconds; the ratio that is printed is the measured time divided by that promise.
 """
 
 import asyncio

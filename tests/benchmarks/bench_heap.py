@@ -1,7 +1,7 @@
-"""What it costs to ask who keeps something alive, with 750,000 objects in the heap.
+"""The price of asking what keeps an object alive, with 750,000 objects in the heap.
 
-Covers: the census, the climb from a growing container to its root, and the longest stop of both. Held against what we
-promise, in seconds of CPU: what counts here is how long the process stands still, and a busy machine adds to the clock.
+The census, the referrer walk from a growing container to its root, and the longest pause of both, against a promise in
+seconds of CPU time: it matters how long the process stands still, and a busy machine adds to the wall clock.
 """
 
 import gc
@@ -46,13 +46,13 @@ def run(rounds: int = 7) -> list[Result]:
         book.orders.update({100_000 + number * 100 + extra: Order(extra) for extra in range(100)})
         counting = list(_stops(count_in_slices()))
         (grown,) = [one for one in growth_between(before, heap_census()) if one.address == id(book.orders)]
-        climbing = list(_climb(grown))
-        wholes.append(sum(counting) + sum(climbing))
-        stops.append(max(counting + climbing))
+        walking = list(_walk(grown))
+        wholes.append(sum(counting) + sum(walking))
+        stops.append(max(counting + walking))
     del others
     note = f"CPU, {objects:,} objects"
     return [
-        Result("census and climb", f"{WHOLE_S} s", statistics.median(wholes) / WHOLE_S, 1.0, note),
+        Result("census and walk", f"{WHOLE_S} s", statistics.median(wholes) / WHOLE_S, 1.0, note),
         Result("longest stop of them", f"{STOP_S} s", statistics.median(stops) / STOP_S, 1.0, note),
     ]
 
@@ -64,7 +64,7 @@ def _stops(steps: Iterator[object]) -> Iterator[float]:
         begun = time.process_time()
 
 
-def _climb(grown: object) -> Iterator[float]:
+def _walk(grown: object) -> Iterator[float]:
     # The coroutine is driven by hand: its pauses are the ends of the stops.
     steps = why_alive_async(grown)
     while True:

@@ -1,11 +1,11 @@
-"""Do leak tests tell leaks from what only looks like one, and what does a marked test cost?
+"""The accuracy of leak tests, and the price of a marked test.
 
-Covers: every kind of leak with its fixed twin and what is known to fool others, judged again and again, each time in a
-fresh pytest; psleak on the same functions, where it is installed; the time of a marked test against the same one
-unmarked, and of pytest-memray's `limit_leaks`, where it is installed, in the same run.
+Each kind of leak with its fixed version, and programs that look like a leak, judged repeatedly, each time in a fresh
+pytest; psleak on the same functions, where it is installed; the time of a marked test against the same test unmarked,
+and of pytest-memray's `limit_leaks`, where it is installed, in the same run.
 
-Needs memtools as it is installed for others (the plugin is found by its entry point), or `-p pytest_memtools` by
-`PYTEST_ADDOPTS`. `MEMTOOLS_TWIN_REPEATS` says how often the twins are judged, by default 20: that takes some minutes.
+Needs memtools installed (the plugin is found by its entry point), or `-p pytest_memtools` in `PYTEST_ADDOPTS`.
+`MEMTOOLS_LEAK_REPEATS` says how often each version is judged, by default 20: that takes some minutes.
 """
 
 import json
@@ -22,22 +22,22 @@ from typing import Any
 
 from _compare import Result, print_results
 
-REPEATS = int(os.environ.get("MEMTOOLS_TWIN_REPEATS", "20"))
+REPEATS = int(os.environ.get("MEMTOOLS_LEAK_REPEATS", "20"))
 MARKED_COST = 10.0
 
-# What stands in the failure of a leaking twin.
-CULPRITS = {
-    "test_leaking_200_bytes": "test_twins.kept",
-    "test_leaking_1_kib": "test_twins.kept",
-    "test_leaking_64_kib": "test_twins.kept",
-    "test_leaking_1_kib_every_hundredth_call": "test_twins.by_number",
+# The holder that the failure of each leaking version must name.
+HOLDERS = {
+    "test_leaking_200_bytes": "test_versions.kept",
+    "test_leaking_1_kib": "test_versions.kept",
+    "test_leaking_64_kib": "test_versions.kept",
+    "test_leaking_1_kib_every_hundredth_call": "test_versions.by_number",
     "test_leaking_a_task": "task price feed",
     "test_leaking_a_descriptor": f"descriptor {os.devnull}",
-    "test_leaking_by_a_fixture": "test_twins.kept",
-    "test_leaking_1_kib_marked": "test_twins.kept",
+    "test_leaking_by_a_fixture": "test_versions.kept",
+    "test_leaking_1_kib_marked": "test_versions.kept",
 }
 
-TWINS = """
+VERSIONS = """
 import asyncio, functools, logging, os
 import pytest
 from memtools.testing import assert_no_leaks
@@ -150,7 +150,7 @@ def imports():
     decimal.Decimal(1)
 
 def logs():
-    logging.getLogger("twins.leaks").isEnabledFor(logging.DEBUG)
+    logging.getLogger("versions.leaks").isEnabledFor(logging.DEBUG)
 """
 
 WATCHER = """
@@ -201,7 +201,7 @@ def _verdicts(repeats: int) -> list[Result]:
     kinds: Counter[str] = Counter()
     fooled: Counter[str] = Counter()
     for _ in range(repeats):
-        figures = _pytest({"test_twins": TWINS, "functions": FUNCTIONS})
+        figures = _pytest({"test_versions": VERSIONS, "functions": FUNCTIONS})
         for name, outcome in figures["outcomes"].items():
             kind = next(kind for kind in ("leaking", "fixed", "healthy") if f"test_{kind}" in name)
             kinds[kind] += 1
@@ -212,16 +212,16 @@ def _verdicts(repeats: int) -> list[Result]:
         fooled += _psleak()
     beside = f"; psleak fails {dict(fooled)} of {repeats} each" if find_spec("psleak") else ""
     return [
-        Result("leaking twins that pass, or whose culprit is not named", "none", wrong["leaking"], 0.0,
+        Result("leaking versions that pass, or whose holder is not named", "none", wrong["leaking"], 0.0,
                f"of {kinds['leaking']} in {repeats} repeats"),
-        Result("fixed twins that fail", "none", wrong["fixed"], 0.0, f"of {kinds['fixed']}"),
+        Result("fixed versions that fail", "none", wrong["fixed"], 0.0, f"of {kinds['fixed']}"),
         Result("healthy ones that fail", "none", wrong["healthy"], 0.0, f"of {kinds['healthy']}{beside}"),
     ]  # fmt: skip
 
 
 def _is_wrong(name: str, outcome: str, said: str) -> bool:
     if "leaking" in name:
-        return outcome != "failed" or CULPRITS[name] not in said
+        return outcome != "failed" or HOLDERS[name] not in said
     return outcome != "passed"
 
 
@@ -248,12 +248,12 @@ def _costs(rounds: int) -> list[Result]:
     results: list[Result] = []
     for rows, note in ((20_000, "a body of some 10 ms"), (200, "a body of some 0.1 ms")):
         ratios = [_cost(rows) for _ in range(rounds)]
-        ours = statistics.median(ratio["marked"] for ratio in ratios)
+        own = statistics.median(ratio["marked"] for ratio in ratios)
         beside = ""
         if all("memray" in ratio for ratio in ratios):
             beside = f"; limit_leaks, one run: {statistics.median(ratio['memray'] for ratio in ratios):.1f}x"
         title = "memory_growth(warmup=2, repeats=5)"
-        results.append(Result(title, "the same test unmarked", ours, MARKED_COST, f"seven runs of {note}{beside}"))
+        results.append(Result(title, "the same test unmarked", own, MARKED_COST, f"seven runs of {note}{beside}"))
     return results
 
 
@@ -263,7 +263,7 @@ def _cost(rows: int) -> dict[str, float]:
         marks["memray"] = "@pytest.mark.limit_leaks('100 MB')\n"
     tests = [
         f"{mark}def test_{name}_{number}():\n{BODY}" for number in range(10) for name, mark in marks.items()
-    ]  # one after the other: what slows down one slows down its neighbours
+    ]  # one after the other: load slows down consecutive runs alike
     source = "\n".join(["import pytest", f"ROWS = {rows}", *tests])
     seconds = _pytest({"test_costs": source})["seconds"]
     plain = [seconds[f"test_plain_{number}"] for number in range(10)]

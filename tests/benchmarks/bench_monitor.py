@@ -1,4 +1,4 @@
-"""What watching costs: an operation off and on its sample, beside a new `psutil.Process` each time; an idle beat."""
+"""The price of watching: an operation off and on its sample, and an idle monitor; against `psutil.Process`."""
 
 import gc
 import resource
@@ -18,7 +18,7 @@ def _bare() -> None:
     pass
 
 
-def _as_the_guide_does() -> None:
+def _new_psutil_process() -> None:
     psutil.Process().memory_info()
     _bare()
 
@@ -41,19 +41,19 @@ def _cpu_s() -> float:
 
 def run(rounds: int = 15) -> list[Result]:
     """Time calls of a function that does nothing, and an idle monitor."""
-    seldom = MemoryMonitor("60%", "80%", sample_every=10**9).watch(_bare)
+    rarely = MemoryMonitor("60%", "80%", sample_every=10**9).watch(_bare)
     always = MemoryMonitor("60%", "80%", sample_every=1).watch(_bare)
     tenth = MemoryMonitor("60%", "80%").watch(_bare)
     cases: dict[str, Callable[[], object]] = {
-        "bare": _bare, "off": seldom, "on": always, "every 10th": tenth, "guide": _as_the_guide_does
+        "bare": _bare, "off": rarely, "on": always, "every 10th": tenth, "psutil": _new_psutil_process
     }  # fmt: skip
-    timing = compare(cases, number=5_000, rounds=rounds, baseline="guide")
+    timing = compare(cases, number=5_000, rounds=rounds, baseline="psutil")
 
     def over_us(case: str) -> float:
         return (timing.median_ns(case) - timing.median_ns("bare")) / 1000
 
     idle = _idle_share()
-    guide = over_us("guide")
+    guide = over_us("psutil")
     return [
         Result("an operation under watch, off its sample", f"{_OFF_US:.0f} us over bare", over_us("off") / _OFF_US,
                1.0, f"{over_us('off'):.2f} us over it; a new psutil.Process each time {guide:.1f} us"),

@@ -1,11 +1,10 @@
-"""The slow requests of a real service under load, with everything of memtools and with nothing of it.
+"""The slow requests of a real service under load, with all of memtools and without it.
 
-Covers: the 99th percentile, and the median, of what its clients wait for, while each request leaves 100 kB behind:
-150 MB in a run, so the monitored service is warned, and cleans up, in the middle of the load.
-Leaves to others: processor time (`bench_service`), an operation and an idle monitor alone (`bench_monitor`).
+The 99th percentile, and the median, of the latency that clients see, while each request leaves 100 kB behind: 150 MB in
+a run, so that the monitored service reaches its warning level, and cleans up, in the middle of the load.
 
-The service is `tests/integration/leaking_service.py`, under uvicorn, in a process of its own. Rounds are interleaved,
-each with a service started anew; a ratio is the median over the rounds.
+The service is `tests/integration/leaking_service.py`, under uvicorn, in its own process. Rounds are interleaved, each
+with a new service; a ratio is the median over the rounds.
 """
 
 import asyncio

@@ -30,8 +30,8 @@ native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
 native.install()
 native.count(True)
-tally = native.Tally()
-native.switch(tally)
+counter = native.Tally()
+native.switch(counter)
 """,
 }
 _TIMED = """

@@ -1,11 +1,11 @@
-"""What `python -m memtools run` costs the programs of the pyperformance suite; tracemalloc beside it.
+"""The price of `python -m memtools run` for the programs of the pyperformance suite; tracemalloc for comparison.
 
-Covers: ten of its programs, unchanged, each in an interpreter of its own that is started through `python -m memtools
-run`, so that the process that is measured is the one under the ledger; and the geometric mean of them all. Leaves to
-others: what they do (`pip install pyperformance`; without it there are no results).
+Ten of its programs, unchanged, each in its own interpreter that is started through `python -m memtools run`, so that
+the measured process is the one under the ledger; and the geometric mean of all. Needs `pip install pyperformance`;
+without it there are no results.
 
-Measured is processor time: pyperf's own worker runs the program, with the clock of the process in place of the wall's.
-`RATIO_OF=json_loads,richards` takes only some of them.
+The figure is processor time: pyperf's own worker runs the program, with the clock of the process in place of the wall
+clock. `RATIO_OF=json_loads,richards` takes only some of them.
 """
 
 import importlib.util
@@ -51,11 +51,11 @@ def run(rounds: int = 15) -> list[Result]:
     wanted = os.environ.get("RATIO_OF", ",".join(PROGRAMS)).split(",")
     results, native, traced = [], [], []
     for name in wanted:
-        ours, theirs = _ratios(folder, name, rounds)
-        native.append(ours)
-        traced.append(theirs)
-        note = f"processor time; tracemalloc {theirs:.1f}x"
-        results.append(Result(f"memtools run: {name}", "the program alone", ours, TARGET, note))
+        native_ratio, traced_ratio = _ratios(folder, name, rounds)
+        native.append(native_ratio)
+        traced.append(traced_ratio)
+        note = f"processor time; tracemalloc {traced_ratio:.1f}x"
+        results.append(Result(f"memtools run: {name}", "the program alone", native_ratio, TARGET, note))
     note = f"processor time; tracemalloc {statistics.geometric_mean(traced):.1f}x"
     title = f"memtools run: geometric mean of {len(native)}"
     results.append(Result(title, "the programs alone", statistics.geometric_mean(native), TARGET, note))

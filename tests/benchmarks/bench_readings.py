@@ -20,14 +20,14 @@ def run(rounds: int = 15) -> list[Result]:
     kept = psutil.Process()
     try:
         timing = compare(
-            {"ours": resident_bytes, "bare": bare, "psutil": kept.memory_info},
+            {"own": resident_bytes, "bare": bare, "psutil": kept.memory_info},
             number=3_000,
             rounds=rounds,
-            baseline="ours",
+            baseline="own",
         )
     finally:
         os.close(descriptor)
-    note = f"{timing.median_ns('ours') / 1000:.1f} us per call"
+    note = f"{timing.median_ns('own') / 1000:.1f} us per call"
     return [
         Result("resident_bytes()", "a kept psutil.Process().memory_info()", 1 / timing.ratio("psutil"), 1 / 6, note),
         Result("resident_bytes()", "os.pread of statm and its parsing, unchecked", 1 / timing.ratio("bare"), 1.2, note),

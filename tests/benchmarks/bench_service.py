@@ -1,10 +1,9 @@
 """Requests that an asyncio JSON service serves per second of processor time, with and without a ledger.
 
-Covers: a service on loopback, in a process of its own and with a client in another: off, the ledger counting for the
-process as a whole, each request an owner, tracemalloc. Leaves to others: what the pieces of it cost (`bench_drivers`,
-`bench_native`).
+A service on loopback, in its own process, with a client in another: off, the ledger counting for the
+process as a whole, each request an owner, tracemalloc.
 
-A ratio is processor time per request, ours divided by that of the same round without a ledger: 1.075 is 0.93 of the
+A ratio is processor time per request, divided by that of the same round without a ledger: 1.075 is 0.93 of the
 requests per second. The service reads HTTP requests of some orders (60 bytes of JSON each), sums them up, and answers
 with as many lines: on bare streams with 4 and with 50 orders, and with 4 behind uvicorn and starlette, where the owner
 of a request is opened by `MemoryMiddleware`. The bare service with 50 orders does little else than make objects:
@@ -53,14 +52,14 @@ def _compared(service: str, rounds: int) -> list[Result]:
     ]
 
 
-def _result(title: str, ours: list[float], off: list[float], share: float, note: str) -> Result:
-    ratio = _ratio(ours, off)
+def _result(title: str, own: list[float], off: list[float], share: float, note: str) -> Result:
+    ratio = _ratio(own, off)
     words = f"processor time per request: {1 / ratio:.2f} of the requests, target {share}; {note}"
     return Result(f"asyncio JSON service: {title}", "the service without it", ratio, 1 / share, words)
 
 
-def _ratio(ours: list[float], off: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(ours, off, strict=False))
+def _ratio(own: list[float], off: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(own, off, strict=False))
 
 
 def _seconds_per_request(way: str, service: str) -> float:
@@ -87,7 +86,7 @@ def _server(way: str, kind: str) -> Iterator[int]:
 
 async def _load(port: int, requests: int, orders: int) -> None:
     asked = [{"id": number, "name": f"item {number}", "price": number * 1.5, "count": 3} for number in range(orders)]
-    body = json.dumps({"customer": "somebody", "orders": asked}).encode()
+    body = json.dumps({"customer": "Ada", "orders": asked}).encode()
     await asyncio.gather(*(_ask(port, "/orders", body, requests // CONNECTIONS) for _ in range(CONNECTIONS)))
 
 
@@ -164,7 +163,7 @@ async def _serve_framework(middleware: Callable[[Any], Any]) -> None:
     config = uvicorn.Config(middleware(Starlette(routes=routes)), port=0, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110  # it tells nobody
+    while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
         await asyncio.sleep(0.01)
     print(server.servers[0].sockets[0].getsockname()[1], flush=True)
     await serving

@@ -1,8 +1,7 @@
 """The price of a hit: against `weakref.WeakValueDictionary` and `functools.lru_cache`.
 
-Covers: hits of each kind, and storing.
-
-Each case asks for all of its keys once, in a loop of its own, so that the loop costs each the same.
+Hits of each kind, and storing. Each case asks for all of its keys once, in a loop of its own, so that the loop costs
+each the same.
 """
 
 import asyncio
@@ -39,12 +38,12 @@ def _hot(rounds: int) -> list[Result]:
     memo = functools.lru_cache(maxsize=128)(values.__getitem__)
 
     cases = {
-        "ours": _asks(lambda keys: [cache.get(key) for key in keys], _KEYS),
+        "own": _asks(lambda keys: [cache.get(key) for key in keys], _KEYS),
         "weak": _asks(lambda keys: [peer.get(key) for key in keys], _KEYS),
         "lru": _asks(lambda keys: [memo(key) for key in keys], _KEYS),
     }
-    timing = compare(cases, number=200, rounds=rounds, baseline="ours")
-    nanoseconds = f"{_NOTE}; {timing.median_ns('ours') / len(_KEYS):.0f} ns"
+    timing = compare(cases, number=200, rounds=rounds, baseline="own")
+    nanoseconds = f"{_NOTE}; {timing.median_ns('own') / len(_KEYS):.0f} ns"
     return [
         Result("WeakCache().get, a hit", "WeakValueDictionary.get", 1 / timing.ratio("weak"), 1.1, nanoseconds),
         Result("WeakCache().get, a hit", "a functools.lru_cache hit", 1 / timing.ratio("lru"), 1.8, nanoseconds),
@@ -88,17 +87,17 @@ def _stored(rounds: int) -> list[Result]:
     cache: WeakCache[str, _Value] = WeakCache()
     peer: WeakValueDictionary[str, _Value] = WeakValueDictionary()
 
-    def ours() -> None:
+    def own_hit() -> None:
         for key, value in values.items():
             cache[key] = value
 
-    def theirs() -> None:
+    def peer_hit() -> None:
         for key, value in values.items():
             peer[key] = value
 
-    timing = compare({"ours": ours, "peer": theirs}, number=5, rounds=rounds, baseline="peer")
+    timing = compare({"own": own_hit, "peer": peer_hit}, number=5, rounds=rounds, baseline="peer")
     note = "time per value, 1,000 living keys in turn"
-    return [Result("WeakCache()[key] = value", "WeakValueDictionary", timing.ratio("ours"), 4.0, note)]
+    return [Result("WeakCache()[key] = value", "WeakValueDictionary", timing.ratio("own"), 4.0, note)]
 
 
 def _awaited(rounds: int) -> list[Result]:
@@ -112,7 +111,7 @@ def _awaited(rounds: int) -> list[Result]:
     async def plain(key: str) -> _Value:
         return values[key]
 
-    async def ours() -> None:
+    async def own_hit() -> None:
         for key in _KEYS:
             await cache.aget_or_create(key, make)
 
@@ -128,10 +127,10 @@ def _awaited(rounds: int) -> list[Result]:
 
         return once
 
-    timing = compare({"ours": drive(ours), "bare": drive(bare)}, number=200, rounds=rounds, baseline="bare")
-    microseconds = timing.median_ns("ours") / len(_KEYS) / 1_000
+    timing = compare({"own": drive(own_hit), "bare": drive(bare)}, number=200, rounds=rounds, baseline="bare")
+    microseconds = timing.median_ns("own") / len(_KEYS) / 1_000
     return [
-        Result("await aget_or_create, a hit", "awaiting a coroutine that looks into a dict", timing.ratio("ours"), 2.0),
+        Result("await aget_or_create, a hit", "awaiting a coroutine that looks into a dict", timing.ratio("own"), 2.0),
         Result("await aget_or_create, a hit", "1.2 us, as async-lru on our machine", microseconds / 1.2, 0.5, _NOTE),
     ]
 
@@ -141,5 +140,5 @@ def _asks(ask: Callable[[Iterable[str]], object], keys: list[str]) -> Callable[[
 
 
 if __name__ == "__main__":
-    asyncio.run(asyncio.sleep(0))  # asyncio's own first-use costs are not ours
+    asyncio.run(asyncio.sleep(0))  # excludes the first-use costs of asyncio
     print_results(run())
