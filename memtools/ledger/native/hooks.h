@@ -57,4 +57,15 @@ size_t hooks_forget_unlocked(uint16_t *at);
 /* How many blocks were not counted for want of memory. */
 uint64_t hooks_lost(void);
 
+/* Check the hooks from the outside: allocate as Python does, and look at what was counted.
+
+   Locking: under the GIL, while the hooks count. */
+
+/* Whether allocations still reach us: another tool may have put back what it found before we came. Does not show in
+   anybody's figures. */
+int check_hooks_are_in_place(void);
+
+/* Make, resize and free blocks; what was not counted as it should be, empty if all was. */
+const char *check_counting(void);
+
 #endif

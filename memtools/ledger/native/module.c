@@ -5,17 +5,14 @@
 
    Locking: every function is called under the GIL. Importing installs nothing. */
 
-#include "module.h"
-
-#include "accounts.h"
-#include "arrays.h"
-#include "book.h"
-#include "budgets.h"
-#include "check.h"
-#include "driver.h"
+#include "coroutine.h"
+#include "counters.h"
 #include "hooks.h"
 #include "interpreters.h"
-#include "tallies.h"
+#include "limits.h"
+#include "numpy_arrays.h"
+#include "objects.h"
+#include "owners.h"
 
 #ifdef Py_GIL_DISABLED
 #define UNSUPPORTED "it relies on the GIL, and this Python is free-threaded"

@@ -6,8 +6,8 @@
 
    Locking: all under the GIL, and in one piece where the books are changed: no Python code runs in between. */
 
-#ifndef MEMTOOLS_BOOK_H
-#define MEMTOOLS_BOOK_H
+#ifndef MEMTOOLS_OWNERS_H
+#define MEMTOOLS_OWNERS_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

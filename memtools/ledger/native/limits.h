@@ -23,8 +23,8 @@
 
    Leaves to others: which ceiling is crossed (tallies.h), whether this is a good moment (`_in_flight.py`). */
 
-#ifndef MEMTOOLS_BUDGETS_H
-#define MEMTOOLS_BUDGETS_H
+#ifndef MEMTOOLS_LIMITS_H
+#define MEMTOOLS_LIMITS_H
 
 #include <stdint.h>
 

@@ -1,11 +1,13 @@
 /* The tree of tallies and the running segment; see tallies.h for how they work together. */
 
-#include "tallies.h"
+#include "counters.h"
 
-#include "accounts.h"
-#include "sweep.h"
-
+#include <sched.h>
+#include <stdlib.h>
 #include <sys/mman.h>
+
+#include "block_map.h"
+#include "hooks.h"
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
@@ -396,4 +398,239 @@ uint32_t tallies_used(void)
 uint32_t tallies_in_use(void)
 {
     return taken;
+}
+
+/* The table of accounts, and what Python sees of it; see accounts.h. */
+
+struct account {
+    int64_t own;      /* bytes of the live blocks of its tallies */
+    uint32_t tallies; /* how many have it */
+    uint32_t next_free;
+    uint8_t is_held;
+};
+
+static struct account *accounts;
+static uint32_t accounts_used = 1; /* numbers below this have been given out at least once */
+static uint32_t free_account = NO_ACCOUNT;
+
+static void recycle_account_if_done(uint32_t number)
+{
+    struct account *account = &accounts[number];
+    if (number != NO_ACCOUNT && !account->is_held && account->tallies == 0) {
+        account->next_free = free_account;
+        free_account = number;
+    }
+}
+
+uint32_t accounts_open(void)
+{
+    /* Not Python's: or it would be charged to whoever opens the first. */
+    if (accounts == NULL && (accounts = calloc(MAX_ACCOUNTS, sizeof *accounts)) == NULL) {
+        return NO_ACCOUNT;
+    }
+    uint32_t number = free_account;
+    if (number != NO_ACCOUNT) {
+        free_account = accounts[number].next_free;
+    }
+    else if (accounts_used < MAX_ACCOUNTS) {
+        number = accounts_used++;
+    }
+    else {
+        return NO_ACCOUNT;
+    }
+    accounts[number] = (struct account){.is_held = 1};
+    return number;
+}
+
+void accounts_release(uint32_t number)
+{
+    if (number != NO_ACCOUNT) {
+        accounts[number].is_held = 0;
+        recycle_account_if_done(number);
+    }
+}
+
+int64_t accounts_live(uint32_t number)
+{
+    return accounts == NULL ? 0 : accounts[number].own;
+}
+
+void accounts_add(uint32_t number, int64_t change)
+{
+    if (number != NO_ACCOUNT) {
+        accounts[number].own += change;
+    }
+}
+
+void accounts_join(uint32_t tally, uint32_t number)
+{
+    if (number != NO_ACCOUNT) {
+        accounts[number].tallies++;
+        accounts[number].own += tallies[tally].own;
+    }
+    tallies[tally].account = number;
+}
+
+void accounts_part(uint32_t tally)
+{
+    uint32_t number = tallies[tally].account;
+    tallies[tally].account = NO_ACCOUNT;
+    if (number != NO_ACCOUNT) {
+        accounts[number].own -= tallies[tally].own;
+        accounts[number].tallies--;
+        recycle_account_if_done(number);
+    }
+}
+
+void accounts_forget(void)
+{
+    for (uint32_t number = 0; accounts != NULL && number < accounts_used; number++) {
+        accounts[number].own = 0;
+    }
+}
+
+/* Merge the tallies that nobody holds any more; see sweep.h. */
+
+#define LEAST_ORPHANS 1024 /* fewer are not worth the reading */
+#define SLOTS 65536        /* of the table by account and place: a power of two, above MAX_TALLIES */
+#define LOOKS 10000
+
+struct scratch {
+    uint32_t slots[SLOTS];          /* the one that is kept, for each account below each place */
+    uint32_t kept[MAX_TALLIES];     /* by number: who gets its blocks */
+    uint32_t places[MAX_TALLIES];   /* by number: the nearest one above that is held */
+};
+
+/* Those above both have counted its bytes all along, and so has the account. */
+static void merge(uint32_t number, uint32_t kept, uint32_t place)
+{
+    struct tally *tally = &tallies[number];
+    if (tally->parent != place) {
+        tallies[tally->parent].below--;
+        tally->parent = place;
+        tallies[place].below++;
+    }
+    if (kept != number) {
+        tallies[kept].own += tally->own;
+        tallies[kept].live += tally->own;
+        tally->live -= tally->own;
+        tally->own = 0;
+    }
+}
+
+static int is_orphan(uint32_t number)
+{
+    return number != NOBODY && tallies[number].is_taken && !tallies[number].is_held;
+}
+
+static uint32_t place_of(uint32_t number)
+{
+    do {
+        number = tallies[number].parent;
+    } while (is_orphan(number));
+    return number;
+}
+
+static void choose(struct scratch *scratch)
+{
+    for (uint32_t number = 1; number < tallies_used(); number++) {
+        scratch->kept[number] = number;
+        if (!tallies[number].is_taken) {
+            continue;
+        }
+        uint32_t place = scratch->places[number] = place_of(number);
+        if (!is_orphan(number)) {
+            continue;
+        }
+        uint32_t account = tallies[number].account;
+        uint32_t slot = (account * 40503u + place * 2654435761u) % SLOTS;
+        uint32_t other;
+        while ((other = scratch->slots[slot]) != 0 &&
+               (tallies[other].account != account || scratch->places[other] != place)) {
+            slot = (slot + 1) % SLOTS;
+        }
+        if (other == 0) {
+            scratch->slots[slot] = number;
+        }
+        else {
+            scratch->kept[number] = other;
+        }
+    }
+}
+
+/* Other threads may clear the cell of a raw block meanwhile. */
+static void relabel(cell *at, const uint32_t *kept)
+{
+    cell label = *at;
+    uint32_t number = (uint32_t)(label >> 1) - 1;
+    if (number != NOBODY && number < MAX_TALLIES && kept[number] != number) {
+        cell wanted = (cell)(((kept[number] + 1) << 1) | (label & 1));
+        (void)__atomic_compare_exchange_n(at, &label, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+}
+
+static void relabel_leaf(cell *leaf, const uint32_t *kept)
+{
+    for (size_t n = 0; n < LEAF_CELLS;) {
+        uint64_t four;
+        memcpy(&four, leaf + n, sizeof four);
+        if (n % 4 == 0 && four == 0) {
+            n += 4;
+            continue;
+        }
+        cell label = leaf[n];
+        if (label == 0 || label & 1) {
+            if (label != 0) {
+                relabel(leaf + n, kept);
+            }
+            n += 1;
+            continue;
+        }
+        cell size = leaf[n + 1];
+        relabel(leaf + n, kept);
+        n += size != 0 ? 2 : 6; /* behind its size; the other cells of its granules are empty */
+    }
+}
+
+/* Whoever has read a label before it was changed, and not yet credited it, has to be waited for. */
+static int others_are_done(void)
+{
+    for (int look = 0; look < LOOKS; look++) {
+        if (atomic_load(&tallies_busy) == 0) {
+            return 1;
+        }
+        (void)sched_yield();
+    }
+    return 0;
+}
+
+void sweep_tallies(void)
+{
+    tallies_turn_over(NOBODY); /* settled, and nobody's segment */
+    if (tallies_orphans() < LEAST_ORPHANS) {
+        return;
+    }
+    struct scratch *scratch = mmap(NULL, sizeof *scratch, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (scratch == MAP_FAILED) {
+        return;
+    }
+
+    choose(scratch);
+    for (size_t index = 0; index < LEAF_COUNT; index++) {
+        cell *leaf = atomic_load(&shadow_leaves[index]);
+        if (leaf != NULL) {
+            relabel_leaf(leaf, scratch->kept);
+        }
+    }
+    int are_done = others_are_done();
+    tallies_settle();
+    for (uint32_t number = 1; number < tallies_used(); number++) {
+        if (tallies[number].is_taken) {
+            merge(number, scratch->kept[number], scratch->places[number]);
+        }
+    }
+    for (uint32_t number = 1; are_done && number < tallies_used(); number++) {
+        tallies_recycle(number);
+    }
+    (void)munmap(scratch, sizeof *scratch);
 }

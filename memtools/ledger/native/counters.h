@@ -14,14 +14,17 @@
    Locking: all under the GIL, except `tallies_change_unlocked`.
    Leaves to others: which block is whose (shadow.h), which allocations are seen (hooks.h). */
 
-#ifndef MEMTOOLS_TALLIES_H
-#define MEMTOOLS_TALLIES_H
+#ifndef MEMTOOLS_COUNTERS_H
+#define MEMTOOLS_COUNTERS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "shadow.h"
+#include "block_map.h"
 
 #define NOBODY 0
 
@@ -182,5 +185,54 @@ static inline void tallies_credit(uint32_t number, size_t size)
         tallies_credit_other(number, (int64_t)size);
     }
 }
+
+/* Find numbers for new tallies when all are taken: tallies that nobody holds any more, and that live on only because of
+   some blocks, are merged.
+
+   A block may pass to a tally of the same account that counts for the same ones above: no figure changes that anybody
+   can still ask for. So of all that have ended, one is left for each account below each tally that is held. The blocks
+   are found by reading the whole shadow, which takes some milliseconds for each GiB of heap; it is done only when there
+   are many to be merged.
+
+   Locking: under the GIL, which is kept all the while; other threads may make and free raw blocks without it. */
+
+/* Merge, where it is worth it. */
+void sweep_tallies(void);
+
+/* Add up what the owners of one account hold, those that have ended and that nobody asks about any more included.
+
+   A tally lives on after its owner for as long as one of its blocks does, but nobody holds it then. Its account still
+   knows: each change of a tally's own bytes is a change of its account's. Accounts are no tree here: what is in those
+   below is added up where the tree is known (`_accounts.py`), so that one that changes its place takes nothing along.
+
+   Locking: all under the GIL. */
+
+#define NO_ACCOUNT 0 /* where those count that have none: nobody asks for it */
+#define MAX_ACCOUNTS 65535
+
+/* Begin one; NO_ACCOUNT when there are no numbers left, or no room for the table. */
+uint32_t accounts_open(void);
+
+/* Nobody asks for it any more: its number is free for others once its last tally is. */
+void accounts_release(uint32_t account);
+
+/* The bytes of the live blocks that its tallies have made, once all is settled. */
+int64_t accounts_live(uint32_t account);
+
+/* Add a change to what a tally's account holds. */
+void accounts_add(uint32_t account, int64_t change);
+
+/* Count a tally among an account's, or no more; its bytes come and go with it. */
+void accounts_join(uint32_t tally, uint32_t account);
+void accounts_part(uint32_t tally);
+
+/* Set all to zero, as `tallies_forget` does. */
+void accounts_forget(void);
+
+/* The type `Account` of Python, to be added to the module; a new reference, NULL with an exception. */
+PyTypeObject *accounts_make_type(PyObject *module);
+
+/* The number of an `Account`. */
+uint32_t accounts_number(PyObject *account);
 
 #endif

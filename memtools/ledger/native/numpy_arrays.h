@@ -7,8 +7,8 @@
 
    Locking: all under the GIL; the handler's own functions with or without it. */
 
-#ifndef MEMTOOLS_ARRAYS_H
-#define MEMTOOLS_ARRAYS_H
+#ifndef MEMTOOLS_NUMPY_ARRAYS_H
+#define MEMTOOLS_NUMPY_ARRAYS_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -2,8 +2,8 @@
 
    Locking: all under the GIL. */
 
-#ifndef MEMTOOLS_RAISED_H
-#define MEMTOOLS_RAISED_H
+#ifndef MEMTOOLS_COMPAT_H
+#define MEMTOOLS_COMPAT_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

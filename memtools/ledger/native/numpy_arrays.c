@@ -1,10 +1,10 @@
 /* A handler for numpy's arrays; see arrays.h. */
 
-#include "arrays.h"
+#include "numpy_arrays.h"
 
+#include "block_map.h"
+#include "counters.h"
 #include "hooks.h"
-#include "shadow.h"
-#include "tallies.h"
 
 /* The layout of NEP 49, version 1; later ones only add to the end of `allocator`. */
 struct allocator {

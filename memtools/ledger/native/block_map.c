@@ -1,6 +1,6 @@
 /* Map the leaves of the shadow, and forget what they hold. */
 
-#include "shadow.h"
+#include "block_map.h"
 
 #include <sys/mman.h>
 

@@ -14,8 +14,8 @@
 
    Leaves to others: who counts what (tallies.h), where blocks come from (hooks.h). */
 
-#ifndef MEMTOOLS_SHADOW_H
-#define MEMTOOLS_SHADOW_H
+#ifndef MEMTOOLS_BLOCK_MAP_H
+#define MEMTOOLS_BLOCK_MAP_H
 
 #include <stdatomic.h>
 #include <stddef.h>

@@ -7,11 +7,13 @@
 
    Locking: all under the GIL. */
 
-#ifndef MEMTOOLS_SEATS_H
-#define MEMTOOLS_SEATS_H
+#ifndef MEMTOOLS_OBJECTS_H
+#define MEMTOOLS_OBJECTS_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+
+#include <stdint.h>
 
 /* Show a collection a field, if it holds something that can be part of a cycle. Each generation of a collection asks for
    every field of every owner, most of which are numbers, names and None. */
@@ -127,5 +129,83 @@ static inline struct owner *seats_owner(PyObject *held)
     }
     return NULL;
 }
+
+/* What the files of the module `memtools.ledger._native` share: its types and where they are found.
+
+   Locking: all under the GIL. */
+
+struct module_state {
+    PyTypeObject *tally_type;
+    PyTypeObject *account_type;
+};
+
+/* A number of the ledger's, held for as long as the object lives. */
+typedef struct {
+    PyObject_HEAD
+    uint32_t number;
+    uint64_t era;
+    int is_shared; /* there was no number left: it has its parent's, and these figures to begin with */
+    int64_t live_before;
+    int64_t allocated_before;
+    PyObject *stopper;
+    int has_told; /* that a block was refused */
+} Tally;
+
+/* How often the hooks had to be put in place anew; a tally of an earlier era has lost blocks. */
+extern uint64_t tally_era;
+
+extern PyType_Spec tally_spec;
+
+/* Who has the turn on this thread, and changing that; what `_current.py` does in Python.
+
+   Locking: all under the GIL. */
+
+/* Add what is in here to the module; `tally_type` tells an owner of the native meter by its `watch`. */
+int turns_register(PyObject *module, PyTypeObject *tally_type);
+
+/* The slot of this thread, a new reference; NULL with an exception. */
+struct slot *turns_slot(void);
+
+/* A slot is about to go. */
+void turns_forget(struct slot *slot);
+
+/* The innermost open owner of this context, a new reference, in `*owner`; NULL if there is none. -1 with an exception. */
+int turns_active(struct owner **owner);
+
+/* Charge `owner` (an owner, NULL or None for nobody) for what this thread makes; -1 with an exception. */
+int turns_give(struct slot *slot, PyObject *owner);
+
+/* What the two ways of the book share: what Python has given them to keep, the clock, the holds; see book.h.
+
+   Locking: all under the GIL. */
+
+struct kept {
+    PyObject *owner_class;
+    PyObject *active;
+    PyObject *open_owners;   /* dict: by the id of each */
+    PyObject *read_resident; /* called with nothing */
+    PyObject *note_child;    /* called where a child may be one of the largest */
+    PyObject *mark;          /* called when an account has ended a power of two of owners */
+    PyObject *is_heard;      /* whether anybody listens to ends */
+    PyObject *tell_end;      /* called then */
+    PyObject *meter_name;
+    PyObject *native_meter;
+    PyObject *root;
+    PyTypeObject *tally_type;
+    PyTypeObject *holdings_type;
+    int goes_long; /* whether no owner is plain, for now */
+};
+
+extern struct kept kept;
+
+/* The time as `time.perf_counter` has it. */
+double kept_now_s(void);
+
+/* The resident size, read a millisecond ago at most, in `*bytes`; -1 with an exception. */
+int kept_resident(double now, long long *bytes);
+
+/* Begin to count, or give up one hold; how many hold. */
+long long kept_hold(void);
+long long kept_release(void);
 
 #endif
