@@ -1,4 +1,4 @@
-/* Map the leaves of the shadow, and forget what they hold. */
+/* Mapping and clearing of the pages of the block map. */
 
 #include "block_map.h"
 
@@ -8,12 +8,12 @@
 #define MAP_NORESERVE 0
 #endif
 
-/* A block that begins in the last granule of a leaf has its other cells behind the leaf's last one. */
-#define LEAF_MAP_BYTES (LEAF_CELLS * sizeof(cell) + 4096)
+/* The other entries of a block that begins in the last granule of a page lie behind the last entry of the page. */
+#define PAGE_MAPPED_BYTES (PAGE_ENTRIES * sizeof(map_entry) + 4096)
 
-_Atomic(cell *) *shadow_leaves;
+_Atomic(map_entry *) *block_map_pages;
 
-static void *map(size_t size)
+static void *block_map_mmap(size_t size)
 {
     void *made = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (made == MAP_FAILED) {
@@ -26,29 +26,29 @@ static void *map(size_t size)
     return made;
 }
 
-int shadow_start(void)
+int block_map_start(void)
 {
-    if (shadow_leaves == NULL) {
-        shadow_leaves = map(LEAF_COUNT * sizeof *shadow_leaves);
+    if (block_map_pages == NULL) {
+        block_map_pages = block_map_mmap(PAGE_COUNT * sizeof *block_map_pages);
     }
-    return shadow_leaves == NULL ? -1 : 0;
+    return block_map_pages == NULL ? -1 : 0;
 }
 
-cell *shadow_map_leaf(size_t index)
+map_entry *block_map_add_page(size_t index)
 {
-    cell *made = map(LEAF_MAP_BYTES);
+    map_entry *made = block_map_mmap(PAGE_MAPPED_BYTES);
     if (made == NULL) {
         return NULL;
     }
-    cell *there = NULL;
-    if (atomic_compare_exchange_strong(&shadow_leaves[index], &there, made)) {
+    map_entry *present = NULL;
+    if (atomic_compare_exchange_strong(&block_map_pages[index], &present, made)) {
         return made;
     }
-    (void)munmap(made, LEAF_MAP_BYTES);
-    return there;
+    (void)munmap(made, PAGE_MAPPED_BYTES);
+    return present;
 }
 
-size_t shadow_take_long_size(cell *at)
+size_t block_map_remove_long_size(map_entry *at)
 {
     uint64_t exact;
     memcpy(&exact, at + 2, sizeof exact);
@@ -56,10 +56,10 @@ size_t shadow_take_long_size(cell *at)
     return (size_t)exact;
 }
 
-size_t shadow_peek(const cell *at)
+size_t block_map_size(const map_entry *at)
 {
     if (at[0] == 0 || at[0] & 1) {
-        return at[0] == 0 ? 0 : SMALLEST;
+        return at[0] == 0 ? 0 : MIN_COUNTED_SIZE;
     }
     if (at[1] != 0) {
         return at[1];
@@ -69,13 +69,13 @@ size_t shadow_peek(const cell *at)
     return (size_t)exact;
 }
 
-void shadow_forget(void)
+void block_map_clear(void)
 {
-    for (size_t index = 0; index < LEAF_COUNT; index++) {
-        cell *leaf = atomic_load(&shadow_leaves[index]);
-        if (leaf != NULL) {
-            /* New pages in place of the old ones: other threads may hold pointers into the leaf. */
-            (void)mmap(leaf, LEAF_MAP_BYTES, PROT_READ | PROT_WRITE,
+    for (size_t index = 0; index < PAGE_COUNT; index++) {
+        map_entry *page = atomic_load(&block_map_pages[index]);
+        if (page != NULL) {
+            /* Fresh memory at the same address, because other threads may hold pointers into the page. */
+            (void)mmap(page, PAGE_MAPPED_BYTES, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         }
     }

@@ -1,18 +1,19 @@
-/* Remember of every live block whose it is and how large it is.
+/* A map from each live block to its counter and its size.
 
-   For each 16 bytes of address space (a granule) there is one 16-bit cell. The cells of a block's own granules hold
-   what is to be known of it, so a block needs no entry anywhere else, and looking it up touches one cache line:
+   The map has one entry of 16 bits for each 16 bytes of address space (a granule). The entries of a block's own
+   granules describe the block, so that a lookup touches one cache line and a block needs no record elsewhere:
 
-       up to 16 bytes      cell 0: label, odd                           counted as 16 bytes, which is what it takes
-       up to 65,535        cell 0: label, even   cell 1: size
-       more                cell 0: label, even   cell 1: 0   cells 2 to 5: size
+       up to 16 bytes      entry 0: tag, odd                            counted as 16 bytes, which the block occupies
+       up to 65,535        entry 0: tag, even   entry 1: size
+       more                entry 0: tag, even   entry 1: 0   entries 2 to 5: size
 
-   A label is the number of the tally, plus one, doubled. A cell 0 of zero is a block that nobody has counted.
+   A tag is the number of the counter plus one, doubled. A tag of zero marks a block that is not counted.
 
-   The cells lie in leaves of 8 MiB, one for each 64 MiB of address space, found through a table of pointers. Neither is
-   ever given back; what has not been touched costs no memory.
+   The entries lie in pages of 8 MiB, one for each 64 MiB of address space, which a table of pointers finds. Table and
+   pages are never unmapped; the parts that were not touched occupy no memory.
 
-   Leaves to others: who counts what (tallies.h), where blocks come from (hooks.h). */
+   Locking: a block's entries belong to the thread that holds the block. Functions without another rule may be called
+   by any thread, with or without the GIL, for a block that the thread has just allocated or is about to free. */
 
 #ifndef MEMTOOLS_BLOCK_MAP_H
 #define MEMTOOLS_BLOCK_MAP_H
@@ -22,107 +23,105 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LIKELY(what) __builtin_expect(!!(what), 1)
-/* In this library only: no way over its table of places at each access. */
-#define HIDDEN __attribute__((visibility("hidden")))
-#define UNLIKELY(what) __builtin_expect(!!(what), 0)
+#include "compiler.h"
 
 #define GRANULE_BITS 4
-#define LEAF_BITS 26
-#define ADDRESS_BITS 48 /* user space of x86-64 and AArch64; what lies above is not counted */
-#define LEAF_COUNT ((size_t)1 << (ADDRESS_BITS - LEAF_BITS))
-#define LEAF_BYTES ((uintptr_t)1 << LEAF_BITS)
-#define LEAF_CELLS ((size_t)1 << (LEAF_BITS - GRANULE_BITS))
+#define PAGE_BITS 26
+#define ADDRESS_BITS 48 /* user space of x86-64 and AArch64; blocks above are not counted */
+#define PAGE_COUNT ((size_t)1 << (ADDRESS_BITS - PAGE_BITS))
+#define PAGE_BYTES ((uintptr_t)1 << PAGE_BITS)
+#define PAGE_ENTRIES ((size_t)1 << (PAGE_BITS - GRANULE_BITS))
 
-#define SMALLEST 16      /* a block is counted with at least this many bytes */
-#define LARGEST_SHORT 0xFFFF
-#define MAX_TALLIES 32767 /* what a label of 16 bits can tell apart */
+#define MIN_COUNTED_SIZE 16 /* a smaller block is counted with this size */
+#define MAX_SHORT_SIZE 0xFFFF
+#define MAX_COUNTERS 32767 /* a tag of 16 bits can tell so many apart */
 
-typedef uint16_t cell;
+typedef uint16_t map_entry;
 
-extern HIDDEN _Atomic(cell *) *shadow_leaves;
+extern HIDDEN _Atomic(map_entry *) *block_map_pages;
 
-/* Map the table; -1 if there is no room for it. GIL. */
-int shadow_start(void);
+/* Map the table; -1 if there is no address space for it. GIL. */
+int block_map_start(void);
 
-/* Map a leaf, unless another thread is faster; NULL if there is no room for it. Any thread, no GIL. */
-cell *shadow_map_leaf(size_t index);
+/* Map a page, unless another thread has mapped it first; NULL if there is no address space. Any thread, no GIL. */
+map_entry *block_map_add_page(size_t index);
 
-/* Forget every block. GIL; a block that another thread makes without the GIL meanwhile may be forgotten, too. */
-void shadow_forget(void);
+/* Remove every block. GIL. A block that another thread allocates meanwhile, without the GIL, may be removed, too. */
+void block_map_clear(void);
 
-/* The cell of a block, or NULL where no block has ever been counted. Any thread, no GIL. */
-static inline cell *shadow_find(const void *block)
+/* Return the first entry of a block, NULL where no block has ever been counted. Any thread, no GIL. */
+static inline map_entry *block_map_find(const void *block)
 {
-    size_t index = (uintptr_t)block >> LEAF_BITS;
-    if (UNLIKELY(index >= LEAF_COUNT)) {
+    size_t index = (uintptr_t)block >> PAGE_BITS;
+    if (UNLIKELY(index >= PAGE_COUNT)) {
         return NULL;
     }
-    cell *leaf = atomic_load_explicit(&shadow_leaves[index], memory_order_acquire);
-    return UNLIKELY(leaf == NULL) ? NULL : leaf + (((uintptr_t)block & (LEAF_BYTES - 1)) >> GRANULE_BITS);
+    map_entry *page = atomic_load_explicit(&block_map_pages[index], memory_order_acquire);
+    return UNLIKELY(page == NULL) ? NULL : page + (((uintptr_t)block & (PAGE_BYTES - 1)) >> GRANULE_BITS);
 }
 
-/* The same, made where there is none; NULL if there is no room for it. Any thread, no GIL. */
-static inline cell *shadow_find_or_map(const void *block)
+/* Return the first entry of a block, mapping its page if necessary; NULL if that fails. Any thread, no GIL. */
+static inline map_entry *block_map_find_or_add(const void *block)
 {
-    size_t index = (uintptr_t)block >> LEAF_BITS;
-    if (UNLIKELY(index >= LEAF_COUNT)) {
+    size_t index = (uintptr_t)block >> PAGE_BITS;
+    if (UNLIKELY(index >= PAGE_COUNT)) {
         return NULL;
     }
-    cell *leaf = atomic_load_explicit(&shadow_leaves[index], memory_order_acquire);
-    if (UNLIKELY(leaf == NULL) && (leaf = shadow_map_leaf(index)) == NULL) {
+    map_entry *page = atomic_load_explicit(&block_map_pages[index], memory_order_acquire);
+    if (UNLIKELY(page == NULL) && (page = block_map_add_page(index)) == NULL) {
         return NULL;
     }
-    return leaf + (((uintptr_t)block & (LEAF_BYTES - 1)) >> GRANULE_BITS);
+    return page + (((uintptr_t)block & (PAGE_BYTES - 1)) >> GRANULE_BITS);
 }
 
-/* What a block of that size is counted with. */
-static inline size_t shadow_counted(size_t size)
+/* Return the number of bytes that a block of a requested size is counted with. Any thread, no GIL. */
+static inline size_t block_map_counted_size(size_t size)
 {
-    return size < SMALLEST ? SMALLEST : size;
+    return size < MIN_COUNTED_SIZE ? MIN_COUNTED_SIZE : size;
 }
 
-/* Write whose a block is. Whoever has just got the block from its allocator. */
-static inline void shadow_write(cell *at, uint32_t tally, size_t size)
+/* Record counter and size of a block. Called by the thread that has just allocated the block, no GIL. */
+static inline void block_map_write(map_entry *at, uint32_t counter, size_t size)
 {
-    cell label = (cell)((tally + 1) << 1);
-    if (size <= SMALLEST) {
-        at[0] = label | 1;
+    map_entry tag = (map_entry)((counter + 1) << 1);
+    if (size <= MIN_COUNTED_SIZE) {
+        at[0] = tag | 1;
     }
-    else if (LIKELY(size <= LARGEST_SHORT)) {
-        at[0] = label;
-        at[1] = (cell)size;
+    else if (LIKELY(size <= MAX_SHORT_SIZE)) {
+        at[0] = tag;
+        at[1] = (map_entry)size;
     }
     else {
         uint64_t exact = size;
-        at[0] = label;
+        at[0] = tag;
         at[1] = 0;
         memcpy(at + 2, &exact, sizeof exact);
     }
 }
 
-/* The size that a block was counted with, 0 if it was not. Whoever has the block. */
-size_t shadow_peek(const cell *at);
+/* Return the size that a block was counted with, 0 if it is not counted. Called by the thread that holds the block,
+   no GIL. */
+size_t block_map_size(const map_entry *at);
 
-/* Read and clear the size of a block whose size does not fit into one cell. */
-size_t shadow_take_long_size(cell *at);
+/* Read and clear a size that does not fit into one entry. Called by the thread that holds the block, no GIL. */
+size_t block_map_remove_long_size(map_entry *at);
 
-/* Read whose a block is and clear its cells; 0 if it was not counted. Whoever is about to give the block back: after
-   that, another thread may have it. */
-static inline size_t shadow_take(cell *at, uint32_t *tally)
+/* Clear a block's entries; return its size and store its counter, or return 0 if it is not counted. Called by the
+   thread that is about to free the block, before it does, because another thread may get the block then. No GIL. */
+static inline size_t block_map_remove(map_entry *at, uint32_t *counter)
 {
-    cell label = at[0];
-    if (label == 0) {
+    map_entry tag = at[0];
+    if (tag == 0) {
         return 0;
     }
-    *tally = (uint32_t)(label >> 1) - 1;
+    *counter = (uint32_t)(tag >> 1) - 1;
     at[0] = 0;
-    if (label & 1) {
-        return SMALLEST; /* the next cell is the next block's */
+    if (tag & 1) {
+        return MIN_COUNTED_SIZE; /* entry 1 belongs to the next block */
     }
     size_t size = at[1];
     at[1] = 0;
-    return LIKELY(size != 0) ? size : shadow_take_long_size(at);
+    return LIKELY(size != 0) ? size : block_map_remove_long_size(at);
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* The tree of tallies and the running segment; see tallies.h for how they work together. */
+/* The tree of counters, the segment, the accounts, and the merging of released counters. */
 
 #include "counters.h"
 
@@ -6,425 +6,455 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "block_map.h"
-#include "hooks.h"
-
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
 #endif
 
-struct tally *tallies;
-struct running running = {.room = NO_CEILING};
+_Thread_local struct thread_state thread_state;
 
-static uint32_t used = 1;  /* numbers below this have been given out at least once */
-static uint32_t taken = 0; /* numbers in use, the process not counted */
-static uint32_t free_number = 0;
-static uint32_t orphans = 0; /* taken, but not held */
-static uint32_t first_wide = 0; /* each knows the next by `next_wide` */
-static int64_t wide_high;       /* the highest `live` of the process since the last of them was added */
-static uint32_t opened = 0;
-_Atomic(uint32_t) tallies_queue = QUEUE_END;
-_Atomic(uint32_t) tallies_busy;
+struct counter *counters;
+struct segment segment = {.limit_room = NO_LIMIT};
+uint32_t (*counters_on_limit_crossed)(void);
+_Atomic(uint32_t) counters_queue = QUEUE_END;
+_Atomic(uint32_t) counters_busy_threads;
 
-static void recycle_if_done(uint32_t number);
+static uint32_t ever_used = 1; /* numbers below this have been given out at least once */
+static uint32_t in_use = 0;    /* numbers in use, the process not counted */
+static uint32_t released_alive = 0; /* in use, but no longer referenced */
+static uint32_t free_number = 0;    /* the first of the free numbers, linked by `parent` */
+static uint32_t last_generation = 0;
+static uint32_t first_process_wide = 0; /* linked by `next_process_wide` */
+static int64_t process_peak;            /* the highest `live` of the process since the latest of them was added */
+static _Atomic(uint32_t) limited_count; /* open counters with a soft limit */
 
-int tallies_start(void)
+static void counters_recycle_if_done(uint32_t number);
+static void counters_add_to_account(uint32_t account, int64_t change);
+static void counters_reset_accounts(void);
+static void counters_merge_released(void);
+
+int counters_start(void)
 {
-    if (tallies != NULL) {
+    if (counters != NULL) {
         return 0;
     }
-    void *made = mmap(NULL, MAX_TALLIES * sizeof(struct tally), PROT_READ | PROT_WRITE,
+    void *made = mmap(NULL, MAX_COUNTERS * sizeof(struct counter), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (made == MAP_FAILED) {
         return -1;
     }
-    tallies = made;
-    tallies[NOBODY].ceiling = tallies[NOBODY].wall = tallies[NOBODY].brake = NO_CEILING;
-    tallies[NOBODY].last = NO_CEILING;
-    tallies[NOBODY].is_taken = tallies[NOBODY].is_open = tallies[NOBODY].is_held = 1;
+    counters = made;
+    struct counter *root = &counters[ROOT];
+    root->soft_limit = root->hard_limit = root->throttle_at = root->emergency_limit = NO_LIMIT;
+    root->is_in_use = root->is_open = root->is_referenced = 1;
     return 0;
 }
 
-/* Add a change to a tally and all above it. */
-static void add(uint32_t number, int64_t net, int64_t high, int64_t allocated)
+int counters_have_limits(void)
 {
-    for (;; number = tallies[number].parent) {
-        struct tally *tally = &tallies[number];
-        if (tally->live + high > tally->peak) {
-            tally->peak = tally->live + high;
+    return atomic_load_explicit(&limited_count, memory_order_relaxed) > 0;
+}
+
+void counters_update_limit_room(void)
+{
+    int64_t room = NO_LIMIT;
+    if (LIKELY(!counters_have_limits())) {
+        segment.limit_room = room;
+        return;
+    }
+    for (uint32_t number = segment.counter; number != ROOT; number = counters[number].parent) {
+        const struct counter *counter = &counters[number];
+        int64_t next = counter->soft_limit;
+        if (counter->is_enforcing) {
+            next = counter->throttle_at < counter->emergency_limit ? counter->throttle_at : counter->emergency_limit;
         }
-        tally->live += net;
-        tally->allocated += allocated;
-        if (number == NOBODY) {
+        if (next != NO_LIMIT && next - counter->live < room) {
+            room = next - counter->live;
+        }
+    }
+    segment.limit_room = room;
+}
+
+/* Flushing. */
+
+/* Add a change to a counter and its ancestors. */
+static void counters_add_up(uint32_t number, int64_t net, int64_t peak, int64_t allocated)
+{
+    for (;; number = counters[number].parent) {
+        struct counter *counter = &counters[number];
+        if (counter->live + peak > counter->peak) {
+            counter->peak = counter->live + peak;
+        }
+        counter->live += net;
+        counter->allocated += allocated;
+        if (number == ROOT) {
             return;
         }
     }
 }
 
-/* Before the figures of the process change by a segment. All that follow it are told later, at once: they may be many. */
-static void raise_wide(int64_t high)
+/* Runs before the figures of the process change. The process-wide counters, which may be many, read the result
+   later. */
+static void counters_raise_process_peak(int64_t peak)
 {
-    int64_t reached = tallies[NOBODY].live + high;
-    if (reached > wide_high) {
-        wide_high = reached;
+    int64_t reached = counters[ROOT].live + peak;
+    if (reached > process_peak) {
+        process_peak = reached;
     }
 }
 
-int64_t tallies_wide_peak(uint32_t number)
+int64_t counters_process_wide_peak(uint32_t number)
 {
-    const struct tally *tally = &tallies[number];
-    return wide_high - tally->start > tally->widened ? wide_high - tally->start : tally->widened;
+    const struct counter *counter = &counters[number];
+    int64_t since_open = process_peak - counter->live_at_open;
+    return since_open > counter->process_wide_peak ? since_open : counter->process_wide_peak;
 }
 
-/* Have those that follow the process know how high it stood, before there is another one, which has not seen that. */
-static void tell_wide(void)
+/* Store the process's peak in each process-wide counter before another one is added, which has not seen that peak. */
+static void counters_store_process_peaks(void)
 {
-    for (uint32_t number = first_wide; number != NOBODY; number = tallies[number].next_wide) {
-        tallies[number].widened = tallies_wide_peak(number);
+    for (uint32_t number = first_process_wide; number != ROOT; number = counters[number].next_process_wide) {
+        counters[number].process_wide_peak = counters_process_wide_peak(number);
     }
-    wide_high = tallies[NOBODY].live;
+    process_peak = counters[ROOT].live;
 }
 
-/* Add a change to a tally's own bytes, and so to its account's. */
-static void add_own(uint32_t number, int64_t change)
+static void counters_add_own(uint32_t number, int64_t change)
 {
-    tallies[number].own += change;
-    accounts_add(tallies[number].account, change);
+    counters[number].own += change;
+    counters_add_to_account(counters[number].account, change);
 }
 
-/* Add what the running segment has seen; who calls sets its room anew. */
-static void fold_segment(void)
+/* Add what the segment has seen. The caller computes the limit room anew. */
+static void counters_fold_segment(void)
 {
-    struct running *segment = &running;
-    if (UNLIKELY(first_wide != NOBODY)) {
-        raise_wide(segment->high);
+    if (UNLIKELY(first_process_wide != ROOT)) {
+        counters_raise_process_peak(segment.peak);
     }
-    add_own(segment->tally, segment->net + segment->lent);
-    add(segment->tally, segment->net, segment->high, segment->allocated);
-    segment->net = segment->high = segment->allocated = segment->lent = 0;
+    counters_add_own(segment.counter, segment.net + segment.borrowed);
+    counters_add_up(segment.counter, segment.net, segment.peak, segment.allocated);
+    segment.net = segment.peak = segment.allocated = segment.borrowed = 0;
 }
 
-static void settle_segment(void)
+static void counters_flush_segment(void)
 {
-    fold_segment();
-    running.room = tallies_room();
+    counters_fold_segment();
+    counters_update_limit_room();
 }
 
-static void add_unlocked(uint32_t number, int64_t change)
+static void counters_add_no_gil(uint32_t number, int64_t change)
 {
     int64_t rise = change > 0 ? change : 0;
-    if (UNLIKELY(first_wide != NOBODY)) {
-        raise_wide(rise);
+    if (UNLIKELY(first_process_wide != ROOT)) {
+        counters_raise_process_peak(rise);
     }
-    add_own(number, change);
-    add(number, change, rise, rise);
+    counters_add_own(number, change);
+    counters_add_up(number, change, rise, rise);
 }
 
-/* What threads without the GIL have changed. In which order is not known; falls go first, or a block that changed hands
-   would count twice into the peak of those above both. The caller has settled the segment. */
-static void settle_unlocked(void)
+/* Add what threads have changed without the GIL. The order of these changes is unknown. Falls are added first, else
+   bytes that were freed under one counter and allocated under another would count twice into the peak of their
+   common ancestors. The caller has flushed the segment. */
+static void counters_flush_no_gil(void)
 {
-    uint32_t first = atomic_exchange(&tallies_queue, QUEUE_END);
-    for (uint32_t number = first; number != QUEUE_END; number = atomic_load(&tallies[number].next_queued)) {
-        int64_t change = atomic_exchange(&tallies[number].unlocked, 0);
-        tallies[number].risen = change > 0 ? change : 0;
+    uint32_t first = atomic_exchange(&counters_queue, QUEUE_END);
+    for (uint32_t number = first; number != QUEUE_END; number = atomic_load(&counters[number].next_queued)) {
+        int64_t change = atomic_exchange(&counters[number].no_gil_change, 0);
+        counters[number].pending_rise = change > 0 ? change : 0;
         if (change < 0) {
-            add_unlocked(number, change);
+            counters_add_no_gil(number, change);
         }
     }
     for (uint32_t number = first, next; number != QUEUE_END; number = next) {
-        struct tally *tally = &tallies[number];
-        next = atomic_load(&tally->next_queued);
-        atomic_store(&tally->is_queued, 0); /* from here on another thread may queue it again */
-        add_unlocked(number, tally->risen + atomic_exchange(&tally->unlocked, 0));
-        recycle_if_done(number);
+        struct counter *counter = &counters[number];
+        next = atomic_load(&counter->next_queued);
+        atomic_store(&counter->is_queued, 0); /* from here on another thread may queue it again */
+        counters_add_no_gil(number, counter->pending_rise + atomic_exchange(&counter->no_gil_change, 0));
+        counters_recycle_if_done(number);
     }
-    running.room = tallies_room();
+    counters_update_limit_room();
 }
 
-void tallies_settle(void)
+void counters_flush(void)
 {
-    settle_segment();
-    if (atomic_load_explicit(&tallies_queue, memory_order_relaxed) != QUEUE_END) {
-        settle_unlocked();
+    counters_flush_segment();
+    if (atomic_load_explicit(&counters_queue, memory_order_relaxed) != QUEUE_END) {
+        counters_flush_no_gil();
     }
 }
 
-void tallies_settle_before(int64_t size)
+void counters_flush_before(int64_t size)
 {
-    running.net -= size;
-    running.allocated -= size;
-    tallies_settle();
-    running.net = running.allocated = size;
+    segment.net -= size;
+    segment.allocated -= size;
+    counters_flush();
+    segment.net = segment.allocated = size;
 }
 
-void tallies_turn_over(uint32_t number)
+void counters_switch(uint32_t number)
 {
-    uint32_t before = running.tally;
-    fold_segment();
-    if (UNLIKELY(atomic_load_explicit(&tallies_queue, memory_order_relaxed) != QUEUE_END)) {
-        settle_unlocked();
+    uint32_t before = segment.counter;
+    counters_fold_segment();
+    if (UNLIKELY(atomic_load_explicit(&counters_queue, memory_order_relaxed) != QUEUE_END)) {
+        counters_flush_no_gil();
     }
-    running.tally = number;
-    running.room = tallies_room();
-    if (!tallies[before].is_held) {
-        recycle_if_done(before);
+    segment.counter = number;
+    counters_update_limit_room();
+    if (!counters[before].is_referenced) {
+        counters_recycle_if_done(before);
     }
 }
 
-void tallies_credit_other(uint32_t number, int64_t size)
+void counters_credit_slow(uint32_t number, int64_t size)
 {
     uint32_t above = number;
-    while (above != running.tally && above != NOBODY) {
-        above = tallies[above].parent;
+    while (above != segment.counter && above != ROOT) {
+        above = counters[above].parent;
     }
-    if (above != running.tally) {
-        /* What both have above them falls now, and not at the end of the segment. */
-        settle_segment();
-        add(number, -size, 0, 0);
+    if (above != segment.counter) {
+        /* The common ancestors fall now, in the middle of the segment, so the segment ends here. */
+        counters_flush_segment();
+        counters_add_up(number, -size, 0, 0);
     }
     else {
-        for (above = number; above != running.tally; above = tallies[above].parent) {
-            tallies[above].live -= size;
+        for (above = number; above != segment.counter; above = counters[above].parent) {
+            counters[above].live -= size;
         }
-        running.net -= size;
-        running.lent += size;
+        segment.net -= size;
+        segment.borrowed += size;
     }
-    add_own(number, -size);
-    if (!tallies[number].is_held) {
-        recycle_if_done(number);
+    counters_add_own(number, -size);
+    if (!counters[number].is_referenced) {
+        counters_recycle_if_done(number);
     }
 }
 
-void tallies_change_unlocked(uint32_t number, int64_t change)
+void counters_change_no_gil(uint32_t number, int64_t change)
 {
-    struct tally *tally = &tallies[number];
-    atomic_fetch_add(&tally->unlocked, change);
-    if (atomic_exchange(&tally->is_queued, 1)) {
+    struct counter *counter = &counters[number];
+    atomic_fetch_add(&counter->no_gil_change, change);
+    if (atomic_exchange(&counter->is_queued, 1)) {
         return;
     }
-    uint32_t first = atomic_load(&tallies_queue);
+    uint32_t first = atomic_load(&counters_queue);
     do {
-        atomic_store(&tally->next_queued, first);
-    } while (!atomic_compare_exchange_weak(&tallies_queue, &first, number));
+        atomic_store(&counter->next_queued, first);
+    } while (!atomic_compare_exchange_weak(&counters_queue, &first, number));
 }
 
-/* What is open is always below what is open. */
-static void link_open(uint32_t number, uint32_t parent)
+/* Opening and closing. */
+
+/* An open counter is always a child of an open counter. */
+static void counters_link_open(uint32_t number, uint32_t parent)
 {
-    uint32_t next = tallies[parent].first_open_below;
-    tallies[number].next_open = next;
-    tallies[number].previous_open = NOBODY;
-    if (next != NOBODY) {
-        tallies[next].previous_open = number;
+    uint32_t next = counters[parent].first_open_child;
+    counters[number].next_open = next;
+    counters[number].previous_open = ROOT;
+    if (next != ROOT) {
+        counters[next].previous_open = number;
     }
-    tallies[parent].first_open_below = number;
+    counters[parent].first_open_child = number;
 }
 
-static void unlink_open(uint32_t number)
+static void counters_unlink_open(uint32_t number)
 {
-    uint32_t next = tallies[number].next_open, previous = tallies[number].previous_open;
-    if (next != NOBODY) {
-        tallies[next].previous_open = previous;
+    uint32_t next = counters[number].next_open, previous = counters[number].previous_open;
+    if (next != ROOT) {
+        counters[next].previous_open = previous;
     }
-    if (previous != NOBODY) {
-        tallies[previous].next_open = next;
+    if (previous != ROOT) {
+        counters[previous].next_open = next;
     }
     else {
-        tallies[tallies[number].parent].first_open_below = next;
+        counters[counters[number].parent].first_open_child = next;
     }
 }
 
-uint32_t tallies_open(uint32_t parent)
+uint32_t counters_open(uint32_t parent)
 {
-    tallies_settle();
-    if (UNLIKELY(free_number == 0 && used == MAX_TALLIES)) {
-        sweep_tallies();
+    counters_flush();
+    if (UNLIKELY(free_number == 0 && ever_used == MAX_COUNTERS)) {
+        counters_merge_released();
     }
     uint32_t number = free_number;
     if (number != 0) {
-        free_number = tallies[number].parent;
+        free_number = counters[number].parent;
     }
-    else if (used < MAX_TALLIES) {
-        number = used++;
+    else if (ever_used < MAX_COUNTERS) {
+        number = ever_used++;
     }
     else {
-        return NOBODY;
+        return ROOT;
     }
 
-    struct tally *tally = &tallies[number];
-    *tally = (struct tally){
+    counters[number] = (struct counter){
         .parent = parent,
-        .start = tallies[NOBODY].live,
-        .ceiling = NO_CEILING,
-        .wall = NO_CEILING,
-        .brake = NO_CEILING,
-        .last = NO_CEILING,
-        .serial = ++opened,
-        .is_taken = 1,
+        .live_at_open = counters[ROOT].live,
+        .soft_limit = NO_LIMIT,
+        .hard_limit = NO_LIMIT,
+        .throttle_at = NO_LIMIT,
+        .emergency_limit = NO_LIMIT,
+        .generation = ++last_generation,
+        .is_in_use = 1,
         .is_open = 1,
-        .is_held = 1,
+        .is_referenced = 1,
     };
-    tallies[parent].below++;
-    link_open(number, parent);
-    taken++;
+    counters[parent].child_count++;
+    counters_link_open(number, parent);
+    in_use++;
     return number;
 }
 
-/* Hang the open tallies below this one to its parent. */
-static void move_open_ones_up(uint32_t number)
+static void counters_reparent_open_children(uint32_t number)
 {
-    struct tally *tally = &tallies[number];
+    struct counter *counter = &counters[number];
     uint32_t child;
-    while ((child = tally->first_open_below) != NOBODY) {
-        unlink_open(child);
-        tallies[child].parent = tally->parent;
-        link_open(child, tally->parent);
-        tally->live -= tallies[child].live;
-        tally->below--;
-        tallies[tally->parent].below++;
+    while ((child = counter->first_open_child) != ROOT) {
+        counters_unlink_open(child);
+        counters[child].parent = counter->parent;
+        counters_link_open(child, counter->parent);
+        counter->live -= counters[child].live;
+        counter->child_count--;
+        counters[counter->parent].child_count++;
     }
 }
 
-void tallies_close(uint32_t number)
+void counters_set_limits(uint32_t number, int64_t soft_limit, int64_t hard_limit, void *enforcer)
 {
-    struct tally *tally = &tallies[number];
-    tallies_settle();
-    tally->is_open = 0;
-    if (tally->ceiling != NO_CEILING) {
-        tallies_limit(number, NO_CEILING, NO_CEILING, NULL);
+    struct counter *counter = &counters[number];
+    int had_limit = counter->soft_limit != NO_LIMIT, has_limit = soft_limit != NO_LIMIT;
+    (void)atomic_fetch_add(&limited_count, (uint32_t)has_limit - (uint32_t)had_limit);
+    counter->soft_limit = soft_limit;
+    counter->hard_limit = hard_limit;
+    counter->throttle_at = counter->emergency_limit = NO_LIMIT;
+    counter->enforcer = enforcer;
+    counters_flush();
+}
+
+void counters_close(uint32_t number)
+{
+    struct counter *counter = &counters[number];
+    counters_flush();
+    counter->is_open = 0;
+    if (counter->soft_limit != NO_LIMIT) {
+        counters_set_limits(number, NO_LIMIT, NO_LIMIT, NULL);
     }
-    if (tally->is_wide) {
-        uint32_t *link = &first_wide;
+    if (counter->is_process_wide) {
+        uint32_t *link = &first_process_wide;
         while (*link != number) {
-            link = &tallies[*link].next_wide;
+            link = &counters[*link].next_process_wide;
         }
-        *link = tally->next_wide;
-        tally->is_wide = 0;
+        *link = counter->next_process_wide;
+        counter->is_process_wide = 0;
     }
-    move_open_ones_up(number);
-    unlink_open(number);
+    counters_reparent_open_children(number);
+    counters_unlink_open(number);
 }
 
-void tallies_widen(uint32_t number)
+void counters_make_process_wide(uint32_t number)
 {
-    struct tally *tally = &tallies[number];
-    if (tally->is_wide) {
+    struct counter *counter = &counters[number];
+    if (counter->is_process_wide) {
         return;
     }
-    tallies_settle();
-    move_open_ones_up(number);
-    tell_wide();
-    tally->is_wide = 1;
-    tally->widened = tally->peak;
-    tally->next_wide = first_wide;
-    first_wide = number;
+    counters_flush();
+    counters_reparent_open_children(number);
+    counters_store_process_peaks();
+    counter->is_process_wide = 1;
+    counter->process_wide_peak = counter->peak;
+    counter->next_process_wide = first_process_wide;
+    first_process_wide = number;
 }
 
-void tallies_release(uint32_t number)
+void counters_release(uint32_t number)
 {
-    if (tallies[number].is_open) {
-        tallies_close(number);
+    if (counters[number].is_open) {
+        counters_close(number);
     }
-    tallies_settle();
-    tallies[number].is_held = 0;
-    orphans++;
-    recycle_if_done(number);
+    counters_flush();
+    counters[number].is_referenced = 0;
+    released_alive++;
+    counters_recycle_if_done(number);
 }
 
-void tallies_recycle(uint32_t number)
+/* Free the number of a counter that has neither a reference nor a block nor a child, and so on up the tree. */
+static void counters_recycle_if_done(uint32_t number)
 {
-    recycle_if_done(number);
-}
-
-static void recycle_if_done(uint32_t number)
-{
-    while (number != NOBODY) {
-        struct tally *tally = &tallies[number];
-        if (!tally->is_taken || tally->is_held || tally->below != 0 || tally->own != 0 ||
-            running.tally == number || atomic_load(&tally->is_queued)) {
+    while (number != ROOT) {
+        struct counter *counter = &counters[number];
+        if (!counter->is_in_use || counter->is_referenced || counter->child_count != 0 || counter->own != 0 ||
+            segment.counter == number || atomic_load(&counter->is_queued)) {
             return;
         }
-        uint32_t parent = tally->parent;
-        tallies[parent].below--;
-        accounts_part(number);
-        tally->is_taken = 0;
-        orphans--;
-        tally->parent = free_number;
+        uint32_t parent = counter->parent;
+        counters[parent].child_count--;
+        counters_leave_account(number);
+        counter->is_in_use = 0;
+        released_alive--;
+        counter->parent = free_number;
         free_number = number;
-        taken--;
+        in_use--;
         number = parent;
     }
 }
 
-void tallies_forget(void)
+void counters_reset(void)
 {
-    tallies_settle();
-    for (uint32_t number = 0; number < used; number++) {
-        tallies[number].own = tallies[number].live = 0;
+    counters_flush();
+    for (uint32_t number = 0; number < ever_used; number++) {
+        counters[number].own = counters[number].live = 0;
     }
-    accounts_forget();
-    for (uint32_t number = 1; number < used; number++) {
-        recycle_if_done(number);
+    counters_reset_accounts();
+    for (uint32_t number = 1; number < ever_used; number++) {
+        counters_recycle_if_done(number);
     }
 }
 
-void tallies_after_fork(void)
+void counters_after_fork(void)
 {
-    atomic_store(&tallies_busy, 0);
-    atomic_store(&tallies_queue, QUEUE_END);
-    for (uint32_t number = 0; number < used; number++) {
-        struct tally *tally = &tallies[number];
-        if (atomic_load(&tally->is_queued)) { /* what is only read stays shared with the parent */
-            atomic_store(&tally->is_queued, 0);
+    atomic_store(&counters_busy_threads, 0);
+    atomic_store(&counters_queue, QUEUE_END);
+    for (uint32_t number = 0; number < ever_used; number++) {
+        struct counter *counter = &counters[number];
+        if (atomic_load(&counter->is_queued)) { /* a store only where needed: pages that are only read stay shared */
+            atomic_store(&counter->is_queued, 0);
         }
-        if (atomic_load(&tally->unlocked) != 0) {
-            tallies_change_unlocked(number, 0); /* whoever was about to queue it is no more */
+        if (atomic_load(&counter->no_gil_change) != 0) {
+            counters_change_no_gil(number, 0); /* queue it anew: the thread that was about to is gone */
         }
     }
-    tallies_settle();
+    counters_flush();
 }
 
-uint32_t tallies_orphans(void)
+uint32_t counters_in_use(void)
 {
-    return orphans;
+    return in_use;
 }
 
-uint32_t tallies_used(void)
-{
-    return used;
-}
+/* Accounts. */
 
-uint32_t tallies_in_use(void)
-{
-    return taken;
-}
-
-/* The table of accounts, and what Python sees of it; see accounts.h. */
-
-struct account {
-    int64_t own;      /* bytes of the live blocks of its tallies */
-    uint32_t tallies; /* how many have it */
+struct account_totals {
+    int64_t own;       /* bytes of the live blocks of its counters */
+    uint32_t counters; /* how many counters it has */
     uint32_t next_free;
-    uint8_t is_held;
+    uint8_t is_referenced;
 };
 
-static struct account *accounts;
-static uint32_t accounts_used = 1; /* numbers below this have been given out at least once */
-static uint32_t free_account = NO_ACCOUNT;
+static struct account_totals *accounts;
+static uint32_t accounts_ever_used = 1;
+static uint32_t free_account = NO_ACCOUNT; /* the first of the free accounts, linked by `next_free` */
 
-static void recycle_account_if_done(uint32_t number)
+static void counters_recycle_account_if_done(uint32_t number)
 {
-    struct account *account = &accounts[number];
-    if (number != NO_ACCOUNT && !account->is_held && account->tallies == 0) {
+    struct account_totals *account = &accounts[number];
+    if (number != NO_ACCOUNT && !account->is_referenced && account->counters == 0) {
         account->next_free = free_account;
         free_account = number;
     }
 }
 
-uint32_t accounts_open(void)
+uint32_t counters_open_account(void)
 {
-    /* Not Python's: or it would be charged to whoever opens the first. */
+    /* From the C library: a block of Python's allocators would be charged to the owner that opens the first account. */
     if (accounts == NULL && (accounts = calloc(MAX_ACCOUNTS, sizeof *accounts)) == NULL) {
         return NO_ACCOUNT;
     }
@@ -432,171 +462,178 @@ uint32_t accounts_open(void)
     if (number != NO_ACCOUNT) {
         free_account = accounts[number].next_free;
     }
-    else if (accounts_used < MAX_ACCOUNTS) {
-        number = accounts_used++;
+    else if (accounts_ever_used < MAX_ACCOUNTS) {
+        number = accounts_ever_used++;
     }
     else {
         return NO_ACCOUNT;
     }
-    accounts[number] = (struct account){.is_held = 1};
+    accounts[number] = (struct account_totals){.is_referenced = 1};
     return number;
 }
 
-void accounts_release(uint32_t number)
+void counters_release_account(uint32_t number)
 {
     if (number != NO_ACCOUNT) {
-        accounts[number].is_held = 0;
-        recycle_account_if_done(number);
+        accounts[number].is_referenced = 0;
+        counters_recycle_account_if_done(number);
     }
 }
 
-int64_t accounts_live(uint32_t number)
+int64_t counters_account_live(uint32_t number)
 {
     return accounts == NULL ? 0 : accounts[number].own;
 }
 
-void accounts_add(uint32_t number, int64_t change)
+static void counters_add_to_account(uint32_t number, int64_t change)
 {
     if (number != NO_ACCOUNT) {
         accounts[number].own += change;
     }
 }
 
-void accounts_join(uint32_t tally, uint32_t number)
+void counters_join_account(uint32_t counter, uint32_t number)
 {
     if (number != NO_ACCOUNT) {
-        accounts[number].tallies++;
-        accounts[number].own += tallies[tally].own;
+        accounts[number].counters++;
+        accounts[number].own += counters[counter].own;
     }
-    tallies[tally].account = number;
+    counters[counter].account = number;
 }
 
-void accounts_part(uint32_t tally)
+void counters_leave_account(uint32_t counter)
 {
-    uint32_t number = tallies[tally].account;
-    tallies[tally].account = NO_ACCOUNT;
+    uint32_t number = counters[counter].account;
+    counters[counter].account = NO_ACCOUNT;
     if (number != NO_ACCOUNT) {
-        accounts[number].own -= tallies[tally].own;
-        accounts[number].tallies--;
-        recycle_account_if_done(number);
+        accounts[number].own -= counters[counter].own;
+        accounts[number].counters--;
+        counters_recycle_account_if_done(number);
     }
 }
 
-void accounts_forget(void)
+static void counters_reset_accounts(void)
 {
-    for (uint32_t number = 0; accounts != NULL && number < accounts_used; number++) {
+    for (uint32_t number = 0; accounts != NULL && number < accounts_ever_used; number++) {
         accounts[number].own = 0;
     }
 }
 
-/* Merge the tallies that nobody holds any more; see sweep.h. */
+/* Merging of released counters, when all numbers are in use.
 
-#define LEAST_ORPHANS 1024 /* fewer are not worth the reading */
-#define SLOTS 65536        /* of the table by account and place: a power of two, above MAX_TALLIES */
-#define LOOKS 10000
+   A released counter keeps its number because some blocks carry it. A block may move to another released counter of
+   the same account with the same nearest referenced ancestor (its anchor): that changes no figure that can still be
+   read. So one released counter is left for each pair of account and anchor. The blocks are found by reading the
+   whole map, which takes some milliseconds per GiB of heap, so it is done only when there are many counters to
+   merge. The GIL is held all the while; other threads may allocate and free raw blocks without it. */
 
-struct scratch {
-    uint32_t slots[SLOTS];          /* the one that is kept, for each account below each place */
-    uint32_t kept[MAX_TALLIES];     /* by number: who gets its blocks */
-    uint32_t places[MAX_TALLIES];   /* by number: the nearest one above that is held */
+#define MIN_RELEASED 1024 /* fewer are not worth the reading */
+#define SLOTS 65536       /* of the hash table: a power of two, above MAX_COUNTERS */
+#define MAX_POLLS 10000
+
+struct merge_plan {
+    uint32_t slots[SLOTS];          /* a hash table by account and anchor of the counters that are kept */
+    uint32_t targets[MAX_COUNTERS]; /* by number: the counter that gets its blocks */
+    uint32_t anchors[MAX_COUNTERS]; /* by number: its nearest referenced ancestor */
 };
 
-/* Those above both have counted its bytes all along, and so has the account. */
-static void merge(uint32_t number, uint32_t kept, uint32_t place)
+static int counters_is_released(uint32_t number)
 {
-    struct tally *tally = &tallies[number];
-    if (tally->parent != place) {
-        tallies[tally->parent].below--;
-        tally->parent = place;
-        tallies[place].below++;
-    }
-    if (kept != number) {
-        tallies[kept].own += tally->own;
-        tallies[kept].live += tally->own;
-        tally->live -= tally->own;
-        tally->own = 0;
-    }
+    return number != ROOT && counters[number].is_in_use && !counters[number].is_referenced;
 }
 
-static int is_orphan(uint32_t number)
-{
-    return number != NOBODY && tallies[number].is_taken && !tallies[number].is_held;
-}
-
-static uint32_t place_of(uint32_t number)
+static uint32_t counters_anchor_of(uint32_t number)
 {
     do {
-        number = tallies[number].parent;
-    } while (is_orphan(number));
+        number = counters[number].parent;
+    } while (counters_is_released(number));
     return number;
 }
 
-static void choose(struct scratch *scratch)
+static void counters_plan_merge(struct merge_plan *plan)
 {
-    for (uint32_t number = 1; number < tallies_used(); number++) {
-        scratch->kept[number] = number;
-        if (!tallies[number].is_taken) {
+    for (uint32_t number = 1; number < ever_used; number++) {
+        plan->targets[number] = number;
+        if (!counters[number].is_in_use) {
             continue;
         }
-        uint32_t place = scratch->places[number] = place_of(number);
-        if (!is_orphan(number)) {
+        uint32_t anchor = plan->anchors[number] = counters_anchor_of(number);
+        if (!counters_is_released(number)) {
             continue;
         }
-        uint32_t account = tallies[number].account;
-        uint32_t slot = (account * 40503u + place * 2654435761u) % SLOTS;
+        uint32_t account = counters[number].account;
+        uint32_t slot = (account * 40503u + anchor * 2654435761u) % SLOTS;
         uint32_t other;
-        while ((other = scratch->slots[slot]) != 0 &&
-               (tallies[other].account != account || scratch->places[other] != place)) {
+        while ((other = plan->slots[slot]) != 0 &&
+               (counters[other].account != account || plan->anchors[other] != anchor)) {
             slot = (slot + 1) % SLOTS;
         }
         if (other == 0) {
-            scratch->slots[slot] = number;
+            plan->slots[slot] = number;
         }
         else {
-            scratch->kept[number] = other;
+            plan->targets[number] = other;
         }
     }
 }
 
-/* Other threads may clear the cell of a raw block meanwhile. */
-static void relabel(cell *at, const uint32_t *kept)
+/* The anchor and the account have counted the bytes all along, so only the two counters change. */
+static void counters_merge_one(uint32_t number, uint32_t target, uint32_t anchor)
 {
-    cell label = *at;
-    uint32_t number = (uint32_t)(label >> 1) - 1;
-    if (number != NOBODY && number < MAX_TALLIES && kept[number] != number) {
-        cell wanted = (cell)(((kept[number] + 1) << 1) | (label & 1));
-        (void)__atomic_compare_exchange_n(at, &label, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    struct counter *counter = &counters[number];
+    if (counter->parent != anchor) {
+        counters[counter->parent].child_count--;
+        counter->parent = anchor;
+        counters[anchor].child_count++;
+    }
+    if (target != number) {
+        counters[target].own += counter->own;
+        counters[target].live += counter->own;
+        counter->live -= counter->own;
+        counter->own = 0;
     }
 }
 
-static void relabel_leaf(cell *leaf, const uint32_t *kept)
+/* Another thread may clear the entry of a raw block meanwhile. */
+static void counters_retag_entry(map_entry *at, const uint32_t *targets)
 {
-    for (size_t n = 0; n < LEAF_CELLS;) {
+    map_entry tag = *at;
+    uint32_t number = (uint32_t)(tag >> 1) - 1;
+    if (number != ROOT && number < MAX_COUNTERS && targets[number] != number) {
+        map_entry wanted = (map_entry)(((targets[number] + 1) << 1) | (tag & 1));
+        (void)__atomic_compare_exchange_n(at, &tag, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+}
+
+static void counters_retag_page(map_entry *page, const uint32_t *targets)
+{
+    for (size_t n = 0; n < PAGE_ENTRIES;) {
         uint64_t four;
-        memcpy(&four, leaf + n, sizeof four);
+        memcpy(&four, page + n, sizeof four);
         if (n % 4 == 0 && four == 0) {
             n += 4;
             continue;
         }
-        cell label = leaf[n];
-        if (label == 0 || label & 1) {
-            if (label != 0) {
-                relabel(leaf + n, kept);
+        map_entry tag = page[n];
+        if (tag == 0 || tag & 1) {
+            if (tag != 0) {
+                counters_retag_entry(page + n, targets);
             }
             n += 1;
             continue;
         }
-        cell size = leaf[n + 1];
-        relabel(leaf + n, kept);
-        n += size != 0 ? 2 : 6; /* behind its size; the other cells of its granules are empty */
+        map_entry size = page[n + 1];
+        counters_retag_entry(page + n, targets);
+        n += size != 0 ? 2 : 6; /* skip the size; the other entries of the block's granules are empty */
     }
 }
 
-/* Whoever has read a label before it was changed, and not yet credited it, has to be waited for. */
-static int others_are_done(void)
+/* Wait for threads that read a tag before it was changed and have not credited its counter yet. Returns whether all
+   are done. */
+static int counters_wait_for_busy_threads(void)
 {
-    for (int look = 0; look < LOOKS; look++) {
-        if (atomic_load(&tallies_busy) == 0) {
+    for (int poll = 0; poll < MAX_POLLS; poll++) {
+        if (atomic_load(&counters_busy_threads) == 0) {
             return 1;
         }
         (void)sched_yield();
@@ -604,33 +641,33 @@ static int others_are_done(void)
     return 0;
 }
 
-void sweep_tallies(void)
+static void counters_merge_released(void)
 {
-    tallies_turn_over(NOBODY); /* settled, and nobody's segment */
-    if (tallies_orphans() < LEAST_ORPHANS) {
+    counters_switch(ROOT); /* flushes, and ends a segment that may belong to a counter to be merged */
+    if (released_alive < MIN_RELEASED) {
         return;
     }
-    struct scratch *scratch = mmap(NULL, sizeof *scratch, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (scratch == MAP_FAILED) {
+    struct merge_plan *plan = mmap(NULL, sizeof *plan, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (plan == MAP_FAILED) {
         return;
     }
 
-    choose(scratch);
-    for (size_t index = 0; index < LEAF_COUNT; index++) {
-        cell *leaf = atomic_load(&shadow_leaves[index]);
-        if (leaf != NULL) {
-            relabel_leaf(leaf, scratch->kept);
+    counters_plan_merge(plan);
+    for (size_t index = 0; index < PAGE_COUNT; index++) {
+        map_entry *page = atomic_load(&block_map_pages[index]);
+        if (page != NULL) {
+            counters_retag_page(page, plan->targets);
         }
     }
-    int are_done = others_are_done();
-    tallies_settle();
-    for (uint32_t number = 1; number < tallies_used(); number++) {
-        if (tallies[number].is_taken) {
-            merge(number, scratch->kept[number], scratch->places[number]);
+    int is_safe_to_recycle = counters_wait_for_busy_threads();
+    counters_flush();
+    for (uint32_t number = 1; number < ever_used; number++) {
+        if (counters[number].is_in_use) {
+            counters_merge_one(number, plan->targets[number], plan->anchors[number]);
         }
     }
-    for (uint32_t number = 1; are_done && number < tallies_used(); number++) {
-        tallies_recycle(number);
+    for (uint32_t number = 1; is_safe_to_recycle && number < ever_used; number++) {
+        counters_recycle_if_done(number);
     }
-    (void)munmap(scratch, sizeof *scratch);
+    (void)munmap(plan, sizeof *plan);
 }

@@ -1,238 +1,203 @@
-/* Add up what owners hold: live and highest live bytes of each and of those below it, to the byte and at any time.
+/* Counters of bytes: live, peak and allocated bytes of each owner and of its descendants, exact at any time.
 
-   Every owner has a tally, and tallies form a tree whose root, number 0, is the process: it also holds what was made
-   while nobody had the turn. A tally's figures include those of the tallies below it.
+   Every owner has a counter, and counters form a tree. Its root, number 0, is the process, and also holds the blocks
+   that were allocated while the thread had no current owner. A counter's figures include those of its descendants.
 
-   Walking up the tree at each allocation would be too dear. So there is one running segment for the whole interpreter:
-   whose turn it is, how many bytes its figures have risen by (`net`), and the highest that this was (`high`). It is
-   settled, that is added to the tally and all above it, when another tally has to be charged, when a block is freed
-   that belongs neither to the one with the turn nor below it, and when somebody asks. In between only one tally, and
-   those above it, change, and all by the same amount: hence the peaks are exact, with threads, too.
+   Walking up the tree at each allocation would cost too much. So there is one segment for the whole interpreter: the
+   counter that is charged at present, by how much its figures have risen since the segment began (`net`), and the
+   highest that this was (`peak`). The segment is flushed, that is added to the counter and its ancestors, when another
+   counter has to be charged, when a block is freed whose counter is neither the segment's nor a descendant of it, and
+   when a caller reads figures. Between two flushes only one counter and its ancestors change, all by the same amount,
+   and hence the peaks are exact, also with several threads.
 
-   A block is credited to whoever made it, whoever frees it.
+   A block is credited to the counter that it was charged to, whichever thread frees it.
 
-   Locking: all under the GIL, except `tallies_change_unlocked`.
-   Leaves to others: which block is whose (shadow.h), which allocations are seen (hooks.h). */
+   Accounts add up what the owners of one name hold, including closed owners whose counters still have live blocks. They
+   form no tree here: Python, which knows the tree, adds up descendants, and an account that moves takes nothing along.
+
+   Locking: every function is called under the GIL, except `counters_change_no_gil` and where a comment says so. */
 
 #ifndef MEMTOOLS_COUNTERS_H
 #define MEMTOOLS_COUNTERS_H
-
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
 
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "block_map.h"
+#include "compiler.h"
 
-#define NOBODY 0
-
-struct tally {
-    int64_t own;       /* bytes of live blocks that carry its number */
-    int64_t live;      /* the same, with those below it */
-    int64_t peak;      /* the highest `live` so far */
-    int64_t allocated; /* all bytes ever charged to it and those below */
-    int64_t start;     /* `live` of the process when it was opened */
-    int64_t widened;   /* its own peak when it became wide */
-    int64_t ceiling;   /* `live` above which it is to be stopped */
-    int64_t wall;      /* `live` above which no large block is made for it any more */
-    int64_t brake;     /* `live` at which its thread waits for whoever is to stop it */
-    int64_t last;      /* `live` above which no block at all is made while the answer is outstanding */
-    int64_t refused;   /* how many blocks were not made for that */
-    int64_t wanted;    /* the highest `live` that one of them would have led to */
-    void *stopper;     /* what `budgets_cross` is to call; kept alive by whoever set it */
-    uint32_t serial;   /* tells those apart that have had the same number */
-    uint32_t parent;
-    uint32_t below; /* how many tallies have it for a parent */
-    uint32_t first_open_below; /* those of them that are open, each knows its neighbours */
-    uint32_t next_open;
-    uint32_t previous_open;
-    uint32_t next_wide;
-    uint32_t account; /* where its own bytes count, too: a block may only pass to a tally of the same account */
-    uint8_t is_taken;
-    uint8_t is_open;
-    uint8_t is_held; /* somebody may still ask for its figures */
-    uint8_t is_wide;  /* its peak is the process's */
-    uint8_t is_asked; /* it has crossed its ceiling or met its wall, and the answer is outstanding */
-    uint8_t brakes;   /* how often its thread may be made to wait for that answer */
-    _Atomic(uint8_t) is_queued;
-    _Atomic(uint32_t) next_queued;
-    int64_t risen;             /* the part of `unlocked` that waits for the falls of others */
-    _Atomic(int64_t) unlocked; /* change of `own` without the GIL that has not been settled yet */
-};
-
-struct running {
-    _Alignas(64) uint32_t tally; /* all in one cache line */
-    int64_t net;
-    int64_t high;
-    int64_t room; /* how far `net` may rise before a ceiling may be crossed */
-    int64_t allocated;
-    int64_t lent; /* the part of `net` that was freed of tallies below */
-};
-
-extern HIDDEN struct tally *tallies;
-extern HIDDEN struct running running;
-
-/* Tallies that were changed without the GIL, since the last settling. */
-#define QUEUE_END UINT32_MAX
-extern HIDDEN _Atomic(uint32_t) tallies_queue;
-
-/* Map the table; -1 if there is no room for it. */
-int tallies_start(void);
-
-/* Open a tally below `parent`, which is open; 0 when there are no numbers left. */
-uint32_t tallies_open(uint32_t parent);
-
-/* Close a tally. Its figures stay, and go on falling as its blocks are freed; open tallies below it move to its parent
-   and take their bytes along. */
-void tallies_close(uint32_t number);
-
-/* Have an open tally follow the whole process from now on: tallies below it move to its parent, and what it has made
-   so far stays counted there. */
-void tallies_widen(uint32_t number);
-
-/* Nobody will ask for its figures any more: its number is free for others once its last block is. */
-void tallies_release(uint32_t number);
-
-/* Bring all figures up to date. */
-void tallies_settle(void);
-
-/* Have no number wait for a thread that is no more, in the child of a fork. */
-void tallies_after_fork(void);
-
-/* The highest that a wide tally has seen the process stand above its opening. */
-int64_t tallies_wide_peak(uint32_t number);
-
-/* Set all figures to zero, for when it is no longer known which blocks live. */
-void tallies_forget(void);
-
-/* How many numbers are taken; of these, how many that nobody holds; above all that have ever been given out. */
-uint32_t tallies_in_use(void);
-uint32_t tallies_orphans(void);
-uint32_t tallies_used(void);
-
-/* Free a number that nobody needs any more. */
-void tallies_recycle(uint32_t number);
-
-/* How many threads without the GIL are between reading whose a block is and saying so. */
-extern _Atomic(uint32_t) tallies_busy;
-
-/* Have a tally stopped above so many live bytes, and large blocks refused above the wall; NO_CEILING for never. */
-#define NO_CEILING INT64_MAX
-void tallies_limit(uint32_t number, int64_t ceiling, int64_t wall, void *stopper);
-
-/* Whether any open tally has a ceiling. Any thread, no GIL. */
-int tallies_are_limited(void);
-
-/* How far the running segment may rise before a ceiling may be crossed; never too much, as frees only make room. */
-int64_t tallies_room(void);
-
-/* The owner has been told, or was let be: with room to clean up, it is asked about again when its grace is used up. */
-void tallies_answered(uint32_t number, int has_room);
-
-/* An answer was put off: its thread is in no single call of C. How soon it is to wait for the next attempt. */
-void tallies_put_off(uint32_t number);
-
-/* A block that a tally has just been charged with is not made after all. */
-void tallies_take_back(uint32_t number, size_t size);
-
-/* What may be refused at most: smaller blocks are also the interpreter's own, which does not always bear a refusal. */
-#define LEAST_REFUSED ((size_t)1 << 16)
-
-/* Whether a block would take a tally, or one above it, over its wall; the innermost is told. GIL, inside of a hook. */
-int tallies_refuse(uint32_t number, size_t growth);
-
-/* How many blocks were refused, of anybody's. */
-int64_t tallies_refused(void);
-
-/* The rare parts of the functions below. */
-uint32_t tallies_cross(void);
-void tallies_settle_before(int64_t size);
-void tallies_turn_over(uint32_t number);
-void tallies_credit_other(uint32_t number, int64_t size);
-
-/* Charge or credit without the GIL: it shows in the figures when they are settled the next time. Any thread. */
-void tallies_change_unlocked(uint32_t number, int64_t change);
-
-/* Charge a block to a tally; the number of the one that it is too much for, and should be taken back for, or NOBODY. */
-static inline uint32_t tallies_charge(uint32_t number, size_t size)
-{
-    if (UNLIKELY(number != running.tally)) {
-        tallies_turn_over(number);
-    }
-    running.allocated += (int64_t)size;
-    running.net += (int64_t)size;
-    if (running.net > running.high) {
-        if (UNLIKELY(atomic_load_explicit(&tallies_queue, memory_order_relaxed) != QUEUE_END)) {
-            tallies_settle_before((int64_t)size); /* or what was freed without the GIL would count into the peak */
-        }
-        running.high = running.net;
-        if (UNLIKELY(running.net > running.room)) {
-            return tallies_cross();
-        }
-    }
-    return NOBODY;
-}
-
-/* Credit a block to the tally that it was charged to. */
-static inline void tallies_credit(uint32_t number, size_t size)
-{
-    if (LIKELY(number == running.tally)) {
-        running.net -= (int64_t)size;
-    }
-    else {
-        tallies_credit_other(number, (int64_t)size);
-    }
-}
-
-/* Find numbers for new tallies when all are taken: tallies that nobody holds any more, and that live on only because of
-   some blocks, are merged.
-
-   A block may pass to a tally of the same account that counts for the same ones above: no figure changes that anybody
-   can still ask for. So of all that have ended, one is left for each account below each tally that is held. The blocks
-   are found by reading the whole shadow, which takes some milliseconds for each GiB of heap; it is done only when there
-   are many to be merged.
-
-   Locking: under the GIL, which is kept all the while; other threads may make and free raw blocks without it. */
-
-/* Merge, where it is worth it. */
-void sweep_tallies(void);
-
-/* Add up what the owners of one account hold, those that have ended and that nobody asks about any more included.
-
-   A tally lives on after its owner for as long as one of its blocks does, but nobody holds it then. Its account still
-   knows: each change of a tally's own bytes is a change of its account's. Accounts are no tree here: what is in those
-   below is added up where the tree is known (`_accounts.py`), so that one that changes its place takes nothing along.
-
-   Locking: all under the GIL. */
-
-#define NO_ACCOUNT 0 /* where those count that have none: nobody asks for it */
+#define ROOT 0
+#define NO_LIMIT INT64_MAX
+#define NO_ACCOUNT 0 /* the account of counters that have none */
 #define MAX_ACCOUNTS 65535
 
-/* Begin one; NO_ACCOUNT when there are no numbers left, or no room for the table. */
-uint32_t accounts_open(void);
+/* What the hooks know about the calling thread. */
+struct thread_state {
+    uint32_t counter;         /* charged with what this thread allocates */
+    uint8_t inside_allocator; /* an inner allocator is at work, whose own blocks are not counted; or SELF_TEST */
+    uint8_t enforcement_off;  /* the ledger's own records are being written, and no block is refused */
+    uint8_t probed_domains;   /* one bit for each domain that was called during a SELF_TEST */
+};
 
-/* Nobody asks for it any more: its number is free for others once its last tally is. */
-void accounts_release(uint32_t account);
+#define SELF_TEST 2
 
-/* The bytes of the live blocks that its tallies have made, once all is settled. */
-int64_t accounts_live(uint32_t account);
+extern _Thread_local struct thread_state thread_state INITIAL_EXEC;
 
-/* Add a change to what a tally's account holds. */
-void accounts_add(uint32_t account, int64_t change);
+struct counter {
+    int64_t own;               /* bytes of the live blocks that carry its number */
+    int64_t live;              /* `own` and the same of its descendants */
+    int64_t peak;              /* the highest `live` so far */
+    int64_t allocated;         /* all bytes ever charged to it and its descendants */
+    int64_t live_at_open;      /* `live` of the process when the counter was opened */
+    int64_t process_wide_peak; /* its peak when it was made process-wide, and later ones */
+    int64_t soft_limit;        /* above this `live` the enforcer is asked */
+    int64_t hard_limit;        /* a large block that would lead above this `live` is refused */
+    int64_t throttle_at;       /* at this `live` the thread waits for the enforcer thread */
+    int64_t emergency_limit;   /* above this `live` every block is refused while the enforcer has not answered */
+    int64_t refused_blocks;    /* how many blocks were refused */
+    int64_t highest_refused;   /* the highest `live` that one of them would have led to */
+    void *enforcer;            /* a Python callable, borrowed from the caller of `counters_set_limits` */
+    uint32_t generation;       /* tells counters apart that have had the same number */
+    uint32_t parent;
+    uint32_t child_count;
+    uint32_t first_open_child; /* the open children form a list, linked by the next two fields */
+    uint32_t next_open;
+    uint32_t previous_open;
+    uint32_t next_process_wide;
+    uint32_t account; /* its own bytes count there, too: a block may only move to a counter of the same account */
+    uint8_t is_in_use;
+    uint8_t is_open;
+    uint8_t is_referenced;   /* a Python object may still ask for its figures */
+    uint8_t is_process_wide; /* its figures are those of the process */
+    uint8_t is_enforcing;    /* the enforcer was asked and has not answered */
+    uint8_t throttles_left;  /* how often the thread may still be made to wait for the answer */
+    _Atomic(uint8_t) is_queued;
+    _Atomic(uint32_t) next_queued;
+    int64_t pending_rise;           /* the part of `no_gil_change` that is added after the falls of all counters */
+    _Atomic(int64_t) no_gil_change; /* change of `own` without the GIL that has not been flushed yet */
+};
 
-/* Count a tally among an account's, or no more; its bytes come and go with it. */
-void accounts_join(uint32_t tally, uint32_t account);
-void accounts_part(uint32_t tally);
+/* Aligned, so that it occupies one cache line. */
+struct segment {
+    _Alignas(64) uint32_t counter;
+    int64_t net;
+    int64_t peak;
+    int64_t limit_room; /* how far `net` may rise before a limit may be crossed */
+    int64_t allocated;
+    int64_t borrowed; /* the part of `net` that was freed of descendants */
+};
 
-/* Set all to zero, as `tallies_forget` does. */
-void accounts_forget(void);
+extern HIDDEN struct counter *counters;
+extern HIDDEN struct segment segment;
 
-/* The type `Account` of Python, to be added to the module; a new reference, NULL with an exception. */
-PyTypeObject *accounts_make_type(PyObject *module);
+/* Counters that were changed without the GIL since the last flush. */
+#define QUEUE_END UINT32_MAX
+extern HIDDEN _Atomic(uint32_t) counters_queue;
 
-/* The number of an `Account`. */
-uint32_t accounts_number(PyObject *account);
+/* How many threads without the GIL are between reading a block's counter and changing that counter. Any thread. */
+extern HIDDEN _Atomic(uint32_t) counters_busy_threads;
+
+/* What is done when the segment crosses a limit; `limits_start` sets it. Returns the counter that the new block
+   exceeds and whose hook has to undo the allocation, or ROOT. GIL, inside a hook: no allocation, no Python call. */
+extern HIDDEN uint32_t (*counters_on_limit_crossed)(void);
+
+/* Map the table; -1 if there is no address space for it. GIL. */
+int counters_start(void);
+
+/* Open a counter below `parent`, which is open; ROOT when no number is left. GIL. */
+uint32_t counters_open(uint32_t parent);
+
+/* Close a counter. Its figures stay, and go on falling as its blocks are freed; its open children move to its parent
+   and take their bytes along. GIL. */
+void counters_close(uint32_t number);
+
+/* Have an open counter report the figures of the whole process from now on. Its open children move to its parent,
+   and the bytes charged so far stay counted there. GIL. */
+void counters_make_process_wide(uint32_t number);
+
+/* Tell that no object will ask for a counter's figures any more: the number becomes free when its last block is
+   freed. GIL. */
+void counters_release(uint32_t number);
+
+/* Bring all figures up to date. GIL. */
+void counters_flush(void);
+
+/* Repair, in the child of a fork, what threads that exist no more were about to change. GIL. */
+void counters_after_fork(void);
+
+/* Return the highest bytes of the process above its size at the opening of a process-wide counter. GIL. */
+int64_t counters_process_wide_peak(uint32_t number);
+
+/* Set all live bytes to zero, for when the block map was cleared. GIL. */
+void counters_reset(void);
+
+/* Return how many numbers are in use, the process not counted. GIL. */
+uint32_t counters_in_use(void);
+
+/* Set the limits of a counter, NO_LIMIT for none, and the callable to ask. GIL. */
+void counters_set_limits(uint32_t number, int64_t soft_limit, int64_t hard_limit, void *enforcer);
+
+/* Return whether any open counter has a limit. Any thread, no GIL. */
+int counters_have_limits(void);
+
+/* Compute anew how far the segment may rise before a limit may be crossed. The answer stays safe, as frees only make
+   room. GIL. */
+void counters_update_limit_room(void);
+
+/* Rare parts of the inline functions below. GIL. */
+void counters_flush_before(int64_t size);
+void counters_switch(uint32_t number);
+void counters_credit_slow(uint32_t number, int64_t size);
+
+/* Charge or credit without the GIL; the next flush adds the change to the figures. Any thread. */
+void counters_change_no_gil(uint32_t number, int64_t change);
+
+/* Charge a block to a counter. Returns the counter that the block exceeds so that it has to be taken back, or ROOT.
+   GIL. */
+static inline uint32_t counters_charge(uint32_t number, size_t size)
+{
+    if (UNLIKELY(number != segment.counter)) {
+        counters_switch(number);
+    }
+    segment.allocated += (int64_t)size;
+    segment.net += (int64_t)size;
+    if (segment.net > segment.peak) {
+        if (UNLIKELY(atomic_load_explicit(&counters_queue, memory_order_relaxed) != QUEUE_END)) {
+            counters_flush_before((int64_t)size); /* else blocks freed without the GIL would count into the peak */
+        }
+        segment.peak = segment.net;
+        if (UNLIKELY(segment.net > segment.limit_room)) {
+            return counters_on_limit_crossed();
+        }
+    }
+    return ROOT;
+}
+
+/* Credit a block to the counter that it was charged to. GIL. */
+static inline void counters_credit(uint32_t number, size_t size)
+{
+    if (LIKELY(number == segment.counter)) {
+        segment.net -= (int64_t)size;
+    }
+    else {
+        counters_credit_slow(number, (int64_t)size);
+    }
+}
+
+/* Open an account; NO_ACCOUNT when no number is left or the table cannot be allocated. GIL. */
+uint32_t counters_open_account(void);
+
+/* Tell that no object will ask for an account any more: the number becomes free with its last counter. GIL. */
+void counters_release_account(uint32_t account);
+
+/* Return the live bytes that an account's counters have been charged with, as of the last flush. GIL. */
+int64_t counters_account_live(uint32_t account);
+
+/* Count a counter's own bytes, present and future, in an account. GIL. */
+void counters_join_account(uint32_t counter, uint32_t account);
+
+/* Take a counter's own bytes out of its account. GIL. */
+void counters_leave_account(uint32_t counter);
 
 #endif

@@ -1,4 +1,4 @@
-/* The ceilings and walls of tallies: how far it is to the nearest, and what happens there; see tallies.h. */
+/* What happens at a limit, and how the request to enforce it reaches the thread that crossed it. */
 
 #include "limits.h"
 
@@ -12,384 +12,79 @@
 #include <time.h>
 
 #include "counters.h"
-#include "hooks.h"
-
-#define BRAKES 8
-
-static _Atomic(uint32_t) limited_count; /* open tallies with a ceiling */
-static int64_t refused;
-
-int tallies_are_limited(void)
-{
-    return atomic_load_explicit(&limited_count, memory_order_relaxed) > 0;
-}
-
-int64_t tallies_room(void)
-{
-    int64_t room = NO_CEILING;
-    if (LIKELY(!tallies_are_limited())) {
-        return room;
-    }
-    for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
-        const struct tally *tally = &tallies[number];
-        int64_t next = tally->ceiling;
-        if (tally->is_asked) {
-            next = tally->brake < tally->last ? tally->brake : tally->last;
-        }
-        if (next != NO_CEILING && next - tally->live < room) {
-            room = next - tally->live;
-        }
-    }
-    return room;
-}
-
-static void tell(uint32_t number, int64_t reached, int is_refused)
-{
-    struct tally *tally = &tallies[number];
-    tally->is_asked = 1;
-    tally->brakes = BRAKES;
-    /* Where somebody else has to come and stop it, it goes on until then. */
-    int waits = budgets_cross(number, reached, is_refused);
-    int64_t grace = budgets_grace(tally->ceiling);
-    tally->brake = waits ? reached + grace / 2 : NO_CEILING;
-    tally->last = is_refused ? NO_CEILING : reached + grace;
-}
-
-static void set_brake(uint32_t number)
-{
-    struct tally *tally = &tallies[number];
-    tallies_settle();
-    tally->brake = NO_CEILING;
-    if (tally->brakes > 0) {
-        tally->brakes--;
-        tally->brake = tally->live + budgets_grace(tally->ceiling) / BRAKES;
-    }
-    running.room = tallies_room();
-}
-
-void tallies_put_off(uint32_t number)
-{
-    tallies[number].last = NO_CEILING;
-    set_brake(number);
-}
-
-uint32_t tallies_cross(void)
-{
-    uint32_t too_much = NOBODY;
-    for (uint32_t number = running.tally; number != NOBODY; number = tallies[number].parent) {
-        struct tally *tally = &tallies[number];
-        int64_t reached = tally->live + running.net;
-        if (tally->is_asked) {
-            if (reached > tally->brake) {
-                budgets_wait(number);
-                set_brake(number);
-            }
-            if (reached > tally->last && too_much == NOBODY && budgets_are_for_this_thread(number)) {
-                too_much = number;
-            }
-        }
-        else if (tally->ceiling != NO_CEILING && reached > tally->ceiling) {
-            tell(number, reached, 0);
-            break; /* the innermost is told first */
-        }
-    }
-    running.room = tallies_room();
-    return too_much;
-}
-
-static void note_refusal(struct tally *tally, int64_t reached)
-{
-    refused++;
-    tally->refused++;
-    tally->wanted = reached > tally->wanted ? reached : tally->wanted;
-}
-
-void tallies_take_back(uint32_t number, size_t size)
-{
-    struct tally *tally = &tallies[number];
-    tallies_settle();
-    note_refusal(tally, tally->live + (int64_t)size);
-    budgets_replace(number, tally->live + (int64_t)size);
-    tally->last = tally->live + budgets_grace(tally->ceiling) / BRAKES; /* or nothing at all would work any more */
-    running.room = tallies_room();
-}
-
-int tallies_refuse(uint32_t number, size_t growth)
-{
-    if (LIKELY(!tallies_are_limited())) {
-        return 0;
-    }
-    if (number != running.tally) {
-        tallies_turn_over(number);
-    }
-    tallies_settle();
-    for (; number != NOBODY; number = tallies[number].parent) {
-        struct tally *tally = &tallies[number];
-        int64_t reached = tally->live + (int64_t)growth;
-        if (reached <= tally->wall) {
-            continue;
-        }
-        note_refusal(tally, reached);
-        if (tally->is_asked) {
-            budgets_replace(number, reached);
-        }
-        else {
-            tell(number, reached, 1);
-            running.room = tallies_room();
-        }
-        return 1;
-    }
-    return 0;
-}
-
-int64_t tallies_refused(void)
-{
-    return refused;
-}
-
-void tallies_answered(uint32_t number, int has_room)
-{
-    struct tally *tally = &tallies[number];
-    tallies_settle();
-    tally->is_asked = 0;
-    tally->brake = tally->last = NO_CEILING;
-    if (tally->ceiling != NO_CEILING && (has_room || tally->live > tally->ceiling)) {
-        int64_t reached = tally->live > tally->ceiling ? tally->live : tally->ceiling;
-        tally->ceiling = reached + budgets_grace(tally->ceiling);
-    }
-    running.room = tallies_room();
-}
-
-void tallies_limit(uint32_t number, int64_t ceiling, int64_t wall, void *stopper)
-{
-    struct tally *tally = &tallies[number];
-    (void)atomic_fetch_add(&limited_count, (uint32_t)(ceiling != NO_CEILING) - (uint32_t)(tally->ceiling != NO_CEILING));
-    tally->ceiling = ceiling;
-    tally->wall = wall;
-    tally->brake = tally->last = NO_CEILING;
-    tally->stopper = stopper;
-    tallies_settle();
-}
-
-/* Requests to stop an owner, and how they get to the thread that crossed; see budgets.h. */
 
 #define MAX_REQUESTS 64
-#define LEAST_GRACE ((int64_t)1 << 20)
+#define MIN_GRACE_BYTES ((int64_t)1 << 20)
+#define GRACE_SHARE 10 /* of the limit: a tenth */
+#define THROTTLES 8
 #define ATTEMPTS 2000
-#define BETWEEN_ATTEMPTS_NS 500000
-#define BETWEEN_LOOKS_NS 200000
-#define MOST_LOOKS 100
-#define LINGERS_NS 100000000
+#define ATTEMPT_INTERVAL_NS 500000
+#define POLL_NS 200000
+#define MAX_POLLS 100
+#define LINGER_NS 100000000
 
-enum answer { LET_BE, ASK_LATER, RAISE };
+enum answer { IGNORE, RETRY, RAISE };
 
 struct request {
     int is_taken;
     uint32_t number;
-    uint32_t serial;
-    int64_t used;
+    uint32_t generation;
+    int64_t used_bytes;
     int is_refused;
     unsigned long thread;
-    int attempts; /* of the helper's that are left; 0 for what is not its business */
+    int attempts; /* that the enforcer thread has left; 0 for a request that is not for the enforcer thread */
 };
 
 static struct request requests[MAX_REQUESTS];
-static int has_helper;
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards the next two; nobody waits who holds it */
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static int is_called;
-static _Atomic(int64_t) wants_gil_since; /* the helper; 0 while it does not */
+static int64_t refused_blocks;
+static int has_enforcer_thread;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards the next two; its holder never waits for the GIL */
+static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
+static int is_woken;
+static _Atomic(int64_t) wants_gil_since; /* the enforcer thread; 0 while it does not */
 static unsigned long main_thread;
-static int64_t interval_ns = 5000000;
+static int64_t switch_interval_ns = 5000000;
 
-void budgets_set_main_thread(unsigned long thread)
+void limits_set_main_thread(unsigned long thread)
 {
     main_thread = thread;
 }
 
-void budgets_after_fork(void)
+void limits_after_fork(void)
 {
     memset(requests, 0, sizeof requests);
-    has_helper = is_called = 0;
+    has_enforcer_thread = is_woken = 0;
     mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    woken = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
     atomic_store(&wants_gil_since, 0);
 }
 
-void budgets_set_interval(double seconds)
+void limits_set_switch_interval(double seconds)
 {
-    interval_ns = (int64_t)(seconds * 1e9);
+    switch_interval_ns = (int64_t)(seconds * 1e9);
 }
 
-static int64_t now_ns(void)
+int64_t limits_refused_blocks(void)
+{
+    return refused_blocks;
+}
+
+static int64_t limits_now_ns(void)
 {
     struct timespec now;
     (void)clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-int64_t budgets_grace(int64_t ceiling)
+/* Keep in step with the docstring of `memtools/ledger/_in_flight.py`, which promises the grace. */
+int64_t limits_grace(int64_t limit)
 {
-    return ceiling / 10 > LEAST_GRACE ? ceiling / 10 : LEAST_GRACE;
+    return limit / GRACE_SHARE > MIN_GRACE_BYTES ? limit / GRACE_SHARE : MIN_GRACE_BYTES;
 }
 
-static void give_back(struct request *request, int is_stopped)
-{
-    const struct tally *tally = &tallies[request->number];
-    if (tally->serial == request->serial) {
-        /* Who was refused a block within its budget has been stopped by nobody. */
-        tallies_answered(request->number, !request->is_refused || is_stopped);
-    }
-    request->is_taken = 0;
-}
+/* Requests: a table that the hooks may fill, since that allocates nothing. */
 
-/* Ask the stopper; `*found` is a new reference to what is to be raised. GIL, between two bytecodes. */
-static enum answer ask(const struct request *request, PyObject **found)
-{
-    const struct tally *tally = &tallies[request->number];
-    if (!tally->is_open || tally->serial != request->serial || tally->stopper == NULL) {
-        return LET_BE;
-    }
-    uint32_t charged = here.tally;
-    here.tally = NOBODY; /* what it takes to stop an owner is not the owner's */
-    PyObject *stopper = Py_NewRef((PyObject *)tally->stopper);
-    PyObject *result = PyObject_CallFunction(stopper, "LkO", (long long)request->used, request->thread,
-                                             request->is_refused ? Py_True : Py_False);
-    if (result == NULL) {
-        PyErr_WriteUnraisable(stopper);
-    }
-    Py_DECREF(stopper);
-    here.tally = charged;
-
-    if (result == NULL || result == Py_None) {
-        Py_XDECREF(result);
-        return LET_BE;
-    }
-    if (result == Py_NotImplemented) {
-        Py_DECREF(result);
-        return ASK_LATER;
-    }
-    *found = result;
-    return RAISE;
-}
-
-static int stop_here(void *taken)
-{
-    struct request *request = taken;
-    PyObject *found = NULL;
-    enum answer answer = ask(request, &found);
-    if (answer == ASK_LATER && Py_AddPendingCall(stop_here, request) == 0) {
-        if (tallies[request->number].serial == request->serial) {
-            tallies_put_off(request->number);
-        }
-        return 0;
-    }
-    give_back(request, answer == RAISE);
-    if (answer != RAISE) {
-        return 0;
-    }
-    PyErr_SetObject((PyObject *)Py_TYPE(found), found);
-    Py_DECREF(found);
-    return -1;
-}
-
-/* Leave an exception for another thread; whether that has to be tried again. GIL, in the helper. */
-static int stop_there(struct request *request)
-{
-    PyObject *found = NULL;
-    enum answer answer = ask(request, &found);
-    if (answer == RAISE) {
-        (void)PyThreadState_SetAsyncExc(request->thread, found);
-        Py_DECREF(found);
-    }
-    if (answer != ASK_LATER || --request->attempts == 0) {
-        request->attempts = 0;
-        give_back(request, answer == RAISE);
-        return 0;
-    }
-    if (tallies[request->number].serial == request->serial) {
-        tallies_put_off(request->number);
-    }
-    return 1;
-}
-
-/* Wait until somebody calls, or for a while if nobody can. Without the GIL. */
-static void wait_for_call(void)
-{
-    struct timespec until;
-    int has_lingered = 0;
-    (void)pthread_mutex_lock(&mutex);
-    while (!is_called && !has_lingered) {
-        (void)clock_gettime(CLOCK_REALTIME, &until);
-        int64_t ns = until.tv_nsec + LINGERS_NS;
-        until.tv_sec += ns / 1000000000;
-        until.tv_nsec = ns % 1000000000;
-        has_lingered = pthread_cond_timedwait(&changed, &mutex, &until) != 0 && !tallies_are_limited();
-    }
-    is_called = 0;
-    (void)pthread_mutex_unlock(&mutex);
-}
-
-static void call_helper(void)
-{
-    (void)pthread_mutex_lock(&mutex);
-    is_called = 1;
-    (void)pthread_cond_signal(&changed);
-    (void)pthread_mutex_unlock(&mutex);
-}
-
-static PyObject *help(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
-{
-    int is_outstanding = 0, was_idle = 0;
-    while (is_outstanding || !was_idle || tallies_are_limited()) {
-        Py_BEGIN_ALLOW_THREADS
-        if (is_outstanding) {
-            nanosleep(&(struct timespec){.tv_nsec = BETWEEN_ATTEMPTS_NS}, NULL);
-        }
-        else {
-            wait_for_call();
-        }
-        atomic_store(&wants_gil_since, now_ns());
-        Py_END_ALLOW_THREADS
-        atomic_store(&wants_gil_since, 0);
-        is_outstanding = 0;
-        was_idle = 1;
-        for (int n = 0; n < MAX_REQUESTS; n++) {
-            if (requests[n].attempts > 0) {
-                was_idle = 0;
-                is_outstanding = stop_there(&requests[n]) || is_outstanding;
-            }
-        }
-    }
-    has_helper = 0;
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef help_method = {"stop_those_over_their_budget", help, METH_NOARGS, NULL};
-
-void budgets_get_ready(void)
-{
-    if (has_helper || PyThread_get_thread_ident() == main_thread) {
-        return;
-    }
-    uint32_t charged = here.tally;
-    here.tally = NOBODY; /* a thread is not the owner's that is the first to need it */
-    has_helper = 1;
-    PyObject *module = PyImport_ImportModule("_thread");
-    PyObject *function = module == NULL ? NULL : PyCFunction_New(&help_method, NULL);
-    PyObject *started =
-        function == NULL ? NULL : PyObject_CallMethod(module, "start_new_thread", "O()", function);
-    if (started == NULL) {
-        PyErr_Clear(); /* no more threads may be made, as at the end of the interpreter */
-        has_helper = 0;
-    }
-    Py_XDECREF(started);
-    Py_XDECREF(function);
-    Py_XDECREF(module);
-    here.tally = charged;
-}
-
-static struct request *take(void)
+static struct request *limits_take_request(void)
 {
     for (int n = 0; n < MAX_REQUESTS; n++) {
         if (!requests[n].is_taken) {
@@ -400,63 +95,352 @@ static struct request *take(void)
     return NULL;
 }
 
-int budgets_cross(uint32_t number, int64_t used, int is_refused)
+static struct request *limits_find_request(uint32_t number)
 {
-    struct request *request = take();
-    if (request == NULL) {
-        return 0; /* many at once: this one is judged at its end */
+    for (int n = 0; n < MAX_REQUESTS; n++) {
+        if (requests[n].is_taken && requests[n].number == number) {
+            return &requests[n];
+        }
     }
-    request->number = number;
-    request->serial = tallies[number].serial;
-    request->used = used;
-    request->is_refused = is_refused;
-    request->thread = PyThread_get_thread_ident();
-    if (request->thread == main_thread && Py_AddPendingCall(stop_here, request) == 0) {
+    return NULL;
+}
+
+/* A block was refused while the request was outstanding. */
+static void limits_mark_refused(uint32_t number, int64_t used_bytes)
+{
+    struct request *request = limits_find_request(number);
+    if (request != NULL) {
+        request->used_bytes = used_bytes;
+        request->is_refused = 1;
+    }
+}
+
+static int limits_is_for_this_thread(uint32_t number)
+{
+    const struct request *request = limits_find_request(number);
+    return request != NULL && request->thread == PyThread_get_thread_ident();
+}
+
+/* The throttle points of a counter: where its thread waits for the enforcer thread. */
+
+static void limits_set_throttle(uint32_t number)
+{
+    struct counter *counter = &counters[number];
+    counters_flush();
+    counter->throttle_at = NO_LIMIT;
+    if (counter->throttles_left > 0) {
+        counter->throttles_left--;
+        counter->throttle_at = counter->live + limits_grace(counter->soft_limit) / THROTTLES;
+    }
+    counters_update_limit_room();
+}
+
+/* The enforcer wants to be asked again, because the thread is at no point where it may be interrupted. */
+static void limits_retry_later(const struct request *request)
+{
+    if (counters[request->number].generation == request->generation) {
+        counters[request->number].emergency_limit = NO_LIMIT;
+        limits_set_throttle(request->number);
+    }
+}
+
+/* Let the thread go on until the enforcer thread has asked for the GIL and a switch interval has passed. Blocks the
+   whole process for at most MAX_POLLS times POLL_NS; see limits.h for what a crossing costs. */
+static void limits_wait(uint32_t number)
+{
+    int saved_errno = errno; /* belongs to the caller of the allocator */
+    int is_outstanding = limits_find_request(number) != NULL;
+    for (int poll = 0; is_outstanding && poll < MAX_POLLS; poll++) {
+        int64_t since = atomic_load(&wants_gil_since);
+        if (since != 0 && limits_now_ns() - since > switch_interval_ns + POLL_NS) {
+            break;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = POLL_NS}, NULL);
+    }
+    errno = saved_errno;
+}
+
+/* The answer of the enforcer. */
+
+/* With room to clean up, the enforcer is asked again when the grace is used up. */
+static void limits_answered(uint32_t number, int has_room)
+{
+    struct counter *counter = &counters[number];
+    counters_flush();
+    counter->is_enforcing = 0;
+    counter->throttle_at = counter->emergency_limit = NO_LIMIT;
+    if (counter->soft_limit != NO_LIMIT && (has_room || counter->live > counter->soft_limit)) {
+        int64_t reached = counter->live > counter->soft_limit ? counter->live : counter->soft_limit;
+        counter->soft_limit = reached + limits_grace(counter->soft_limit);
+    }
+    counters_update_limit_room();
+}
+
+static void limits_release_request(struct request *request, int has_raised)
+{
+    if (counters[request->number].generation == request->generation) {
+        /* An owner that was refused a block, and in which the enforcer did not raise, is still within its budget. */
+        limits_answered(request->number, !request->is_refused || has_raised);
+    }
+    request->is_taken = 0;
+}
+
+/* Call the enforcer; stores a new reference to what is to be raised. GIL, between two bytecodes. */
+static enum answer limits_ask_enforcer(const struct request *request, PyObject **exception)
+{
+    const struct counter *counter = &counters[request->number];
+    if (!counter->is_open || counter->generation != request->generation || counter->enforcer == NULL) {
+        return IGNORE;
+    }
+    uint32_t charged = thread_state.counter;
+    thread_state.counter = ROOT; /* the enforcer's own allocations are not the owner's */
+    PyObject *enforcer = Py_NewRef((PyObject *)counter->enforcer);
+    PyObject *result = PyObject_CallFunction(enforcer, "LkO", (long long)request->used_bytes, request->thread,
+                                             request->is_refused ? Py_True : Py_False);
+    if (result == NULL) {
+        PyErr_WriteUnraisable(enforcer);
+    }
+    Py_DECREF(enforcer);
+    thread_state.counter = charged;
+
+    if (result == NULL || result == Py_None) {
+        Py_XDECREF(result);
+        return IGNORE;
+    }
+    if (result == Py_NotImplemented) {
+        Py_DECREF(result);
+        return RETRY;
+    }
+    *exception = result;
+    return RAISE;
+}
+
+static int limits_enforce_pending_call(void *argument)
+{
+    struct request *request = argument;
+    PyObject *exception = NULL;
+    enum answer answer = limits_ask_enforcer(request, &exception);
+    if (answer == RETRY && Py_AddPendingCall(limits_enforce_pending_call, request) == 0) {
+        limits_retry_later(request);
         return 0;
     }
-    if (!has_helper) {
-        request->is_taken = 0; /* judged at its end */
+    limits_release_request(request, answer == RAISE);
+    if (answer != RAISE) {
         return 0;
     }
-    request->attempts = ATTEMPTS;
-    call_helper();
+    PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+    Py_DECREF(exception);
+    return -1;
+}
+
+/* Set an exception for the thread of a request; return whether that has to be tried again. GIL, in the enforcer
+   thread. */
+static int limits_enforce_in_thread(struct request *request)
+{
+    PyObject *exception = NULL;
+    enum answer answer = limits_ask_enforcer(request, &exception);
+    if (answer == RAISE) {
+        (void)PyThreadState_SetAsyncExc(request->thread, exception);
+        Py_DECREF(exception);
+    }
+    if (answer != RETRY || --request->attempts == 0) {
+        request->attempts = 0;
+        limits_release_request(request, answer == RAISE);
+        return 0;
+    }
+    limits_retry_later(request);
     return 1;
 }
 
-static int find(uint32_t number)
+/* The enforcer thread. */
+
+/* Without the GIL. Returns after LINGER_NS if no owner has a limit any more. */
+static void limits_wait_for_wake(void)
 {
-    int n = 0;
-    while (n < MAX_REQUESTS && !(requests[n].is_taken && requests[n].number == number)) {
-        n++;
+    struct timespec until;
+    int has_lingered = 0;
+    (void)pthread_mutex_lock(&mutex);
+    while (!is_woken && !has_lingered) {
+        (void)clock_gettime(CLOCK_REALTIME, &until);
+        int64_t ns = until.tv_nsec + LINGER_NS;
+        until.tv_sec += ns / 1000000000;
+        until.tv_nsec = ns % 1000000000;
+        has_lingered = pthread_cond_timedwait(&woken, &mutex, &until) != 0 && !counters_have_limits();
     }
-    return n;
+    is_woken = 0;
+    (void)pthread_mutex_unlock(&mutex);
 }
 
-void budgets_replace(uint32_t number, int64_t used)
+static void limits_wake_enforcer(void)
 {
-    int n = find(number);
-    if (n < MAX_REQUESTS) {
-        requests[n].used = used;
-        requests[n].is_refused = 1;
-    }
+    (void)pthread_mutex_lock(&mutex);
+    is_woken = 1;
+    (void)pthread_cond_signal(&woken);
+    (void)pthread_mutex_unlock(&mutex);
 }
 
-int budgets_are_for_this_thread(uint32_t number)
+static PyObject *limits_enforcer_thread_main(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
 {
-    int n = find(number);
-    return n < MAX_REQUESTS && requests[n].thread == PyThread_get_thread_ident();
-}
-
-void budgets_wait(uint32_t number)
-{
-    int n = find(number);
-    int found_errno = errno; /* of whoever allocates */
-    for (int look = 0; n < MAX_REQUESTS && look < MOST_LOOKS; look++) {
-        int64_t since = atomic_load(&wants_gil_since);
-        if (since != 0 && now_ns() - since > interval_ns + BETWEEN_LOOKS_NS) {
-            break;
+    int is_outstanding = 0, was_idle = 0;
+    while (is_outstanding || !was_idle || counters_have_limits()) {
+        Py_BEGIN_ALLOW_THREADS
+        if (is_outstanding) {
+            nanosleep(&(struct timespec){.tv_nsec = ATTEMPT_INTERVAL_NS}, NULL);
         }
-        nanosleep(&(struct timespec){.tv_nsec = BETWEEN_LOOKS_NS}, NULL);
+        else {
+            limits_wait_for_wake();
+        }
+        atomic_store(&wants_gil_since, limits_now_ns());
+        Py_END_ALLOW_THREADS
+        atomic_store(&wants_gil_since, 0);
+        is_outstanding = 0;
+        was_idle = 1;
+        for (int n = 0; n < MAX_REQUESTS; n++) {
+            if (requests[n].attempts > 0) {
+                was_idle = 0;
+                is_outstanding = limits_enforce_in_thread(&requests[n]) || is_outstanding;
+            }
+        }
     }
-    errno = found_errno;
+    has_enforcer_thread = 0;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef enforcer_thread_method = {"enforce_budgets", limits_enforcer_thread_main, METH_NOARGS, NULL};
+
+void limits_start_enforcer_thread(void)
+{
+    if (has_enforcer_thread || PyThread_get_thread_ident() == main_thread) {
+        return;
+    }
+    uint32_t charged = thread_state.counter;
+    thread_state.counter = ROOT; /* the owner that is the first to need the thread does not pay for it */
+    has_enforcer_thread = 1;
+    PyObject *module = PyImport_ImportModule("_thread");
+    PyObject *function = module == NULL ? NULL : PyCFunction_New(&enforcer_thread_method, NULL);
+    PyObject *started =
+        function == NULL ? NULL : PyObject_CallMethod(module, "start_new_thread", "O()", function);
+    if (started == NULL) {
+        PyErr_Clear(); /* the interpreter starts no more threads, for example while it shuts down */
+        has_enforcer_thread = 0;
+    }
+    Py_XDECREF(started);
+    Py_XDECREF(function);
+    Py_XDECREF(module);
+    thread_state.counter = charged;
+}
+
+/* Called by the hooks. */
+
+/* Return whether the request goes to the enforcer thread. A request that finds no room, or no such thread, is
+   dropped: the budget is checked when the owner closes. Allocates nothing and never waits for the GIL. */
+static int limits_request_enforcement(uint32_t number, int64_t used_bytes, int is_refused)
+{
+    struct request *request = limits_take_request();
+    if (request == NULL) {
+        return 0;
+    }
+    request->number = number;
+    request->generation = counters[number].generation;
+    request->used_bytes = used_bytes;
+    request->is_refused = is_refused;
+    request->thread = PyThread_get_thread_ident();
+    if (request->thread == main_thread && Py_AddPendingCall(limits_enforce_pending_call, request) == 0) {
+        return 0;
+    }
+    if (!has_enforcer_thread) {
+        request->is_taken = 0;
+        return 0;
+    }
+    request->attempts = ATTEMPTS;
+    limits_wake_enforcer();
+    return 1;
+}
+
+static void limits_start_enforcing(uint32_t number, int64_t reached, int is_refused)
+{
+    struct counter *counter = &counters[number];
+    counter->is_enforcing = 1;
+    counter->throttles_left = THROTTLES;
+    /* A request to the enforcer thread takes time, in which the thread goes on allocating. */
+    int is_for_enforcer_thread = limits_request_enforcement(number, reached, is_refused);
+    int64_t grace = limits_grace(counter->soft_limit);
+    counter->throttle_at = is_for_enforcer_thread ? reached + grace / 2 : NO_LIMIT;
+    counter->emergency_limit = is_refused ? NO_LIMIT : reached + grace;
+}
+
+/* Called when the segment has risen by all its room. */
+static uint32_t limits_cross(void)
+{
+    uint32_t exceeded = ROOT;
+    for (uint32_t number = segment.counter; number != ROOT; number = counters[number].parent) {
+        struct counter *counter = &counters[number];
+        int64_t reached = counter->live + segment.net;
+        if (counter->is_enforcing) {
+            if (reached > counter->throttle_at) {
+                limits_wait(number);
+                limits_set_throttle(number);
+            }
+            if (reached > counter->emergency_limit && exceeded == ROOT && limits_is_for_this_thread(number)) {
+                exceeded = number;
+            }
+        }
+        else if (counter->soft_limit != NO_LIMIT && reached > counter->soft_limit) {
+            limits_start_enforcing(number, reached, 0);
+            break; /* the innermost owner comes first */
+        }
+    }
+    counters_update_limit_room();
+    return exceeded;
+}
+
+void limits_start(void)
+{
+    counters_on_limit_crossed = limits_cross;
+}
+
+static void limits_count_refusal(struct counter *counter, int64_t reached)
+{
+    refused_blocks++;
+    counter->refused_blocks++;
+    counter->highest_refused = reached > counter->highest_refused ? reached : counter->highest_refused;
+}
+
+void limits_undo_charge(uint32_t number, size_t size)
+{
+    struct counter *counter = &counters[number];
+    counters_flush();
+    limits_count_refusal(counter, counter->live + (int64_t)size);
+    limits_mark_refused(number, counter->live + (int64_t)size);
+    /* A part of the grace stays usable, else no code of the owner could run at all. */
+    counter->emergency_limit = counter->live + limits_grace(counter->soft_limit) / THROTTLES;
+    counters_update_limit_room();
+}
+
+int limits_refuse(uint32_t number, size_t growth)
+{
+    if (LIKELY(!counters_have_limits())) {
+        return 0;
+    }
+    if (number != segment.counter) {
+        counters_switch(number);
+    }
+    counters_flush();
+    for (; number != ROOT; number = counters[number].parent) {
+        struct counter *counter = &counters[number];
+        int64_t reached = counter->live + (int64_t)growth;
+        if (reached <= counter->hard_limit) {
+            continue;
+        }
+        limits_count_refusal(counter, reached);
+        if (counter->is_enforcing) {
+            limits_mark_refused(number, reached);
+        }
+        else {
+            limits_start_enforcing(number, reached, 1);
+            counters_update_limit_room();
+        }
+        return 1;
+    }
+    return 0;
 }

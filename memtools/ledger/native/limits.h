@@ -1,60 +1,72 @@
-/* Stop an owner in flight when it crosses its ceiling.
+/* Limits of counters: the enforcement of budgets while the code runs.
 
-   The allocation that crosses cannot raise: it runs in the middle of anything. It asks for a call at the next moment at
-   which Python code may be interrupted:
+   An allocation that crosses a soft limit cannot raise, because it may happen in the middle of any C code. It requests
+   a call at the next point where Python code may be interrupted:
 
-   - in the main thread by `Py_AddPendingCall`, which is made for that: no lock is held, and the call may raise;
-   - in any other thread by a helper, a thread of ours that waits for the GIL and leaves an exception for the one that
-     crossed (`PyThreadState_SetAsyncExc`). That function takes a lock of the interpreter under which
-     `sys._current_frames` allocates; called from inside a hook it could wait for itself.
+   - in the main thread by `Py_AddPendingCall`, which exists for that: no lock is held, and the call may raise;
+   - in other threads by the enforcer thread, which waits for the GIL and sets an exception for the thread that crossed
+     the limit (`PyThreadState_SetAsyncExc`). That function takes a lock of the interpreter under which
+     `sys._current_frames` allocates; a call from inside a hook could wait for itself.
 
-   The helper is a thread of Python's, started where a budget is set and not where it is crossed: a thread that makes a
-   state of its own for the GIL (`PyGILState_Ensure`) has it from the allocator without holding the GIL, and tracemalloc,
-   if it is at work, waits for the GIL in the middle of that, where a `tracemalloc.stop()` pulls its tables from under it.
-   It lives as long as anybody has a budget, and a moment longer.
+   The enforcer thread is a Python thread, and it is started where a budget is set, not where it is crossed. A thread
+   that creates its own thread state (`PyGILState_Ensure`) allocates that state without holding the GIL; if tracemalloc
+   is active, it waits for the GIL in the middle of that allocation, and a `tracemalloc.stop()` in another thread frees
+   the tables that it uses. The thread lives as long as any owner has a budget, and a moment longer.
 
-   Whether to raise, and what, is for the stopper to say: a Python callable that is given the bytes used, the thread, and
-   whether they were refused. It returns an exception (a class, where it is for another thread), None to let it be, or
+   The enforcer, a Python callable, decides whether to raise. It receives the bytes used, the thread, and whether a
+   block was refused. It returns an exception (for another thread, a class), None to ignore the excess, or
    NotImplemented to be asked again a little later.
 
-   Whoever wants the GIL has to wait for a switch interval (5 ms) before the thread that has it is asked to give it up: time
-   for a runaway to make another 10 MB. So the thread that is to be stopped waits itself, once it has used half of its
-   grace: inside of its hook, at most 20 ms, until that interval is over. It gives up the GIL soon after.
+   A thread that wants the GIL waits for a switch interval (5 ms) before it asks the holder to release it, long enough
+   for a runaway to allocate another 10 MB. So the thread that exceeds its limit waits itself, inside its hook, once
+   half of its grace is used (`limits_wait`).
 
-   Leaves to others: which ceiling is crossed (tallies.h), whether this is a good moment (`_in_flight.py`). */
+   What that costs: the waiting thread holds the GIL, so every thread of the process stands still. One wait takes at
+   most 20 ms (MAX_POLLS times POLL_NS), and one crossing has at most nine of them (the first and THROTTLES more): up to
+   180 ms for each time that a thread other than the main one exceeds a budget.
+
+   This file has the name of a header of the C library, so its folder must not be on the include path (`-I`).
+
+   Locking: every function is called under the GIL. */
 
 #ifndef MEMTOOLS_LIMITS_H
 #define MEMTOOLS_LIMITS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
-/* Say which thread makes pending calls: the main one, or after a fork the one that lives on. GIL. */
-void budgets_set_main_thread(unsigned long thread);
+/* No smaller block is refused by a hard limit: small blocks are also the interpreter's own, and not all of its code
+   survives a refusal. */
+#define MIN_REFUSED_SIZE ((size_t)1 << 16)
 
-/* In the child of a fork the helper, and all who waited for it, are no more. GIL. */
-void budgets_after_fork(void);
+/* Have `counters` call this file when a limit is crossed. GIL, once, before any limit is set. */
+void limits_start(void);
 
-/* Have the helper wait for requests, if this thread may need it. Where it cannot be started, owners are judged at their
-   end. GIL, outside of hooks: it calls Python. */
-void budgets_get_ready(void);
+/* Say which thread runs pending calls: the main one, or after a fork the surviving one. GIL. */
+void limits_set_main_thread(unsigned long thread);
 
-/* How many bytes an owner that was told may use on top, so that it can clean up. */
-int64_t budgets_grace(int64_t ceiling);
+/* Drop, in the child of a fork, the enforcer thread and all requests: their threads exist no more. GIL. */
+void limits_after_fork(void);
+
+/* Start the enforcer thread if the calling thread may need it. Where it cannot be started, budgets of this thread
+   are checked when their owners close. GIL, outside of hooks: calls Python. */
+void limits_start_enforcer_thread(void);
+
+/* Return the bytes that an owner may use above its limit to clean up. GIL. */
+int64_t limits_grace(int64_t limit);
 
 /* Say how long a thread that wants the GIL waits before it asks for it. GIL. */
-void budgets_set_interval(double seconds);
+void limits_set_switch_interval(double seconds);
 
-/* Ask that the owner of a tally be stopped; whether another thread has to do it. GIL, inside of a hook; allocates
-   nothing of Python's and never waits. */
-int budgets_cross(uint32_t number, int64_t used, int is_refused);
+/* Return whether growth by a large block would exceed a hard limit of a counter or of an ancestor. Counts the
+   refusal and requests enforcement for the innermost one. GIL, inside a hook: no allocation, no Python call. */
+int limits_refuse(uint32_t number, size_t growth);
 
-/* Whether it is this thread that the request to stop a tally is for. */
-int budgets_are_for_this_thread(uint32_t number);
+/* Account for a block that was charged and that the hook frees because it exceeds the emergency limit of a counter.
+   GIL, inside a hook: no allocation, no Python call. */
+void limits_undo_charge(uint32_t number, size_t size);
 
-/* A block was refused instead, while the request was outstanding. */
-void budgets_replace(uint32_t number, int64_t used);
-
-/* Have this thread wait until the one that is to stop the owner has asked for the GIL. GIL, inside of a hook. */
-void budgets_wait(uint32_t number);
+/* Return how many blocks of all owners were refused. GIL. */
+int64_t limits_refused_blocks(void);
 
 #endif

@@ -1,12 +1,16 @@
-/* A handler for numpy's arrays; see arrays.h. */
+/* The memory handler for numpy's arrays. */
 
 #include "numpy_arrays.h"
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 
 #include "block_map.h"
 #include "counters.h"
 #include "hooks.h"
+#include "limits.h"
 
-/* The layout of NEP 49, version 1; later ones only add to the end of `allocator`. */
+/* The layout of NEP 49, version 1; later versions only add to the end of `allocator`. */
 struct allocator {
     void *ctx;
     void *(*malloc)(void *ctx, size_t size);
@@ -21,125 +25,128 @@ struct handler {
 };
 #define CAPSULE_NAME "mem_handler"
 
-/* Places in numpy's table (`numpy/_core/code_generators/numpy_api.py`); they are never given to anything else. */
+/* Positions in numpy's table (`numpy/_core/code_generators/numpy_api.py`), which numpy never reassigns. */
 #define GET_FEATURE_VERSION 211
 #define SET_HANDLER 304
 #define GET_HANDLER 305
 #define FIRST_WITH_HANDLERS 0xf /* 1.22 */
 
-struct wrap {
+struct wrapper {
     struct handler handler;
     struct allocator *inner;
     PyObject *inner_capsule;
     PyObject *capsule;
 };
 
-#define MAX_WRAPS 8
-static struct wrap wraps[MAX_WRAPS];
-static int wrap_count;
+#define MAX_WRAPPERS 8
+static struct wrapper wrappers[MAX_WRAPPERS];
+static int wrapper_count;
 static PyObject *(*set_handler)(PyObject *);
 static PyObject *(*get_handler)(void);
 
-static int is_to_be_counted(const void *block)
+static int numpy_arrays_is_counted(const void *block)
 {
-    /* Two blocks in one granule could not be told apart. */
-    return hooks_are_counting() && (uintptr_t)block % SMALLEST == 0 && PyGILState_Check();
+    /* The map cannot tell two blocks in one granule apart. */
+    return hooks_are_counting() && (uintptr_t)block % MIN_COUNTED_SIZE == 0 && PyGILState_Check();
 }
 
-static int is_refused(size_t growth)
+static int numpy_arrays_is_refused(size_t growth)
 {
-    return growth >= LEAST_REFUSED && is_to_be_counted(NULL) && !here.is_spared && tallies_refuse(here.tally, growth);
+    return growth >= MIN_REFUSED_SIZE && numpy_arrays_is_counted(NULL) && !thread_state.enforcement_off &&
+           limits_refuse(thread_state.counter, growth);
 }
 
-static void charge(void *block, size_t size)
+static void numpy_arrays_charge(void *block, size_t size)
 {
-    cell *at = block == NULL || !is_to_be_counted(block) ? NULL : shadow_find_or_map(block);
+    map_entry *at = block == NULL || !numpy_arrays_is_counted(block) ? NULL : block_map_find_or_add(block);
     if (at == NULL) {
         return;
     }
-    uint32_t owner = NOBODY;
-    size_t stale = shadow_take(at, &owner);
+    uint32_t counter = ROOT;
+    size_t stale = block_map_remove(at, &counter);
     if (stale != 0) {
-        tallies_credit(owner, stale);
+        counters_credit(counter, stale);
     }
-    shadow_write(at, here.tally, size);
-    (void)tallies_charge(here.tally, shadow_counted(size));
+    block_map_write(at, thread_state.counter, size);
+    (void)counters_charge(thread_state.counter, block_map_counted_size(size));
 }
 
-static void credit(const void *block)
+static void numpy_arrays_credit(const void *block)
 {
-    cell *at = block == NULL || (uintptr_t)block % SMALLEST != 0 ? NULL : shadow_find(block);
+    map_entry *at = block == NULL || (uintptr_t)block % MIN_COUNTED_SIZE != 0 ? NULL : block_map_find(block);
     if (at == NULL) {
         return;
     }
     if (!PyGILState_Check()) {
-        (void)hooks_forget_unlocked(at);
+        (void)hooks_untrack_no_gil(at);
         return;
     }
-    uint32_t owner = NOBODY;
-    size_t size = shadow_take(at, &owner);
+    uint32_t counter = ROOT;
+    size_t size = block_map_remove(at, &counter);
     if (size != 0) {
-        tallies_credit(owner, size);
+        counters_credit(counter, size);
     }
 }
 
-static void *array_malloc(void *ctx, size_t size)
+static void *numpy_arrays_malloc(void *ctx, size_t size)
 {
-    const struct allocator *inner = ((struct wrap *)ctx)->inner;
-    if (is_refused(size)) {
+    const struct allocator *inner = ((struct wrapper *)ctx)->inner;
+    if (numpy_arrays_is_refused(size)) {
         return NULL;
     }
-    uint8_t was_inside = here.is_inside; /* what it has from Python's allocators is counted here */
-    here.is_inside = 1;
+    uint8_t was_inside = thread_state.inside_allocator;
+    /* The array is charged below; the hooks would charge a block of Python's allocators a second time. */
+    thread_state.inside_allocator = 1;
     void *block = inner->malloc(inner->ctx, size);
-    here.is_inside = was_inside;
-    charge(block, size);
+    thread_state.inside_allocator = was_inside;
+    numpy_arrays_charge(block, size);
     return block;
 }
 
-static void *array_calloc(void *ctx, size_t items, size_t size)
+static void *numpy_arrays_calloc(void *ctx, size_t items, size_t item_size)
 {
-    const struct allocator *inner = ((struct wrap *)ctx)->inner;
-    if (size != 0 && items <= SIZE_MAX / size && is_refused(items * size)) {
+    const struct allocator *inner = ((struct wrapper *)ctx)->inner;
+    if (item_size != 0 && items <= SIZE_MAX / item_size && numpy_arrays_is_refused(items * item_size)) {
         return NULL;
     }
-    uint8_t was_inside = here.is_inside;
-    here.is_inside = 1;
-    void *block = inner->calloc(inner->ctx, items, size);
-    here.is_inside = was_inside;
-    charge(block, items * size);
+    uint8_t was_inside = thread_state.inside_allocator;
+    thread_state.inside_allocator = 1;
+    void *block = inner->calloc(inner->ctx, items, item_size);
+    thread_state.inside_allocator = was_inside;
+    numpy_arrays_charge(block, items * item_size);
     return block;
 }
 
-static void *array_realloc(void *ctx, void *block, size_t size)
+static void *numpy_arrays_realloc(void *ctx, void *block, size_t size)
 {
-    const struct allocator *inner = ((struct wrap *)ctx)->inner;
-    cell *at = block == NULL || (uintptr_t)block % SMALLEST != 0 ? NULL : shadow_find(block);
-    size_t old_size = at == NULL ? 0 : shadow_peek(at);
-    if (size > old_size && is_refused(size - old_size)) {
+    const struct allocator *inner = ((struct wrapper *)ctx)->inner;
+    map_entry *at = block == NULL || (uintptr_t)block % MIN_COUNTED_SIZE != 0 ? NULL : block_map_find(block);
+    size_t old_size = at == NULL ? 0 : block_map_size(at);
+    if (size > old_size && numpy_arrays_is_refused(size - old_size)) {
         return NULL;
     }
-    /* Credited before it is given back, as another thread may have it then; a failure charges it anew. */
+    /* Credited before the call, because another thread may get the block once it is freed; a failure charges it
+       anew. */
     int was_counted = old_size != 0;
-    credit(block);
-    uint8_t was_inside = here.is_inside;
-    here.is_inside = 1;
+    numpy_arrays_credit(block);
+    uint8_t was_inside = thread_state.inside_allocator;
+    thread_state.inside_allocator = 1;
     void *made = inner->realloc(inner->ctx, block, size);
-    here.is_inside = was_inside;
+    thread_state.inside_allocator = was_inside;
     if (made != NULL || was_counted) {
-        charge(made != NULL ? made : block, made != NULL ? size : old_size);
+        numpy_arrays_charge(made != NULL ? made : block, made != NULL ? size : old_size);
     }
     return made;
 }
 
-static void array_free(void *ctx, void *block, size_t size)
+static void numpy_arrays_free(void *ctx, void *block, size_t size)
 {
-    const struct allocator *inner = ((struct wrap *)ctx)->inner;
-    credit(block);
+    const struct allocator *inner = ((struct wrapper *)ctx)->inner;
+    numpy_arrays_credit(block);
     inner->free(inner->ctx, block, size);
 }
 
-int arrays_meet(PyObject *capsule)
+int numpy_arrays_load_api(PyObject *capsule)
 {
     void **table = PyCapsule_GetPointer(capsule, NULL);
     if (table == NULL) {
@@ -155,49 +162,50 @@ int arrays_meet(PyObject *capsule)
     return 0;
 }
 
-static struct wrap *find_wrap(const PyObject *capsule, const PyObject *inner_capsule)
+static struct wrapper *numpy_arrays_find_wrapper(const PyObject *capsule, const PyObject *inner_capsule)
 {
-    for (int n = 0; n < wrap_count; n++) {
-        if (wraps[n].capsule == capsule || wraps[n].inner_capsule == inner_capsule) {
-            return &wraps[n];
+    for (int n = 0; n < wrapper_count; n++) {
+        if (wrappers[n].capsule == capsule || wrappers[n].inner_capsule == inner_capsule) {
+            return &wrappers[n];
         }
     }
     return NULL;
 }
 
-static struct wrap *make_wrap(PyObject *inner_capsule)
+static struct wrapper *numpy_arrays_make_wrapper(PyObject *inner_capsule)
 {
     struct handler *inner = PyCapsule_GetPointer(inner_capsule, CAPSULE_NAME);
     if (inner == NULL) {
         return NULL;
     }
-    if (wrap_count == MAX_WRAPS) {
+    if (wrapper_count == MAX_WRAPPERS) {
         PyErr_SetString(PyExc_RuntimeError, "too many memory handlers of numpy have been wrapped already");
         return NULL;
     }
-    struct wrap *wrap = &wraps[wrap_count];
-    *wrap = (struct wrap){
+    struct wrapper *wrapper = &wrappers[wrapper_count];
+    *wrapper = (struct wrapper){
         .handler = {.name = "memtools", .version = 1,
-                    .allocator = {wrap, array_malloc, array_calloc, array_realloc, array_free}},
+                    .allocator = {wrapper, numpy_arrays_malloc, numpy_arrays_calloc, numpy_arrays_realloc,
+                                  numpy_arrays_free}},
         .inner = &inner->allocator,
     };
-    wrap->capsule = PyCapsule_New(&wrap->handler, CAPSULE_NAME, NULL);
-    if (wrap->capsule == NULL) {
+    wrapper->capsule = PyCapsule_New(&wrapper->handler, CAPSULE_NAME, NULL);
+    if (wrapper->capsule == NULL) {
         return NULL;
     }
-    wrap->inner_capsule = Py_NewRef(inner_capsule);
-    wrap_count++;
-    return wrap;
+    wrapper->inner_capsule = Py_NewRef(inner_capsule);
+    wrapper_count++;
+    return wrapper;
 }
 
-static int set(PyObject *capsule)
+static int numpy_arrays_set_handler(PyObject *capsule)
 {
     PyObject *before = set_handler(capsule);
     Py_XDECREF(before);
     return before == NULL ? -1 : 0;
 }
 
-int arrays_follow(int is_on)
+int numpy_arrays_set_counting(int is_on)
 {
     if (get_handler == NULL) {
         return 0;
@@ -206,15 +214,15 @@ int arrays_follow(int is_on)
     if (present == NULL) {
         return -1;
     }
-    struct wrap *ours = find_wrap(present, NULL);
+    struct wrapper *active = numpy_arrays_find_wrapper(present, NULL);
     int failed = 0;
-    if (is_on && ours == NULL) {
-        struct wrap *wrap = find_wrap(NULL, present);
-        wrap = wrap == NULL ? make_wrap(present) : wrap;
-        failed = wrap == NULL ? -1 : set(wrap->capsule);
+    if (is_on && active == NULL) {
+        struct wrapper *wrapper = numpy_arrays_find_wrapper(NULL, present);
+        wrapper = wrapper == NULL ? numpy_arrays_make_wrapper(present) : wrapper;
+        failed = wrapper == NULL ? -1 : numpy_arrays_set_handler(wrapper->capsule);
     }
-    else if (!is_on && ours != NULL) {
-        failed = set(ours->inner_capsule);
+    else if (!is_on && active != NULL) {
+        failed = numpy_arrays_set_handler(active->inner_capsule);
     }
     Py_DECREF(present);
     return failed;

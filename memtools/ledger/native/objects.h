@@ -1,11 +1,11 @@
-/* What is looked at for each step of each task and for each owner, where C finds it without asking Python: owners, their
-   accounts, and what a thread is doing.
+/* The Python types of this module, except coroutines, and the current owner of a thread.
 
-   An `Owner`, an `Account` and a `Slot` are what they are in Python (`_owner.py`, `_accounts.py`, `_current.py`), where the
-   fields are explained; the types here only hold them. Any field may be set from Python to anything, or deleted, so it is `seats_owner` that
-   tells whether one holds an owner.
+   `OwnerFields`, `AccountFields` and `Slot` hold the fields of owners, of accounts and of what a thread is doing, where
+   C code reads them without a Python call for each step and each owner. Keep the fields in step with
+   `memtools/ledger/_owner_fields.py`, `_accounts.py` and `_current.py`, which explain them. Python code may set any
+   field to anything, or delete it, so `objects_as_owner` checks whether a field holds an owner.
 
-   Locking: all under the GIL. */
+   Locking: every function is called under the GIL. */
 
 #ifndef MEMTOOLS_OBJECTS_H
 #define MEMTOOLS_OBJECTS_H
@@ -15,59 +15,61 @@
 
 #include <stdint.h>
 
-/* Show a collection a field, if it holds something that can be part of a cycle. Each generation of a collection asks for
-   every field of every owner, most of which are numbers, names and None. */
-#define VISIT_CONTAINER(held)                                       \
-    if ((held) != NULL && PyType_IS_GC(Py_TYPE(held))) {            \
-        Py_VISIT(held);                                             \
+#include "compiler.h"
+
+/* Visit a field if its object can be part of a cycle. Each garbage collection asks for every field of every owner,
+   and most of them are numbers, names and None. */
+#define VISIT_CONTAINER(field)                                      \
+    if ((field) != NULL && PyType_IS_GC(Py_TYPE(field))) {          \
+        Py_VISIT(field);                                            \
     }
 
-/* The fields of an owner, and what they begin with. */
-#define OWNER_FIELDS(FIELD)       \
-    FIELD(account, nothing)       \
-    FIELD(adrift, no)             \
-    FIELD(allocated, nothing)     \
-    FIELD(base, nought)           \
-    FIELD(budget, nothing)        \
-    FIELD(budgeted, nothing)      \
-    FIELD(ceiling, endless)       \
-    FIELD(charged, nothing)       \
-    FIELD(child, nothing)         \
-    FIELD(children, zero)         \
-    FIELD(detached, no)           \
-    FIELD(driver, nothing)        \
-    FIELD(ended, no)              \
-    FIELD(epoch, nought)          \
-    FIELD(final, nothing)         \
-    FIELD(freed_before, nought)   \
-    FIELD(include_children, yes)  \
-    FIELD(is_counted, yes)        \
-    FIELD(is_layered, no)         \
-    FIELD(kind, empty)            \
-    FIELD(largest, none_of_them)  \
-    FIELD(live, nought)           \
-    FIELD(meter, nothing)         \
-    FIELD(name, empty)            \
-    FIELD(neighbours, nothing)    \
-    FIELD(nested, no)             \
-    FIELD(note, empty)            \
-    FIELD(opened_at, nought)      \
-    FIELD(outer, nothing)         \
-    FIELD(overran, no)            \
-    FIELD(parent, nothing)        \
-    FIELD(payer, nothing)         \
-    FIELD(peak, nought)           \
-    FIELD(resident, zero)         \
-    FIELD(shared, no)             \
-    FIELD(steps_before, zero)     \
-    FIELD(turn, nothing)          \
-    FIELD(up, nothing)            \
-    FIELD(watch, nothing)
+/* The fields of an owner: the name in C, the name in Python, and the initial value. */
+#define OWNER_FIELDS(FIELD)                                         \
+    FIELD(account, "account", Py_None)                              \
+    FIELD(is_untracked, "adrift", Py_False)                         \
+    FIELD(allocated, "allocated", Py_None)                          \
+    FIELD(baseline, "base", FLOAT_ZERO)                             \
+    FIELD(budget, "budget", Py_None)                                \
+    FIELD(nearest_budgeted, "budgeted", Py_None)                    \
+    FIELD(limit_bytes_in_flight, "ceiling", INFINITE)               \
+    FIELD(charged_to, "charged", Py_None)                           \
+    FIELD(child, "child", Py_None)                                  \
+    FIELD(children, "children", INT_ZERO)                           \
+    FIELD(detached, "detached", Py_False)                           \
+    FIELD(tracker, "driver", Py_None)                               \
+    FIELD(ended, "ended", Py_False)                                 \
+    FIELD(session, "epoch", FLOAT_ZERO)                             \
+    FIELD(final_usage, "final", Py_None)                            \
+    FIELD(freed_before, "freed_before", FLOAT_ZERO)                 \
+    FIELD(include_children, "include_children", Py_True)            \
+    FIELD(is_counted, "is_counted", Py_True)                        \
+    FIELD(is_stacked, "is_layered", Py_False)                       \
+    FIELD(kind, "kind", EMPTY_STRING)                               \
+    FIELD(largest_children, "largest", EMPTY_TUPLE)                 \
+    FIELD(live, "live", FLOAT_ZERO)                                 \
+    FIELD(meter, "meter", Py_None)                                  \
+    FIELD(name, "name", EMPTY_STRING)                               \
+    FIELD(other_threads_at_open, "neighbours", Py_None)             \
+    FIELD(is_recursive, "nested", Py_False)                         \
+    FIELD(note, "note", EMPTY_STRING)                               \
+    FIELD(opened_at, "opened_at", FLOAT_ZERO)                       \
+    FIELD(previous, "outer", Py_None)                               \
+    FIELD(exceeded_reported, "overran", Py_False)                   \
+    FIELD(parent, "parent", Py_None)                                \
+    FIELD(charging_parent, "payer", Py_None)                        \
+    FIELD(peak, "peak", FLOAT_ZERO)                                 \
+    FIELD(resident_at_open, "resident", INT_ZERO)                   \
+    FIELD(is_inline, "shared", Py_False)                            \
+    FIELD(steps_at_open, "steps_before", INT_ZERO)                  \
+    FIELD(suspension, "turn", Py_None)                              \
+    FIELD(eager_parent, "up", Py_None)                              \
+    FIELD(meter_state, "watch", Py_None)
 
 struct owner {
     PyObject_HEAD
     PyObject *weak_references;
-#define FIELD(name, start) PyObject *name;
+#define FIELD(name, python_name, initial) PyObject *name;
     OWNER_FIELDS(FIELD)
 #undef FIELD
 };
@@ -76,136 +78,108 @@ struct account {
     PyObject_HEAD
     PyObject *children;
     PyObject *count;
-    PyObject *holdings;
+    PyObject *totals; /* an `AccountTotals`, with the native meter */
     PyObject *kind;
-    PyObject *marks;
+    PyObject *checkpoints;
     PyObject *meter;
     PyObject *name;
     PyObject *note;
     PyObject *parent;
     long long active;
     long long ended;
-    long long entered;
+    long long started;
     long long failed;
     long long peak;
     long long peak_sum;
     long long retained;
     long long steps;
     double duration_s;
-    char stands_alone;
+    char excludes_children;
 };
 
-struct slot {
+/* What one thread is doing. */
+struct thread_slot {
     PyObject_HEAD
     PyObject *weak_references;
     PyObject *owner;
-    PyObject *driver;
-    PyObject *unwatched;
-    PyObject *asked_loop;
+    PyObject *tracker;
+    PyObject *untracked_candidates;
+    PyObject *scheduled_on;
 };
 
-extern PyTypeObject *seats_owner_type;
-extern PyTypeObject *seats_account_type;
-extern PyTypeObject *seats_slot_type;
+/* A counter, which is in use for as long as this object lives: the Python type `Tally`. */
+typedef struct {
+    PyObject_HEAD
+    uint32_t number;
+    uint64_t session;
+    int is_shared; /* no number was left: it has its parent's, and subtracts the two figures below */
+    int64_t live_before;
+    int64_t allocated_before;
+    PyObject *enforcer;
+    int has_reported; /* that a block was refused */
+} CounterObject;
 
-/* Make the three types, once, and add them to the module; -1 with an exception. */
-int seats_register(PyObject *module);
+/* What the Python code has registered for the fast path. */
+struct runtime {
+    PyObject *owner_class;
+    PyObject *active_variable;
+    PyObject *open_owners;             /* dict: by the id of each */
+    PyObject *read_resident;           /* called without arguments */
+    PyObject *update_largest_children; /* called when a child may be one of the largest of its parent */
+    PyObject *checkpoint_account;      /* called when an account has closed a power of two of owners */
+    PyObject *has_listeners;           /* returns whether a listener wants to know of ends */
+    PyObject *notify_ended;            /* called in that case */
+    PyObject *meter_name;
+    PyObject *native_meter;
+    PyObject *root_account;
+    int fast_path_disabled; /* each opening has more to do for now */
+};
 
-/* A new owner of the class, with the fields that differ from owner to owner; NULL with an exception. */
-struct owner *seats_new_owner(PyTypeObject *type, PyObject *name, PyObject *kind, PyObject *meter, PyObject *parent,
-                              PyObject *account);
+extern HIDDEN struct runtime runtime;
 
-/* The class of nearly all owners, once it is known: a look at it is all that most questions take. */
-extern PyTypeObject *seats_owner_class;
+extern HIDDEN PyTypeObject *objects_owner_type;
+extern HIDDEN PyTypeObject *objects_account_type;
+extern HIDDEN PyTypeObject *objects_slot_type;
+extern HIDDEN PyTypeObject *objects_counter_type;
+extern HIDDEN PyTypeObject *objects_totals_type;
 
-/* The owner that a field holds, borrowed; NULL where it holds none. */
-static inline struct owner *seats_owner(PyObject *held)
+/* The class of nearly all owners, once it is known: most checks are one comparison with it. */
+extern HIDDEN PyTypeObject *objects_owner_class;
+
+/* How often the hooks had to be installed anew; a counter of an earlier session has lost blocks. */
+extern HIDDEN uint64_t objects_session;
+
+/* Create the types, once, and add types and functions to the module; -1 with an exception. GIL. */
+int objects_register(PyObject *module);
+
+/* Return a new owner of the class, with the fields that differ from owner to owner; NULL with an exception. GIL. */
+struct owner *objects_new_owner(PyTypeObject *type, PyObject *name, PyObject *kind, PyObject *meter, PyObject *parent,
+                                PyObject *account);
+
+/* Return the number of an `AccountTotals`. GIL. */
+uint32_t objects_account_number(PyObject *totals);
+
+/* Return the slot of this thread, a new reference; NULL with an exception. GIL. */
+struct thread_slot *objects_thread_slot(void);
+
+/* Store the innermost open owner of this context, a new reference, or NULL if there is none; -1 with an exception.
+   GIL. */
+int objects_active_owner(struct owner **owner);
+
+/* Make an owner the current one of this thread, which is charged from now on; NULL or None for no owner. -1 with an
+   exception. GIL. */
+int objects_set_current(struct thread_slot *slot, PyObject *owner);
+
+/* Return the owner that a field holds, borrowed; NULL where it holds none. GIL. */
+static inline struct owner *objects_as_owner(PyObject *held)
 {
     if (held == NULL || held == Py_None) {
         return NULL;
     }
-    if (Py_IS_TYPE(held, seats_owner_class) || PyObject_TypeCheck(held, seats_owner_type)) {
+    if (Py_IS_TYPE(held, objects_owner_class) || PyObject_TypeCheck(held, objects_owner_type)) {
         return (struct owner *)held;
     }
     return NULL;
 }
-
-/* What the files of the module `memtools.ledger._native` share: its types and where they are found.
-
-   Locking: all under the GIL. */
-
-struct module_state {
-    PyTypeObject *tally_type;
-    PyTypeObject *account_type;
-};
-
-/* A number of the ledger's, held for as long as the object lives. */
-typedef struct {
-    PyObject_HEAD
-    uint32_t number;
-    uint64_t era;
-    int is_shared; /* there was no number left: it has its parent's, and these figures to begin with */
-    int64_t live_before;
-    int64_t allocated_before;
-    PyObject *stopper;
-    int has_told; /* that a block was refused */
-} Tally;
-
-/* How often the hooks had to be put in place anew; a tally of an earlier era has lost blocks. */
-extern uint64_t tally_era;
-
-extern PyType_Spec tally_spec;
-
-/* Who has the turn on this thread, and changing that; what `_current.py` does in Python.
-
-   Locking: all under the GIL. */
-
-/* Add what is in here to the module; `tally_type` tells an owner of the native meter by its `watch`. */
-int turns_register(PyObject *module, PyTypeObject *tally_type);
-
-/* The slot of this thread, a new reference; NULL with an exception. */
-struct slot *turns_slot(void);
-
-/* A slot is about to go. */
-void turns_forget(struct slot *slot);
-
-/* The innermost open owner of this context, a new reference, in `*owner`; NULL if there is none. -1 with an exception. */
-int turns_active(struct owner **owner);
-
-/* Charge `owner` (an owner, NULL or None for nobody) for what this thread makes; -1 with an exception. */
-int turns_give(struct slot *slot, PyObject *owner);
-
-/* What the two ways of the book share: what Python has given them to keep, the clock, the holds; see book.h.
-
-   Locking: all under the GIL. */
-
-struct kept {
-    PyObject *owner_class;
-    PyObject *active;
-    PyObject *open_owners;   /* dict: by the id of each */
-    PyObject *read_resident; /* called with nothing */
-    PyObject *note_child;    /* called where a child may be one of the largest */
-    PyObject *mark;          /* called when an account has ended a power of two of owners */
-    PyObject *is_heard;      /* whether anybody listens to ends */
-    PyObject *tell_end;      /* called then */
-    PyObject *meter_name;
-    PyObject *native_meter;
-    PyObject *root;
-    PyTypeObject *tally_type;
-    PyTypeObject *holdings_type;
-    int goes_long; /* whether no owner is plain, for now */
-};
-
-extern struct kept kept;
-
-/* The time as `time.perf_counter` has it. */
-double kept_now_s(void);
-
-/* The resident size, read a millisecond ago at most, in `*bytes`; -1 with an exception. */
-int kept_resident(double now, long long *bytes);
-
-/* Begin to count, or give up one hold; how many hold. */
-long long kept_hold(void);
-long long kept_release(void);
 
 #endif

@@ -1,10 +1,13 @@
-/* Open and end owners in the plain case: what `_book.py` does for one of the native meter that is like many before it.
+/* The fast path of opening and closing owners: the native meter's ordinary case of `memtools/ledger/_book.py`.
 
-   Plain is an owner without a budget, followed, whose account is known; it ends with exact figures. Whatever is not
-   plain is left to Python, which can do all of it; nothing has been changed then. Both keep the same books: fields of
-   owners and accounts (seats.h), the turn (turns.h), the tallies (tallies.h), so one may open what the other ends.
+   The fast path takes an owner without a budget, tracked, whose account is known, and which closes with exact figures.
+   It declines every other owner before it has changed anything, and the Python code, which can do all of it, goes on.
+   Both paths keep the same records: fields of owners and accounts (objects.h), the current owner, the counters. One may
+   close what the other opened. Keep both in step: what is added to opening or closing in Python is added here, or makes
+   the fast path decline.
 
-   Locking: all under the GIL, and in one piece where the books are changed: no Python code runs in between. */
+   Locking: every function is called under the GIL, and no Python code runs between the first and the last change of
+   the records. */
 
 #ifndef MEMTOOLS_OWNERS_H
 #define MEMTOOLS_OWNERS_H
@@ -12,14 +15,19 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-/* Open an owner of that meter below the active one; NULL, with no exception, if it is not plain. */
-PyObject *book_open_plain(PyObject *meter, PyObject *kind, PyObject *name, int include_children, PyObject *driver);
+/* Open an owner of a meter below the active one; `tracker` is None or the tracker whose steps count for the owner,
+   and `steps` how many it has taken. Returns NULL if the fast path declines, perhaps with an exception. GIL. */
+PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int include_children, PyObject *tracker,
+                           Py_ssize_t steps);
 
-/* End an owner, and tell; `back` or else the one before it gets the turn. 0, and nothing was done, if it is not plain;
-   -1 with an exception. */
-int book_settle_plain(PyObject *owner, int failed, PyObject *back);
+/* Return whether an object is an owner that the fast path may close. GIL. */
+int owners_may_close_fast(PyObject *owner);
 
-/* Add what is in here to the module; -1 with an exception. */
-int book_register(PyObject *module, PyTypeObject *tally_type, PyTypeObject *account_type);
+/* Close an owner that has taken `steps` since it was opened, and notify listeners; `next` or else the previous owner
+   becomes the current one. Returns 0, with nothing changed, if the fast path declines; -1 with an exception. GIL. */
+int owners_close_fast(PyObject *owner, int failed, PyObject *next, long long steps);
+
+/* Add the functions of this file to the module; -1 with an exception. GIL. */
+int owners_register(PyObject *module);
 
 #endif
