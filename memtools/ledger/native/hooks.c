@@ -104,6 +104,16 @@ static NOINLINE void *hooks_undo_allocation(const PyMemAllocatorEx *inner, void 
     return NULL;
 }
 
+/* Charge a new block; returns NULL if the block exceeds a limit. */
+static inline void *hooks_finish_allocation(const PyMemAllocatorEx *inner, void *block, size_t size)
+{
+    if (UNLIKELY(block == NULL)) {
+        return NULL;
+    }
+    uint32_t number = hooks_charge(block, size);
+    return UNLIKELY(number != ROOT) ? hooks_undo_allocation(inner, block, number) : block;
+}
+
 static void *hooks_gil_malloc(void *ctx, size_t size)
 {
     PyMemAllocatorEx *inner = ctx;
@@ -117,13 +127,7 @@ static void *hooks_gil_malloc(void *ctx, size_t size)
     thread_state.inside_allocator = 1;
     void *block = inner->malloc(inner->ctx, size);
     thread_state.inside_allocator = 0;
-    if (LIKELY(block != NULL)) {
-        uint32_t number = hooks_charge(block, size);
-        if (UNLIKELY(number != ROOT)) {
-            return hooks_undo_allocation(inner, block, number);
-        }
-    }
-    return block;
+    return hooks_finish_allocation(inner, block, size);
 }
 
 static void *hooks_gil_calloc(void *ctx, size_t items, size_t item_size)
@@ -132,20 +136,15 @@ static void *hooks_gil_calloc(void *ctx, size_t items, size_t item_size)
     if (!hooks_is_counting()) {
         return inner->calloc(inner->ctx, items, item_size);
     }
-    /* Python's own functions have checked that the product does not overflow. */
-    if (hooks_is_refused(items * item_size)) {
+    size_t size;
+    /* Python's own functions check for overflow before, a hook above this one need not. */
+    if (UNLIKELY(__builtin_mul_overflow(items, item_size, &size)) || hooks_is_refused(size)) {
         return NULL;
     }
     thread_state.inside_allocator = 1;
     void *block = inner->calloc(inner->ctx, items, item_size);
     thread_state.inside_allocator = 0;
-    if (LIKELY(block != NULL)) {
-        uint32_t number = hooks_charge(block, items * item_size);
-        if (UNLIKELY(number != ROOT)) {
-            return hooks_undo_allocation(inner, block, number);
-        }
-    }
-    return block;
+    return hooks_finish_allocation(inner, block, size);
 }
 
 static void *hooks_gil_realloc(void *ctx, void *block, size_t size)

@@ -218,6 +218,9 @@ static enum answer limits_ask_enforcer(const struct request *request, PyObject *
 static int limits_enforce_pending_call(void *argument)
 {
     struct request *request = argument;
+    if (!request->is_taken) {
+        return 0; /* the interpreter keeps pending calls across a fork, the child has dropped the requests */
+    }
     PyObject *exception = NULL;
     enum answer answer = limits_ask_enforcer(request, &exception);
     if (answer == RETRY && Py_AddPendingCall(limits_enforce_pending_call, request) == 0) {

@@ -106,14 +106,15 @@ static void *numpy_arrays_malloc(void *ctx, size_t size)
 static void *numpy_arrays_calloc(void *ctx, size_t items, size_t item_size)
 {
     const struct allocator *inner = ((struct wrapper *)ctx)->inner;
-    if (item_size != 0 && items <= SIZE_MAX / item_size && numpy_arrays_is_refused(items * item_size)) {
+    size_t size;
+    if (__builtin_mul_overflow(items, item_size, &size) || numpy_arrays_is_refused(size)) {
         return NULL;
     }
     uint8_t was_inside = thread_state.inside_allocator;
     thread_state.inside_allocator = 1;
     void *block = inner->calloc(inner->ctx, items, item_size);
     thread_state.inside_allocator = was_inside;
-    numpy_arrays_charge(block, items * item_size);
+    numpy_arrays_charge(block, size);
     return block;
 }
 
