@@ -72,7 +72,7 @@ class TestListByName(test_list.ListTest):  # type: ignore[misc]
     def test_preallocation(self) -> None: ...
 
 
-def test_the_suites_are_not_empty() -> None:
+def test_suites_are_not_empty() -> None:
     suites = (TestSequenceCounted, TestListCommonCounted, TestListCounted)
 
     counts = [unittest.defaultTestLoader.loadTestsFromTestCase(suite).countTestCases() for suite in suites]

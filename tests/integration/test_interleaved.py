@@ -124,7 +124,7 @@ async def one(store: list[bytearray]) -> None:
     await asyncio.sleep(0.002)
 
 
-async def test_naive_figures_are_wrong_where_a_driver_is_right() -> None:
+async def test_naive_figures_are_wrong_where_tracked_ones_are_right() -> None:
     found: dict[str, tuple[int, int]] = {}
     usages: dict[str, Usage] = {}
     store: list[bytearray] = []
@@ -146,7 +146,7 @@ async def test_naive_figures_are_wrong_where_a_driver_is_right() -> None:
 
 
 @ON_LOOPS
-def test_driven_calls_are_charged_with_their_own_bytes(run: Callable[..., None]) -> None:
+def test_tracked_calls_are_charged_with_their_own_bytes(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def main(sleep: Sleep) -> None:
@@ -161,7 +161,7 @@ def test_driven_calls_are_charged_with_their_own_bytes(run: Callable[..., None])
 
 
 @ON_LOOPS
-def test_tasks_of_an_installed_loop_are_charged_with_their_own_bytes(run: Callable[..., None]) -> None:
+def test_tasks_of_a_tracked_loop_are_charged_with_own_bytes(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def followed(name: str, sleep: Sleep, store: list[bytearray]) -> None:
@@ -181,7 +181,7 @@ def test_tasks_of_an_installed_loop_are_charged_with_their_own_bytes(run: Callab
 
 @FOLLOWS_FRAMES
 @ON_LOOPS
-def test_plain_scopes_in_bare_tasks_are_charged_with_their_own_bytes(run: Callable[..., None]) -> None:
+def test_scopes_in_untracked_tasks_are_charged_with_own_bytes(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def scoped(name: str, sleep: Sleep, store: list[bytearray]) -> None:
@@ -227,7 +227,7 @@ def _check_nested(usages: dict[str, Usage]) -> None:
 
 
 @ON_LOOPS
-def test_nested_scopes_add_up_under_drivers(run: Callable[..., None]) -> None:
+def test_nested_scopes_in_tracked_calls_add_up(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def main(sleep: Sleep) -> None:
@@ -241,7 +241,7 @@ def test_nested_scopes_add_up_under_drivers(run: Callable[..., None]) -> None:
 
 @FOLLOWS_FRAMES
 @ON_LOOPS
-def test_nested_plain_scopes_add_up(run: Callable[..., None]) -> None:
+def test_nested_scopes_add_up(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def main(sleep: Sleep) -> None:
@@ -253,7 +253,7 @@ def test_nested_plain_scopes_add_up(run: Callable[..., None]) -> None:
     _check_nested(usages)
 
 
-async def test_a_parent_holds_what_its_tasks_hold_at_the_same_time() -> None:
+async def test_parent_holds_what_its_tasks_hold_at_the_same_time() -> None:
     usages: dict[str, Usage] = {}
     store: list[bytearray] = []
 
@@ -285,7 +285,7 @@ def _trio_sleep() -> tuple[Any, Sleep]:
     return trio, trio.sleep
 
 
-def test_driven_calls_on_trio_are_charged_with_their_own_bytes() -> None:
+def test_tracked_calls_on_trio_are_charged_with_own_bytes() -> None:
     trio, sleep = _trio_sleep()
     usages: dict[str, Usage] = {}
 
@@ -306,7 +306,7 @@ def test_driven_calls_on_trio_are_charged_with_their_own_bytes() -> None:
 
 
 @FOLLOWS_FRAMES
-def test_plain_scopes_on_trio_are_charged_with_their_own_bytes() -> None:
+def test_scopes_on_trio_are_charged_with_their_own_bytes() -> None:
     trio, sleep = _trio_sleep()
     usages: dict[str, Usage] = {}
 
@@ -340,7 +340,7 @@ async def pages(sleep: Sleep, peaks: list[int]) -> AsyncIterator[int]:
 
 @FOLLOWS_FRAMES
 @ON_LOOPS
-def test_a_scope_in_an_asynchronous_generator_does_not_charge_its_consumer(run: Callable[..., None]) -> None:
+def test_scope_in_an_async_generator_spares_its_consumer(run: Callable[..., None]) -> None:
     peaks: list[int] = []
 
     async def main(sleep: Sleep) -> None:

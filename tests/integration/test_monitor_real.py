@@ -45,7 +45,7 @@ def test_half_a_gigabyte_of_page_cache_changes_no_level(tmp_path):
     assert monitor.statistics().level_changes[Level.WARNING] == 0
 
 
-async def test_memory_that_leaks_into_a_bounded_list_is_given_back_and_the_service_goes_on():
+async def test_leak_into_a_bounded_list_is_freed_and_service_goes_on():
     # Pages of their own: what goes back to the allocator alone shows in no reading.
     leak = BoundedList[mmap.mmap](maxlen=100_000)
     monitor = MemoryMonitor(resident_bytes() + 60 * MIB, cleanup_interval=0, sample_every=5, min_interval=0.02)
@@ -76,7 +76,7 @@ async def test_memory_that_leaks_into_a_bounded_list_is_given_back_and_the_servi
 
 
 @needs_fork
-def test_a_hundred_forks_under_load_hang_nobody_and_children_watch_on():
+def test_monitor_survives_a_hundred_forks_under_load():
     out = _run("""
         import os, threading, time, sys, warnings
         warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads is what is tested
@@ -117,7 +117,7 @@ def test_a_hundred_forks_under_load_hang_nobody_and_children_watch_on():
 
 
 @needs_fork
-def test_a_child_of_a_loop_has_no_beat_and_looks_on_operations():
+def test_forked_child_of_a_loop_samples_on_operations():
     out = _run("""
         import asyncio, os, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -140,7 +140,7 @@ def test_a_child_of_a_loop_has_no_beat_and_looks_on_operations():
 
 
 @needs_linux
-def test_without_address_space_for_a_stack_operations_go_on_looking():
+def test_monitor_without_space_for_a_thread_still_samples():
     out = _run("""
         import resource, threading
         from memtools import MemoryMonitor
@@ -158,7 +158,7 @@ def test_without_address_space_for_a_stack_operations_go_on_looking():
 
 
 @needs_linux
-def test_without_descriptors_it_starts_looks_and_stops():
+def test_monitor_without_descriptors_starts_samples_and_stops():
     out = _run("""
         import asyncio, os, resource
         from memtools import MemoryMonitor
@@ -185,7 +185,7 @@ def test_without_descriptors_it_starts_looks_and_stops():
 
 
 @pytest.mark.parametrize("form", ["monitor.start()", "asyncio.run(monitor.__aenter__())", "monitor.check()"])
-def test_an_interpreter_that_ends_with_a_monitor_says_nothing_worse_than_a_warning(form):
+def test_interpreter_ending_with_a_monitor_only_warns(form):
     out = _run(f"""
         import asyncio
         from memtools import MemoryMonitor

@@ -151,7 +151,7 @@ class Service:
             yield client
 
 
-async def test_all_parts_work_together_and_end_together(machine: Machine) -> None:
+async def test_all_parts_start_work_and_end_together(machine: Machine) -> None:
     pager = Pager()
     service = Service(machine.monitor(), pager)
 
@@ -175,7 +175,7 @@ async def test_all_parts_work_together_and_end_together(machine: Machine) -> Non
     assert (len(service.cache), len(service.visits)) == (0, 0)
 
 
-def test_a_thousand_starts_and_stops_of_monitor_alerts_and_metrics_leave_nothing(machine: Machine) -> None:
+def test_a_thousand_starts_and_stops_leave_nothing(machine: Machine) -> None:
     monitor = machine.monitor()
     alerts = Alerts([AlertRule("warning", notify="log", action=lambda alert: None)], monitor=monitor)
 
@@ -211,7 +211,7 @@ async def test_two_hundred_starts_and_stops_on_a_loop_leave_nothing(machine: Mac
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-def test_a_hundred_forks_under_load_hang_neither_parent_nor_child() -> None:
+def test_a_hundred_forks_under_load_hang_no_process() -> None:
     program = """
         import faulthandler, os, threading, time, warnings
         warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads is what is tested
@@ -273,7 +273,7 @@ def test_a_hundred_forks_under_load_hang_neither_parent_nor_child() -> None:
     assert done.stdout.split() == ["100", "1"], done.stderr
 
 
-def test_the_environment_alone_sets_up_monitor_and_alerts(machine: Machine) -> None:
+def test_environment_alone_sets_up_monitor_and_alerts(machine: Machine) -> None:
     environ = {"MEMTOOLS_WARNING": "30%", "MEMTOOLS_CRITICAL": "40%", "MEMTOOLS_SAMPLE_EVERY": "1"}
     pager = Pager()
     settings = Config.from_env(environ=environ).monitor()
@@ -291,9 +291,7 @@ def test_the_environment_alone_sets_up_monitor_and_alerts(machine: Machine) -> N
     assert monitor.level is Level.CRITICAL
 
 
-def test_no_secret_is_shown_by_anything_of_a_service_in_trouble(
-    machine: Machine, refuser: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_service_in_trouble_shows_no_secret(machine: Machine, refuser: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     caplog.handler.addFilter(MemoryFilter())
     channels = {
@@ -323,9 +321,7 @@ def test_no_secret_is_shown_by_anything_of_a_service_in_trouble(
     assert [secret for secret in SECRETS for text in shown if secret in text] == []
 
 
-def test_names_that_come_from_requests_are_cut_and_escaped_wherever_they_are_shown(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_names_from_requests_are_cut_and_escaped_everywhere(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
     monitor = machine.monitor()
 
