@@ -12,7 +12,7 @@ from memtools.ledger import native_reason
 
 SCRIPT = Path(__file__).with_name("native_storm.py")
 
-MINUTES = float(os.environ.get("STORM_MINUTES", "0.05"))
+MINUTES = float(os.environ.get("STORM_MINUTES", "0.1"))
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 

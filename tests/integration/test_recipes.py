@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+PROGRAMS = Path(__file__).with_name("programs")
 PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
 TIMEOUT_S = 90
 
@@ -60,26 +61,6 @@ def _started(command: list[str], folder: Path) -> Iterator["subprocess.Popen[byt
                 process.wait(30)
 
 
-CELERY_APP = """
-from celery import Celery
-
-FOLDER = {folder!r}
-app = Celery("tasks", broker="filesystem://", backend="file://" + FOLDER + "/results")
-app.conf.broker_transport_options = dict(
-    data_folder_in=FOLDER + "/queue", data_folder_out=FOLDER + "/queue", control_folder=FOLDER + "/control"
-)
-app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
-app.conf.broker_connection_retry_on_startup = True
-
-@app.task
-def load(size_bytes):
-    from memtools.ledger import active_owner
-    from memtools.monitor import monitors
-    block = bytearray(b"x") * size_bytes
-    return len(block), active_owner().name, [monitor.statistics().beat for monitor in monitors()]
-"""
-
-
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     pytest.importorskip("celery", reason="celery is not installed here")
@@ -87,7 +68,7 @@ def worker(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
         (tmp_path / name).mkdir()
     (recipe,) = _blocks("Celery")
     recipe = recipe.replace("200 MiB", "20 MiB")
-    (tmp_path / "tasks.py").write_text(CELERY_APP.format(folder=str(tmp_path)) + recipe)
+    (tmp_path / "tasks.py").write_text((PROGRAMS / "celery_app.py").read_text() + recipe)
     command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--concurrency=1", "--loglevel=INFO"]
     yield from _started(command, tmp_path)
 

@@ -6,11 +6,11 @@ import logging
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -30,6 +30,7 @@ from memtools.monitor import Gauges, monitors
 from memtools.readings import Headroom, Limit, LimitSource
 from memtools.reports import html_page, report
 
+PROGRAMS = Path(__file__).with_name("programs")
 MIB = 2**20
 SECRETS = ("T0K3N-8642", "open-sesame-9317", "bearer-5555", "night-porter")
 HOSTILE = "pay\r\nBcc: thief@example.org\r\n\r\n<script>alert(1)</script>\x1b[31m{}\u202e"
@@ -212,63 +213,9 @@ async def test_two_hundred_starts_and_stops_on_a_loop_leave_nothing(machine: Mac
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_hundred_forks_under_load_hang_no_process() -> None:
-    program = """
-        import faulthandler, os, threading, time, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads is what is tested
-        from memtools import MemoryMonitor, memory_scope
-        from memtools.alerts import AlertRule, Alerts
-        from memtools.events import TaskAbandoned, emit
-        from memtools.exporters.prometheus import MemtoolsCollector
+    program = PROGRAMS / "everything_and_forks.py"
 
-        class Silent:
-            def open(self): pass
-            def send(self, alert, deadline): pass
-            def close(self): pass
-
-        over = threading.Event()
-        collector = MemtoolsCollector(None)  # a registry has a lock of its own, which a fork copies as it is held
-        monitor = MemoryMonitor("95%", sample_every=1, min_interval=0.001, max_interval=0.001)
-        rule = AlertRule("warning", notify="people", action=lambda alert: None)
-        alerts = Alerts([rule], channels={"people": Silent()}, monitor=monitor, queue_size=10)
-
-        def use():
-            with memory_scope("load"):
-                monitor.record("load", 0.001)
-            emit(TaskAbandoned("scope", "task", 1.0))
-            list(collector.collect())
-            monitor.check()
-
-        def load():
-            while not over.is_set():
-                use()
-
-        def ends_well():
-            child = os.fork()
-            if child == 0:
-                faulthandler.dump_traceback_later(20)
-                use()
-                os._exit(7 if monitor.statistics().beat == "thread" else 1)
-            deadline = time.monotonic() + 30
-            while time.monotonic() < deadline:
-                done, status = os.waitpid(child, os.WNOHANG)
-                if done:
-                    return os.waitstatus_to_exitcode(status) == 7
-                time.sleep(0.001)
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-            return False
-
-        with alerts, monitor, collector:
-            use()  # what is imported at the first use: a fork in the middle of an import hangs by CPython's own locks
-            threads = [threading.Thread(target=load) for _ in range(2)]
-            [thread.start() for thread in threads]
-            good = sum(ends_well() for _ in range(100))
-            over.set()
-            [thread.join() for thread in threads]
-        print(good, threading.active_count())
-    """
-
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=300, check=False)
 
     assert done.stdout.split() == ["100", "1"], done.stderr
 
