@@ -87,7 +87,8 @@ PHRASES = {
 NAMES = {
     r"\w*let_go\w*": "release, evict, forget",
     r"\w*make_young\w*": "promote",
-    r"\w*(?<!has)(?<!need)(?<!with)(?<!more)(?<!make)(?<!little)_room|room_\w+|\w*[a-z]Room\w*": "headroom, package",
+    r"\w*(?<!has)(?<!need)(?<!with)(?<!more)(?<!make)(?<!little)_room\b": "headroom, package",
+    r"\b_*room_\w+|\w*[a-z]Room\w*": "headroom, package",
 }
 
 # Also retired as terms of this package, but not checked, because they are ordinary English or terms of the field:

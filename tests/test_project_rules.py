@@ -9,7 +9,6 @@ import json
 import pkgutil
 import subprocess
 import sys
-import textwrap
 import tokenize
 import tomllib
 import types
@@ -41,35 +40,13 @@ NOT_LOADED_BY_IMPORT = (
     "sqlite3",
     "urllib.request",
 )
-
-LOOK_AFTER_IMPORT = """
-import json, logging, os, sys, threading, tracemalloc
-import psutil, wrapt, typing_extensions  # what these change is not checked
-
-def seen():
-    descriptors = sorted(os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")
-                         if os.path.exists(f"/proc/self/fd/{n}")) if sys.platform == "linux" else []
-    return {
-        "threads": [thread.name for thread in threading.enumerate()],
-        "descriptors": descriptors,
-        "environment": dict(os.environ),
-        "tracing": tracemalloc.is_tracing(),
-        "root handlers": len(logging.getLogger().handlers),
-        "hooks": [str(sys.excepthook), str(threading.excepthook), str(sys.unraisablehook), str(sys.getprofile())],
-    }
-
-before = seen()
-import memtools
-print(json.dumps({"before": before, "after": seen(), "modules": sorted(sys.modules)}))
-"""
+PROGRAMS = ROOT / "tests" / "integration" / "programs"
 
 
-def _python(program: str) -> str:
+def _run(program: Path) -> str:
     # Isolated, but with the memtools that is tested: it need not be installed.
-    program = f"import sys\nsys.path.insert(0, {str(PACKAGE.parent)!r})\n{textwrap.dedent(program)}"
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
+    start = f"import runpy, sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); runpy.run_path({str(program)!r})"
+    done = subprocess.run([sys.executable, "-I", "-c", start], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -77,7 +54,7 @@ def _python(program: str) -> str:
 @pytest.fixture(scope="module")
 def fresh_import() -> dict[str, object]:
     """What a fresh interpreter looks like before and after `import memtools`."""
-    return json.loads(_python(LOOK_AFTER_IMPORT))
+    return json.loads(_run(PROGRAMS / "import_effects.py"))
 
 
 def _name_of(path: Path) -> str:
@@ -96,40 +73,12 @@ class TestImport:
         assert fresh_import["after"] == fresh_import["before"]
 
     def test_import_takes_no_tool_of_sys_monitoring(self) -> None:
-        used = _python(
-            "import sys, memtools\n"
-            "monitoring = getattr(sys, 'monitoring', None)\n"
-            "print([monitoring.get_tool(number) for number in range(6)] if monitoring else [None])"
-        )
+        used = _run(PROGRAMS / "monitoring_tools.py")
 
         assert set(ast.literal_eval(used)) == {None}
 
     def test_top_level_names_load_only_what_they_need(self) -> None:
-        program = """
-            import sys
-            import memtools
-
-            def loaded():
-                return {name.split(".")[1] for name in sys.modules if name.startswith("memtools.")}
-
-            late = {"monitor", "testing", "exporters", "lifecycle"}
-            assert not late & loaded(), late & loaded()
-            assert set(memtools.__all__) <= set(dir(memtools))
-            for name in memtools.__all__:
-                getattr(memtools, name)
-            assert late <= loaded()
-            assert memtools.testing.find_leaks is memtools.find_leaks
-            try:
-                memtools.find_leeks
-            except AttributeError as error:
-                assert error.name == "find_leeks" and error.obj is memtools
-            else:
-                raise AssertionError("there is no such name")
-            from memtools import *
-            assert find_leaks is memtools.find_leaks
-        """
-
-        _python(program)
+        _run(PROGRAMS / "top_level_names.py")
 
 
 @once

@@ -1,4 +1,4 @@
-"""CPython's own tests of mappings and of `weakref.WeakValueDictionary`, with `WeakCache` put in the place of theirs.
+"""CPython's own tests of mappings and of `weakref.WeakValueDictionary`, run on `WeakCache`.
 
 Two configurations: `WeakCache()` with a strong tier, as a plain mapping of any values; `WeakCache(strong=0)`, a pure
 weak cache, in the place of `WeakValueDictionary`. Tests that are left out are named here with their reason.

@@ -1,4 +1,4 @@
-"""The door to apprise: what it says is believed, what it would show is not shown, what it lacks is said."""
+"""Alerts through apprise: its answers count, its URLs are never shown, and what it lacks is reported."""
 
 import http.server
 import json

@@ -1,4 +1,4 @@
-"""Alerts reach real servers: HTTP, and SMTP with STARTTLS and AUTH; what goes wrong on the way loses nothing unsaid."""
+"""Alerts reach real servers: HTTP, and SMTP with STARTTLS and AUTH; every loss on the way is reported."""
 
 import asyncio
 import email
@@ -27,7 +27,7 @@ from memtools.readings import Headroom, Level, Limit, LimitSource, Reading
 MIB = 2**20
 USERNAME, PASSWORD = "alerts", "open-sesame-7531"
 TOKEN = "T0K3N-2468"
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 class PostOffice:
@@ -219,7 +219,7 @@ def of(alerts: Alerts, name: str) -> ChannelStatistics:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not holds():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.005)
@@ -230,7 +230,7 @@ def test_501_firings_and_2_resolutions_make_4_posts_and_4_mails(
 ) -> None:
     rule = AlertRule("warning", notify=("slack", "email"))
 
-    with Alerts([rule], channels={"slack": SlackChannel(office.url()), "email": mail}, drain=PATIENCE_S):
+    with Alerts([rule], channels={"slack": SlackChannel(office.url()), "email": mail}, drain=TIMEOUT_S):
         for _ in range(500):
             emit(level(Level.WARNING))
         emit(level(Level.NORMAL, Level.WARNING))
@@ -266,7 +266,7 @@ def test_monitor_with_501_high_readings_makes_4_posts_4_mails(
 
     rule = AlertRule("warning", notify=("slack", "email"), about="memory")
     channels = {"slack": SlackChannel(office.url()), "email": mail}
-    with Alerts([rule], channels=channels, monitor=monitor, drain=PATIENCE_S) as alerts:
+    with Alerts([rule], channels=channels, monitor=monitor, drain=TIMEOUT_S) as alerts:
         look(700, 501)  # the first is not believed yet, the second changes the level, the others repeat it
         look(100, 110)  # 11 s of calm
         look(700, 2)
@@ -283,7 +283,7 @@ def test_monitor_with_501_high_readings_makes_4_posts_4_mails(
 def test_mails_of_one_incident_form_one_thread(letterbox: Letterbox, mail: EmailChannel) -> None:
     rules = [AlertRule("warning", notify="email"), AlertRule("critical", notify="email")]
 
-    with Alerts(rules, channels={"email": mail}, drain=PATIENCE_S):
+    with Alerts(rules, channels={"email": mail}, drain=TIMEOUT_S):
         emit(level(Level.WARNING))
         emit(level(Level.CRITICAL, Level.WARNING))
         emit(level(Level.NORMAL, Level.CRITICAL))
@@ -304,7 +304,7 @@ def test_hostile_name_breaks_no_header_markup_or_json(
     rule = AlertRule("warning", notify=("slack", "email", "hook"))
     channels = {"slack": SlackChannel(office.url()), "hook": WebhookChannel(office.url()), "email": mail}
 
-    with Alerts([rule], channels=channels, drain=PATIENCE_S):
+    with Alerts([rule], channels=channels, drain=TIMEOUT_S):
         emit(BudgetOverrun(name, "call", 2 * MIB, MIB, "peak", in_flight=False))
 
     (letter,) = letterbox.letters
@@ -483,12 +483,12 @@ def test_https_certificate_and_name_are_verified(
     path, context = authority
     office.server.socket = context.wrap_socket(office.server.socket, server_side=True)
     known = WebhookChannel(office.url("https", "localhost"), cafile=str(path))
-    stranger = WebhookChannel(office.url("https", "localhost"))
+    untrusted = WebhookChannel(office.url("https", "localhost"))
     misnamed = WebhookChannel(office.url("https", "127.0.0.1"), cafile=str(path))
-    rule = AlertRule("warning", notify=("known", "stranger", "misnamed"))
+    rule = AlertRule("warning", notify=("known", "untrusted", "misnamed"))
 
     with Alerts(
-        [rule], channels={"known": known, "stranger": stranger, "misnamed": misnamed}, drain=0.1, service="prices"
+        [rule], channels={"known": known, "untrusted": untrusted, "misnamed": misnamed}, drain=0.1, service="prices"
     ) as alerts:
         emit(level(Level.WARNING))
         wait_until(lambda: sum(channel.failures for channel in alerts.statistics().channels) == 2)

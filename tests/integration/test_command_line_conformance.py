@@ -1,4 +1,4 @@
-"""CPython's own tests of asyncio pass under `python -m memtools run` as they pass alone, every task of theirs followed.
+"""CPython's own tests of asyncio pass under `python -m memtools run` as they pass alone, with every task tracked.
 
 What they assert of tasks, factories, tracebacks, names, stacks and cancellation is what a program may rely on. None is
 excluded.

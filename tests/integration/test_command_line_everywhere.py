@@ -63,12 +63,12 @@ def test_close_keeps_a_method_that_was_replaced_since(meter: Meter, monkeypatch:
     monkeypatch.setattr(LOOP, "create_task", LOOP.create_task)  # so that the test leaves nothing
     everywhere = follow_everywhere(meter)
 
-    def theirs(self: object) -> None: ...
+    def replacement(self: object) -> None: ...
 
-    LOOP.create_task = theirs  # type: ignore[method-assign, assignment]
+    LOOP.create_task = replacement  # type: ignore[method-assign, assignment]
     everywhere.close()
 
-    assert LOOP.create_task is theirs
+    assert LOOP.create_task is replacement
 
 
 def test_wrapping_methods_look_like_the_originals(meter: Meter) -> None:

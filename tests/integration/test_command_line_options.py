@@ -57,7 +57,7 @@ def test_options_after_the_script_belong_to_the_script(words: list[str], program
     assert by_path.returncode == 0
 
 
-@pytest.mark.parametrize(("words", "complaint"), [
+@pytest.mark.parametrize(("words", "message"), [
     (["run"], "a script or -m MODULE"),
     (["run", "--meter", "precise", "program.py"], "meter='precise' is not accepted"),
     (["run", "--json", "nowhere/x.json", "program.py"], "cannot write nowhere/x.json"),
@@ -67,12 +67,12 @@ def test_options_after_the_script_belong_to_the_script(words: list[str], program
     (["walk"], "invalid choice"),
 ])  # fmt: skip
 def test_wrong_options_are_refused_before_anything_runs(
-    words: list[str], complaint: str, program: Path, run: Run
+    words: list[str], message: str, program: Path, run: Run
 ) -> None:
     done = run(*words)
 
     assert done.returncode == 2
-    assert complaint in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 

@@ -297,7 +297,7 @@ def test_signal_from_outside_ends_it_as_alone(number: signal.Signals, tmp_path: 
         before.splitlines()[:1] + before.splitlines()[-1:] == ends[0][1].splitlines()[:1] + ends[0][1].splitlines()[-1:]
     )
     assert "memtools" not in before
-    # Only after Ctrl-C is there anybody left to report.
+    # Only Ctrl-C leaves the interpreter running to report.
     assert (REPORT in ends[1][1]) == (number == signal.SIGINT)
 
 

@@ -24,7 +24,7 @@ JOBS = {
     "small": (1 * MB, 4 * MB, 5 * MB, 1 * MB),
     "idle": (0, 0, 0, 0),
 }
-NEIGHBOUR = 70 * MB
+OTHER_BYTES = 70 * MB
 
 
 def near(truth: int) -> Any:
@@ -46,9 +46,9 @@ async def job(name: str, sleep: Sleep, store: list[bytearray]) -> None:
     await sleep(0.002)
 
 
-async def neighbour(sleep: Sleep) -> None:
+async def other_task(sleep: Sleep) -> None:
     for _ in range(3):
-        block = bytearray(NEIGHBOUR)
+        block = bytearray(OTHER_BYTES)
         await sleep(0.002)
         del block
         await sleep(0.001)
@@ -129,14 +129,14 @@ async def test_naive_figures_are_wrong_where_tracked_ones_are_right() -> None:
     usages: dict[str, Usage] = {}
     store: list[bytearray] = []
 
-    async def late_neighbour() -> None:
+    async def late_task() -> None:
         await asyncio.sleep(0.001)
         store.append(bytearray(25 * MB))
 
-    await asyncio.gather(naive(found, "fifty")(fifty)(store), naive(found, "one")(one)(store), late_neighbour())
+    await asyncio.gather(naive(found, "fifty")(fifty)(store), naive(found, "one")(one)(store), late_task())
     store.clear()
     with session():
-        await asyncio.gather(driven("fifty", fifty(store), usages), driven("one", one(store), usages), late_neighbour())
+        await asyncio.gather(driven("fifty", fifty(store), usages), driven("one", one(store), usages), late_task())
 
     # The quick one is charged with what ran beside it, and its stop() takes the other's figures away.
     assert found["fifty"] == (0, 0)
@@ -152,7 +152,7 @@ def test_tracked_calls_are_charged_with_their_own_bytes(run: Callable[..., None]
     async def main(sleep: Sleep) -> None:
         store: list[bytearray] = []
         calls = [driven(name, job(name, sleep, store), usages) for name in JOBS]
-        await asyncio.gather(*calls, neighbour(sleep))
+        await asyncio.gather(*calls, other_task(sleep))
 
     with session():
         run(main)
@@ -172,7 +172,7 @@ def test_tasks_of_a_tracked_loop_are_charged_with_own_bytes(run: Callable[..., N
     async def main(sleep: Sleep) -> None:
         store: list[bytearray] = []
         with install(meter="traced"):
-            await asyncio.gather(*(followed(name, sleep, store) for name in JOBS), neighbour(sleep))
+            await asyncio.gather(*(followed(name, sleep, store) for name in JOBS), other_task(sleep))
 
     run(main)
 
@@ -191,7 +191,7 @@ def test_scopes_in_untracked_tasks_are_charged_with_own_bytes(run: Callable[...,
 
     async def main(sleep: Sleep) -> None:
         store: list[bytearray] = []
-        await asyncio.gather(*(scoped(name, sleep, store) for name in JOBS), neighbour(sleep))
+        await asyncio.gather(*(scoped(name, sleep, store) for name in JOBS), other_task(sleep))
 
     with session():
         run(main)
@@ -215,8 +215,8 @@ async def nested(name: str, sleep: Sleep, usages: dict[str, Usage]) -> None:
     del more
 
 
-async def _nested_beside_neighbour(sleep: Sleep, usages: dict[str, Usage]) -> None:
-    await asyncio.gather(nested("a", sleep, usages), nested("b", sleep, {}), neighbour(sleep))
+async def _nested_beside_another_task(sleep: Sleep, usages: dict[str, Usage]) -> None:
+    await asyncio.gather(nested("a", sleep, usages), nested("b", sleep, {}), other_task(sleep))
 
 
 def _check_nested(usages: dict[str, Usage]) -> None:
@@ -232,7 +232,7 @@ def test_nested_scopes_in_tracked_calls_add_up(run: Callable[..., None]) -> None
 
     async def main(sleep: Sleep) -> None:
         with install(meter="traced"):
-            await _nested_beside_neighbour(sleep, usages)
+            await _nested_beside_another_task(sleep, usages)
 
     run(main)
 
@@ -245,7 +245,7 @@ def test_nested_scopes_add_up(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def main(sleep: Sleep) -> None:
-        await _nested_beside_neighbour(sleep, usages)
+        await _nested_beside_another_task(sleep, usages)
 
     with session():
         run(main)
@@ -297,7 +297,7 @@ def test_tracked_calls_on_trio_are_charged_with_own_bytes() -> None:
         async with trio.open_nursery() as nursery:
             for name in JOBS:
                 nursery.start_soon(call, name, store)
-            nursery.start_soon(neighbour, sleep)
+            nursery.start_soon(other_task, sleep)
 
     with session():
         trio.run(main)
@@ -320,7 +320,7 @@ def test_scopes_on_trio_are_charged_with_their_own_bytes() -> None:
         async with trio.open_nursery() as nursery:
             for name in JOBS:
                 nursery.start_soon(scoped, name, store)
-            nursery.start_soon(neighbour, sleep)
+            nursery.start_soon(other_task, sleep)
 
     with session():
         trio.run(main)

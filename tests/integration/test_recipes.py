@@ -117,8 +117,8 @@ def test_gunicorn_workers_have_monitors_and_end_cleanly(gunicorn, tmp_path: Path
     deadline = time.monotonic() + TIMEOUT_S
     while len(seen) < 2 and time.monotonic() < deadline:
         with urllib.request.urlopen(address, timeout=30) as answer:
-            pid, _, beats = answer.read().decode().partition(" ")
-        seen[pid] = beats
+            pid, _, modes = answer.read().decode().partition(" ")
+        seen[pid] = modes
     gunicorn.send_signal(signal.SIGTERM)
     code = gunicorn.wait(30)
 

@@ -249,11 +249,11 @@ def test_service_in_trouble_shows_no_secret(machine: Machine, refuser: str, capl
         ),
     }
     monitor = machine.monitor()
-    heard: list[object] = []
+    received: list[object] = []
     registry = CollectorRegistry()
     rule = AlertRule("warning", notify=tuple(channels), action=lambda alert: 1 / 0)
 
-    with subscribe(heard.append), MemtoolsCollector(registry):
+    with subscribe(received.append), MemtoolsCollector(registry):
         with Alerts([rule], channels=channels, monitor=monitor, retry_first=0.01, retry_most=0.01, drain=1) as alerts:
             monitor.on_warning(lambda change: 1 / 0)
             machine.look(monitor, 700)
@@ -261,9 +261,9 @@ def test_service_in_trouble_shows_no_secret(machine: Machine, refuser: str, capl
             metrics = generate_latest(registry).decode()
             shown = [repr(alerts), repr(alerts.statistics()), str(alerts.statistics()), repr(rule)]
         shown += [repr(channel) + str(vars(channel)) for channel in channels.values()]
-        shown += [caplog.text, metrics, monitor.report(), repr(monitor), repr(monitor.statistics()), repr(heard)]
+        shown += [caplog.text, metrics, monitor.report(), repr(monitor), repr(monitor.statistics()), repr(received)]
 
-    assert any(isinstance(event, LevelChanged) for event in heard)
+    assert any(isinstance(event, LevelChanged) for event in received)
     assert "HTTP 404" in caplog.text
     assert [secret for secret in SECRETS for text in shown if secret in text] == []
 

@@ -15,7 +15,7 @@ Suite = Callable[..., Any]
 SUITES = Path(__file__).with_name("suites")
 
 
-def test_growth_of_a_leaking_test_fails_and_of_a_fixed_one_passes(run_suite: Suite) -> None:
+def test_growth_fails_a_leaking_test_and_passes_a_fixed_one(run_suite: Suite) -> None:
     result = run_suite(SUITES / "growth.py", own_process=True)
 
     wrong = {name: outcome for name, outcome in result.outcomes.items() if (outcome == "FAILED") != ("leaking" in name)}
