@@ -21,7 +21,7 @@ from memtools.events import _hub
 from memtools.ledger import open_owners
 
 # Things end a moment after the call that ends them: a thread between its last statement and its removal, say.
-_TIMEOUT_S = 2.0
+_TIMEOUT_S = 10.0
 
 # Opened on first use and kept open on purpose, by memtools.readings and by the standard library.
 _KEPT_FILES = ("/proc/", "/sys/fs/cgroup/", "/dev/urandom", "/dev/null")

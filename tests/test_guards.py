@@ -15,7 +15,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What pytest prints about each test of the guarded suite, on a line of its own."""
     suite = tmp_path_factory.mktemp("guarded")
     guards = Path(__file__).with_name("conftest.py").read_text()
-    (suite / "conftest.py").write_text(guards.replace("_TIMEOUT_S = 2.0", "_TIMEOUT_S = 0.2"))
+    (suite / "conftest.py").write_text(guards.replace("_TIMEOUT_S = 10.0", "_TIMEOUT_S = 0.2"))
     (suite / "test_guarded.py").write_text(SUITE.read_text())
     (suite / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nmarkers = leaves(what, reason): excused\n")
 
