@@ -1,8 +1,7 @@
 """Run the code blocks of the README and of the docs, and make every run the same.
 
-Covers: property tests that repeat themselves, an environment in which nobody has chosen a meter or a limit for us, and
-an empty working folder.
-Leaves to others: what no test may leave behind (`tests/conftest.py`).
+Property tests repeat themselves, no variable of the environment sets a meter or a limit, and the working folder is
+empty.
 """
 
 import os
@@ -20,12 +19,16 @@ import memtools
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
+pytest_plugins = ["pytester"]
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/**/*.md", "docs/*.md"],
     excludes=["docs/_build/**"],
 ).pytest()
 
+# These prove nothing about a version of Python, and have no place for a marker of their own.
+_ONCE = ("README.md", "docs/", "tests/exporters/test_dashboard_and_rules.py")
 
 for name in [name for name in os.environ if name.startswith("MEMTOOLS_")]:
     del os.environ[name]
@@ -42,7 +45,15 @@ def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     os.chdir(before)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the examples of the README and of the docs, so that `-m 'not once'` leaves them out."""
+    for item in items:
+        if item.nodeid.startswith(_ONCE):
+            item.add_marker("once")
+
+
 def pytest_report_header() -> list[str]:
-    """Say which copy of memtools is tested, the installed one or the checkout, and which list stands below ours."""
-    seat = next(kind for kind in memtools.BoundedList.__mro__ if kind.__name__ in ("FastWindow", "PureWindow"))
-    return [f"memtools: {os.path.dirname(memtools.__file__)}", f"bounded lists: {seat.__name__}"]
+    """Name the copy of memtools that is tested, installed or checkout, and the implementation of its bounded lists."""
+    lists = next(kind for kind in memtools.BoundedList.__mro__ if kind.__name__ in ("FastWindow", "PureWindow"))
+    return [f"memtools: {os.path.dirname(memtools.__file__)}", f"bounded lists: {lists.__name__}"]

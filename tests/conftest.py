@@ -1,9 +1,8 @@
 """Guard every test: what it starts, it ends.
 
-Covers: threads, tasks of the test's own loop, file descriptors (Linux), tracemalloc sessions, open scopes and
-subscriptions. What is left behind fails the test, by name. A test that has to leave something says so and why:
+A thread, a task of the test's own loop, a file descriptor (Linux), a tracemalloc session, an open scope or a
+subscription that is left behind fails the test, by name. A test that has to leave something says so and why:
 `@pytest.mark.leaves("thread", reason="the interpreter keeps its resource tracker")`.
-Leaves to others: how examples in the docs are run (`conftest.py` in the root).
 """
 
 import asyncio
@@ -22,9 +21,9 @@ from memtools import events
 from memtools.ledger import open_owners
 
 # Things end a moment after the call that ends them: a thread between its last statement and its removal, say.
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 10.0
 
-# Opened on first use and kept for good, on purpose: by memtools.readings, and by the standard library.
+# Opened on first use and kept open on purpose, by memtools.readings and by the standard library.
 _KEPT_FILES = ("/proc/", "/sys/fs/cgroup/", "/dev/urandom", "/dev/null")
 
 
@@ -41,7 +40,7 @@ def _descriptors() -> dict[object, str]:
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
-            continue  # the one that listed the folder
+            continue  # the descriptor with which the folder was listed
         if not target.startswith(_KEPT_FILES) and int(name) != _resource_tracker_descriptor():
             found[name, target] = f"{name} -> {target}"
     return found
@@ -89,14 +88,14 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def loop_left_empty(nothing_left_behind: None, request: pytest.FixtureRequest) -> None:
-    """Have the loop of a coroutine test looked at; a plain test gets no loop for it."""
+    """Check the loop of a coroutine test; a plain test gets no loop for it."""
     if _is_coroutine_test(request) and "task" not in _exemptions(request.node):
         request.getfixturevalue("no_task_left_behind")
 
 
 @pytest.fixture
 async def no_task_left_behind() -> AsyncIterator[None]:
-    """Fail the test whose tasks outlive it; looked at inside its loop, which would cancel them in silence."""
+    """Fail the test whose tasks outlive it; checked inside its loop, which would cancel them silently."""
     before = asyncio.all_tasks()
 
     yield
@@ -116,7 +115,7 @@ def _new_tasks(before: set[asyncio.Task[object]]) -> set[asyncio.Task[object]]:
 
 
 def _wait_for_the_rest(before: dict[str, dict[object, str]]) -> list[str]:
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while leftovers := _compare(before):
         if time.monotonic() > deadline:
             break

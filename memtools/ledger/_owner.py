@@ -384,7 +384,7 @@ class PureOwnerFields(Tally):
     __slots__ = (
         "__weakref__", "account", "adrift", "allocated", "base", "budget", "budgeted", "ceiling", "charged", "driver",
         "ended", "epoch", "final", "freed_before", "include_children", "is_counted", "is_layered", "kind", "largest",
-        "meter", "name", "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "resident",
+        "meter", "name", "neighbours", "nested", "note", "opened_at", "outer", "overran", "parent", "rss",
         "steps_before", "turn", "watch",
     )  # fmt: skip
 

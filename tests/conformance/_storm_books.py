@@ -1,7 +1,6 @@
-"""Blocks made through the allocators' own functions, and books on them that are kept by hand.
+"""Blocks made through the allocators' own functions, and a second account of them, kept by hand.
 
-Covers: blocks in each domain, with and without the GIL; who made what; what each owner should hold, to the byte.
-Leaves to others: when to make and free what (`native_storm`), Python's own objects (`_storm_scopes`).
+Blocks are made in each domain, with and without the GIL; the account says to the byte what each owner holds.
 """
 
 import ctypes
@@ -11,10 +10,10 @@ from random import Random
 from typing import Any
 
 SMALLEST = 16  # what a block counts at least
-# What calls through ctypes leave behind in the interpreter's free lists, charged to whoever made them first.
+# What calls through ctypes leave behind in the interpreter's free lists, charged to the owner that made them first.
 LEFT_BEHIND = 16_384
 MAX_BLOCKS = 4_000
-NO_CEILING = 2**63 - 1
+NO_LIMIT = 2**63 - 1
 SIZES = (0, 1, 15, 16, 17, 48, 511, 512, 513, 4_096, 65_535, 65_536, 65_537, 300_000)
 
 
@@ -38,10 +37,10 @@ class Domain:
 
 
 class Book:
-    """What one tally should hold; `own` is of its own blocks."""
+    """What one counter should hold; `own` is of its own blocks."""
 
-    def __init__(self, tally: Any, parent: "Book | None") -> None:
-        self.tally = tally
+    def __init__(self, counter: Any, parent: "Book | None") -> None:
+        self.counter = counter
         self.parent = parent
         self.own = 0
         self.is_open = True
@@ -67,24 +66,24 @@ class Bookkeeper:
             Domain("PyMem_Raw"), Domain("PyMem_Raw", bare=True), Domain("PyMem_"), Domain("PyObject_"),
         ]  # fmt: skip
         self.acts = 0
-        self.has_ceilings = False
+        self.has_limits = False
         self.refused = 0
 
-    def lift_ceilings(self) -> None:
+    def lift_limits(self) -> None:
         """Let everybody hold what they like."""
         for book in self.books:
             if book.is_open:
-                book.tally.limit(NO_CEILING, False, book.stop)
+                book.counter.limit(NO_LIMIT, False, book.stop)
 
     def open(self, rng: Random) -> None:
-        """Open a tally somewhere in the tree; now and then with a ceiling."""
+        """Open a counter somewhere in the tree; now and then with a limit."""
         with self.lock:
             above = rng.choice(self.books) if self.books and rng.random() < 0.7 else None
             while above is not None and not above.is_open:
                 above = above.parent
-            book = Book(self.native.Tally(None if above is None else above.tally), above)
-            if self.has_ceilings and rng.random() < 0.2:
-                book.tally.limit(rng.choice(SIZES) * 10, rng.random() < 0.3, book.stop)
+            book = Book(self.native.Tally(None if above is None else above.counter), above)
+            if self.has_limits and rng.random() < 0.2:
+                book.counter.limit(rng.choice(SIZES) * 10, rng.random() < 0.3, book.stop)
             self.books.append(book)
 
     def close(self, rng: Random) -> None:
@@ -95,7 +94,7 @@ class Bookkeeper:
             book = rng.choice(self.books)
             if not book.is_open:
                 return
-            book.tally.close()
+            book.counter.close()
             book.is_open = False
             for other in self.books:
                 if other.parent is book and other.is_open:
@@ -107,7 +106,7 @@ class Bookkeeper:
             closed = [book for book in self.books if not book.is_open]
             if len(closed) > 20:
                 book = rng.choice(closed)
-                book.tally = None
+                book.counter = None
                 self.books.remove(book)
                 self.gone.append(book)
 
@@ -119,9 +118,9 @@ class Bookkeeper:
                 return
             book = rng.choice(self.books)
             book.own += max(size, SMALLEST)
-            tally = book.tally
+            counter = book.counter
         zeroed = rng.random() < 0.5
-        address = self._charged(domain, tally, lambda: domain.calloc(1, size) if zeroed else domain.malloc(size))
+        address = self._charged(domain, counter, lambda: domain.calloc(1, size) if zeroed else domain.malloc(size))
         with self.lock:
             if address:
                 self.blocks.append((domain, address, size, book))
@@ -130,20 +129,20 @@ class Bookkeeper:
                 book.own -= max(size, SMALLEST)
 
     def resize(self, rng: Random) -> None:
-        """Give a block another size, charged to somebody else; or fail to."""
+        """Give a block another size, charged to another owner; or fail to."""
         with self.lock:
             if not self.blocks or not self.books:
                 return
             domain, address, size, book = self._take(rng)
             heir = rng.choice(self.books)
-            tally = heir.tally
+            counter = heir.counter
         if rng.random() < 0.1:
-            assert not self._charged(domain, tally, lambda: domain.realloc(address, 2**62))
+            assert not self._charged(domain, counter, lambda: domain.realloc(address, 2**62))
             with self.lock:
                 self.blocks.append((domain, address, size, book))
             return
         other = rng.choice(SIZES)
-        made = self._charged(domain, tally, lambda: domain.realloc(address, other))
+        made = self._charged(domain, counter, lambda: domain.realloc(address, other))
         with self.lock:
             if not made:
                 self._note_refusal()
@@ -154,18 +153,18 @@ class Bookkeeper:
             self.blocks.append((domain, made, other, heir))
 
     def free(self, rng: Random) -> None:
-        """Free a block in somebody else's turn."""
+        """Free a block while another owner is current."""
         with self.lock:
             if not self.blocks or not self.books:
                 return
             domain, address, size, book = self._take(rng)
-            tally = rng.choice(self.books).tally
-        self._charged(domain, tally, lambda: domain.free(address))
+            counter = rng.choice(self.books).counter
+        self._charged(domain, counter, lambda: domain.free(address))
         with self.lock:
             book.own -= max(size, SMALLEST)
 
     def _note_refusal(self) -> None:
-        assert self.has_ceilings, "a block was refused, and nobody has a budget"
+        assert self.has_limits, "a block was refused, and no owner has a budget"
         self.refused += 1
 
     def _take(self, rng: Random) -> tuple[Domain, int, int, Book]:
@@ -173,15 +172,15 @@ class Bookkeeper:
         self.blocks[number], self.blocks[-1] = self.blocks[-1], self.blocks[number]
         return self.blocks.pop()
 
-    def _charged(self, domain: Domain, tally: Any, act: Callable[[], int | None]) -> int:
+    def _charged(self, domain: Domain, counter: Any, act: Callable[[], int | None]) -> int:
         self.acts += 1
         if domain.is_bare:
             with self.gate.passing():
-                self.native.switch(tally)
+                self.native.switch(counter)
                 address = act()
                 self.native.switch(None)
         else:
-            self.native.switch(tally)
+            self.native.switch(counter)
             address = act()
             self.native.switch(None)
         return (address or 0) + 0  # a new int: the one that ctypes made is the owner's
@@ -196,7 +195,7 @@ class Bookkeeper:
                 below[id(above)] = below.get(id(above), 0) + book.own
                 above = above.parent
         for book in self.books:
-            live, peak, allocated = book.tally.figures()
+            live, peak, allocated = book.counter.figures()
             more = live - below[id(book)]
             assert 0 <= more <= LEFT_BEHIND, f"live bytes are {live:,}, the books say {below[id(book)]:,}"
             assert live <= peak <= allocated, (live, peak, allocated)
@@ -238,7 +237,7 @@ class Gate:
             self._changed.notify_all()
 
     def alone(self, act: Callable[[], object]) -> None:
-        """Do this while nobody passes."""
+        """Do this while no thread passes."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_shut)
             self._is_shut = True

@@ -1,7 +1,6 @@
 """What programs do under scopes and tasks, with claims about their figures that hold whatever else goes on.
 
-Covers: objects of every kind in nested scopes, owners that end out of order or are dropped, tasks, budgets, cycles.
-Leaves to others: exact figures (`_storm_books`), threads, forks and the end of the process (`native_storm`).
+Objects of every kind in nested scopes, owners that end out of order or are dropped, tasks, budgets, cycles.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ KIB = 1024
 
 
 class Hoard:
-    """What was made in scopes, by owner; whoever comes next frees it."""
+    """What was made in scopes, by owner; the next scope frees it."""
 
     def __init__(self) -> None:
         self.kept: deque[tuple[Owner, int, object]] = deque(maxlen=200)
@@ -53,7 +52,7 @@ class Hoard:
         for owner in self.watched:
             live = owner.live_bytes
             assert live is not None
-            assert live < SLACK, f"{owner.name} holds {live:,} bytes that nobody can reach"
+            assert live < SLACK, f"{owner.name} holds {live:,} bytes that cannot be reached"
         self.watched.clear()
 
 
@@ -134,7 +133,7 @@ def owners_out_of_order(rng: Random, hoard: Hoard) -> None:
 
 
 def tasks(rng: Random, hoard: Hoard) -> None:
-    """Run a loop with tasks under scopes of theirs; some fail, some are cancelled."""
+    """Run a loop with tasks, each under its scope; some fail, some are cancelled."""
 
     @memory_budget("100 MiB", meter="native")
     async def step(left: int) -> None:
@@ -168,13 +167,13 @@ def runaway(rng: Random, hoard: Hoard) -> None:
     except BudgetExceeded as error:
         told = error
     else:
-        raise AssertionError("nobody was told that the budget was exceeded")
+        raise AssertionError("no listener was notified that the budget was exceeded")
     assert told.scope == "runaway"
     assert told.used_bytes > told.budget_bytes == limit
 
 
 def denied(rng: Random, hoard: Hoard) -> None:
-    """Ask for one large block too many, which is not made; what is small is, and nobody is stopped for it."""
+    """Ask for one large block too many, which is not made; what is small is, and no owner is stopped for it."""
     limit = rng.choice([200, 2_000]) * KIB
     with memory_scope("denied", meter="native", budget=limit, on_exceed="deny") as opened:
         kept = [bytes(1000) for _ in range(rng.randrange(50))]
@@ -190,7 +189,7 @@ def denied(rng: Random, hoard: Hoard) -> None:
 
 
 def arrays(rng: Random, hoard: Hoard) -> None:
-    """Make arrays of numpy's, where it is there: counted, resized, freed by whoever comes next."""
+    """Make arrays of numpy's, where it is there: counted, resized, freed by the next scope."""
     if numpy is None:
         return
     with memory_scope("arrays", meter="native") as opened:

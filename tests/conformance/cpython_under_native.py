@@ -10,41 +10,19 @@ import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 ALL = ["test_json", "test_asyncio", "test_threading", "test_gc", "test_list", "test_dict"]
 LEFT_OUT = {
     # In 3.12.1 and others it does not end, with or without a ledger: _PyErr_SetObject goes round in circles.
     "test_print_exception_gh_102056": "loops for ever in some releases of CPython",
 }
-CHILD = """
-import io, json, sys, unittest
-is_counted, suite, left_out = sys.argv[1] == "counted", sys.argv[2], sys.argv[3:]
-def without(tests):
-    for test in tests:
-        if isinstance(test, unittest.TestSuite):
-            yield from without(test)
-        elif test.id().rpartition(".")[2] not in left_out:
-            yield test
-if is_counted:
-    from memtools.ledger import choose_meter, open_owner
-    open_owner("suite", "scope", meter=choose_meter("native"))
-from test import support
-support.use_resources = None
-found = unittest.TestSuite(without(unittest.defaultTestLoader.loadTestsFromName(f"test.{suite}")))
-result = unittest.TextTestRunner(stream=io.StringIO(), verbosity=0).run(found)
-print(json.dumps({
-    "run": result.testsRun,
-    "failed": sorted(str(test) for test, _ in result.failures),
-    "broken": sorted(str(test) for test, _ in result.errors),
-    "skipped": sorted(str(test) for test, _ in result.skipped),
-}), file=sys.__stdout__, flush=True)
-"""
+CHILD = Path(__file__).with_name("_cpython_suite.py")
 
 
 def outcome(suite: str, *, counted: bool) -> dict[str, object]:
     """Return what the suite says of itself."""
-    command = [sys.executable, "-c", CHILD, "counted" if counted else "alone", suite, *LEFT_OUT]
-    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
+    command = [sys.executable, str(CHILD), "counted" if counted else "alone", suite, *LEFT_OUT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tempfile.gettempdir())
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:

@@ -3,9 +3,8 @@
 `python tests/conformance/native_storm.py --minutes 10 --seed 7` prints a line now and then; 0 if all held. The process
 ends as an interpreter does, with the hooks in place; with `--abrupt` in the middle of it, with threads at work.
 
-Covers: threads, forks, tracemalloc coming and going, and at quiet moments what must be true: books and figures agree to
-the byte, no number and no memory of the ledger's own is lost. Leaves to others: blocks (`_storm_books`), programs
-(`_storm_scopes`).
+Threads run, processes fork, tracemalloc comes and goes. At quiet moments books and figures agree to the byte, and no
+number and no memory of the ledger is lost.
 
 A seed fixes what each thread sets out to do, not in which order they come.
 """
@@ -52,7 +51,7 @@ class Standing:
     numbers: int  # taken, without those of the books
     shadow_bytes: int
     resident_bytes: int
-    nobodys_bytes: int
+    untracked_bytes: int
 
 
 class Storm:
@@ -75,7 +74,7 @@ class Storm:
         """Let it loose for a while, then look."""
         # Not all at once: in a child that is forked while a thread frees something, tracemalloc's lock stays locked for
         # ever.
-        self.books.has_ceilings = number % 3 != 0
+        self.books.has_limits = number % 3 != 0
         self._forks_now = self._forks and number % 3 != 2
         self._traces_now = self._traces and number % 3 == 2
         self._let_loose(number, is_daemon=False)
@@ -84,8 +83,8 @@ class Storm:
             thread.join()
         if self._failures:
             raise self._failures[0]
-        self.books.lift_ceilings()
-        time.sleep(0.1)  # threads that are on their way to stop somebody
+        self.books.lift_limits()
+        time.sleep(0.1)  # threads that are about to stop an owner
         return self._take_stock()
 
     def leave_in_the_middle(self) -> None:
@@ -117,7 +116,7 @@ class Storm:
             self._failures.append(error)
 
     def _act_largely(self, rng: Random) -> None:
-        act = rng.choice((*ACTS, runaway) if self.books.has_ceilings else ACTS)
+        act = rng.choice((*ACTS, runaway) if self.books.has_limits else ACTS)
         act(rng, self.hoard)
         self._count(act.__name__)
         assert active_owner() is None
@@ -167,7 +166,7 @@ class Storm:
         gc.collect()
         left = _native.tallies_in_use()
         allowed = MOST_NUMBERS + NUMBERS_PER_TRACING * self.counts.get("tracemalloc", 0)
-        assert left <= allowed, f"{left} numbers are taken, and nobody asks any more"
+        assert left <= allowed, f"{left} numbers are taken, and no owner is left"
 
 
 def _in_a_child(hoard: Hoard) -> None:

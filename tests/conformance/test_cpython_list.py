@@ -22,7 +22,7 @@ class Counted(BoundedList[Any]):
         super().__init__(iterable, LARGE)
 
 
-class Weighed(BoundedList[Any]):
+class ByteBounded(BoundedList[Any]):
     """Bounded by bytes, takes what `list` takes."""
 
     def __init__(self, iterable: Iterable[Any] = (), /) -> None:
@@ -33,24 +33,24 @@ class TestSequenceCounted(seq_tests.CommonTest):  # type: ignore[misc]  # typesh
     type2test = Counted
 
 
-class TestSequenceWeighed(seq_tests.CommonTest):  # type: ignore[misc]
-    type2test = Weighed
+class TestSequenceByteBounded(seq_tests.CommonTest):  # type: ignore[misc]
+    type2test = ByteBounded
 
 
 class TestListCommonCounted(list_tests.CommonTest):  # type: ignore[misc]
     type2test = Counted
 
 
-class TestListCommonWeighed(list_tests.CommonTest):  # type: ignore[misc]
-    type2test = Weighed
+class TestListCommonByteBounded(list_tests.CommonTest):  # type: ignore[misc]
+    type2test = ByteBounded
 
 
 class TestListCounted(test_list.ListTest):  # type: ignore[misc]
     type2test = Counted
 
 
-class TestListWeighed(test_list.ListTest):  # type: ignore[misc]
-    type2test = Weighed
+class TestListByteBounded(test_list.ListTest):  # type: ignore[misc]
+    type2test = ByteBounded
 
 
 class TestListByName(test_list.ListTest):  # type: ignore[misc]
@@ -72,7 +72,7 @@ class TestListByName(test_list.ListTest):  # type: ignore[misc]
     def test_preallocation(self) -> None: ...
 
 
-def test_the_suites_are_not_empty() -> None:
+def test_suites_are_not_empty() -> None:
     suites = (TestSequenceCounted, TestListCommonCounted, TestListCounted)
 
     counts = [unittest.defaultTestLoader.loadTestsFromTestCase(suite).countTestCases() for suite in suites]

@@ -1,4 +1,4 @@
-"""CPython's own tests of mappings and of `weakref.WeakValueDictionary`, with `WeakCache` put in the place of theirs.
+"""CPython's own tests of mappings and of `weakref.WeakValueDictionary`, run on `WeakCache`.
 
 Two configurations: `WeakCache()` with a strong tier, as a plain mapping of any values; `WeakCache(strong=0)`, a pure
 weak cache, in the place of `WeakValueDictionary`. Tests that are left out are named here with their reason.
@@ -91,20 +91,20 @@ class _ValueHalf(test_weakref.MappingTestCase):
 TestValueHalf = type("TestValueHalf", (_ValueHalf,), {"__test__": True, **dict.fromkeys(ABOUT_KEYS | set(LEFT_OUT))})
 
 
-def test_every_test_that_is_left_out_exists():
+def test_every_excluded_test_exists():
     names = set(dir(test_weakref.MappingTestCase))
 
     assert set(LEFT_OUT) <= names
 
 
-def test_the_value_half_is_really_run_on_our_type():
+def test_value_tests_run_on_weak_cache():
     names = {name for name in dir(TestValueHalf) if name.startswith("test_") and getattr(TestValueHalf, name)}
 
     assert {"test_weak_values", "test_weak_valued_len_cycles", "test_threaded_weak_valued_consistency"} <= names
     assert len(names) >= 18
 
 
-def test_their_dictionary_is_ours_while_they_run():
+def test_patched_weak_value_dictionary_is_the_cache():
     case = TestValueHalf("test_weak_values")
     case.setUp()
 

@@ -1,4 +1,4 @@
-"""The door to apprise: what it says is believed, what it would show is not shown, what it lacks is said."""
+"""Alerts through apprise: its answers count, its URLs are never shown, and what it lacks is reported."""
 
 import http.server
 import json
@@ -64,7 +64,7 @@ def level(after: Level) -> LevelChanged:
     return LevelChanged(Level.NORMAL, after, Reading(900, 1000, time.monotonic()), 800)
 
 
-def test_a_url_in_a_rule_is_told_by_apprise_and_never_shown(
+def test_url_of_a_rule_is_notified_by_apprise_and_never_shown(
     listener: Listener, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -82,7 +82,7 @@ def test_a_url_in_a_rule_is_told_by_apprise_and_never_shown(
     assert "json://<hidden>" in everything
 
 
-def test_what_apprise_could_not_deliver_is_tried_again(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_apprise_delivery_is_retried(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     listener.status = 500
     url = f"json://127.0.0.1:{listener.server_port}/{TOKEN}"
@@ -100,7 +100,7 @@ def test_what_apprise_could_not_deliver_is_tried_again(listener: Listener, caplo
     assert TOKEN not in caplog.text
 
 
-def test_a_url_that_apprise_cannot_read_stops_the_start_and_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_url_fails_the_start_and_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     alerts = Alerts([AlertRule("warning", notify=f"nosuchservice://{TOKEN}/{PASSWORD}")])
 
@@ -111,14 +111,14 @@ def test_a_url_that_apprise_cannot_read_stops_the_start_and_is_not_shown(caplog:
     assert TOKEN not in f"{caught.getrepr(style='long')}{caplog.text}"
 
 
-def test_a_missing_apprise_is_answered_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_apprise_is_answered_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apprise", None)
 
     with pytest.raises(MissingExtraError, match=r"pip install 'memtools\[alerts\]'"):
         AppriseChannel("json://localhost").open()
 
 
-def test_apprise_is_loaded_at_the_start_and_not_before() -> None:
+def test_apprise_is_imported_at_the_start_and_not_before() -> None:
     program = (
         "import sys, warnings\n"
         "warnings.simplefilter('ignore')\n"

@@ -1,4 +1,4 @@
-"""Alerts reach real servers: HTTP, and SMTP with STARTTLS and AUTH; what goes wrong on the way loses nothing unsaid."""
+"""Alerts reach real servers: HTTP, and SMTP with STARTTLS and AUTH; every loss on the way is reported."""
 
 import asyncio
 import email
@@ -27,7 +27,7 @@ from memtools.readings import Headroom, Level, Limit, LimitSource, Reading
 MIB = 2**20
 USERNAME, PASSWORD = "alerts", "open-sesame-7531"
 TOKEN = "T0K3N-2468"
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 class PostOffice:
@@ -219,18 +219,18 @@ def of(alerts: Alerts, name: str) -> ChannelStatistics:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not holds():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.005)
 
 
-def test_501_fires_and_2_resolves_are_4_posts_and_4_mails(
+def test_501_firings_and_2_resolutions_make_4_posts_and_4_mails(
     office: PostOffice, letterbox: Letterbox, mail: EmailChannel
 ) -> None:
     rule = AlertRule("warning", notify=("slack", "email"))
 
-    with Alerts([rule], channels={"slack": SlackChannel(office.url()), "email": mail}, drain=PATIENCE_S):
+    with Alerts([rule], channels={"slack": SlackChannel(office.url()), "email": mail}, drain=TIMEOUT_S):
         for _ in range(500):
             emit(level(Level.WARNING))
         emit(level(Level.NORMAL, Level.WARNING))
@@ -245,7 +245,7 @@ def test_501_fires_and_2_resolves_are_4_posts_and_4_mails(
     assert kinds == ["warning", "resolved", "warning", "resolved"]
 
 
-def test_a_real_monitor_with_501_high_readings_and_2_returns_makes_4_posts_and_4_mails(
+def test_monitor_with_501_high_readings_makes_4_posts_4_mails(
     office: PostOffice, letterbox: Letterbox, mail: EmailChannel
 ) -> None:
     used, now = [100 * MIB], [0.0]
@@ -266,7 +266,7 @@ def test_a_real_monitor_with_501_high_readings_and_2_returns_makes_4_posts_and_4
 
     rule = AlertRule("warning", notify=("slack", "email"), categories="memory")
     channels = {"slack": SlackChannel(office.url()), "email": mail}
-    with Alerts([rule], channels=channels, monitor=monitor, drain=PATIENCE_S) as alerts:
+    with Alerts([rule], channels=channels, monitor=monitor, drain=TIMEOUT_S) as alerts:
         look(700, 501)  # the first is not believed yet, the second changes the level, the others repeat it
         look(100, 110)  # 11 s of calm
         look(700, 2)
@@ -280,10 +280,10 @@ def test_a_real_monitor_with_501_high_readings_and_2_returns_makes_4_posts_and_4
     assert (of(alerts, "slack").lost, of(alerts, "email").lost) == (0, 0)
 
 
-def test_the_mails_of_one_incident_make_one_thread(letterbox: Letterbox, mail: EmailChannel) -> None:
+def test_mails_of_one_incident_form_one_thread(letterbox: Letterbox, mail: EmailChannel) -> None:
     rules = [AlertRule("warning", notify="email"), AlertRule("critical", notify="email")]
 
-    with Alerts(rules, channels={"email": mail}, drain=PATIENCE_S):
+    with Alerts(rules, channels={"email": mail}, drain=TIMEOUT_S):
         emit(level(Level.WARNING))
         emit(level(Level.CRITICAL, Level.WARNING))
         emit(level(Level.NORMAL, Level.CRITICAL))
@@ -297,14 +297,14 @@ def test_the_mails_of_one_incident_make_one_thread(letterbox: Letterbox, mail: E
     assert other["References"] is None
 
 
-def test_a_hostile_name_breaks_no_header_no_markup_and_no_json(
+def test_hostile_name_breaks_no_header_markup_or_json(
     office: PostOffice, letterbox: Letterbox, mail: EmailChannel
 ) -> None:
     name = "report\r\nBcc: thief@example.org\r\n\r\n<script>alert(1)</script><!channel>&\u202e\x1b[31m" + "x" * 10**6
     rule = AlertRule("warning", notify=("slack", "email", "hook"))
     channels = {"slack": SlackChannel(office.url()), "hook": WebhookChannel(office.url()), "email": mail}
 
-    with Alerts([rule], channels=channels, drain=PATIENCE_S):
+    with Alerts([rule], channels=channels, drain=TIMEOUT_S):
         emit(BudgetOverrun(name, "call", 2 * MIB, MIB, "peak", in_flight=False))
 
     (letter,) = letterbox.letters
@@ -321,7 +321,7 @@ def test_a_hostile_name_breaks_no_header_no_markup_and_no_json(
     assert not [body for body in office.bodies if "\x1b" in str(body) or "\u202e" in str(body)]
 
 
-def test_a_429_is_left_alone_for_as_long_as_it_asks(office: PostOffice) -> None:
+def test_429_is_retried_after_the_time_it_asks_for(office: PostOffice) -> None:
     office.answers = [status(429, Retry_After="1")]
 
     with Alerts(
@@ -334,7 +334,7 @@ def test_a_429_is_left_alone_for_as_long_as_it_asks(office: PostOffice) -> None:
     assert (of(alerts, "hook").delivered, of(alerts, "hook").failures, of(alerts, "hook").lost) == (1, 1, 0)
 
 
-def test_errors_of_the_server_are_tried_again_until_it_takes_the_message(office: PostOffice) -> None:
+def test_server_error_is_retried_until_the_message_is_taken(office: PostOffice) -> None:
     office.answers = [status(500), status(503), hang_up, status(502)]
 
     with Alerts(
@@ -347,7 +347,7 @@ def test_errors_of_the_server_are_tried_again_until_it_takes_the_message(office:
     assert office.headers[0]["Idempotency-Key"] == f"{office.bodies[0]['incident']}-1"
 
 
-def test_a_server_that_drips_is_given_up_in_time_and_tried_again(office: PostOffice) -> None:
+def test_dripping_server_times_out_and_is_retried(office: PostOffice) -> None:
     office.answers = [drip]
 
     with Alerts(
@@ -363,9 +363,7 @@ def test_a_server_that_drips_is_given_up_in_time_and_tried_again(office: PostOff
     assert (of(alerts, "hook").failures, of(alerts, "hook").lost) == (1, 0)
 
 
-def test_a_dead_endpoint_holds_up_nobody_else_and_what_is_lost_is_said(
-    office: PostOffice, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_dead_endpoint_delays_no_other_and_reports_losses(office: PostOffice, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     dead = WebhookChannel(f"http://127.0.0.1:{port}/{TOKEN}")
@@ -387,7 +385,7 @@ def test_a_dead_endpoint_holds_up_nobody_else_and_what_is_lost_is_said(
     assert len(office.bodies) == of(alerts, "hook").delivered
 
 
-def test_what_was_dropped_while_a_server_was_away_is_told_by_the_next_message_that_arrives(office: PostOffice) -> None:
+def test_next_message_reports_what_was_dropped_meanwhile(office: PostOffice) -> None:
     office.answers = [status(500)] * 8
     rule = AlertRule("warning", notify="hook")
 
@@ -403,7 +401,7 @@ def test_what_was_dropped_while_a_server_was_away_is_told_by_the_next_message_th
     assert told + len(office.bodies) == 10
 
 
-def test_a_refusal_for_good_is_not_tried_again(office: PostOffice, caplog: pytest.LogCaptureFixture) -> None:
+def test_permanent_refusal_is_not_retried(office: PostOffice, caplog: pytest.LogCaptureFixture) -> None:
     office.answers = [status(404)]
 
     with Alerts([AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(office.url())}) as alerts:
@@ -416,7 +414,7 @@ def test_a_refusal_for_good_is_not_tried_again(office: PostOffice, caplog: pytes
     assert "An alert to hook was refused and is dropped: HTTP 404" in caplog.text
 
 
-def test_a_redirect_is_not_followed(office: PostOffice, caplog: pytest.LogCaptureFixture) -> None:
+def test_redirect_is_not_followed(office: PostOffice, caplog: pytest.LogCaptureFixture) -> None:
     office.answers = [status(307, Location=office.url())]
 
     with Alerts([AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(office.url())}) as alerts:
@@ -427,7 +425,7 @@ def test_a_redirect_is_not_followed(office: PostOffice, caplog: pytest.LogCaptur
     assert "redirects are not followed" in caplog.text
 
 
-def test_a_mail_server_that_is_busy_is_asked_again(letterbox: Letterbox, mail: EmailChannel) -> None:
+def test_busy_mail_server_is_retried(letterbox: Letterbox, mail: EmailChannel) -> None:
     letterbox.refusals = ["451 come back later"]
 
     with Alerts([AlertRule("warning", notify="email")], channels={"email": mail}, retry_first=0.01) as alerts:
@@ -445,7 +443,7 @@ def test_a_mail_server_that_is_busy_is_asked_again(letterbox: Letterbox, mail: E
         ({"host": "127.0.0.1"}, True, "SSLCertVerificationError"),
     ],
 )
-def test_a_password_is_not_given_to_whom_it_should_not_be(
+def test_password_is_not_sent_to_an_untrusted_server(
     letterbox: Letterbox,
     authority: tuple[Path, ssl.SSLContext],
     caplog: pytest.LogCaptureFixture,
@@ -463,7 +461,7 @@ def test_a_password_is_not_given_to_whom_it_should_not_be(
     assert words in caplog.text
 
 
-def test_a_server_without_starttls_gets_neither_password_nor_mail(
+def test_server_without_starttls_gets_no_password_and_no_mail(
     authority: tuple[Path, ssl.SSLContext], caplog: pytest.LogCaptureFixture
 ) -> None:
     letterbox = Letterbox(authority[1], offers_tls=False)
@@ -479,18 +477,18 @@ def test_a_server_without_starttls_gets_neither_password_nor_mail(
     assert "does not offer what is needed" in caplog.text
 
 
-def test_https_is_checked_by_certificate_and_name(
+def test_https_certificate_and_name_are_verified(
     office: PostOffice, authority: tuple[Path, ssl.SSLContext], caplog: pytest.LogCaptureFixture
 ) -> None:
     path, context = authority
     office.server.socket = context.wrap_socket(office.server.socket, server_side=True)
     known = WebhookChannel(office.url("https", "localhost"), cafile=str(path))
-    stranger = WebhookChannel(office.url("https", "localhost"))
+    untrusted = WebhookChannel(office.url("https", "localhost"))
     misnamed = WebhookChannel(office.url("https", "127.0.0.1"), cafile=str(path))
-    rule = AlertRule("warning", notify=("known", "stranger", "misnamed"))
+    rule = AlertRule("warning", notify=("known", "untrusted", "misnamed"))
 
     with Alerts(
-        [rule], channels={"known": known, "stranger": stranger, "misnamed": misnamed}, drain=0.1, service="prices"
+        [rule], channels={"known": known, "untrusted": untrusted, "misnamed": misnamed}, drain=0.1, service="prices"
     ) as alerts:
         emit(level(Level.WARNING))
         wait_until(lambda: sum(channel.failures for channel in alerts.statistics().channels) == 2)
@@ -500,7 +498,7 @@ def test_https_is_checked_by_certificate_and_name(
     assert caplog.text.count("SSLCertVerificationError") == 2
 
 
-def test_no_address_and_no_password_is_ever_shown(
+def test_addresses_and_passwords_are_never_shown(
     letterbox: Letterbox, authority: tuple[Path, ssl.SSLContext], office: PostOffice, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

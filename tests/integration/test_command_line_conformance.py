@@ -1,4 +1,4 @@
-"""CPython's own tests of asyncio pass under `python -m memtools run` as they pass alone, every task of theirs followed.
+"""CPython's own tests of asyncio pass under `python -m memtools run` as they pass alone, with every task tracked.
 
 What they assert of tasks, factories, tracebacks, names, stacks and cancellation is what a program may rely on. None is
 excluded.
@@ -45,7 +45,7 @@ def _alone(name: str) -> tuple[str, list[str]]:
 
 @pytest.mark.parametrize("meter", METERS)
 @pytest.mark.parametrize("name", SUITES)
-def test_asyncios_own_tests_pass_as_they_pass_alone(name: str, meter: str) -> None:
+def test_asyncio_suite_under_memtools_run_passes_as_alone(name: str, meter: str) -> None:
     try:
         found = importlib.util.find_spec(f"test.test_asyncio.{name}")
     except ModuleNotFoundError:

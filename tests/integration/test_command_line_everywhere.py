@@ -32,7 +32,7 @@ def _task_names() -> set[str]:
     return {entry.name for entry in statistics().accounts if entry.kind == "task"}
 
 
-def test_tasks_are_followed_until_it_is_closed(meter: Meter) -> None:
+def test_tasks_are_tracked_until_close(meter: Meter) -> None:
     everywhere = track_all_loops(meter)
     asyncio.run(_one_task())
     while_open = _task_names()
@@ -46,7 +46,7 @@ def test_tasks_are_followed_until_it_is_closed(meter: Meter) -> None:
     assert _task_names() == set()
 
 
-def test_closing_leaves_classes_and_finders_as_they_were(meter: Meter) -> None:
+def test_close_restores_classes_and_finders(meter: Meter) -> None:
     before = {name: vars(LOOP)[name] for name in NAMES}
     finders = list(sys.meta_path)
 
@@ -59,19 +59,19 @@ def test_closing_leaves_classes_and_finders_as_they_were(meter: Meter) -> None:
     assert sys.meta_path == finders
 
 
-def test_what_somebody_replaced_since_is_left_to_him(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_keeps_a_method_that_was_replaced_since(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LOOP, "create_task", LOOP.create_task)  # so that the test leaves nothing
     everywhere = track_all_loops(meter)
 
-    def theirs(self: object) -> None: ...
+    def replacement(self: object) -> None: ...
 
-    LOOP.create_task = theirs  # type: ignore[method-assign, assignment]
+    LOOP.create_task = replacement  # type: ignore[method-assign, assignment]
     everywhere.close()
 
-    assert LOOP.create_task is theirs
+    assert LOOP.create_task is replacement
 
 
-def test_the_methods_look_like_the_ones_they_stand_for(meter: Meter) -> None:
+def test_wrapping_methods_look_like_the_originals(meter: Meter) -> None:
     before = LOOP.create_task
     everywhere = track_all_loops(meter)
     during = LOOP.create_task
@@ -82,7 +82,7 @@ def test_the_methods_look_like_the_ones_they_stand_for(meter: Meter) -> None:
     )  # fmt: skip
 
 
-def test_a_module_that_cannot_be_found_is_not_found(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_module_stays_missing(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)  # what an import that is forbidden looks like
     everywhere = track_all_loops(meter)
 

@@ -47,7 +47,7 @@ def program(tmp_path: Path) -> Path:
     ["--json", "x"], ["-m", "y"], ["--", "-x"], ["--meter", "nonsense"], ["--help"], ["--version"], ["a", "--", "b"],
     ["-mfoo"], ["--js"], ["run"], [""],
 ])  # fmt: skip
-def test_what_follows_the_script_belongs_to_it(words: list[str], program: Path, run: Run) -> None:
+def test_options_after_the_script_belong_to_the_script(words: list[str], program: Path, run: Run) -> None:
     by_path = run("run", str(program), *words)
     after_options = run("run", "--meter", "rss", str(program), *words)
     by_name = run("run", "-m", "program", *words)
@@ -57,7 +57,7 @@ def test_what_follows_the_script_belongs_to_it(words: list[str], program: Path, 
     assert by_path.returncode == 0
 
 
-@pytest.mark.parametrize(("words", "complaint"), [
+@pytest.mark.parametrize(("words", "message"), [
     (["run"], "a script or -m MODULE"),
     (["run", "--meter", "precise", "program.py"], "meter='precise' is not accepted"),
     (["run", "--json", "nowhere/x.json", "program.py"], "cannot write nowhere/x.json"),
@@ -66,17 +66,17 @@ def test_what_follows_the_script_belongs_to_it(words: list[str], program: Path, 
     (["run", "--frobnicate", "program.py"], "--frobnicate"),
     (["walk"], "invalid choice"),
 ])  # fmt: skip
-def test_what_makes_no_sense_is_refused_before_anything_runs(
-    words: list[str], complaint: str, program: Path, run: Run
+def test_wrong_options_are_refused_before_anything_runs(
+    words: list[str], message: str, program: Path, run: Run
 ) -> None:
     done = run(*words)
 
     assert done.returncode == 2
-    assert complaint in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 
-def test_without_a_command_the_commands_are_listed(run: Run) -> None:
+def test_missing_command_lists_the_commands(run: Run) -> None:
     done = run()
 
     assert done.returncode == 2
@@ -84,7 +84,7 @@ def test_without_a_command_the_commands_are_listed(run: Run) -> None:
     assert "info" in done.stdout
 
 
-def test_the_files_are_written_where_they_were_asked_for_wherever_the_program_goes(tmp_path: Path, run: Run) -> None:
+def test_files_are_written_where_asked_after_a_chdir(tmp_path: Path, run: Run) -> None:
     (tmp_path / "program.py").write_text("import os\nos.chdir('/')\nblock = bytes(2 * 2**20)")
 
     done = run("run", "--json", "report.json", "--html", "report.html", "program.py")
@@ -97,7 +97,7 @@ def test_the_files_are_written_where_they_were_asked_for_wherever_the_program_go
     assert "program.py" in (tmp_path / "report.html").read_text()
 
 
-def test_the_report_follows_all_output_of_the_program(tmp_path: Path, run: Run) -> None:
+def test_report_follows_all_output_of_the_program(tmp_path: Path, run: Run) -> None:
     (tmp_path / "program.py").write_text(
         "import atexit, sys, threading, time\n"
         "atexit.register(lambda: print('atexit'))\n"
@@ -116,7 +116,7 @@ def test_the_report_follows_all_output_of_the_program(tmp_path: Path, run: Run) 
 @pytest.mark.parametrize(
     "harm", ["import sys; sys.stderr.close()", "import os; os.close(2)", "import sys; sys.stderr = None"]
 )
-def test_an_unusable_stderr_does_not_change_the_exit_code(harm: str, ending: str, tmp_path: Path, run: Run) -> None:
+def test_unusable_stderr_does_not_change_the_exit_code(harm: str, ending: str, tmp_path: Path, run: Run) -> None:
     (tmp_path / "program.py").write_text(f"{harm}\n{ending}\n")
     alone = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, timeout=TIMEOUT_S, stderr=subprocess.DEVNULL, check=False
@@ -128,7 +128,7 @@ def test_an_unusable_stderr_does_not_change_the_exit_code(harm: str, ending: str
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of this kind are POSIX's")
-def test_a_stderr_that_nobody_reads_does_not_change_the_exit_code(program: Path, run: Run) -> None:
+def test_unread_stderr_does_not_change_the_exit_code(program: Path, run: Run) -> None:
     read, write = os.pipe()
     os.close(read)
     try:
@@ -139,7 +139,7 @@ def test_a_stderr_that_nobody_reads_does_not_change_the_exit_code(program: Path,
     assert (done.returncode, done.stdout) == (0, "[]\n")
 
 
-def test_a_report_that_fails_is_complained_of_and_changes_nothing(tmp_path: Path, run: Run) -> None:
+def test_failing_report_is_reported_and_changes_nothing(tmp_path: Path, run: Run) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "program.py").write_text("import shutil, sys\nshutil.rmtree('out')\nsys.exit(4)")
 
@@ -150,7 +150,7 @@ def test_a_report_that_fails_is_complained_of_and_changes_nothing(tmp_path: Path
     assert "program.py, peak" in done.stderr
 
 
-def test_the_report_is_in_ascii_where_the_stream_is(program: Path, run: Run) -> None:
+def test_report_to_an_ascii_stream_is_ascii(program: Path, run: Run) -> None:
     done = run("run", str(program), env={"PYTHONIOENCODING": "ascii", "COLUMNS": "80"})
 
     assert done.stderr.isascii()
@@ -158,13 +158,13 @@ def test_the_report_is_in_ascii_where_the_stream_is(program: Path, run: Run) -> 
     assert max(map(len, done.stderr.splitlines())) <= 80
 
 
-def test_no_colour_is_ever_used(program: Path, run: Run) -> None:
+def test_output_never_uses_colour(program: Path, run: Run) -> None:
     done = run("run", str(program), env={"NO_COLOR": "1", "FORCE_COLOR": "1"})
 
     assert "\x1b" not in done.stderr
 
 
-def test_the_limit_and_its_source_are_told(run: Run) -> None:
+def test_limit_is_shown_with_its_source(run: Run) -> None:
     done = run("info", "--json", env={"MEMTOOLS_LIMIT": "64 MiB"})
 
     facts = json.loads(done.stdout)
@@ -173,7 +173,7 @@ def test_the_limit_and_its_source_are_told(run: Run) -> None:
     assert facts["environment"]["MEMTOOLS_LIMIT"] == "64 MiB"
 
 
-def test_info_names_versions_meters_and_the_interpreters_state(run: Run) -> None:
+def test_info_names_versions_meters_and_interpreter_state(run: Run) -> None:
     facts = json.loads(run("info", "--json").stdout)
 
     assert {"tracemalloc", "rss"} <= set(facts["meters"]["available"])
@@ -196,7 +196,7 @@ def test_info_names_the_meter_and_its_reason(run: Run) -> None:
     )  # fmt: skip
 
 
-def test_without_the_native_meter_the_traced_one_counts_and_says_what_it_does_not_know(program: Path, run: Run) -> None:
+def test_missing_native_meter_falls_back_to_tracemalloc(program: Path, run: Run) -> None:
     done = run("run", "--json", "report.json", str(program), env={"MEMTOOLS_NATIVE": "0"})
 
     report = json.loads((program.parent / "report.json").read_text())
@@ -220,7 +220,7 @@ print(os.environ.get("MEMTOOLS_METER"))
 
 
 @pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
-def test_who_leaves_something_behind_stands_first_and_is_named_with_its_rate(tmp_path: Path, run: Run) -> None:
+def test_function_that_retains_most_is_first_with_its_rate(tmp_path: Path, run: Run) -> None:
     (tmp_path / "program.py").write_text(LEAKS)
 
     done = run("run", "--json", "report.json", "--html", "report.html", "program.py", env={"COLUMNS": "80"})
@@ -252,7 +252,7 @@ def test_info_says_what_is_wrong_and_goes_on(wrong: dict[str, str], run: Run) ->
     assert "interpreter" in done.stdout
 
 
-def test_info_is_read_by_people(run: Run) -> None:
+def test_info_is_readable_text(run: Run) -> None:
     done = run("info")
 
     assert done.stdout.splitlines()[0] == "versions"
@@ -260,14 +260,14 @@ def test_info_is_read_by_people(run: Run) -> None:
     assert "MiB" in done.stdout
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_version_option_prints_the_version(run: Run) -> None:
     done = run("--version")
 
     assert done.stdout.startswith("memtools ")
     assert done.returncode == 0
 
 
-def test_the_example_indexes_and_reports_per_package(run: Run, tmp_path: Path) -> None:
+def test_example_program_reports_per_package(run: Run, tmp_path: Path) -> None:
     assert hasattr(memtools, "task_scope")
 
     done = run("run", "--json", "report.json", str(EXAMPLE), "--limit", "60")

@@ -89,7 +89,7 @@ def _by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in rows}
 
 
-def test_two_tasks_that_interleave_are_charged_with_their_own_bytes(loop: str, run: Run) -> None:
+def test_interleaving_tasks_are_charged_with_their_own_bytes(loop: str, run: Run) -> None:
     source = _program(
         loop,
         """
@@ -119,7 +119,7 @@ def test_two_tasks_that_interleave_are_charged_with_their_own_bytes(loop: str, r
     assert tasks["big"]["retained_bytes"] < 2**20
 
 
-def test_work_that_is_sent_to_a_thread_is_charged_to_the_task_that_sent_it(loop: str, run: Run) -> None:
+def test_work_in_a_thread_is_charged_to_the_sending_task(loop: str, run: Run) -> None:
     source = _program(
         loop,
         """
@@ -318,7 +318,7 @@ UNCHANGED = {
 
 
 @pytest.mark.parametrize("body", UNCHANGED.values(), ids=UNCHANGED)
-def test_a_program_of_tasks_writes_and_ends_as_it_does_alone(body: str, loop: str, run: Run, tmp_path: Path) -> None:
+def test_program_of_tasks_writes_and_ends_as_alone(body: str, loop: str, run: Run, tmp_path: Path) -> None:
     source = _program(loop, body)
 
     code, out, err, report = run(source)
@@ -328,7 +328,7 @@ def test_a_program_of_tasks_writes_and_ends_as_it_does_alone(body: str, loop: st
     assert report["tasks"]
 
 
-def test_a_coroutine_that_nobody_awaits_is_complained_of_as_alone(loop: str, run: Run, tmp_path: Path) -> None:
+def test_unawaited_coroutine_is_warned_of_as_alone(loop: str, run: Run, tmp_path: Path) -> None:
     source = _program(
         loop,
         """
@@ -383,7 +383,7 @@ def test_eager_tasks_start_at_once_and_have_accounts(loop: str, run: Run, tmp_pa
     assert _by_name(report["tasks"])["quick"]["peak_bytes"] >= 2**20
 
 
-def test_scopes_and_decorators_without_a_meter_use_that_of_the_run(loop: str, run: Run) -> None:
+def test_scopes_without_a_meter_use_that_of_the_run(loop: str, run: Run) -> None:
     source = _program(
         loop,
         """
@@ -415,7 +415,7 @@ def test_scopes_and_decorators_without_a_meter_use_that_of_the_run(loop: str, ru
     (("--meter", "rss"), {}, "rss"),
     (("--meter", "tracemalloc"), {"MEMTOOLS_METER": "rss"}, "tracemalloc"),
 ])  # fmt: skip
-def test_the_option_goes_before_the_environment_and_that_before_the_default(
+def test_option_overrides_environment_overrides_default(
     options: tuple[str, ...], environment: dict[str, str], meter: str, run: Run
 ) -> None:
     _, _, _, report = run("x = bytes(2**20)", *options, **environment)

@@ -198,7 +198,7 @@ def _without_addresses(text: str) -> str:
 
 
 @pytest.mark.parametrize("source", ENDS.values(), ids=ENDS)
-def test_a_script_ends_as_it_ends_alone(source: str, run_both: RunBoth, tmp_path: Path) -> None:
+def test_script_ends_as_it_ends_alone(source: str, run_both: RunBoth, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(textwrap.dedent(source), encoding="utf-8")
 
     alone, under, report = run_both("program.py", "--json", "-m", "x", stdin="some text")
@@ -209,7 +209,7 @@ def test_a_script_ends_as_it_ends_alone(source: str, run_both: RunBoth, tmp_path
 
 @pytest.mark.parametrize("name", IN_MODULES)
 @pytest.mark.parametrize("module", ["program", "package", "package.inner"])
-def test_a_module_ends_as_it_ends_alone(name: str, module: str, run_both: RunBoth, tmp_path: Path) -> None:
+def test_module_ends_as_it_ends_alone(name: str, module: str, run_both: RunBoth, tmp_path: Path) -> None:
     source = textwrap.dedent(ENDS[name]).replace("__loader__.name, __loader__.path", "__loader__")
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("import sys; print('package', sys.argv)")
@@ -223,7 +223,7 @@ def test_a_module_ends_as_it_ends_alone(name: str, module: str, run_both: RunBot
 
 
 @pytest.mark.parametrize("words", ["nope.py", "-m nope", "-m package", "-m nope.py", "folder", "-m broken"])
-def test_what_cannot_be_started_is_refused_as_by_python(words: str, run_both: RunBoth, tmp_path: Path) -> None:
+def test_unstartable_program_is_refused_as_by_python(words: str, run_both: RunBoth, tmp_path: Path) -> None:
     for folder in ("package", "folder"):
         (tmp_path / folder).mkdir()
     (tmp_path / "package" / "__init__.py").write_text("")
@@ -237,7 +237,7 @@ def test_what_cannot_be_started_is_refused_as_by_python(words: str, run_both: Ru
 
 @pytest.mark.parametrize("words", PLACES)
 @pytest.mark.parametrize("python", [(), ("-P",), ("-O",)], ids=["plain", "safe-path", "optimised"])
-def test_folders_zip_files_and_links_see_what_they_see_alone(
+def test_folders_zip_files_and_links_run_as_alone(
     words: str, python: tuple[str, ...], run_both: RunBoth, tmp_path: Path
 ) -> None:
     source = (
@@ -258,7 +258,7 @@ def test_folders_zip_files_and_links_see_what_they_see_alone(
     assert report
 
 
-def test_a_compiled_file_runs_as_it_runs_alone(run_both: RunBoth, tmp_path: Path) -> None:
+def test_compiled_file_runs_as_it_runs_alone(run_both: RunBoth, tmp_path: Path) -> None:
     source = tmp_path / "program.py"
     source.write_text("import sys; print(__file__, type(__loader__).__name__, sys.argv, sys.path[0])")
     subprocess.run(
@@ -272,7 +272,7 @@ def test_a_compiled_file_runs_as_it_runs_alone(run_both: RunBoth, tmp_path: Path
     assert "program.pyc" in report
 
 
-def test_a_script_of_many_encodings_runs_as_it_runs_alone(run_both: RunBoth, tmp_path: Path) -> None:
+def test_script_in_other_encodings_runs_as_alone(run_both: RunBoth, tmp_path: Path) -> None:
     text = "# -*- coding: latin-1 -*-\nprint(ascii('\xe9'))\n"
     (tmp_path / "program.py").write_bytes(text.encode("latin-1"))
 
@@ -284,7 +284,7 @@ def test_a_script_of_many_encodings_runs_as_it_runs_alone(run_both: RunBoth, tmp
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_signal_from_outside_ends_it_as_alone(number: signal.Signals, tmp_path: Path) -> None:
+def test_signal_from_outside_ends_it_as_alone(number: signal.Signals, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("print('ready', flush=True)\nimport time\ntime.sleep(30)")
 
@@ -297,7 +297,7 @@ def test_a_signal_from_outside_ends_it_as_alone(number: signal.Signals, tmp_path
         before.splitlines()[:1] + before.splitlines()[-1:] == ends[0][1].splitlines()[:1] + ends[0][1].splitlines()[-1:]
     )
     assert "memtools" not in before
-    # Only after Ctrl-C is there anybody left to report.
+    # Only Ctrl-C leaves the interpreter running to report.
     assert (REPORT in ends[1][1]) == (number == signal.SIGINT)
 
 

@@ -24,7 +24,7 @@ JOBS = {
     "small": (1 * MB, 4 * MB, 5 * MB, 1 * MB),
     "idle": (0, 0, 0, 0),
 }
-NEIGHBOUR = 70 * MB
+OTHER_BYTES = 70 * MB
 
 
 def near(truth: int) -> Any:
@@ -46,9 +46,9 @@ async def job(name: str, sleep: Sleep, store: list[bytearray]) -> None:
     await sleep(0.002)
 
 
-async def neighbour(sleep: Sleep) -> None:
+async def other_task(sleep: Sleep) -> None:
     for _ in range(3):
-        block = bytearray(NEIGHBOUR)
+        block = bytearray(OTHER_BYTES)
         await sleep(0.002)
         del block
         await sleep(0.001)
@@ -124,19 +124,19 @@ async def one(store: list[bytearray]) -> None:
     await asyncio.sleep(0.002)
 
 
-async def test_naive_figures_are_wrong_where_a_driver_is_right() -> None:
+async def test_naive_figures_are_wrong_where_tracked_ones_are_right() -> None:
     found: dict[str, tuple[int, int]] = {}
     usages: dict[str, Usage] = {}
     store: list[bytearray] = []
 
-    async def late_neighbour() -> None:
+    async def late_task() -> None:
         await asyncio.sleep(0.001)
         store.append(bytearray(25 * MB))
 
-    await asyncio.gather(naive(found, "fifty")(fifty)(store), naive(found, "one")(one)(store), late_neighbour())
+    await asyncio.gather(naive(found, "fifty")(fifty)(store), naive(found, "one")(one)(store), late_task())
     store.clear()
     with session():
-        await asyncio.gather(driven("fifty", fifty(store), usages), driven("one", one(store), usages), late_neighbour())
+        await asyncio.gather(driven("fifty", fifty(store), usages), driven("one", one(store), usages), late_task())
 
     # The quick one is charged with what ran beside it, and its stop() takes the other's figures away.
     assert found["fifty"] == (0, 0)
@@ -146,13 +146,13 @@ async def test_naive_figures_are_wrong_where_a_driver_is_right() -> None:
 
 
 @ON_LOOPS
-def test_driven_calls_are_charged_with_their_own_bytes(run: Callable[..., None]) -> None:
+def test_tracked_calls_are_charged_with_their_own_bytes(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def main(sleep: Sleep) -> None:
         store: list[bytearray] = []
         calls = [driven(name, job(name, sleep, store), usages) for name in JOBS]
-        await asyncio.gather(*calls, neighbour(sleep))
+        await asyncio.gather(*calls, other_task(sleep))
 
     with session():
         run(main)
@@ -161,7 +161,7 @@ def test_driven_calls_are_charged_with_their_own_bytes(run: Callable[..., None])
 
 
 @ON_LOOPS
-def test_tasks_of_an_installed_loop_are_charged_with_their_own_bytes(run: Callable[..., None]) -> None:
+def test_tasks_of_a_tracked_loop_are_charged_with_own_bytes(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def followed(name: str, sleep: Sleep, store: list[bytearray]) -> None:
@@ -172,7 +172,7 @@ def test_tasks_of_an_installed_loop_are_charged_with_their_own_bytes(run: Callab
     async def main(sleep: Sleep) -> None:
         store: list[bytearray] = []
         with track_tasks(meter="tracemalloc"):
-            await asyncio.gather(*(followed(name, sleep, store) for name in JOBS), neighbour(sleep))
+            await asyncio.gather(*(followed(name, sleep, store) for name in JOBS), other_task(sleep))
 
     run(main)
 
@@ -181,7 +181,7 @@ def test_tasks_of_an_installed_loop_are_charged_with_their_own_bytes(run: Callab
 
 @FOLLOWS_FRAMES
 @ON_LOOPS
-def test_plain_scopes_in_bare_tasks_are_charged_with_their_own_bytes(run: Callable[..., None]) -> None:
+def test_scopes_in_untracked_tasks_are_charged_with_own_bytes(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def scoped(name: str, sleep: Sleep, store: list[bytearray]) -> None:
@@ -191,7 +191,7 @@ def test_plain_scopes_in_bare_tasks_are_charged_with_their_own_bytes(run: Callab
 
     async def main(sleep: Sleep) -> None:
         store: list[bytearray] = []
-        await asyncio.gather(*(scoped(name, sleep, store) for name in JOBS), neighbour(sleep))
+        await asyncio.gather(*(scoped(name, sleep, store) for name in JOBS), other_task(sleep))
 
     with session():
         run(main)
@@ -215,8 +215,8 @@ async def nested(name: str, sleep: Sleep, usages: dict[str, Usage]) -> None:
     del more
 
 
-async def _nested_beside_neighbour(sleep: Sleep, usages: dict[str, Usage]) -> None:
-    await asyncio.gather(nested("a", sleep, usages), nested("b", sleep, {}), neighbour(sleep))
+async def _nested_beside_another_task(sleep: Sleep, usages: dict[str, Usage]) -> None:
+    await asyncio.gather(nested("a", sleep, usages), nested("b", sleep, {}), other_task(sleep))
 
 
 def _check_nested(usages: dict[str, Usage]) -> None:
@@ -227,12 +227,12 @@ def _check_nested(usages: dict[str, Usage]) -> None:
 
 
 @ON_LOOPS
-def test_nested_scopes_add_up_under_drivers(run: Callable[..., None]) -> None:
+def test_nested_scopes_in_tracked_calls_add_up(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def main(sleep: Sleep) -> None:
         with track_tasks(meter="tracemalloc"):
-            await _nested_beside_neighbour(sleep, usages)
+            await _nested_beside_another_task(sleep, usages)
 
     run(main)
 
@@ -241,11 +241,11 @@ def test_nested_scopes_add_up_under_drivers(run: Callable[..., None]) -> None:
 
 @FOLLOWS_FRAMES
 @ON_LOOPS
-def test_nested_plain_scopes_add_up(run: Callable[..., None]) -> None:
+def test_nested_scopes_add_up(run: Callable[..., None]) -> None:
     usages: dict[str, Usage] = {}
 
     async def main(sleep: Sleep) -> None:
-        await _nested_beside_neighbour(sleep, usages)
+        await _nested_beside_another_task(sleep, usages)
 
     with session():
         run(main)
@@ -253,7 +253,7 @@ def test_nested_plain_scopes_add_up(run: Callable[..., None]) -> None:
     _check_nested(usages)
 
 
-async def test_a_parent_holds_what_its_tasks_hold_at_the_same_time() -> None:
+async def test_parent_holds_what_its_tasks_hold_at_the_same_time() -> None:
     usages: dict[str, Usage] = {}
     store: list[bytearray] = []
 
@@ -285,7 +285,7 @@ def _trio_sleep() -> tuple[Any, Sleep]:
     return trio, trio.sleep
 
 
-def test_driven_calls_on_trio_are_charged_with_their_own_bytes() -> None:
+def test_tracked_calls_on_trio_are_charged_with_own_bytes() -> None:
     trio, sleep = _trio_sleep()
     usages: dict[str, Usage] = {}
 
@@ -297,7 +297,7 @@ def test_driven_calls_on_trio_are_charged_with_their_own_bytes() -> None:
         async with trio.open_nursery() as nursery:
             for name in JOBS:
                 nursery.start_soon(call, name, store)
-            nursery.start_soon(neighbour, sleep)
+            nursery.start_soon(other_task, sleep)
 
     with session():
         trio.run(main)
@@ -306,7 +306,7 @@ def test_driven_calls_on_trio_are_charged_with_their_own_bytes() -> None:
 
 
 @FOLLOWS_FRAMES
-def test_plain_scopes_on_trio_are_charged_with_their_own_bytes() -> None:
+def test_scopes_on_trio_are_charged_with_their_own_bytes() -> None:
     trio, sleep = _trio_sleep()
     usages: dict[str, Usage] = {}
 
@@ -320,7 +320,7 @@ def test_plain_scopes_on_trio_are_charged_with_their_own_bytes() -> None:
         async with trio.open_nursery() as nursery:
             for name in JOBS:
                 nursery.start_soon(scoped, name, store)
-            nursery.start_soon(neighbour, sleep)
+            nursery.start_soon(other_task, sleep)
 
     with session():
         trio.run(main)
@@ -340,7 +340,7 @@ async def pages(sleep: Sleep, peaks: list[int]) -> AsyncIterator[int]:
 
 @FOLLOWS_FRAMES
 @ON_LOOPS
-def test_a_scope_in_an_asynchronous_generator_does_not_charge_its_consumer(run: Callable[..., None]) -> None:
+def test_scope_in_an_async_generator_spares_its_consumer(run: Callable[..., None]) -> None:
     peaks: list[int] = []
 
     async def main(sleep: Sleep) -> None:

@@ -1,4 +1,4 @@
-"""A real service leaks 100 MB under load into a list that can be shortened: it is warned of, cleaned, calm again."""
+"""A service that leaks 100 MB into a list that can be shortened warns, cleans up, and is normal again."""
 
 import asyncio
 import os
@@ -13,15 +13,17 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed here")
 
+pytestmark = pytest.mark.once
+
 SERVICE = Path(__file__).with_name("leaking_service.py")
 ORDER = {"lines": [{"id": number, "price": number * 1.5, "count": 3} for number in range(50)]}
 LEAKED_BYTES, LEFT_BYTES = 100_000_000, 100_000
-PATIENCE_S = 90
+TIMEOUT_S = 90
 
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
-    """The address of the service, which runs in a process of its own; it has to end without a word of complaint."""
+    """The address of the service, which runs in a process of its own; it has to end without a warning."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "32768", "PYTHONWARNINGS": "always::ResourceWarning"}
     log = tmp_path / "log"
     with log.open("w") as stderr:
@@ -41,12 +43,12 @@ async def _orders(client: httpx.AsyncClient, count: int) -> set[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="how freed blocks go back to the system is the C library's affair")
-async def test_a_hundred_megabytes_in_a_list_are_warned_of_and_given_back_and_no_request_fails(address: str) -> None:
+async def test_leaking_service_warns_frees_and_fails_no_request(address: str) -> None:
     async with httpx.AsyncClient(base_url=address, timeout=30) as client:
         each = LEAKED_BYTES // LEFT_BYTES // 4
 
         statuses = set().union(*await asyncio.gather(*(_orders(client, each) for _ in range(4))))
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while (state := (await client.get("/state")).json())["level"] != "NORMAL" and time.monotonic() < deadline:
             statuses |= await _orders(client, 1)
             await asyncio.sleep(0.2)

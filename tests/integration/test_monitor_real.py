@@ -6,20 +6,23 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from memtools import BoundedList, Level, MemoryMonitor
 from memtools.readings import headroom, resident_bytes
 
+PROGRAMS = Path(__file__).with_name("programs")
 MIB = 2**20
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="these limits are Linux's")
 
 
-def _run(program: str, **options: object) -> str:
-    command = [sys.executable, "-X", "dev", "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+def _run(program: str | Path) -> str:
+    words = [str(program)] if isinstance(program, Path) else ["-c", textwrap.dedent(program)]
+    command = [sys.executable, "-X", "dev", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
@@ -45,7 +48,7 @@ def test_half_a_gigabyte_of_page_cache_changes_no_level(tmp_path):
     assert monitor.statistics().level_changes[Level.WARNING] == 0
 
 
-async def test_memory_that_leaks_into_a_bounded_list_is_given_back_and_the_service_goes_on():
+async def test_leak_into_a_bounded_list_is_freed_and_service_goes_on():
     # Pages of their own: what goes back to the allocator alone shows in no reading.
     leak = BoundedList[mmap.mmap](maxlen=100_000)
     monitor = MemoryMonitor(resident_bytes() + 60 * MIB, cleanup_interval=0, sample_every=5, min_interval=0.02)
@@ -63,7 +66,8 @@ async def test_memory_that_leaks_into_a_bounded_list_is_given_back_and_the_servi
         for _ in range(1000):
             await request()
         for _ in range(200):
-            if levels and monitor.statistics().cleanups:
+            # The first clean-up may run out of time on a busy machine, and leaves the rest to the next.
+            if levels and monitor.statistics().freed_bytes > 20 * MIB:
                 break
             await asyncio.sleep(0.05)
 
@@ -76,71 +80,21 @@ async def test_memory_that_leaks_into_a_bounded_list_is_given_back_and_the_servi
 
 
 @needs_fork
-def test_a_hundred_forks_under_load_hang_nobody_and_children_watch_on():
-    out = _run("""
-        import os, threading, time, sys, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads is what is tested
-        from memtools import MemoryMonitor
-        monitor = MemoryMonitor("95%", sample_every=1, min_interval=0.001, max_interval=0.001)
-        over = threading.Event()
-        def load():
-            while not over.is_set():
-                monitor.record("load", 0.001); monitor.statistics(); monitor.check()
-                with monitor.admit(): pass
-        threads = [threading.Thread(target=load) for _ in range(3)]
-        [thread.start() for thread in threads]
-        good = 0
-        with monitor:
-            for _ in range(100):
-                child = os.fork()
-                if child == 0:
-                    assert monitor.statistics().mode == "none"
-                    monitor.record("child", 0.1)
-                    assert monitor.statistics().mode == "thread"
-                    with monitor.admit("1 MiB"): pass
-                    monitor.check()
-                    os._exit(7)
-                deadline = time.monotonic() + 30
-                while True:
-                    done, status = os.waitpid(child, os.WNOHANG)
-                    if done: break
-                    if time.monotonic() > deadline:
-                        os.kill(child, 9); os.waitpid(child, 0); status = 0; break
-                    time.sleep(0.001)
-                good += os.waitstatus_to_exitcode(status) == 7
-            over.set()
-            [thread.join() for thread in threads]
-        print(good)
-    """)
+def test_monitor_survives_a_hundred_forks_under_load():
+    out = _run(PROGRAMS / "monitor_and_forks.py")
 
     assert out.split() == ["100"]
 
 
 @needs_fork
-def test_a_child_of_a_loop_has_no_beat_and_looks_on_operations():
-    out = _run("""
-        import asyncio, os, warnings
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from memtools import MemoryMonitor
-        monitor = MemoryMonitor("95%", sample_every=1)
-        async def main():
-            async with monitor:
-                await asyncio.sleep(0.05)
-                child = os.fork()
-                if child == 0:
-                    before = monitor.statistics().samples
-                    monitor.record("child", 0.1)
-                    statistics = monitor.statistics()
-                    os._exit(7 if statistics.mode == "none" and statistics.samples > before else 1)
-                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        asyncio.run(main())
-    """)
+def test_forked_child_of_a_loop_samples_on_operations():
+    out = _run(PROGRAMS / "monitor_in_a_forked_child.py")
 
     assert out.split() == ["7"]
 
 
 @needs_linux
-def test_without_address_space_for_a_stack_operations_go_on_looking():
+def test_monitor_without_space_for_a_thread_still_samples():
     out = _run("""
         import resource, threading
         from memtools import MemoryMonitor
@@ -158,34 +112,14 @@ def test_without_address_space_for_a_stack_operations_go_on_looking():
 
 
 @needs_linux
-def test_without_descriptors_it_starts_looks_and_stops():
-    out = _run("""
-        import asyncio, os, resource
-        from memtools import MemoryMonitor
-        monitor = MemoryMonitor("95%", sample_every=1)
-        monitor.check()
-        async def main():
-            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-            kept = []
-            try:
-                while True: kept.append(os.open("/dev/null", os.O_RDONLY))
-            except OSError: pass
-            async with monitor:
-                await asyncio.sleep(0.05)
-                monitor.record("job", 0.1)
-                print(monitor.statistics().mode)
-            with monitor:
-                monitor.record("job", 0.1)
-                print(monitor.statistics().mode)
-            [os.close(fd) for fd in kept]
-        asyncio.run(main())
-    """)
+def test_monitor_without_descriptors_starts_samples_and_stops():
+    out = _run(PROGRAMS / "monitor_without_descriptors.py")
 
     assert out.split() == ["task", "thread"]
 
 
 @pytest.mark.parametrize("form", ["monitor.start()", "asyncio.run(monitor.__aenter__())", "monitor.check()"])
-def test_an_interpreter_that_ends_with_a_monitor_says_nothing_worse_than_a_warning(form):
+def test_interpreter_ending_with_a_monitor_only_warns(form):
     out = _run(f"""
         import asyncio
         from memtools import MemoryMonitor

@@ -10,8 +10,10 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed here")
 
+pytestmark = pytest.mark.once
+
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "service.py"
-PATIENCE_S = 110
+TIMEOUT_S = 110
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def story() -> subprocess.CompletedProcess[str]:
         [sys.executable, str(EXAMPLE), "--seconds", "60"],
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         env=environment,
     )
 
@@ -34,7 +36,7 @@ def _section(story: subprocess.CompletedProcess[str], heading: str) -> str:
     return found[1]
 
 
-def test_the_example_ends_well_and_fails_no_request(story) -> None:
+def test_example_ends_cleanly_and_fails_no_request(story) -> None:
     assert story.returncode == 0, story.stdout + story.stderr
     assert "Traceback" not in story.stderr
     assert "ResourceWarning" not in story.stderr
@@ -44,13 +46,13 @@ def test_the_example_ends_well_and_fails_no_request(story) -> None:
     assert failed == "0"
 
 
-def test_the_example_passes_warning_on_its_way(story) -> None:
+def test_example_passes_through_warning(story) -> None:
     levels = re.findall(r"NORMAL|WARNING|CRITICAL", _section(story, "levels"))
 
     assert levels[:2] == ["NORMAL", "WARNING"]
 
 
-def test_the_example_tells_the_webhook_when_memory_is_short_and_when_it_gets_worse(story) -> None:
+def test_example_alerts_the_webhook_and_escalates(story) -> None:
     alerts = _section(story, "alerts that reached the webhook")
 
     assert re.search(r"opened +warning +memory is at", alerts)
@@ -58,7 +60,7 @@ def test_the_example_tells_the_webhook_when_memory_is_short_and_when_it_gets_wor
     assert re.search(r"escalated +critical", alerts) or re.search(r"opened +critical", alerts)
 
 
-def test_the_example_counts_requests_by_route_and_changes_by_level(story) -> None:
+def test_example_counts_requests_by_route_and_level_changes(story) -> None:
     metrics = _section(story, "metrics")
 
     (searched,) = re.findall(r'memtools_scope_entered_total\{kind="scope",name="/search"\} ([\d.]+)', metrics)
@@ -68,7 +70,7 @@ def test_the_example_counts_requests_by_route_and_changes_by_level(story) -> Non
     assert 'memtools_monitor_changes_total{name="shop",to="warning"} 1.0' in metrics
 
 
-def test_the_example_names_the_endpoint_and_the_line_to_change(story) -> None:
+def test_example_names_the_endpoint_and_the_line_to_change(story) -> None:
     report = _section(story, "what to change:")
 
     lines = EXAMPLE.read_text("utf-8").splitlines()

@@ -18,11 +18,14 @@ _ROOT = Path(__file__).parents[2]
 _WORKFLOWS = sorted((_ROOT / ".github" / "workflows").glob("*.yml"))
 _IS_ANNOUNCED = any(one.value == "pytest_memtools" for one in entry_points(group="pytest11"))
 
-pytestmark = pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="check-jsonschema is not installed here")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="check-jsonschema is not installed here"),
+]
 
 
 @pytest.mark.parametrize("path", _WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_is_what_github_accepts(path: Path) -> None:
+def test_workflow_file_matches_the_schema_of_github(path: Path) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", str(path)]
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -61,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the steps are written for bash")
-def test_the_marked_tests_pass_and_their_figures_are_kept(folder: Path) -> None:
+def test_marked_tests_pass_and_write_their_figures(folder: Path) -> None:
     done = _run("Run the tests that are marked", folder, tests="memory_tests.py")
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +74,7 @@ def test_the_marked_tests_pass_and_their_figures_are_kept(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the steps are written for bash")
-def test_a_marked_test_that_leaks_fails_the_step(folder: Path) -> None:
+def test_leaking_marked_test_fails_the_step(folder: Path) -> None:
     (folder / "test_leaking.py").write_text(
         "import pytest\nkept = []\n\n@pytest.mark.memory_growth\ndef test_keeps():\n    kept.append(bytes(10_000))\n"
     )
@@ -83,7 +86,7 @@ def test_a_marked_test_that_leaks_fails_the_step(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the steps are written for bash")
-def test_a_program_that_does_not_leak_passes_both_steps(folder: Path) -> None:
+def test_program_without_a_leak_passes_both_steps(folder: Path) -> None:
     (folder / "healthy.py").write_text("import time\nrows = [str(one) for one in range(1000)]\ntime.sleep(0.5)\n")
 
     done = [_run(step, folder, program="healthy.py") for step in list(_steps())[-2:]]
@@ -92,7 +95,7 @@ def test_a_program_that_does_not_leak_passes_both_steps(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the steps are written for bash")
-def test_a_program_that_leaks_fails_the_last_step(folder: Path) -> None:
+def test_leaking_program_fails_the_last_step(folder: Path) -> None:
     (folder / "leaking.py").write_text(
         "import time\nkept = []\nend = time.monotonic() + 8\n"
         "while time.monotonic() < end:\n    kept.append([str(one) for one in range(100)])\n    time.sleep(0.005)\n"

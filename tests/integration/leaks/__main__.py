@@ -1,8 +1,8 @@
-"""Run the zoo: `python tests/integration/leaks [--seconds 20] [--meter native|resident] [--twins]`.
+"""Run the programs that leak: `python tests/integration/leaks [--seconds 20] [--meter native|resident] [--fixed]`.
 
-Covers: every program of `zoo/` under `python -m memtools run --leaks`, several at once (they mostly sleep); whether the
-verdict is right, and in which line of the answer who holds it is named. Healthy programs and, with `--twins`, the fixed
-forms of the others must get no line at all.
+Each program of `programs/` runs under `python -m memtools run --leaks`, several at once: they mostly sleep. The table
+says whether the verdict is right, and which line of the answer names the holder. Healthy programs and, with `--fixed`,
+the fixed forms of the others must get no line at all.
 
 The exit status is 1 if a verdict is wrong, if a healthy program is accused, or if fewer owners are named than `--named`
 asks for.
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ZOO = Path(__file__).resolve().parent / "zoo"
+PROGRAMS = Path(__file__).resolve().parent / "programs"
 _FIRST_LINES = 2  # where the owner has to be named
 
 
@@ -85,7 +85,7 @@ class Outcome:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; return the exit status."""
     options = _parser().parse_args(arguments)
-    programs = find_programs(options.only, twins=options.twins)
+    programs = find_programs(options.only, fixed=options.fixed)
     with ThreadPoolExecutor(options.concurrency) as pool:
         outcomes = list(pool.map(lambda one: watch(one, options.seconds, options.meter), programs))
     print(table(outcomes), flush=True)
@@ -100,12 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(right < len(leaking) - options.misses or accused > 0 or named < options.named)
 
 
-def find_programs(only: Sequence[str] = (), *, twins: bool = False) -> list[Program]:
-    """Return the programs of the zoo, those whose names were given or all of them."""
-    names = [path.stem for path in sorted(ZOO.glob("[!_]*.py")) if not only or path.stem in only]
-    facts = [(name, _constants(ZOO / f"{name}.py")) for name in names]
+def find_programs(only: Sequence[str] = (), *, fixed: bool = False) -> list[Program]:
+    """Return the programs, those whose names were given or all of them."""
+    names = [path.stem for path in sorted(PROGRAMS.glob("[!_]*.py")) if not only or path.stem in only]
+    facts = [(name, _constants(PROGRAMS / f"{name}.py")) for name in names]
     programs = [Program(name, known["VERDICT"], known["OWNER"], "leaking") for name, known in facts]
-    if twins:
+    if fixed:
         programs += [Program(one.name, one.verdict, one.owner, "fixed") for one in programs if one.leaks]
     return programs
 
@@ -116,13 +116,13 @@ def watch(program: Program, seconds: float, meter: str | None) -> Outcome:
         page = Path(folder) / "report.json"
         command = [sys.executable, "-m", "memtools", "run", "--leaks", "--json", str(page)]
         command += ["--meter", meter] if meter else []
-        command += [str(ZOO / f"{program.name}.py"), str(seconds), program.form]
+        command += [str(PROGRAMS / f"{program.name}.py"), str(seconds), program.form]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds * 3 + 60, check=False)
         lines = tuple(re.findall(r"^(?:LEAK |no leak: ).*", done.stderr, re.MULTILINE))
         if done.returncode or not page.exists():
             return Outcome(program, "failed", tuple(done.stderr.splitlines()[-3:]))
         answer = json.loads(page.read_text("utf-8")).get("leaks")
-    # What is printed counts: a verdict without a line accuses nobody.
+    # What is printed counts: a verdict without a line accuses no program.
     return Outcome(program, answer["verdict"] if answer else "failed", lines)
 
 
@@ -147,12 +147,12 @@ def _cut(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python tests/integration/leaks", description="Run the zoo of leaks.")
+    parser = argparse.ArgumentParser(prog="python tests/integration/leaks", description="Run the programs that leak.")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each program runs (default: 20)")
     parser.add_argument("--meter", help="native, traced or resident (default: what memtools run takes)")
     parser.add_argument("--at-once", type=int, default=6, help="how many run at a time (default: 6)")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="only this one; repeatable")
-    parser.add_argument("--twins", action="store_true", help="the fixed forms, too")
+    parser.add_argument("--fixed", action="store_true", help="the fixed forms, too")
     parser.add_argument("--named", type=int, default=0, help="how many owners have to be named (default: 0)")
     parser.add_argument("--misses", type=int, default=0, help="how many verdicts on leaks may be wrong (default: 0)")
     return parser

@@ -8,13 +8,13 @@ from _shape import play
 VERDICT = "python"
 OWNER = r"Logger\.handlers|Logger.*handlers"
 
-logger = logging.getLogger("zoo.jobs")
+logger = logging.getLogger("leak.jobs")
 logger.propagate = False
 
 
 def run_job(leaks: bool) -> None:
     handler = logging.handlers.MemoryHandler(capacity=1_000)
-    handler.buffer.append(logging.LogRecord("zoo", logging.INFO, __file__, 1, "x" * 20_000, (), None))
+    handler.buffer.append(logging.LogRecord("leak", logging.INFO, __file__, 1, "x" * 20_000, (), None))
     logger.addHandler(handler)
     if not leaks:
         logger.removeHandler(handler)

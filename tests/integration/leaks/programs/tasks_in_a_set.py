@@ -1,4 +1,4 @@
-"""Tasks are kept in a set so that they are not collected, and nobody discards them when they are done."""
+"""Tasks are kept in a set so that they are not collected, and never discarded when they are done."""
 
 import asyncio
 

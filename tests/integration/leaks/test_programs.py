@@ -1,4 +1,4 @@
-"""The zoo in short: a part of its programs for some seconds each, five at a time.
+"""Some of the programs that leak, for some seconds each, five at a time.
 
 All of them, for 20 and 40 seconds each, are run by hand: `python tests/integration/leaks` (docs/performance.md).
 
@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-ZOO = Path(__file__).parent
+pytestmark = pytest.mark.once
+
+FOLDER = Path(__file__).parent
 SECONDS = 10
 LEAKING = (
     "cycles_with_gc_off", "lru_cache_on_a_method", "mmaps", "native_malloc", "results_by_request", "tasks_in_a_set",
@@ -24,11 +26,11 @@ HEALTHY = ("healthy_churn", "healthy_cycles_with_gc_on", "healthy_fragmentation"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what C's malloc has in use is known on Linux only")
-def test_leaks_are_told_from_health_and_their_owners_named() -> None:
+def test_leaks_are_found_and_their_holders_named() -> None:
     programs = [word for name in (*LEAKING, *HEALTHY) for word in ("--only", name)]
 
     done = subprocess.run(
-        [sys.executable, str(ZOO), "--seconds", str(SECONDS), "--at-once", "5", "--meter", "rss",
+        [sys.executable, str(FOLDER), "--seconds", str(SECONDS), "--at-once", "5", "--meter", "rss",
          "--named", "4", "--misses", "1", *programs],
         capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip
@@ -36,27 +38,27 @@ def test_leaks_are_told_from_health_and_their_owners_named() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_program_of_the_zoo_runs() -> None:
+def test_every_program_runs_in_its_fixed_form() -> None:
     # The fixed forms: the leaking ones share all but a line with them.
-    programs = sorted((ZOO / "zoo").glob("[!_]*.py"))
+    programs = sorted((FOLDER / "programs").glob("[!_]*.py"))
     if importlib.util.find_spec("prometheus_client") is None:
         programs = [program for program in programs if program.stem != "metric_labels"]
 
     with ThreadPoolExecutor(4) as pool:
-        failed = [said for said in pool.map(_complaint_of, programs) if said]
+        failed = [failure for failure in pool.map(_failure_of, programs) if failure]
 
     assert len(programs) >= 32
     assert failed == []
 
 
-def _complaint_of(program: Path) -> str:
+def _failure_of(program: Path) -> str:
     done = subprocess.run(
         [sys.executable, str(program), "0.1", "fixed"], capture_output=True, text=True, timeout=120, check=False
     )
     return f"{program.stem}: {done.returncode} {done.stderr}" if done.returncode or done.stderr else ""
 
 
-def test_a_program_keeps_its_exit_code_and_its_threads_under_run_leaks(tmp_path: Path) -> None:
+def test_program_under_run_leaks_keeps_exit_code_and_threads(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, threading, time\n"

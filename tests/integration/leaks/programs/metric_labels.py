@@ -8,7 +8,7 @@ from prometheus_client import Counter
 VERDICT = "python"
 OWNER = r"Counter\._metrics"
 
-requests = Counter("zoo_requests", "requests by user", ["user"])
+requests = Counter("leak_requests", "requests by user", ["user"])
 users = count()
 
 

@@ -1,4 +1,4 @@
-"""Circular references whose finaliser puts them back into a pool that nobody takes from."""
+"""Circular references whose finaliser puts them back into a pool from which nothing is taken."""
 
 from _shape import play
 

@@ -10,7 +10,7 @@ OWNER = r"__warningregistry__"
 
 numbers = count()
 warnings.simplefilter("default")
-warnings.showwarning = lambda *_, **__: None  # nobody is to read them here
+warnings.showwarning = lambda *_, **__: None  # they are not to be printed
 
 
 def step(leaks: bool) -> None:

@@ -9,13 +9,13 @@ OWNER = ""
 
 dice = random.Random(7)
 survivors: list[bytes] = []
-beats = 0
+steps = 0
 
 
 def step(leaks: bool) -> None:
-    global beats
-    beats += 1
-    if beats % 10:
+    global steps
+    steps += 1
+    if steps % 10:
         return
     burst = [bytes(dice.randrange(100, 3_000)) for _ in range(6_000)]
     survivors[:] = burst[::40]

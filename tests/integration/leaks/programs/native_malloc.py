@@ -1,4 +1,4 @@
-"""A C library hands out memory, and nobody gives it back."""
+"""A C library hands out memory, and it is never given back."""
 
 import ctypes
 

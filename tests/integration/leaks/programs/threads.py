@@ -1,4 +1,4 @@
-"""A thread for each request waits for ever for an event that nobody sets."""
+"""A thread for each request waits for ever for an event that is never set."""
 
 import threading
 
