@@ -77,7 +77,7 @@ def _reject_unsupported(item: pytest.Item, markers: dict[str, pytest.Mark]) -> N
     # Settings for the whole suite do not apply to such tests, as the docs say.
     if markers:
         raise pytest.UsageError(
-            f"{item.nodeid}: {', '.join(markers)} do not work on a unittest.TestCase method, which pytest does not "
+            f"{item.nodeid}: {', '.join(markers)} not supported on a unittest.TestCase method, which pytest does not "
             "call itself: write it as a function, or as a method of a plain class"
         )
 

@@ -31,7 +31,7 @@ def test_peak_above_the_limit_fails(run_suite: Suite) -> None:
     result = run_suite(SUITES / "peak.py")
 
     assert result.outcomes == {"test_high": "FAILED", "test_low": "PASSED"}, result.text
-    assert "had 2.9 MiB alive at once, limit 1.0 MiB" in result.text
+    assert "had 2.9 MiB alive at once, max_bytes 1.0 MiB" in result.text
     assert 3_000_000 < result.figures["test_low"]["peak_bytes"] < 3_200_000
 
 
@@ -97,13 +97,13 @@ def test_setting_for_the_suite_measures_every_test(run_suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("marker", "args", "kwargs", "reason"),
     [
-        ("memory_growth", (), {"limit": "1 Mb"}, "limit='1 Mb' is not accepted"),
-        ("memory_growth", (), {"rounds": 3}, "memory_growth='rounds' is not accepted: use limit, repeats, warmup"),
+        ("memory_growth", (), {"max_bytes": "1 Mb"}, "max_bytes='1 Mb' is not accepted"),
+        ("memory_growth", (), {"rounds": 3}, "memory_growth='rounds' is not accepted: use max_bytes, repeats, warmup"),
         ("memory_growth", (), {"repeats": 1}, "repeats=1 is not accepted"),
         ("memory_growth", (), {"warmup": -1}, "warmup=-1 is not accepted"),
-        ("memory_peak", (), {}, r"memory_peak\(limit=...\)"),
+        ("memory_peak", (), {}, r"memory_peak\(max_bytes=...\)"),
         ("memory_peak", ("1 MiB", "2 MiB"), {}, "2 MiB"),
-        ("no_leaked_tasks", (), {"limit": 1}, "limit"),
+        ("no_leaked_tasks", (), {"max_bytes": 1}, "max_bytes"),
     ],
 )
 def test_marker_with_wrong_arguments_is_refused(
@@ -129,7 +129,7 @@ def test_wrong_marker_stops_the_run_at_collection(run_suite: Suite) -> None:
     )
 
     assert result.code == 4, result.text
-    assert "test_suite.py::test_something: limit='1 Mb' is not accepted" in result.text
+    assert "test_suite.py::test_something: max_bytes='1 Mb' is not accepted" in result.text
 
 
 def test_marker_on_a_testcase_method_is_refused(run_suite: Suite) -> None:
@@ -145,7 +145,7 @@ def test_marker_on_a_testcase_method_is_refused(run_suite: Suite) -> None:
     )
 
     assert result.code == 4
-    assert "cannot be kept on a unittest.TestCase method" in result.text
+    assert "not supported on a unittest.TestCase method" in result.text
 
 
 def test_suite_without_markers_loads_no_memtools(run_suite: Suite) -> None:
