@@ -38,14 +38,14 @@ SECONDS: Final = Scale((("ns", 1e-9), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)), 
 COUNT: Final = Scale((("", 1.0),), (1.0, 2.0, 5.0), 10.0)
 
 
-def marks(low: float, high: float, scale: Scale, *, most: int = 5) -> tuple[float, ...]:
+def tick_positions(low: float, high: float, scale: Scale, *, limit: int = 5) -> tuple[float, ...]:
     """Return at most about `most` round values from below `low` to above `high`."""
-    step = _step(high - low, scale, most)
+    step = _step(high - low, scale, limit)
     first, last = math.floor(low / step), math.ceil(high / step)
     return tuple(number * step for number in range(first, last + 1))
 
 
-def label(value: float, scale: Scale, *, step: float = 0.0) -> str:
+def tick_label(value: float, scale: Scale, *, step: float = 0.0) -> str:
     """Return `value` with its unit, with as many decimals as tell it from `value + step`."""
     name, factor = scale.units[0]
     for name_above, factor_above in scale.units:
@@ -54,7 +54,7 @@ def label(value: float, scale: Scale, *, step: float = 0.0) -> str:
     return f"{value / factor:,.{_decimals(step / factor, factor == scale.units[0][1])}f} {name}".rstrip()
 
 
-def axis_labels(values: Sequence[float], scale: Scale) -> list[str]:
+def tick_labels(values: Sequence[float], scale: Scale) -> list[str]:
     """Return what stands beside the marks of an axis, all in one unit."""
     largest = max(map(abs, values))
     name, factor = next(((name, factor) for name, factor in reversed(scale.units) if largest >= factor), scale.units[0])
@@ -116,7 +116,7 @@ class Panel:
     title: str
     lines: tuple[Line, ...]
     scale: Scale = BYTES
-    least_span: float = 0.0
+    min_span: float = 0.0
     from_zero: bool = False
 
 
@@ -137,7 +137,7 @@ class Chart:
     tone: Tone
     notes: tuple[str, ...]
     axis: str
-    places: tuple[float, ...]
+    positions: tuple[float, ...]
     panels: tuple[Panel, ...]
 
 
@@ -147,7 +147,7 @@ class Chart:
 _UNWRITABLE: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def escaped(text: str) -> str:
+def html_escape(text: str) -> str:
     """Return `text` for HTML and XML; what cannot be written there becomes a question mark."""
     return escape(_UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text))
 
@@ -160,7 +160,7 @@ def html_page(title: str, body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="color-scheme" content="light dark"><meta name="viewport" content="width=device-width">'
-        f'<title>{escaped(title)}</title></head><body style="margin:2em">{body}</body></html>\n'
+        f'<title>{html_escape(title)}</title></head><body style="margin:2em">{body}</body></html>\n'
     )
 
 
@@ -170,7 +170,7 @@ _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _PLAIN: Final = "_.-:=+*#"
 
 
-def sparkline(values: Sequence[float], *, width: int = 40, ascii_only: bool = False, least_span: float = 0.0) -> str:
+def sparkline(values: Sequence[float], *, width: int = 40, ascii_only: bool = False, min_span: float = 0.0) -> str:
     """Return one character for each value, or for the highest of several where there are more than `width`.
 
     Args:
@@ -184,7 +184,7 @@ def sparkline(values: Sequence[float], *, width: int = 40, ascii_only: bool = Fa
     heights = _columns(values, max(width, 1))
     marks = _PLAIN if ascii_only else _BLOCKS
     low = min(heights)
-    span = max(max(heights) - low, least_span)
+    span = max(max(heights) - low, min_span)
     if span <= 0:
         return marks[0] * len(heights)
     return "".join(marks[min(int((height - low) / span * len(marks)), len(marks) - 1)] for height in heights)
@@ -228,21 +228,21 @@ def chart_svg(chart: Chart) -> str:
     height = head + (_PANEL + _GAP) * len(chart.panels) + 44
     parts = [
         f'<svg xmlns="{_XML}" class="mt" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" role="img">',
-        f"<title>{escaped(chart.title)}</title><style>{_STYLE}</style>",
+        f"<title>{html_escape(chart.title)}</title><style>{_STYLE}</style>",
         f'<rect class="mt-paper" width="{_WIDTH}" height="{height}"/>',
         _text(16, 28, chart.title, f"mt-title {'mt-text' if chart.tone == 'plain' else f'mt-{chart.tone}'}"),
         *(_text(16, 28 + _LINE * (number + 1), note, "mt-faint") for number, note in enumerate(chart.notes)),
     ]
-    left, right = _ends(chart.places)
+    left, right = _horizontal_range(chart.positions)
     for number, panel in enumerate(chart.panels):
-        field = _Field(panel, chart.places, left, right, head + (_PANEL + _GAP) * number + _GAP)
+        field = _Plot(panel, chart.positions, left, right, head + (_PANEL + _GAP) * number + _GAP)
         parts += field.draw()
     bottom = head + (_PANEL + _GAP) * len(chart.panels)
-    parts += _level_axis(chart, left, right, bottom)
+    parts += _horizontal_axis(chart, left, right, bottom)
     return "".join([*parts, "</svg>"])
 
 
-class _Field:
+class _Plot:
     """One panel at its place in the picture."""
 
     def __init__(self, panel: Panel, places: Sequence[float], left: float, right: float, top: float) -> None:
@@ -250,13 +250,13 @@ class _Field:
         self._places = places
         self._left, self._right = left, right
         self._top = top
-        low, high = _range(panel)
-        self._marks = marks(low, high, panel.scale)
+        low, high = _vertical_range(panel)
+        self._marks = tick_positions(low, high, panel.scale)
         self._low, self._high = self._marks[0], self._marks[-1]
 
     def draw(self) -> Iterator[str]:
         yield _text(_LEFT, self._top - 12, self._panel.title, "mt-head mt-text")
-        for value, text in zip(self._marks, axis_labels(self._marks, self._panel.scale), strict=True):
+        for value, text in zip(self._marks, tick_labels(self._marks, self._panel.scale), strict=True):
             y = self._y(value)
             yield f'<path class="mt-grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
             yield _text(_LEFT - 8, y + 4, text, "mt-faint", anchor="end")
@@ -271,13 +271,13 @@ class _Field:
         if len(points) > _MOST_DOTS:
             return
         for x, y, value in points:
-            says = escaped(f"{line.name}: {label(value, self._panel.scale)}")
+            says = html_escape(f"{line.name}: {tick_label(value, self._panel.scale)}")
             yield f'<circle class="mt-d{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{says}</title></circle>'
 
     def _names(self) -> Iterator[str]:
         # From the highest line down, each at its line's end or below the name above it.
         ends = [
-            (points[-1][1], number, f"{line.name} {label(points[-1][2], self._panel.scale)}")
+            (points[-1][1], number, f"{line.name} {tick_label(points[-1][2], self._panel.scale)}")
             for number, line in enumerate(self._panel.lines)
             if (points := self._points(line))
         ]
@@ -295,26 +295,26 @@ class _Field:
         return self._top + _PANEL * (1 - (value - self._low) / (self._high - self._low))
 
 
-def _level_axis(chart: Chart, left: float, right: float, bottom: float) -> Iterator[str]:
-    inside = [mark for mark in marks(left, right, COUNT, most=7) if left <= mark <= right]
-    for mark, text in zip(inside, axis_labels(inside, COUNT), strict=True):
+def _horizontal_axis(chart: Chart, left: float, right: float, bottom: float) -> Iterator[str]:
+    inside = [mark for mark in tick_positions(left, right, COUNT, limit=7) if left <= mark <= right]
+    for mark, text in zip(inside, tick_labels(inside, COUNT), strict=True):
         yield _text(_x(mark, left, right), bottom + 18, text, "mt-faint", anchor="middle")
     yield _text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 36, chart.axis, "mt-faint", anchor="middle")
 
 
-def _range(panel: Panel) -> tuple[float, float]:
+def _vertical_range(panel: Panel) -> tuple[float, float]:
     values = [value for line in panel.lines for value in line.values if value == value] or [0.0]
     low, high = min(values), max(values)
     if panel.from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    missing = max(panel.least_span, 1e-9) - (high - low)
+    missing = max(panel.min_span, 1e-9) - (high - low)
     if missing <= 0:
         return low, high
     # A flat line stands in the middle of its field, unless that begins at zero.
     return (low, high + missing) if panel.from_zero else (low - missing / 2, high + missing / 2)
 
 
-def _ends(places: Sequence[float]) -> tuple[float, float]:
+def _horizontal_range(places: Sequence[float]) -> tuple[float, float]:
     if not places:
         return 0.0, 1.0
     return places[0], max(places[-1], places[0] + 1e-9)
@@ -326,4 +326,4 @@ def _x(place: float, left: float, right: float) -> float:
 
 def _text(x: float, y: float, text: str, kind: str, *, anchor: str = "start") -> str:
     shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escaped(shown)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html_escape(shown)}</text>'

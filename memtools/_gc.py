@@ -12,14 +12,14 @@ import gc
 _is_done = False
 
 
-def set_aside() -> None:
+def freeze_existing() -> None:
     """Have collections look at none of the objects that are there now."""
     global _is_done
     gc.freeze()
     _is_done = True
 
 
-def bring_back() -> None:
+def unfreeze() -> None:
     """Have collections, and those who list objects, see again what was set aside here, if it was.
 
     There is one place for all that is set aside: what the program has put there itself meanwhile comes back, too.

@@ -26,8 +26,8 @@ def record(cls: type[T]) -> type[T]:
         cls.__bases__,
         {**_SHARED, **body, "__qualname__": cls.__qualname__, "__slots__": names, "__match_args__": names},
     )
-    made.__dataclass_fields__ = _Fields(defaults)
-    made.__init__ = _initialiser(made, names, defaults)
+    made.__dataclass_fields__ = _LazyFields(defaults)
+    made.__init__ = _make_init(made, names, defaults)
     result: type[T] = made
     return result
 
@@ -37,7 +37,7 @@ def as_dict(fact: Any) -> dict[str, object]:  # Any: every record, which have no
     return dict(zip(fact.__match_args__, _values(fact), strict=True))
 
 
-def _initialiser(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) -> Any:
+def _make_init(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) -> Any:
     # The slots' own setters: quicker than `object.__setattr__`, and they do not know that the record is frozen.
     scope: dict[str, Any] = {f"_set_{name}": getattr(made, name).__set__ for name in names}
     scope |= {f"_default_{name}": default for name, default in defaults.items()}
@@ -52,7 +52,7 @@ def _initialiser(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) ->
     return initialiser
 
 
-class _Fields:
+class _LazyFields:
     """What `dataclasses` wants to know of a record, worked out when it first asks."""
 
     def __init__(self, defaults: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class _Fields:
         return fields
 
 
-class _Shared:
+class _SharedMethods:
     """The methods that all records have, whatever their fields."""
 
     __match_args__: ClassVar[tuple[str, ...]]
@@ -104,7 +104,7 @@ class _Shared:
 
 
 _SHARED = {
-    name: vars(_Shared)[name]
+    name: vars(_SharedMethods)[name]
     for name in ("__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__reduce__", "__replace__")
 }
 

@@ -66,7 +66,7 @@ class Config:
 
     def __new__(cls, *values: object, **named: object) -> Self:
         """Check the values before there is a record."""
-        _check(dict(zip(_CHECKS, values, strict=False)) | named, lambda name: name)
+        _validate(dict(zip(_PARSERS, values, strict=False)) | named, lambda name: name)
         return object.__new__(cls)
 
     @classmethod
@@ -109,8 +109,8 @@ class Config:
             "critical": critical, "cleanup_interval": cleanup_interval, "sample_every": sample_every,
         }  # fmt: skip
         said = {name: value for name, value in given.items() if value is not None}
-        found = _found(_parse_prefix(prefix), os.environ if environ is None else environ)
-        _check(found | said, lambda name: name if name in said else prefix + name.upper())
+        found = _from_environ(_parse_prefix(prefix), os.environ if environ is None else environ)
+        _validate(found | said, lambda name: name if name in said else prefix + name.upper())
         return cls(**(found | said))  # type: ignore[arg-type]  # checked above, field by field
 
     def monitor(self) -> MonitorSettings:
@@ -123,51 +123,51 @@ class Config:
         return as_dict(self)
 
 
-def _share(value: object, *, name: str) -> int:
+def _parse_size_or_share(value: object, *, name: str) -> int:
     # The form only: nothing is read here, so a share is taken of a limit that is as good as any.
     return parse_size(value, name=name, percent_of=lambda: 10**12)
 
 
-def _switch(value: object, *, name: str) -> bool:
+def _parse_bool(value: object, *, name: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(name, value, "True or False")
     return value
 
 
-def _meter(value: object, *, name: str) -> str:
+def _parse_meter(value: object, *, name: str) -> str:
     return parse_choice(value, METERS, name=name)
 
 
-def _count(value: object, *, name: str) -> int:
+def _parse_count(value: object, *, name: str) -> int:
     return parse_count(value, name=name)
 
 
-def _seconds(value: object, *, name: str) -> float:
+def _parse_seconds(value: object, *, name: str) -> float:
     return parse_seconds(value, name=name)
 
 
 # By field: what refuses a wrong value. The order is that of the record.
-_CHECKS: Final[dict[str, Callable[..., object]]] = {
-    "enabled": _switch,
-    "meter": _meter,
-    "native": _switch,
-    "limit": _share,
-    "warning": _share,
-    "critical": _share,
-    "cleanup_interval": _seconds,
-    "sample_every": _count,
+_PARSERS: Final[dict[str, Callable[..., object]]] = {
+    "enabled": _parse_bool,
+    "meter": _parse_meter,
+    "native": _parse_bool,
+    "limit": _parse_size_or_share,
+    "warning": _parse_size_or_share,
+    "critical": _parse_size_or_share,
+    "cleanup_interval": _parse_seconds,
+    "sample_every": _parse_count,
 }
 
 
-def _check(values: Mapping[str, object], title: Callable[[str], str]) -> None:
+def _validate(values: Mapping[str, object], title: Callable[[str], str]) -> None:
     for name, value in values.items():
-        if name in _CHECKS and value is not None:
-            _CHECKS[name](value, name=title(name))
+        if name in _PARSERS and value is not None:
+            _PARSERS[name](value, name=title(name))
 
     warning, critical = values.get("warning"), values.get("critical")
     if warning is None or critical is None or _is_share(warning) is not _is_share(critical):
         return  # a share and a size can be compared on the machine only: the monitor does
-    if _share(warning, name="warning") >= _share(critical, name="critical"):
+    if _parse_size_or_share(warning, name="warning") >= _parse_size_or_share(critical, name="critical"):
         raise ConfigError(title("warning"), warning, f"less than {title('critical')}, which is {critical!r}")
 
 
@@ -181,29 +181,29 @@ def _parse_prefix(prefix: object) -> str:
     return prefix
 
 
-def _found(prefix: str, environ: Mapping[str, str]) -> dict[str, object]:
-    known = {prefix + field.upper(): field for field in _CHECKS}
+def _from_environ(prefix: str, environ: Mapping[str, str]) -> dict[str, object]:
+    known = {prefix + field.upper(): field for field in _PARSERS}
     ours = {name: text for name, text in environ.items() if name.startswith(prefix)}
     for name in sorted(ours):
         if name not in known:
             raise ConfigError("environment", name, f"one of {', '.join(sorted(known))}")
-    return {known[name]: _read(known[name], name, text.strip()) for name, text in ours.items() if text.strip()}
+    return {known[name]: _parse_value(known[name], name, text.strip()) for name, text in ours.items() if text.strip()}
 
 
-def _read(field: str, name: str, text: str) -> object:
+def _parse_value(field: str, name: str, text: str) -> object:
     if field == "enabled":
         parse_choice(text.lower(), _ON + _OFF, name=name)
         return text.lower() in _ON
     if field == "native":
         return parse_choice(text, ("0", "1"), name=name) == "1"  # what memtools itself takes for a no is "0"
     if field == "cleanup_interval":
-        return _number(text, float, name, "seconds as a finite number of at least 0")
+        return _parse_number(text, float, name, "seconds as a finite number of at least 0")
     if field == "sample_every":
-        return _number(text, int, name, "a whole number of at least 1")
+        return _parse_number(text, int, name, "a whole number of at least 1")
     return text
 
 
-def _number(text: str, kind: type[int] | type[float], name: str, accepted: str) -> int | float:
+def _parse_number(text: str, kind: type[int] | type[float], name: str, accepted: str) -> int | float:
     try:
         # Digits as people write them: neither "1_000" nor the digits of other scripts.
         return kind(text if text.isascii() and "_" not in text else "")

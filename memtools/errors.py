@@ -6,7 +6,7 @@ Every error of ours is a `MemtoolsError` and also the built-in error that a stra
 
 import reprlib
 
-_SHOWN_AT_MOST = 200  # characters of a refused value
+_MAX_REPR_LENGTH = 200  # characters of a refused value
 
 
 class MemtoolsError(Exception):
@@ -29,7 +29,7 @@ class ConfigError(MemtoolsError, ValueError):
         self.accepted = accepted
 
     def __str__(self) -> str:
-        return f"{self.name}={_shown(self.value)} is not accepted: use {self.accepted}"
+        return f"{self.name}={_short_repr(self.value)} is not accepted: use {self.accepted}"
 
 
 class BudgetExceeded(MemtoolsError, RuntimeError):
@@ -52,7 +52,7 @@ class BudgetExceeded(MemtoolsError, RuntimeError):
         self.measure = measure
 
     def __str__(self) -> str:
-        used, budget = _amounts(self.used_bytes, self.budget_bytes)
+        used, budget = _format_pair(self.used_bytes, self.budget_bytes)
         return f"{self.scope} used {used}, budget {budget} ({self.measure})"
 
 
@@ -115,7 +115,7 @@ class MissingExtraError(MemtoolsError, ImportError):
         return f"{self.module} is not installed: pip install 'memtools[{self.extra}]'"
 
 
-def _amounts(used_bytes: int, budget_bytes: int) -> tuple[str, str]:
+def _format_pair(used_bytes: int, budget_bytes: int) -> tuple[str, str]:
     # In MiB, unless rounding would hide by how much the budget was missed. `units` stands above this module.
     used, budget = f"{used_bytes / 2**20:.1f} MiB", f"{budget_bytes / 2**20:.1f} MiB"
     if used == budget or budget_bytes < 2**20:
@@ -123,13 +123,13 @@ def _amounts(used_bytes: int, budget_bytes: int) -> tuple[str, str]:
     return used, budget
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     # Whatever was refused is a stranger's object: its `repr` may be endless, or fail (an int of 5,000 digits does).
     try:
         text = repr(value)
     except Exception:
         return f"<a {type(value).__name__} that cannot be shown>"
-    return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}…"
+    return text if len(text) <= _MAX_REPR_LENGTH else f"{text[:_MAX_REPR_LENGTH]}…"
 
 
 # What a cache refuses, in words.

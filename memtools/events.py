@@ -232,15 +232,15 @@ class DispatchStatistics:
 
     hooks: int
     emitted: int
-    broken: int
+    failed: int
     skipped: int
 
 
-class HookStatistics(Enum):
+class _HookResult(Enum):
     """How one hook took one event."""
 
-    WELL = auto()
-    BROKEN = auto()
+    CALLED = auto()
+    FAILED = auto()
     SKIPPED = auto()
 
 
@@ -258,7 +258,7 @@ class Subscription:
     def close(self) -> None:
         """Stop listening; a second call does nothing. A call that has begun in another thread still ends."""
         self._closed = True
-        _hub.leave(self)
+        _dispatcher.remove(self)
 
     def __enter__(self) -> Self:
         return self
@@ -271,22 +271,22 @@ class Subscription:
     def __repr__(self) -> str:
         return f"Subscription({getattr(self._hook, '__qualname__', type(self._hook).__name__)})"
 
-    def tell(self, event: Event) -> HookStatistics:
+    def _call(self, event: Event) -> _HookResult:
         """Call the hook; return how it went."""
         thread = threading.get_ident()
         # A hook that is itself profiled, or opens a scope, would otherwise be told of its own end without end.
         if self._closed or thread in self._threads:
-            return HookStatistics.SKIPPED
+            return _HookResult.SKIPPED
 
         self._threads.add(thread)
         try:
             self._hook(event)
         except Exception:
             self._report(event)
-            return HookStatistics.BROKEN
+            return _HookResult.FAILED
         finally:
             self._threads.discard(thread)
-        return HookStatistics.WELL
+        return _HookResult.CALLED
 
     def _report(self, event: Event) -> None:
         if self._reported:
@@ -295,41 +295,41 @@ class Subscription:
         _log.exception("%r failed on %s; it stays subscribed, later failures are only counted", self, event)
 
 
-class _Hub:
+class _Dispatcher:
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a finaliser may emit in the middle of an emit
         # Replaced as a whole, never changed in place: a hook may subscribe or leave while an event is being told.
-        self.listeners: tuple[Subscription, ...] = ()
+        self.subscriptions: tuple[Subscription, ...] = ()
         self._emitted = 0
         self._broken = 0
         self._skipped = 0
 
-    def join(self, subscription: Subscription) -> None:
+    def add(self, subscription: Subscription) -> None:
         with self.lock:
-            self.listeners = (*self.listeners, subscription)
+            self.subscriptions = (*self.subscriptions, subscription)
 
-    def leave(self, subscription: Subscription) -> None:
+    def remove(self, subscription: Subscription) -> None:
         with self.lock:
-            self.listeners = tuple(other for other in self.listeners if other is not subscription)
+            self.subscriptions = tuple(other for other in self.subscriptions if other is not subscription)
 
-    def tell(self, event: Event) -> None:
-        outcomes = [listener.tell(event) for listener in self.listeners]
+    def dispatch(self, event: Event) -> None:
+        outcomes = [listener._call(event) for listener in self.subscriptions]
         with self.lock:
             self._emitted += 1
-            self._broken += outcomes.count(HookStatistics.BROKEN)
-            self._skipped += outcomes.count(HookStatistics.SKIPPED)
+            self._broken += outcomes.count(_HookResult.FAILED)
+            self._skipped += outcomes.count(_HookResult.SKIPPED)
 
     def statistics(self) -> DispatchStatistics:
         with self.lock:
-            return DispatchStatistics(len(self.listeners), self._emitted, self._broken, self._skipped)
+            return DispatchStatistics(len(self.subscriptions), self._emitted, self._broken, self._skipped)
 
 
-_hub = _Hub()
+_dispatcher = _Dispatcher()
 
 
 def _renew_lock() -> None:
     # A fork copies the lock as it was: held for ever, if another thread was counting at that moment.
-    _hub.lock = threading.RLock()
+    _dispatcher.lock = threading.RLock()
 
 
 if sys.platform != "win32":
@@ -348,21 +348,21 @@ def subscribe(hook: Callable[[Event], object]) -> Subscription:
     if not callable(hook):
         raise ConfigError("hook", hook, "a callable that takes one event")
     subscription = Subscription(hook)
-    _hub.join(subscription)
+    _dispatcher.add(subscription)
     return subscription
 
 
 def emit(event: Event) -> None:
     """Tell `event` to all who listen; free of charge when nobody does."""
-    if _hub.listeners:
-        _hub.tell(event)
+    if _dispatcher.subscriptions:
+        _dispatcher.dispatch(event)
 
 
 def has_listeners() -> bool:
     """Return whether anybody listens: for those to whom an event is dear to make."""
-    return bool(_hub.listeners)
+    return bool(_dispatcher.subscriptions)
 
 
 def statistics() -> DispatchStatistics:
     """Return how many listen, how much was told and how often a hook broke."""
-    return _hub.statistics()
+    return _dispatcher.statistics()

@@ -1,4 +1,8 @@
-"""Things that can give memory back, and the ladder that asks them: who they are, in which order, for how long."""
+"""Give memory back when it runs short.
+
+The registry knows the objects that can shrink; the reclaimer runs the clean-up steps, the cheapest first, and never for
+more than a small share of wall time.
+"""
 
 from memtools.cleanup._reclaimer import Reclaimer, TokenBucket
 from memtools.cleanup._registry import Shrinkable, SlicedStep, Step, register, registered, unregister

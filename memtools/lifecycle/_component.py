@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from memtools._records import as_dict, record
 from memtools.errors import ConfigError, ScopeClosed
-from memtools.lifecycle._teardown import Belongings, end_of, is_task
+from memtools.lifecycle._teardown import Resources, closer_of, is_task
 from memtools.lifecycle._weak_parent import WeakParent
 from memtools.scopes import parse_name
 from memtools.units import parse_seconds
@@ -99,7 +99,7 @@ class Component:
         self._grace_s = parse_seconds(grace, name="grace")
         self._state = _OPEN
         self._ended: asyncio.Event | None = None
-        self._belongings = Belongings(self._name)
+        self._resources = Resources(self._name)
 
     @property
     def name(self) -> str:
@@ -121,16 +121,16 @@ class Component:
         self._check_open()
         given: object = thing
         if is_task(given):
-            self._belongings.add_task(given)
+            self._resources.add_task(given)
         elif isinstance(given, Component) and close is None:
-            self._adopt(given)
+            self._own_child(given)
         else:
-            self._belongings.add(given, type(given).__qualname__, end_of(given, close))
+            self._resources.add(given, type(given).__qualname__, closer_of(given, close))
         return thing
 
     def release(self, thing: object) -> None:
         """Leave the end of `thing` to others; nothing happens where it is not owned."""
-        self._belongings.drop(thing)
+        self._resources.remove(thing)
         if isinstance(thing, Component) and thing.parent is self:
             thing.parent = None
 
@@ -150,7 +150,7 @@ class Component:
         except BaseException:
             coro.close()
             raise
-        self._belongings.add_task(task)
+        self._resources.add_task(task)
         return task
 
     async def shutdown(self) -> None:
@@ -165,13 +165,13 @@ class Component:
         """
         import asyncio
 
-        await self._end_by(asyncio.get_running_loop().time() + self._grace_s)
+        await self._shut_down_by(asyncio.get_running_loop().time() + self._grace_s)
 
     def statistics(self) -> ComponentStatistics:
         """Return what it owns now."""
-        tasks = self._belongings.tasks
+        tasks = self._resources.tasks
         return ComponentStatistics(
-            self._name, self._state, tasks, len(self._belongings) - tasks, self._belongings.failed
+            self._name, self._state, tasks, len(self._resources) - tasks, self._resources.failed
         )
 
     async def __aenter__(self) -> Self:
@@ -191,14 +191,14 @@ class Component:
             _log.exception("%s did not shut down cleanly; the block's own exception goes first", self._name)
 
     def __repr__(self) -> str:
-        tasks = self._belongings.tasks
+        tasks = self._resources.tasks
         return (
-            f"<{type(self).__name__} {self._name!r} {self._state} tasks={tasks} owned={len(self._belongings) - tasks}>"
+            f"<{type(self).__name__} {self._name!r} {self._state} tasks={tasks} owned={len(self._resources) - tasks}>"
         )
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         # The argument: at the end of the interpreter the module may be gone before the object.
-        belongings: Belongings | None = getattr(self, "_belongings", None)
+        belongings: Resources | None = getattr(self, "_belongings", None)
         if belongings and self._state == _OPEN:
             _warn(
                 f"{self._name} was never shut down: it has {belongings.tasks} tasks and "
@@ -213,7 +213,7 @@ class Component:
             reason = "it is shutting down" if self._state == _SHUTTING_DOWN else "it has been shut down"
             raise ScopeClosed(self._name, reason)
 
-    def _adopt(self, child: "Component") -> None:
+    def _own_child(self, child: "Component") -> None:
         above: Component | None = self
         while above is not None:
             if above is child:
@@ -222,27 +222,27 @@ class Component:
         if child.parent not in (None, self):
             raise ConfigError("thing", child, "a component that has no other parent: disown it there first")
         child.parent = self
-        self._belongings.add(child, child.name, child._end_by, is_punctual=True)
+        self._resources.add(child, child.name, child._shut_down_by, is_punctual=True)
 
-    async def _end_by(self, deadline: float) -> None:
+    async def _shut_down_by(self, deadline: float) -> None:
         import asyncio
 
-        from memtools.lifecycle._teardown import Ending  # it knows asyncio, which is loaded by whoever runs a loop
+        from memtools.lifecycle._teardown import Shutdown  # it knows asyncio, which is loaded by whoever runs a loop
 
         if self._state != _OPEN:
             if self._ended is not None:
                 await self._ended.wait()
             return
         self._state = _SHUTTING_DOWN
-        self._belongings.is_ending = True
+        self._resources.is_closing = True
         ended = self._ended = asyncio.Event()
-        ending = Ending(self._name, self._grace_s, deadline)
+        ending = Shutdown(self._name, self._grace_s, deadline)
         try:
-            await ending.end_all(self._belongings)
+            await ending.close_all(self._resources)
         finally:
             self._state = _ENDED
             ended.set()
             parent = self.parent
             if parent is not None:
                 parent.release(self)
-        ending.raise_what_failed()
+        ending.raise_errors()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # whole loop and then fails, for it returns None. Work that has not begun is cancelled.
 
 
-def end_pool(pool: "Executor") -> "asyncio.Future[None]":
+def shut_down_pool(pool: "Executor") -> "asyncio.Future[None]":
     """Begin to end `pool`; the future is done when all of its calls have ended.
 
     A thread of its own waits, not one of the loop's pool: `asyncio.run` would wait for that one beyond our deadline.
@@ -68,10 +68,10 @@ def end_pool(pool: "Executor") -> "asyncio.Future[None]":
 # It knows nothing of the component, so that tasks which run on do not keep that alive: its finaliser can still tell.
 
 # How things say that they end, the most thorough first.
-_ENDS: Final = ("shutdown", "aclose", "close", "stop", "clear")
+_CLOSE_METHODS: Final = ("shutdown", "aclose", "close", "stop", "clear")
 
 
-class Belonging:
+class OwnedResource:
     """One owned thing.
 
     Attributes:
@@ -82,27 +82,27 @@ class Belonging:
         is_punctual: whether it keeps to the deadline by itself, as a component does.
     """
 
-    __slots__ = ("end", "is_punctual", "label", "thing")
+    __slots__ = ("close", "honours_deadline", "label", "resource")
 
     def __init__(
         self, thing: object, label: str, end: Callable[[float], object] | None, *, is_punctual: bool = False
     ) -> None:
-        self.thing = thing
+        self.resource = thing
         self.label = label
-        self.end = end
-        self.is_punctual = is_punctual
+        self.close = end
+        self.honours_deadline = is_punctual
 
 
-class Belongings:
+class Resources:
     """The owned things of one component, in the order in which they came."""
 
-    __slots__ = ("__weakref__", "_by_id", "_name", "failed", "is_ending")
+    __slots__ = ("__weakref__", "_by_id", "_name", "failed", "is_closing")
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._by_id: dict[int, Belonging] = {}  # the things may be unhashable, or equal to each other
+        self._by_id: dict[int, OwnedResource] = {}  # the things may be unhashable, or equal to each other
         self.failed = 0
-        self.is_ending = False
+        self.is_closing = False
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -110,33 +110,33 @@ class Belongings:
     @property
     def tasks(self) -> int:
         """How many of them are tasks."""
-        return sum(belonging.end is None for belonging in self._by_id.values())
+        return sum(belonging.close is None for belonging in self._by_id.values())
 
     def add(self, thing: object, label: str, end: Callable[[float], object], *, is_punctual: bool = False) -> None:
         """Own a thing; one that is owned already keeps its place."""
         if id(thing) not in self._by_id:
-            self._by_id[id(thing)] = Belonging(thing, label, end, is_punctual=is_punctual)
+            self._by_id[id(thing)] = OwnedResource(thing, label, end, is_punctual=is_punctual)
 
     def add_task(self, task: "asyncio.Task[Any] | asyncio.Future[Any]") -> None:
         """Own a task until it ends."""
         if id(task) in self._by_id:
             return
-        self._by_id[id(task)] = Belonging(task, _task_label(task), None)
+        self._by_id[id(task)] = OwnedResource(task, _task_label(task), None)
         task.add_done_callback(self._on_done)
 
-    def drop(self, thing: object) -> None:
+    def remove(self, thing: object) -> None:
         """Own it no more; nothing happens where it was not owned."""
         self._by_id.pop(id(thing), None)
 
-    def take_last(self) -> list[Belonging]:
+    def pop(self) -> list[OwnedResource]:
         """Give up what came last: one thing, or all tasks that came in a row."""
-        taken: list[Belonging] = []
+        taken: list[OwnedResource] = []
         while self._by_id:
             number, last = next(reversed(self._by_id.items()))
-            if taken and last.end is not None:
+            if taken and last.close is not None:
                 break
             taken.append(self._by_id.pop(number))
-            if last.end is not None:
+            if last.close is not None:
                 break
         return taken
 
@@ -144,7 +144,7 @@ class Belongings:
         if self._by_id.pop(id(task), None) is None or task.cancelled():
             return
         error = task.exception()
-        if error is None or self.is_ending:
+        if error is None or self.is_closing:
             return
         self.failed += 1
         # At once, and to whom the program sends such things; the task itself is let go.
@@ -160,7 +160,7 @@ def is_task(thing: object) -> "TypeGuard[asyncio.Future[Any]]":
     return isinstance(thing, asyncio.Future)
 
 
-def end_of(thing: object, close: Callable[[Any], object] | None) -> Callable[[float], object]:
+def closer_of(thing: object, close: Callable[[Any], object] | None) -> Callable[[float], object]:
     """Return what ends `thing`: `close`, or what it says itself.
 
     Any: `close` takes the thing, whose type is known where it is given.
@@ -175,12 +175,12 @@ def end_of(thing: object, close: Callable[[Any], object] | None) -> Callable[[fl
     from concurrent.futures import Executor  # loaded by whoever has a pool
 
     if isinstance(thing, Executor):
-        return lambda _: end_pool(thing)
-    for name in _ENDS:
+        return lambda _: shut_down_pool(thing)
+    for name in _CLOSE_METHODS:
         if callable(getattr(thing, name, None)):
             # Asked for again in the end: the method of today may be replaced until then.
             return partial(_call, thing, name)
-    raise ConfigError("thing", thing, f"a thing with one of the methods {', '.join(_ENDS)}, or close=")
+    raise ConfigError("thing", thing, f"a thing with one of the methods {', '.join(_CLOSE_METHODS)}, or close=")
 
 
 def _call(thing: object, name: str, _deadline: float) -> object:
@@ -195,11 +195,11 @@ def _task_label(task: object) -> str:
 _log = logging.getLogger("memtools.lifecycle")
 
 # Turns of the loop that are left to whoever has just been cancelled, beyond the deadline.
-_LAST_TURNS: Final = 5
-_LAST_TURNS_OF_A_THING: Final = 100  # it may have to end others, each in some turns
+_CYCLES_AFTER_CANCEL: Final = 5
+_CYCLES_AFTER_CLOSE_CANCEL: Final = 100  # it may have to end others, each in some turns
 
 
-class Ending:
+class Shutdown:
     """One shutdown.
 
     Args:
@@ -218,15 +218,15 @@ class Ending:
         self._exit: BaseException | None = None
         self._errors: list[Exception] = []
 
-    async def end_all(self, belongings: Belongings) -> None:
+    async def close_all(self, belongings: Resources) -> None:
         """End all; never raises."""
-        while taken := belongings.take_last():
-            if taken[0].end is None:
-                await self._end_tasks(taken)
+        while taken := belongings.pop():
+            if taken[0].close is None:
+                await self._cancel_tasks(taken)
             else:
-                await self._end_thing(taken[0])
+                await self._close_resource(taken[0])
 
-    def raise_what_failed(self) -> None:
+    def raise_errors(self) -> None:
         """Raise what has to be raised.
 
         Raises:
@@ -247,57 +247,57 @@ class Ending:
         finally:
             del errors, first, group  # exception, traceback and this frame would keep each other alive
 
-    async def _end_tasks(self, taken: list[Belonging]) -> None:
+    async def _cancel_tasks(self, taken: list[OwnedResource]) -> None:
         # A task of the component that shuts it down ends by itself.
         labels = {
-            cast("asyncio.Future[Any]", belonging.thing): belonging.label
+            cast("asyncio.Future[Any]", belonging.resource): belonging.label
             for belonging in taken
-            if belonging.thing is not self._caller
+            if belonging.resource is not self._caller
         }
         for future in labels:
             future.cancel()
-        left = await self._wait(set(labels), _LAST_TURNS)
+        left = await self._wait(set(labels), _CYCLES_AFTER_CANCEL)
 
         for future, label in labels.items():
             if future not in left:
-                self._note_end(future, label)
+                self._record_result(future, label)
         if left:
             tasks_left = [task for task in left if isinstance(task, asyncio.Task)]
             abandon(self._name, [(task.get_name(), task) for task in tasks_left], self._grace_s)
 
-    async def _end_thing(self, belonging: Belonging) -> None:
+    async def _close_resource(self, belonging: OwnedResource) -> None:
         try:
-            ending = belonging.end(self._deadline) if belonging.end is not None else None
+            ending = belonging.close(self._deadline) if belonging.close is not None else None
         except BaseException as error:
-            self._note(error, belonging.label)
+            self._record_error(error, belonging.label)
             return
         if not isinstance(ending, Awaitable):
             return
 
         future = asyncio.ensure_future(_awaited(cast("Awaitable[object]", ending)))
-        if belonging.is_punctual:
-            await self._wait_for_end(future)
-            self._note_end(future, belonging.label)
+        if belonging.honours_deadline:
+            await self._wait_for_child(future)
+            self._record_result(future, belonging.label)
             return
-        left = await self._wait({future}, _LAST_TURNS)
+        left = await self._wait({future}, _CYCLES_AFTER_CANCEL)
         if left:
             future.cancel()
-            left = await self._wait({future}, _LAST_TURNS_OF_A_THING)
+            left = await self._wait({future}, _CYCLES_AFTER_CLOSE_CANCEL)
         if left:
             abandon(self._name, [(belonging.label, future)], self._grace_s)
         if left or future.cancelled():
             text = f"{belonging.label} of {self._name} did not end within {self._grace_s:.1f} s"
-            self._note(TimeoutError(text), belonging.label)
+            self._record_error(TimeoutError(text), belonging.label)
         else:
-            self._note_end(future, belonging.label)
+            self._record_result(future, belonging.label)
 
-    async def _wait_for_end(self, future: "asyncio.Future[Any]") -> None:
+    async def _wait_for_child(self, future: "asyncio.Future[Any]") -> None:
         # A child has our deadline, and ends some turns of the loop after it at the latest.
         while not future.done():
             try:
                 await asyncio.wait({future})
             except asyncio.CancelledError as cancelled:
-                self._hurry(cancelled)
+                self._escalate(cancelled)
                 future.cancel()
 
     async def _wait(self, futures: "set[asyncio.Future[Any]]", turns: int) -> "set[asyncio.Future[Any]]":
@@ -306,7 +306,7 @@ class Ending:
             if futures and (seconds := self._deadline - self._loop.time()) > 0:
                 left = (await asyncio.wait(futures, timeout=seconds))[1]
         except asyncio.CancelledError as cancelled:
-            self._hurry(cancelled)
+            self._escalate(cancelled)
         for _ in range(turns):
             left = {future for future in left if not future.done()}
             if not left:
@@ -314,19 +314,19 @@ class Ending:
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError as cancelled:
-                self._hurry(cancelled)
+                self._escalate(cancelled)
         return {future for future in left if not future.done()}
 
-    def _hurry(self, cancelled: asyncio.CancelledError) -> None:
+    def _escalate(self, cancelled: asyncio.CancelledError) -> None:
         # The caller is wanted elsewhere: nothing is waited for any more, but nothing is left out either.
         self._cancelled = cancelled
         self._deadline = self._loop.time()
 
-    def _note_end(self, future: "asyncio.Future[Any]", label: str) -> None:
+    def _record_result(self, future: "asyncio.Future[Any]", label: str) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
-            self._note(error, label)
+            self._record_error(error, label)
 
-    def _note(self, error: BaseException, label: str) -> None:
+    def _record_error(self, error: BaseException, label: str) -> None:
         if not isinstance(error, Exception):
             self._exit = self._exit or error
             return

@@ -8,21 +8,21 @@ from memtools.errors import ConfigError
 P = TypeVar("P")
 
 
-class _Back(ref[P]):
+class _ParentRef(ref[P]):
     """A weak reference that can be copied and pickled along with who holds it."""
 
     __slots__ = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickle that took the parent along would take everything; without it the child begins as an orphan.
-        return _nobody, ()
+        return _no_parent, ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Back[P] | None":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_ParentRef[P] | None":
         parent = self()
         if parent is None:
             return None
         # Copied together with its parent a child belongs to the copy; copied alone, to the parent that it had.
-        return _Back(memo.get(id(parent), parent))
+        return _ParentRef(memo.get(id(parent), parent))
 
 
 class WeakParent(Generic[P]):
@@ -53,14 +53,14 @@ class WeakParent(Generic[P]):
         ConfigError: on setting what cannot be weakly referenced.
     """
 
-    __slots__ = ("_name", "_place")
+    __slots__ = ("_name", "_attribute")
 
     def __init__(self) -> None:
-        self._name = self._place = ""
+        self._name = self._attribute = ""
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         self._name = name
-        self._place = f"_{name.lstrip('_')}_reference"
+        self._attribute = f"_{name.lstrip('_')}_reference"
 
     @overload
     def __get__(self, child: None, owner: type[Any]) -> Self: ...
@@ -69,20 +69,20 @@ class WeakParent(Generic[P]):
     def __get__(self, child: object | None, owner: type[Any]) -> Self | P | None:
         if child is None:
             return self
-        reference: _Back[P] | None = getattr(child, self._place, None)
+        reference: _ParentRef[P] | None = getattr(child, self._attribute, None)
         return None if reference is None else reference()
 
     def __set__(self, child: object, parent: P | None) -> None:
         try:
-            reference = None if parent is None else _Back(parent)
+            reference = None if parent is None else _ParentRef(parent)
         except TypeError:
             accepted = "an object that can be weakly referenced (with slots: name `__weakref__` among them), or None"
             raise ConfigError(self._name, parent, accepted) from None
-        setattr(child, self._place, reference)
+        setattr(child, self._attribute, reference)
 
     def __delete__(self, child: object) -> None:
-        setattr(child, self._place, None)
+        setattr(child, self._attribute, None)
 
 
-def _nobody() -> None:
+def _no_parent() -> None:
     return None

@@ -25,7 +25,7 @@ from memtools.readings._types import LimitSource
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV})
 
 
-def rooted(root: str | os.PathLike[str]) -> Callable[[str], bytes]:
+def under_root(root: str | os.PathLike[str]) -> Callable[[str], bytes]:
     """Return a function that reads a whole file by its absolute path below `root`."""
     prefix = os.fspath(root).rstrip("/")
 
@@ -36,54 +36,54 @@ def rooted(root: str | os.PathLike[str]) -> Callable[[str], bytes]:
     return read
 
 
-class Tree:
+class KernelFiles:
     """The files of one walk, and the gaps that it met.
 
     Attributes:
         gaps: paths of files that exist and could not be read or understood.
     """
 
-    __slots__ = ("_read", "gaps")
+    __slots__ = ("_read", "unreadable")
 
     def __init__(self, read: Callable[[str], bytes]) -> None:
         self._read = read
-        self.gaps: list[str] = []
+        self.unreadable: list[str] = []
 
-    def content(self, path: str) -> bytes | None:
+    def read(self, path: str) -> bytes | None:
         """Return what the file holds; None where it is absent, or is a gap."""
         try:
             return self._read(path)
         except OSError as error:
             if error.errno not in _ABSENT:
-                self.gaps.append(path)
+                self.unreadable.append(path)
         except ValueError:  # a NUL in the path
-            self.gaps.append(path)
+            self.unreadable.append(path)
         return None
 
-    def number(self, path: str) -> int | None:
+    def read_number(self, path: str) -> int | None:
         """Return the whole number that the file holds; None where it is absent, says `max`, or is a gap."""
-        content = self.content(path)
+        content = self.read(path)
         if content is None or content.strip() == b"max":
             return None
-        return self._understood(content, path)
+        return self._parsed(content, path)
 
-    def labelled(self, path: str, label: bytes) -> int | None:
+    def read_field(self, path: str, label: bytes) -> int | None:
         """Return the number on the line `label number`; None where the file or the line is absent, or is a gap."""
-        content = self.content(path)
+        content = self.read(path)
         if content is None:
             return None
         for line in content.splitlines():
             name, _, number = line.partition(b" ")
             if name.rstrip(b":") == label:
-                return self._understood(number.removesuffix(b" kB"), path)
+                return self._parsed(number.removesuffix(b" kB"), path)
         return None
 
-    def _understood(self, digits: bytes, path: str) -> int | None:
+    def _parsed(self, digits: bytes, path: str) -> int | None:
         digits = digits.strip()
         # int() would take signs and underscores as well, and refuses thousands of digits; the kernel writes at most 20.
         if digits.isdigit() and len(digits) <= 64:
             return int(digits)
-        self.gaps.append(path)
+        self.unreadable.append(path)
         return None
 
 
@@ -93,7 +93,7 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")  # the kernel writes blank, tab, line fee
 
 
 @record
-class Place:
+class CgroupDirectory:
     """One directory of cgroup files that holds for this process.
 
     Attributes:
@@ -114,16 +114,16 @@ class _Mount:
     point: str
 
 
-def find_places(tree: Tree) -> tuple[Place, ...]:
+def find_directories(tree: KernelFiles) -> tuple[CgroupDirectory, ...]:
     """Return the memory cgroups of this process that can be seen, our own first in each hierarchy."""
-    own = _own_paths(tree.content(_OWN) or b"")
+    own = _own_paths(tree.read(_OWN) or b"")
     if not own:
         return ()
 
-    mounts = _memory_mounts(tree.content(_MOUNTS) or b"")
-    places = [place for version, path in sorted(own.items()) for place in _ladder(version, path, mounts)]
+    mounts = _memory_mounts(tree.read(_MOUNTS) or b"")
+    places = [place for version, path in sorted(own.items()) for place in _visible_ancestors(version, path, mounts)]
     if not places:
-        tree.gaps.append(_MOUNTS)  # we are in a cgroup, and no mount shows which limits it has
+        tree.unreadable.append(_MOUNTS)  # we are in a cgroup, and no mount shows which limits it has
     return tuple(places)
 
 
@@ -135,9 +135,9 @@ def _own_paths(lines: bytes) -> dict[int, tuple[str, ...]]:
         if not path.startswith(b"/"):
             continue
         if number == b"0" and not controllers:
-            found[2] = _parts(path)
+            found[2] = _split_path(path)
         elif b"memory" in controllers.split(b","):
-            found[1] = _parts(path)
+            found[1] = _split_path(path)
     return found
 
 
@@ -152,7 +152,7 @@ def _mount(line: bytes) -> _Mount | None:
     if len(places) < 6 or len(kinds) < 3:
         return None
 
-    shown, point = _parts(_unescape(places[3])), os.fsdecode(_unescape(places[4]))
+    shown, point = _split_path(_unescape(places[3])), os.fsdecode(_unescape(places[4]))
     if kinds[0] == b"cgroup2":
         return _Mount(2, shown, point)
     if kinds[0] == b"cgroup" and b"memory" in kinds[-1].split(b","):
@@ -160,28 +160,28 @@ def _mount(line: bytes) -> _Mount | None:
     return None
 
 
-def _ladder(version: int, own: tuple[str, ...], mounts: list[_Mount]) -> list[Place]:
+def _visible_ancestors(version: int, own: tuple[str, ...], mounts: list[_Mount]) -> list[CgroupDirectory]:
     # The mount that shows most levels; of equals the last, for it may lie over the others.
-    ladders = [_rungs(own, mount) for mount in reversed(mounts) if mount.version == version]
+    ladders = [_ancestors(own, mount) for mount in reversed(mounts) if mount.version == version]
     return max(ladders, key=len) if ladders else []
 
 
-def _rungs(own: tuple[str, ...], mount: _Mount) -> list[Place]:
+def _ancestors(own: tuple[str, ...], mount: _Mount) -> list[CgroupDirectory]:
     below = own[len(mount.shown) :]
     if own[: len(mount.shown)] == mount.shown and ".." not in below:
         heights = range(len(below) + 1)
         directories = ["/".join((mount.point.rstrip("/"), *below[: len(below) - up])) for up in heights]
-        return [Place(mount.version, *found) for found in zip(directories, heights, strict=True)]
+        return [CgroupDirectory(mount.version, *found) for found in zip(directories, heights, strict=True)]
 
     # A mount from outside of our namespace, which shows an ancestor: its names on the way down to us are hidden, but
     # what it says of itself holds for us. Following `..` in the path would lead to cgroups that are not ours.
     climbs = own.count("..")
     if set(mount.shown) == {".."} and len(mount.shown) > climbs:
-        return [Place(mount.version, mount.point, len(mount.shown) - climbs + len(own) - climbs)]
+        return [CgroupDirectory(mount.version, mount.point, len(mount.shown) - climbs + len(own) - climbs)]
     return []
 
 
-def _parts(path: bytes) -> tuple[str, ...]:
+def _split_path(path: bytes) -> tuple[str, ...]:
     return tuple(part for part in os.fsdecode(path).split("/") if part)
 
 
@@ -207,7 +207,7 @@ _INACTIVE = {1: b"total_inactive_file", 2: b"inactive_file"}
 
 
 @record
-class Wall:
+class CgroupLimit:
     """One limit of one cgroup.
 
     Attributes:
@@ -217,52 +217,52 @@ class Wall:
     limit_bytes: int
     source: LimitSource
     path: str
-    place: Place | None
+    cgroup: CgroupDirectory | None
 
 
-def find_walls(places: Iterable[Place], tree: Tree, physical_bytes: int | None) -> tuple[Wall, ...]:
+def find_limits(places: Iterable[CgroupDirectory], tree: KernelFiles, physical_bytes: int | None) -> tuple[CgroupLimit, ...]:
     """Return every limit in `places` that could ever be felt on a machine with `physical_bytes`."""
     ceiling = _NO_MACHINE_BYTES if physical_bytes is None else physical_bytes
-    counted = list(_counted(places, tree))
-    walls = [wall for place in counted for wall in _walls(place, tree) if wall.limit_bytes <= ceiling]
-    hidden = _hidden_wall([place for place in counted if place.version == 1], tree)
+    counted = list(_accounted(places, tree))
+    walls = [wall for place in counted for wall in _limits_of(place, tree) if wall.limit_bytes <= ceiling]
+    hidden = _hierarchical_limit([place for place in counted if place.version == 1], tree)
     least = min((wall.limit_bytes for wall in walls if wall.source is LimitSource.CGROUP1), default=ceiling + 1)
     if hidden is not None and hidden.limit_bytes < least:
         walls.append(hidden)
     return tuple(walls)
 
 
-def usage_bytes(place: Place, tree: Tree) -> tuple[int | None, int | None]:
+def usage_bytes(place: CgroupDirectory, tree: KernelFiles) -> tuple[int | None, int | None]:
     """Return what is charged to a cgroup, and how much of it is file cache that the kernel drops first, in bytes."""
-    used = tree.number(f"{place.directory}/{_USAGE[place.version]}")
-    inactive = tree.labelled(f"{place.directory}/memory.stat", _INACTIVE[place.version])
+    used = tree.read_number(f"{place.directory}/{_USAGE[place.version]}")
+    inactive = tree.read_field(f"{place.directory}/memory.stat", _INACTIVE[place.version])
     return used, inactive
 
 
-def _counted(places: Iterable[Place], tree: Tree) -> Iterator[Place]:
+def _accounted(places: Iterable[CgroupDirectory], tree: KernelFiles) -> Iterator[CgroupDirectory]:
     # Before Linux 5.11 a v1 cgroup without use_hierarchy did not count its children, and neither did those above it.
     is_cut = False
     for place in places:
         if place.version == 1 and place.level > 0:
-            is_cut = is_cut or tree.number(f"{place.directory}/memory.use_hierarchy") == 0
+            is_cut = is_cut or tree.read_number(f"{place.directory}/memory.use_hierarchy") == 0
             if is_cut:
                 continue
         yield place
 
 
-def _walls(place: Place, tree: Tree) -> Iterator[Wall]:
+def _limits_of(place: CgroupDirectory, tree: KernelFiles) -> Iterator[CgroupLimit]:
     for name, source in _LIMITS[place.version]:
         path = f"{place.directory}/{name}"
-        limit = tree.number(path)
+        limit = tree.read_number(path)
         if limit is not None:
-            yield Wall(limit, source, path, place)
+            yield CgroupLimit(limit, source, path, place)
 
 
-def _hidden_wall(places: list[Place], tree: Tree) -> Wall | None:
+def _hierarchical_limit(places: list[CgroupDirectory], tree: KernelFiles) -> CgroupLimit | None:
     # In a container the ancestors are often not mounted; v1 at least tells the least of their limits.
     for place in places:
         path = f"{place.directory}/memory.stat"
-        limit = tree.labelled(path, b"hierarchical_memory_limit")
+        limit = tree.read_field(path, b"hierarchical_memory_limit")
         if limit is not None:
-            return Wall(limit, LimitSource.CGROUP1_HIERARCHY, path, None)
+            return CgroupLimit(limit, LimitSource.CGROUP1_HIERARCHY, path, None)
     return None

@@ -29,7 +29,7 @@ def malloc_bytes() -> int | None:
 
     It walks the free lists of all arenas: microseconds in a tidy process, more in a fragmented one.
     """
-    mallinfo = _find()
+    mallinfo = _find_mallinfo2()
     if mallinfo is None:
         return None
     found = mallinfo()
@@ -37,7 +37,7 @@ def malloc_bytes() -> int | None:
 
 
 @cache
-def _find() -> Callable[[], Any] | None:  # Any: a structure with the fields above
+def _find_mallinfo2() -> Callable[[], Any] | None:  # Any: a structure with the fields above
     if sys.platform != "linux":
         return None
     import ctypes  # loaded by those who ask
@@ -124,7 +124,7 @@ def trim_heap() -> bool:
 
     Cost: some milliseconds to a tenth of a second, in which no other thread runs Python code.
     """
-    trim = _way()
+    trim = _find_trim()
     if trim is None:
         return False
     trim()
@@ -132,11 +132,11 @@ def trim_heap() -> bool:
 
 
 @cache
-def _way() -> Callable[[], object] | None:
-    return _by_psutil() or (_by_glibc() if sys.platform == "linux" else None)
+def _find_trim() -> Callable[[], object] | None:
+    return _psutil_heap_trim() or (_glibc_malloc_trim() if sys.platform == "linux" else None)
 
 
-def _by_psutil() -> Callable[[], object] | None:
+def _psutil_heap_trim() -> Callable[[], object] | None:
     try:
         import psutil  # type: ignore[import-untyped]  # it ships no types, and its stubs are no dependency of ours
     except (ImportError, OSError):
@@ -145,7 +145,7 @@ def _by_psutil() -> Callable[[], object] | None:
     return trim
 
 
-def _by_glibc() -> Callable[[], object] | None:
+def _glibc_malloc_trim() -> Callable[[], object] | None:
     import ctypes  # dear, and needed only where psutil is old
 
     try:

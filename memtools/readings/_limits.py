@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from memtools._records import record
-from memtools.readings._cgroups import Place, Tree, Wall, find_places, find_walls, rooted, usage_bytes
+from memtools.readings._cgroups import CgroupDirectory, KernelFiles, CgroupLimit, find_directories, find_limits, under_root, usage_bytes
 from memtools.readings._process import resident_bytes
 from memtools.readings._types import Limit, LimitSource, Reading
 from memtools.units import format_size, parse_size
@@ -76,7 +76,7 @@ class Headroom:
         return f"{format_size(self.value_bytes)} left ({self.source})"
 
 
-def least_room(levels: Iterable[LimitHeadroom], available_bytes: int | None, gaps: Iterable[str]) -> Headroom:
+def smallest_headroom(levels: Iterable[LimitHeadroom], available_bytes: int | None, gaps: Iterable[str]) -> Headroom:
     """Return the headroom that the tightest of `levels` and the machine leave."""
     kept = tuple(levels)
     rooms = [(level.headroom_bytes, level.source) for level in kept if level.headroom_bytes is not None]
@@ -94,16 +94,16 @@ def least_room(levels: Iterable[LimitHeadroom], available_bytes: int | None, gap
 _MEMINFO = "/proc/meminfo"
 
 
-def told_bytes(tree: Tree, label: bytes) -> int | None:
+def meminfo_bytes(tree: KernelFiles, label: bytes) -> int | None:
     """Return what /proc/meminfo says on the line `label`, in bytes; None where it does not."""
-    kib = tree.labelled(_MEMINFO, label)
+    kib = tree.read_field(_MEMINFO, label)
     return None if kib is None else kib * 1024
 
 
 def physical_bytes() -> int | None:
     """Return how much memory the machine has, in bytes; None when nothing here can tell."""
-    told = told_bytes(Tree(rooted("/")), b"MemTotal")
-    return told if told is not None else _by_psutil("physical_bytes")
+    told = meminfo_bytes(KernelFiles(under_root("/")), b"MemTotal")
+    return told if told is not None else _ask_psutil("physical_bytes")
 
 
 def available_bytes() -> int | None:
@@ -111,11 +111,11 @@ def available_bytes() -> int | None:
 
     Of the whole machine: a container may be allowed less (see `headroom`).
     """
-    told = told_bytes(Tree(rooted("/")), b"MemAvailable")
-    return told if told is not None else _by_psutil("available_bytes")
+    told = meminfo_bytes(KernelFiles(under_root("/")), b"MemAvailable")
+    return told if told is not None else _ask_psutil("available_bytes")
 
 
-def _by_psutil(question: str) -> int | None:
+def _ask_psutil(question: str) -> int | None:
     try:
         from memtools.readings import _psutil
 
@@ -129,9 +129,9 @@ _VARIABLE = "MEMTOOLS_LIMIT"
 
 
 @record
-class _Walk:
-    least: Limit
-    walls: tuple[Wall, ...]
+class _Scan:
+    lowest: Limit
+    limits: tuple[CgroupLimit, ...]
     at: float  # by the reader's clock, seconds
 
 
@@ -150,7 +150,7 @@ class LimitReader:
     Threads: safe; two that come at once may both walk. Cost: 1 us, and some hundred when the walk is renewed.
     """
 
-    __slots__ = ("_available", "_clock", "_environ", "_keep_seconds", "_kept", "_physical", "_read", "_resident")
+    __slots__ = ("_available", "_clock", "_environ", "_max_age_s", "_cached", "_physical", "_read", "_resident")
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class LimitReader:
         available: Callable[[], int | None],
         resident: Callable[[], int],
         environ: Mapping[str, str] = os.environ,
-        keep_seconds: float = 30.0,
+        max_age_s: float = 30.0,
     ) -> None:
         self._read = read
         self._clock = clock
@@ -169,8 +169,8 @@ class LimitReader:
         self._available = available
         self._resident = resident
         self._environ = environ
-        self._keep_seconds = keep_seconds
-        self._kept: _Walk | None = None
+        self._max_age_s = max_age_s
+        self._cached: _Scan | None = None
 
     def limit(self, chosen: object = None, *, refresh: bool = False) -> Limit:
         """Return the limit: `chosen`, else MEMTOOLS_LIMIT, else the least that the system sets.
@@ -178,8 +178,8 @@ class LimitReader:
         Raises:
             ConfigError: when `chosen` or the variable is not a size.
         """
-        own = self._own_limit(chosen, refresh=refresh)
-        return own if own is not None else self._walk(refresh=refresh).least
+        own = self._configured_limit(chosen, refresh=refresh)
+        return own if own is not None else self._cached_scan(refresh=refresh).lowest
 
     def headroom(self, chosen: object = None, *, refresh: bool = False) -> Headroom:
         """Return what is left below `chosen` or MEMTOOLS_LIMIT, every cgroup above us, and the machine.
@@ -187,21 +187,21 @@ class LimitReader:
         Raises:
             ConfigError: when `chosen` or the variable is not a size.
         """
-        own = self._own_limit(chosen, refresh=refresh)
-        tree = Tree(self._read)
-        levels = list(_rooms(self._walk(refresh=refresh).walls, tree))
+        own = self._configured_limit(chosen, refresh=refresh)
+        tree = KernelFiles(self._read)
+        levels = list(_headrooms(self._cached_scan(refresh=refresh).limits, tree))
         if own is not None and own.value_bytes is not None:
             levels.insert(0, LimitHeadroom(own.source, None, None, own.value_bytes, self._resident_bytes(), 0))
         available = self._available()
         # A file that was unreadable in the walk may hide a wall; one that is unreadable now hides a usage.
-        gaps = dict.fromkeys((*self._walk().least.gaps, *tree.gaps))
-        return least_room(levels, available, gaps)
+        gaps = dict.fromkeys((*self._cached_scan().lowest.gaps, *tree.unreadable))
+        return smallest_headroom(levels, available, gaps)
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Walk anew at the next question: a forked child may be put elsewhere."""
-        self._kept = None
+        self._cached = None
 
-    def _own_limit(self, chosen: object, *, refresh: bool) -> Limit | None:
+    def _configured_limit(self, chosen: object, *, refresh: bool) -> Limit | None:
         if chosen is not None:
             return Limit(self._size(chosen, "limit", refresh=refresh), LimitSource.USER)
         text = self._environ.get(_VARIABLE, "")
@@ -210,27 +210,27 @@ class LimitReader:
         return Limit(self._size(text, _VARIABLE, refresh=refresh), LimitSource.ENVIRONMENT)
 
     def _size(self, value: object, name: str, *, refresh: bool) -> int:
-        return parse_size(value, name=name, percent_of=lambda: self._walk(refresh=refresh).least.value_bytes)
+        return parse_size(value, name=name, percent_of=lambda: self._cached_scan(refresh=refresh).lowest.value_bytes)
 
-    def _walk(self, *, refresh: bool = False) -> _Walk:
+    def _cached_scan(self, *, refresh: bool = False) -> _Scan:
         now = self._clock()
-        kept = self._kept
-        if refresh or kept is None or now - kept.at >= self._keep_seconds:
-            kept = self._kept = self._walk_now(now)
+        kept = self._cached
+        if refresh or kept is None or now - kept.at >= self._max_age_s:
+            kept = self._cached = self._scan(now)
         return kept
 
-    def _walk_now(self, now: float) -> _Walk:
-        tree = Tree(self._read)
+    def _scan(self, now: float) -> _Scan:
+        tree = KernelFiles(self._read)
         physical = self._physical()
-        walls = find_walls(find_places(tree), tree, physical)
-        gaps = tuple(tree.gaps)
+        walls = find_limits(find_directories(tree), tree, physical)
+        gaps = tuple(tree.unreadable)
         if not walls:
             source = LimitSource.UNKNOWN if physical is None else LimitSource.PHYSICAL
-            return _Walk(Limit(physical, source, gaps=gaps), walls, now)
+            return _Scan(Limit(physical, source, gaps=gaps), walls, now)
 
         wall = min(walls, key=lambda wall: wall.limit_bytes)
-        level = None if wall.place is None else wall.place.level
-        return _Walk(Limit(wall.limit_bytes, wall.source, wall.path, level, gaps), walls, now)
+        level = None if wall.cgroup is None else wall.cgroup.level
+        return _Scan(Limit(wall.limit_bytes, wall.source, wall.path, level, gaps), walls, now)
 
     def _resident_bytes(self) -> int | None:
         try:
@@ -239,10 +239,10 @@ class LimitReader:
             return None
 
 
-def _rooms(walls: tuple[Wall, ...], tree: Tree) -> Iterator[LimitHeadroom]:
-    usages: dict[Place, tuple[int | None, int | None]] = {}  # max and high of one cgroup share their usage
+def _headrooms(walls: tuple[CgroupLimit, ...], tree: KernelFiles) -> Iterator[LimitHeadroom]:
+    usages: dict[CgroupDirectory, tuple[int | None, int | None]] = {}  # max and high of one cgroup share their usage
     for wall in walls:
-        place = wall.place
+        place = wall.cgroup
         if place is None:
             yield LimitHeadroom(wall.source, wall.path, None, wall.limit_bytes, None, None)
             continue
@@ -256,7 +256,7 @@ def _rooms(walls: tuple[Wall, ...], tree: Tree) -> Iterator[LimitHeadroom]:
 # Leaves to others: how the answers are found (`_limit_reader`, `_process`).
 
 _reader = LimitReader(
-    rooted("/"),
+    under_root("/"),
     clock=time.monotonic,
     physical=physical_bytes,
     available=available_bytes,
@@ -264,7 +264,7 @@ _reader = LimitReader(
 )
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reader.forget)
+    os.register_at_fork(after_in_child=_reader.invalidate)
 
 
 def effective_limit(limit: int | str | None = None, *, refresh: bool = False) -> Limit:

@@ -31,7 +31,7 @@ class ProcessToken(Protocol):
         ...
 
 
-class _PidMark:
+class _PidToken:
     """Asks for the pid, where the kernel has no page that it wipes at a fork."""
 
     __slots__ = ("_pid",)
@@ -46,12 +46,12 @@ class _PidMark:
 def process_token() -> ProcessToken:
     """Return a mark of this process: a page that the kernel empties in a forked child, else a pid."""
     if sys.platform != "linux":
-        return _PidMark()
+        return _PidToken()
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_MADV_WIPEONFORK)
     except (OSError, ValueError):  # an older kernel, a sandbox without it, or no memory for a page
-        return _PidMark()
+        return _PidToken()
     page[0] = 1
     return page
 
@@ -137,14 +137,14 @@ class PeakMemory:
         self,
         *,
         kernel_peak: Callable[[], int | None] = kernel_peak_bytes,
-        high_water: Callable[[], PeakSince] = PeakSince,
+        peak_since: Callable[[], PeakSince] = PeakSince,
     ) -> None:
         self._kernel_peak = kernel_peak
-        self._new_mark = high_water
-        self._mark = high_water()
+        self._new_mark = peak_since
+        self._mark = peak_since()
         self._highest = 0
 
-    def after(self, resident_bytes: int) -> int:
+    def update(self, resident_bytes: int) -> int:
         """Return the peak in bytes, `resident_bytes` being what is used now."""
         kernel = self._kernel_peak()
         if kernel is not None:
@@ -154,7 +154,7 @@ class PeakMemory:
         self._highest = max(self._highest, resident_bytes, self._mark.peak_bytes() or 0)
         return self._highest
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew: a forked child has its own history."""
         self._highest = 0
         self._mark = self._new_mark()
@@ -165,10 +165,10 @@ class PeakMemory:
 # Leaves to others: what psutil is asked (`_psutil`), the first way (`_statm`).
 
 # Virtual, resident, shared and peak memory of one moment, in bytes; None where the source does not say.
-Fields: TypeAlias = tuple[int, int, int | None, int | None]
+MemoryFields: TypeAlias = tuple[int, int, int | None, int | None]
 
 
-def by_psutil(first: Exception | None = None) -> Fields:
+def read_with_psutil(first: Exception | None = None) -> MemoryFields:
     """Return the memory of this process as psutil reads it, `first` being what went wrong with the first way.
 
     Raises:
@@ -180,10 +180,10 @@ def by_psutil(first: Exception | None = None) -> Fields:
         return memory_fields()
     except (OSError, ImportError) as error:
         # Without a descriptor even the import fails; the first refusal is the one to tell of.
-        raise _refusal(first or error) from error
+        raise _reading_error(first or error) from error
 
 
-def _refusal(error: Exception) -> ReadingError:
+def _reading_error(error: Exception) -> ReadingError:
     number = (error.errno if isinstance(error, OSError) else None) or 0
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     path = error.filename if isinstance(error, OSError) else None
@@ -224,7 +224,7 @@ if sys.platform == "linux":
     # The method itself: a function around it would cost two in a hundred.
     resident_bytes: Callable[[], int] = _statm.resident_bytes
 else:
-    _fields = by_psutil
+    _fields = read_with_psutil
 
     def resident_bytes() -> int:
         """Return the resident memory of this process, in bytes.
@@ -232,17 +232,17 @@ else:
         Raises:
             ReadingError: when psutil cannot read it.
         """
-        return by_psutil()[1]
+        return read_with_psutil()[1]
 
 
-def _forget() -> None:
+def _reset_after_fork() -> None:
     if sys.platform == "linux":
-        _statm.forget()
-    _peak.forget()
+        _statm.reset()
+    _peak.reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def virtual_bytes() -> int:
@@ -273,5 +273,5 @@ def read_process() -> ProcessMemory:
         ReadingError: when the system does not say.
     """
     virtual, resident, shared, peak = _fields()
-    highest = _peak.after(resident) if peak is None else max(peak, resident)
+    highest = _peak.update(resident) if peak is None else max(peak, resident)
     return ProcessMemory(resident, highest, virtual, shared, time.monotonic())

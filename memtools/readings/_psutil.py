@@ -8,7 +8,7 @@ import os
 
 import psutil  # type: ignore[import-untyped]  # it ships no types, and its stubs are no dependency of ours
 
-_kept: tuple[int, psutil.Process] | None = None
+_cached: tuple[int, psutil.Process] | None = None
 
 
 def memory_fields() -> tuple[int, int, int | None, int | None]:
@@ -38,8 +38,8 @@ def available_bytes() -> int:
 
 def _process() -> psutil.Process:
     # A psutil.Process made before a fork goes on reporting the parent.
-    global _kept
+    global _cached
     pid = os.getpid()
-    if _kept is None or _kept[0] != pid:
-        _kept = (pid, psutil.Process(pid))
-    return _kept[1]
+    if _cached is None or _cached[0] != pid:
+        _cached = (pid, psutil.Process(pid))
+    return _cached[1]

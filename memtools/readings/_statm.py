@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
-from memtools.readings._process import Fields, ProcessToken, by_psutil, process_token
+from memtools.readings._process import MemoryFields, ProcessToken, read_with_psutil, process_token
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _pread = os.pread  # a module's attribute costs a look-up more on every reading
@@ -33,18 +33,18 @@ class Statm:
     Threads: safe. Fork: safe; `forget` in the child saves the inherited descriptor from staying open until first use.
     """
 
-    __slots__ = ("_lock", "_open_file", "_opened", "_otherwise", "_path")
+    __slots__ = ("_lock", "_open_file", "_opened", "_fallback", "_path")
 
     def __init__(
         self,
         path: str = "/proc/self/statm",
         *,
         open_file: Callable[[str, int], int] = os.open,
-        otherwise: Callable[[Exception], Fields] = by_psutil,
+        fallback: Callable[[Exception], MemoryFields] = read_with_psutil,
     ) -> None:
         self._path = path
         self._open_file = open_file
-        self._otherwise = otherwise
+        self._fallback = fallback
         self._opened = _CLOSED
         self._lock = threading.RLock()  # a signal handler may read in the middle of an opening
 
@@ -65,9 +65,9 @@ class Statm:
                 return int(resident) * _PAGE_BYTES
         except (OSError, ValueError):
             pass  # not opened yet, closed by somebody, or another file: all the same to what follows
-        return self._read_anew(opened)[1]
+        return self._reopen_or_fall_back(opened)[1]
 
-    def fields(self) -> Fields:
+    def fields(self) -> MemoryFields:
         """Return virtual, resident and shared memory of one moment, in bytes; the peak is not in this file.
 
         Raises:
@@ -77,30 +77,30 @@ class Statm:
         try:
             return _read(opened)
         except (OSError, ValueError):
-            return self._read_anew(opened)
+            return self._reopen_or_fall_back(opened)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Close the descriptor, if it is still ours; the next reading opens anew. Called in every forked child."""
         self._lock = threading.RLock()  # another thread may have held it when this process was forked
         opened, self._opened = self._opened, _CLOSED
         _close(opened)
 
-    def _read_anew(self, failed: _Opened) -> Fields:
+    def _reopen_or_fall_back(self, failed: _Opened) -> MemoryFields:
         try:
             return self._reopen(failed)
         except (OSError, ValueError) as error:
-            return self._otherwise(error)
+            return self._fallback(error)
 
-    def _reopen(self, failed: _Opened) -> Fields:
+    def _reopen(self, failed: _Opened) -> MemoryFields:
         with self._lock:
             if self._opened is failed:  # else another thread was quicker
                 self._opened = _CLOSED
                 _close(failed)
-                self._opened = _adopt(self._open_file(self._path, os.O_RDONLY | os.O_CLOEXEC))
+                self._opened = _checked(self._open_file(self._path, os.O_RDONLY | os.O_CLOEXEC))
             return _read(self._opened)
 
 
-def _adopt(fd: int) -> _Opened:
+def _checked(fd: int) -> _Opened:
     try:
         code = _split(os.pread(fd, _LONGEST, 0))[3]
         status = os.fstat(fd)
@@ -110,7 +110,7 @@ def _adopt(fd: int) -> _Opened:
         raise
 
 
-def _read(opened: _Opened) -> Fields:
+def _read(opened: _Opened) -> MemoryFields:
     fd, code, born_here, _ = opened
     fields = _split(os.pread(fd, _LONGEST, 0))
     if fields[3] != code or not born_here[0]:

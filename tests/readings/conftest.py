@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from memtools.readings import Headroom, Limit
-from memtools.readings._cgroups import Place, Tree, find_places
-from memtools.readings._limits import LimitReader, told_bytes
+from memtools.readings._cgroups import CgroupDirectory, KernelFiles, find_directories
+from memtools.readings._limits import LimitReader, meminfo_bytes
 
 GIB = 2**30
 
@@ -28,8 +28,8 @@ class FakeMachine:
         self.reader = LimitReader(
             self.read,
             clock=lambda: self.now,
-            physical=lambda: told_bytes(Tree(self.read), b"MemTotal"),
-            available=lambda: told_bytes(Tree(self.read), b"MemAvailable"),
+            physical=lambda: meminfo_bytes(KernelFiles(self.read), b"MemTotal"),
+            available=lambda: meminfo_bytes(KernelFiles(self.read), b"MemAvailable"),
             resident=lambda: self.resident,
             environ=self.environ,
         )
@@ -61,8 +61,8 @@ class FakeMachine:
             path = f"{directory}/{name.replace('memory_', 'memory.', 1)}"
             self.files[path] = value if isinstance(value, (bytes, OSError)) else f"{value}\n".encode()
 
-    def places(self) -> tuple[Place, ...]:
-        return find_places(Tree(self.read))
+    def places(self) -> tuple[CgroupDirectory, ...]:
+        return find_directories(KernelFiles(self.read))
 
     def limit(self, chosen: object = None, *, refresh: bool = True) -> Limit:
         return self.reader.limit(chosen, refresh=refresh)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memtools.errors import ConfigError
 from memtools.readings import Limit, LimitSource, effective_limit, physical_bytes
-from memtools.readings._cgroups import rooted
+from memtools.readings._cgroups import under_root
 from memtools.readings._limits import LimitReader
 
 GIB = 2**30
@@ -275,7 +275,7 @@ def test_effective_limit_is_the_least_of_all_that_can_be_felt(tmp_path_factory, 
 
 def _reader_of(root: Path, *, physical: int | None) -> LimitReader:
     return LimitReader(
-        rooted(root),
+        under_root(root),
         clock=lambda: 0.0,
         physical=lambda: physical,
         available=lambda: None,

@@ -11,9 +11,9 @@ from memtools.readings import _counters, resident_bytes, trim_heap
 
 @pytest.fixture(autouse=True)
 def way_found_anew():
-    _counters._way.cache_clear()
+    _counters._find_trim.cache_clear()
     yield
-    _counters._way.cache_clear()
+    _counters._find_trim.cache_clear()
 
 
 def test_psutil_is_asked_where_it_can(monkeypatch):
@@ -40,7 +40,7 @@ def test_glibc_is_asked_where_psutil_cannot(monkeypatch):
 
 def test_without_either_nothing_is_done(monkeypatch):
     monkeypatch.delattr(psutil, "heap_trim", raising=False)
-    monkeypatch.setattr(_counters, "_by_glibc", lambda: None)
+    monkeypatch.setattr(_counters, "_glibc_malloc_trim", lambda: None)
 
     assert not trim_heap()
 
@@ -52,4 +52,4 @@ def test_a_c_library_without_malloc_trim_has_no_way(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", Musl)
 
-    assert _counters._by_glibc() is None
+    assert _counters._glibc_malloc_trim() is None

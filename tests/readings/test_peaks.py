@@ -39,7 +39,7 @@ def test_kernel_peak_is_not_known_without_the_file(tmp_path: Path) -> None:
 def test_peak_never_lies_below_the_present() -> None:
     peak = PeakMemory(kernel_peak=lambda: 100)
 
-    assert [peak.after(90), peak.after(110)] == [100, 110]
+    assert [peak.update(90), peak.update(110)] == [100, 110]
 
 
 def scripted(*figures: int | None) -> Callable[[], PeakSince]:
@@ -48,24 +48,24 @@ def scripted(*figures: int | None) -> Callable[[], PeakSince]:
 
 
 def test_without_a_kernel_peak_the_highest_seen_is_kept() -> None:
-    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(900, 900, 900, 900))
+    peak = PeakMemory(kernel_peak=lambda: None, peak_since=scripted(900, 900, 900, 900))
 
-    assert [peak.after(50), peak.after(80), peak.after(60)] == [50, 80, 80]
+    assert [peak.update(50), peak.update(80), peak.update(60)] == [50, 80, 80]
 
 
 def test_without_a_kernel_peak_a_rise_that_nobody_saw_counts() -> None:
-    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(50, 50, 300))
+    peak = PeakMemory(kernel_peak=lambda: None, peak_since=scripted(50, 50, 300))
 
-    assert [peak.after(50), peak.after(60)] == [50, 300]
+    assert [peak.update(50), peak.update(60)] == [50, 300]
 
 
 def test_forked_child_begins_its_own_peak() -> None:
-    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(0, 0, 0, 0))
-    peak.after(500)
+    peak = PeakMemory(kernel_peak=lambda: None, peak_since=scripted(0, 0, 0, 0))
+    peak.update(500)
 
-    peak.forget()
+    peak.reset()
 
-    assert peak.after(70) == 70
+    assert peak.update(70) == 70
 
 
 def test_peak_remembers_what_has_been_given_back() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memtools.readings._cgroups import Tree, find_places, rooted
+from memtools.readings._cgroups import KernelFiles, find_directories, under_root
 
 MIB = 2**20
 PROGRAM = """
@@ -26,7 +26,7 @@ print(limit.value_bytes, limit.level, limit.path, room.value_bytes)
 @pytest.fixture
 def limited() -> Iterator[Path]:
     """A cgroup of 256 MiB with an empty one inside of it; gives the inner."""
-    places = find_places(Tree(rooted("/"))) if sys.platform == "linux" else ()
+    places = find_directories(KernelFiles(under_root("/"))) if sys.platform == "linux" else ()
     if not places or not os.access(places[0].directory, os.W_OK):
         pytest.skip("this user may not make a cgroup")
     # The root takes children; v2 allows none with limits in a cgroup that has processes of its own.

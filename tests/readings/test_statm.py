@@ -33,13 +33,13 @@ def make_statm(path: Path) -> Iterator[Callable[..., Statm]]:
     made: list[Statm] = []
 
     def make(**choices: object) -> Statm:
-        statm = Statm(str(path), **{"otherwise": lambda error: SECOND_WAY} | choices)  # type: ignore[arg-type]
+        statm = Statm(str(path), **{"fallback": lambda error: SECOND_WAY} | choices)  # type: ignore[arg-type]
         made.append(statm)
         return statm
 
     yield make
     for statm in made:
-        statm.forget()
+        statm.reset()
 
 
 def descriptor(statm: Statm) -> int:
@@ -150,7 +150,7 @@ def test_second_way_is_taken_while_the_file_cannot_be_opened(make_statm: Callabl
         reasons.append(error)
         return SECOND_WAY
 
-    statm = make_statm(open_file=open_file, otherwise=otherwise)
+    statm = make_statm(open_file=open_file, fallback=otherwise)
 
     assert (statm.resident_bytes(), statm.fields()) == (2, SECOND_WAY)
     assert [reason.errno for reason in reasons if isinstance(reason, OSError)] == [number, number]
@@ -174,7 +174,7 @@ def test_refusal_of_both_ways_is_told(make_statm: Callable[..., Statm]) -> None:
         raise ReadingError(errno.EMFILE, "no way")
 
     with pytest.raises(ReadingError, match="no way"):
-        make_statm(open_file=open_file, otherwise=otherwise).resident_bytes()
+        make_statm(open_file=open_file, fallback=otherwise).resident_bytes()
 
 
 def test_many_threads_open_one_descriptor(make_statm: Callable[..., Statm]) -> None:
@@ -207,8 +207,8 @@ def test_forgetting_closes_the_descriptor_once(make_statm: Callable[..., Statm])
     statm.resident_bytes()
     kept = descriptor(statm)
 
-    statm.forget()
-    statm.forget()
+    statm.reset()
+    statm.reset()
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(kept)
@@ -221,6 +221,6 @@ def test_forgetting_leaves_a_strangers_descriptor_open(make_statm: Callable[...,
     with open(tmp_path / "other", "w") as stranger:
         os.dup2(stranger.fileno(), taken)
 
-    statm.forget()
+    statm.reset()
 
     os.close(taken)  # fails if it had been closed for us

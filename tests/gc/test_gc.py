@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from memtools._gc import bring_back, set_aside
+from memtools._gc import unfreeze, freeze_existing
 from memtools.heap import heap_census, why_alive
 
 _holder: dict[str, Any] = {}
@@ -20,39 +20,39 @@ _holder: dict[str, Any] = {}
 def thawed() -> Iterator[None]:
     gc.unfreeze()
     yield
-    bring_back()
+    unfreeze()
     gc.unfreeze()
     _holder.clear()
 
 
 def test_what_is_set_aside_is_hidden_from_collections_until_it_is_brought_back() -> None:
     mine = [object()]
-    set_aside()
+    freeze_existing()
     assert gc.get_freeze_count() > 1000
     assert not any(one is mine for one in gc.get_objects())
 
-    bring_back()
+    unfreeze()
 
     assert gc.get_freeze_count() == 0
     assert any(one is mine for one in gc.get_objects())
 
 
 def test_what_somebody_else_has_frozen_stays_so() -> None:
-    bring_back()
+    unfreeze()
     gc.freeze()
     frozen = gc.get_freeze_count()
 
-    bring_back()
+    unfreeze()
 
     assert gc.get_freeze_count() >= frozen - 10  # what has died meanwhile
 
 
 def test_whoever_looks_at_the_heap_sees_what_was_set_aside() -> None:
     _holder["items"] = [[number] for number in range(5000)]
-    set_aside()
+    freeze_existing()
     assert id(_holder["items"]) in heap_census().containers
 
-    set_aside()
+    freeze_existing()
     answer = why_alive(_holder["items"][7])
     assert "_holder" in str(answer)
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from memtools.readings._cgroups import Place
+from memtools.readings._cgroups import CgroupDirectory
 
 V2 = "/sys/fs/cgroup"
 V1 = "/sys/fs/cgroup/memory"
@@ -33,7 +33,7 @@ V1 = "/sys/fs/cgroup/memory"
 def test_places_are_what_a_mount_shows_of_us(machine, own: str, shown: str, expected: list[tuple[str, int]]) -> None:
     machine.v2(own, shown=shown)
 
-    assert machine.places() == tuple(Place(2, directory, level) for directory, level in expected)
+    assert machine.places() == tuple(CgroupDirectory(2, directory, level) for directory, level in expected)
 
 
 def test_version_1_is_found_by_its_memory_controller(machine) -> None:
@@ -44,7 +44,7 @@ def test_version_1_is_found_by_its_memory_controller(machine) -> None:
         b"32 25 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n"
     )
 
-    assert machine.places() == (Place(1, V2 + "/cpu,memory/m", 0), Place(1, V2 + "/cpu,memory", 1))
+    assert machine.places() == (CgroupDirectory(1, V2 + "/cpu,memory/m", 0), CgroupDirectory(1, V2 + "/cpu,memory", 1))
 
 
 def test_hybrid_machine_has_places_in_both_hierarchies(machine) -> None:
@@ -52,10 +52,10 @@ def test_hybrid_machine_has_places_in_both_hierarchies(machine) -> None:
     machine.v2("/unit", point="/sys/fs/cgroup/unified")
 
     assert machine.places() == (
-        Place(1, V1 + "/job", 0),
-        Place(1, V1, 1),
-        Place(2, V2 + "/unified/unit", 0),
-        Place(2, V2 + "/unified", 1),
+        CgroupDirectory(1, V1 + "/job", 0),
+        CgroupDirectory(1, V1, 1),
+        CgroupDirectory(2, V2 + "/unified/unit", 0),
+        CgroupDirectory(2, V2 + "/unified", 1),
     )
 
 

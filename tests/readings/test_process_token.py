@@ -28,7 +28,7 @@ def test_mark_holds_where_it_was_made(way: str) -> None:
     mark = process_token()
 
     assert mark[0]
-    assert isinstance(mark, _process._PidMark) == (way == "pid")
+    assert isinstance(mark, _process._PidToken) == (way == "pid")
 
 
 def test_mark_does_not_hold_in_a_child_that_python_knows_of(way: str, in_child: Callable[..., object]) -> None:

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools._charts import BYTES, SECONDS, Chart, Line, Panel, axis_labels, chart_svg, html_page, marks, sparkline
+from memtools._charts import BYTES, SECONDS, Chart, Line, Panel, tick_labels, chart_svg, html_page, tick_positions, sparkline
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
 def _chart(values: tuple[float, ...], *, title: str = "refresh: clean", name: str = "rss") -> Chart:
     places = tuple(map(float, range(len(values))))
-    panel = Panel("Resident", (Line(name, values),), least_span=1 << 20)
+    panel = Panel("Resident", (Line(name, values),), min_span=1 << 20)
     return Chart(title, "good", ("a note",), "calls", places, (panel,))
 
 
@@ -77,7 +77,7 @@ def test_a_picture_knows_light_and_dark() -> None:
 
 @given(st.floats(0, 1e15), st.floats(1, 1e15))
 def test_the_marks_of_an_axis_hold_everything_and_are_few_and_told_apart(low: float, span: float) -> None:
-    found = marks(low, low + span, BYTES)
+    found = tick_positions(low, low + span, BYTES)
 
     assert found[0] <= low
     assert found[-1] >= low + span * (1 - 1e-6)
@@ -93,14 +93,14 @@ def test_the_marks_of_an_axis_hold_everything_and_are_few_and_told_apart(low: fl
     ],
 )
 def test_marks_of_bytes_are_round_in_twos(low: float, high: float, labels: list[str]) -> None:
-    shown = axis_labels(marks(low, high, BYTES), BYTES)
+    shown = tick_labels(tick_positions(low, high, BYTES), BYTES)
 
     assert len(set(shown)) == len(shown)
     assert shown == labels
 
 
 def test_marks_of_seconds_are_round_in_tens() -> None:
-    assert axis_labels(marks(0, 0.004, SECONDS), SECONDS) == ["0 ms", "1 ms", "2 ms", "3 ms", "4 ms"]
+    assert tick_labels(tick_positions(0, 0.004, SECONDS), SECONDS) == ["0 ms", "1 ms", "2 ms", "3 ms", "4 ms"]
 
 
 def test_a_sparkline_goes_up_and_down_with_its_figures() -> None:
@@ -111,7 +111,7 @@ def test_a_sparkline_goes_up_and_down_with_its_figures() -> None:
 def test_a_sparkline_of_nothing_is_empty_and_of_noise_is_flat() -> None:
     assert sparkline([]) == ""
     assert sparkline([5, 5, 5]) == "▁▁▁"
-    assert sparkline([5, 6, 5], least_span=1000) == "▁▁▁"
+    assert sparkline([5, 6, 5], min_span=1000) == "▁▁▁"
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=500), st.integers(1, 80))

@@ -9,14 +9,14 @@ import psutil
 import pytest
 
 from memtools.readings import ReadingError, _limits, _psutil, available_bytes, physical_bytes, resident_bytes
-from memtools.readings._process import by_psutil
+from memtools.readings._process import read_with_psutil
 
 MIB = 2**20
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], object]) -> None:
     process = SimpleNamespace(memory_info=answer)
-    monkeypatch.setattr(_psutil, "_kept", (os.getpid(), process))
+    monkeypatch.setattr(_psutil, "_cached", (os.getpid(), process))
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ def test_fields_are_read_by_their_names(
 ) -> None:
     pretend(monkeypatch, lambda: SimpleNamespace(**fields))
 
-    assert by_psutil() == expected
+    assert read_with_psutil() == expected
 
 
 def test_second_way_agrees_with_the_first() -> None:
-    assert by_psutil()[1] == pytest.approx(resident_bytes(), abs=2 * MIB)
+    assert read_with_psutil()[1] == pytest.approx(resident_bytes(), abs=2 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_refusal_of_psutil_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, 
     pretend(monkeypatch, refuse)
 
     with pytest.raises(ReadingError, match="cannot be read"):
-        by_psutil()
+        read_with_psutil()
 
 
 def test_first_refusal_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,13 +61,13 @@ def test_first_refusal_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) 
     pretend(monkeypatch, refuse)
 
     with pytest.raises(ReadingError) as caught:
-        by_psutil(OSError(errno.EMFILE, "Too many open files", "/proc/self/statm"))
+        read_with_psutil(OSError(errno.EMFILE, "Too many open files", "/proc/self/statm"))
 
     assert (caught.value.errno, caught.value.filename) == (errno.EMFILE, "/proc/self/statm")
 
 
 def test_process_is_kept_and_remade_in_a_child(in_child: Callable[..., object]) -> None:
-    by_psutil()
+    read_with_psutil()
     first = _psutil._process()
 
     assert _psutil._process() is first
@@ -77,7 +77,7 @@ def test_process_is_kept_and_remade_in_a_child(in_child: Callable[..., object]) 
 
 def test_machine_is_asked_of_psutil_where_meminfo_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     told = (physical_bytes(), available_bytes())
-    monkeypatch.setattr(_limits, "told_bytes", lambda tree, label: None)
+    monkeypatch.setattr(_limits, "meminfo_bytes", lambda tree, label: None)
 
     assert physical_bytes() == told[0]
     assert available_bytes() == pytest.approx(told[1], rel=0.2)
@@ -87,7 +87,7 @@ def test_machine_that_cannot_be_asked_has_no_number(monkeypatch: pytest.MonkeyPa
     def refuse() -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(_limits, "told_bytes", lambda tree, label: None)
+    monkeypatch.setattr(_limits, "meminfo_bytes", lambda tree, label: None)
     monkeypatch.setattr(_psutil, "physical_bytes", refuse)
     monkeypatch.setattr(_psutil, "available_bytes", refuse)
 
