@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from typing import Final
 
-_PACKAGES: Final = {
+_ROOMS: Final = {
     "Component": "lifecycle",
     "Config": "config",
     "MemoryMonitor": "monitor",
@@ -24,14 +24,14 @@ _PACKAGES: Final = {
 def __getattr__(name: str) -> object:
     """Return what a name of the front door stands for, or the room of that name."""
     front_door = sys.modules["memtools"]
-    if name in _PACKAGES:
-        found = getattr(import_module(f"memtools.{_PACKAGES[name]}"), name)
+    if name in _ROOMS:
+        found = getattr(import_module(f"memtools.{_ROOMS[name]}"), name)
         setattr(front_door, name, found)
         return found
-    if name in _PACKAGES.values():
+    if name in _ROOMS.values():
         return import_module(f"memtools.{name}")
     raise AttributeError(f"module 'memtools' has no attribute {name!r}", name=name, obj=front_door)
 
 
 def __dir__() -> list[str]:
-    return sorted({*vars(sys.modules["memtools"]), *_PACKAGES})
+    return sorted({*vars(sys.modules["memtools"]), *_ROOMS})

@@ -198,7 +198,7 @@ class Component:
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
         # The argument: at the end of the interpreter the module may be gone before the object.
-        belongings: Resources | None = getattr(self, "_belongings", None)
+        belongings: Resources | None = getattr(self, "_resources", None)
         if belongings and self._state == _OPEN:
             _warn(
                 f"{self._name} was never shut down: it has {belongings.tasks} tasks and "

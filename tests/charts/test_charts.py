@@ -8,12 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools._charts import BYTES, SECONDS, Chart, Line, Panel, tick_labels, chart_svg, html_page, tick_positions, sparkline
+from memtools._charts import (
+    BYTES,
+    SECONDS,
+    Chart,
+    Line,
+    Panel,
+    chart_svg,
+    html_page,
+    sparkline,
+    tick_labels,
+    tick_positions,
+)
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
-def _chart(values: tuple[float, ...], *, title: str = "refresh: clean", name: str = "rss") -> Chart:
+def _chart(values: tuple[float, ...], *, title: str = "refresh: clean", name: str = "resident") -> Chart:
     places = tuple(map(float, range(len(values))))
     panel = Panel("Resident", (Line(name, values),), min_span=1 << 20)
     return Chart(title, "good", ("a note",), "calls", places, (panel,))

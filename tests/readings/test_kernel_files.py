@@ -1,4 +1,4 @@
-"""What the small files of the kernel may hold, and what counts as told, absent or a gap."""
+"""The content of kernel files: numbers, absent files, unreadable files."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from memtools.readings._cgroups import KernelFiles, under_root
 PATH = "/sys/fs/cgroup/memory.max"
 
 
-def tree_of(content: bytes | OSError) -> KernelFiles:
+def files_with(content: bytes | OSError) -> KernelFiles:
     def read(path: str) -> bytes:
         if isinstance(content, OSError):
             raise content
@@ -32,19 +32,19 @@ def tree_of(content: bytes | OSError) -> KernelFiles:
         (b"1" + b"0" * 30 + b"\n", 10**30),
     ],
 )
-def test_number_is_understood(content: bytes, number: int) -> None:
-    tree = tree_of(content)
+def test_number_is_parsed(content: bytes, number: int) -> None:
+    files = files_with(content)
 
-    assert tree.read_number(PATH) == number
-    assert tree.unreadable == []
+    assert files.read_number(PATH) == number
+    assert files.unreadable == []
 
 
 @pytest.mark.parametrize("content", [b"max\n", b"max", b"max\r\n"])
-def test_max_is_no_limit_and_no_gap(content: bytes) -> None:
-    tree = tree_of(content)
+def test_max_is_none_and_not_unreadable(content: bytes) -> None:
+    files = files_with(content)
 
-    assert tree.read_number(PATH) is None
-    assert tree.unreadable == []
+    assert files.read_number(PATH) is None
+    assert files.unreadable == []
 
 
 @pytest.mark.parametrize(
@@ -66,38 +66,38 @@ def test_max_is_no_limit_and_no_gap(content: bytes) -> None:
         b"9" * 5000,
     ],
 )
-def test_what_no_kernel_writes_is_a_gap_and_never_a_number(content: bytes) -> None:
-    tree = tree_of(content)
+def test_invalid_number_is_unreadable(content: bytes) -> None:
+    files = files_with(content)
 
-    assert tree.read_number(PATH) is None
-    assert tree.unreadable == [PATH]
+    assert files.read_number(PATH) is None
+    assert files.unreadable == [PATH]
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.ENODEV])
-def test_what_is_not_there_is_no_gap(number: int) -> None:
-    tree = tree_of(OSError(number, os.strerror(number)))
+def test_absent_file_is_not_unreadable(number: int) -> None:
+    files = files_with(OSError(number, os.strerror(number)))
 
-    assert tree.read_number(PATH) is None
-    assert tree.unreadable == []
+    assert files.read_number(PATH) is None
+    assert files.unreadable == []
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE])
-def test_what_may_not_be_read_is_a_gap(number: int) -> None:
-    tree = tree_of(OSError(number, os.strerror(number)))
+def test_file_that_cannot_be_read_is_unreadable(number: int) -> None:
+    files = files_with(OSError(number, os.strerror(number)))
 
-    assert tree.read_number(PATH) is None
-    assert tree.unreadable == [PATH]
+    assert files.read_number(PATH) is None
+    assert files.unreadable == [PATH]
 
 
-def test_path_that_no_system_takes_is_a_gap(tmp_path: Path) -> None:
-    tree = KernelFiles(under_root(tmp_path))
+def test_path_with_a_nul_is_unreadable(tmp_path: Path) -> None:
+    files = KernelFiles(under_root(tmp_path))
 
-    assert tree.read_number("/a\0b") is None
-    assert tree.unreadable == ["/a\0b"]
+    assert files.read_number("/a\0b") is None
+    assert files.unreadable == ["/a\0b"]
 
 
 @pytest.mark.parametrize(
-    ("content", "number", "is_gap"),
+    ("content", "number", "is_unreadable"),
     [
         (b"anon 5\ninactive_file 7\n", 7, False),
         (b"total_inactive_file 9\ninactive_file 7\n", 7, False),
@@ -108,19 +108,19 @@ def test_path_that_no_system_takes_is_a_gap(tmp_path: Path) -> None:
         (b"inactive_file: 7 kB\n", 7, False),
     ],
 )
-def test_labelled_number_is_found_by_its_whole_label(content: bytes, number: int | None, is_gap: bool) -> None:
-    tree = tree_of(content)
+def test_field_is_found_by_its_whole_name(content: bytes, number: int | None, is_unreadable: bool) -> None:
+    files = files_with(content)
 
-    assert tree.read_field(PATH, b"inactive_file") == number
-    assert tree.unreadable == ([PATH] if is_gap else [])
+    assert files.read_field(PATH, b"inactive_file") == number
+    assert files.unreadable == ([PATH] if is_unreadable else [])
 
 
 @given(st.binary(max_size=80))
-def test_no_content_at_all_breaks_the_reader(content: bytes) -> None:
-    number = tree_of(content).read_number(PATH)
+def test_any_content_is_a_number_or_none(content: bytes) -> None:
+    number = files_with(content).read_number(PATH)
 
     assert number is None or number >= 0
-    assert tree_of(content).read_field(PATH, b"anon") is None or b"anon" in content
+    assert files_with(content).read_field(PATH, b"anon") is None or b"anon" in content
 
 
 @pytest.mark.parametrize("root", ["", "/"])

@@ -1,4 +1,4 @@
-"""psutil as the second way: fields by name, its errors as ours, a process remade after a fork."""
+"""The psutil fallback: fields by name, errors as ReadingError, one process object per pid."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], object]) -> No
         ({"rss": 5, "vms": 9, "peak_rss": 0}, (9, 5, None, None)),
     ],
 )
-def test_fields_are_read_by_their_names(
+def test_psutil_fields_are_read_by_name(
     monkeypatch: pytest.MonkeyPatch, fields: dict[str, int], expected: tuple[int | None, ...]
 ) -> None:
     pretend(monkeypatch, lambda: SimpleNamespace(**fields))
@@ -37,28 +37,28 @@ def test_fields_are_read_by_their_names(
     assert read_with_psutil() == expected
 
 
-def test_second_way_agrees_with_the_first() -> None:
+def test_psutil_agrees_with_statm() -> None:
     assert read_with_psutil()[1] == pytest.approx(resident_bytes(), abs=2 * MIB)
 
 
 @pytest.mark.parametrize(
-    "refusal", [psutil.AccessDenied(1), psutil.NoSuchProcess(1), OSError(errno.EMFILE, "Too many open files")]
+    "error", [psutil.AccessDenied(1), psutil.NoSuchProcess(1), OSError(errno.EMFILE, "Too many open files")]
 )
-def test_refusal_of_psutil_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, refusal: Exception) -> None:
-    def refuse() -> object:
-        raise refusal
+def test_psutil_error_is_raised_as_reading_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail() -> object:
+        raise error
 
-    pretend(monkeypatch, refuse)
+    pretend(monkeypatch, fail)
 
     with pytest.raises(ReadingError, match="cannot be read"):
         read_with_psutil()
 
 
-def test_first_refusal_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> object:
+def test_reading_error_carries_the_first_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> object:
         raise ImportError("no module named psutil")
 
-    pretend(monkeypatch, refuse)
+    pretend(monkeypatch, fail)
 
     with pytest.raises(ReadingError) as caught:
         read_with_psutil(OSError(errno.EMFILE, "Too many open files", "/proc/self/statm"))
@@ -66,7 +66,7 @@ def test_first_refusal_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert (caught.value.errno, caught.value.filename) == (errno.EMFILE, "/proc/self/statm")
 
 
-def test_process_is_kept_and_remade_in_a_child(in_child: Callable[..., object]) -> None:
+def test_psutil_process_is_cached_and_renewed_in_a_child(in_child: Callable[..., object]) -> None:
     read_with_psutil()
     first = _psutil._process()
 
@@ -75,20 +75,20 @@ def test_process_is_kept_and_remade_in_a_child(in_child: Callable[..., object]) 
     assert in_child(lambda: _psutil._process().pid == os.getpid()) is True
 
 
-def test_machine_is_asked_of_psutil_where_meminfo_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = (physical_bytes(), available_bytes())
-    monkeypatch.setattr(_limits, "meminfo_bytes", lambda tree, label: None)
+def test_machine_memory_without_meminfo_is_from_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = (physical_bytes(), available_bytes())
+    monkeypatch.setattr(_limits, "meminfo_bytes", lambda files, name: None)
 
-    assert physical_bytes() == told[0]
-    assert available_bytes() == pytest.approx(told[1], rel=0.2)
+    assert physical_bytes() == expected[0]
+    assert available_bytes() == pytest.approx(expected[1], rel=0.2)
 
 
-def test_machine_that_cannot_be_asked_has_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> int:
+def test_machine_memory_that_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(_limits, "meminfo_bytes", lambda tree, label: None)
-    monkeypatch.setattr(_psutil, "physical_bytes", refuse)
-    monkeypatch.setattr(_psutil, "available_bytes", refuse)
+    monkeypatch.setattr(_limits, "meminfo_bytes", lambda files, name: None)
+    monkeypatch.setattr(_psutil, "physical_bytes", fail)
+    monkeypatch.setattr(_psutil, "available_bytes", fail)
 
     assert (physical_bytes(), available_bytes()) == (None, None)
