@@ -1,8 +1,8 @@
 """Settings of memtools as one checked record, from arguments and from the environment.
 
 Nothing is read when this module is imported. memtools itself reads `MEMTOOLS_LIMIT`, `MEMTOOLS_METER`,
-`MEMTOOLS_ENABLED` and `MEMTOOLS_NATIVE` where it needs them; this record lets a program check them at its start, and take
-them from another source.
+`MEMTOOLS_ENABLED` and `MEMTOOLS_NATIVE` where it needs them; this record lets a program check them at its start, and
+take them from another source.
 """
 
 import os
@@ -83,7 +83,8 @@ class Config:
     ) -> "Config":
         """Return the settings: arguments first, then the current environment.
 
-        A variable is the prefix and the field's name in capitals: `MEMTOOLS_SAMPLE_EVERY=10`. An empty variable is not set.
+        A variable is the prefix and the field's name in capitals: `MEMTOOLS_SAMPLE_EVERY=10`. An empty variable counts
+        as not set.
 
         Args:
             prefix: the prefix of the variables; no other variables may have it.

@@ -234,8 +234,8 @@ class DispatchStatistics:
 def subscribe(hook: Callable[[Event], object]) -> "Subscription":
     """Call `hook` with every event, in the thread that emits it, until the subscription is closed.
 
-    A hook that raises is logged once and counted. `KeyboardInterrupt`, `SystemExit` and cancellation propagate. An event
-    that the hook itself causes while it runs (by opening a scope, say) is passed to the other hooks only.
+    A hook that raises is logged once and counted. `KeyboardInterrupt`, `SystemExit` and cancellation propagate. An
+    event that the hook itself causes while it runs (by opening a scope, say) is passed to the other hooks only.
 
     ```python
     from memtools.events import BudgetOverrun, subscribe
