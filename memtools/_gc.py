@@ -3,7 +3,7 @@
 A full collection visits every container. memtools and its imports have some 25,000, several times as many as a small
 program: a program that makes and drops many objects took 1.4 times as long because of them.
 
-A file of its own because the command that freezes and the heap functions that unfreeze share this flag, and nothing else.
+A file of its own because only this flag connects the command that freezes with the heap functions that unfreeze.
 """
 
 import gc

@@ -3,8 +3,8 @@
 To its users a record is a frozen dataclass with slots: `dataclasses.fields`, `asdict` and `replace` accept it, it is
 compared, hashed, printed, pickled and matched by its fields, and assigning to a field raises `FrozenInstanceError`.
 
-`dataclasses.dataclass` is not used because it compiles six methods for each class while the module is imported, 0.4 ms a
-class: with some forty records that alone was more than `import memtools` may take (docs/performance.md, import). This
+`dataclasses.dataclass` is not used because it compiles six methods for each class while the module is imported, 0.4 ms
+a class: with some forty records that alone was more than `import memtools` may take (docs/performance.md, import). This
 decorator compiles one method and shares the others, which takes an eighth of the time, and computes the field objects
 of `dataclasses` on first use. It can be replaced when the standard library is as fast.
 """

@@ -48,7 +48,7 @@ class Reclaimer:
     Raises:
         ConfigError: for an argument that makes no sense.
 
-    Threads: safe; while one thread or task reclaims, the calls of all others return None. Fork: a child can reclaim at
+    Threads: safe; while one thread or task reclaims, every other call returns None. Fork: a child can reclaim at
     once, even if it was forked in the middle of a pass.
     """
 

@@ -81,7 +81,7 @@ def under_root(root: str | os.PathLike[str]) -> Callable[[str], bytes]:
 
 
 class KernelFiles:
-    """Reader of the small files of the kernel that tells an absent file from an unreadable one.
+    """Reader of the small files of the kernel that distinguishes absent from unreadable files.
 
     An absent file means that nothing is limited there. An unreadable file means that the limit is unknown, which must
     not be taken for "no limit", so its path is recorded.

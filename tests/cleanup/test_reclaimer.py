@@ -408,8 +408,8 @@ def test_error_of_read_is_raised_and_the_lock_released(clock, step):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-@pytest.mark.parametrize("who", ["another thread", "the step itself"])
-def test_child_forked_during_a_pass_can_reclaim(make_reclaimer, step, who):
+@pytest.mark.parametrize("forked_by", ["another thread", "the step itself"])
+def test_child_forked_during_a_pass_can_reclaim(make_reclaimer, step, forked_by):
     exits = []
     forks_left = [True]
 
@@ -425,7 +425,7 @@ def test_child_forked_during_a_pass_can_reclaim(make_reclaimer, step, who):
         if not forks_left:
             return
         forks_left.clear()
-        if who == "the step itself":
+        if forked_by == "the step itself":
             fork()
             return
         thread = threading.Thread(target=fork)

@@ -1,4 +1,4 @@
-"""A record is what a frozen dataclass with slots is, for less at import."""
+"""A record behaves like a frozen dataclass with slots."""
 
 import copy
 import dataclasses
@@ -11,8 +11,8 @@ from memtools._records import record
 
 
 @record
-class Fact:
-    """A fact."""
+class Size:
+    """A size."""
 
     name: str
     size: int = 3
@@ -23,52 +23,52 @@ class Fact:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Twin:
+class SizeDataclass:
     name: str
     size: int = 3
 
 
-def test_it_is_made_shown_compared_and_hashed_as_a_dataclass():
-    assert repr(Fact("a")) == repr(Twin("a")).replace("Twin", "Fact")
-    assert Fact("a") == Fact("a", 3)
-    assert Fact("a") != Fact("a", 4)
-    assert Fact("a") != Twin("a")
-    assert hash(Fact("a")) == hash(Fact("a", 3))
-    assert str(inspect.signature(Fact)) == str(inspect.signature(Twin))
-    assert Fact("a").doubled == 6
-    assert Fact.__doc__ == "A fact."
+def test_record_behaves_like_a_dataclass():
+    assert repr(Size("a")) == repr(SizeDataclass("a")).replace("SizeDataclass", "Size")
+    assert Size("a") == Size("a", 3)
+    assert Size("a") != Size("a", 4)
+    assert Size("a") != SizeDataclass("a")
+    assert hash(Size("a")) == hash(Size("a", 3))
+    assert str(inspect.signature(Size)) == str(inspect.signature(SizeDataclass))
+    assert Size("a").doubled == 6
+    assert Size.__doc__ == "A size."
     with pytest.raises(TypeError):
-        Fact()
+        Size()
 
 
-def test_it_cannot_be_changed():
-    fact = Fact("a")
+def test_record_is_frozen():
+    size = Size("a")
 
     with pytest.raises(dataclasses.FrozenInstanceError, match="size"):
-        fact.size = 4
+        size.size = 4
     with pytest.raises(dataclasses.FrozenInstanceError, match="size"):
-        del fact.size
+        del size.size
     with pytest.raises(dataclasses.FrozenInstanceError, match="more"):
-        fact.more = 1
-    assert not hasattr(fact, "__dict__")
+        size.more = 1
+    assert not hasattr(size, "__dict__")
 
 
-def test_dataclasses_takes_it_for_one_of_its_own():
-    fact = Fact("a")
+def test_dataclasses_functions_accept_a_record():
+    size = Size("a")
 
-    assert dataclasses.is_dataclass(fact)
-    assert dataclasses.asdict(fact) == {"name": "a", "size": 3}
-    assert dataclasses.astuple(fact) == ("a", 3)
-    assert dataclasses.replace(fact, size=5) == Fact("a", 5)
-    assert [field.name for field in dataclasses.fields(Fact)] == ["name", "size"]
+    assert dataclasses.is_dataclass(size)
+    assert dataclasses.asdict(size) == {"name": "a", "size": 3}
+    assert dataclasses.astuple(size) == ("a", 3)
+    assert dataclasses.replace(size, size=5) == Size("a", 5)
+    assert [field.name for field in dataclasses.fields(Size)] == ["name", "size"]
 
 
-def test_it_is_copied_pickled_and_matched():
-    fact = Fact("a", 7)
+def test_record_is_copied_pickled_and_matched():
+    size = Size("a", 7)
 
-    assert copy.copy(fact) == copy.deepcopy(fact) == pickle.loads(pickle.dumps(fact)) == fact
-    match fact:
-        case Fact(name, size):
+    assert copy.copy(size) == copy.deepcopy(size) == pickle.loads(pickle.dumps(size)) == size
+    match size:
+        case Size(name, size):
             assert (name, size) == ("a", 7)
         case _:
             raise AssertionError("it did not match")
