@@ -56,8 +56,8 @@ def malloc_bytes() -> int | None:
     """Return the bytes in use of C's malloc, mapped blocks included; None if unknown.
 
     It is what extension modules and C libraries use, and Python for blocks above 512 bytes: smaller ones are in arenas
-    of Python's own. Only the GNU C library has the function for it (`mallinfo2`, since 2.33). It walks the free lists of
-    all arenas: microseconds in a compact heap, more in a fragmented one.
+    of Python's own. Only the GNU C library has the function for it (`mallinfo2`, since 2.33). It walks the free lists
+    of all arenas: microseconds in a compact heap, more in a fragmented one.
     """
     mallinfo2 = _find_mallinfo2()
     if mallinfo2 is None:
@@ -98,8 +98,8 @@ def descriptors() -> tuple[str, ...] | None:
 def trim_heap() -> bool:
     """Return free pages of the C heap to the system; return whether this platform has a function for it.
 
-    C's malloc keeps free pages for later use: a trim took a fragmented heap from 639 to 13 MiB in 77 ms. It uses psutil (7.2
-    and later, on most systems), else glibc's `malloc_trim`.
+    C's malloc keeps free pages for later use: a trim took a fragmented heap from 639 to 13 MiB in 77 ms. It uses psutil
+    (7.2 and later, on most systems), else glibc's `malloc_trim`.
 
     Raises:
         OSError: when the system refuses.

@@ -262,9 +262,9 @@ register_after_fork(_reader.invalidate)
 def effective_limit(limit: int | str | None = None, *, refresh: bool = False) -> Limit:
     """Return how much memory this process may use, and where that was set.
 
-    It is `limit` if given; else the environment variable MEMTOOLS_LIMIT, read at every call; else the lowest of physical
-    memory and every cgroup limit from the process's own cgroup to the root (v2 `memory.max` and `memory.high`, v1
-    `limit_in_bytes` and `hierarchical_memory_limit`). RLIMIT_AS is not considered: it counts reserved addresses.
+    It is `limit` if given; else the environment variable MEMTOOLS_LIMIT, read at every call; else the lowest of
+    physical memory and every cgroup limit from the process's own cgroup to the root (v2 `memory.max` and `memory.high`,
+    v1 `limit_in_bytes` and `hierarchical_memory_limit`). RLIMIT_AS is not considered: it counts reserved addresses.
 
     Args:
         limit: bytes, a size as `memtools.units.parse_size` takes it, or a share of the system's limit (`"80%"`).
