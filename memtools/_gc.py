@@ -1,4 +1,4 @@
-"""Exempt the objects that exist now from garbage collection (`gc.freeze`), and undo it.
+"""Exempt the existing objects from garbage collection, and undo it.
 
 A full collection visits every container. memtools and its imports have some 25,000, several times as many as a small
 program: a program that makes and drops many objects took 1.4 times as long because of them.

@@ -1,6 +1,7 @@
-"""Calls of foreign code that cannot harm the caller: circuit breaker, rate-limited log, abandonable call.
+"""Circuit breaker, rate-limited log, and calls that can be abandoned.
 
-For every function of the program or of another library that memtools calls: hooks, callbacks, actions, channels.
+For every function of the program or of another library that memtools calls: hooks, callbacks, actions, channels. A call
+that fails, or never returns, must not harm memtools, and a report about it must not harm the program.
 """
 
 import logging

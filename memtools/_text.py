@@ -1,4 +1,4 @@
-"""Make text from outside safe to print; measure and truncate text in terminal columns.
+"""Printable text, and its width and truncation in terminal columns.
 
 A name may come from a request or a file: no character in it may move the cursor, colour the screen, reverse the
 direction of writing or start a new line in a log.

@@ -1,4 +1,4 @@
-"""Settings of memtools as one checked record, from arguments and from the environment.
+"""Checked settings, from arguments and from the environment.
 
 Nothing is read when this module is imported. memtools itself reads `MEMTOOLS_LIMIT`, `MEMTOOLS_METER`,
 `MEMTOOLS_ENABLED` and `MEMTOOLS_NATIVE` where it needs them; this record lets a program check them at its start, and

@@ -29,8 +29,6 @@ __all__ = [
     "ScopeEnded",
     "Subscription",
     "TaskAbandoned",
-    "emit",
-    "has_listeners",
     "statistics",
     "subscribe",
 ]

@@ -4,7 +4,7 @@ The registry knows the objects that can shrink; the reclaimer runs the clean-up 
 more than a small share of wall time.
 """
 
-from memtools.cleanup._reclaimer import Reclaimer, TokenBucket
+from memtools.cleanup._reclaimer import Reclaimer
 from memtools.cleanup._registry import Shrinkable, SlicedStep, Step, register, registered, unregister
 from memtools.cleanup._statistics import (
     ReclaimerStatistics,
@@ -30,7 +30,6 @@ __all__ = [
     "Step",
     "StepResult",
     "StepStatistics",
-    "TokenBucket",
     "TrimHeap",
     "default_steps",
     "register",

@@ -1,4 +1,4 @@
-"""The weak registry of objects that can give memory back, and the protocols of clean-up steps.
+"""The registry of shrinkable objects, and the protocols of steps.
 
 Threads: every function is safe from any thread, in finalisers and after a fork. There is no lock: each operation on the
 set of references is one C call. A finaliser may run between any two lines, so a lock here could deadlock with itself.

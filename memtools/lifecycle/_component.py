@@ -1,4 +1,4 @@
-"""Components: parts of a service that own tasks, pools, caches and other components, and close them."""
+"""Components: parts of a service that own resources and close them."""
 
 import asyncio
 import logging

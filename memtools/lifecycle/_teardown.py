@@ -1,4 +1,4 @@
-"""The resources of a component, and the shutdown that closes them in reverse order by one deadline."""
+"""The resources of a component, and the shutdown that closes them."""
 
 import asyncio
 import logging

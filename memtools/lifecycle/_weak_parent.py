@@ -1,4 +1,7 @@
-"""An attribute that refers weakly to a parent object."""
+"""An attribute that refers weakly to a parent object.
+
+A file of its own because it does not depend on components.
+"""
 
 from typing import Any, Generic, Self, TypeVar, overload
 from weakref import ref

@@ -1,7 +1,7 @@
-"""Memory limits and usage of the cgroups of this process, from its own up to the root.
+"""Memory limits and usage of the cgroups of this process.
 
-Covers cgroup v2, v1 and both at once, mounts that show a part of the hierarchy, and cgroup namespaces. Sources:
-cgroups(7), cgroup_namespaces(7), proc(5).
+Every cgroup counts, from the process's own up to the root: in cgroup v2, v1 and both at once, behind mounts that show a
+part of the hierarchy, and in cgroup namespaces. Sources: cgroups(7), cgroup_namespaces(7), proc(5).
 """
 
 import errno

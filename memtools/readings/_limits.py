@@ -1,4 +1,4 @@
-"""The effective memory limit of this process, and its headroom below each limit.
+"""The effective memory limit of this process, and its headroom.
 
 Limits change while a process runs (`docker update`, a resized pod), so the limits that were found are cached for half a
 minute only. Usage is never cached.

@@ -1,4 +1,7 @@
-"""Resident, virtual and peak memory of this process, each from the cheapest source that is right on this platform."""
+"""Resident, virtual and peak memory of this process.
+
+Each figure is from the cheapest source that is right on the platform.
+"""
 
 import sys
 import time

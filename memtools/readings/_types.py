@@ -1,4 +1,7 @@
-"""Frozen records of readings and limits, and the memory level."""
+"""Frozen records of readings and limits, and the memory level.
+
+A file of its own because every other file of the package needs them.
+"""
 
 from enum import IntEnum, StrEnum
 from typing import TypeAlias

@@ -1,10 +1,10 @@
-"""The bucket of wall time."""
+"""The token bucket that limits clean-up to a share of wall time."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.cleanup import TokenBucket
+from memtools.cleanup._reclaimer import TokenBucket
 
 
 def test_share_of_fifteen_seconds_is_granted_once():
