@@ -181,7 +181,7 @@ def test_each_step_has_its_own_cooldown(make_reclaimer, step, clock):
     assert [step.name for step in result.steps] == ["second"]
 
 
-def test_a_higher_level_does_not_wait_for_the_cooldown(make_reclaimer, step):
+def test_higher_level_does_not_wait_for_the_cooldown(make_reclaimer, step):
     reclaimer = make_reclaimer(step("first"))
     reclaimer.reclaim(Level.WARNING, stop_below=10)
 
@@ -226,7 +226,7 @@ def test_overdraft_is_paid_back_before_the_next_pass(make_reclaimer, step, clock
 
 @pytest.mark.parametrize("takes", [0.001, 0.2, 0.75, 4.0])
 @pytest.mark.parametrize("cooldown", [0.0, 15.0])
-def test_an_hour_of_overload_costs_at_most_five_percent(make_reclaimer, step, clock, takes, cooldown):
+def test_hour_of_overload_costs_at_most_five_percent(make_reclaimer, step, clock, takes, cooldown):
     reclaimer = make_reclaimer(*(step(str(number), takes=takes) for number in range(4)), cooldown=cooldown)
     began = clock.now
 

@@ -26,15 +26,15 @@ def unfrozen() -> Iterator[None]:
 
 
 def test_frozen_objects_are_hidden_until_unfrozen() -> None:
-    mine = [object()]
+    target = [object()]
     freeze_existing()
     assert gc.get_freeze_count() > 1000
-    assert not any(found is mine for found in gc.get_objects())
+    assert not any(found is target for found in gc.get_objects())
 
     unfreeze()
 
     assert gc.get_freeze_count() == 0
-    assert any(found is mine for found in gc.get_objects())
+    assert any(found is target for found in gc.get_objects())
 
 
 def test_objects_frozen_by_other_code_stay_frozen() -> None:

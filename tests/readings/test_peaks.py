@@ -92,7 +92,7 @@ def test_peak_since_is_known_only_if_it_rose(before: int | None, after: int | No
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
 def test_peak_since_reports_a_peak_that_is_over(in_child: Callable[..., object]) -> None:
     def work() -> tuple[int | None, int | None, int]:
-        # Above anything that this process had before, so that the since must rise.
+        # Above anything that this process had before, so that the figure must rise.
         ballast = bytearray(b"\x01") * (peak_bytes() - resident_bytes() + MIB)
         since = PeakSince()
         block = bytearray(b"\x01") * (80 * MIB)
@@ -118,12 +118,12 @@ def test_peak_since_in_a_spawned_child_ignores_its_parent(in_child: Callable[...
 
     def spawn() -> str:
         block = bytearray(b"\x01") * (200 * MIB)
-        reading_end, writing_end = os.pipe()
+        read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
-            os.dup2(writing_end, 1)
+            os.dup2(write_end, 1)
             os.execv(sys.executable, [sys.executable, "-c", program])
         os.waitpid(child, 0)
-        return os.read(reading_end, 100).decode().strip() + "" * len(block)
+        return os.read(read_end, 100).decode().strip() + "" * len(block)
 
     assert in_child(spawn) == "None"

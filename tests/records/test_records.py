@@ -11,8 +11,8 @@ from memtools._records import record
 
 
 @record
-class Size:
-    """A size."""
+class Measurement:
+    """A measurement."""
 
     name: str
     size: int = 3
@@ -23,52 +23,54 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SizeDataclass:
+class PlainDataclass:
     name: str
     size: int = 3
 
 
 def test_record_behaves_like_a_dataclass():
-    assert repr(Size("a")) == repr(SizeDataclass("a")).replace("SizeDataclass", "Size")
-    assert Size("a") == Size("a", 3)
-    assert Size("a") != Size("a", 4)
-    assert Size("a") != SizeDataclass("a")
-    assert hash(Size("a")) == hash(Size("a", 3))
-    assert str(inspect.signature(Size)) == str(inspect.signature(SizeDataclass))
-    assert Size("a").doubled == 6
-    assert Size.__doc__ == "A size."
+    assert repr(Measurement("a")) == repr(PlainDataclass("a")).replace("PlainDataclass", "Measurement")
+    assert Measurement("a") == Measurement("a", 3)
+    assert Measurement("a") != Measurement("a", 4)
+    assert Measurement("a") != PlainDataclass("a")
+    assert hash(Measurement("a")) == hash(Measurement("a", 3))
+    assert str(inspect.signature(Measurement)) == str(inspect.signature(PlainDataclass))
+    assert Measurement("a").doubled == 6
+    assert Measurement.__doc__ == "A measurement."
     with pytest.raises(TypeError):
-        Size()
+        Measurement()
 
 
 def test_record_is_frozen():
-    size = Size("a")
+    measurement = Measurement("a")
 
     with pytest.raises(dataclasses.FrozenInstanceError, match="size"):
-        size.size = 4
+        measurement.size = 4
     with pytest.raises(dataclasses.FrozenInstanceError, match="size"):
-        del size.size
+        del measurement.size
     with pytest.raises(dataclasses.FrozenInstanceError, match="more"):
-        size.more = 1
-    assert not hasattr(size, "__dict__")
+        measurement.more = 1
+    assert not hasattr(measurement, "__dict__")
 
 
 def test_dataclasses_functions_accept_a_record():
-    size = Size("a")
+    measurement = Measurement("a")
 
-    assert dataclasses.is_dataclass(size)
-    assert dataclasses.asdict(size) == {"name": "a", "size": 3}
-    assert dataclasses.astuple(size) == ("a", 3)
-    assert dataclasses.replace(size, size=5) == Size("a", 5)
-    assert [field.name for field in dataclasses.fields(Size)] == ["name", "size"]
+    assert dataclasses.is_dataclass(measurement)
+    assert dataclasses.asdict(measurement) == {"name": "a", "size": 3}
+    assert dataclasses.astuple(measurement) == ("a", 3)
+    assert dataclasses.replace(measurement, size=5) == Measurement("a", 5)
+    assert [field.name for field in dataclasses.fields(Measurement)] == ["name", "size"]
 
 
 def test_record_is_copied_pickled_and_matched():
-    size = Size("a", 7)
+    measurement = Measurement("a", 7)
 
-    assert copy.copy(size) == copy.deepcopy(size) == pickle.loads(pickle.dumps(size)) == size
-    match size:
-        case Size(name, size):
+    assert (
+        copy.copy(measurement) == copy.deepcopy(measurement) == pickle.loads(pickle.dumps(measurement)) == measurement
+    )
+    match measurement:
+        case Measurement(name, size):
             assert (name, size) == ("a", 7)
         case _:
             raise AssertionError("it did not match")
