@@ -1,7 +1,10 @@
-"""The one registry of what a child process has to renew after a fork.
+"""The registry of functions that run in a child process after a fork.
 
-A fork copies locks as they were, held for ever if another thread held them, and of the threads only the one that forked.
-Forks by C code that runs no Python are not seen here (`memtools.readings` notices those by a page of memory).
+A fork copies every lock in its state, so a lock that another thread held is never released in the child, and of the
+threads it copies only the calling one. A fork by C code that does not run Python's hooks is not seen here; the readings
+detect it by their process token.
+
+A file of its own because every package that has a lock or a thread uses it.
 """
 
 import os
@@ -36,12 +39,12 @@ _discard: Callable[[_Registration], None] = _registrations.discard
 
 
 def register_after_fork(renew: Callable[[], object]) -> None:
-    """Have `renew()` called in each child that is forked, in the order of registration; it is held for ever."""
+    """Call `renew()` in each forked child, in the order of registration; the registration never ends."""
     _functions.append(renew)
 
 
 def register_object_after_fork(target: T, renew: Callable[[T], None]) -> None:
-    """Have `renew(target)` called in each child that is forked while `target` lives; it is held weakly."""
+    """Call `renew(target)` in each child that is forked while `target` lives; `target` is held weakly."""
     registration = _Registration(target, _discard)
     registration.renew = renew
     _registrations.add(registration)
@@ -53,7 +56,7 @@ def _renew_all() -> None:
     for call in calls:
         try:
             call()
-        except Exception as error:  # the others have to be renewed all the same
+        except Exception as error:  # the remaining functions still have to run
             first_error = first_error or error
     if first_error is not None:
         raise first_error  # the interpreter reports it as unraisable, and the child goes on

@@ -1,12 +1,12 @@
-"""Facts are frozen: the one decorator for records.
+"""The decorator for frozen records.
 
-To its users a record is a frozen dataclass with slots: `dataclasses.fields`, `asdict` and `replace` take it, it
-compares, hashes, prints, pickles and matches by its fields, and assigning to one raises `FrozenInstanceError`.
+To its users a record is a frozen dataclass with slots: `dataclasses.fields`, `asdict` and `replace` accept it, it is
+compared, hashed, printed, pickled and matched by its fields, and assigning to a field raises `FrozenInstanceError`.
 
-Why not `dataclasses.dataclass`: it compiles six methods for each class when the module is imported, 0.4 ms a class;
-with some forty records that alone was more than importing memtools may cost (docs/performance.md, import). Here
-one method is compiled and the others are shared, which takes an eighth of it, and what `dataclasses` itself wants to
-know is worked out when it asks. It may go when the standard library is as cheap.
+`dataclasses.dataclass` is not used because it compiles six methods for each class while the module is imported, 0.4 ms
+a class: with some forty records that alone was more than `import memtools` may take (docs/performance.md, import). This
+decorator compiles one method and shares the others, which takes an eighth of the time, and computes the field objects
+of `dataclasses` on first use. It can be replaced when the standard library is as fast.
 """
 
 from typing import Any, ClassVar, TypeVar, dataclass_transform
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def record(cls: type[T]) -> type[T]:
-    """Return `cls` as a frozen record with slots; its fields are its annotations, in order, with plain defaults."""
+    """Make a frozen record with slots of `cls`; its fields are its annotations, in order, with plain defaults."""
     annotations: dict[str, Any] = cls.__annotations__  # Any: types, or their text
     names = tuple(annotations)
     body = {name: value for name, value in vars(cls).items() if name not in (*names, "__dict__", "__weakref__")}
@@ -26,24 +26,24 @@ def record(cls: type[T]) -> type[T]:
         cls.__bases__,
         {**_SHARED, **body, "__qualname__": cls.__qualname__, "__slots__": names, "__match_args__": names},
     )
-    made.__dataclass_fields__ = _Fields(defaults)
-    made.__init__ = _initialiser(made, names, defaults)
+    made.__dataclass_fields__ = _LazyFields(defaults)
+    made.__init__ = _make_init(made, names, defaults)
     result: type[T] = made
     return result
 
 
-def as_dict(fact: Any) -> dict[str, object]:  # Any: every record, which have no class in common
-    """Return the fields of a record by name; what they hold is not converted."""
-    return dict(zip(fact.__match_args__, _values(fact), strict=True))
+def as_dict(instance: Any) -> dict[str, object]:  # Any: records have no common class
+    """Return the fields of a record by name; the values are not converted."""
+    return dict(zip(instance.__match_args__, _values(instance), strict=True))
 
 
-def _initialiser(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) -> Any:
-    # The slots' own setters: quicker than `object.__setattr__`, and they do not know that the record is frozen.
+def _make_init(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) -> Any:
+    # The setters of the slots are faster than `object.__setattr__`, and they bypass the frozen `__setattr__`.
     scope: dict[str, Any] = {f"_set_{name}": getattr(made, name).__set__ for name in names}
     scope |= {f"_default_{name}": default for name, default in defaults.items()}
     parameters = (f"{name}=_default_{name}" if name in defaults else name for name in names)
     lines = (f" _set_{name}(self, {name})" for name in names)
-    # Nothing but the field names of our own classes is put together here.
+    # Safe: the text consists of the field names of classes in memtools.
     exec(f"def __init__(self, {', '.join(parameters)}):\n" + "\n".join(lines), scope)
     initialiser: Any = scope["__init__"]
     initialiser.__qualname__ = f"{made.__qualname__}.__init__"
@@ -52,29 +52,29 @@ def _initialiser(made: Any, names: tuple[str, ...], defaults: dict[str, Any]) ->
     return initialiser
 
 
-class _Fields:
-    """What `dataclasses` wants to know of a record, worked out when it first asks."""
+class _LazyFields:
+    """The fields as `dataclasses` defines them, computed on first access."""
 
     def __init__(self, defaults: dict[str, Any]) -> None:
         self._defaults = defaults
 
     def __get__(self, instance: object, owner: type[Any]) -> dict[str, Any]:
-        from dataclasses import field, make_dataclass
+        from dataclasses import field, make_dataclass  # slow to load, and rarely needed
 
-        twin = make_dataclass(
+        copy = make_dataclass(
             owner.__name__,
             [
                 (name, kind, field(default=self._defaults[name])) if name in self._defaults else (name, kind)
                 for name, kind in owner.__annotations__.items()
             ],
         )
-        owner.__dataclass_fields__ = vars(twin)["__dataclass_fields__"]
+        owner.__dataclass_fields__ = vars(copy)["__dataclass_fields__"]
         fields: dict[str, Any] = owner.__dataclass_fields__
         return fields
 
 
-class _Shared:
-    """The methods that all records have, whatever their fields."""
+class _SharedMethods:
+    """The methods that do not depend on the fields."""
 
     __match_args__: ClassVar[tuple[str, ...]]
 
@@ -104,13 +104,13 @@ class _Shared:
 
 
 _SHARED = {
-    name: vars(_Shared)[name]
+    name: vars(_SharedMethods)[name]
     for name in ("__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__reduce__", "__replace__")
 }
 
 
-def _values(fact: Any) -> tuple[Any, ...]:
-    return tuple([getattr(fact, name) for name in fact.__match_args__])
+def _values(instance: Any) -> tuple[Any, ...]:
+    return tuple([getattr(instance, name) for name in instance.__match_args__])
 
 
 def _frozen(message: str) -> AttributeError:

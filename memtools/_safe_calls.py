@@ -1,6 +1,7 @@
-"""Calls of foreign code that cannot harm the caller: leave out what keeps failing, log it rarely, abandon it when late.
+"""Circuit breaker, rate-limited log, and calls that can be abandoned.
 
-Used wherever memtools calls a function of the program or of another library: hooks, callbacks, actions, channels.
+For every function of the program or of another library that memtools calls: hooks, callbacks, actions, channels. A call
+that fails, or never returns, must not harm memtools, and a report about it must not harm the program.
 """
 
 import logging
@@ -17,14 +18,17 @@ RETRY_AFTER_S: Final = 300.0
 
 
 class CircuitBreaker:
-    """Leave out a call that failed several times in a row, and try it again after a while.
+    """Skip a call that failed several times in a row, and try it again after a while.
 
-    Closed: the call may be made. Open, after `failures` failures in a row: not for `retry_after_s` seconds; then one
-    trial decides. Not thread-safe: the owner of the breaker serialises the calls.
+    Closed, the call may be made. After `failures` failures in a row the breaker is open for `retry_after_s` seconds;
+    then one trial decides. Not thread-safe: the owner of the breaker serialises the calls.
 
     Args:
         failures: how many failures in a row open it.
         retry_after_s: seconds until the trial; infinite for never.
+
+    Attributes:
+        failures_in_a_row: the failures since the last success.
     """
 
     __slots__ = ("_failures", "_retry_after_s", "_retry_at", "failures_in_a_row")
@@ -36,7 +40,7 @@ class CircuitBreaker:
         self._retry_at = float("-inf")
 
     def is_open(self, now: float) -> bool:
-        """Whether to leave out the call at `now`, in seconds of a monotonic clock."""
+        """Return whether to skip the call at `now`, in seconds of a monotonic clock."""
         return self.failures_in_a_row >= self._failures and now < self._retry_at
 
     def record_success(self) -> None:
@@ -72,7 +76,7 @@ class RateLimitedLogger:
         self._last: dict[object, list[float]] = {}  # key: when it was logged, how many were suppressed since
 
     def error(self, key: object, message: str, *arguments: object, error: BaseException | None = None) -> bool:
-        """Log an error with the traceback of `error`, by default the one being handled; return whether it was logged."""
+        """Log an error with the traceback of `error`, by default the handled one; return whether it was logged."""
         return self._report(logging.ERROR, key, message, arguments, error or sys.exception())
 
     def warning(self, key: object, message: str, *arguments: object, error: BaseException | None = None) -> bool:
@@ -109,14 +113,19 @@ class RateLimitedLogger:
 class AbandonableCall(Generic[T]):
     """A call in a daemon thread of its own, which the caller can stop waiting for.
 
-    A plain function cannot be interrupted from outside; so a call that is late is abandoned: its thread runs on, and
-    what it returns or raises in the end is dropped. Whether the call ended or was abandoned is decided once: exactly one
-    of `wait` (returning True) and `abandon` (returning True) holds.
+    A plain function cannot be interrupted from outside, so a late call is abandoned: its thread runs on, and its result
+    or exception is dropped. Whether the call ended in time or was abandoned is decided once, by a lock: `abandon`
+    returns True only if the call has not ended yet.
 
     Args:
         function: called without arguments.
         name: the name of the thread.
         on_late_end: called in the thread when the call ends after it was abandoned.
+
+    Attributes:
+        thread: the thread; None before `start`.
+        value: what the call returned; None before its end, and if it was abandoned.
+        error: what the call raised; None before its end, and if it was abandoned.
     """
 
     __slots__ = ("_ended", "_function", "_name", "_on_late_end", "_outcome", "error", "thread", "value")

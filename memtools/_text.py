@@ -1,19 +1,21 @@
-"""Text from outside made safe to print, and measured and truncated in terminal columns.
+"""Printable text, and its width and truncation in terminal columns.
 
-A name may come from a request or from a file: no character in it may move the cursor, colour the screen, reverse the
-direction of writing or begin a new line in a log.
+A name may come from a request or a file: no character in it may move the cursor, colour the screen, reverse the
+direction of writing or start a new line in a log.
+
+A file of its own because reports, alerts, the monitor and the ledger all print such names.
 """
 
 import unicodedata
 from typing import Final
 
-# Controls (ANSI escapes begin with one), formats (bidirectional marks, zero width), surrogates, private use, unassigned,
-# separators that end a line.
+# Control characters (ANSI escape sequences start with one), format characters (bidirectional marks, zero width),
+# surrogates, private use, unassigned, and separators that end a line.
 _HARMFUL: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def printable(text: str, max_length: int | None = None) -> str:
-    """Return `text` with every character that does more than take its place replaced by its Python escape.
+    """Return `text` with every character that is not simply shown replaced by its Python escape.
 
     Args:
         text: from anywhere.
@@ -34,7 +36,7 @@ def display_width(text: str) -> int:
 
 
 def truncate_middle(text: str, width: int, *, mark: str = "…") -> str:
-    """Return `text` in at most `width` columns; the middle is left out, since both ends tell names apart."""
+    """Return `text` in at most `width` columns, without its middle: both ends are needed to tell names apart."""
     if display_width(text) <= width:
         return text
     left = max(width - len(mark), 0)

@@ -1,11 +1,8 @@
-"""What may be set from outside: one frozen, checked record, from arguments and from the environment.
+"""Checked settings, from arguments and from the environment.
 
-Covers: the names, their forms, arguments before environment. Leaves to others: defaults (whoever uses a setting has its
-own), what a share is a share of (`memtools.readings`), and whether two settings fit the machine (`MemoryMonitor`).
-
-Nothing is read when this is imported. What memtools reads from the environment without being asked (`MEMTOOLS_LIMIT`,
-`MEMTOOLS_METER`, `MEMTOOLS_ENABLED`, `MEMTOOLS_NATIVE`) it reads in any case; here it can be checked at the start of a
-program, and taken from elsewhere.
+Nothing is read when this module is imported. memtools itself reads `MEMTOOLS_LIMIT`, `MEMTOOLS_METER`,
+`MEMTOOLS_ENABLED` and `MEMTOOLS_NATIVE` where it needs them; this record lets a program check them at its start, and
+take them from another source.
 """
 
 import os
@@ -33,7 +30,7 @@ class MonitorSettings(TypedDict, total=False):
 
 @record
 class Config:
-    """Settings of memtools, checked. None means "not said": whoever uses the setting has a default of its own.
+    """Checked settings of memtools. None means "not set": the class or function that takes the setting has a default.
 
     ```python
     config = Config.from_env(warning="60%", environ={"MEMTOOLS_CRITICAL": "80%"})
@@ -42,17 +39,17 @@ class Config:
 
     Attributes:
         enabled: whether decorators do anything.
-        meter: who counts: `"native"`, `"tracemalloc"` or `"rss"`.
-        native: whether the C parts may be used; only the environment can say so to memtools itself, as it is asked
-            while memtools is imported.
-        limit: what the process may use: bytes, a size, or a share of what the system allows.
+        meter: `"native"`, `"tracemalloc"` or `"rss"`.
+        native: whether the C extensions may be used; memtools itself reads only the environment variable, while it is
+            imported.
+        limit: the memory that the process may use: bytes, a size, or a share of the system's limit.
         warning: the monitor's threshold: bytes, a size, or a share of the effective limit.
         critical: the same for its higher level.
-        cleanup_interval: seconds between the monitor's light clean-ups; 0 for none.
-        sample_every: operations between two of its looks.
+        cleanup_interval: seconds between the monitor's minor collections; 0 for none.
+        sample_every: operations between two samples of the monitor.
 
     Raises:
-        ConfigError: at construction, for a value that makes no sense, naming it.
+        ConfigError: at construction, for an invalid value, with the name of the field.
     """
 
     enabled: bool | None = None
@@ -65,8 +62,8 @@ class Config:
     sample_every: int | None = None
 
     def __new__(cls, *values: object, **named: object) -> Self:
-        """Check the values before there is a record."""
-        _check(dict(zip(_CHECKS, values, strict=False)) | named, lambda name: name)
+        """Check the values before the record is made."""
+        _validate(dict(zip(_PARSERS, values, strict=False)) | named, lambda name: name)
         return object.__new__(cls)
 
     @classmethod
@@ -84,90 +81,91 @@ class Config:
         cleanup_interval: float | None = None,
         sample_every: int | None = None,
     ) -> "Config":
-        """Return the settings: arguments first, then the environment as it is now.
+        """Return the settings: arguments first, then the current environment.
 
-        A variable is the prefix and the field's name in capitals: `MEMTOOLS_SAMPLE_EVERY=10`. An empty one is not set.
+        A variable is the prefix and the field's name in capitals: `MEMTOOLS_SAMPLE_EVERY=10`. An empty variable counts
+        as not set.
 
         Args:
-            prefix: what our variables begin with; they should be the only ones that do.
-            environ: where to look instead of `os.environ`.
-            enabled: see the class, as for the rest.
-            meter: the same.
-            native: the same.
-            limit: the same.
-            warning: the same.
-            critical: the same.
-            cleanup_interval: the same.
-            sample_every: the same.
+            prefix: the prefix of the variables; no other variables may have it.
+            environ: the environment, instead of `os.environ`.
+            enabled: see the class.
+            meter: see the class.
+            native: see the class.
+            limit: see the class.
+            warning: see the class.
+            critical: see the class.
+            cleanup_interval: see the class.
+            sample_every: see the class.
 
         Raises:
-            ConfigError: for a value that makes no sense, naming argument or variable, and for a variable with our
-                prefix that nobody knows, listing those that are known; its value is not shown.
+            ConfigError: for an invalid value, with the name of the argument or variable; and for an unknown variable
+                with the prefix, with the list of known ones. The value of an unknown variable is not shown.
         """
-        given = {
+        arguments = {
             "enabled": enabled, "meter": meter, "native": native, "limit": limit, "warning": warning,
             "critical": critical, "cleanup_interval": cleanup_interval, "sample_every": sample_every,
         }  # fmt: skip
-        said = {name: value for name, value in given.items() if value is not None}
-        found = _found(_parse_prefix(prefix), os.environ if environ is None else environ)
-        _check(found | said, lambda name: name if name in said else prefix + name.upper())
-        return cls(**(found | said))  # type: ignore[arg-type]  # checked above, field by field
+        given = {name: value for name, value in arguments.items() if value is not None}
+        found = _from_environ(_parse_prefix(prefix), os.environ if environ is None else environ)
+        _validate(found | given, lambda name: name if name in given else prefix + name.upper())
+        return cls(**(found | given))  # type: ignore[arg-type]  # checked above, field by field
 
     def monitor(self) -> MonitorSettings:
-        """Return what was said of the monitor, as arguments: `MemoryMonitor(**config.monitor())`."""
-        said = {name: value for name, value in as_dict(self).items() if value is not None}
-        return cast("MonitorSettings", {name: said[name] for name in MonitorSettings.__annotations__ if name in said})
+        """Return the settings of the monitor that are set, as arguments: `MemoryMonitor(**config.monitor())`."""
+        given = {name: value for name, value in as_dict(self).items() if value is not None}
+        return cast("MonitorSettings", {name: given[name] for name in MonitorSettings.__annotations__ if name in given})
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
         return as_dict(self)
 
 
-def _share(value: object, *, name: str) -> int:
-    # The form only: nothing is read here, so a share is taken of a limit that is as good as any.
+def _parse_size_or_share(value: object, *, name: str) -> int:
+    # Only the form is checked: the limit is not read here, so any number will do for it.
     return parse_size(value, name=name, percent_of=lambda: 10**12)
 
 
-def _switch(value: object, *, name: str) -> bool:
+def _parse_bool(value: object, *, name: str) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(name, value, "True or False")
     return value
 
 
-def _meter(value: object, *, name: str) -> str:
+def _parse_meter(value: object, *, name: str) -> str:
     return parse_choice(value, METERS, name=name)
 
 
-def _count(value: object, *, name: str) -> int:
+def _parse_count(value: object, *, name: str) -> int:
     return parse_count(value, name=name)
 
 
-def _seconds(value: object, *, name: str) -> float:
+def _parse_seconds(value: object, *, name: str) -> float:
     return parse_seconds(value, name=name)
 
 
-# By field: what refuses a wrong value. The order is that of the record.
-_CHECKS: Final[dict[str, Callable[..., object]]] = {
-    "enabled": _switch,
-    "meter": _meter,
-    "native": _switch,
-    "limit": _share,
-    "warning": _share,
-    "critical": _share,
-    "cleanup_interval": _seconds,
-    "sample_every": _count,
+# The parser of each field, in the order of the record.
+_PARSERS: Final[dict[str, Callable[..., object]]] = {
+    "enabled": _parse_bool,
+    "meter": _parse_meter,
+    "native": _parse_bool,
+    "limit": _parse_size_or_share,
+    "warning": _parse_size_or_share,
+    "critical": _parse_size_or_share,
+    "cleanup_interval": _parse_seconds,
+    "sample_every": _parse_count,
 }
 
 
-def _check(values: Mapping[str, object], title: Callable[[str], str]) -> None:
+def _validate(values: Mapping[str, object], title: Callable[[str], str]) -> None:
     for name, value in values.items():
-        if name in _CHECKS and value is not None:
-            _CHECKS[name](value, name=title(name))
+        if name in _PARSERS and value is not None:
+            _PARSERS[name](value, name=title(name))
 
     warning, critical = values.get("warning"), values.get("critical")
     if warning is None or critical is None or _is_share(warning) is not _is_share(critical):
-        return  # a share and a size can be compared on the machine only: the monitor does
-    if _share(warning, name="warning") >= _share(critical, name="critical"):
+        return  # a share and a size can only be compared on the machine: the monitor does it
+    if _parse_size_or_share(warning, name="warning") >= _parse_size_or_share(critical, name="critical"):
         raise ConfigError(title("warning"), warning, f"less than {title('critical')}, which is {critical!r}")
 
 
@@ -177,35 +175,37 @@ def _is_share(value: object) -> bool:
 
 def _parse_prefix(prefix: object) -> str:
     if not isinstance(prefix, str) or not prefix.strip():
-        raise ConfigError("prefix", prefix, "text that is not empty, such as 'MEMTOOLS_'")
+        raise ConfigError("prefix", prefix, "a text that is not empty, such as 'MEMTOOLS_'")
     return prefix
 
 
-def _found(prefix: str, environ: Mapping[str, str]) -> dict[str, object]:
-    known = {prefix + field.upper(): field for field in _CHECKS}
-    ours = {name: text for name, text in environ.items() if name.startswith(prefix)}
-    for name in sorted(ours):
+def _from_environ(prefix: str, environ: Mapping[str, str]) -> dict[str, object]:
+    known = {prefix + field.upper(): field for field in _PARSERS}
+    prefixed = {name: text for name, text in environ.items() if name.startswith(prefix)}
+    for name in sorted(prefixed):
         if name not in known:
             raise ConfigError("environment", name, f"one of {', '.join(sorted(known))}")
-    return {known[name]: _read(known[name], name, text.strip()) for name, text in ours.items() if text.strip()}
+    return {
+        known[name]: _parse_value(known[name], name, text.strip()) for name, text in prefixed.items() if text.strip()
+    }
 
 
-def _read(field: str, name: str, text: str) -> object:
+def _parse_value(field: str, name: str, text: str) -> object:
     if field == "enabled":
         parse_choice(text.lower(), _ON + _OFF, name=name)
         return text.lower() in _ON
     if field == "native":
-        return parse_choice(text, ("0", "1"), name=name) == "1"  # what memtools itself takes for a no is "0"
+        return parse_choice(text, ("0", "1"), name=name) == "1"  # memtools itself takes only "0" for off
     if field == "cleanup_interval":
-        return _number(text, float, name, "seconds as a finite number of at least 0")
+        return _parse_number(text, float, name, "seconds as a finite number of at least 0")
     if field == "sample_every":
-        return _number(text, int, name, "a whole number of at least 1")
+        return _parse_number(text, int, name, "a whole number of at least 1")
     return text
 
 
-def _number(text: str, kind: type[int] | type[float], name: str, accepted: str) -> int | float:
+def _parse_number(text: str, kind: type[int] | type[float], name: str, accepted: str) -> int | float:
     try:
-        # Digits as people write them: neither "1_000" nor the digits of other scripts.
+        # float() and int() would also accept "1_000" and the digits of other scripts.
         return kind(text if text.isascii() and "_" not in text else "")
     except ValueError:
         raise ConfigError(name, text, accepted) from None

@@ -1,25 +1,28 @@
-"""What can go wrong, in words that carry their numbers.
+"""Every exception and warning of memtools.
 
-Every error of ours is a `MemtoolsError` and also the built-in error that a stranger would catch. Fields travel through
-`args` and are put into words by `__str__`, so that errors survive pickling between processes.
+Every exception derives from `MemtoolsError` and from the matching built-in exception. Fields are stored in `args`, so
+exceptions can be pickled.
 """
 
 import reprlib
+from typing import Final
 
-_SHOWN_AT_MOST = 200  # characters of a refused value
+_MAX_REPR_LENGTH: Final = 200  # characters of a refused value
 
 
 class MemtoolsError(Exception):
-    """The root of every error that memtools raises on purpose."""
+    """Base class of all exceptions that memtools raises on purpose."""
 
 
-class ConfigError(MemtoolsError, ValueError):
-    """An argument, option or environment value that makes no sense; nothing has been changed.
+class ConfigError(MemtoolsError, ValueError, TypeError):
+    """An argument, option or environment variable is invalid; nothing has been changed.
+
+    It is a ValueError and a TypeError, because it is raised for a wrong value and for a wrong type.
 
     Attributes:
-        name: the argument that was refused.
-        value: what was given.
-        accepted: the accepted forms, in words.
+        name: the argument or variable.
+        value: the refused value.
+        accepted: what is accepted instead.
     """
 
     def __init__(self, name: str, value: object, accepted: str) -> None:
@@ -29,81 +32,15 @@ class ConfigError(MemtoolsError, ValueError):
         self.accepted = accepted
 
     def __str__(self) -> str:
-        return f"{self.name}={_shown(self.value)} is not accepted: use {self.accepted}"
-
-
-class BudgetExceeded(MemtoolsError, RuntimeError):
-    """An owner used more memory than its budget.
-
-    Not a `MemoryError`: task queues treat that one as the end of the worker.
-
-    Attributes:
-        scope: the name of the owner.
-        used_bytes: what it used when it was stopped, in bytes.
-        budget_bytes: what it was allowed, in bytes.
-        measure: which figure was held against the budget: `"peak"`, `"retained"` or `"rss"`.
-    """
-
-    def __init__(self, scope: str, used_bytes: int, budget_bytes: int, measure: str = "peak") -> None:
-        super().__init__(scope, used_bytes, budget_bytes, measure)
-        self.scope = scope
-        self.used_bytes = used_bytes
-        self.budget_bytes = budget_bytes
-        self.measure = measure
-
-    def __str__(self) -> str:
-        used, budget = _amounts(self.used_bytes, self.budget_bytes)
-        return f"{self.scope} used {used}, budget {budget} ({self.measure})"
-
-
-class ScopeClosed(MemtoolsError, RuntimeError):
-    """Work was handed to a scope that has ended or not begun.
-
-    Attributes:
-        scope: the name of the scope.
-        reason: why it takes no work.
-    """
-
-    def __init__(self, scope: str, reason: str = "it is closed") -> None:
-        super().__init__(scope, reason)
-        self.scope = scope
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.scope} takes no work: {self.reason}"
-
-
-class LeakError(MemtoolsError, AssertionError):
-    """Something grows with each call of what was tested.
-
-    Attributes:
-        tested: the name of the function or test.
-        findings: what grew, per call, and who holds it; one line each.
-    """
-
-    def __init__(self, tested: str, findings: tuple[str, ...]) -> None:
-        super().__init__(tested, findings)
-        self.tested = tested
-        self.findings = findings
-
-    def __str__(self) -> str:
-        return "\n  ".join((f"{self.tested} leaks", *self.findings))
-
-
-class MemtoolsWarning(Warning):
-    """The root of every warning that memtools gives."""
-
-
-class LeakWarning(MemtoolsWarning, ResourceWarning):
-    """Something may leak, or could not be told from a leak; hidden by default as every `ResourceWarning`."""
+        return f"{self.name}={_short_repr(self.value)} is not accepted: use {self.accepted}"
 
 
 class MissingExtraError(MemtoolsError, ImportError):
-    """A part was used that needs a library which is not installed; the text is the command that installs it.
+    """A library that this part needs is not installed; the message is the command that installs it.
 
     Attributes:
-        module: the library that is missing.
-        extra: the extra of memtools that brings it.
+        module: the missing library.
+        extra: the extra of memtools that installs it.
     """
 
     def __init__(self, module: str, extra: str) -> None:
@@ -115,30 +52,58 @@ class MissingExtraError(MemtoolsError, ImportError):
         return f"{self.module} is not installed: pip install 'memtools[{self.extra}]'"
 
 
-def _amounts(used_bytes: int, budget_bytes: int) -> tuple[str, str]:
-    # In MiB, unless rounding would hide by how much the budget was missed. `units` stands above this module.
-    used, budget = f"{used_bytes / 2**20:.1f} MiB", f"{budget_bytes / 2**20:.1f} MiB"
-    if used == budget or budget_bytes < 2**20:
-        return f"{used_bytes:,} B", f"{budget_bytes:,} B"
-    return used, budget
+class ReadingError(MemtoolsError, OSError):
+    """The operating system did not report a figure of this process, and no other source has it.
+
+    It is an error because a wrong number would be worse: budgets and thresholds act on it. `errno`, `strerror` and
+    `filename` give the reason, as in every `OSError`: most often the process has no free file descriptor (EMFILE), or
+    /proc is not mounted.
+    """
 
 
-def _shown(value: object) -> str:
-    # Whatever was refused is a stranger's object: its `repr` may be endless, or fail (an int of 5,000 digits does).
-    try:
-        text = repr(value)
-    except Exception:
-        return f"<a {type(value).__name__} that cannot be shown>"
-    return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}…"
+class BudgetExceeded(MemtoolsError, RuntimeError):
+    """A scope, a call or a task used more memory than its budget.
+
+    It is not a `MemoryError`, because task queues end the worker for that one.
+
+    Attributes:
+        scope: the name of the scope, call or task.
+        used_bytes: the memory used when this was found, in bytes.
+        budget_bytes: the budget, in bytes.
+        measure: the figure that was compared with the budget: `"peak"`, `"retained"` or `"rss"`.
+    """
+
+    def __init__(self, scope: str, used_bytes: int, budget_bytes: int, measure: str = "peak") -> None:
+        super().__init__(scope, used_bytes, budget_bytes, measure)
+        self.scope = scope
+        self.used_bytes = used_bytes
+        self.budget_bytes = budget_bytes
+        self.measure = measure
+
+    def __str__(self) -> str:
+        used, budget = _format_pair(self.used_bytes, self.budget_bytes)
+        return f"{self.scope} used {used}, budget {budget} ({self.measure})"
 
 
-# What a cache refuses, in words.
-#
-# Leaves to others: arguments that make no sense (`memtools.errors.ConfigError`).
+class ScopeClosed(MemtoolsError, RuntimeError):
+    """A scope or component that has ended or not started was asked to do work.
+
+    Attributes:
+        scope: the name of the scope or component.
+        reason: why it does not accept work.
+    """
+
+    def __init__(self, scope: str, reason: str = "it is closed") -> None:
+        super().__init__(scope, reason)
+        self.scope = scope
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.scope} takes no work: {self.reason}"
 
 
 class NotWeakReferenceable(MemtoolsError, TypeError):
-    """A value that cannot be weakly referenced was put into a cache that only refers weakly; nothing has been changed.
+    """A cache without strong references was given a value that cannot be weakly referenced; nothing has been changed.
 
     Attributes:
         kind: the name of the value's type.
@@ -156,7 +121,7 @@ class NotWeakReferenceable(MemtoolsError, TypeError):
 
 
 class RecursiveFactory(MemtoolsError, RuntimeError):
-    """A factory waits for the very key that it is making, itself or through other factories: it would wait for ever.
+    """A factory waits for the key that it is making, directly or through other factories: it would never return.
 
     Attributes:
         key: the key as text.
@@ -168,7 +133,7 @@ class RecursiveFactory(MemtoolsError, RuntimeError):
 
     @classmethod
     def of(cls, key: object) -> "RecursiveFactory":
-        """Return the error for `key`, shown shortly: an error must not keep a stranger's object alive."""
+        """Return the error for `key`; it holds a short text of the key, and does not keep the key alive."""
         return cls(reprlib.repr(key))
 
     def __str__(self) -> str:
@@ -176,7 +141,7 @@ class RecursiveFactory(MemtoolsError, RuntimeError):
 
 
 class NotPicklable(MemtoolsError, TypeError):
-    """A cache was to be pickled.
+    """A cache cannot be pickled.
 
     Attributes:
         kind: the name of the cache's type.
@@ -187,4 +152,46 @@ class NotPicklable(MemtoolsError, TypeError):
         self.kind = kind
 
     def __str__(self) -> str:
-        return f"cannot pickle {self.kind}: its values belong to others; pickle dict(cache.items()) if you want a copy"
+        return f"cannot pickle {self.kind}: its values are shared; pickle dict(cache.items()) if you want a copy"
+
+
+class LeakError(MemtoolsError, AssertionError):
+    """The tested function leaks: something grows with each call.
+
+    Attributes:
+        tested: the name of the function or test.
+        findings: what grew per call, and which object holds it; one line each.
+    """
+
+    def __init__(self, tested: str, findings: tuple[str, ...]) -> None:
+        super().__init__(tested, findings)
+        self.tested = tested
+        self.findings = findings
+
+    def __str__(self) -> str:
+        return "\n  ".join((f"{self.tested} leaks", *self.findings))
+
+
+class MemtoolsWarning(Warning):
+    """Base class of all warnings of memtools."""
+
+
+class LeakWarning(MemtoolsWarning, ResourceWarning):
+    """A possible leak, or growth that cannot be told from one; hidden by default like every `ResourceWarning`."""
+
+
+def _format_pair(used_bytes: int, budget_bytes: int) -> tuple[str, str]:
+    # In MiB, unless rounding would hide the difference. `format_size` cannot be used: `units` imports this module.
+    used, budget = f"{used_bytes / 2**20:.1f} MiB", f"{budget_bytes / 2**20:.1f} MiB"
+    if used == budget or budget_bytes < 2**20:
+        return f"{used_bytes:,} B", f"{budget_bytes:,} B"
+    return used, budget
+
+
+def _short_repr(value: object) -> str:
+    # The refused value can be any object: its `repr` may be very long, or raise (that of an int of 5,000 digits does).
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<a {type(value).__name__} that cannot be shown>"
+    return text if len(text) <= _MAX_REPR_LENGTH else f"{text[:_MAX_REPR_LENGTH]}…"

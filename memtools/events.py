@@ -1,18 +1,17 @@
-"""Tell every listener; a listener that breaks is logged once and counted, never raised.
+"""Events of memtools, and hooks that are called with them.
 
-Threads: subscribing, leaving and emitting are safe from any thread. A hook runs in the thread that emits, so it should
-return soon.
+A hook that raises is logged once and counted; the exception never reaches the code that emits the event. Subscribing,
+closing and emitting are safe from any thread. A hook runs in the thread that emits, so it should return soon.
 """
 
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable
 from enum import Enum, auto
 from types import TracebackType
 from typing import Self, TypeAlias
 
+from memtools._forks import register_after_fork
 from memtools._records import record
 from memtools.errors import ConfigError
 from memtools.readings import Level, Reading
@@ -30,33 +29,29 @@ __all__ = [
     "ScopeEnded",
     "Subscription",
     "TaskAbandoned",
-    "emit",
-    "has_listeners",
     "statistics",
     "subscribe",
 ]
 
+_log = logging.getLogger("memtools.events")
 
-# The facts that memtools tells, one frozen record each.
-#
-# Leaves to others: who listens (`memtools.events.subscribe`). Records hold numbers and names, never live objects, so that
-# a hook that keeps them keeps nothing else alive.
+# The records hold numbers and names, never live objects: a hook that stores events keeps no other object alive.
 
 
 @record
 class ScopeEnded:
-    """A scope, a decorated call or a task has ended, and this is what it used.
+    """A scope, a decorated call or a task has ended; these are its figures.
 
     Attributes:
-        name: the owner's name.
+        name: the name of the scope, call or task.
         kind: `"scope"`, `"call"` or `"task"`.
-        path: names from the outermost owner down to this one.
+        path: the names from the outermost scope to this one.
         retained_bytes: bytes that it allocated and that were alive at its end.
         peak_bytes: its highest simultaneous live bytes.
         resident_delta_bytes: change of the resident memory of the whole process.
         duration_s: wall time in seconds.
-        meter: which meter took the figures.
-        exact: False where others may have leaked into the figures.
+        meter: the meter that measured the figures.
+        exact: False if the figures may include allocations of other code.
         failed: whether it ended with an exception.
     """
 
@@ -74,13 +69,13 @@ class ScopeEnded:
 
 @record
 class HighUsage:
-    """An owner passed its warning size; the guide's "High memory increase".
+    """A scope, a call or a task used more than its warning size.
 
     Attributes:
-        name: the owner's name.
+        name: the name of the scope, call or task.
         kind: `"scope"`, `"call"` or `"task"`.
-        used_bytes: what it used.
-        warn_bytes: the size that it passed.
+        used_bytes: the memory that it used.
+        warn_bytes: the warning size.
         largest: up to three of its children with the highest peaks, as (name, peak in bytes).
     """
 
@@ -93,15 +88,15 @@ class HighUsage:
 
 @record
 class BudgetOverrun:
-    """An owner used more than its budget; told whether or not an exception follows.
+    """A scope, a call or a task used more than its budget; emitted whether or not an exception follows.
 
     Attributes:
-        name: the owner's name.
+        name: the name of the scope, call or task.
         kind: `"scope"`, `"call"` or `"task"`.
-        used_bytes: what it used when this was seen.
-        budget_bytes: what it was allowed.
+        used_bytes: the memory that it used when this was found.
+        budget_bytes: its budget.
         measure: `"peak"`, `"retained"` or `"rss"`.
-        in_flight: True when it was seen before the owner ended.
+        in_flight: True if this was found before it ended.
     """
 
     name: str
@@ -114,12 +109,12 @@ class BudgetOverrun:
 
 @record
 class TaskAbandoned:
-    """A task scope ended while a task of it went on in spite of being cancelled.
+    """A task scope ended while one of its tasks still ran, although it had been cancelled.
 
     Attributes:
         scope: the name of the task scope.
         task: the name of the task.
-        grace_s: how long it was waited for after the cancellation, in seconds.
+        grace_s: how long the scope waited for it after the cancellation, in seconds.
     """
 
     scope: str
@@ -129,10 +124,10 @@ class TaskAbandoned:
 
 @record
 class MemorySampled:
-    """The monitor has looked at the process.
+    """The monitor has taken a sample.
 
     Attributes:
-        reading: what it saw.
+        reading: memory in use, and the limit.
         level: how short memory is, by the monitor's thresholds and its hysteresis.
     """
 
@@ -142,13 +137,13 @@ class MemorySampled:
 
 @record
 class LevelChanged:
-    """The monitor moved from one level to another; the way back to `NORMAL` is told as well.
+    """The monitor moved from one level to another; going back to `NORMAL` is an event, too.
 
     Attributes:
-        before: the level that was left.
-        after: the level that was entered.
+        before: the level before.
+        after: the level now.
         reading: the reading that decided.
-        threshold_bytes: the threshold that was passed, as used bytes; going down, the one that was left behind.
+        threshold_bytes: the threshold that was crossed, as used bytes.
     """
 
     before: Level
@@ -159,14 +154,14 @@ class LevelChanged:
 
 @record
 class CleanupEnded:
-    """Memory was given back on purpose, or that was tried.
+    """A reclaim pass has ended, in which at least one step ran.
 
     Attributes:
         level: how short memory was.
-        before_bytes: resident memory before the first step.
-        after_bytes: resident memory after the last step.
-        steps: the steps that were taken, as (name, bytes given back as far as known, seconds).
-        duration_s: wall time of them all.
+        before_bytes: memory in use before the first step.
+        after_bytes: memory in use after the last step.
+        steps: the steps that ran, as (name, freed bytes as far as known, seconds).
+        duration_s: wall time of the pass.
     """
 
     level: Level
@@ -178,13 +173,13 @@ class CleanupEnded:
 
 @record
 class ReclaimIneffective:
-    """Every step was taken, and the process is still above the exit of its level; told once, until it has got below.
+    """All clean-up steps ran, and usage is still above the target; emitted once, until usage has been below it again.
 
     Attributes:
         level: how short memory is.
-        used_bytes: what is in use after the last step.
-        target_bytes: what it would have had to get below.
-        largest: up to three owners with the most live bytes, as (name, bytes).
+        used_bytes: memory in use after the last step.
+        target_bytes: usage should be below this.
+        largest: up to three scopes, calls or tasks with the most live bytes, as (name, bytes).
     """
 
     level: Level
@@ -195,10 +190,10 @@ class ReclaimIneffective:
 
 @record
 class PressureSignal:
-    """The kernel, or whoever writes to `$MEMORY_PRESSURE_WATCH`, says that memory is short.
+    """The kernel reports memory pressure, or a program wrote to `$MEMORY_PRESSURE_WATCH`.
 
     Attributes:
-        source: the file that said so.
+        source: the file that reported it.
     """
 
     source: str
@@ -216,49 +211,62 @@ Event: TypeAlias = (
     | PressureSignal
 )
 
-_log = logging.getLogger("memtools.events")
-
 
 @record
 class DispatchStatistics:
-    """How the listeners fared.
+    """Counters of events and hooks.
 
     Attributes:
-        hooks: how many listen now.
-        emitted: events told to at least one hook.
-        broken: calls of a hook that raised.
-        skipped: events that a hook caused itself while it was being told one, and was therefore not told.
+        hooks: the hooks that are subscribed now.
+        emitted: events for which at least one hook was subscribed.
+        failed: calls of a hook that raised.
+        skipped: events that a hook caused while it ran, and that were not passed to this hook.
     """
 
     hooks: int
     emitted: int
-    broken: int
+    failed: int
     skipped: int
 
 
-class HookStatistics(Enum):
-    """How one hook took one event."""
+def subscribe(hook: Callable[[Event], object]) -> "Subscription":
+    """Call `hook` with every event, in the thread that emits it, until the subscription is closed.
 
-    WELL = auto()
-    BROKEN = auto()
-    SKIPPED = auto()
+    A hook that raises is logged once and counted. `KeyboardInterrupt`, `SystemExit` and cancellation propagate. An
+    event that the hook itself causes while it runs (by opening a scope, say) is passed to the other hooks only.
+
+    ```python
+    from memtools.events import BudgetOverrun, subscribe
+
+    with subscribe(lambda event: print(event) if isinstance(event, BudgetOverrun) else None):
+        ...
+    ```
+
+    Raises:
+        ConfigError: if `hook` cannot be called.
+    """
+    if not callable(hook):
+        raise ConfigError("hook", hook, "a callable that takes one event")
+    subscription = Subscription(hook)
+    _dispatcher.add(subscription)
+    return subscription
 
 
 class Subscription:
-    """One hook's place among the listeners, given by `subscribe`; ends by `close()` or at the end of a `with`."""
+    """A hook that is subscribed to events, made by `subscribe`; it ends by `close()` or with its `with` block."""
 
-    __slots__ = ("_closed", "_hook", "_reported", "_threads")
+    __slots__ = ("_closed", "_hook", "_is_logged", "_threads")
 
     def __init__(self, hook: Callable[[Event], object]) -> None:
         self._hook = hook
         self._closed = False
-        self._reported = False
-        self._threads: set[int] = set()  # those in which the hook runs now
+        self._is_logged = False
+        self._threads: set[int] = set()  # the threads in which the hook runs now
 
     def close(self) -> None:
-        """Stop listening; a second call does nothing. A call that has begun in another thread still ends."""
+        """Stop calling the hook; a second call does nothing. A call that runs in another thread is not interrupted."""
         self._closed = True
-        _hub.leave(self)
+        _dispatcher.remove(self)
 
     def __enter__(self) -> Self:
         return self
@@ -271,98 +279,83 @@ class Subscription:
     def __repr__(self) -> str:
         return f"Subscription({getattr(self._hook, '__qualname__', type(self._hook).__name__)})"
 
-    def tell(self, event: Event) -> HookStatistics:
-        """Call the hook; return how it went."""
+    def _call(self, event: Event) -> "_HookResult":
         thread = threading.get_ident()
-        # A hook that is itself profiled, or opens a scope, would otherwise be told of its own end without end.
+        # Without this a hook that is profiled, or that opens a scope, would be called with its own events for ever.
         if self._closed or thread in self._threads:
-            return HookStatistics.SKIPPED
+            return _HookResult.SKIPPED
 
         self._threads.add(thread)
         try:
             self._hook(event)
         except Exception:
-            self._report(event)
-            return HookStatistics.BROKEN
+            self._log_once(event)
+            return _HookResult.FAILED
         finally:
             self._threads.discard(thread)
-        return HookStatistics.WELL
+        return _HookResult.CALLED
 
-    def _report(self, event: Event) -> None:
-        if self._reported:
+    def _log_once(self, event: Event) -> None:
+        if self._is_logged:
             return
-        self._reported = True
+        self._is_logged = True
         _log.exception("%r failed on %s; it stays subscribed, later failures are only counted", self, event)
 
 
-class _Hub:
-    def __init__(self) -> None:
-        self.lock = threading.RLock()  # a finaliser may emit in the middle of an emit
-        # Replaced as a whole, never changed in place: a hook may subscribe or leave while an event is being told.
-        self.listeners: tuple[Subscription, ...] = ()
-        self._emitted = 0
-        self._broken = 0
-        self._skipped = 0
-
-    def join(self, subscription: Subscription) -> None:
-        with self.lock:
-            self.listeners = (*self.listeners, subscription)
-
-    def leave(self, subscription: Subscription) -> None:
-        with self.lock:
-            self.listeners = tuple(other for other in self.listeners if other is not subscription)
-
-    def tell(self, event: Event) -> None:
-        outcomes = [listener.tell(event) for listener in self.listeners]
-        with self.lock:
-            self._emitted += 1
-            self._broken += outcomes.count(HookStatistics.BROKEN)
-            self._skipped += outcomes.count(HookStatistics.SKIPPED)
-
-    def statistics(self) -> DispatchStatistics:
-        with self.lock:
-            return DispatchStatistics(len(self.listeners), self._emitted, self._broken, self._skipped)
-
-
-_hub = _Hub()
-
-
-def _renew_lock() -> None:
-    # A fork copies the lock as it was: held for ever, if another thread was counting at that moment.
-    _hub.lock = threading.RLock()
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
-def subscribe(hook: Callable[[Event], object]) -> Subscription:
-    """Have `hook` called with every event, in the thread where it happened, until the subscription is closed.
-
-    A hook that raises is logged once and counted. `KeyboardInterrupt`, `SystemExit` and cancellation pass. Events that
-    a hook causes itself while it runs (by opening a scope, say) are told to the others, not to it.
-
-    Raises:
-        ConfigError: if `hook` cannot be called.
-    """
-    if not callable(hook):
-        raise ConfigError("hook", hook, "a callable that takes one event")
-    subscription = Subscription(hook)
-    _hub.join(subscription)
-    return subscription
-
-
 def emit(event: Event) -> None:
-    """Tell `event` to all who listen; free of charge when nobody does."""
-    if _hub.listeners:
-        _hub.tell(event)
+    """Call every subscribed hook with `event`; without hooks this costs nothing."""
+    if _dispatcher.subscriptions:
+        _dispatcher.dispatch(event)
 
 
 def has_listeners() -> bool:
-    """Return whether anybody listens: for those to whom an event is dear to make."""
-    return bool(_hub.listeners)
+    """Return whether a hook is subscribed, so that code can skip making an expensive event."""
+    return bool(_dispatcher.subscriptions)
 
 
 def statistics() -> DispatchStatistics:
-    """Return how many listen, how much was told and how often a hook broke."""
-    return _hub.statistics()
+    """Return the counters of all events and hooks so far."""
+    return _dispatcher.statistics()
+
+
+class _HookResult(Enum):
+    CALLED = auto()
+    FAILED = auto()
+    SKIPPED = auto()
+
+
+class _Dispatcher:
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a finaliser may emit while an event is being dispatched
+        # Replaced as a whole, never changed: a hook may subscribe or close while an event is being dispatched.
+        self.subscriptions: tuple[Subscription, ...] = ()
+        self._emitted = 0
+        self._failed = 0
+        self._skipped = 0
+
+    def add(self, subscription: Subscription) -> None:
+        with self.lock:
+            self.subscriptions = (*self.subscriptions, subscription)
+
+    def remove(self, subscription: Subscription) -> None:
+        with self.lock:
+            self.subscriptions = tuple(other for other in self.subscriptions if other is not subscription)
+
+    def dispatch(self, event: Event) -> None:
+        results = [subscription._call(event) for subscription in self.subscriptions]
+        with self.lock:
+            self._emitted += 1
+            self._failed += results.count(_HookResult.FAILED)
+            self._skipped += results.count(_HookResult.SKIPPED)
+
+    def statistics(self) -> DispatchStatistics:
+        with self.lock:
+            return DispatchStatistics(len(self.subscriptions), self._emitted, self._failed, self._skipped)
+
+    def renew_lock(self) -> None:
+        # A fork copies the lock as it was: held for ever, if another thread was counting at that moment.
+        self.lock = threading.RLock()
+
+
+_dispatcher = _Dispatcher()
+register_after_fork(_dispatcher.renew_lock)

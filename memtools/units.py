@@ -1,9 +1,6 @@
-"""Sizes, counts and durations as people write them, and sizes as people read them.
+"""Parse sizes, counts, durations and choices, and format sizes.
 
-Covers: the one strict parser for sizes, the checks for whole numbers and seconds, the one formatter.
-Leaves to others: what a percentage is a share of (`memtools.readings.effective_limit`).
-
-`MB` is 10^6 bytes and `MiB` is 2^20 bytes (IEC 80000-13). A bare number is bytes. Output is always binary.
+`MB` is 10^6 bytes and `MiB` is 2^20 bytes (IEC 80000-13). A bare number is bytes. Output is always in binary units.
 """
 
 import re
@@ -28,7 +25,7 @@ _FACTORS = {
 _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*|%)\s*")
 _SIZE_FORMS = "bytes as a whole number, or text such as '512 MiB', '1.5 GB', '64 KiB' (B, kB, MB, GB, TB, KiB to TiB)"
 _PERCENT_FORM = ", or a share of the effective limit from '0%' to '100%'"
-_STEPS = ("B", "KiB", "MiB", "GiB", "TiB")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def parse_size(value: object, *, name: str = "size", percent_of: Callable[[], int | None] | None = None) -> int:
@@ -36,13 +33,13 @@ def parse_size(value: object, *, name: str = "size", percent_of: Callable[[], in
 
     Args:
         value: bytes as an int (or a float without a fraction), or text such as `"512 MiB"`.
-        name: what to call the argument in the error.
-        percent_of: gives the bytes that `"100%"` means, or None where they are not known; without it a percentage
-            is refused.
+        name: the name of the argument in the error.
+        percent_of: returns the bytes that `"100%"` means, or None if they are not known; without it a percentage is
+            refused.
 
     Raises:
         ConfigError: for anything else: negative, not finite, bool, unknown unit (`"512Mb"`, `"512Mi"`), over 100 %,
-            or a percentage where no limit is known.
+            or a percentage when `percent_of` returns None.
     """
     forms = _SIZE_FORMS + (_PERCENT_FORM if percent_of else "")
 
@@ -66,7 +63,7 @@ def _parse_text(value: str, name: str, forms: str, percent_of: Callable[[], int 
             raise ConfigError(name, value, forms)
         whole = percent_of()
         if whole is None:
-            raise ConfigError(name, value, "a size in bytes: no limit is known here that could be divided")
+            raise ConfigError(name, value, "a size in bytes: no limit is known of which this could be a share")
         return _scaled(number, whole) // 100
     if unit not in _FACTORS:
         raise ConfigError(name, value, forms)
@@ -74,17 +71,17 @@ def _parse_text(value: str, name: str, forms: str, percent_of: Callable[[], int 
 
 
 def _scaled(number: str, factor: int) -> int:
-    # Digits are multiplied as whole numbers: a float would lose bytes above 2**53.
+    # Multiplied as whole numbers: a float would lose bytes above 2**53.
     whole, _, fraction = number.partition(".")
     bytes_ = int(whole) * factor
     return bytes_ + int(fraction) * factor // 10 ** len(fraction) if fraction else bytes_
 
 
 def parse_count(value: object, *, name: str, minimum: int = 1) -> int:
-    """Return `value`, a whole number of at least `least`.
+    """Return `value`, a whole number of at least `minimum`.
 
     Raises:
-        ConfigError: for anything else; a bool is not a number here.
+        ConfigError: for anything else, bool included.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(name, value, f"a whole number of at least {minimum}")
@@ -97,7 +94,7 @@ def parse_seconds(value: object, *, name: str) -> float:
     Raises:
         ConfigError: for anything else.
     """
-    # Compared, not asked `isfinite`, which cannot take an int beyond the largest float; nan fails every comparison.
+    # Not `isfinite`, which cannot take an int beyond the largest float; nan fails every comparison.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
         raise ConfigError(name, value, "seconds as a finite number of at least 0")
     return float(value)
@@ -115,11 +112,11 @@ def parse_choice(value: object, choices: tuple[str, ...], *, name: str) -> str:
 
 
 def format_size(size_bytes: float) -> str:
-    """Return a size as people read it: `512.0 MiB`, `3 B`, `-1.5 KiB`."""
+    """Return a size with its unit: `512.0 MiB`, `3 B`, `-1.5 KiB`."""
     amount = float(round(size_bytes))
-    step = 0
-    # Judged as it will be shown: one byte short of a MiB is "1.0 MiB", not "1024.0 KiB".
-    while step < len(_STEPS) - 1 and round(abs(amount), 1) >= 1024:
+    unit = 0
+    # Rounded before it is compared: one byte short of a MiB is "1.0 MiB", not "1024.0 KiB".
+    while unit < len(_UNITS) - 1 and round(abs(amount), 1) >= 1024:
         amount /= 1024
-        step += 1
-    return f"{amount:.1f} {_STEPS[step]}" if step else f"{amount:.0f} B"
+        unit += 1
+    return f"{amount:.1f} {_UNITS[unit]}" if unit else f"{amount:.0f} B"

@@ -57,7 +57,7 @@ def _tracemalloc_sessions() -> dict[object, str]:
 
 
 def _subscriptions() -> dict[object, str]:
-    return {listener: repr(listener) for listener in events._hub.listeners}
+    return {listener: repr(listener) for listener in events._dispatcher.subscriptions}
 
 
 def _scopes() -> dict[object, str]:

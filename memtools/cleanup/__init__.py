@@ -1,6 +1,10 @@
-"""Things that can give memory back, and the ladder that asks them: who they are, in which order, for how long."""
+"""Give memory back when it runs short.
 
-from memtools.cleanup._reclaimer import Reclaimer, TokenBucket
+The registry knows the objects that can shrink; the reclaimer runs the clean-up steps, the cheapest first, and never for
+more than a small share of wall time.
+"""
+
+from memtools.cleanup._reclaimer import Reclaimer
 from memtools.cleanup._registry import Shrinkable, SlicedStep, Step, register, registered, unregister
 from memtools.cleanup._statistics import (
     ReclaimerStatistics,
@@ -26,7 +30,6 @@ __all__ = [
     "Step",
     "StepResult",
     "StepStatistics",
-    "TokenBucket",
     "TrimHeap",
     "default_steps",
     "register",

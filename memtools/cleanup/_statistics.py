@@ -1,6 +1,6 @@
-"""What one climb of the ladder did, and how the ladder fared so far.
+"""Frozen records of one reclaim pass and of all passes so far.
 
-Leaves to others: climbing (`_ladder`), telling whether a climb was worth it (`memtools.monitor`).
+A file of its own because users read these records, and neither the steps nor the reclaimer own them all.
 """
 
 from memtools._records import record
@@ -9,12 +9,13 @@ from memtools.readings import Level
 
 @record
 class StepResult:
-    """One step of one climb.
+    """What one step did in one pass.
 
     Attributes:
         name: the step.
-        freed_bytes: what it is known to have given back.
-        duration_s: its own time, in seconds of the ladder's clock; in `reclaim_async`, without the turns of others.
+        freed_bytes: the bytes that it is known to have freed.
+        duration_s: its own time, in seconds of the reclaimer's clock; `reclaim_async` does not count the time that
+            passes between two slices.
     """
 
     name: str
@@ -24,16 +25,16 @@ class StepResult:
 
 @record
 class ReclaimResult:
-    """What one climb did.
+    """What one reclaim pass did.
 
     Attributes:
         level: how short memory was.
-        before_bytes: what was in use before the first step.
-        after_bytes: what was in use after the last one.
-        steps: the steps that were taken, in order; those that had nothing to do or were held back are not among them.
-        duration_s: from the first step to the last, in seconds; in `reclaim_async`, with the turns of others.
-        is_effective: whether it got below the exit.
-        exhausted: whether the last step was passed, without being below the exit and without running out of time.
+        before_bytes: memory in use before the first step.
+        after_bytes: memory in use after the last step.
+        steps: the steps that ran, in order; a step that had nothing to do or was cooling down is not listed.
+        duration_s: seconds from start to finish; `reclaim_async` counts the time between two slices, too.
+        is_effective: whether usage is below the target.
+        exhausted: whether every step has run to its end and usage is still not below the target.
     """
 
     level: Level
@@ -47,21 +48,21 @@ class ReclaimResult:
 
 @record
 class StepStatistics:
-    """How one step fared.
+    """Counters of one step.
 
     Attributes:
         name: the step.
-        taken: climbs in which it was taken.
-        freed_bytes: what it is known to have given back, in all.
+        runs: the passes in which it ran.
+        freed_bytes: the bytes that it is known to have freed, in all.
         spent_s: its own time in all, in seconds.
-        longest_slice_s: the longest time for which it kept others waiting, in seconds.
+        longest_slice_s: the longest time for which it blocked the thread or the event loop, in seconds.
         failures: how often it raised.
         overruns: how often it did not return by its deadline.
-        is_left_out: whether it is left out for now, having failed too often in a row.
+        is_left_out: whether it is skipped for now because it failed five times in a row.
     """
 
     name: str
-    taken: int
+    runs: int
     freed_bytes: int
     spent_s: float
     longest_slice_s: float
@@ -72,13 +73,13 @@ class StepStatistics:
 
 @record
 class ShrinkableStatistics:
-    """A registered thing, alive, that raised or did not return by its deadline.
+    """A registered object, still alive, whose `shrink` raised or returned late.
 
     Attributes:
-        name: its class, and its own name where it has one.
+        name: its class, and its attribute `name` if it has one.
         failures: how often its `shrink` raised.
-        overruns: how often it returned late.
-        is_left_out: whether it is left out for now, having failed too often in a row.
+        overruns: how often its `shrink` returned late.
+        is_left_out: whether it is skipped for now because it failed five times in a row.
     """
 
     name: str
@@ -89,13 +90,13 @@ class ShrinkableStatistics:
 
 @record
 class ShrinkStatistics:
-    """How asking the registered things fared.
+    """Counters of all calls of `shrink` on registered objects.
 
     Attributes:
-        asked: calls of a `shrink`.
-        failures: how many of them raised.
-        overruns: how many of them returned late.
-        troubled: the living things that did either, worst first, ten at most.
+        calls: how often a `shrink` was called.
+        failures: how many of these calls raised.
+        overruns: how many of these calls returned late.
+        failing: the living objects with failures or overruns, the worst first, at most ten.
     """
 
     calls: int
@@ -106,18 +107,18 @@ class ShrinkStatistics:
 
 @record
 class ReclaimerStatistics:
-    """How a ladder fared.
+    """Counters of a reclaimer.
 
     Attributes:
-        climbs: how often it was climbed.
-        effective: how many of these climbs got below the exit.
-        held_back: how often it was not climbed: another climb was going on, all steps had been taken a moment ago, or
-            the share of wall time was used up.
-        freed_bytes: what the steps are known to have given back, in all.
-        spent_s: their time in all, in seconds; it stays below the share of wall time.
-        credit_s: what they may spend now, in seconds.
-        steps: each step.
-        trim: how asking the registered things fared; None where no step of the ladder does so.
+        passes: the reclaim passes so far.
+        effective: the passes after which usage was below the target.
+        throttled: the calls that did nothing: another pass was running, all steps were cooling down, or the share of
+            wall time was used up.
+        freed_bytes: the bytes that the steps are known to have freed, in all.
+        spent_s: the time of all steps, in seconds; it stays below the share of wall time.
+        budget_left_s: the seconds that the steps may spend now.
+        steps: the counters of each step.
+        shrink: the counters of `shrink` calls; None if no step calls registered objects.
     """
 
     passes: int

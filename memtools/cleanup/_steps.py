@@ -1,8 +1,4 @@
-"""Ask the registered things to shrink, one after the other, in slices.
-
-Covers: the time that each gets, asking again what could not finish, what raises, returns late or keeps failing.
-Leaves to others: who is registered (`_register`), in which order (`_order`), what shrinking means (the thing itself).
-"""
+"""The clean-up steps that memtools brings: shrink, collect, trim the heap."""
 
 import gc
 import logging
@@ -11,20 +7,185 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from time import perf_counter
+from typing import Final
 
 from memtools._safe_calls import RateLimitedLogger
-from memtools.cleanup._registry import Past, Place, Shrinkable, Step, in_order, known_bytes, places, size_of
+from memtools.cleanup._registry import (
+    History,
+    Registration,
+    Shrinkable,
+    Step,
+    checked_bytes,
+    largest_first,
+    registrations,
+    size_of,
+)
 from memtools.cleanup._statistics import ShrinkableStatistics, ShrinkStatistics
 from memtools.readings import Level, resident_bytes, trim_heap
 from memtools.units import parse_seconds
 
-# How long the garbage collector stopped the world.
-#
-# Leaves to others: when to collect (`_collect`).
+_MAX_EMPTY_SLICES: Final = 3  # in a row, for an object that is not finished and frees nothing
+
+# Lateness in slices, not in seconds. On a busy machine a thread may wait for the GIL for several slices, which is not
+# the object's fault.
+_SLICES_LATE: Final = 10  # after the deadline: an object without `is_shrinking` is not called again in this pass
+_SLICES_BLOCKED: Final = 100  # in one call: not called again in this pass, and counted as a failure
+
+_SMALL_BYTES: Final = 4096
+_MAX_FAILING: Final = 10  # objects in the statistics
+_MAX_NAME_LENGTH: Final = 100
+
+# A full collection takes 140 ns per container (measured on CPython 3.11 with lists of ints), and about every second
+# block is a container: a dict comes with its keys and values.
+_FIRST_ESTIMATE_S: Final = 70e-9
+
+_WORTHWHILE_BYTES: Final = 8 << 20
+_RETRY_AFTER_S: Final = 300.0  # a heap that had nothing to give may be fragmented by then
+
+_log = logging.getLogger("memtools.cleanup")
 
 
-class _Watch:
-    """Called by the collector at the start and at the end of each collection."""
+def default_steps(
+    *,
+    read: Callable[[], int] = resident_bytes,
+    slice_s: float = 0.005,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Step, ...]:
+    """Return new steps, the cheapest first: shrink registered objects, collect young, collect all, trim the heap.
+
+    Steps keep counters, so each reclaimer needs its own.
+
+    Args:
+        read: returns the memory in use, in bytes.
+        slice_s: how long registered objects are asked to shrink before the event loop may run, in seconds.
+        clock: monotonic seconds.
+
+    Raises:
+        ConfigError: if `slice_s` is not a number of seconds.
+    """
+    return (
+        ShrinkRegistered(slice_s=slice_s, clock=clock),
+        CollectYoung(read=read),
+        CollectAll(read=read, clock=clock),
+        TrimHeap(read=read, clock=clock),
+    )
+
+
+class ShrinkRegistered:
+    """The step that calls `shrink` on every registered object, in slices.
+
+    Args:
+        slice_s: the length of a slice, in seconds. An object gets at least half of one.
+        clock: monotonic seconds; the deadlines of `shrink` are by this clock.
+
+    Raises:
+        ConfigError: if `slice_s` is not a number of seconds.
+    """
+
+    name: str = "shrink registered"
+    min_level: Level = Level.WARNING
+
+    __slots__ = ("_calls", "_clock", "_failure_log", "_failures", "_overruns", "_slice_s")
+
+    def __init__(self, *, slice_s: float = 0.005, clock: Callable[[], float] = time.monotonic) -> None:
+        self._slice_s = parse_seconds(slice_s, name="slice_s")
+        self._clock = clock
+        self._failure_log = RateLimitedLogger(_log, clock=clock)
+        self._calls = 0
+        self._failures = 0
+        self._overruns = 0
+
+    def __call__(self, level: Level, deadline: float, /) -> int:
+        """Shrink all objects without a pause; return the freed bytes, as far as they are known."""
+        return sum(self.slices(level, lambda: deadline - self._clock()))
+
+    def slices(self, level: Level, left: Callable[[], float], /) -> Iterator[int]:
+        """Shrink all objects in slices; see `SlicedStep`."""
+        time_slice = _TimeSlice(self._slice_s, self._clock, left)
+        for registration in largest_first():
+            while registration is not None and self._shrink_one(registration, level, time_slice):
+                yield time_slice.end()
+                if not time_slice.start():
+                    return
+            if time_slice.is_nearly_over():
+                yield time_slice.end()
+                if not time_slice.start():
+                    return
+        if time_slice.calls:
+            yield time_slice.end()
+
+    def statistics(self) -> ShrinkStatistics:
+        """Return the counters of all calls so far."""
+        now = self._clock()
+        failing = [record for registration in registrations() if (record := _failing(registration, now)) is not None]
+        failing.sort(key=lambda record: record.failures + record.overruns, reverse=True)
+        return ShrinkStatistics(self._calls, self._failures, self._overruns, tuple(failing[:_MAX_FAILING]))
+
+    def _shrink_one(self, registration: Registration, level: Level, time_slice: "_TimeSlice") -> bool:
+        """Shrink one object; return whether to call it again in the next slice."""
+        # The strong reference is held in this call only: between two slices the object may die or be unregistered.
+        shrinkable = registration()
+        if shrinkable is None or not registration.is_registered():
+            return False
+        began = self._clock()
+        if registration.history is not None and registration.history.breaker.is_open(began):
+            return False
+
+        time_slice.calls += 1
+        self._calls += 1
+        try:
+            freed_bytes = checked_bytes(shrinkable.shrink(level, time_slice.until))
+            is_unfinished: object = getattr(shrinkable, "is_shrinking", None)
+        except Exception:
+            self._record_failure(shrinkable, _history_of(registration))
+            return False
+
+        ended = self._clock()
+        time_slice.freed_bytes += freed_bytes
+        _record_size(registration, freed_bytes, size_of(shrinkable))
+        late_s = ended - time_slice.until
+        if not self._record_time(registration, began, ended, late_s):
+            return False
+        if not isinstance(is_unfinished, bool):
+            is_unfinished = freed_bytes > 0 and 0 <= late_s < _SLICES_LATE * self._slice_s
+        return is_unfinished and time_slice.should_retry(freed_bytes)
+
+    def _record_failure(self, shrinkable: Shrinkable, history: History) -> None:
+        self._failures += 1
+        history.failures += 1
+        history.freed_bytes, history.size_bytes = 0, size_of(shrinkable)
+        history.breaker.record_failure(self._clock())
+        self._failure_log.error("failed", "%s failed to shrink; the other objects are asked", _name(shrinkable))
+
+    def _record_time(self, registration: Registration, began: float, ended: float, late_s: float) -> bool:
+        """Count a late return; return False if the call took so long that it counts as a failure."""
+        if late_s > self._slice_s:
+            self._overruns += 1
+            _history_of(registration).overruns += 1
+        if ended - began > _SLICES_BLOCKED * self._slice_s:
+            _history_of(registration).breaker.record_failure(ended)
+            return False
+        if registration.history is not None:
+            registration.history.breaker.record_success()
+        return True
+
+
+def timed_collect() -> float | None:
+    """Collect all generations; return the pause in seconds, or None if a collection was running already.
+
+    The pause is measured in `gc.callbacks`: it includes finalisers and weakref callbacks, but not waiting for the GIL.
+    """
+    timer = _GcTimer()
+    gc.callbacks.append(timer)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(timer)
+    return timer.pause_s
+
+
+class _GcTimer:
+    """Measures full collections of the thread that made it, as an entry of `gc.callbacks`."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -32,7 +193,7 @@ class _Watch:
         self.pause_s: float | None = None
 
     def __call__(self, phase: str, details: dict[str, int]) -> None:
-        # Other threads may begin collections of their own, when foreign code in this one lets go of the GIL.
+        # Other threads may start collections of their own when foreign code in this thread releases the GIL.
         if details["generation"] != 2 or threading.get_ident() != self._thread:
             return
         if phase == "start":
@@ -41,41 +202,15 @@ class _Watch:
             self.pause_s = perf_counter() - self._began
 
 
-def collect_measured() -> float | None:
-    """Collect all generations; return the pause in seconds, or None where a collection was already going on.
-
-    Measured by `gc.callbacks`: finalisers and callbacks that run within are part of it, waiting for the GIL is not.
-    """
-    watch = _Watch()
-    gc.callbacks.append(watch)
-    try:
-        gc.collect()
-    finally:
-        gc.callbacks.remove(watch)
-    return watch.pause_s
-
-
-# Have the garbage collector look for circles: a little, or everywhere when that can be afforded.
-#
-# Covers: the price of a full collection, measured and foretold.
-# Leaves to others: what may be spent (`_ladder`), what becomes of the pages (`_trim_heap`).
-#
-# A full collection cannot be interrupted, stalls every thread, and takes 140 ms per million containers (measured on
-# CPython 3.11, lists of ints). So it is taken only when the share of wall time allows for all of it.
-
-# Half of the 140 ns per container: of all blocks, about every other is a container (a dict with its keys and values).
-_FIRST_GUESS_S = 70e-9
-
-
 class CollectYoung:
     """The step that collects the young generations: 0 at `NORMAL`, 0 and 1 above.
 
     Args:
-        read: returns what is in use, in bytes; what it falls by is taken for given back.
+        read: returns the memory in use, in bytes; the fall of this figure is reported as freed.
     """
 
     name: str = "collect young"
-    least: Level = Level.NORMAL
+    min_level: Level = Level.NORMAL
 
     __slots__ = ("_read",)
 
@@ -83,28 +218,30 @@ class CollectYoung:
         self._read = read
 
     def __call__(self, level: Level, _deadline: float, /) -> int:
-        """Collect; return by how many bytes usage fell. It is over in a millisecond or two."""
+        """Collect in a millisecond or two; return by how many bytes usage fell."""
         before = self._read()
         gc.collect(0 if level < Level.WARNING else 1)
         return max(before - self._read(), 0)
 
 
 class CollectAll:
-    """The step that collects all generations, when there is time enough for it.
+    """The step that collects all generations, if the time is enough for it.
 
-    Its price is foretold from the last one: pause by number of allocated blocks.
+    A full collection cannot be interrupted, and it stops every thread: for 140 ms per million containers, measured on
+    CPython 3.11. The step estimates the pause from the last one, in seconds per allocated block, and does nothing if
+    the budget does not cover it.
 
     Args:
-        read: returns what is in use, in bytes; what it falls by is taken for given back.
+        read: returns the memory in use, in bytes; the fall of this figure is reported as freed.
         clock: monotonic seconds.
-        count: returns how many blocks are allocated.
-        collect: collects everything and returns the pause in seconds, or None where another thread was at it already.
+        count: returns the number of allocated blocks.
+        collect: collects everything and returns the pause in seconds, or None if another thread is collecting.
     """
 
     name: str = "collect all"
-    least: Level = Level.WARNING
+    min_level: Level = Level.WARNING
 
-    __slots__ = ("_clock", "_collect", "_count", "_price_s", "_read")
+    __slots__ = ("_clock", "_collect", "_count", "_read", "_s_per_block")
 
     def __init__(
         self,
@@ -112,234 +249,46 @@ class CollectAll:
         read: Callable[[], int] = resident_bytes,
         clock: Callable[[], float] = time.monotonic,
         count: Callable[[], int] = sys.getallocatedblocks,
-        collect: Callable[[], float | None] = collect_measured,
+        collect: Callable[[], float | None] = timed_collect,
     ) -> None:
         self._read = read
         self._clock = clock
         self._count = count
         self._collect = collect
-        self._price_s = _FIRST_GUESS_S
+        self._s_per_block = _FIRST_ESTIMATE_S
 
     def __call__(self, level: Level, deadline: float, /) -> int:
-        """Collect, if that can be done by `deadline`; return by how many bytes usage fell."""
+        """Collect, if the estimated pause ends by `deadline`; return by how many bytes usage fell."""
         return sum(self.slices(level, lambda: deadline - self._clock()))
 
     def slices(self, _level: Level, left: Callable[[], float], /) -> Iterator[int]:
-        """Collect in one slice, or in none where there is too little time; see `SlicedStep`."""
+        """Collect in one slice, or in none if there is too little time; see `SlicedStep`."""
         blocks = self._count()
-        if blocks * self._price_s > left():
+        if blocks * self._s_per_block > left():
             return
 
         before = self._read()
         pause_s = self._collect()
         if pause_s is None:
             return
-        self._price_s = pause_s / max(blocks, 1)
+        self._s_per_block = pause_s / max(blocks, 1)
         yield max(before - self._read(), 0)
 
 
-_PATIENCE = 3  # slices in a row in which a thing that is not done may give nothing
-# Slices. On a busy machine a thread may wait for its turn for some of them, which is not the thing's fault.
-_TOO_LATE = 10  # after its deadline; what does not say whether it is done is not asked again in this climb
-_BLOCKED = 100  # in all; not asked again in this climb, and it counts as a failure
-_SMALL_BYTES = 4096
-_SHOWN = 10  # things in trouble
-_NAME_AT_MOST = 100  # characters
-
-_log = logging.getLogger("memtools.cleanup")
-
-
-class ShrinkRegistered:
-    """The step that asks every registered thing to `shrink`.
-
-    Args:
-        slice_s: how long a slice lasts, in seconds. A thing gets at least half of one.
-        clock: monotonic seconds; `shrink` is given deadlines by it.
-
-    Raises:
-        ConfigError: for a slice that is not a number of seconds.
-    """
-
-    name: str = "trim"
-    least: Level = Level.WARNING
-
-    __slots__ = ("_asked", "_clock", "_failures", "_overruns", "_failure_log", "_slice_s")
-
-    def __init__(self, *, slice_s: float = 0.005, clock: Callable[[], float] = time.monotonic) -> None:
-        self._slice_s = parse_seconds(slice_s, name="slice_s")
-        self._clock = clock
-        self._failure_log = RateLimitedLogger(_log)
-        self._asked = 0
-        self._failures = 0
-        self._overruns = 0
-
-    def __call__(self, level: Level, deadline: float, /) -> int:
-        """Ask all, without a pause; return the bytes given back, as far as they are known."""
-        return sum(self.slices(level, lambda: deadline - self._clock()))
-
-    def slices(self, level: Level, left: Callable[[], float], /) -> Iterator[int]:
-        """Ask all, in slices; see `SlicedStep`."""
-        part = _Slice(self._slice_s, self._clock, left)
-        for place in in_order():
-            while place is not None and self._ask(place, level, part):
-                yield part.end()
-                if not part.begin():
-                    return
-            if part.is_nearly_over():
-                yield part.end()
-                if not part.begin():
-                    return
-        if part.asked:
-            yield part.end()
-
-    def statistics(self) -> ShrinkStatistics:
-        """Return how asking fared so far."""
-        now = self._clock()
-        troubled = [told for place in places() if (told := _trouble(place, now)) is not None]
-        troubled.sort(key=lambda thing: thing.failures + thing.overruns, reverse=True)
-        return ShrinkStatistics(self._asked, self._failures, self._overruns, tuple(troubled[:_SHOWN]))
-
-    def _ask(self, place: Place, level: Level, part: "_Slice") -> bool:
-        """Ask one thing; return whether to ask it again in the next slice."""
-        # Held here only: between two slices it may die, leave the register or be changed.
-        thing = place()
-        if thing is None or not place.is_taken():
-            return False
-        began = self._clock()
-        if place.past is not None and place.past.breaker.is_open(began):
-            return False
-
-        part.asked += 1
-        self._asked += 1
-        try:
-            gained_bytes = known_bytes(thing.shrink(level, part.until))
-            says: object = getattr(thing, "is_shrinking", None)
-        except Exception:
-            self._fail(thing, _past_of(place))
-            return False
-
-        ended = self._clock()
-        part.freed_bytes += gained_bytes
-        _remember(place, gained_bytes, size_of(thing))
-        late_s = ended - part.until
-        if self._has_blocked(place, began, ended, late_s):
-            return False
-        if not isinstance(says, bool):
-            says = gained_bytes > 0 and 0 <= late_s < _TOO_LATE * self._slice_s
-        return says and part.has_patience(gained_bytes)
-
-    def _fail(self, thing: Shrinkable, past: Past) -> None:
-        now = self._clock()
-        self._failures += 1
-        past.failures += 1
-        past.gained_bytes, past.size_bytes = 0, size_of(thing)
-        past.breaker.record_failure(now)
-        self._failure_log.error("failed", "%s could not shrink; the others are asked all the same", _name(thing))
-
-    def _has_blocked(self, place: Place, began: float, ended: float, late_s: float) -> bool:
-        if late_s > self._slice_s:
-            self._overruns += 1
-            _past_of(place).overruns += 1
-        has_blocked = ended - began > _BLOCKED * self._slice_s
-        if has_blocked:
-            _past_of(place).breaker.record_failure(ended)
-        elif place.past is not None:
-            place.past.breaker.record_success()
-        return has_blocked
-
-
-class _Slice:
-    """One slice of time, and the next, and what was given back in each."""
-
-    __slots__ = ("_clock", "_idle", "_left", "_slice_s", "asked", "freed_bytes", "until")
-
-    def __init__(self, slice_s: float, clock: Callable[[], float], left: Callable[[], float]) -> None:
-        self._slice_s = slice_s
-        self._clock = clock
-        self._left = left
-        self._idle = 0
-        self.asked = 0
-        self.freed_bytes = 0
-        self.until = clock() + slice_s
-        self.begin()
-
-    def begin(self) -> bool:
-        """Begin the next slice; return whether there is time for one."""
-        left_s = self._left()
-        self.until = self._clock() + min(self._slice_s, left_s)
-        return left_s > 0
-
-    def end(self) -> int:
-        """Return what was given back in this slice, in bytes."""
-        freed_bytes, self.freed_bytes = self.freed_bytes, 0
-        return freed_bytes
-
-    def is_nearly_over(self) -> bool:
-        """Whether less than half of it is left: too little to ask the next thing."""
-        return self.until - self._clock() < self._slice_s / 2
-
-    def has_patience(self, gained_bytes: int) -> bool:
-        """Whether to go on with a thing that is not done and gave `gained_bytes`."""
-        self._idle = 0 if gained_bytes else self._idle + 1
-        if self._idle < _PATIENCE:
-            return True
-        self._idle = 0
-        return False
-
-
-def _past_of(place: Place) -> Past:
-    if place.past is None:
-        place.past = Past()
-    return place.past
-
-
-def _remember(place: Place, gained_bytes: int, size_bytes: int) -> None:
-    # Nothing is kept of the many that are small and gave nothing: memory is short, and they come last anyway.
-    if place.past is None and not gained_bytes and size_bytes < _SMALL_BYTES:
-        return
-    past = _past_of(place)
-    past.gained_bytes, past.size_bytes = gained_bytes, size_bytes
-
-
-def _trouble(place: Place, now: float) -> ShrinkableStatistics | None:
-    thing, past = place(), place.past
-    if thing is None or past is None or not (past.failures or past.overruns):
-        return None
-    return ShrinkableStatistics(_name(thing), past.failures, past.overruns, past.breaker.is_open(now))
-
-
-def _name(thing: object) -> str:
-    kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
-    try:
-        own = getattr(thing, "name", None)
-    except Exception:
-        return kind
-    return f"{kind} {own[:_NAME_AT_MOST]!r}" if isinstance(own, str) else kind
-
-
-# Have the C library hand its free pages back, when that is worth the pause.
-#
-# Covers: leaving it out while it gives little.
-# Leaves to others: how it is done (`memtools.readings`).
-
-_WORTH_BYTES = 8 << 20
-_RETRY_AFTER_S = 300.0  # a heap that had nothing to give may have become fragmented since
-
-
 class TrimHeap:
-    """The step that hands free pages of the heap back to the system; at `CRITICAL` only, as it holds the GIL.
+    """The step that returns free pages of the heap to the system; at `CRITICAL` only, because it holds the GIL.
 
-    When it gave less than 8 MiB it is left out for five minutes, and it is not begun where the last one took longer
-    than there is time now.
+    A trim that freed less than 8 MiB is not repeated for five minutes. A trim does not start if the last one took
+    longer than the time that is left.
 
     Args:
-        read: returns what is in use, in bytes; what it falls by is taken for given back.
+        read: returns the memory in use, in bytes; the fall of this figure is reported as freed.
         clock: monotonic seconds.
-        trim: hands the pages back and returns whether there was a way to do it.
+        trim: returns the pages, and whether this platform has a function for it.
     """
 
     name: str = "trim heap"
-    least: Level = Level.CRITICAL
+    min_level: Level = Level.CRITICAL
 
     __slots__ = ("_clock", "_last_s", "_not_before", "_read", "_trim")
 
@@ -357,7 +306,7 @@ class TrimHeap:
         self._not_before = float("-inf")
 
     def __call__(self, level: Level, deadline: float, /) -> int:
-        """Trim, if it is worth it; return by how many bytes usage fell."""
+        """Trim, if it is likely to be worthwhile; return by how many bytes usage fell."""
         return sum(self.slices(level, lambda: deadline - self._clock()))
 
     def slices(self, _level: Level, left: Callable[[], float], /) -> Iterator[int]:
@@ -370,40 +319,84 @@ class TrimHeap:
         if not self._trim():
             self._not_before = float("inf")
             return
-        gained_bytes = max(before - self._read(), 0)
+        freed_bytes = max(before - self._read(), 0)
         ended = self._clock()
         self._last_s = ended - began
-        if gained_bytes < _WORTH_BYTES:
+        if freed_bytes < _WORTHWHILE_BYTES:
             self._not_before = ended + _RETRY_AFTER_S
-        yield gained_bytes
+        yield freed_bytes
 
 
-# The steps of the house, in the order of their price.
-#
-# Leaves to others: taking them (`_ladder`).
+class _TimeSlice:
+    """The current slice of a step, and the bytes that were freed in it.
 
-
-def default_steps(
-    *,
-    read: Callable[[], int] = resident_bytes,
-    slice_s: float = 0.005,
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[Step, ...]:
-    """Return new steps: ask what is registered, collect the young, collect all, hand free pages back.
-
-    Steps remember how they fared: give each ladder its own.
-
-    Args:
-        read: returns what is in use, in bytes.
-        slice_s: how long registered things are asked before others have their turn, in seconds.
-        clock: monotonic seconds.
-
-    Raises:
-        ConfigError: for a slice that is not a number of seconds.
+    Attributes:
+        until: the end of the slice, by the clock.
+        calls: calls of `shrink` in all slices.
+        freed_bytes: bytes freed in this slice.
     """
-    return (
-        ShrinkRegistered(slice_s=slice_s, clock=clock),
-        CollectYoung(read=read),
-        CollectAll(read=read, clock=clock),
-        TrimHeap(read=read, clock=clock),
-    )
+
+    __slots__ = ("_clock", "_empty_slices", "_left", "_slice_s", "calls", "freed_bytes", "until")
+
+    def __init__(self, slice_s: float, clock: Callable[[], float], left: Callable[[], float]) -> None:
+        self._slice_s = slice_s
+        self._clock = clock
+        self._left = left
+        self._empty_slices = 0
+        self.calls = 0
+        self.freed_bytes = 0
+        self.until = clock() + slice_s
+        self.start()
+
+    def start(self) -> bool:
+        """Start the next slice; return whether there is time for one."""
+        left_s = self._left()
+        self.until = self._clock() + min(self._slice_s, left_s)
+        return left_s > 0
+
+    def end(self) -> int:
+        """Return the bytes that were freed in this slice."""
+        freed_bytes, self.freed_bytes = self.freed_bytes, 0
+        return freed_bytes
+
+    def is_nearly_over(self) -> bool:
+        """Return whether less than half of the slice is left: too little to call the next object."""
+        return self.until - self._clock() < self._slice_s / 2
+
+    def should_retry(self, freed_bytes: int) -> bool:
+        """Return whether to call an unfinished object again that freed `freed_bytes`."""
+        self._empty_slices = 0 if freed_bytes else self._empty_slices + 1
+        if self._empty_slices < _MAX_EMPTY_SLICES:
+            return True
+        self._empty_slices = 0
+        return False
+
+
+def _history_of(registration: Registration) -> History:
+    if registration.history is None:
+        registration.history = History()
+    return registration.history
+
+
+def _record_size(registration: Registration, freed_bytes: int, size_bytes: int) -> None:
+    # No history is kept of the many small objects that freed nothing: memory is short, and they come last anyway.
+    if registration.history is None and not freed_bytes and size_bytes < _SMALL_BYTES:
+        return
+    history = _history_of(registration)
+    history.freed_bytes, history.size_bytes = freed_bytes, size_bytes
+
+
+def _failing(registration: Registration, now: float) -> ShrinkableStatistics | None:
+    shrinkable, history = registration(), registration.history
+    if shrinkable is None or history is None or not (history.failures or history.overruns):
+        return None
+    return ShrinkableStatistics(_name(shrinkable), history.failures, history.overruns, history.breaker.is_open(now))
+
+
+def _name(shrinkable: object) -> str:
+    kind = f"{type(shrinkable).__module__}.{type(shrinkable).__qualname__}"
+    try:
+        own = getattr(shrinkable, "name", None)
+    except Exception:
+        return kind
+    return f"{kind} {own[:_MAX_NAME_LENGTH]!r}" if isinstance(own, str) else kind

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, TextIO
 
-from memtools._gc import set_aside
+from memtools._gc import freeze_existing
 from memtools._records import record
 from memtools._text import printable
 from memtools.commands._program import execute, refuse_unreadable
@@ -282,7 +282,7 @@ def run(wish: Run) -> int:
     watch = _Watch(wish, sys.stderr)
     atexit.register(watch.finish)
     if not wish.leaks:  # who looks for leaks needs to see everything, all the time
-        set_aside()
+        freeze_existing()
     error = _executed(watch, wish)
     # Here, where no exception is being handled: what a hook of the program raises has no context then, as alone.
     if error is not None:

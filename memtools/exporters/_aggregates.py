@@ -430,7 +430,7 @@ class Aggregates:
             self._add_structures(samples)
             growth = {labels: buckets.growth() for labels, buckets in self._growth.items()}
         samples |= monitor_samples()
-        samples["hooks.broken"] = {(): hub_statistics().broken}
+        samples["hooks.broken"] = {(): hub_statistics().failed}
         return Snapshot(samples, growth)
 
     def _label(self, kind: str, name: str) -> Labels:

@@ -18,7 +18,7 @@ from itertools import chain, compress, islice
 from operator import not_
 from typing import Any, Final
 
-from memtools._gc import bring_back
+from memtools._gc import unfreeze
 
 # Descriptors of `type` itself, called by hand so that no metaclass is asked.
 _name_of: Final = type.__dict__["__qualname__"].__get__
@@ -59,7 +59,7 @@ def class_of(thing: object) -> type[Any]:  # Any: a checker that narrows by it w
 
 def all_objects(generation: int | None = None) -> list[Any]:
     """Return the objects that collections know, all or those of one generation."""
-    bring_back()
+    unfreeze()
     return gc.get_objects(generation)
 
 

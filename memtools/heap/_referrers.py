@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from memtools._gc import bring_back
+from memtools._gc import unfreeze
 from memtools.heap._describe import locals_of, name_thing
 from memtools.heap._inspect import class_of, instance_dict, is_kind, stepper
 
@@ -43,7 +43,7 @@ class Climb:
         self._fans: Counter[tuple[int, int]] = Counter()  # by child and type of the parent
         self._roots: set[int] = set()
         self._modules = _module_dicts()
-        bring_back()
+        unfreeze()
         self._samples = list(samples[:MOST_SAMPLES])
         self._frontier: list[object] = self._samples
 

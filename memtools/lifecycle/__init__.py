@@ -1,4 +1,4 @@
-"""Things that live for a while and then end, all that belongs to them included."""
+"""Components of a service, and their orderly shutdown."""
 
 from memtools.lifecycle._component import Component, ComponentStatistics
 from memtools.lifecycle._weak_parent import WeakParent

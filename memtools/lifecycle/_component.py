@@ -1,39 +1,38 @@
-"""A part of a service that owns tasks, pools, caches and other parts, and ends them: `Component`.
+"""Components: parts of a service that own resources and close them."""
 
-Covers: owning, the shutdown, the finaliser that tells of one that never was. Leaves to others: how a thing ends
-(`_belongings`), ending all in time (`_ending`).
-"""
-
+import asyncio
 import logging
 import warnings
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from memtools._records import as_dict, record
 from memtools.errors import ConfigError, ScopeClosed
-from memtools.lifecycle._teardown import Belongings, end_of, is_task
+from memtools.lifecycle._teardown import Resources, Shutdown, closer_of, is_task
 from memtools.lifecycle._weak_parent import WeakParent
 from memtools.scopes import parse_name
 from memtools.units import parse_seconds
 
-if TYPE_CHECKING:
-    import asyncio
+T = TypeVar("T")
 
+_OPEN: Final = "open"
+_SHUTTING_DOWN: Final = "shutting down"
+_ENDED: Final = "ended"
 
-# What a component owns and how its tasks fared, as one frozen record.
+_log = logging.getLogger("memtools.lifecycle")
 
 
 @record
 class ComponentStatistics:
-    """What a component owns, at one moment.
+    """What a component owns at one moment.
 
     Attributes:
         name: the component's name.
         state: `"open"`, `"shutting down"` or `"ended"`.
-        tasks: its tasks that have not ended.
-        owned: the other things that it owns: pools, caches, children.
-        failed: tasks of it that raised, before it was shut down.
+        tasks: its running tasks.
+        owned: its other resources: pools, caches, child components.
+        failed: its tasks that raised before the shutdown.
     """
 
     name: str
@@ -47,17 +46,8 @@ class ComponentStatistics:
         return as_dict(self)
 
 
-T = TypeVar("T")
-
-_OPEN: Final = "open"
-_SHUTTING_DOWN: Final = "shutting down"
-_ENDED: Final = "ended"
-
-_log = logging.getLogger("memtools.lifecycle")
-
-
 class Component:
-    """Owns tasks, pools, caches and children, and ends them in reverse order.
+    """Owns tasks, pools, caches and child components, and closes them in reverse order.
 
     ```python
     import asyncio
@@ -80,16 +70,16 @@ class Component:
     ```
 
     Args:
-        name: what logs and errors call it; by default the name of its class.
-        grace: seconds that the whole shutdown may take, children included.
+        name: the name in logs and errors; by default that of the class.
+        grace: seconds that the whole shutdown may take, child components included.
 
     Attributes:
-        parent: the component that owns it, held weakly; None where there is none.
+        parent: the component that owns this one, held weakly; None if there is none.
 
     Raises:
-        ConfigError: for an argument that makes no sense.
+        ConfigError: for an invalid argument.
 
-    Threads: belongs to one event loop, and to the thread that this runs in.
+    Threads: belongs to one event loop, and to the thread in which the loop runs.
     """
 
     parent: WeakParent["Component"] = WeakParent()
@@ -99,80 +89,75 @@ class Component:
         self._grace_s = parse_seconds(grace, name="grace")
         self._state = _OPEN
         self._ended: asyncio.Event | None = None
-        self._belongings = Belongings(self._name)
+        self._resources = Resources(self._name)
 
     @property
     def name(self) -> str:
-        """What logs and errors call it."""
+        """The name in logs and errors."""
         return self._name
 
-    def own(self, thing: T, *, close: Callable[[T], object] | None = None) -> T:
-        """Take care of the end of `thing`, and return it.
+    def own(self, resource: T, *, close: Callable[[T], object] | None = None) -> T:
+        """Close `resource` when this component shuts down; return it.
 
-        It is held until the shutdown, and then ended by `close(thing)`, or else by the first of the methods `shutdown`,
-        `aclose`, `close`, `stop` and `clear` that it has; what that returns is awaited where it can be. Pools of
-        `concurrent.futures` are waited for off the loop, and what they have not begun is cancelled. Tasks are
-        cancelled. Another component becomes a child.
+        The component holds it until the shutdown, and then calls `close(resource)`, or else the first of the methods
+        `shutdown`, `aclose`, `close`, `stop` and `clear` that it has; an awaitable result is awaited. A thread waits
+        for a pool of `concurrent.futures`, so that the loop goes on; its calls that have not started are cancelled.
+        Tasks are cancelled. Another component becomes a child.
 
         Raises:
-            ConfigError: for a thing that cannot be ended, and for a component that has another parent or is above this.
-            ScopeClosed: when the shutdown has begun; the thing is left to the caller.
+            ConfigError: for an object that cannot be closed, and for a component that has another parent or is an
+                ancestor of this one.
+            ScopeClosed: when the shutdown has started; the caller still has to close the object.
         """
         self._check_open()
-        given: object = thing
+        given: object = resource
         if is_task(given):
-            self._belongings.add_task(given)
+            self._resources.add_task(given)
         elif isinstance(given, Component) and close is None:
-            self._adopt(given)
+            self._own_child(given)
         else:
-            self._belongings.add(given, type(given).__qualname__, end_of(given, close))
-        return thing
+            self._resources.add(given, type(given).__qualname__, closer_of(given, close))
+        return resource
 
-    def release(self, thing: object) -> None:
-        """Leave the end of `thing` to others; nothing happens where it is not owned."""
-        self._belongings.drop(thing)
-        if isinstance(thing, Component) and thing.parent is self:
-            thing.parent = None
+    def release(self, resource: object) -> None:
+        """Stop owning `resource`, without closing it; do nothing if it is not owned."""
+        self._resources.remove(resource)
+        if isinstance(resource, Component) and resource.parent is self:
+            resource.parent = None
 
     def create_task(self, coro: Coroutine[Any, Any, T], *, name: str | None = None) -> "asyncio.Task[T]":
-        """Start a task that is held until it ends, and cancelled by the shutdown.
+        """Start a task that the component holds until it ends, and that the shutdown cancels.
 
-        One that fails is told to the loop's exception handler at once; the component goes on.
+        A task that fails is reported to the loop's exception handler at once; the component goes on.
 
         Raises:
-            ScopeClosed: when the shutdown has begun; the coroutine is closed.
+            ScopeClosed: when the shutdown has started; the coroutine is closed.
         """
-        import asyncio
-
         try:
             self._check_open()
             task = asyncio.get_running_loop().create_task(coro, name=name)
         except BaseException:
             coro.close()
             raise
-        self._belongings.add_task(task)
+        self._resources.add_task(task)
         return task
 
     async def shutdown(self) -> None:
-        """End everything that it owns, the latest first, within `grace` seconds for all of it.
+        """Close all resources, the latest first, within `grace` seconds for all of them.
 
-        A second call waits for the same end. What does not end in time is cancelled, named and left. A task of the
-        component that calls it is not cancelled. When the caller is cancelled, the rest is ended without waiting, and
-        the cancellation goes on.
+        A second call waits for the same shutdown. A resource that does not close in time is cancelled, named in the log
+        and abandoned. If a task of the component calls this, the task itself is not cancelled. If the caller is
+        cancelled, the remaining resources are closed without waiting, and the cancellation propagates.
 
         Raises:
-            ExceptionGroup: of what failed on the way, when everything else has been ended.
+            ExceptionGroup: of all errors, when every resource has been closed.
         """
-        import asyncio
-
-        await self._end_by(asyncio.get_running_loop().time() + self._grace_s)
+        await self._shut_down_by(asyncio.get_running_loop().time() + self._grace_s)
 
     def statistics(self) -> ComponentStatistics:
-        """Return what it owns now."""
-        tasks = self._belongings.tasks
-        return ComponentStatistics(
-            self._name, self._state, tasks, len(self._belongings) - tasks, self._belongings.failed
-        )
+        """Return what the component owns now."""
+        tasks = self._resources.tasks
+        return ComponentStatistics(self._name, self._state, tasks, len(self._resources) - tasks, self._resources.failed)
 
     async def __aenter__(self) -> Self:
         self._check_open()
@@ -182,27 +167,27 @@ class Component:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, GeneratorExit):
-            return  # torn down from outside, a block may not wait: the finaliser tells of it
+            return  # the coroutine is being closed, where it must not await: the finaliser warns
         try:
             await self.shutdown()
         except ExceptionGroup:
             if error is None:
                 raise
-            _log.exception("%s did not shut down cleanly; the block's own exception goes first", self._name)
+            _log.exception("%s did not shut down cleanly; the exception of its block is raised instead", self._name)
 
     def __repr__(self) -> str:
-        tasks = self._belongings.tasks
+        tasks = self._resources.tasks
         return (
-            f"<{type(self).__name__} {self._name!r} {self._state} tasks={tasks} owned={len(self._belongings) - tasks}>"
+            f"<{type(self).__name__} {self._name!r} {self._state} tasks={tasks} owned={len(self._resources) - tasks}>"
         )
 
     def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        # The argument: at the end of the interpreter the module may be gone before the object.
-        belongings: Belongings | None = getattr(self, "_belongings", None)
-        if belongings and self._state == _OPEN:
+        # `_warn` is an argument because the module may be gone before the object at interpreter exit.
+        resources: Resources | None = getattr(self, "_resources", None)
+        if resources and self._state == _OPEN:
             _warn(
-                f"{self._name} was never shut down: it has {belongings.tasks} tasks and "
-                f"{len(belongings) - belongings.tasks} other things; use it in an `async with`, or await shutdown()",
+                f"{self._name} was never shut down: it has {resources.tasks} tasks and "
+                f"{len(resources) - resources.tasks} other resources; use it in an `async with`, or await shutdown()",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -213,36 +198,32 @@ class Component:
             reason = "it is shutting down" if self._state == _SHUTTING_DOWN else "it has been shut down"
             raise ScopeClosed(self._name, reason)
 
-    def _adopt(self, child: "Component") -> None:
-        above: Component | None = self
-        while above is not None:
-            if above is child:
-                raise ConfigError("thing", child, f"a component that does not stand above {self._name}")
-            above = above.parent
+    def _own_child(self, child: "Component") -> None:
+        ancestor: Component | None = self
+        while ancestor is not None:
+            if ancestor is child:
+                raise ConfigError("resource", child, f"a component that is not an ancestor of {self._name}")
+            ancestor = ancestor.parent
         if child.parent not in (None, self):
-            raise ConfigError("thing", child, "a component that has no other parent: disown it there first")
+            raise ConfigError("resource", child, "a component without another parent: call release() of that one first")
         child.parent = self
-        self._belongings.add(child, child.name, child._end_by, is_punctual=True)
+        self._resources.add(child, child.name, child._shut_down_by, honours_deadline=True)
 
-    async def _end_by(self, deadline: float) -> None:
-        import asyncio
-
-        from memtools.lifecycle._teardown import Ending  # it knows asyncio, which is loaded by whoever runs a loop
-
+    async def _shut_down_by(self, deadline: float) -> None:
         if self._state != _OPEN:
             if self._ended is not None:
                 await self._ended.wait()
             return
         self._state = _SHUTTING_DOWN
-        self._belongings.is_ending = True
+        self._resources.is_closing = True
         ended = self._ended = asyncio.Event()
-        ending = Ending(self._name, self._grace_s, deadline)
+        shutdown = Shutdown(self._name, self._grace_s, deadline)
         try:
-            await ending.end_all(self._belongings)
+            await shutdown.close_all(self._resources)
         finally:
             self._state = _ENDED
             ended.set()
             parent = self.parent
             if parent is not None:
                 parent.release(self)
-        ending.raise_what_failed()
+        shutdown.raise_errors()

@@ -1,45 +1,158 @@
-"""End everything that a component owns, the latest first, all of it by one deadline.
-
-Covers: waiting, giving up, what fails on the way, a cancellation in mid-way. Leaves to others: how one thing ends
-(`_belongings`).
-
-Whatever happens, each thing is told to end. After the deadline, or a cancellation, it is told and not waited for.
-"""
+"""The resources of a component, and the shutdown that closes them."""
 
 import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
+from typing import Any, Final, TypeGuard, cast
 
 from memtools.errors import ConfigError
 from memtools.scopes._task_set import abandon
 
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
+# The most thorough first.
+_CLOSE_METHODS: Final = ("shutdown", "aclose", "close", "stop", "clear")
+
+# Iterations of the event loop, after the deadline, in which a cancelled task may still end.
+_CYCLES_AFTER_CANCEL: Final = 5
+_CYCLES_AFTER_CLOSE_CANCEL: Final = 100  # a resource may have to close its own, each in some iterations
+
+_log = logging.getLogger("memtools.lifecycle")
 
 
-# End a pool of threads or processes without stopping the event loop.
-#
-# `Executor.shutdown(wait=True)` waits for the calls that run; awaited as it stands, as some guides have it, it stops the
-# whole loop and then fails, for it returns None. Work that has not begun is cancelled.
+class OwnedResource:
+    """One resource of a component.
+
+    Attributes:
+        resource: the object.
+        label: its name in errors and logs.
+        close: closes it by a deadline in seconds of the loop's clock, at once or when the result is awaited; None for a
+            task.
+        honours_deadline: whether it ends by the deadline without being cancelled, as a component does.
+    """
+
+    __slots__ = ("close", "honours_deadline", "label", "resource")
+
+    def __init__(
+        self, resource: object, label: str, close: Callable[[float], object] | None, *, honours_deadline: bool = False
+    ) -> None:
+        self.resource = resource
+        self.label = label
+        self.close = close
+        self.honours_deadline = honours_deadline
 
 
-def end_pool(pool: "Executor") -> "asyncio.Future[None]":
-    """Begin to end `pool`; the future is done when all of its calls have ended.
+class Resources:
+    """The resources of one component, in the order in which they were added.
 
-    A thread of its own waits, not one of the loop's pool: `asyncio.run` would wait for that one beyond our deadline.
+    It has no reference to the component, so a running task does not keep the component alive, and the component's
+    finaliser can warn about a missing shutdown.
+
+    Attributes:
+        failed: tasks that raised before the shutdown.
+        is_closing: whether the shutdown has started.
+    """
+
+    __slots__ = ("__weakref__", "_by_id", "_name", "failed", "is_closing")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._by_id: dict[int, OwnedResource] = {}  # by id: resources may be unhashable, or equal to each other
+        self.failed = 0
+        self.is_closing = False
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def tasks(self) -> int:
+        """The number of tasks among the resources."""
+        return sum(owned.close is None for owned in self._by_id.values())
+
+    def add(
+        self, resource: object, label: str, close: Callable[[float], object], *, honours_deadline: bool = False
+    ) -> None:
+        """Add a resource; one that was added before keeps its position."""
+        if id(resource) not in self._by_id:
+            self._by_id[id(resource)] = OwnedResource(resource, label, close, honours_deadline=honours_deadline)
+
+    def add_task(self, task: "asyncio.Task[Any] | asyncio.Future[Any]") -> None:
+        """Add a task; it is removed when it ends."""
+        if id(task) in self._by_id:
+            return
+        self._by_id[id(task)] = OwnedResource(task, _task_label(task), None)
+        task.add_done_callback(self._on_done)
+
+    def remove(self, resource: object) -> None:
+        """Remove a resource without closing it; do nothing if it was not added."""
+        self._by_id.pop(id(resource), None)
+
+    def pop(self) -> list[OwnedResource]:
+        """Remove and return what was added last: one resource, or all tasks that were added in a row."""
+        popped: list[OwnedResource] = []
+        while self._by_id:
+            key, last = next(reversed(self._by_id.items()))
+            if popped and last.close is not None:
+                break
+            popped.append(self._by_id.pop(key))
+            if last.close is not None:
+                break
+        return popped
+
+    def _on_done(self, task: "asyncio.Future[Any]") -> None:
+        if self._by_id.pop(id(task), None) is None or task.cancelled():
+            return
+        error = task.exception()
+        if error is None or self.is_closing:
+            return
+        self.failed += 1
+        # Reported at once, where the program handles such errors. No reference to the task is kept.
+        task.get_loop().call_exception_handler(
+            {"message": f"{_task_label(task)} of {self._name} failed", "exception": error, "task": task}
+        )
+
+
+def is_task(resource: object) -> "TypeGuard[asyncio.Future[Any]]":
+    """Return whether `resource` is a task or a future of asyncio."""
+    return isinstance(resource, asyncio.Future)
+
+
+def closer_of(resource: object, close: Callable[[Any], object] | None) -> Callable[[float], object]:
+    """Return the function that closes `resource`: `close`, or the first of its methods that closes.
+
+    Any: `close` takes the resource, whose type the caller knows.
 
     Raises:
-        RuntimeError: when the system gives no thread.
+        ConfigError: if the resource has no such method, or `close` cannot be called.
     """
-    import asyncio
+    if close is not None:
+        if not callable(close):
+            raise ConfigError("close", close, "a callable that takes the resource")
+        return lambda _: close(resource)
+    if isinstance(resource, Executor):
+        return lambda _: shut_down_pool(resource)
+    for name in _CLOSE_METHODS:
+        if callable(getattr(resource, name, None)):
+            # Looked up again at the end: the method may be replaced until then.
+            return partial(_call, resource, name)
+    raise ConfigError("resource", resource, f"an object with one of the methods {', '.join(_CLOSE_METHODS)}, or close=")
 
+
+def shut_down_pool(pool: Executor) -> "asyncio.Future[None]":
+    """Start to shut down `pool`; the future is done when all of its running calls have ended.
+
+    Calls that have not started are cancelled. `await pool.shutdown(wait=True)` would block the whole event loop, and
+    then fail, because it returns None. The waiting is done in a thread of its own and not in the loop's pool:
+    `asyncio.run` would wait for that one beyond the deadline.
+
+    Raises:
+        RuntimeError: when no thread can be started.
+    """
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
 
-    def settle(error: BaseException | None) -> None:
+    def set_result(error: BaseException | None) -> None:
         if ended.done():
             return
         if error is None:
@@ -54,158 +167,21 @@ def end_pool(pool: "Executor") -> "asyncio.Future[None]":
         except Exception as failure:
             error = failure
         if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, error)
+            loop.call_soon_threadsafe(set_result, error)
 
-    threading.Thread(target=wait, name="memtools end of a pool", daemon=True).start()
+    threading.Thread(target=wait, name="memtools pool shutdown", daemon=True).start()
     return ended
 
 
-# What one component owns, in order, and how each of it is ended.
-#
-# Covers: tasks that are held until they end and whose failures are told at once; the way in which a thing ends, found
-# when it is given. Leaves to others: ending all in time (`_ending`).
-#
-# It knows nothing of the component, so that tasks which run on do not keep that alive: its finaliser can still tell.
+class Shutdown:
+    """One shutdown of a component: every resource is closed, whatever fails.
 
-# How things say that they end, the most thorough first.
-_ENDS: Final = ("shutdown", "aclose", "close", "stop", "clear")
-
-
-class Belonging:
-    """One owned thing.
-
-    Attributes:
-        thing: the thing.
-        label: what errors call it.
-        end: ends it by a deadline in seconds of the loop's clock, now or when what it returns is awaited; None for a
-            task.
-        is_punctual: whether it keeps to the deadline by itself, as a component does.
-    """
-
-    __slots__ = ("end", "is_punctual", "label", "thing")
-
-    def __init__(
-        self, thing: object, label: str, end: Callable[[float], object] | None, *, is_punctual: bool = False
-    ) -> None:
-        self.thing = thing
-        self.label = label
-        self.end = end
-        self.is_punctual = is_punctual
-
-
-class Belongings:
-    """The owned things of one component, in the order in which they came."""
-
-    __slots__ = ("__weakref__", "_by_id", "_name", "failed", "is_ending")
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._by_id: dict[int, Belonging] = {}  # the things may be unhashable, or equal to each other
-        self.failed = 0
-        self.is_ending = False
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-    @property
-    def tasks(self) -> int:
-        """How many of them are tasks."""
-        return sum(belonging.end is None for belonging in self._by_id.values())
-
-    def add(self, thing: object, label: str, end: Callable[[float], object], *, is_punctual: bool = False) -> None:
-        """Own a thing; one that is owned already keeps its place."""
-        if id(thing) not in self._by_id:
-            self._by_id[id(thing)] = Belonging(thing, label, end, is_punctual=is_punctual)
-
-    def add_task(self, task: "asyncio.Task[Any] | asyncio.Future[Any]") -> None:
-        """Own a task until it ends."""
-        if id(task) in self._by_id:
-            return
-        self._by_id[id(task)] = Belonging(task, _task_label(task), None)
-        task.add_done_callback(self._on_done)
-
-    def drop(self, thing: object) -> None:
-        """Own it no more; nothing happens where it was not owned."""
-        self._by_id.pop(id(thing), None)
-
-    def take_last(self) -> list[Belonging]:
-        """Give up what came last: one thing, or all tasks that came in a row."""
-        taken: list[Belonging] = []
-        while self._by_id:
-            number, last = next(reversed(self._by_id.items()))
-            if taken and last.end is not None:
-                break
-            taken.append(self._by_id.pop(number))
-            if last.end is not None:
-                break
-        return taken
-
-    def _on_done(self, task: "asyncio.Future[Any]") -> None:
-        if self._by_id.pop(id(task), None) is None or task.cancelled():
-            return
-        error = task.exception()
-        if error is None or self.is_ending:
-            return
-        self.failed += 1
-        # At once, and to whom the program sends such things; the task itself is let go.
-        task.get_loop().call_exception_handler(
-            {"message": f"{_task_label(task)} of {self._name} failed", "exception": error, "task": task}
-        )
-
-
-def is_task(thing: object) -> "TypeGuard[asyncio.Future[Any]]":
-    """Return whether `thing` is a task or a future of asyncio."""
-    import asyncio
-
-    return isinstance(thing, asyncio.Future)
-
-
-def end_of(thing: object, close: Callable[[Any], object] | None) -> Callable[[float], object]:
-    """Return what ends `thing`: `close`, or what it says itself.
-
-    Any: `close` takes the thing, whose type is known where it is given.
-
-    Raises:
-        ConfigError: for a thing that says nothing, and for a `close` that cannot be called.
-    """
-    if close is not None:
-        if not callable(close):
-            raise ConfigError("close", close, "a callable that takes the thing")
-        return lambda _: close(thing)
-    from concurrent.futures import Executor  # loaded by whoever has a pool
-
-    if isinstance(thing, Executor):
-        return lambda _: end_pool(thing)
-    for name in _ENDS:
-        if callable(getattr(thing, name, None)):
-            # Asked for again in the end: the method of today may be replaced until then.
-            return partial(_call, thing, name)
-    raise ConfigError("thing", thing, f"a thing with one of the methods {', '.join(_ENDS)}, or close=")
-
-
-def _call(thing: object, name: str, _deadline: float) -> object:
-    ended: object = getattr(thing, name)()
-    return ended
-
-
-def _task_label(task: object) -> str:
-    return f"task {getattr(task, 'get_name', lambda: 'future')()}"
-
-
-_log = logging.getLogger("memtools.lifecycle")
-
-# Turns of the loop that are left to whoever has just been cancelled, beyond the deadline.
-_LAST_TURNS: Final = 5
-_LAST_TURNS_OF_A_THING: Final = 100  # it may have to end others, each in some turns
-
-
-class Ending:
-    """One shutdown.
+    After the deadline, or a cancellation of the caller, each remaining resource is closed without waiting for it.
 
     Args:
         name: the component's name.
-        grace_s: how long it may take, in seconds; told when something is given up.
-        deadline: when it has to be over, in seconds of the loop's clock.
+        grace_s: how long the shutdown may take, in seconds; named in logs and errors.
+        deadline: when it has to end, in seconds of the loop's clock.
     """
 
     def __init__(self, name: str, grace_s: float, deadline: float) -> None:
@@ -218,20 +194,20 @@ class Ending:
         self._exit: BaseException | None = None
         self._errors: list[Exception] = []
 
-    async def end_all(self, belongings: Belongings) -> None:
-        """End all; never raises."""
-        while taken := belongings.take_last():
-            if taken[0].end is None:
-                await self._end_tasks(taken)
+    async def close_all(self, resources: Resources) -> None:
+        """Close all resources; never raises."""
+        while popped := resources.pop():
+            if popped[0].close is None:
+                await self._cancel_tasks(popped)
             else:
-                await self._end_thing(taken[0])
+                await self._close_resource(popped[0])
 
-    def raise_what_failed(self) -> None:
-        """Raise what has to be raised.
+    def raise_errors(self) -> None:
+        """Raise the errors of the shutdown, if there were any.
 
         Raises:
-            SystemExit: or KeyboardInterrupt, when something raised it.
-            CancelledError: when the caller was cancelled meanwhile.
+            SystemExit: or KeyboardInterrupt, if closing a resource raised it.
+            CancelledError: if the caller was cancelled meanwhile.
             ExceptionGroup: of all other errors.
         """
         errors, first = self._errors, self._exit or self._cancelled
@@ -247,95 +223,104 @@ class Ending:
         finally:
             del errors, first, group  # exception, traceback and this frame would keep each other alive
 
-    async def _end_tasks(self, taken: list[Belonging]) -> None:
-        # A task of the component that shuts it down ends by itself.
+    async def _cancel_tasks(self, popped: list[OwnedResource]) -> None:
+        # A task that calls the shutdown of its own component ends by itself.
         labels = {
-            cast("asyncio.Future[Any]", belonging.thing): belonging.label
-            for belonging in taken
-            if belonging.thing is not self._caller
+            cast("asyncio.Future[Any]", owned.resource): owned.label
+            for owned in popped
+            if owned.resource is not self._caller
         }
         for future in labels:
             future.cancel()
-        left = await self._wait(set(labels), _LAST_TURNS)
+        running = await self._wait(set(labels), _CYCLES_AFTER_CANCEL)
 
         for future, label in labels.items():
-            if future not in left:
-                self._note_end(future, label)
-        if left:
-            tasks_left = [task for task in left if isinstance(task, asyncio.Task)]
-            abandon(self._name, [(task.get_name(), task) for task in tasks_left], self._grace_s)
+            if future not in running:
+                self._record_result(future, label)
+        if running:
+            tasks = [task for task in running if isinstance(task, asyncio.Task)]
+            abandon(self._name, [(task.get_name(), task) for task in tasks], self._grace_s)
 
-    async def _end_thing(self, belonging: Belonging) -> None:
+    async def _close_resource(self, owned: OwnedResource) -> None:
         try:
-            ending = belonging.end(self._deadline) if belonging.end is not None else None
+            closing = owned.close(self._deadline) if owned.close is not None else None
         except BaseException as error:
-            self._note(error, belonging.label)
+            self._record_error(error, owned.label)
             return
-        if not isinstance(ending, Awaitable):
+        if not isinstance(closing, Awaitable):
             return
 
-        future = asyncio.ensure_future(_awaited(cast("Awaitable[object]", ending)))
-        if belonging.is_punctual:
-            await self._wait_for_end(future)
-            self._note_end(future, belonging.label)
+        future = asyncio.ensure_future(_awaited(cast("Awaitable[object]", closing)))
+        if owned.honours_deadline:
+            await self._wait_for_child(future)
+            self._record_result(future, owned.label)
             return
-        left = await self._wait({future}, _LAST_TURNS)
-        if left:
+        running = await self._wait({future}, _CYCLES_AFTER_CANCEL)
+        if running:
             future.cancel()
-            left = await self._wait({future}, _LAST_TURNS_OF_A_THING)
-        if left:
-            abandon(self._name, [(belonging.label, future)], self._grace_s)
-        if left or future.cancelled():
-            text = f"{belonging.label} of {self._name} did not end within {self._grace_s:.1f} s"
-            self._note(TimeoutError(text), belonging.label)
+            running = await self._wait({future}, _CYCLES_AFTER_CLOSE_CANCEL)
+        if running:
+            abandon(self._name, [(owned.label, future)], self._grace_s)
+        if running or future.cancelled():
+            text = f"{owned.label} of {self._name} did not end within {self._grace_s:.1f} s"
+            self._record_error(TimeoutError(text), owned.label)
         else:
-            self._note_end(future, belonging.label)
+            self._record_result(future, owned.label)
 
-    async def _wait_for_end(self, future: "asyncio.Future[Any]") -> None:
-        # A child has our deadline, and ends some turns of the loop after it at the latest.
+    async def _wait_for_child(self, future: "asyncio.Future[Any]") -> None:
+        # A child component has the same deadline, and ends some iterations of the loop after it at the latest.
         while not future.done():
             try:
                 await asyncio.wait({future})
             except asyncio.CancelledError as cancelled:
-                self._hurry(cancelled)
+                self._escalate(cancelled)
                 future.cancel()
 
-    async def _wait(self, futures: "set[asyncio.Future[Any]]", turns: int) -> "set[asyncio.Future[Any]]":
-        left = futures
+    async def _wait(self, futures: "set[asyncio.Future[Any]]", cycles: int) -> "set[asyncio.Future[Any]]":
+        running = futures
         try:
             if futures and (seconds := self._deadline - self._loop.time()) > 0:
-                left = (await asyncio.wait(futures, timeout=seconds))[1]
+                running = (await asyncio.wait(futures, timeout=seconds))[1]
         except asyncio.CancelledError as cancelled:
-            self._hurry(cancelled)
-        for _ in range(turns):
-            left = {future for future in left if not future.done()}
-            if not left:
+            self._escalate(cancelled)
+        for _ in range(cycles):
+            running = {future for future in running if not future.done()}
+            if not running:
                 break
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError as cancelled:
-                self._hurry(cancelled)
-        return {future for future in left if not future.done()}
+                self._escalate(cancelled)
+        return {future for future in running if not future.done()}
 
-    def _hurry(self, cancelled: asyncio.CancelledError) -> None:
-        # The caller is wanted elsewhere: nothing is waited for any more, but nothing is left out either.
+    def _escalate(self, cancelled: asyncio.CancelledError) -> None:
+        # The caller was cancelled: the remaining resources are closed without waiting for them.
         self._cancelled = cancelled
         self._deadline = self._loop.time()
 
-    def _note_end(self, future: "asyncio.Future[Any]", label: str) -> None:
+    def _record_result(self, future: "asyncio.Future[Any]", label: str) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
-            self._note(error, label)
+            self._record_error(error, label)
 
-    def _note(self, error: BaseException, label: str) -> None:
+    def _record_error(self, error: BaseException, label: str) -> None:
         if not isinstance(error, Exception):
             self._exit = self._exit or error
             return
-        error.add_note(f"while {label} of {self._name} was ended")
+        error.add_note(f"while {label} of {self._name} was closed")
         self._errors.append(error)
 
 
-def _awaited(ending: Awaitable[object]) -> "Coroutine[Any, Any, object]":
+def _call(resource: object, name: str, _deadline: float) -> object:
+    closing: object = getattr(resource, name)()
+    return closing
+
+
+def _task_label(task: object) -> str:
+    return f"task {getattr(task, 'get_name', lambda: 'future')()}"
+
+
+def _awaited(closing: Awaitable[object]) -> "Coroutine[Any, Any, object]":
     async def wait() -> object:
-        return await ending
+        return await closing
 
     return wait()

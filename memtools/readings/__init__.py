@@ -1,8 +1,9 @@
-"""How much memory is in use, and out of how much.
+"""How much memory this process uses, and how much it may use.
 
-The only room that knows psutil, /proc and cgroups. What the figures mean for the service is the monitor's business.
+No other package reads psutil, /proc or cgroups.
 """
 
+from memtools.errors import ReadingError
 from memtools.readings._counters import Counters, descriptors, malloc_bytes, take_counters, trim_heap
 from memtools.readings._limits import (
     Headroom,
@@ -14,7 +15,7 @@ from memtools.readings._limits import (
     take_reading,
 )
 from memtools.readings._process import PeakSince, ProcessMemory, peak_bytes, read_process, resident_bytes, virtual_bytes
-from memtools.readings._types import Level, Limit, LimitSource, Reading, ReadingError
+from memtools.readings._types import Level, Limit, LimitSource, Reading
 
 __all__ = [
     "Counters",

@@ -1,31 +1,75 @@
-"""Where the cgroups of this process lie in the file system, from its own up to the root.
+"""Memory limits and usage of the cgroups of this process.
 
-Covers: cgroup v2, v1 and both at once; mounts that show only a part of the tree; cgroup namespaces; octal escapes.
-Leaves to others: what the files in these places say (`_cgroup_walls`).
-
-/proc/self/cgroup names our cgroup in each hierarchy, /proc/self/mountinfo where a hierarchy is mounted and which part
-of it. Both are relative to our cgroup namespace: what lies outside of it begins with `/..`. Sources: cgroups(7),
-cgroup_namespaces(7), proc(5).
+Every cgroup counts, from the process's own up to the root: in cgroup v2, v1 and both at once, behind mounts that show a
+part of the hierarchy, and in cgroup namespaces. Sources: cgroups(7), cgroup_namespaces(7), proc(5).
 """
 
 import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from memtools._records import record
 from memtools.readings._types import LimitSource
 
-# Read the small files of the kernel, and tell "is not there" from "may not be read".
-#
-# A file that is not there says that nothing is limited there. One that cannot be read says nothing, and what nobody said
-# must not be taken for "no limit": it is kept as a gap and shown in the result.
+_OWN: Final = "/proc/self/cgroup"
+_MOUNTS: Final = "/proc/self/mountinfo"
+_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")  # the kernel escapes space, tab, line feed, backslash and #
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV})  # ENODEV: the cgroup has just been removed
 
-# ENODEV: a file of a cgroup that was removed while we held it open.
-_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV})
+# v1 writes "no limit" as 2**63 rounded down to a page, v2 may write up to 2**64; no machine has half of the first.
+_NO_MACHINE_BYTES: Final = 2**62
+
+_LIMITS: Final = {
+    1: (("memory.limit_in_bytes", LimitSource.CGROUP1),),
+    2: (("memory.max", LimitSource.CGROUP2_MAX), ("memory.high", LimitSource.CGROUP2_HIGH)),
+}
+_USAGE: Final = {1: "memory.usage_in_bytes", 2: "memory.current"}
+# v1 includes the children in the usage, but of memory.stat only in the `total_` lines.
+_INACTIVE: Final = {1: b"total_inactive_file", 2: b"inactive_file"}
 
 
-def rooted(root: str | os.PathLike[str]) -> Callable[[str], bytes]:
+@record
+class CgroupDirectory:
+    """One directory of cgroup files whose limits apply to this process.
+
+    Attributes:
+        version: of the cgroup hierarchy, 1 or 2.
+        directory: the path.
+        level: how many levels above the process's own cgroup; 0 is its own.
+    """
+
+    version: int
+    directory: str
+    level: int
+
+
+@record
+class CgroupLimit:
+    """One limit of one cgroup.
+
+    Attributes:
+        limit_bytes: the limit.
+        source: which kind of file sets it.
+        path: the file.
+        cgroup: the cgroup; None for an ancestor that no mount shows.
+    """
+
+    limit_bytes: int
+    source: LimitSource
+    path: str
+    cgroup: CgroupDirectory | None
+
+
+@record
+class _Mount:
+    version: int
+    shown: tuple[str, ...]  # the part of the hierarchy that the mount shows; empty for all of it
+    point: str
+
+
+def under_root(root: str | os.PathLike[str]) -> Callable[[str], bytes]:
     """Return a function that reads a whole file by its absolute path below `root`."""
     prefix = os.fspath(root).rstrip("/")
 
@@ -36,98 +80,100 @@ def rooted(root: str | os.PathLike[str]) -> Callable[[str], bytes]:
     return read
 
 
-class Tree:
-    """The files of one walk, and the gaps that it met.
+class KernelFiles:
+    """Reader of the small files of the kernel that distinguishes absent from unreadable files.
+
+    An absent file means that nothing is limited there. An unreadable file means that the limit is unknown, which must
+    not be taken for "no limit", so its path is recorded.
+
+    Args:
+        read: returns a whole file by its absolute path, or raises OSError.
 
     Attributes:
-        gaps: paths of files that exist and could not be read or understood.
+        unreadable: paths of files that exist but could not be read or parsed.
     """
 
-    __slots__ = ("_read", "gaps")
+    __slots__ = ("_read", "unreadable")
 
     def __init__(self, read: Callable[[str], bytes]) -> None:
         self._read = read
-        self.gaps: list[str] = []
+        self.unreadable: list[str] = []
 
-    def content(self, path: str) -> bytes | None:
-        """Return what the file holds; None where it is absent, or is a gap."""
+    def read(self, path: str) -> bytes | None:
+        """Return the content of the file; None if it is absent or unreadable."""
         try:
             return self._read(path)
         except OSError as error:
             if error.errno not in _ABSENT:
-                self.gaps.append(path)
+                self.unreadable.append(path)
         except ValueError:  # a NUL in the path
-            self.gaps.append(path)
+            self.unreadable.append(path)
         return None
 
-    def number(self, path: str) -> int | None:
-        """Return the whole number that the file holds; None where it is absent, says `max`, or is a gap."""
-        content = self.content(path)
+    def read_number(self, path: str) -> int | None:
+        """Return the whole number in the file; None if it is absent, contains `max`, or is unreadable."""
+        content = self.read(path)
         if content is None or content.strip() == b"max":
             return None
-        return self._understood(content, path)
+        return self._parsed(content, path)
 
-    def labelled(self, path: str, label: bytes) -> int | None:
-        """Return the number on the line `label number`; None where the file or the line is absent, or is a gap."""
-        content = self.content(path)
+    def read_field(self, path: str, name: bytes) -> int | None:
+        """Return the number on the line `name number`; None if the file or the line is absent or unreadable."""
+        content = self.read(path)
         if content is None:
             return None
         for line in content.splitlines():
-            name, _, number = line.partition(b" ")
-            if name.rstrip(b":") == label:
-                return self._understood(number.removesuffix(b" kB"), path)
+            label, _, number = line.partition(b" ")
+            if label.rstrip(b":") == name:
+                return self._parsed(number.removesuffix(b" kB"), path)
         return None
 
-    def _understood(self, digits: bytes, path: str) -> int | None:
+    def _parsed(self, digits: bytes, path: str) -> int | None:
         digits = digits.strip()
-        # int() would take signs and underscores as well, and refuses thousands of digits; the kernel writes at most 20.
+        # int() would accept signs and underscores, and refuses thousands of digits; the kernel writes at most 20.
         if digits.isdigit() and len(digits) <= 64:
             return int(digits)
-        self.gaps.append(path)
+        self.unreadable.append(path)
         return None
 
 
-_OWN = "/proc/self/cgroup"
-_MOUNTS = "/proc/self/mountinfo"
-_ESCAPE = re.compile(rb"\\([0-7]{3})")  # the kernel writes blank, tab, line feed, backslash and # so
-
-
-@record
-class Place:
-    """One directory of cgroup files that holds for this process.
-
-    Attributes:
-        version: of the cgroup hierarchy, 1 or 2.
-        directory: where its files are.
-        level: how many levels above our own cgroup; 0 is our own.
-    """
-
-    version: int
-    directory: str
-    level: int
-
-
-@record
-class _Mount:
-    version: int
-    shown: tuple[str, ...]  # the part of the hierarchy that can be seen here; empty for all of it
-    point: str
-
-
-def find_places(tree: Tree) -> tuple[Place, ...]:
-    """Return the memory cgroups of this process that can be seen, our own first in each hierarchy."""
-    own = _own_paths(tree.content(_OWN) or b"")
+def find_directories(files: KernelFiles) -> tuple[CgroupDirectory, ...]:
+    """Return the visible memory cgroups of this process, its own first in each hierarchy."""
+    own = _own_paths(files.read(_OWN) or b"")
     if not own:
         return ()
 
-    mounts = _memory_mounts(tree.content(_MOUNTS) or b"")
-    places = [place for version, path in sorted(own.items()) for place in _ladder(version, path, mounts)]
-    if not places:
-        tree.gaps.append(_MOUNTS)  # we are in a cgroup, and no mount shows which limits it has
-    return tuple(places)
+    mounts = _memory_mounts(files.read(_MOUNTS) or b"")
+    found = [cgroup for version, path in sorted(own.items()) for cgroup in _visible_ancestors(version, path, mounts)]
+    if not found:
+        files.unreadable.append(_MOUNTS)  # the process is in a cgroup, and no mount shows its limits
+    return tuple(found)
+
+
+def find_limits(
+    cgroups: Iterable[CgroupDirectory], files: KernelFiles, physical_bytes: int | None
+) -> tuple[CgroupLimit, ...]:
+    """Return every limit of `cgroups` that is not above the physical memory of the machine."""
+    highest = _NO_MACHINE_BYTES if physical_bytes is None else physical_bytes
+    accounted = list(_accounted(cgroups, files))
+    limits = [limit for cgroup in accounted for limit in _limits_of(cgroup, files) if limit.limit_bytes <= highest]
+    hidden = _hierarchical_limit([cgroup for cgroup in accounted if cgroup.version == 1], files)
+    lowest = min((limit.limit_bytes for limit in limits if limit.source is LimitSource.CGROUP1), default=highest + 1)
+    if hidden is not None and hidden.limit_bytes < lowest:
+        limits.append(hidden)
+    return tuple(limits)
+
+
+def usage_bytes(cgroup: CgroupDirectory, files: KernelFiles) -> tuple[int | None, int | None]:
+    """Return the usage of a cgroup, and its file cache that the kernel drops first, in bytes."""
+    used = files.read_number(f"{cgroup.directory}/{_USAGE[cgroup.version]}")
+    inactive = files.read_field(f"{cgroup.directory}/memory.stat", _INACTIVE[cgroup.version])
+    return used, inactive
 
 
 def _own_paths(lines: bytes) -> dict[int, tuple[str, ...]]:
+    # The path of the process's cgroup by version. Paths are relative to the cgroup namespace of the process: a cgroup
+    # outside of it begins with `/..`.
     found: dict[int, tuple[str, ...]] = {}
     for line in lines.split(b"\n"):
         number, _, rest = line.partition(b":")
@@ -135,9 +181,9 @@ def _own_paths(lines: bytes) -> dict[int, tuple[str, ...]]:
         if not path.startswith(b"/"):
             continue
         if number == b"0" and not controllers:
-            found[2] = _parts(path)
+            found[2] = _split_path(path)
         elif b"memory" in controllers.split(b","):
-            found[1] = _parts(path)
+            found[1] = _split_path(path)
     return found
 
 
@@ -147,12 +193,12 @@ def _memory_mounts(lines: bytes) -> list[_Mount]:
 
 def _mount(line: bytes) -> _Mount | None:
     # 31 23 0:28 /shown /point rw,relatime shared:9 - cgroup cgroup rw,memory
-    place, _, kind = line.partition(b" - ")
-    places, kinds = place.split(b" "), kind.split(b" ")
-    if len(places) < 6 or len(kinds) < 3:
+    first, _, second = line.partition(b" - ")
+    fields, kinds = first.split(b" "), second.split(b" ")
+    if len(fields) < 6 or len(kinds) < 3:
         return None
 
-    shown, point = _parts(_unescape(places[3])), os.fsdecode(_unescape(places[4]))
+    shown, point = _split_path(_unescape(fields[3])), os.fsdecode(_unescape(fields[4]))
     if kinds[0] == b"cgroup2":
         return _Mount(2, shown, point)
     if kinds[0] == b"cgroup" and b"memory" in kinds[-1].split(b","):
@@ -160,28 +206,28 @@ def _mount(line: bytes) -> _Mount | None:
     return None
 
 
-def _ladder(version: int, own: tuple[str, ...], mounts: list[_Mount]) -> list[Place]:
-    # The mount that shows most levels; of equals the last, for it may lie over the others.
-    ladders = [_rungs(own, mount) for mount in reversed(mounts) if mount.version == version]
-    return max(ladders, key=len) if ladders else []
+def _visible_ancestors(version: int, own: tuple[str, ...], mounts: list[_Mount]) -> list[CgroupDirectory]:
+    # Take the mount that shows most levels; of equal ones the last, which may be mounted over the earlier ones.
+    found = [_ancestors(own, mount) for mount in reversed(mounts) if mount.version == version]
+    return max(found, key=len) if found else []
 
 
-def _rungs(own: tuple[str, ...], mount: _Mount) -> list[Place]:
+def _ancestors(own: tuple[str, ...], mount: _Mount) -> list[CgroupDirectory]:
     below = own[len(mount.shown) :]
     if own[: len(mount.shown)] == mount.shown and ".." not in below:
-        heights = range(len(below) + 1)
-        directories = ["/".join((mount.point.rstrip("/"), *below[: len(below) - up])) for up in heights]
-        return [Place(mount.version, *found) for found in zip(directories, heights, strict=True)]
+        levels = range(len(below) + 1)
+        directories = ["/".join((mount.point.rstrip("/"), *below[: len(below) - level])) for level in levels]
+        return [CgroupDirectory(mount.version, *found) for found in zip(directories, levels, strict=True)]
 
-    # A mount from outside of our namespace, which shows an ancestor: its names on the way down to us are hidden, but
-    # what it says of itself holds for us. Following `..` in the path would lead to cgroups that are not ours.
-    climbs = own.count("..")
-    if set(mount.shown) == {".."} and len(mount.shown) > climbs:
-        return [Place(mount.version, mount.point, len(mount.shown) - climbs + len(own) - climbs)]
+    # A mount from outside of the namespace, which shows an ancestor: the names on the way down to the process are
+    # hidden, but the limits of the ancestor apply. Following `..` in the path would lead to other cgroups.
+    levels_up = own.count("..")
+    if set(mount.shown) == {".."} and len(mount.shown) > levels_up:
+        return [CgroupDirectory(mount.version, mount.point, len(mount.shown) - levels_up + len(own) - levels_up)]
     return []
 
 
-def _parts(path: bytes) -> tuple[str, ...]:
+def _split_path(path: bytes) -> tuple[str, ...]:
     return tuple(part for part in os.fsdecode(path).split("/") if part)
 
 
@@ -189,80 +235,30 @@ def _unescape(field: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
 
 
-# What the cgroups of this process allow, and how much of it is taken.
-#
-# Covers: the limits of each level, v1 and v2; the usage that counts against them.
-# Leaves to others: where the levels are (`_cgroup_places`), which limit is the least (`_limit_reader`).
-
-# v1 says "none" with 2**63 rounded down to a page, v2 may say up to 2**64; no machine has half of the first.
-_NO_MACHINE_BYTES = 2**62
-
-_LIMITS = {
-    1: (("memory.limit_in_bytes", LimitSource.CGROUP1),),
-    2: (("memory.max", LimitSource.CGROUP2_MAX), ("memory.high", LimitSource.CGROUP2_HIGH)),
-}
-_USAGE = {1: "memory.usage_in_bytes", 2: "memory.current"}
-# v1 counts its children in the usage, but only in the `total_` lines of memory.stat.
-_INACTIVE = {1: b"total_inactive_file", 2: b"inactive_file"}
-
-
-@record
-class Wall:
-    """One limit of one cgroup.
-
-    Attributes:
-        place: where it stands; None for one that stands above what can be seen.
-    """
-
-    limit_bytes: int
-    source: LimitSource
-    path: str
-    place: Place | None
-
-
-def find_walls(places: Iterable[Place], tree: Tree, physical_bytes: int | None) -> tuple[Wall, ...]:
-    """Return every limit in `places` that could ever be felt on a machine with `physical_bytes`."""
-    ceiling = _NO_MACHINE_BYTES if physical_bytes is None else physical_bytes
-    counted = list(_counted(places, tree))
-    walls = [wall for place in counted for wall in _walls(place, tree) if wall.limit_bytes <= ceiling]
-    hidden = _hidden_wall([place for place in counted if place.version == 1], tree)
-    least = min((wall.limit_bytes for wall in walls if wall.source is LimitSource.CGROUP1), default=ceiling + 1)
-    if hidden is not None and hidden.limit_bytes < least:
-        walls.append(hidden)
-    return tuple(walls)
-
-
-def usage_bytes(place: Place, tree: Tree) -> tuple[int | None, int | None]:
-    """Return what is charged to a cgroup, and how much of it is file cache that the kernel drops first, in bytes."""
-    used = tree.number(f"{place.directory}/{_USAGE[place.version]}")
-    inactive = tree.labelled(f"{place.directory}/memory.stat", _INACTIVE[place.version])
-    return used, inactive
-
-
-def _counted(places: Iterable[Place], tree: Tree) -> Iterator[Place]:
-    # Before Linux 5.11 a v1 cgroup without use_hierarchy did not count its children, and neither did those above it.
+def _accounted(cgroups: Iterable[CgroupDirectory], files: KernelFiles) -> Iterator[CgroupDirectory]:
+    # Before Linux 5.11 a v1 cgroup without use_hierarchy did not count its children, and neither did its ancestors.
     is_cut = False
-    for place in places:
-        if place.version == 1 and place.level > 0:
-            is_cut = is_cut or tree.number(f"{place.directory}/memory.use_hierarchy") == 0
+    for cgroup in cgroups:
+        if cgroup.version == 1 and cgroup.level > 0:
+            is_cut = is_cut or files.read_number(f"{cgroup.directory}/memory.use_hierarchy") == 0
             if is_cut:
                 continue
-        yield place
+        yield cgroup
 
 
-def _walls(place: Place, tree: Tree) -> Iterator[Wall]:
-    for name, source in _LIMITS[place.version]:
-        path = f"{place.directory}/{name}"
-        limit = tree.number(path)
+def _limits_of(cgroup: CgroupDirectory, files: KernelFiles) -> Iterator[CgroupLimit]:
+    for name, source in _LIMITS[cgroup.version]:
+        path = f"{cgroup.directory}/{name}"
+        limit = files.read_number(path)
         if limit is not None:
-            yield Wall(limit, source, path, place)
+            yield CgroupLimit(limit, source, path, cgroup)
 
 
-def _hidden_wall(places: list[Place], tree: Tree) -> Wall | None:
-    # In a container the ancestors are often not mounted; v1 at least tells the least of their limits.
-    for place in places:
-        path = f"{place.directory}/memory.stat"
-        limit = tree.labelled(path, b"hierarchical_memory_limit")
+def _hierarchical_limit(cgroups: list[CgroupDirectory], files: KernelFiles) -> CgroupLimit | None:
+    # In a container the ancestors are often not mounted; v1 at least reports the lowest of their limits.
+    for cgroup in cgroups:
+        path = f"{cgroup.directory}/memory.stat"
+        limit = files.read_field(path, b"hierarchical_memory_limit")
         if limit is not None:
-            return Wall(limit, LimitSource.CGROUP1_HIERARCHY, path, None)
+            return CgroupLimit(limit, LimitSource.CGROUP1_HIERARCHY, path, None)
     return None

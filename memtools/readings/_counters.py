@@ -1,8 +1,4 @@
-"""The counters that tell what kind of memory grows, cheap enough for every sample: all together some 5 us.
-
-Covers: resident memory, Python's blocks, C's malloc, what tracemalloc has traced where it is on.
-Leaves to others: what a rise of them means (`memtools.analysis`).
-"""
+"""Counters for leak analysis, and trimming the C heap."""
 
 import os
 import sys
@@ -14,56 +10,22 @@ from typing import Any, Final
 from memtools._records import record
 from memtools.readings._process import resident_bytes
 
-# How much of C's own memory is in use: what extension modules and C libraries hold.
-#
-# `mallinfo2` of the GNU C library (2.33 or later, man 3 mallinfo). Elsewhere nobody can tell, and None is said. Blocks of
-# Python's own up to 512 bytes are not in it: Python takes those from arenas of its own.
-
-_FIELDS: Final = (
+_MALLINFO2_FIELDS: Final = (
     "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
 )  # fmt: skip
 
 
-def malloc_bytes() -> int | None:
-    """Return the bytes that callers of C's `malloc` have in use, mapped blocks included; None where unknown.
-
-    It walks the free lists of all arenas: microseconds in a tidy process, more in a fragmented one.
-    """
-    mallinfo = _find()
-    if mallinfo is None:
-        return None
-    found = mallinfo()
-    return int(found.uordblks) + int(found.hblkhd)
-
-
-@cache
-def _find() -> Callable[[], Any] | None:  # Any: a structure with the fields above
-    if sys.platform != "linux":
-        return None
-    import ctypes  # loaded by those who ask
-
-    function = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if function is None:
-        return None
-    fields = [(name, ctypes.c_size_t) for name in _FIELDS]
-    function.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": fields})
-    function.argtypes = ()
-    found: Callable[[], Any] = function
-    return found
-
-
 @record
 class Counters:
-    """What was in use at one moment.
+    """What was in use at one moment: together they show which kind of memory grows.
 
     Attributes:
         at: when, in seconds of `time.monotonic()`.
         resident_bytes: resident memory of the process.
-        blocks: what Python's allocators have handed out, in blocks (`sys.getallocatedblocks()`); 0 where Python was
-            told to use C's malloc (`PYTHONMALLOC=malloc`).
-        malloc_bytes: what callers of C's malloc have in use, Python among them for what is larger than 512 bytes; None
-            where nobody can tell.
-        traced_bytes: what tracemalloc has seen that is alive; None while it is off.
+        blocks: blocks that Python's allocators have handed out (`sys.getallocatedblocks()`); 0 if Python was started
+            with C's malloc (`PYTHONMALLOC=malloc`).
+        malloc_bytes: bytes in use of C's malloc, including Python's own blocks above 512 bytes; None if unknown.
+        traced_bytes: live bytes that tracemalloc has traced; None while it is off.
     """
 
     at: float
@@ -74,28 +36,54 @@ class Counters:
 
 
 def take_counters() -> Counters:
-    """Return the counters of this process, now.
+    """Return the counters of this process now. Cost: some 5 us, so every sample can have them.
 
     Raises:
-        ReadingError: when the system does not say what is resident.
+        ReadingError: if the system does not report resident memory.
     """
     return Counters(time.monotonic(), resident_bytes(), sys.getallocatedblocks(), malloc_bytes(), _traced_bytes())
 
 
 def _traced_bytes() -> int | None:
-    # Not loaded for those who do not trace.
-    tracemalloc = sys.modules.get("tracemalloc")
+    tracemalloc = sys.modules.get("tracemalloc")  # not imported: a program that does not trace should not load it
     if tracemalloc is None or not tracemalloc.is_tracing():
         return None
     live: int = tracemalloc.get_traced_memory()[0]
     return live
 
 
-# Which files, sockets and pipes the process has open.
+def malloc_bytes() -> int | None:
+    """Return the bytes in use of C's malloc, mapped blocks included; None if unknown.
+
+    It is what extension modules and C libraries use, and Python for blocks above 512 bytes: smaller ones are in arenas
+    of Python's own. Only the GNU C library has the function for it (`mallinfo2`, since 2.33). It walks the free lists
+    of all arenas: microseconds in a compact heap, more in a fragmented one.
+    """
+    mallinfo2 = _find_mallinfo2()
+    if mallinfo2 is None:
+        return None
+    found = mallinfo2()
+    return int(found.uordblks) + int(found.hblkhd)
+
+
+@cache
+def _find_mallinfo2() -> Callable[[], Any] | None:  # Any: a structure with the fields above
+    if sys.platform != "linux":
+        return None
+    import ctypes  # loaded on first need
+
+    function = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if function is None:
+        return None
+    fields = [(name, ctypes.c_size_t) for name in _MALLINFO2_FIELDS]
+    function.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": fields})
+    function.argtypes = ()
+    found: Callable[[], Any] = function
+    return found
 
 
 def descriptors() -> tuple[str, ...] | None:
-    """Return what each open descriptor leads to (Linux: a path, `socket:[…]`, `pipe:[…]`); None on other systems."""
+    """Return the target of each open descriptor (a path, `socket:[...]`, `pipe:[...]`); None on other systems."""
     if sys.platform != "linux":
         return None
     found: list[str] = []
@@ -103,28 +91,22 @@ def descriptors() -> tuple[str, ...] | None:
         try:
             found.append(os.readlink(f"/proc/self/fd/{name}"))
         except OSError:
-            continue  # the one that listed the folder
+            continue  # the descriptor of the listing itself
     return tuple(found)
 
 
-# Have the C library hand free pages back to the system.
-#
-# Covers: psutil where it can (7.2 and later, on most systems), else glibc's own `malloc_trim`.
-# Leaves to others: whether it is worth its price (`memtools.cleanup`).
-#
-# Python frees small objects into arenas of its own and all else through `malloc`, which keeps what it may need again. In
-# a fragmented heap 639 MiB were given back to 13 MiB, in 77 ms. psutil holds the GIL meanwhile.
-
-
 def trim_heap() -> bool:
-    """Hand free pages of the heap back to the system; return whether there was a way to do it.
+    """Return free pages of the C heap to the system; return whether this platform has a function for it.
+
+    C's malloc keeps free pages for later use: a trim took a fragmented heap from 639 to 13 MiB in 77 ms. It uses psutil
+    (7.2 and later, on most systems), else glibc's `malloc_trim`.
 
     Raises:
         OSError: when the system refuses.
 
-    Cost: some milliseconds to a tenth of a second, in which no other thread runs Python code.
+    Cost: some milliseconds to a tenth of a second. psutil holds the GIL meanwhile, so no other thread runs Python code.
     """
-    trim = _way()
+    trim = _find_trim()
     if trim is None:
         return False
     trim()
@@ -132,21 +114,21 @@ def trim_heap() -> bool:
 
 
 @cache
-def _way() -> Callable[[], object] | None:
-    return _by_psutil() or (_by_glibc() if sys.platform == "linux" else None)
+def _find_trim() -> Callable[[], object] | None:
+    return _psutil_heap_trim() or (_glibc_malloc_trim() if sys.platform == "linux" else None)
 
 
-def _by_psutil() -> Callable[[], object] | None:
+def _psutil_heap_trim() -> Callable[[], object] | None:
     try:
-        import psutil  # type: ignore[import-untyped]  # it ships no types, and its stubs are no dependency of ours
+        import psutil  # type: ignore[import-untyped]  # it ships no types, and its stubs are not a dependency
     except (ImportError, OSError):
         return None
     trim: Callable[[], object] | None = getattr(psutil, "heap_trim", None)
     return trim
 
 
-def _by_glibc() -> Callable[[], object] | None:
-    import ctypes  # dear, and needed only where psutil is old
+def _glibc_malloc_trim() -> Callable[[], object] | None:
+    import ctypes  # slow to load, and needed only with an old psutil
 
     try:
         malloc_trim = ctypes.CDLL(None).malloc_trim

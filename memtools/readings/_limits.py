@@ -1,39 +1,46 @@
-"""Find the limit that holds for this process, and keep it for half a minute.
+"""The effective memory limit of this process, and its headroom.
 
-Covers: the order of user, environment and system; the least of all levels; the cache.
-Leaves to others: the cgroup files (`_cgroup_places`, `_cgroup_walls`), the machine (`_host`).
-
-Limits change while a process runs (`docker update`, a resized pod), so nothing is kept for ever; usage is never kept.
+Limits change while a process runs (`docker update`, a resized pod), so the limits that were found are cached for half a
+minute only. Usage is never cached.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
 
+from memtools._forks import register_after_fork
 from memtools._records import record
-from memtools.readings._cgroups import Place, Tree, Wall, find_places, find_walls, rooted, usage_bytes
+from memtools.readings._cgroups import (
+    CgroupDirectory,
+    CgroupLimit,
+    KernelFiles,
+    find_directories,
+    find_limits,
+    under_root,
+    usage_bytes,
+)
 from memtools.readings._process import resident_bytes
 from memtools.readings._types import Limit, LimitSource, Reading
 from memtools.units import format_size, parse_size
 
-# How much more memory this process can take before it meets the first wall.
-#
-# Leaves to others: where the walls are found (`_limit_reader`).
+_MEMINFO: Final = "/proc/meminfo"
+_VARIABLE: Final = "MEMTOOLS_LIMIT"
 
 
 @record
 class LimitHeadroom:
-    """What is left below one wall; limit and usage are of the same level.
+    """What is left below one limit; limit and usage are of the same cgroup.
 
     Attributes:
-        source: who set the limit.
-        path: the file that says so, if a file does.
-        level: how many cgroups above our own it stands; None where it is none of a cgroup, or of one that cannot be
-            seen from here.
-        limit_bytes: the wall.
-        used_bytes: what counts against it, of all who live below it; None where that cannot be read.
-        inactive_file_bytes: the part of `used_bytes` that is file cache, which the kernel drops before it kills; None
-            where that cannot be read.
+        source: where the limit was set.
+        path: the file that contains it; None if it does not come from a file.
+        level: how many cgroups above the process's own it is set; None if it is not set in a cgroup, or in one that is
+            not visible to this process.
+        limit_bytes: the limit.
+        used_bytes: the usage that counts against it, of all processes below it; None if it cannot be read.
+        inactive_file_bytes: the part of `used_bytes` that is file cache, which the kernel drops before it kills a
+            process; None if it cannot be read.
     """
 
     source: LimitSource
@@ -45,7 +52,7 @@ class LimitHeadroom:
 
     @property
     def headroom_bytes(self) -> int | None:
-        """Bytes to the wall, negative beyond it; None where the usage is not known."""
+        """Bytes to the limit, negative beyond it; None if the usage is not known."""
         if self.used_bytes is None or self.inactive_file_bytes is None:
             return None
         # The two are read one after the other: cache that grew in between must not make the usage negative.
@@ -54,14 +61,14 @@ class LimitHeadroom:
 
 @record
 class Headroom:
-    """How much more memory this process can take before it meets the first wall.
+    """How much more memory this process can take before it reaches the first limit.
 
     Attributes:
-        value_bytes: the least of all rooms, negative beyond a wall; None when no room is known.
-        source: whose room it is; `LimitSource.PHYSICAL` when the machine itself is short.
-        levels: the room below each wall, our own cgroup first.
-        host_available_bytes: what the machine can give without swapping; None when it does not say.
-        gaps: files that exist and could not be read or understood; less room may hide in them.
+        value_bytes: the smallest headroom, negative beyond a limit; None if none is known.
+        source: whose headroom it is; `LimitSource.PHYSICAL` if the machine itself is short.
+        levels: the headroom below each limit, that of the process's own cgroup first.
+        host_available_bytes: the memory that the machine can give without swapping; None if it is not known.
+        gaps: files that exist but could not be read or parsed; one of them may contain a lower limit.
     """
 
     value_bytes: int | None
@@ -76,62 +83,10 @@ class Headroom:
         return f"{format_size(self.value_bytes)} left ({self.source})"
 
 
-def least_room(levels: Iterable[LimitHeadroom], available_bytes: int | None, gaps: Iterable[str]) -> Headroom:
-    """Return the headroom that the tightest of `levels` and the machine leave."""
-    kept = tuple(levels)
-    rooms = [(level.headroom_bytes, level.source) for level in kept if level.headroom_bytes is not None]
-    if available_bytes is not None:
-        rooms.append((available_bytes, LimitSource.PHYSICAL))
-
-    value, source = min(rooms, key=lambda room: room[0], default=(None, LimitSource.UNKNOWN))
-    return Headroom(value, source, kept, available_bytes, tuple(gaps))
-
-
-# How much memory the machine has, and how much of it can still be given out.
-#
-# Linux tells it in /proc/meminfo; psutil is asked where that file is missing, and by kernels that say less in it.
-
-_MEMINFO = "/proc/meminfo"
-
-
-def told_bytes(tree: Tree, label: bytes) -> int | None:
-    """Return what /proc/meminfo says on the line `label`, in bytes; None where it does not."""
-    kib = tree.labelled(_MEMINFO, label)
-    return None if kib is None else kib * 1024
-
-
-def physical_bytes() -> int | None:
-    """Return how much memory the machine has, in bytes; None when nothing here can tell."""
-    told = told_bytes(Tree(rooted("/")), b"MemTotal")
-    return told if told is not None else _by_psutil("physical_bytes")
-
-
-def available_bytes() -> int | None:
-    """Return how much memory the machine can give without swapping, in bytes; None when nothing here can tell.
-
-    Of the whole machine: a container may be allowed less (see `headroom`).
-    """
-    told = told_bytes(Tree(rooted("/")), b"MemAvailable")
-    return told if told is not None else _by_psutil("available_bytes")
-
-
-def _by_psutil(question: str) -> int | None:
-    try:
-        from memtools.readings import _psutil
-
-        ask: Callable[[], int] = getattr(_psutil, question)
-        return ask()
-    except (OSError, ImportError, RuntimeError):  # no /proc at all, no descriptor left, a platform that it cannot read
-        return None
-
-
-_VARIABLE = "MEMTOOLS_LIMIT"
-
-
 @record
-class _Walk:
-    least: Limit
-    walls: tuple[Wall, ...]
+class _Scan:
+    lowest: Limit
+    limits: tuple[CgroupLimit, ...]
     at: float  # by the reader's clock, seconds
 
 
@@ -141,16 +96,16 @@ class LimitReader:
     Args:
         read: returns a whole file by its absolute path, or raises OSError.
         clock: monotonic seconds.
-        physical: the memory of the machine in bytes, or None.
-        available: what the machine can still give in bytes, or None.
-        resident: what this process uses, in bytes; counts against a limit by the user.
+        physical: returns the memory of the machine in bytes, or None.
+        available: returns the memory that the machine can still give in bytes, or None.
+        resident: returns the memory of this process in bytes, which counts against a limit that the user set.
         environ: where MEMTOOLS_LIMIT is looked up, at every call.
-        keep_seconds: how long a walk through the cgroups is good for.
+        max_age_s: how long a scan of the cgroups is reused, in seconds.
 
-    Threads: safe; two that come at once may both walk. Cost: 1 us, and some hundred when the walk is renewed.
+    Threads: safe; two that come at once may both scan. Cost: 1 us, and some hundred when the cgroups are scanned again.
     """
 
-    __slots__ = ("_available", "_clock", "_environ", "_keep_seconds", "_kept", "_physical", "_read", "_resident")
+    __slots__ = ("_available", "_cached", "_clock", "_environ", "_max_age_s", "_physical", "_read", "_resident")
 
     def __init__(
         self,
@@ -161,7 +116,7 @@ class LimitReader:
         available: Callable[[], int | None],
         resident: Callable[[], int],
         environ: Mapping[str, str] = os.environ,
-        keep_seconds: float = 30.0,
+        max_age_s: float = 30.0,
     ) -> None:
         self._read = read
         self._clock = clock
@@ -169,68 +124,69 @@ class LimitReader:
         self._available = available
         self._resident = resident
         self._environ = environ
-        self._keep_seconds = keep_seconds
-        self._kept: _Walk | None = None
+        self._max_age_s = max_age_s
+        self._cached: _Scan | None = None
 
     def limit(self, chosen: object = None, *, refresh: bool = False) -> Limit:
-        """Return the limit: `chosen`, else MEMTOOLS_LIMIT, else the least that the system sets.
+        """Return the limit: `chosen`, else MEMTOOLS_LIMIT, else the lowest that the system sets.
 
         Raises:
-            ConfigError: when `chosen` or the variable is not a size.
+            ConfigError: if `chosen` or the variable is not a size.
         """
-        own = self._own_limit(chosen, refresh=refresh)
-        return own if own is not None else self._walk(refresh=refresh).least
+        configured = self._configured_limit(chosen, refresh=refresh)
+        return configured if configured is not None else self._cached_scan(refresh=refresh).lowest
 
     def headroom(self, chosen: object = None, *, refresh: bool = False) -> Headroom:
-        """Return what is left below `chosen` or MEMTOOLS_LIMIT, every cgroup above us, and the machine.
+        """Return what is left below `chosen` or MEMTOOLS_LIMIT, below each cgroup limit, and on the machine.
 
         Raises:
-            ConfigError: when `chosen` or the variable is not a size.
+            ConfigError: if `chosen` or the variable is not a size.
         """
-        own = self._own_limit(chosen, refresh=refresh)
-        tree = Tree(self._read)
-        levels = list(_rooms(self._walk(refresh=refresh).walls, tree))
-        if own is not None and own.value_bytes is not None:
-            levels.insert(0, LimitHeadroom(own.source, None, None, own.value_bytes, self._resident_bytes(), 0))
+        configured = self._configured_limit(chosen, refresh=refresh)
+        files = KernelFiles(self._read)
+        levels = list(_headrooms(self._cached_scan(refresh=refresh).limits, files))
+        if configured is not None and configured.value_bytes is not None:
+            used = self._resident_bytes()
+            levels.insert(0, LimitHeadroom(configured.source, None, None, configured.value_bytes, used, 0))
         available = self._available()
-        # A file that was unreadable in the walk may hide a wall; one that is unreadable now hides a usage.
-        gaps = dict.fromkeys((*self._walk().least.gaps, *tree.gaps))
-        return least_room(levels, available, gaps)
+        # A file that was unreadable during the scan may contain a limit; one that is unreadable now contains a usage.
+        gaps = dict.fromkeys((*self._cached_scan().lowest.gaps, *files.unreadable))
+        return _smallest_headroom(levels, available, gaps)
 
-    def forget(self) -> None:
-        """Walk anew at the next question: a forked child may be put elsewhere."""
-        self._kept = None
+    def invalidate(self) -> None:
+        """Scan again at the next call: a forked child may have been moved to another cgroup."""
+        self._cached = None
 
-    def _own_limit(self, chosen: object, *, refresh: bool) -> Limit | None:
+    def _configured_limit(self, chosen: object, *, refresh: bool) -> Limit | None:
         if chosen is not None:
-            return Limit(self._size(chosen, "limit", refresh=refresh), LimitSource.USER)
+            return Limit(self._parse(chosen, "limit", refresh=refresh), LimitSource.USER)
         text = self._environ.get(_VARIABLE, "")
-        if not text.strip():  # an empty variable is how templates say "not set"
+        if not text.strip():  # templates leave a variable empty for "not set"
             return None
-        return Limit(self._size(text, _VARIABLE, refresh=refresh), LimitSource.ENVIRONMENT)
+        return Limit(self._parse(text, _VARIABLE, refresh=refresh), LimitSource.ENVIRONMENT)
 
-    def _size(self, value: object, name: str, *, refresh: bool) -> int:
-        return parse_size(value, name=name, percent_of=lambda: self._walk(refresh=refresh).least.value_bytes)
+    def _parse(self, value: object, name: str, *, refresh: bool) -> int:
+        return parse_size(value, name=name, percent_of=lambda: self._cached_scan(refresh=refresh).lowest.value_bytes)
 
-    def _walk(self, *, refresh: bool = False) -> _Walk:
+    def _cached_scan(self, *, refresh: bool = False) -> _Scan:
         now = self._clock()
-        kept = self._kept
-        if refresh or kept is None or now - kept.at >= self._keep_seconds:
-            kept = self._kept = self._walk_now(now)
-        return kept
+        cached = self._cached
+        if refresh or cached is None or now - cached.at >= self._max_age_s:
+            cached = self._cached = self._scan(now)
+        return cached
 
-    def _walk_now(self, now: float) -> _Walk:
-        tree = Tree(self._read)
+    def _scan(self, now: float) -> _Scan:
+        files = KernelFiles(self._read)
         physical = self._physical()
-        walls = find_walls(find_places(tree), tree, physical)
-        gaps = tuple(tree.gaps)
-        if not walls:
+        limits = find_limits(find_directories(files), files, physical)
+        gaps = tuple(files.unreadable)
+        if not limits:
             source = LimitSource.UNKNOWN if physical is None else LimitSource.PHYSICAL
-            return _Walk(Limit(physical, source, gaps=gaps), walls, now)
+            return _Scan(Limit(physical, source, gaps=gaps), limits, now)
 
-        wall = min(walls, key=lambda wall: wall.limit_bytes)
-        level = None if wall.place is None else wall.place.level
-        return _Walk(Limit(wall.limit_bytes, wall.source, wall.path, level, gaps), walls, now)
+        lowest = min(limits, key=lambda limit: limit.limit_bytes)
+        level = None if lowest.cgroup is None else lowest.cgroup.level
+        return _Scan(Limit(lowest.limit_bytes, lowest.source, lowest.path, level, gaps), limits, now)
 
     def _resident_bytes(self) -> int | None:
         try:
@@ -239,73 +195,110 @@ class LimitReader:
             return None
 
 
-def _rooms(walls: tuple[Wall, ...], tree: Tree) -> Iterator[LimitHeadroom]:
-    usages: dict[Place, tuple[int | None, int | None]] = {}  # max and high of one cgroup share their usage
-    for wall in walls:
-        place = wall.place
-        if place is None:
-            yield LimitHeadroom(wall.source, wall.path, None, wall.limit_bytes, None, None)
+def _headrooms(limits: tuple[CgroupLimit, ...], files: KernelFiles) -> Iterator[LimitHeadroom]:
+    usages: dict[CgroupDirectory, tuple[int | None, int | None]] = {}  # max and high of one cgroup share their usage
+    for limit in limits:
+        cgroup = limit.cgroup
+        if cgroup is None:
+            yield LimitHeadroom(limit.source, limit.path, None, limit.limit_bytes, None, None)
             continue
-        if place not in usages:
-            usages[place] = usage_bytes(place, tree)
-        yield LimitHeadroom(wall.source, wall.path, place.level, wall.limit_bytes, *usages[place])
+        if cgroup not in usages:
+            usages[cgroup] = usage_bytes(cgroup, files)
+        yield LimitHeadroom(limit.source, limit.path, cgroup.level, limit.limit_bytes, *usages[cgroup])
 
 
-# The questions to the real machine: which limit holds here, how much room is left, how full are we.
-#
-# Leaves to others: how the answers are found (`_limit_reader`, `_process`).
+def _smallest_headroom(levels: Iterable[LimitHeadroom], available_bytes: int | None, gaps: Iterable[str]) -> Headroom:
+    kept = tuple(levels)
+    known = [(level.headroom_bytes, level.source) for level in kept if level.headroom_bytes is not None]
+    if available_bytes is not None:
+        known.append((available_bytes, LimitSource.PHYSICAL))
+
+    value, source = min(known, key=lambda pair: pair[0], default=(None, LimitSource.UNKNOWN))
+    return Headroom(value, source, kept, available_bytes, tuple(gaps))
+
+
+def meminfo_bytes(files: KernelFiles, name: bytes) -> int | None:
+    """Return the figure on the line `name` of /proc/meminfo, in bytes; None if there is none."""
+    kib = files.read_field(_MEMINFO, name)
+    return None if kib is None else kib * 1024
+
+
+def physical_bytes() -> int | None:
+    """Return the memory of the machine, in bytes; None if neither /proc/meminfo nor psutil reports it."""
+    found = meminfo_bytes(KernelFiles(under_root("/")), b"MemTotal")
+    return found if found is not None else _ask_psutil("physical_bytes")
+
+
+def available_bytes() -> int | None:
+    """Return the memory that the machine can give without swapping, in bytes; None if it is not known.
+
+    It is that of the whole machine: a container may be allowed less (see `headroom`).
+    """
+    found = meminfo_bytes(KernelFiles(under_root("/")), b"MemAvailable")
+    return found if found is not None else _ask_psutil("available_bytes")
+
+
+def _ask_psutil(question: str) -> int | None:
+    try:
+        from memtools.readings import _psutil  # loaded on first need
+
+        ask: Callable[[], int] = getattr(_psutil, question)
+        return ask()
+    except (OSError, ImportError, RuntimeError):  # no /proc, no free descriptor, or an unsupported platform
+        return None
+
 
 _reader = LimitReader(
-    rooted("/"),
+    under_root("/"),
     clock=time.monotonic,
     physical=physical_bytes,
     available=available_bytes,
     resident=resident_bytes,
 )
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reader.forget)
+register_after_fork(_reader.invalidate)
 
 
 def effective_limit(limit: int | str | None = None, *, refresh: bool = False) -> Limit:
-    """Return how much memory this process may use, and who says so.
+    """Return how much memory this process may use, and where that was set.
 
-    `limit` if given; else the environment variable MEMTOOLS_LIMIT, read at every call; else the least of every cgroup
-    limit from our own cgroup to the root (v2 `memory.max` and `memory.high`, v1 `limit_in_bytes` and
-    `hierarchical_memory_limit`) and of physical memory. RLIMIT_AS is none of them: it counts reserved addresses.
+    It is `limit` if given; else the environment variable MEMTOOLS_LIMIT, read at every call; else the lowest of
+    physical memory and every cgroup limit from the process's own cgroup to the root (v2 `memory.max` and `memory.high`,
+    v1 `limit_in_bytes` and `hierarchical_memory_limit`). RLIMIT_AS is not considered: it counts reserved addresses.
 
     Args:
-        limit: bytes, a size as `memtools.units.parse_size` takes it, or a share of what the system allows (`"80%"`).
-        refresh: look now; else what was found is good for 30 seconds, as limits may change while we run.
+        limit: bytes, a size as `memtools.units.parse_size` takes it, or a share of the system's limit (`"80%"`).
+        refresh: scan the cgroups now; otherwise a scan is reused for 30 seconds.
 
     Raises:
-        ConfigError: when `limit` or MEMTOOLS_LIMIT is not a size.
+        ConfigError: if `limit` or MEMTOOLS_LIMIT is not a size.
     """
     return _reader.limit(limit, refresh=refresh)
 
 
 def headroom(limit: int | str | None = None, *, refresh: bool = False) -> Headroom:
-    """Return how much more memory this process can take before it meets the first wall.
+    """Return how much more memory this process can take before it reaches the first limit.
 
-    The least of `limit - (usage - inactive_file)` of every cgroup above us, of what `limit` or MEMTOOLS_LIMIT leaves to
-    our own resident memory, and of what the machine has available. A sibling that fills a shared ancestor shows here.
+    It is the smallest of `limit - (usage - inactive_file)` of every cgroup limit, of what `limit` or MEMTOOLS_LIMIT
+    leaves above the resident memory of this process, and of what the machine has available. Another process that fills
+    a shared ancestor cgroup lowers it.
 
     Args:
         limit: as for `effective_limit`.
-        refresh: look for changed limits now; usage is read at every call.
+        refresh: scan for changed limits now; usage is read at every call.
 
     Raises:
-        ConfigError: when `limit` or MEMTOOLS_LIMIT is not a size.
+        ConfigError: if `limit` or MEMTOOLS_LIMIT is not a size.
     """
     return _reader.headroom(limit, refresh=refresh)
 
 
 def take_reading(limit: int | str | None = None) -> Reading:
-    """Return how much this process uses out of its effective limit, now.
+    """Return how much of its effective limit this process uses now.
 
     Raises:
-        ConfigError: when `limit` or MEMTOOLS_LIMIT is not a size.
-        ReadingError: when the system does not say what is used.
+        ConfigError: if `limit` or MEMTOOLS_LIMIT is not a size.
+        ReadingError: if the system does not report the usage.
     """
     allowed = _reader.limit(limit).value_bytes
     return Reading(resident_bytes(), allowed, time.monotonic())

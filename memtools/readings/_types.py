@@ -1,22 +1,20 @@
-"""The limit that holds for this process, and who set it.
+"""Frozen records of readings and limits, and the memory level.
 
-Leaves to others: how it is found (`_limit_reader`).
+A file of its own because every other file of the package needs them.
 """
 
 from enum import IntEnum, StrEnum
+from typing import TypeAlias
 
 from memtools._records import record
-from memtools.errors import MemtoolsError
 from memtools.units import format_size
 
-# How short memory is, in one word that all rooms share.
-#
-# Leaves to others: when a level is entered and left (`memtools.monitor`), what is given back at each
-# (`memtools.cleanup`).
+# Virtual, resident, shared and peak memory of one moment, in bytes; None for what the source does not contain.
+MemoryFields: TypeAlias = tuple[int, int, int | None, int | None]
 
 
 class Level(IntEnum):
-    """How short memory is. Ordered, so that `level >= Level.WARNING` reads as it sounds."""
+    """How short memory is. Levels are ordered, so `level >= Level.WARNING` works."""
 
     NORMAL = 0
     WARNING = 1
@@ -24,7 +22,7 @@ class Level(IntEnum):
 
 
 class LimitSource(StrEnum):
-    """Who set a limit."""
+    """Where a limit was set."""
 
     USER = "user"
     ENVIRONMENT = "MEMTOOLS_LIMIT"
@@ -38,15 +36,15 @@ class LimitSource(StrEnum):
 
 @record
 class Limit:
-    """How much memory this process may use, and who says so.
+    """How much memory this process may use, and where that was set.
 
     Attributes:
-        value_bytes: the limit; None when nothing here tells one. 0 is a real limit.
-        source: who set it.
-        path: the file that says so, if a file does.
-        level: how many cgroups above our own the limit stands, 0 being our own; None where it is none of a cgroup, or
-            of one that cannot be seen from here.
-        gaps: files that exist and could not be read or understood; a lower limit may hide in them.
+        value_bytes: the limit; None if no source gives one. 0 is a real limit.
+        source: where it was set.
+        path: the file that contains it; None if it does not come from a file.
+        level: how many cgroups above the process's own the limit is set, 0 being its own; None if it is not set in a
+            cgroup, or in one that is not visible to this process.
+        gaps: files that exist but could not be read or parsed; one of them may contain a lower limit.
     """
 
     value_bytes: int | None
@@ -63,24 +61,25 @@ class Limit:
         return f"{format_size(self.value_bytes)} ({self.source}{up}{gaps})"
 
 
-# One measurement of the process against its limit.
-#
-# Leaves to others: how the figures are read (`_resident`, `_limit`), what is made of them (`memtools.monitor`).
-
-
 @record
 class Reading:
-    """How much memory a process uses, and how much it may use, at one moment."""
+    """How much memory a process uses, and how much it may use, at one moment.
+
+    Attributes:
+        used_bytes: memory in use.
+        limit_bytes: the limit; None if no limit is known.
+        at: when, in seconds of `time.monotonic()`.
+    """
 
     used_bytes: int
-    limit_bytes: int | None  # None: nothing is known to stop the process
-    at: float  # time.monotonic(), seconds
+    limit_bytes: int | None
+    at: float
 
     @property
     def fraction(self) -> float | None:
-        """Share of the limit in use, above 1.0 when over it; None without a limit.
+        """The share of the limit in use, above 1.0 beyond it; None without a limit.
 
-        Anything above a limit of 0 is infinitely too much, and nothing at all is exactly the limit.
+        With a limit of 0 it is infinite, or 1.0 if nothing is used.
         """
         if self.limit_bytes is None:
             return None
@@ -93,16 +92,3 @@ class Reading:
             return f"{format_size(self.used_bytes)}, no limit known"
         share = f" ({self.fraction:.0%})" if self.limit_bytes else ""
         return f"{format_size(self.used_bytes)} of {format_size(self.limit_bytes)}{share}"
-
-
-# The error for a figure that nobody can give.
-#
-# A wrong number would be worse: budgets and thresholds act on it.
-
-
-class ReadingError(MemtoolsError, OSError):
-    """The operating system did not give a figure of this process, and there is no second way to it.
-
-    `errno`, `strerror` and `filename` say why, as in every `OSError`: most often the process has no file descriptor
-    left (EMFILE), or /proc is not mounted.
-    """

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from memtools._charts import SECONDS, Chart, Line, Panel, Tone, chart_svg, escaped, html_page, sparkline
+from memtools._charts import SECONDS, Chart, Line, Panel, Tone, chart_svg, html_escape, html_page, sparkline
 from memtools._records import as_dict, record
 from memtools._text import printable
 from memtools.analysis import Verdict
@@ -69,7 +69,7 @@ def _curves(rounds: Sequence["StressRound"], width: int, ascii_only: bool) -> li
         ("resident", [one.resident_bytes for one in rounds]),
         ("live", [one.live_bytes for one in rounds]),
     ):
-        drawn = sparkline(values, width=width, ascii_only=ascii_only, least_span=_MIN_SPAN)
+        drawn = sparkline(values, width=width, ascii_only=ascii_only, min_span=_MIN_SPAN)
         lines.append(f"{name:<8}  {drawn}  {format_size(values[0])} to {format_size(values[-1])}")
     return lines
 
@@ -99,14 +99,14 @@ def stress_page(report: "StressReport") -> str:
     """Return the chart, the verdict and the rounds as an HTML page."""
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in cells(report))
     body = (
-        f"{stress_svg(report)}<pre>{escaped(_shown(str(report.verdict)))}</pre>"
+        f"{stress_svg(report)}<pre>{html_escape(_shown(str(report.verdict)))}</pre>"
         f'<table style="border-collapse:collapse;font:13px/1.5 ui-monospace,monospace">{rows}</table>'
     )
     return html_page(f"memtools: {printable(report.tested)}, {report.answer.value}", body)
 
 
 def _cell(shown: str) -> str:
-    return f'<td style="{_CELL}">{escaped(shown)}</td>'
+    return f'<td style="{_CELL}">{html_escape(shown)}</td>'
 
 
 def _chart(report: "StressReport") -> Chart:
@@ -124,17 +124,17 @@ def _chart(report: "StressReport") -> Chart:
         tone=_TONES[report.answer],
         notes=(headline, *notes[:_MAX_NOTES]),
         axis="calls",
-        places=tuple(places),
+        positions=tuple(places),
         panels=(
             Panel(
                 "Resident memory of the process",
                 (Line("resident", tuple(float(one.resident_bytes) for one in rounds)),),
-                least_span=_RESIDENT_SPAN,
+                min_span=_RESIDENT_SPAN,
             ),
             Panel(
                 "Live bytes of the tested calls, since the first round",
                 (Line("live", tuple(float(one.live_bytes) for one in rounds)),),
-                least_span=_LIVE_SPAN,
+                min_span=_LIVE_SPAN,
                 from_zero=True,
             ),
             Panel(

@@ -98,7 +98,7 @@ class _Greedy:
     """A step that takes all the time that it is given."""
 
     name = "greedy"
-    least = Level.WARNING
+    min_level = Level.WARNING
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -1,4 +1,4 @@
-"""A clock that tests script, and a register with nothing of anybody else's on it."""
+"""A scripted clock, scripted steps and an empty registry."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from memtools.cleanup import _registry
 
 
 class ScriptedClock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -21,13 +21,13 @@ class ScriptedClock:
 
 
 class ScriptedStep:
-    """A step that takes some time, gives some bytes and remembers how it was called."""
+    """A step that takes scripted time, frees scripted bytes and records its calls."""
 
-    def __init__(self, name, clock, usage, *, frees=0, takes=0.0, least=None, does=None):
+    def __init__(self, name, clock, usage, *, frees=0, takes=0.0, min_level=None, does=None):
         from memtools.readings import Level
 
         self.name = name
-        self.least = Level.WARNING if least is None else least
+        self.min_level = Level.WARNING if min_level is None else min_level
         self._clock = clock
         self._usage = usage
         self._frees = frees
@@ -45,7 +45,7 @@ class ScriptedStep:
 
 
 class ScriptedUsage:
-    """What is in use."""
+    """A `read` function that counts its calls."""
 
     def __init__(self) -> None:
         self.used_bytes = 1000
@@ -58,7 +58,7 @@ class ScriptedUsage:
 
 @pytest.fixture
 def clock() -> ScriptedClock:
-    """Return a clock that stands until it is moved."""
+    """Return a clock that stands still until the test moves it."""
     return ScriptedClock()
 
 
@@ -70,13 +70,13 @@ def usage() -> ScriptedUsage:
 
 @pytest.fixture
 def step(clock: ScriptedClock, usage: ScriptedUsage) -> Callable[..., ScriptedStep]:
-    """Return a maker of steps: `step(name, frees=, takes=, least=, does=)`."""
+    """Return a function that makes steps: `step(name, frees=, takes=, min_level=, does=)`."""
     return lambda name, **settings: ScriptedStep(name, clock, usage, **settings)
 
 
 @pytest.fixture
-def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the test a register of its own."""
-    places: set[_registry.Place] = set()
-    monkeypatch.setattr(_registry, "_places", places)
-    monkeypatch.setattr(_registry, "_give_up", places.discard)
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the test a registry of its own."""
+    registrations: set[_registry.Registration] = set()
+    monkeypatch.setattr(_registry, "_registrations", registrations)
+    monkeypatch.setattr(_registry, "_discard", registrations.discard)

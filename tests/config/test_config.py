@@ -27,7 +27,7 @@ EVERYTHING = {
 }
 
 
-def test_without_a_word_nothing_is_said() -> None:
+def test_config_of_an_empty_environment_is_empty() -> None:
     config = Config.from_env(environ={})
 
     assert config == Config()
@@ -41,7 +41,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
     assert config == Config(False, "tracemalloc", False, "2 GiB", "60%", "80%", 12.5, 7)
 
 
-def test_the_environment_is_read_when_asked(monkeypatch) -> None:
+def test_environment_is_read_at_the_call(monkeypatch) -> None:
     monkeypatch.setenv("MEMTOOLS_SAMPLE_EVERY", "3")
     first = Config.from_env()
     monkeypatch.setenv("MEMTOOLS_SAMPLE_EVERY", "4")
@@ -49,31 +49,31 @@ def test_the_environment_is_read_when_asked(monkeypatch) -> None:
     assert (first.sample_every, Config.from_env().sample_every) == (3, 4)
 
 
-def test_an_argument_goes_before_the_environment() -> None:
+def test_argument_precedes_the_environment() -> None:
     config = Config.from_env(environ=EVERYTHING, warning="10%", sample_every=1, enabled=True)
 
     assert (config.warning, config.sample_every, config.enabled, config.critical) == ("10%", 1, True, "80%")
 
 
-def test_an_empty_variable_is_not_set() -> None:
+def test_empty_variable_is_not_set() -> None:
     assert Config.from_env(environ={"MEMTOOLS_LIMIT": "  ", "MEMTOOLS_METER": ""}) == Config()
 
 
-def test_another_prefix_reads_other_names_only() -> None:
+def test_own_prefix_reads_only_variables_with_it() -> None:
     environ = {"MEMTOOLS_SAMPLE_EVERY": "3", "SHOP_MEMORY_SAMPLE_EVERY": "9"}
 
     assert Config.from_env("SHOP_MEMORY_", environ=environ).sample_every == 9
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones_and_without_its_value() -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_unknown_variable_is_refused_without_its_value() -> None:
+    with pytest.raises(ConfigError) as caught:
         Config.from_env(environ={"MEMTOOLS_WARNNIG": "s3cret"})
 
-    assert "MEMTOOLS_WARNNIG" in str(refused.value)
+    assert "MEMTOOLS_WARNNIG" in str(caught.value)
     for name in EVERYTHING:
-        assert name in str(refused.value)
-    assert "s3cret" not in str(refused.value)
-    assert "s3cret" not in repr(refused.value)
+        assert name in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in repr(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_an_unknown_name_is_refused_with_the_known_ones_and_without_its_value() 
         ("MEMTOOLS_SAMPLE_EVERY", "٣"),
     ],
 )
-def test_a_variable_that_makes_no_sense_is_refused_by_its_name(name: str, text: str) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_invalid_variable_is_refused_by_its_name(name: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         Config.from_env(environ={name: text})
 
-    assert refused.value.name == name
+    assert caught.value.name == name
 
 
 @pytest.mark.parametrize(
@@ -120,35 +120,35 @@ def test_a_variable_that_makes_no_sense_is_refused_by_its_name(name: str, text: 
         ("sample_every", "5"),
     ],
 )
-def test_an_argument_that_makes_no_sense_is_refused_by_its_name(field: str, value: object) -> None:
+def test_invalid_argument_is_refused_by_its_name(field: str, value: object) -> None:
     for make in (Config, Config.from_env):
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(ConfigError) as caught:
             make(**{field: value})
-        assert refused.value.name == field
+        assert caught.value.name == field
 
 
 @pytest.mark.parametrize(("warning", "critical"), [("80%", "80%"), ("90%", "80%"), ("1 GiB", "1 GB"), (2000, 1000)])
-def test_a_warning_that_is_not_below_critical_is_refused(warning: int | str, critical: int | str) -> None:
+def test_warning_that_is_not_below_critical_is_refused(warning: int | str, critical: int | str) -> None:
     with pytest.raises(ConfigError, match="less than critical"):
         Config(warning=warning, critical=critical)
 
 
-def test_the_variable_that_is_not_below_the_other_is_named() -> None:
+def test_error_names_the_variables_of_both_thresholds() -> None:
     with pytest.raises(ConfigError, match=r"MEMTOOLS_WARNING='90%' .* less than MEMTOOLS_CRITICAL"):
         Config.from_env(environ={"MEMTOOLS_WARNING": "90%", "MEMTOOLS_CRITICAL": "80%"})
 
 
-def test_a_share_and_a_size_are_left_for_the_monitor_to_compare() -> None:
+def test_share_and_size_are_not_compared() -> None:
     assert Config(warning="90%", critical="1 MiB").monitor() == {"warning": "90%", "critical": "1 MiB"}
 
 
 @pytest.mark.parametrize("prefix", ["", " ", None, 3])
-def test_a_prefix_that_every_variable_has_is_refused(prefix: object) -> None:
+def test_empty_prefix_is_refused(prefix: object) -> None:
     with pytest.raises(ConfigError, match="prefix"):
         Config.from_env(prefix, environ={})
 
 
-def test_the_monitor_takes_what_was_said_and_keeps_its_own_defaults() -> None:
+def test_monitor_takes_the_settings_and_keeps_its_defaults() -> None:
     config = Config.from_env(environ=EVERYTHING)
 
     monitor = MemoryMonitor(**config.monitor())
@@ -159,18 +159,18 @@ def test_the_monitor_takes_what_was_said_and_keeps_its_own_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", METERS)
-def test_the_meters_are_those_of_the_ledger(name: str) -> None:
+def test_meters_are_those_of_the_ledger(name: str) -> None:
     if name == "native" and native_reason():
         pytest.skip(f"no native meter here: {native_reason()}")
 
     assert choose_meter(name).name == name
 
 
-def test_the_record_is_frozen_copied_and_pickled() -> None:
+def test_config_is_frozen_copied_and_pickled() -> None:
     config = Config.from_env(environ=EVERYTHING)
 
     with pytest.raises(AttributeError):
-        config.meter = "native"  # type: ignore[misc]  # the point
+        config.meter = "native"  # type: ignore[misc]  # frozen for type checkers, too
     assert pickle.loads(pickle.dumps(config)) == copy.copy(config) == copy.deepcopy(config) == config
     assert json.loads(json.dumps(config.to_dict()))["meter"] == "tracemalloc"
     assert dataclasses.replace(config, meter="rss").meter == "rss"
@@ -179,7 +179,7 @@ def test_the_record_is_frozen_copied_and_pickled() -> None:
 
 
 @given(st.dictionaries(st.sampled_from(sorted(EVERYTHING)), st.text(max_size=20), max_size=4))
-def test_any_text_in_the_environment_is_a_config_or_a_config_error(environ: dict[str, str]) -> None:
+def test_any_environment_is_a_config_or_a_config_error(environ: dict[str, str]) -> None:
     try:
         config = Config.from_env(environ=environ)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Errors carry their numbers, say them in words, and travel between processes."""
+"""Errors: texts, fields, base classes, pickling."""
 
 import copy
 import pickle
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, MissingExtraError, ScopeClosed
+from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, MissingExtraError, ReadingError, ScopeClosed
 
 MIB = 2**20
 EXAMPLES = [
@@ -14,25 +14,25 @@ EXAMPLES = [
     BudgetExceeded("report", 612 * MIB, 512 * MIB),
     BudgetExceeded("report", 612 * MIB, 512 * MIB, "rss"),
     ScopeClosed("nightly"),
-    ScopeClosed("nightly", "it has not begun"),
+    ScopeClosed("nightly", "it has not started"),
     MissingExtraError("apprise", "alerts"),
 ]
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=str)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_an_error_survives_pickling(error: MemtoolsError, protocol: int) -> None:
+def test_error_survives_pickling(error: MemtoolsError, protocol: int) -> None:
     error.add_note("seen in worker 3")
 
-    revived = pickle.loads(pickle.dumps(error, protocol))
+    copied = pickle.loads(pickle.dumps(error, protocol))
 
-    assert type(revived) is type(error)
-    assert str(revived) == str(error)
-    assert vars(revived) == vars(error)
+    assert type(copied) is type(error)
+    assert str(copied) == str(error)
+    assert vars(copied) == vars(error)
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=str)
-def test_an_error_can_be_copied(error: MemtoolsError) -> None:
+def test_error_can_be_copied(error: MemtoolsError) -> None:
     assert str(copy.deepcopy(error)) == str(copy.copy(error)) == str(error)
 
 
@@ -40,23 +40,23 @@ def test_an_error_can_be_copied(error: MemtoolsError) -> None:
     ("kind", "builtin"),
     [
         (ConfigError, ValueError),
+        (ConfigError, TypeError),
+        (ReadingError, OSError),
         (BudgetExceeded, RuntimeError),
         (ScopeClosed, RuntimeError),
         (MissingExtraError, ImportError),
     ],
 )
-def test_an_error_is_also_the_builtin_that_a_stranger_would_catch(
-    kind: type[MemtoolsError], builtin: type[Exception]
-) -> None:
+def test_error_derives_from_the_matching_builtin(kind: type[MemtoolsError], builtin: type[Exception]) -> None:
     assert issubclass(kind, MemtoolsError)
     assert issubclass(kind, builtin)
 
 
-def test_a_budget_error_is_not_the_end_of_a_worker() -> None:
+def test_budget_error_is_not_a_memory_error() -> None:
     assert not issubclass(BudgetExceeded, MemoryError)
 
 
-def test_a_budget_error_says_who_how_much_and_against_what() -> None:
+def test_budget_error_names_scope_usage_and_budget() -> None:
     error = BudgetExceeded("report", 612 * MIB, 512 * MIB)
 
     assert str(error) == "report used 612.0 MiB, budget 512.0 MiB (peak)"
@@ -77,32 +77,32 @@ def test_a_budget_error_says_who_how_much_and_against_what() -> None:
         (2 * MIB, MIB, "used 2.0 MiB, budget 1.0 MiB"),
     ],
 )
-def test_rounding_never_makes_use_and_budget_look_the_same(used_bytes: int, budget_bytes: int, words: str) -> None:
+def test_usage_and_budget_differ_in_the_text(used_bytes: int, budget_bytes: int, words: str) -> None:
     assert words in str(BudgetExceeded("report", used_bytes, budget_bytes))
 
 
-def test_a_config_error_names_the_argument_the_value_and_the_way_out() -> None:
+def test_config_error_names_argument_value_and_alternative() -> None:
     error = ConfigError("limit", "512Mb", "text such as '512 MiB'")
 
     assert str(error) == "limit='512Mb' is not accepted: use text such as '512 MiB'"
 
 
-def test_a_closed_scope_says_why_it_takes_no_work() -> None:
+def test_scope_closed_gives_the_reason() -> None:
     assert str(ScopeClosed("nightly")) == "nightly takes no work: it is closed"
 
 
-def test_a_missing_library_is_answered_with_the_command_that_installs_it() -> None:
+def test_missing_extra_error_has_the_install_command() -> None:
     error = MissingExtraError("apprise", "alerts")
 
     assert str(error) == "apprise is not installed: pip install 'memtools[alerts]'"
     assert (error.module, error.extra) == ("apprise", "alerts")
 
 
-def test_an_endless_value_does_not_make_an_endless_message() -> None:
+def test_message_with_a_long_value_is_short() -> None:
     assert len(str(ConfigError("keep", "x" * 10**6, "a number"))) < 300
 
 
-def test_a_value_that_cannot_be_shown_still_gives_a_message() -> None:
+def test_message_with_a_broken_repr_names_the_type() -> None:
     class Broken:
         def __repr__(self) -> str:
             raise OSError("gone")
@@ -110,7 +110,7 @@ def test_a_value_that_cannot_be_shown_still_gives_a_message() -> None:
     assert "<a Broken that cannot be shown>" in str(ConfigError("hook", Broken(), "a callable"))
 
 
-def test_an_integer_too_long_to_print_still_gives_a_message() -> None:
+def test_message_with_a_huge_integer_names_the_type() -> None:
     digits = sys.get_int_max_str_digits() + 1
 
     assert "<a int that cannot be shown>" in str(ConfigError("size", -(10**digits), "bytes"))

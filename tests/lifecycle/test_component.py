@@ -1,4 +1,4 @@
-"""What a component promises of its end."""
+"""The shutdown of a component: order, deadline, errors, cancellation."""
 
 import asyncio
 import gc
@@ -17,13 +17,13 @@ from memtools.events import TaskAbandoned, subscribe
 
 
 class Closing:
-    """Says in a shared list when it was closed."""
+    """Appends its name to a shared list when it is closed."""
 
-    def __init__(self, said: list[str], name: str, error: BaseException | None = None) -> None:
-        self._said, self._name, self._error = said, name, error
+    def __init__(self, closed: list[str], name: str, error: BaseException | None = None) -> None:
+        self._closed, self._name, self._error = closed, name, error
 
     def close(self) -> None:
-        self._said.append(self._name)
+        self._closed.append(self._name)
         if self._error is not None:
             raise self._error
 
@@ -35,7 +35,7 @@ class ClosingLater(Closing):
 
 
 class Stubborn:
-    """Ends long after it was told to."""
+    """Ignores cancellation until it is released."""
 
     def __init__(self) -> None:
         self.release = asyncio.Event()
@@ -48,38 +48,40 @@ class Stubborn:
                 continue
 
 
-async def test_everything_ends_in_reverse_order() -> None:
-    said: list[str] = []
+async def test_resources_are_closed_in_reverse_order() -> None:
+    closed: list[str] = []
     async with Component("shop") as shop:
         for number in range(3):
-            shop.own((Closing, ClosingLater)[number % 2](said, str(number)))
+            shop.own((Closing, ClosingLater)[number % 2](closed, str(number)))
 
-    assert said == ["2", "1", "0"]
+    assert closed == ["2", "1", "0"]
     assert shop.statistics().state == "ended"
     assert shop.statistics().owned == 0
 
 
 @pytest.mark.parametrize("method", ["shutdown", "aclose", "close", "stop", "clear"])
-async def test_a_thing_ends_by_the_method_that_it_has(method: str) -> None:
-    said: list[str] = []
-    thing = type("Thing", (), {method: lambda self: said.append(method)})()
+async def test_resource_is_closed_by_the_method_that_it_has(method: str) -> None:
+    closed: list[str] = []
+    resource = type("Resource", (), {method: lambda self: closed.append(method)})()
     async with Component() as component:
-        assert component.own(thing) is thing
+        assert component.own(resource) is resource
 
-    assert said == [method]
+    assert closed == [method]
 
 
-async def test_the_most_thorough_method_goes_first_and_a_given_one_before_all() -> None:
-    said: list[str] = []
-    both = type("Both", (), {"close": lambda self: said.append("close"), "clear": lambda self: said.append("clear")})
+async def test_close_argument_precedes_the_methods_of_a_resource() -> None:
+    closed: list[str] = []
+    both = type(
+        "Both", (), {"close": lambda self: closed.append("close"), "clear": lambda self: closed.append("clear")}
+    )
     async with Component() as component:
         component.own(both())
-        component.own(both(), close=lambda thing: said.append("given"))
+        component.own(both(), close=lambda resource: closed.append("given"))
 
-    assert said == ["given", "close"]
+    assert closed == ["given", "close"]
 
 
-async def test_caches_and_lists_are_empty_afterwards() -> None:
+async def test_owned_caches_and_lists_are_empty_after_the_shutdown() -> None:
     async with Component() as component:
         recent, cache = component.own(BoundedList([1, 2], maxlen=5)), component.own(WeakCache())
         cache["a"] = 1
@@ -88,42 +90,42 @@ async def test_caches_and_lists_are_empty_afterwards() -> None:
     assert not cache
 
 
-@pytest.mark.parametrize("thing", [3, object(), None, "text"])
-async def test_what_cannot_be_ended_is_refused(thing: object) -> None:
-    with pytest.raises(ConfigError, match="thing"):
-        Component().own(thing)
+@pytest.mark.parametrize("resource", [3, object(), None, "text"])
+async def test_object_that_cannot_be_closed_is_refused(resource: object) -> None:
+    with pytest.raises(ConfigError, match="resource"):
+        Component().own(resource)
 
 
-async def test_a_close_that_cannot_be_called_is_refused() -> None:
+async def test_close_that_is_not_callable_is_refused() -> None:
     with pytest.raises(ConfigError, match="close"):
-        Component().own([], close="shut")  # type: ignore[arg-type]  # the point
+        Component().own([], close="shut")  # type: ignore[arg-type]  # refused at run time, too
 
 
 @pytest.mark.parametrize(("argument", "value"), [("name", ""), ("name", 3), ("grace", -1), ("grace", float("nan"))])
-def test_arguments_that_make_no_sense_are_refused(argument: str, value: object) -> None:
+def test_invalid_arguments_are_refused(argument: str, value: object) -> None:
     with pytest.raises(ConfigError, match=argument):
         Component(**{argument: value})
 
 
-async def test_tasks_are_held_while_they_run_and_cancelled_in_the_end() -> None:
+async def test_tasks_are_held_until_they_end_and_then_cancelled() -> None:
     component = Component()
     running = component.create_task(asyncio.sleep(3600))
     brief = component.create_task(asyncio.sleep(0))
-    gone = weakref.ref(brief)
+    reference = weakref.ref(brief)
     await brief
     del brief
     await asyncio.sleep(0)
     gc.collect()
 
-    assert gone() is None
+    assert reference() is None
     assert component.statistics().tasks == 1
     await component.shutdown()
     assert running.cancelled()
 
 
-async def test_a_task_that_fails_is_told_at_once_and_the_component_goes_on() -> None:
-    told: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+async def test_task_that_fails_is_reported_at_once() -> None:
+    reported: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
 
     async def fail() -> None:
         raise KeyError("x")
@@ -133,14 +135,14 @@ async def test_a_task_that_fails_is_told_at_once_and_the_component_goes_on() -> 
         await asyncio.sleep(0.01)
         statistics = shop.statistics()
 
-    assert [(context["message"], repr(context["exception"])) for context in told] == [
+    assert [(context["message"], repr(context["exception"])) for context in reported] == [
         ("task import of shop failed", "KeyError('x')")
     ]
     assert (statistics.failed, statistics.tasks, statistics.state) == (1, 0, "open")
 
 
-async def test_what_fails_on_the_way_is_gathered_and_nothing_is_left_out() -> None:
-    said: list[str] = []
+async def test_errors_are_grouped_and_every_resource_is_closed() -> None:
+    closed: list[str] = []
 
     async def fails_when_cancelled() -> None:
         try:
@@ -149,21 +151,21 @@ async def test_what_fails_on_the_way_is_gathered_and_nothing_is_left_out() -> No
             raise OSError("task")
 
     shop = Component("shop")
-    shop.own(Closing(said, "first"))
-    shop.own(Closing(said, "second", ValueError("sync")))
-    shop.own(ClosingLater(said, "third", KeyError("async")))
+    shop.own(Closing(closed, "first"))
+    shop.own(Closing(closed, "second", ValueError("sync")))
+    shop.own(ClosingLater(closed, "third", KeyError("async")))
     shop.create_task(fails_when_cancelled(), name="import")
     await asyncio.sleep(0)
 
     with pytest.raises(ExceptionGroup, match="shop did not shut down cleanly") as failed:
         await shop.shutdown()
 
-    assert said == ["third", "second", "first"]
+    assert closed == ["third", "second", "first"]
     assert [type(error) for error in failed.value.exceptions] == [OSError, KeyError, ValueError]
-    assert failed.value.exceptions[0].__notes__ == ["while task import of shop was ended"]
+    assert failed.value.exceptions[0].__notes__ == ["while task import of shop was closed"]
 
 
-async def test_the_blocks_own_exception_goes_first(caplog) -> None:
+async def test_exception_of_the_block_precedes_shutdown_errors(caplog) -> None:
     async def serve() -> None:
         async with Component("shop") as shop:
             shop.own(Closing([], "x", ValueError("hidden")))
@@ -176,30 +178,30 @@ async def test_the_blocks_own_exception_goes_first(caplog) -> None:
     assert "hidden" in caplog.text
 
 
-async def test_a_system_exit_is_raised_bare_when_the_rest_has_ended() -> None:
-    said: list[str] = []
+async def test_system_exit_is_raised_after_all_resources_closed() -> None:
+    closed: list[str] = []
     component = Component()
-    component.own(Closing(said, "first"))
-    component.own(Closing(said, "second", SystemExit(3)))
+    component.own(Closing(closed, "first"))
+    component.own(Closing(closed, "second", SystemExit(3)))
 
     with pytest.raises(SystemExit):
         await component.shutdown()
 
-    assert said == ["second", "first"]
+    assert closed == ["second", "first"]
 
 
-async def test_a_second_shutdown_waits_for_the_first_and_a_third_does_nothing() -> None:
-    said: list[str] = []
+async def test_second_shutdown_waits_for_the_first() -> None:
+    closed: list[str] = []
     component = Component()
-    component.own(ClosingLater(said, "once"))
+    component.own(ClosingLater(closed, "once"))
 
     await asyncio.gather(component.shutdown(), component.shutdown())
     await component.shutdown()
 
-    assert said == ["once"]
+    assert closed == ["once"]
 
 
-async def test_nothing_is_taken_after_the_end() -> None:
+async def test_ended_component_refuses_work() -> None:
     component = Component("shop")
     await component.shutdown()
 
@@ -212,7 +214,7 @@ async def test_nothing_is_taken_after_the_end() -> None:
             raise AssertionError("entered")
 
 
-async def test_nothing_is_taken_during_the_end_either() -> None:
+async def test_component_that_is_shutting_down_refuses_work() -> None:
     component = Component("shop")
     refused: list[BaseException] = []
 
@@ -222,86 +224,86 @@ async def test_nothing_is_taken_during_the_end_either() -> None:
         except ScopeClosed as error:
             refused.append(error)
 
-    component.own(object(), close=lambda thing: late())
+    component.own(object(), close=lambda resource: late())
     await component.shutdown()
 
     assert len(refused) == 1
 
 
-async def test_there_is_one_deadline_for_everything(caplog) -> None:
-    heard: list[object] = []
-    things = [Stubborn() for _ in range(5)]
+async def test_one_deadline_holds_for_all_resources(caplog) -> None:
+    events: list[object] = []
+    resources = [Stubborn() for _ in range(5)]
     component = Component("shop", grace=0.05)
-    for thing in things:
-        component.own(thing)
-    component.create_task(things[0].aclose(), name="stubborn")
+    for resource in resources:
+        component.own(resource)
+    component.create_task(resources[0].aclose(), name="stubborn")
     await asyncio.sleep(0)
 
     began = time.monotonic()
-    with subscribe(heard.append), caplog.at_level(logging.WARNING), pytest.raises(ExceptionGroup) as failed:
+    with subscribe(events.append), caplog.at_level(logging.WARNING), pytest.raises(ExceptionGroup) as failed:
         await component.shutdown()
     took_s = time.monotonic() - began
 
-    for thing in things:
-        thing.release.set()
+    for resource in resources:
+        resource.release.set()
     await asyncio.sleep(0.01)
     assert took_s < 2
     assert len(failed.value.exceptions) == 5
     assert all(isinstance(error, TimeoutError) for error in failed.value.exceptions)
-    assert [event.task for event in heard if isinstance(event, TaskAbandoned)] == ["stubborn", *["Stubborn"] * 5]
+    assert [event.task for event in events if isinstance(event, TaskAbandoned)] == ["stubborn", *["Stubborn"] * 5]
     assert "shop abandons" in caplog.text
 
 
-async def test_what_ends_at_once_ends_also_after_the_deadline() -> None:
-    said: list[str] = []
+async def test_resource_that_closes_at_once_closes_after_the_deadline() -> None:
+    closed: list[str] = []
     component = Component(grace=0)
-    component.own(Closing(said, "sync"))
-    component.own(ClosingLater(said, "async"))
+    component.own(Closing(closed, "sync"))
+    component.own(ClosingLater(closed, "async"))
 
     await component.shutdown()
 
-    assert said == ["async", "sync"]
+    assert closed == ["async", "sync"]
 
 
-async def test_a_cancellation_passes_and_nothing_is_left_out() -> None:
-    said: list[str] = []
+async def test_cancellation_propagates_and_every_resource_is_closed() -> None:
+    closed: list[str] = []
     component = Component("shop", grace=60)
-    component.own(Closing(said, "first"))
+    component.own(Closing(closed, "first"))
     slow = component.create_task(asyncio.sleep(3600))
-    component.own(object(), close=lambda thing: asyncio.sleep(3600))
+    component.own(object(), close=lambda resource: asyncio.sleep(3600))
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             await component.shutdown()
 
-    assert said == ["first"]
+    assert closed == ["first"]
     assert slow.cancelled()
     assert component.statistics().state == "ended"
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_cancellation_passes_through_children_and_what_failed_is_logged(caplog) -> None:
-    said: list[str] = []
+async def test_cancellation_propagates_through_child_components(caplog) -> None:
+    closed: list[str] = []
     shop, shelf = Component("shop", grace=60), Component("shelf", grace=60)
-    shop.own(Closing(said, "shop's", ValueError("hidden")))
+    shop.own(Closing(closed, "shop's", ValueError("hidden")))
     shop.own(shelf)
-    shelf.own(Closing(said, "shelf's"))
-    shelf.own(object(), close=lambda thing: asyncio.sleep(3600))
+    shelf.own(Closing(closed, "shelf's"))
+    shelf.own(object(), close=lambda resource: asyncio.sleep(3600))
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
             await shop.shutdown()
 
-    assert said == ["shelf's", "shop's"]
+    assert closed == ["shelf's", "shop's"]
     assert "hidden" in caplog.text
 
 
-async def test_a_cancelled_block_still_shuts_down_with_its_grace() -> None:
-    said: list[str] = []
+async def test_cancelled_block_shuts_down_within_its_grace() -> None:
+    closed: list[str] = []
 
     async def serve() -> None:
         async with Component() as component:
-            component.own(ClosingLater(said, "closed"))
+            component.own(ClosingLater(closed, "closed"))
             await asyncio.sleep(3600)
 
     task = asyncio.create_task(serve())
@@ -310,10 +312,10 @@ async def test_a_cancelled_block_still_shuts_down_with_its_grace() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert said == ["closed"]
+    assert closed == ["closed"]
 
 
-async def test_a_task_of_the_component_may_shut_it_down() -> None:
+async def test_task_of_the_component_may_shut_it_down() -> None:
     component = Component()
     other = component.create_task(asyncio.sleep(3600))
 
@@ -325,12 +327,12 @@ async def test_a_task_of_the_component_may_shut_it_down() -> None:
     assert other.cancelled()
 
 
-async def test_children_end_with_their_parent_by_its_deadline() -> None:
-    said: list[str] = []
+async def test_child_ends_with_its_parent_by_the_parents_deadline() -> None:
+    closed: list[str] = []
     shop, shelf, stubborn = Component("shop", grace=0.05), Component("shelf", grace=60), Stubborn()
-    shop.own(Closing(said, "shop's"))
+    shop.own(Closing(closed, "shop's"))
     shop.own(shelf)
-    shelf.own(Closing(said, "shelf's"))
+    shelf.own(Closing(closed, "shelf's"))
     shelf.own(stubborn)
     assert shelf.parent is shop
 
@@ -341,12 +343,12 @@ async def test_children_end_with_their_parent_by_its_deadline() -> None:
     await asyncio.sleep(0)
 
     assert time.monotonic() - began < 2
-    assert said == ["shelf's", "shop's"]
+    assert closed == ["shelf's", "shop's"]
     assert failed.value.subgroup(TimeoutError) is not None
     assert shelf.statistics().state == "ended"
 
 
-async def test_a_child_that_ends_first_is_owned_no_more() -> None:
+async def test_child_that_ends_first_is_released() -> None:
     shop, shelf = Component("shop"), Component("shelf")
     shop.own(shelf)
 
@@ -356,7 +358,7 @@ async def test_a_child_that_ends_first_is_owned_no_more() -> None:
     assert shelf.parent is None
 
 
-async def test_a_circle_of_components_and_a_second_parent_are_refused() -> None:
+async def test_cycle_of_components_and_second_parent_are_refused() -> None:
     shop, shelf = Component("shop"), Component("shelf")
     shop.own(shelf)
 
@@ -370,29 +372,29 @@ async def test_a_circle_of_components_and_a_second_parent_are_refused() -> None:
     await shop.shutdown()
 
 
-async def test_what_is_disowned_is_left_alone() -> None:
-    said: list[str] = []
+async def test_released_resource_is_not_closed() -> None:
+    closed: list[str] = []
     component = Component()
-    thing = component.own(Closing(said, "x"))
+    resource = component.own(Closing(closed, "x"))
 
-    component.release(thing)
-    component.release(thing)
+    component.release(resource)
+    component.release(resource)
     await component.shutdown()
 
-    assert said == []
+    assert closed == []
 
 
-async def test_equal_and_unhashable_things_are_owned_each() -> None:
+async def test_equal_unhashable_resources_are_owned_separately() -> None:
     first, second = [1], [1]
     async with Component() as component:
-        for thing in (first, second, first):
-            component.own(thing)
+        for resource in (first, second, first):
+            component.own(resource)
         assert component.statistics().owned == 2
 
     assert first == second == []
 
 
-async def test_a_thread_pool_ends_off_the_loop() -> None:
+async def test_thread_pool_shutdown_does_not_block_the_loop() -> None:
     release, ticks = threading.Event(), 0
     component = Component()
     pool = component.own(ThreadPoolExecutor(1))
@@ -412,7 +414,7 @@ async def test_a_thread_pool_ends_off_the_loop() -> None:
     assert waiting.cancelled()
 
 
-async def test_a_pool_that_does_not_end_is_named_at_the_deadline() -> None:
+async def test_pool_that_does_not_end_is_named_in_the_error() -> None:
     release = threading.Event()
     component = Component("shop", grace=0.05)
     component.own(ThreadPoolExecutor(1)).submit(release.wait)
@@ -427,7 +429,7 @@ async def test_a_pool_that_does_not_end_is_named_at_the_deadline() -> None:
 
 
 @pytest.mark.leaves("descriptor", reason="multiprocessing keeps its resource tracker")
-async def test_a_process_pool_ends() -> None:
+async def test_process_pool_is_shut_down() -> None:
     from multiprocessing import get_context
 
     async with Component(grace=60) as component:
@@ -439,15 +441,15 @@ async def test_a_process_pool_ends() -> None:
         pool.submit(abs, -3)
 
 
-def test_one_that_was_never_shut_down_says_so_when_it_goes() -> None:
+def test_component_that_was_never_shut_down_warns() -> None:
     component = Component("shop")
     component.own([1])
 
-    with pytest.warns(ResourceWarning, match="shop was never shut down: it has 0 tasks and 1 other things"):
+    with pytest.warns(ResourceWarning, match="shop was never shut down: it has 0 tasks and 1 other resources"):
         del component
 
 
-def test_one_that_owned_nothing_or_was_never_made_goes_in_silence(recwarn) -> None:
+def test_component_without_resources_does_not_warn(recwarn) -> None:
     component = Component("shop")
     del component
     unmade = Component.__new__(Component)
@@ -456,7 +458,7 @@ def test_one_that_owned_nothing_or_was_never_made_goes_in_silence(recwarn) -> No
     assert len(recwarn) == 0
 
 
-async def test_running_tasks_do_not_keep_it_alive_and_silent() -> None:
+async def test_component_with_running_tasks_is_freed_and_warns() -> None:
     component = Component("shop")
     task = component.create_task(asyncio.sleep(3600))
 
@@ -466,22 +468,22 @@ async def test_running_tasks_do_not_keep_it_alive_and_silent() -> None:
     task.cancel()
 
 
-async def test_an_ended_one_leaves_no_circle_behind() -> None:
+async def test_ended_component_is_in_no_reference_cycle() -> None:
     component = Component("shop")
     component.own(Component("shelf"))
     component.create_task(asyncio.sleep(3600))
     await component.shutdown()
-    gone = weakref.ref(component)
+    reference = weakref.ref(component)
 
     gc.disable()
     try:
         del component
-        assert gone() is None
+        assert reference() is None
     finally:
         gc.enable()
 
 
-def test_the_finaliser_raises_nothing_even_where_warnings_are_errors() -> None:
+def test_finaliser_raises_nothing_if_warnings_are_errors() -> None:
     program = (
         "from memtools import Component\n"
         "first = Component('first'); first.own([1])\n"
@@ -496,7 +498,7 @@ def test_the_finaliser_raises_nothing_even_where_warnings_are_errors() -> None:
     assert "ResourceWarning: first was never shut down" in ran.stderr
 
 
-def test_it_shows_what_it_owns() -> None:
+def test_repr_and_statistics_count_resources() -> None:
     component = Component("shop")
     items = component.own([1])
 

@@ -1,4 +1,4 @@
-"""The way back that keeps nobody alive."""
+"""The weak reference to a parent."""
 
 import copy
 import gc
@@ -30,7 +30,7 @@ class Slotted:
     shop = WeakParent[Shop]()
 
 
-def test_the_parent_is_found_and_not_kept_alive() -> None:
+def test_parent_is_returned_and_not_kept_alive() -> None:
     shop = Shop()
     shelf = shop.add()
     assert shelf.shop is shop
@@ -43,7 +43,7 @@ def test_the_parent_is_found_and_not_kept_alive() -> None:
         gc.enable()
 
 
-def test_before_it_is_set_after_none_and_after_deletion_there_is_no_parent() -> None:
+def test_parent_is_none_before_setting_and_after_deletion() -> None:
     shop = Shop()
     shelf = Shelf.__new__(Shelf)
     assert shelf.shop is None
@@ -57,30 +57,30 @@ def test_before_it_is_set_after_none_and_after_deletion_there_is_no_parent() -> 
     assert shelf.shop is None
 
 
-def test_each_child_has_its_own() -> None:
+def test_each_child_has_its_own_parent() -> None:
     first, second = Shop(), Shop()
 
     assert (first.add().shop, second.add().shop) == (first, second)
 
 
-def test_a_class_with_slots_names_the_place() -> None:
+def test_class_with_slots_stores_the_reference_in_a_slot() -> None:
     shop, slotted = Shop(), Slotted()
     slotted.shop = shop
 
     assert slotted.shop is shop
 
 
-def test_on_the_class_it_is_itself() -> None:
+def test_access_on_the_class_returns_the_descriptor() -> None:
     assert isinstance(Shelf.shop, WeakParent)
 
 
 @pytest.mark.parametrize("parent", [3, "text", (1, 2)])
-def test_what_cannot_be_weakly_referenced_is_refused(parent: object) -> None:
+def test_parent_that_cannot_be_weakly_referenced_is_refused(parent: object) -> None:
     with pytest.raises(ConfigError, match="shop"):
-        Shelf(parent)  # type: ignore[arg-type]  # the point
+        Shelf(parent)  # type: ignore[arg-type]  # refused at run time, too
 
 
-def test_a_copy_has_the_same_parent_and_a_deep_copy_of_both_the_copied_one() -> None:
+def test_deep_copy_with_the_parent_refers_to_the_copied_parent() -> None:
     shop = Shop()
     shelf = shop.add()
 
@@ -91,13 +91,13 @@ def test_a_copy_has_the_same_parent_and_a_deep_copy_of_both_the_copied_one() -> 
     assert copied_shop.shelves[0].shop is copied_shop
 
 
-def test_a_deep_copy_of_an_orphan_is_an_orphan() -> None:
+def test_deep_copy_of_a_child_without_parent_has_no_parent() -> None:
     shelf = Shelf(Shop())
 
     assert copy.deepcopy(shelf).shop is None
 
 
-def test_a_pickled_child_begins_without_a_parent() -> None:
+def test_pickled_child_has_no_parent() -> None:
     shop = Shop()
     shelf = shop.add()
 

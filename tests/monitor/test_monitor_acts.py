@@ -18,7 +18,7 @@ class Free:
     """A step that gives back what the test says."""
 
     name = "free"
-    least = Level.WARNING
+    min_level = Level.WARNING
 
     def __init__(self, machine, to_mib=None):
         self.machine, self.to_mib, self.taken = machine, to_mib, 0

@@ -1,4 +1,4 @@
-"""A machine made of a dict, and children that answer: what the tests of this room stand on."""
+"""A scripted machine of cgroup and /proc files, and functions that run in forked children."""
 
 import errno
 import os
@@ -10,14 +10,14 @@ from collections.abc import Callable
 import pytest
 
 from memtools.readings import Headroom, Limit
-from memtools.readings._cgroups import Place, Tree, find_places
-from memtools.readings._limits import LimitReader, told_bytes
+from memtools.readings._cgroups import CgroupDirectory, KernelFiles, find_directories
+from memtools.readings._limits import LimitReader, meminfo_bytes
 
 GIB = 2**30
 
 
 class FakeMachine:
-    """Files by their paths, an error where one is to be raised, and a clock that stands still."""
+    """Files by path, or the error to raise for it, and a clock that stands still."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes | OSError] = {}
@@ -28,15 +28,15 @@ class FakeMachine:
         self.reader = LimitReader(
             self.read,
             clock=lambda: self.now,
-            physical=lambda: told_bytes(Tree(self.read), b"MemTotal"),
-            available=lambda: told_bytes(Tree(self.read), b"MemAvailable"),
+            physical=lambda: meminfo_bytes(KernelFiles(self.read), b"MemTotal"),
+            available=lambda: meminfo_bytes(KernelFiles(self.read), b"MemAvailable"),
             resident=lambda: self.resident,
             environ=self.environ,
         )
 
     def read(self, path: str) -> bytes:
         self.reads.append(path)
-        found = self.files.get(path, FileNotFoundError(errno.ENOENT, "not there", path))
+        found = self.files.get(path, FileNotFoundError(errno.ENOENT, "no such file", path))
         if isinstance(found, OSError):
             raise found
         return found
@@ -61,8 +61,8 @@ class FakeMachine:
             path = f"{directory}/{name.replace('memory_', 'memory.', 1)}"
             self.files[path] = value if isinstance(value, (bytes, OSError)) else f"{value}\n".encode()
 
-    def places(self) -> tuple[Place, ...]:
-        return find_places(Tree(self.read))
+    def directories(self) -> tuple[CgroupDirectory, ...]:
+        return find_directories(KernelFiles(self.read))
 
     def limit(self, chosen: object = None, *, refresh: bool = True) -> Limit:
         return self.reader.limit(chosen, refresh=refresh)
@@ -78,7 +78,7 @@ class FakeMachine:
 
 @pytest.fixture
 def machine() -> FakeMachine:
-    """A machine of 64 GiB, half of it free, with no cgroup at all."""
+    """Return a machine of 64 GiB, half of it free, without cgroups."""
     fake = FakeMachine()
     fake.host(64 * GIB, 32 * GIB)
     return fake
@@ -86,33 +86,33 @@ def machine() -> FakeMachine:
 
 @pytest.fixture
 def in_child() -> Callable[..., object]:
-    """Run a function in a forked child and return its result; `fork` may be another way of forking."""
+    """Return a function that calls a function in a forked child and returns its result."""
     if sys.platform == "win32":
         pytest.skip("there is no fork on Windows")
     return _in_child
 
 
 def _in_child(work: Callable[[], object], *, fork: Callable[[], int] = os.fork) -> object:
-    reading_end, writing_end = os.pipe()
+    read_end, write_end = os.pipe()
     with warnings.catch_warnings():
-        # Some of these tests fork while threads run: that is what they are about.
+        # Some tests fork while threads run, which is what they test.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = fork()
     if child == 0:
-        _answer(work, writing_end)
+        _send_result(work, write_end)
 
-    os.close(writing_end)
-    with os.fdopen(reading_end, "rb") as answers:
-        answer = answers.read()
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        data = pipe.read()
     _, status = os.waitpid(child, 0)
     assert status == 0, f"the child ended with {status}"
-    result = pickle.loads(answer)
+    result = pickle.loads(data)
     if isinstance(result, BaseException):
         raise result
     return result
 
 
-def _answer(work: Callable[[], object], descriptor: int) -> None:
+def _send_result(work: Callable[[], object], descriptor: int) -> None:
     import signal
 
     signal.alarm(30)  # a child that hangs must not hang the suite

@@ -1,4 +1,4 @@
-"""Which limit holds: the user's, the environment's, the least of all levels, the machine's."""
+"""The effective limit: of the user, the environment, all cgroup levels, the machine."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memtools.errors import ConfigError
 from memtools.readings import Limit, LimitSource, effective_limit, physical_bytes
-from memtools.readings._cgroups import rooted
+from memtools.readings._cgroups import under_root
 from memtools.readings._limits import LimitReader
 
 GIB = 2**30
@@ -19,7 +19,7 @@ V1 = "/sys/fs/cgroup/memory"
 NO_ACCESS = PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_least_of_all_levels_holds_not_the_nearest(machine) -> None:
+def test_lowest_limit_of_all_levels_is_effective(machine) -> None:
     machine.v2("/a/b")
     machine.put(V2 + "/a/b", memory_max=8 * GIB)
     machine.put(V2 + "/a", memory_max=2 * GIB)
@@ -35,14 +35,14 @@ def test_nearest_of_equal_limits_is_named(machine) -> None:
     assert machine.limit().level == 0
 
 
-def test_lower_high_mark_holds_before_the_wall(machine) -> None:
+def test_memory_high_below_memory_max_is_effective(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=4 * GIB, memory_high=3 * GIB)
 
     assert machine.limit() == Limit(3 * GIB, LimitSource.CGROUP2_HIGH, V2 + "/a/memory.high", 0)
 
 
-def test_version_1_limit_is_found_up_the_tree(machine) -> None:
+def test_v1_limit_of_an_ancestor_is_found(machine) -> None:
     machine.v1("/a/b")
     machine.put(V1 + "/a/b", memory_limit_in_bytes=9223372036854771712)
     machine.put(V1 + "/a", memory_limit_in_bytes=GIB)
@@ -51,7 +51,7 @@ def test_version_1_limit_is_found_up_the_tree(machine) -> None:
     assert machine.limit() == Limit(GIB, LimitSource.CGROUP1, V1 + "/a/memory.limit_in_bytes", 1)
 
 
-def test_hybrid_machine_is_held_by_the_lower_hierarchy(machine) -> None:
+def test_lower_hierarchy_of_a_hybrid_machine_is_effective(machine) -> None:
     machine.v1("/a")
     machine.v2("/u", point=V2 + "/unified")
     machine.put(V1 + "/a", memory_limit_in_bytes=3 * GIB)
@@ -63,14 +63,14 @@ def test_hybrid_machine_is_held_by_the_lower_hierarchy(machine) -> None:
     assert machine.limit().source is LimitSource.CGROUP1
 
 
-def test_limit_of_an_ancestor_that_is_not_mounted_is_told_by_version_1(machine) -> None:
+def test_v1_reports_the_limit_of_an_unmounted_ancestor(machine) -> None:
     machine.v1("/docker/abc", shown="/docker/abc")
     machine.put(V1, memory_limit_in_bytes=4 * GIB, memory_stat=f"cache 1\nhierarchical_memory_limit {GIB}")
 
     assert machine.limit() == Limit(GIB, LimitSource.CGROUP1_HIERARCHY, V1 + "/memory.stat", None)
 
 
-def test_hierarchical_limit_names_no_one_where_its_owner_is_seen(machine) -> None:
+def test_hierarchical_limit_of_a_visible_ancestor_is_ignored(machine) -> None:
     machine.v1("/a")
     machine.put(V1 + "/a", memory_limit_in_bytes=4 * GIB, memory_stat=f"hierarchical_memory_limit {GIB}")
     machine.put(V1, memory_limit_in_bytes=GIB)
@@ -79,7 +79,7 @@ def test_hierarchical_limit_names_no_one_where_its_owner_is_seen(machine) -> Non
     assert len(machine.headroom().levels) == 2
 
 
-def test_old_version_1_ancestor_that_does_not_count_its_children_is_no_wall(machine) -> None:
+def test_v1_ancestor_without_use_hierarchy_is_no_limit(machine) -> None:
     machine.v1("/a/b/c")
     machine.put(V1 + "/a/b/c", memory_limit_in_bytes=8 * GIB, memory_use_hierarchy=0)
     machine.put(V1 + "/a/b", memory_limit_in_bytes=4 * GIB, memory_use_hierarchy=1)
@@ -91,7 +91,7 @@ def test_old_version_1_ancestor_that_does_not_count_its_children_is_no_wall(mach
 
 @pytest.mark.parametrize("sentinel", [9223372036854771712, 9223372036854710272, 2**63 - 1, 2**64 - 1, 10**30, 2**62])
 @pytest.mark.parametrize("is_host_known", [True, False])
-def test_sentinels_are_no_limit(machine, sentinel: int, is_host_known: bool) -> None:
+def test_sentinel_for_no_limit_is_no_limit(machine, sentinel: int, is_host_known: bool) -> None:
     machine.v1("/a")
     machine.put(V1 + "/a", memory_limit_in_bytes=sentinel + (sentinel == 2**62))
     if not is_host_known:
@@ -105,7 +105,7 @@ def test_sentinels_are_no_limit(machine, sentinel: int, is_host_known: bool) -> 
     ("limit", "source"),
     [(64 * GIB + 1, LimitSource.PHYSICAL), (64 * GIB, LimitSource.CGROUP2_MAX), ("max", LimitSource.PHYSICAL)],
 )
-def test_limit_above_physical_memory_is_none(machine, limit: object, source: LimitSource) -> None:
+def test_limit_above_physical_memory_is_ignored(machine, limit: object, source: LimitSource) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=limit)
 
@@ -120,7 +120,7 @@ def test_zero_is_a_real_limit(machine) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"-1\n", b"abc\n", b"1\x00\n", b" \n", NO_ACCESS, OSError(errno.EIO, "io")])
-def test_unreadable_level_is_a_gap_and_the_walk_goes_on(machine, content: bytes | OSError) -> None:
+def test_unreadable_level_is_a_gap_and_the_scan_goes_on(machine, content: bytes | OSError) -> None:
     machine.v2("/a/b")
     machine.put(V2 + "/a/b", memory_max=content, memory_high="max")
     machine.put(V2 + "/a", memory_max=2 * GIB)
@@ -131,7 +131,7 @@ def test_unreadable_level_is_a_gap_and_the_walk_goes_on(machine, content: bytes 
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV, errno.ENOTDIR])
-def test_level_that_vanishes_in_the_middle_of_the_walk_is_no_gap(machine, number: int) -> None:
+def test_level_removed_during_the_scan_is_no_gap(machine, number: int) -> None:
     machine.v2("/a/b/c")
     machine.put(V2 + "/a/b/c", memory_max=4 * GIB)
     machine.put(V2 + "/a/b", memory_max=OSError(number, "gone"), memory_high=OSError(number, "gone"))
@@ -140,7 +140,7 @@ def test_level_that_vanishes_in_the_middle_of_the_walk_is_no_gap(machine, number
     assert machine.limit() == Limit(2 * GIB, LimitSource.CGROUP2_MAX, V2 + "/a/memory.max", 2)
 
 
-def test_nothing_readable_at_all_is_no_number(machine) -> None:
+def test_limit_without_readable_files_is_none(machine) -> None:
     machine.v2("/a")
     machine.files["/proc/meminfo"] = NO_ACCESS
     machine.put(V2 + "/a", memory_max=NO_ACCESS)
@@ -150,7 +150,7 @@ def test_nothing_readable_at_all_is_no_number(machine) -> None:
     assert (limit.value_bytes, limit.source, limit.gaps) == (None, LimitSource.UNKNOWN, (V2 + "/a/memory.max",))
 
 
-def test_users_limit_comes_first_then_the_environment_then_the_system(machine) -> None:
+def test_user_limit_precedes_environment_and_system(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=2 * GIB)
     assert machine.limit().source is LimitSource.CGROUP2_MAX
@@ -173,7 +173,7 @@ def test_environment_is_read_at_every_call(machine) -> None:
     assert machine.limit(refresh=False).source is LimitSource.PHYSICAL
 
 
-def test_share_is_of_what_the_system_allows(machine) -> None:
+def test_share_is_of_the_system_limit(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=2 * GIB)
     machine.environ["MEMTOOLS_LIMIT"] = "25%"
@@ -183,7 +183,7 @@ def test_share_is_of_what_the_system_allows(machine) -> None:
 
 
 @pytest.mark.parametrize("text", ["512Mb", "512Mi", "-1", "nan", "101%", "lots", "1e9"])
-def test_environment_that_makes_no_sense_is_refused_by_its_name(machine, text: str) -> None:
+def test_invalid_environment_variable_is_refused_by_name(machine, text: str) -> None:
     machine.environ["MEMTOOLS_LIMIT"] = text
 
     with pytest.raises(ConfigError, match="MEMTOOLS_LIMIT"):
@@ -191,19 +191,19 @@ def test_environment_that_makes_no_sense_is_refused_by_its_name(machine, text: s
 
 
 @pytest.mark.parametrize("chosen", [-1, True, 1.5, float("inf"), "512Mb", "", b"5", []])
-def test_choice_that_makes_no_sense_is_refused(machine, chosen: object) -> None:
+def test_invalid_limit_is_refused(machine, chosen: object) -> None:
     with pytest.raises(ConfigError, match="limit="):
         machine.limit(chosen)
 
 
-def test_share_of_nothing_known_is_refused(machine) -> None:
+def test_share_of_an_unknown_limit_is_refused(machine) -> None:
     del machine.files["/proc/meminfo"]
 
     with pytest.raises(ConfigError, match="no limit is known"):
         machine.limit("50%")
 
 
-def test_walk_is_kept_for_half_a_minute(machine) -> None:
+def test_scan_is_cached_for_half_a_minute(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=2 * GIB)
     machine.limit(refresh=False)
@@ -218,7 +218,7 @@ def test_walk_is_kept_for_half_a_minute(machine) -> None:
     assert machine.limit(refresh=False).value_bytes == GIB
 
 
-def test_refresh_looks_now(machine) -> None:
+def test_refresh_scans_at_once(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=2 * GIB)
     machine.limit(refresh=False)
@@ -240,7 +240,7 @@ def test_process_that_is_moved_finds_its_new_cgroup(machine) -> None:
     assert machine.limit().path == V2 + "/b/memory.max"
 
 
-def test_cgroup_that_disappears_leaves_the_limits_above_it(machine) -> None:
+def test_removed_cgroup_leaves_the_limits_above_it(machine) -> None:
     machine.v2("/a/b")
     machine.put(V2 + "/a/b", memory_max=GIB)
     machine.put(V2 + "/a", memory_max=2 * GIB)
@@ -251,31 +251,31 @@ def test_cgroup_that_disappears_leaves_the_limits_above_it(machine) -> None:
     assert machine.limit().value_bytes == 2 * GIB
 
 
-def test_forked_child_walks_anew(machine) -> None:
+def test_invalidated_reader_scans_again(machine) -> None:
     machine.limit(refresh=False)
     machine.reads.clear()
 
-    machine.reader.forget()
+    machine.reader.invalidate()
     machine.limit(refresh=False)
 
     assert "/proc/self/cgroup" in machine.reads
 
 
 @given(st.lists(st.one_of(st.just("max"), st.integers(0, 2**40), st.integers(2**60, 2**70)), min_size=1, max_size=8))
-def test_effective_limit_is_the_least_of_all_that_can_be_felt(tmp_path_factory, limits: list[object]) -> None:
+def test_effective_limit_is_the_lowest_of_all_real_limits(tmp_path_factory, limits: list[object]) -> None:
     root = tmp_path_factory.mktemp("root", numbered=True)
-    _write_ladder(root, limits)
+    _write_cgroups(root, limits)
     reader = _reader_of(root, physical=2**36)
 
-    felt = [limit for limit in limits if isinstance(limit, int) and limit <= 2**36]
+    real = [limit for limit in limits if isinstance(limit, int) and limit <= 2**36]
 
-    assert reader.limit().value_bytes == min([*felt, 2**36])
-    assert reader.limit().level == ((felt and limits.index(min(felt))) or (0 if felt else None))
+    assert reader.limit().value_bytes == min([*real, 2**36])
+    assert reader.limit().level == ((real and limits.index(min(real))) or (0 if real else None))
 
 
 def _reader_of(root: Path, *, physical: int | None) -> LimitReader:
     return LimitReader(
-        rooted(root),
+        under_root(root),
         clock=lambda: 0.0,
         physical=lambda: physical,
         available=lambda: None,
@@ -284,8 +284,8 @@ def _reader_of(root: Path, *, physical: int | None) -> LimitReader:
     )
 
 
-def _write_ladder(root: Path, limits: list[object]) -> None:
-    """Write a v2 file system whose limits are `limits`, our own cgroup's first, the root's last."""
+def _write_cgroups(root: Path, limits: list[object]) -> None:
+    """Write a v2 file system whose limits are `limits`, that of the own cgroup first, the root's last."""
     names = [f"level{number}" for number in range(len(limits) - 1)]
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(f"0::/{'/'.join(names)}\n")
@@ -296,7 +296,7 @@ def _write_ladder(root: Path, limits: list[object]) -> None:
         (directory / "memory.max").write_text(f"{limit}\n")
 
 
-def test_real_machine_tells_a_limit_it_could_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_of_the_real_machine_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMTOOLS_LIMIT", raising=False)
     physical = physical_bytes()
     assert physical is not None
@@ -307,7 +307,7 @@ def test_real_machine_tells_a_limit_it_could_have(monkeypatch: pytest.MonkeyPatc
     assert 0 <= limit.value_bytes <= physical
 
 
-def test_real_environment_is_read_when_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_environment_is_read_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMTOOLS_LIMIT", "123 MiB")
 
     assert effective_limit() == Limit(123 * 2**20, LimitSource.ENVIRONMENT)
@@ -325,13 +325,13 @@ def test_real_environment_is_read_when_called(monkeypatch: pytest.MonkeyPatch) -
         (Limit(GIB, LimitSource.PHYSICAL, gaps=("/x",)), "1.0 GiB (physical memory; 1 file could not be read)"),
     ],
 )
-def test_limit_is_told_in_words(limit: Limit, text: str) -> None:
+def test_limit_as_text_names_size_and_source(limit: Limit, text: str) -> None:
     assert str(limit) == text
 
 
 @pytest.mark.skipif(os.geteuid() == 0 if hasattr(os, "geteuid") else True, reason="root may read every file")
-def test_file_that_the_system_refuses_is_a_gap(tmp_path: Path) -> None:
-    _write_ladder(tmp_path, [GIB, 2 * GIB])
+def test_file_without_read_permission_is_a_gap(tmp_path: Path) -> None:
+    _write_cgroups(tmp_path, [GIB, 2 * GIB])
     (tmp_path / "cg/level0/memory.max").chmod(0)
     reader = _reader_of(tmp_path, physical=None)
 

@@ -1,4 +1,4 @@
-"""How much room is left: limit and usage of the same level, the least of all levels, the machine."""
+"""Headroom: limit and usage of the same cgroup, the smallest of all levels, the machine."""
 
 import errno
 
@@ -14,26 +14,26 @@ V1 = "/sys/fs/cgroup/memory"
 NO_ACCESS = PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_sibling_that_fills_the_ancestor_takes_our_room(machine) -> None:
-    machine.v2("/pod/ours")
-    machine.put(V2 + "/pod/ours", memory_max=2 * GIB, memory_current=100 * MIB, memory_stat="inactive_file 0")
+def test_sibling_that_fills_the_ancestor_lowers_the_headroom(machine) -> None:
+    machine.v2("/pod/own")
+    machine.put(V2 + "/pod/own", memory_max=2 * GIB, memory_current=100 * MIB, memory_stat="inactive_file 0")
     machine.put(V2 + "/pod", memory_max=4 * GIB, memory_current=4 * GIB - 50 * MIB, memory_stat="inactive_file 0")
 
-    room = machine.headroom()
+    found = machine.headroom()
 
     assert machine.limit().value_bytes == 2 * GIB
-    assert room.value_bytes == 50 * MIB
-    assert [(level.level, level.headroom_bytes) for level in room.levels] == [(0, 2 * GIB - 100 * MIB), (1, 50 * MIB)]
+    assert found.value_bytes == 50 * MIB
+    assert [(level.level, level.headroom_bytes) for level in found.levels] == [(0, 2 * GIB - 100 * MIB), (1, 50 * MIB)]
 
 
-def test_file_cache_that_nobody_uses_is_room(machine) -> None:
+def test_inactive_file_cache_counts_as_headroom(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=GIB, memory_current=GIB, memory_stat=f"anon 5\ninactive_file {300 * MIB}")
 
     assert machine.headroom().value_bytes == 300 * MIB
 
 
-def test_version_1_counts_the_cache_of_the_children(machine) -> None:
+def test_v1_counts_the_file_cache_of_the_children(machine) -> None:
     machine.v1("/a")
     machine.put(
         V1 + "/a",
@@ -45,24 +45,24 @@ def test_version_1_counts_the_cache_of_the_children(machine) -> None:
     assert machine.headroom().value_bytes == 300 * MIB
 
 
-def test_cache_that_grew_between_two_reads_does_not_make_room_beyond_the_limit(machine) -> None:
+def test_headroom_never_exceeds_the_limit(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=GIB, memory_current=MIB, memory_stat=f"inactive_file {2 * MIB}")
 
     assert machine.headroom().value_bytes == GIB
 
 
-def test_machine_that_is_short_is_the_tightest_wall(machine) -> None:
+def test_available_memory_of_the_machine_bounds_the_headroom(machine) -> None:
     machine.host(64 * GIB, 10 * MIB)
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=GIB, memory_current=MIB, memory_stat="inactive_file 0")
 
-    room = machine.headroom()
+    found = machine.headroom()
 
-    assert (room.value_bytes, room.source, room.host_available_bytes) == (10 * MIB, LimitSource.PHYSICAL, 10 * MIB)
+    assert (found.value_bytes, found.source, found.host_available_bytes) == (10 * MIB, LimitSource.PHYSICAL, 10 * MIB)
 
 
-def test_room_beyond_a_wall_is_negative(machine) -> None:
+def test_headroom_beyond_a_limit_is_negative(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_high=GIB, memory_current=GIB + MIB, memory_stat="inactive_file 0")
 
@@ -73,26 +73,26 @@ def test_room_beyond_a_wall_is_negative(machine) -> None:
     "broken",
     [{"memory_current": NO_ACCESS}, {"memory_stat": NO_ACCESS}, {"memory_current": "abc"}, {"memory_stat": "anon 5"}],
 )
-def test_level_whose_usage_cannot_be_read_has_no_room_that_we_know_of(machine, broken: dict[str, object]) -> None:
+def test_level_with_unreadable_usage_has_no_headroom(machine, broken: dict[str, object]) -> None:
     machine.v2("/a/b")
     whole = {"memory_max": GIB, "memory_current": MIB, "memory_stat": "inactive_file 0"}
     machine.put(V2 + "/a/b", **whole | broken)
     machine.put(V2 + "/a", **whole | {"memory_max": 2 * GIB})
 
-    room = machine.headroom()
+    found = machine.headroom()
 
-    assert room.levels[0].headroom_bytes is None
-    assert (room.value_bytes, room.source) == (2 * GIB - MIB, LimitSource.CGROUP2_MAX)
+    assert found.levels[0].headroom_bytes is None
+    assert (found.value_bytes, found.source) == (2 * GIB - MIB, LimitSource.CGROUP2_MAX)
 
 
-def test_usage_that_may_not_be_read_is_shown_as_a_gap(machine) -> None:
+def test_usage_without_read_permission_is_a_gap(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=GIB, memory_current=NO_ACCESS, memory_stat="inactive_file 0")
 
     assert machine.headroom().gaps == (V2 + "/a/memory.current",)
 
 
-def test_wall_that_stands_above_what_is_mounted_is_shown_without_a_usage(machine) -> None:
+def test_limit_of_an_unmounted_ancestor_has_no_usage(machine) -> None:
     machine.v1("/docker/abc", shown="/docker/abc")
     machine.put(
         V1,
@@ -107,7 +107,7 @@ def test_wall_that_stands_above_what_is_mounted_is_shown_without_a_usage(machine
     assert (hidden.used_bytes, hidden.headroom_bytes) == (None, None)
 
 
-def test_usage_is_read_at_every_call_and_limits_are_kept(machine) -> None:
+def test_usage_is_read_at_every_call_and_limits_are_cached(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=GIB, memory_current=0, memory_stat="inactive_file 0")
     machine.headroom(refresh=False)
@@ -122,13 +122,13 @@ def test_usage_of_a_cgroup_with_two_limits_is_read_once(machine) -> None:
     machine.v2("/a")
     machine.put(V2 + "/a", memory_max=GIB, memory_high=GIB // 2, memory_current=0, memory_stat="inactive_file 0")
 
-    room = machine.headroom()
+    found = machine.headroom()
 
-    assert len(room.levels) == 2
+    assert len(found.levels) == 2
     assert machine.reads.count(V2 + "/a/memory.current") == 1
 
 
-def test_limit_by_the_user_counts_our_own_memory_only(machine) -> None:
+def test_user_limit_counts_resident_memory_of_this_process(machine) -> None:
     machine.resident = 100 * MIB
     machine.environ["MEMTOOLS_LIMIT"] = "150 MiB"
 
@@ -137,25 +137,25 @@ def test_limit_by_the_user_counts_our_own_memory_only(machine) -> None:
     assert machine.headroom("120 MiB").value_bytes == 20 * MIB
 
 
-def test_nothing_known_is_no_headroom_known(machine) -> None:
+def test_headroom_without_readable_files_is_none(machine) -> None:
     machine.files.clear()
 
-    room = machine.headroom()
+    found = machine.headroom()
 
-    assert room == Headroom(None, LimitSource.UNKNOWN, (), None)
-    assert str(room) == "no headroom known"
+    assert found == Headroom(None, LimitSource.UNKNOWN, (), None)
+    assert str(found) == "no headroom known"
 
 
-def test_headroom_is_told_in_words(machine) -> None:
+def test_headroom_as_text_names_size_and_source(machine) -> None:
     assert str(machine.headroom()) == "32.0 GiB left (physical memory)"
 
 
-def test_headroom_refuses_what_is_no_size(machine) -> None:
+def test_headroom_refuses_an_invalid_size(machine) -> None:
     with pytest.raises(ConfigError):
         machine.headroom("512Mb")
 
 
-def test_real_machine_has_room_for_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headroom_of_the_real_machine_is_positive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMTOOLS_LIMIT", raising=False)
 
     value = headroom(refresh=True).value_bytes
@@ -164,7 +164,7 @@ def test_real_machine_has_room_for_this_test(monkeypatch: pytest.MonkeyPatch) ->
     assert value > 0
 
 
-def test_reading_joins_usage_and_limit() -> None:
+def test_take_reading_has_usage_and_limit() -> None:
     reading = take_reading("1 TiB")
 
     assert reading.limit_bytes == 2**40

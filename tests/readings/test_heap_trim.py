@@ -1,4 +1,4 @@
-"""Handing free pages of the heap back: by psutil, by glibc, or not at all."""
+"""Trimming the heap with psutil, with glibc, or not at all."""
 
 import ctypes
 import sys
@@ -10,22 +10,22 @@ from memtools.readings import _counters, resident_bytes, trim_heap
 
 
 @pytest.fixture(autouse=True)
-def way_found_anew():
-    _counters._way.cache_clear()
+def uncached_trim():
+    _counters._find_trim.cache_clear()
     yield
-    _counters._way.cache_clear()
+    _counters._find_trim.cache_clear()
 
 
-def test_psutil_is_asked_where_it_can(monkeypatch):
-    asked = []
-    monkeypatch.setattr(psutil, "heap_trim", lambda: asked.append(1), raising=False)
+def test_trim_uses_psutil_if_it_has_heap_trim(monkeypatch):
+    calls = []
+    monkeypatch.setattr(psutil, "heap_trim", lambda: calls.append(1), raising=False)
 
     assert trim_heap()
-    assert asked == [1]
+    assert calls == [1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc_trim is glibc's")
-def test_glibc_is_asked_where_psutil_cannot(monkeypatch):
+def test_trim_uses_glibc_if_psutil_has_no_heap_trim(monkeypatch):
     if not hasattr(ctypes.CDLL(None), "malloc_trim"):
         pytest.skip("this C library is not glibc")
     monkeypatch.delattr(psutil, "heap_trim", raising=False)
@@ -38,18 +38,18 @@ def test_glibc_is_asked_where_psutil_cannot(monkeypatch):
     assert len(spacers) == 3_000
 
 
-def test_without_either_nothing_is_done(monkeypatch):
+def test_trim_without_psutil_and_glibc_returns_false(monkeypatch):
     monkeypatch.delattr(psutil, "heap_trim", raising=False)
-    monkeypatch.setattr(_counters, "_by_glibc", lambda: None)
+    monkeypatch.setattr(_counters, "_glibc_malloc_trim", lambda: None)
 
     assert not trim_heap()
 
 
-def test_a_c_library_without_malloc_trim_has_no_way(monkeypatch):
+def test_c_library_without_malloc_trim_has_no_trim(monkeypatch):
     class Musl:
         def __init__(self, name):
             pass
 
     monkeypatch.setattr(ctypes, "CDLL", Musl)
 
-    assert _counters._by_glibc() is None
+    assert _counters._glibc_malloc_trim() is None

@@ -1,4 +1,4 @@
-"""The level and the reading: plain facts with a little arithmetic."""
+"""Levels and readings."""
 
 import pickle
 from dataclasses import FrozenInstanceError
@@ -35,7 +35,7 @@ def test_fraction_is_the_share_of_the_limit(used: int, limit: int | None, fracti
         (2**20, 0, "1.0 MiB of 0 B"),
     ],
 )
-def test_reading_is_told_in_words(used: int, limit: int | None, text: str) -> None:
+def test_reading_as_text_names_usage_and_limit(used: int, limit: int | None, text: str) -> None:
     assert str(Reading(used, limit, at=0.0)) == text
 
 
@@ -46,7 +46,7 @@ def test_reading_cannot_be_changed() -> None:
         reading.used_bytes = 5  # type: ignore[misc]
 
 
-def test_reading_error_survives_pickling_with_its_reason() -> None:
+def test_reading_error_survives_pickling() -> None:
     error = ReadingError(24, "no descriptor left", "/proc/self/statm")
 
     copy = pickle.loads(pickle.dumps(error))

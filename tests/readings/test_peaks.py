@@ -1,4 +1,4 @@
-"""Peaks: the kernel's own, our own, and the rise between two moments."""
+"""Peaks: from the kernel, from the readings, and since a moment."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ MIB = 2**20
     ("status", "expected"),
     [
         ("Name:\tpython\nVmHWM:\t   12345 kB\nVmRSS:\t 1 kB\n", 12345 * 1024),
-        ("Name:\tVmHWM: 5 kB\nVmRSS:\t 1 kB\n", None),  # a process may call itself anything
+        ("Name:\tVmHWM: 5 kB\nVmRSS:\t 1 kB\n", None),  # a process may have any name
         ("Name:\tpython\nVmRSS:\t 1 kB\n", None),
         ("Name:\tpython\nVmHWM:\t 5 MB\n", None),
         ("Name:\tpython\nVmHWM:\t -5 kB\n", None),
@@ -36,10 +36,10 @@ def test_kernel_peak_is_not_known_without_the_file(tmp_path: Path) -> None:
     assert kernel_peak_bytes(str(tmp_path / "missing")) is None
 
 
-def test_peak_never_lies_below_the_present() -> None:
+def test_peak_is_never_below_the_current_figure() -> None:
     peak = PeakMemory(kernel_peak=lambda: 100)
 
-    assert [peak.after(90), peak.after(110)] == [100, 110]
+    assert [peak.update(90), peak.update(110)] == [100, 110]
 
 
 def scripted(*figures: int | None) -> Callable[[], PeakSince]:
@@ -47,28 +47,28 @@ def scripted(*figures: int | None) -> Callable[[], PeakSince]:
     return lambda: PeakSince(measure=lambda: next(script))
 
 
-def test_without_a_kernel_peak_the_highest_seen_is_kept() -> None:
-    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(900, 900, 900, 900))
+def test_peak_without_kernel_support_is_the_highest_reading() -> None:
+    peak = PeakMemory(kernel_peak=lambda: None, peak_since=scripted(900, 900, 900, 900))
 
-    assert [peak.after(50), peak.after(80), peak.after(60)] == [50, 80, 80]
-
-
-def test_without_a_kernel_peak_a_rise_that_nobody_saw_counts() -> None:
-    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(50, 50, 300))
-
-    assert [peak.after(50), peak.after(60)] == [50, 300]
+    assert [peak.update(50), peak.update(80), peak.update(60)] == [50, 80, 80]
 
 
-def test_forked_child_begins_its_own_peak() -> None:
-    peak = PeakMemory(kernel_peak=lambda: None, high_water=scripted(0, 0, 0, 0))
-    peak.after(500)
+def test_peak_without_kernel_support_includes_unread_rises() -> None:
+    peak = PeakMemory(kernel_peak=lambda: None, peak_since=scripted(50, 50, 300))
 
-    peak.forget()
-
-    assert peak.after(70) == 70
+    assert [peak.update(50), peak.update(60)] == [50, 300]
 
 
-def test_peak_remembers_what_has_been_given_back() -> None:
+def test_reset_peak_starts_from_zero() -> None:
+    peak = PeakMemory(kernel_peak=lambda: None, peak_since=scripted(0, 0, 0, 0))
+    peak.update(500)
+
+    peak.reset()
+
+    assert peak.update(70) == 70
+
+
+def test_peak_includes_freed_memory() -> None:
     block = bytearray(b"\x01") * (60 * MIB)
     with_block = resident_bytes()
 
@@ -81,24 +81,24 @@ def test_peak_remembers_what_has_been_given_back() -> None:
     ("before", "after", "risen"),
     [(100, 100, None), (100, 150, 150), (100, 90, None), (None, None, None)],
 )
-def test_high_water_is_only_known_when_it_rose(before: int | None, after: int | None, risen: int | None) -> None:
+def test_peak_since_is_known_only_if_it_rose(before: int | None, after: int | None, risen: int | None) -> None:
     figures = iter((before, after))
 
-    mark = PeakSince(measure=lambda: next(figures))
+    since = PeakSince(measure=lambda: next(figures))
 
-    assert mark.peak_bytes() == risen
+    assert since.peak_bytes() == risen
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
-def test_high_water_tells_a_peak_that_is_over(in_child: Callable[..., object]) -> None:
+def test_peak_since_reports_a_peak_that_is_over(in_child: Callable[..., object]) -> None:
     def work() -> tuple[int | None, int | None, int]:
-        # Above anything that this process had before, so that the mark must rise.
+        # Above anything that this process had before, so that the figure must rise.
         ballast = bytearray(b"\x01") * (peak_bytes() - resident_bytes() + MIB)
-        mark = PeakSince()
+        since = PeakSince()
         block = bytearray(b"\x01") * (80 * MIB)
         truth = resident_bytes() + 0 * len(ballast)
         del block
-        first = mark.peak_bytes()
+        first = since.peak_bytes()
         small = PeakSince()
         block = bytearray(b"\x01") * (10 * MIB)
         return first, small.peak_bytes(), truth + 0 * len(block)
@@ -110,20 +110,20 @@ def test_high_water_tells_a_peak_that_is_over(in_child: Callable[..., object]) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone carries ru_maxrss over exec")
-def test_spawned_child_knows_no_rise_below_the_peak_of_its_parent(in_child: Callable[..., object]) -> None:
+def test_peak_since_in_a_spawned_child_ignores_its_parent(in_child: Callable[..., object]) -> None:
     program = (
-        "from memtools.readings import PeakSince; mark = PeakSince();"
-        "block = bytearray(b'x') * (20 << 20); print(mark.peak_bytes())"
+        "from memtools.readings import PeakSince; since = PeakSince();"
+        "block = bytearray(b'x') * (20 << 20); print(since.peak_bytes())"
     )
 
     def spawn() -> str:
         block = bytearray(b"\x01") * (200 * MIB)
-        reading_end, writing_end = os.pipe()
+        read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
-            os.dup2(writing_end, 1)
+            os.dup2(write_end, 1)
             os.execv(sys.executable, [sys.executable, "-c", program])
         os.waitpid(child, 0)
-        return os.read(reading_end, 100).decode().strip() + "" * len(block)
+        return os.read(read_end, 100).decode().strip() + "" * len(block)
 
     assert in_child(spawn) == "None"

@@ -1,11 +1,13 @@
-"""The memory of the real process: threads, forked and spawned children, exhausted descriptors."""
+"""Memory of the real process: threads, forked and spawned children, exhausted descriptors."""
 
 import ctypes
+import mmap
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,12 +15,19 @@ import pytest
 from memtools.readings import _process, peak_bytes, read_process, resident_bytes, virtual_bytes
 
 MIB = 2**20
+PROGRAMS = Path(__file__).parent / "programs"
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self is Linux")
 
 
-def fill(size_bytes: int) -> bytearray:
-    """Memory that is really there: every page has been written to."""
-    return bytearray(b"\x01") * size_bytes
+def fill(size_bytes: int) -> mmap.mmap:
+    """Return new memory of which every page has been written to.
+
+    It is mapped: `malloc` may reuse free pages of the heap that are resident already.
+    """
+    block = mmap.mmap(-1, size_bytes, access=mmap.ACCESS_COPY)
+    for offset in range(0, size_bytes, mmap.PAGESIZE):
+        block[offset] = 1
+    return block
 
 
 def test_resident_memory_agrees_with_psutil() -> None:
@@ -26,7 +35,7 @@ def test_resident_memory_agrees_with_psutil() -> None:
     assert virtual_bytes() == pytest.approx(psutil.Process().memory_info().vms, abs=8 * MIB)
 
 
-def test_resident_memory_follows_what_is_allocated() -> None:
+def test_resident_memory_follows_allocations() -> None:
     before = resident_bytes()
 
     block = fill(50 * MIB)
@@ -34,7 +43,7 @@ def test_resident_memory_follows_what_is_allocated() -> None:
     assert resident_bytes() - before == pytest.approx(len(block), abs=5 * MIB)
 
 
-def test_record_is_of_one_piece() -> None:
+def test_process_memory_fields_are_consistent() -> None:
     memory = read_process()
 
     assert memory.resident_bytes <= memory.peak_bytes
@@ -78,8 +87,8 @@ def test_grandchild_reads_its_own_memory(in_child: Callable[..., object]) -> Non
 
 
 @on_linux
-def test_child_of_a_fork_that_python_never_heard_of_reads_its_own_memory(in_child: Callable[..., object]) -> None:
-    # The GIL is kept across the call, so the child may go on running Python; no hook of ours is called.
+def test_child_forked_by_c_code_reads_its_own_memory(in_child: Callable[..., object]) -> None:
+    # The GIL is kept across the call, so the child may go on running Python; no after-fork hook is called.
     raw_fork = ctypes.PyDLL(None).fork
 
     def grow() -> int:
@@ -92,7 +101,7 @@ def test_child_of_a_fork_that_python_never_heard_of_reads_its_own_memory(in_chil
 
 
 @on_linux
-def test_forked_child_keeps_no_descriptor_of_its_parent(in_child: Callable[..., object]) -> None:
+def test_forked_child_closes_the_inherited_descriptor(in_child: Callable[..., object]) -> None:
     resident_bytes()
 
     def open_statms() -> list[str]:
@@ -106,7 +115,7 @@ def test_forked_child_keeps_no_descriptor_of_its_parent(in_child: Callable[..., 
 
 
 @on_linux
-def test_child_forked_in_the_middle_of_an_opening_is_not_locked_out(in_child: Callable[..., object]) -> None:
+def test_child_forked_while_the_lock_is_held_can_read(in_child: Callable[..., object]) -> None:
     is_held, may_end = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -125,32 +134,28 @@ def test_child_forked_in_the_middle_of_an_opening_is_not_locked_out(in_child: Ca
 
 
 def run_alone(program: str) -> str:
-    """Run a program in a new interpreter, from a folder that is not the checkout."""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    """Run a program text in a new interpreter and return its output."""
+    return _output_of("-c", program)
+
+
+def run_program(name: str, *arguments: str) -> str:
+    """Run a file of `programs` in a new interpreter and return its output."""
+    return _output_of(str(PROGRAMS / name), *arguments)
+
+
+def _output_of(*arguments: str) -> str:
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
 
 @on_linux
-def test_daemon_that_closes_everything_goes_on_reading() -> None:
-    program = """
-import os, psutil
-from memtools.readings import resident_bytes, _process
-resident_bytes()
-kept = _process._statm._opened[0]
-os.closerange(3, 1000)
-first_to_open = open(os.devnull, "rb")
-assert first_to_open.fileno() == kept
-block = bytearray(b"x") * (30 << 20)
-assert abs(resident_bytes() - psutil.Process().memory_info().rss) < 1 << 20
-os.fstat(kept)
-print("same")
-"""
-    assert run_alone(program) == "same"
+def test_daemon_that_closes_all_descriptors_can_read() -> None:
+    assert run_program("close_all_descriptors.py") == "same"
 
 
 @on_linux
-def test_exhausted_descriptors_do_not_stop_a_reader_that_has_its_own() -> None:
+def test_open_descriptor_is_read_without_free_descriptors() -> None:
     program = """
 import os, resource
 from memtools.readings import resident_bytes
@@ -162,26 +167,15 @@ print(resident_bytes() > 5_000_000)
 
 
 @on_linux
-def test_exhausted_descriptors_are_a_clear_error_on_first_use_and_no_number() -> None:
-    program = """
-import errno, resource
-from memtools.readings import ReadingError, resident_bytes
-resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-try:
-    resident_bytes()
-except ReadingError as error:
-    print(error.errno == errno.EMFILE, error)
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-print(resident_bytes() > 5_000_000)
-"""
-    first, second = run_alone(program).splitlines()
+def test_first_reading_without_free_descriptors_raises() -> None:
+    first, second = run_program("exhaust_descriptors.py").splitlines()
 
     assert first.startswith("True")
     assert "Too many open files" in first
     assert second == "True"
 
 
-def test_spawned_child_reports_its_own_peak_and_not_its_parents() -> None:
+def test_spawned_child_reports_its_own_peak() -> None:
     block = fill(200 * MIB)
 
     peak = int(run_alone("from memtools.readings import peak_bytes; print(peak_bytes())"))
@@ -204,20 +198,4 @@ print(len(os.listdir("/proc/self/fd")) - before, threading.active_count(), "psut
 @on_linux
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_platform_without_statm_is_read_by_psutil(platform: str) -> None:
-    # psutil and what it loads have to come first: they choose by the same name.
-    program = f"""
-import asyncio, ctypes, logging, psutil, resource, subprocess, sys, tempfile
-sys.platform = {platform!r}
-import memtools.readings as readings
-assert "memtools.readings._statm" not in sys.modules
-before = readings.read_process()
-block = bytearray(b"x") * (30 << 20)
-grown = readings.resident_bytes() - before.resident_bytes
-assert 28 << 20 < grown < 35 << 20, grown
-assert readings.peak_bytes() >= before.peak_bytes >= before.resident_bytes
-assert readings.virtual_bytes() > readings.resident_bytes()
-assert readings.PeakSince().peak_bytes() is None
-assert readings.physical_bytes() > readings.available_bytes() > 0
-print("right")
-"""
-    assert run_alone(program) == "right"
+    assert run_program("read_without_statm.py", platform) == "right"

@@ -1,4 +1,4 @@
-"""The kept descriptor: what may happen to it, and that no answer is ever another file's."""
+"""The kept descriptor of statm: everything that can happen to it."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from memtools.readings._statm import Statm
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 GOOD = "4320 3548 1762 7 0 2090 0\n"
-SECOND_WAY = (1, 2, 3, 4)
+FALLBACK = (1, 2, 3, 4)
 
 
 @pytest.fixture
@@ -33,27 +33,27 @@ def make_statm(path: Path) -> Iterator[Callable[..., Statm]]:
     made: list[Statm] = []
 
     def make(**choices: object) -> Statm:
-        statm = Statm(str(path), **{"otherwise": lambda error: SECOND_WAY} | choices)  # type: ignore[arg-type]
+        statm = Statm(str(path), **{"fallback": lambda error: FALLBACK} | choices)  # type: ignore[arg-type]
         made.append(statm)
         return statm
 
     yield make
     for statm in made:
-        statm.forget()
+        statm.reset()
 
 
 def descriptor(statm: Statm) -> int:
     return statm._opened[0]
 
 
-def test_pages_are_told_in_bytes(make_statm: Callable[..., Statm]) -> None:
+def test_pages_are_converted_to_bytes(make_statm: Callable[..., Statm]) -> None:
     statm = make_statm()
 
     assert statm.resident_bytes() == 3548 * PAGE
     assert statm.fields() == (4320 * PAGE, 3548 * PAGE, 1762 * PAGE, None)
 
 
-def test_nothing_is_opened_before_the_first_reading(make_statm: Callable[..., Statm]) -> None:
+def test_file_is_opened_once_at_the_first_reading(make_statm: Callable[..., Statm]) -> None:
     opened: list[str] = []
 
     def open_file(path: str, flags: int) -> int:
@@ -76,7 +76,7 @@ def test_descriptor_is_not_inherited_by_other_programs(make_statm: Callable[...,
     assert not os.get_inheritable(descriptor(statm))
 
 
-def test_reading_goes_on_when_somebody_closes_our_descriptor(make_statm: Callable[..., Statm]) -> None:
+def test_descriptor_closed_by_other_code_is_reopened(make_statm: Callable[..., Statm]) -> None:
     statm = make_statm()
     statm.resident_bytes()
 
@@ -101,80 +101,80 @@ def test_reading_goes_on_when_somebody_closes_our_descriptor(make_statm: Callabl
     ],
 )
 @pytest.mark.parametrize("ask", [Statm.resident_bytes, lambda statm: statm.fields()[1]], ids=["rss", "fields"])
-def test_number_that_was_given_to_another_file_is_noticed(
+def test_descriptor_number_reused_by_a_file_is_detected(
     make_statm: Callable[..., Statm], tmp_path: Path, content: bytes, ask: Callable[[Statm], int]
 ) -> None:
     statm = make_statm()
     statm.resident_bytes()
-    taken = descriptor(statm)
+    number_in_use = descriptor(statm)
     other = tmp_path / "other"
     other.write_bytes(content)
-    with open(other, "rb") as stranger:
-        os.dup2(stranger.fileno(), taken)
+    with open(other, "rb") as other_file:
+        os.dup2(other_file.fileno(), number_in_use)
     try:
         assert ask(statm) == 3548 * PAGE
-        assert descriptor(statm) != taken
-        os.fstat(taken)  # the stranger's descriptor is still open: it is not ours to close
+        assert descriptor(statm) != number_in_use
+        os.fstat(number_in_use)  # still open: the number belongs to the other file
     finally:
-        os.close(taken)
+        os.close(number_in_use)
 
 
-def test_number_that_was_given_to_a_pipe_is_noticed_and_nothing_is_taken_from_it(
+def test_descriptor_number_reused_by_a_pipe_is_not_read_from(
     make_statm: Callable[..., Statm],
 ) -> None:
     statm = make_statm()
     statm.resident_bytes()
-    reading_end, writing_end = os.pipe()
-    taken = descriptor(statm)
-    os.dup2(reading_end, taken)
-    os.write(writing_end, GOOD.encode())
+    read_end, write_end = os.pipe()
+    number_in_use = descriptor(statm)
+    os.dup2(read_end, number_in_use)
+    os.write(write_end, GOOD.encode())
     try:
         assert statm.resident_bytes() == 3548 * PAGE
-        assert os.read(reading_end, 100) == GOOD.encode()
+        assert os.read(read_end, 100) == GOOD.encode()
     finally:
-        for number in (reading_end, writing_end, taken):
+        for number in (read_end, write_end, number_in_use):
             os.close(number)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOENT, errno.EACCES])
-def test_second_way_is_taken_while_the_file_cannot_be_opened(make_statm: Callable[..., Statm], number: int) -> None:
-    refusals = [OSError(number, os.strerror(number))] * 2
+def test_fallback_is_used_while_the_file_cannot_be_opened(make_statm: Callable[..., Statm], number: int) -> None:
+    errors = [OSError(number, os.strerror(number))] * 2
     reasons: list[Exception] = []
 
     def open_file(path: str, flags: int) -> int:
-        if refusals:
-            raise refusals.pop()
+        if errors:
+            raise errors.pop()
         return os.open(path, flags)
 
-    def otherwise(error: Exception) -> tuple[int, int, int, int]:
+    def fallback(error: Exception) -> tuple[int, int, int, int]:
         reasons.append(error)
-        return SECOND_WAY
+        return FALLBACK
 
-    statm = make_statm(open_file=open_file, otherwise=otherwise)
+    statm = make_statm(open_file=open_file, fallback=fallback)
 
-    assert (statm.resident_bytes(), statm.fields()) == (2, SECOND_WAY)
+    assert (statm.resident_bytes(), statm.fields()) == (2, FALLBACK)
     assert [reason.errno for reason in reasons if isinstance(reason, OSError)] == [number, number]
     assert statm.resident_bytes() == 3548 * PAGE
 
 
-def test_file_that_is_no_statm_is_never_believed(make_statm: Callable[..., Statm], path: Path) -> None:
+def test_file_with_invalid_content_is_not_used(make_statm: Callable[..., Statm], path: Path) -> None:
     path.write_text("1 2 3 4 5 6 seven\n")
     before = len(os.listdir("/dev/fd"))
     statm = make_statm()
 
-    assert statm.resident_bytes() == SECOND_WAY[1]
+    assert statm.resident_bytes() == FALLBACK[1]
     assert len(os.listdir("/dev/fd")) == before
 
 
-def test_refusal_of_both_ways_is_told(make_statm: Callable[..., Statm]) -> None:
+def test_error_of_the_fallback_is_raised(make_statm: Callable[..., Statm]) -> None:
     def open_file(path: str, flags: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files", path)
 
-    def otherwise(error: Exception) -> tuple[int, int, int, int]:
-        raise ReadingError(errno.EMFILE, "no way")
+    def fallback(error: Exception) -> tuple[int, int, int, int]:
+        raise ReadingError(errno.EMFILE, "no source")
 
-    with pytest.raises(ReadingError, match="no way"):
-        make_statm(open_file=open_file, otherwise=otherwise).resident_bytes()
+    with pytest.raises(ReadingError, match="no source"):
+        make_statm(open_file=open_file, fallback=fallback).resident_bytes()
 
 
 def test_many_threads_open_one_descriptor(make_statm: Callable[..., Statm]) -> None:
@@ -202,25 +202,25 @@ def test_many_threads_open_one_descriptor(make_statm: Callable[..., Statm]) -> N
     assert len(opened) == 1
 
 
-def test_forgetting_closes_the_descriptor_once(make_statm: Callable[..., Statm]) -> None:
+def test_reset_closes_the_descriptor_once(make_statm: Callable[..., Statm]) -> None:
     statm = make_statm()
     statm.resident_bytes()
     kept = descriptor(statm)
 
-    statm.forget()
-    statm.forget()
+    statm.reset()
+    statm.reset()
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(kept)
 
 
-def test_forgetting_leaves_a_strangers_descriptor_open(make_statm: Callable[..., Statm], tmp_path: Path) -> None:
+def test_reset_keeps_a_reused_descriptor_number_open(make_statm: Callable[..., Statm], tmp_path: Path) -> None:
     statm = make_statm()
     statm.resident_bytes()
-    taken = descriptor(statm)
-    with open(tmp_path / "other", "w") as stranger:
-        os.dup2(stranger.fileno(), taken)
+    number_in_use = descriptor(statm)
+    with open(tmp_path / "other", "w") as other_file:
+        os.dup2(other_file.fileno(), number_in_use)
 
-    statm.forget()
+    statm.reset()
 
-    os.close(taken)  # fails if it had been closed for us
+    os.close(number_in_use)  # raises if `reset` had closed it

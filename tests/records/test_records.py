@@ -1,4 +1,4 @@
-"""A record is what a frozen dataclass with slots is, for less at import."""
+"""A record behaves like a frozen dataclass with slots."""
 
 import copy
 import dataclasses
@@ -11,8 +11,8 @@ from memtools._records import record
 
 
 @record
-class Fact:
-    """A fact."""
+class Measurement:
+    """A measurement."""
 
     name: str
     size: int = 3
@@ -23,52 +23,54 @@ class Fact:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Twin:
+class PlainDataclass:
     name: str
     size: int = 3
 
 
-def test_it_is_made_shown_compared_and_hashed_as_a_dataclass():
-    assert repr(Fact("a")) == repr(Twin("a")).replace("Twin", "Fact")
-    assert Fact("a") == Fact("a", 3)
-    assert Fact("a") != Fact("a", 4)
-    assert Fact("a") != Twin("a")
-    assert hash(Fact("a")) == hash(Fact("a", 3))
-    assert str(inspect.signature(Fact)) == str(inspect.signature(Twin))
-    assert Fact("a").doubled == 6
-    assert Fact.__doc__ == "A fact."
+def test_record_behaves_like_a_dataclass():
+    assert repr(Measurement("a")) == repr(PlainDataclass("a")).replace("PlainDataclass", "Measurement")
+    assert Measurement("a") == Measurement("a", 3)
+    assert Measurement("a") != Measurement("a", 4)
+    assert Measurement("a") != PlainDataclass("a")
+    assert hash(Measurement("a")) == hash(Measurement("a", 3))
+    assert str(inspect.signature(Measurement)) == str(inspect.signature(PlainDataclass))
+    assert Measurement("a").doubled == 6
+    assert Measurement.__doc__ == "A measurement."
     with pytest.raises(TypeError):
-        Fact()
+        Measurement()
 
 
-def test_it_cannot_be_changed():
-    fact = Fact("a")
+def test_record_is_frozen():
+    measurement = Measurement("a")
 
     with pytest.raises(dataclasses.FrozenInstanceError, match="size"):
-        fact.size = 4
+        measurement.size = 4
     with pytest.raises(dataclasses.FrozenInstanceError, match="size"):
-        del fact.size
+        del measurement.size
     with pytest.raises(dataclasses.FrozenInstanceError, match="more"):
-        fact.more = 1
-    assert not hasattr(fact, "__dict__")
+        measurement.more = 1
+    assert not hasattr(measurement, "__dict__")
 
 
-def test_dataclasses_takes_it_for_one_of_its_own():
-    fact = Fact("a")
+def test_dataclasses_functions_accept_a_record():
+    measurement = Measurement("a")
 
-    assert dataclasses.is_dataclass(fact)
-    assert dataclasses.asdict(fact) == {"name": "a", "size": 3}
-    assert dataclasses.astuple(fact) == ("a", 3)
-    assert dataclasses.replace(fact, size=5) == Fact("a", 5)
-    assert [field.name for field in dataclasses.fields(Fact)] == ["name", "size"]
+    assert dataclasses.is_dataclass(measurement)
+    assert dataclasses.asdict(measurement) == {"name": "a", "size": 3}
+    assert dataclasses.astuple(measurement) == ("a", 3)
+    assert dataclasses.replace(measurement, size=5) == Measurement("a", 5)
+    assert [field.name for field in dataclasses.fields(Measurement)] == ["name", "size"]
 
 
-def test_it_is_copied_pickled_and_matched():
-    fact = Fact("a", 7)
+def test_record_is_copied_pickled_and_matched():
+    measurement = Measurement("a", 7)
 
-    assert copy.copy(fact) == copy.deepcopy(fact) == pickle.loads(pickle.dumps(fact)) == fact
-    match fact:
-        case Fact(name, size):
+    assert (
+        copy.copy(measurement) == copy.deepcopy(measurement) == pickle.loads(pickle.dumps(measurement)) == measurement
+    )
+    match measurement:
+        case Measurement(name, size):
             assert (name, size) == ("a", 7)
         case _:
             raise AssertionError("it did not match")

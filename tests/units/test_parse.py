@@ -1,4 +1,4 @@
-"""Sizes, counts, seconds and choices: what is accepted, and how everything else is refused."""
+"""Parsing sizes, counts, seconds and choices."""
 
 import math
 import re
@@ -25,7 +25,7 @@ FACTORS = {
 
 
 @pytest.mark.parametrize("unit", FACTORS)
-def test_each_unit_means_what_the_standard_says(unit: str) -> None:
+def test_units_have_their_standard_factors(unit: str) -> None:
     assert parse_size(f"3 {unit}") == 3 * FACTORS[unit]
 
 
@@ -41,7 +41,7 @@ def test_each_unit_means_what_the_standard_says(unit: str) -> None:
         ("1.9 B", 1),
     ],
 )
-def test_text_is_read_as_people_write_it(text: str, size_bytes: int) -> None:
+def test_common_spellings_of_sizes_are_parsed(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
@@ -64,7 +64,7 @@ def test_text_is_read_as_people_write_it(text: str, size_bytes: int) -> None:
         "MiB",
         "nan",
         "inf",
-        "\N{ARABIC-INDIC DIGIT FIVE} MiB",  # `\\d` would take it
+        "\N{ARABIC-INDIC DIGIT FIVE} MiB",  # `\\d` would accept it
         "1 MiB 2",
         "9" * 19,
         "50%",
@@ -80,7 +80,7 @@ def test_text_is_read_as_people_write_it(text: str, size_bytes: int) -> None:
         [512],
     ],
 )
-def test_any_other_size_is_refused_with_the_accepted_forms(value: object) -> None:
+def test_invalid_size_is_refused_with_the_accepted_forms(value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_size(value, name="budget")
 
@@ -90,18 +90,18 @@ def test_any_other_size_is_refused_with_the_accepted_forms(value: object) -> Non
 
 
 @given(st.integers(min_value=0))
-def test_a_bare_number_is_bytes_however_large(size_bytes: int) -> None:
+def test_bare_number_is_bytes_however_large(size_bytes: int) -> None:
     assert parse_size(size_bytes) == size_bytes
 
 
-def test_a_number_beyond_the_largest_float_is_no_stumbling_block() -> None:
+def test_number_beyond_the_largest_float_is_parsed() -> None:
     assert parse_size(10**400) == 10**400
     with pytest.raises(ConfigError):
         parse_size(-(10**400))
 
 
 @given(st.floats(min_value=0, max_value=1e300).map(math.floor).map(float))
-def test_a_float_without_a_fraction_is_bytes(size_bytes: float) -> None:
+def test_float_without_a_fraction_is_bytes(size_bytes: float) -> None:
     assert parse_size(size_bytes) == int(size_bytes)
 
 
@@ -117,7 +117,7 @@ def test_no_byte_is_lost_to_rounding(whole: int, fraction: int, unit: str) -> No
 
 
 @given(st.text(max_size=20))
-def test_no_text_raises_anything_but_config_error(text: str) -> None:
+def test_any_text_is_a_size_or_a_config_error(text: str) -> None:
     try:
         size_bytes = parse_size(text)
     except ConfigError:
@@ -128,56 +128,56 @@ def test_no_text_raises_anything_but_config_error(text: str) -> None:
 
 
 @given(whole=st.integers(min_value=0, max_value=2**63), percent=st.integers(min_value=0, max_value=100))
-def test_a_percentage_is_an_exact_share_of_the_whole(whole: int, percent: int) -> None:
+def test_percentage_is_an_exact_share_of_the_whole(whole: int, percent: int) -> None:
     assert parse_size(f"{percent}%", percent_of=lambda: whole) == whole * percent // 100
 
 
-def test_a_percentage_may_have_a_fraction() -> None:
+def test_percentage_may_have_a_fraction() -> None:
     assert parse_size("12.5 %", percent_of=lambda: 1000) == 125
 
 
-def test_the_limit_is_asked_only_for_a_percentage() -> None:
-    asked: list[str] = []
+def test_limit_is_read_only_for_a_percentage() -> None:
+    calls: list[str] = []
 
     def limit() -> int:
-        asked.append("limit")
+        calls.append("limit")
         return 1000
 
     assert parse_size("1 KiB", percent_of=limit) == 1024
-    assert asked == []
+    assert calls == []
 
 
 @pytest.mark.parametrize("value", ["100.1%", "-1%", "%", "1%%"])
-def test_a_share_beyond_the_whole_is_refused(value: str) -> None:
+def test_percentage_above_100_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match="from '0%' to '100%'"):
         parse_size(value, percent_of=lambda: 1000)
 
 
-def test_a_percentage_of_an_unknown_limit_is_refused_and_says_why() -> None:
+def test_percentage_of_an_unknown_limit_is_refused() -> None:
     with pytest.raises(ConfigError, match="no limit is known"):
         parse_size("80%", percent_of=lambda: None)
 
 
-def test_a_percentage_is_not_offered_where_it_is_not_accepted() -> None:
+def test_error_does_not_offer_a_percentage_without_a_limit() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_size("80%")
 
     assert "%" not in caught.value.accepted
 
 
-def test_a_count_starts_at_its_least() -> None:
+def test_count_is_at_least_its_minimum() -> None:
     assert parse_count(1, name="maxlen") == 1
     assert parse_count(0, name="keep", minimum=0) == 0
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, "3", True, None, math.inf])
-def test_any_other_count_is_refused(value: object) -> None:
+def test_invalid_count_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match=r"maxlen=.* a whole number of at least 1"):
         parse_count(value, name="maxlen")
 
 
 @pytest.mark.parametrize("value", [0, 5, 0.25, 1e9])
-def test_seconds_are_a_float_whatever_they_came_as(value: float) -> None:
+def test_seconds_are_returned_as_a_float(value: float) -> None:
     seconds = parse_seconds(value, name="grace")
 
     assert seconds == value
@@ -185,16 +185,16 @@ def test_seconds_are_a_float_whatever_they_came_as(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, -0.001, math.nan, math.inf, "5", True, None, 10**400])
-def test_any_other_duration_is_refused(value: object) -> None:
+def test_invalid_duration_is_refused(value: object) -> None:
     with pytest.raises(ConfigError, match=r"grace=.* seconds as a finite number"):
         parse_seconds(value, name="grace")
 
 
-def test_a_choice_is_one_of_the_choices() -> None:
+def test_valid_choice_is_returned() -> None:
     assert parse_choice("join", ("join", "cancel"), name="on_exit") == "join"
 
 
 @pytest.mark.parametrize("value", ["Join", "", None, 1, ["join"]])
-def test_any_other_choice_is_refused_with_all_the_choices(value: object) -> None:
+def test_invalid_choice_is_refused_with_all_choices(value: object) -> None:
     with pytest.raises(ConfigError, match="'join' or 'cancel'"):
         parse_choice(value, ("join", "cancel"), name="on_exit")

@@ -1,4 +1,4 @@
-"""What is set aside for collections, and that it comes back for those who have to see everything."""
+"""Freezing the existing objects, and unfreezing them for code that must see every object."""
 
 import gc
 import subprocess
@@ -10,54 +10,54 @@ from typing import Any
 
 import pytest
 
-from memtools._gc import bring_back, set_aside
+from memtools._gc import freeze_existing, unfreeze
 from memtools.heap import heap_census, why_alive
 
 _holder: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
-def thawed() -> Iterator[None]:
+def unfrozen() -> Iterator[None]:
     gc.unfreeze()
     yield
-    bring_back()
+    unfreeze()
     gc.unfreeze()
     _holder.clear()
 
 
-def test_what_is_set_aside_is_hidden_from_collections_until_it_is_brought_back() -> None:
-    mine = [object()]
-    set_aside()
+def test_frozen_objects_are_hidden_until_unfrozen() -> None:
+    target = [object()]
+    freeze_existing()
     assert gc.get_freeze_count() > 1000
-    assert not any(one is mine for one in gc.get_objects())
+    assert not any(found is target for found in gc.get_objects())
 
-    bring_back()
+    unfreeze()
 
     assert gc.get_freeze_count() == 0
-    assert any(one is mine for one in gc.get_objects())
+    assert any(found is target for found in gc.get_objects())
 
 
-def test_what_somebody_else_has_frozen_stays_so() -> None:
-    bring_back()
+def test_objects_frozen_by_other_code_stay_frozen() -> None:
+    unfreeze()
     gc.freeze()
     frozen = gc.get_freeze_count()
 
-    bring_back()
+    unfreeze()
 
-    assert gc.get_freeze_count() >= frozen - 10  # what has died meanwhile
+    assert gc.get_freeze_count() >= frozen - 10  # some objects died meanwhile
 
 
-def test_whoever_looks_at_the_heap_sees_what_was_set_aside() -> None:
+def test_heap_functions_see_frozen_objects() -> None:
     _holder["items"] = [[number] for number in range(5000)]
-    set_aside()
+    freeze_existing()
     assert id(_holder["items"]) in heap_census().containers
 
-    set_aside()
+    freeze_existing()
     answer = why_alive(_holder["items"][7])
     assert "_holder" in str(answer)
 
 
-def test_a_way_that_ends_at_what_the_program_has_set_aside_says_so() -> None:
+def test_path_that_ends_at_frozen_objects_says_so() -> None:
     class Kept: ...
 
     inner: list[Any] = []
@@ -76,11 +76,11 @@ def _under_run(tmp_path: Path, program: str, *options: str) -> str:
     path = tmp_path / "program.py"
     path.write_text(textwrap.dedent(program))
     command = [sys.executable, "-m", "memtools", "run", *options, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
-    return done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
+    return result.stdout
 
 
-def test_a_program_under_run_has_collections_that_look_at_its_own_objects_only(tmp_path: Path) -> None:
+def test_run_hides_older_objects_from_collections(tmp_path: Path) -> None:
     program = "import gc; print(gc.get_freeze_count(), len(gc.get_objects()))"
 
     frozen, own = map(int, _under_run(tmp_path, program).split())
@@ -89,10 +89,10 @@ def test_a_program_under_run_has_collections_that_look_at_its_own_objects_only(t
 
     assert frozen > 10_000
     assert own < 2_000
-    assert frozen_beside_leaks == int(bare.stdout.split()[0])  # 3.12 sets some hundreds aside itself
+    assert frozen_beside_leaks == int(bare.stdout.split()[0])  # 3.12 freezes some hundreds itself
 
 
-def test_a_program_under_run_may_ask_who_keeps_what_it_hangs_on_older_modules(tmp_path: Path) -> None:
+def test_why_alive_under_run_finds_holders_in_older_modules(tmp_path: Path) -> None:
     program = """
         import logging
         from memtools.heap import why_alive
@@ -105,7 +105,7 @@ def test_a_program_under_run_may_ask_who_keeps_what_it_hangs_on_older_modules(tm
         print(why_alive(Kept))
     """
 
-    told = _under_run(tmp_path, program)
+    output = _under_run(tmp_path, program)
 
-    assert "logging.root" in told
-    assert "filters" in told
+    assert "logging.root" in output
+    assert "filters" in output

@@ -1,4 +1,4 @@
-"""Listeners hear every fact; none of them can harm what is watched."""
+"""Events and hooks: order, failures, threads, forks."""
 
 import asyncio
 import dataclasses
@@ -21,7 +21,7 @@ from memtools.events import (
     HighUsage,
     ScopeEnded,
     TaskAbandoned,
-    _hub,
+    _dispatcher,
     emit,
     statistics,
     subscribe,
@@ -34,21 +34,21 @@ ABANDONED = TaskAbandoned(scope="nightly", task="load", grace_s=5.0)
 
 
 @pytest.fixture
-def heard() -> Iterator[list[Event]]:
-    """Everything that was told during the test."""
+def received() -> Iterator[list[Event]]:
+    """Collect the events of the test."""
     events: list[Event] = []
     with subscribe(events.append):
         yield events
 
 
-def test_a_hook_hears_every_event_in_order(heard: list[Event]) -> None:
+def test_hook_receives_every_event_in_order(received: list[Event]) -> None:
     for event in (HIGH, OVERRUN, ENDED, ABANDONED):
         emit(event)
 
-    assert heard == [HIGH, OVERRUN, ENDED, ABANDONED]
+    assert received == [HIGH, OVERRUN, ENDED, ABANDONED]
 
 
-def test_a_hook_hears_nothing_after_its_with_block() -> None:
+def test_hook_receives_nothing_after_its_with_block() -> None:
     events: list[Event] = []
     with subscribe(events.append):
         pass
@@ -58,17 +58,17 @@ def test_a_hook_hears_nothing_after_its_with_block() -> None:
     assert events == []
 
 
-def test_closing_twice_does_nothing_and_leaves_the_others_alone(heard: list[Event]) -> None:
+def test_second_close_does_nothing(received: list[Event]) -> None:
     subscription = subscribe(lambda event: None)
 
     subscription.close()
     subscription.close()
     emit(HIGH)
 
-    assert heard == [HIGH]
+    assert received == [HIGH]
 
 
-def test_the_same_hook_may_listen_twice_and_leave_once() -> None:
+def test_hook_may_be_subscribed_twice_and_closed_once() -> None:
     events: list[Event] = []
     first, second = subscribe(events.append), subscribe(events.append)
 
@@ -81,34 +81,34 @@ def test_the_same_hook_may_listen_twice_and_leave_once() -> None:
 
 
 @pytest.mark.parametrize("hook", [None, "print", 3])
-def test_what_cannot_be_called_is_refused_and_not_subscribed(hook: object) -> None:
+def test_hook_that_is_not_callable_is_refused(hook: object) -> None:
     before = statistics().hooks
 
     with pytest.raises(ConfigError, match="a callable that takes one event"):
-        subscribe(hook)  # type: ignore[arg-type]  # the point of the test
+        subscribe(hook)  # type: ignore[arg-type]  # refused at run time, too
 
     assert statistics().hooks == before
 
 
-def test_a_broken_hook_is_logged_once_counted_always_and_stops_nobody(
-    heard: list[Event], caplog: pytest.LogCaptureFixture
+def test_hook_that_raises_is_logged_once_and_always_counted(
+    received: list[Event], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(event: Event) -> None:
+    def failing(event: Event) -> None:
         raise OSError("the pager is down")
 
     before = statistics()
-    with subscribe(broken), caplog.at_level(logging.ERROR, logger="memtools.events"):
+    with subscribe(failing), caplog.at_level(logging.ERROR, logger="memtools.events"):
         emit(HIGH)
         emit(OVERRUN)
         emit(ENDED)
 
-    assert heard == [HIGH, OVERRUN, ENDED]
-    assert statistics().broken - before.broken == 3
+    assert received == [HIGH, OVERRUN, ENDED]
+    assert statistics().failed - before.failed == 3
     assert [record.exc_info is not None for record in caplog.records] == [True]
-    assert "broken) failed on HighUsage(name='nightly'" in caplog.text
+    assert "failing) failed on HighUsage(name='nightly'" in caplog.text
 
 
-def test_hooks_after_a_broken_one_still_hear(caplog: pytest.LogCaptureFixture) -> None:
+def test_hooks_after_one_that_raises_are_called(caplog: pytest.LogCaptureFixture) -> None:
     events: list[Event] = []
 
     with subscribe(lambda event: 1 / 0), subscribe(events.append):
@@ -118,7 +118,7 @@ def test_hooks_after_a_broken_one_still_hear(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
-def test_an_interrupt_and_a_cancellation_pass_through_a_hook(exception: type[BaseException]) -> None:
+def test_base_exception_of_a_hook_propagates(exception: type[BaseException]) -> None:
     def interrupted(event: Event) -> None:
         raise exception
 
@@ -126,7 +126,7 @@ def test_an_interrupt_and_a_cancellation_pass_through_a_hook(exception: type[Bas
         emit(HIGH)
 
 
-def test_a_hook_that_was_interrupted_hears_the_next_event() -> None:
+def test_interrupted_hook_receives_the_next_event() -> None:
     events: list[Event] = []
 
     def interrupted_once(event: Event) -> None:
@@ -142,7 +142,7 @@ def test_a_hook_that_was_interrupted_hears_the_next_event() -> None:
     assert events == [HIGH, OVERRUN]
 
 
-def test_a_hook_may_leave_while_it_is_told(heard: list[Event]) -> None:
+def test_hook_may_close_its_own_subscription(received: list[Event]) -> None:
     calls: list[Event] = []
 
     def once(event: Event) -> None:
@@ -154,10 +154,10 @@ def test_a_hook_may_leave_while_it_is_told(heard: list[Event]) -> None:
     emit(OVERRUN)
 
     assert calls == [HIGH]
-    assert heard == [HIGH, OVERRUN]
+    assert received == [HIGH, OVERRUN]
 
 
-def test_a_hook_that_another_hook_has_closed_is_not_told_any_more() -> None:
+def test_hook_closed_by_an_earlier_hook_is_not_called() -> None:
     calls: list[Event] = []
 
     with subscribe(lambda event: later.close()):
@@ -167,23 +167,23 @@ def test_a_hook_that_another_hook_has_closed_is_not_told_any_more() -> None:
     assert calls == []
 
 
-def test_a_hook_that_subscribes_another_is_heard_from_the_next_event_on() -> None:
+def test_hook_subscribed_during_an_event_gets_the_next_one() -> None:
     calls: list[Event] = []
-    joined: list[Callable[[], None]] = []
+    closers: list[Callable[[], None]] = []
 
-    def invite(event: Event) -> None:
-        if not joined:
-            joined.append(subscribe(calls.append).close)
+    def subscribe_once(event: Event) -> None:
+        if not closers:
+            closers.append(subscribe(calls.append).close)
 
-    with subscribe(invite):
+    with subscribe(subscribe_once):
         emit(HIGH)
         emit(OVERRUN)
-    joined[0]()
+    closers[0]()
 
     assert calls == [OVERRUN]
 
 
-def test_a_hook_that_causes_events_is_not_told_of_them_but_others_are(heard: list[Event]) -> None:
+def test_event_caused_by_a_hook_goes_to_the_other_hooks_only(received: list[Event]) -> None:
     calls: list[Event] = []
 
     def profiled(event: Event) -> None:
@@ -195,11 +195,11 @@ def test_a_hook_that_causes_events_is_not_told_of_them_but_others_are(heard: lis
         emit(HIGH)
 
     assert calls == [HIGH]
-    assert sorted(heard, key=repr) == [HIGH, ENDED]
+    assert sorted(received, key=repr) == [HIGH, ENDED]
     assert statistics().skipped - before.skipped == 1
 
 
-def test_nothing_is_counted_when_nobody_listens() -> None:
+def test_event_without_hooks_is_not_counted() -> None:
     before = statistics()
 
     emit(HIGH)
@@ -207,17 +207,17 @@ def test_nothing_is_counted_when_nobody_listens() -> None:
     assert statistics() == before
 
 
-def test_events_from_many_threads_are_all_told_and_counted() -> None:
+def test_events_of_many_threads_are_all_dispatched() -> None:
     events: list[Event] = []
     before = statistics()
     start = threading.Barrier(4)
 
-    def tell() -> None:
+    def emit_many() -> None:
         start.wait()
         for _ in range(250):
             emit(HIGH)
 
-    threads = [threading.Thread(target=tell) for _ in range(4)]
+    threads = [threading.Thread(target=emit_many) for _ in range(4)]
     with subscribe(events.append):
         for thread in threads:
             thread.start()
@@ -228,7 +228,7 @@ def test_events_from_many_threads_are_all_told_and_counted() -> None:
     assert statistics().emitted - before.emitted == 1000
 
 
-def test_a_hook_that_is_busy_in_one_thread_still_hears_the_others() -> None:
+def test_hook_running_in_one_thread_is_called_in_another() -> None:
     events: list[Event] = []
     entered, released = threading.Event(), threading.Event()
 
@@ -250,20 +250,20 @@ def test_a_hook_that_is_busy_in_one_thread_still_hears_the_others() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on Windows")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # that is the case tested
-def test_a_child_forked_while_another_thread_counts_can_still_emit() -> None:
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # on purpose
+def test_child_forked_while_the_lock_is_held_can_emit() -> None:
     locked, released = threading.Event(), threading.Event()
 
-    def count_slowly() -> None:
-        with _hub.lock:
+    def hold_lock() -> None:
+        with _dispatcher.lock:
             locked.set()
             released.wait()
 
-    thread = threading.Thread(target=count_slowly)
+    thread = threading.Thread(target=hold_lock)
     thread.start()
     locked.wait()
 
-    child = multiprocessing.get_context("fork").Process(target=_emit_and_leave)
+    child = multiprocessing.get_context("fork").Process(target=_emit_and_exit)
     child.start()
     child.join(timeout=30)
     exit_code = child.exitcode
@@ -275,7 +275,7 @@ def test_a_child_forked_while_another_thread_counts_can_still_emit() -> None:
     assert exit_code == 7
 
 
-def _emit_and_leave() -> None:
+def _emit_and_exit() -> None:
     with subscribe(lambda event: None):
         emit(HIGH)
     os._exit(7)
@@ -286,19 +286,19 @@ def _emit_and_leave() -> None:
     [
         (time.sleep, "Subscription(sleep)"),
         (functools.partial(print), "Subscription(partial)"),
-        (_emit_and_leave, "Subscription(_emit_and_leave)"),
+        (_emit_and_exit, "Subscription(_emit_and_exit)"),
     ],
 )
-def test_a_subscription_names_its_hook(hook: Callable[[Event], object], shown: str) -> None:
+def test_repr_of_a_subscription_names_its_hook(hook: Callable[[Event], object], shown: str) -> None:
     with subscribe(hook) as subscription:
         assert repr(subscription) == shown
 
 
 @pytest.mark.parametrize("event", [HIGH, OVERRUN, ENDED, ABANDONED], ids=lambda event: type(event).__name__)
-def test_an_event_is_frozen_and_travels_between_processes(event: Event) -> None:
-    revived = pickle.loads(pickle.dumps(event))
+def test_event_is_frozen_and_pickled(event: Event) -> None:
+    copied = pickle.loads(pickle.dumps(event))
 
-    assert revived == event
-    assert hash(revived) == hash(event)
+    assert copied == event
+    assert hash(copied) == hash(event)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(event, dataclasses.fields(event)[0].name, "other")

@@ -1,4 +1,4 @@
-"""The steps that collect garbage and hand pages back."""
+"""The steps that collect garbage and trim the heap."""
 
 import gc
 import weakref
@@ -6,12 +6,12 @@ import weakref
 import pytest
 
 from memtools.cleanup import CollectAll, CollectYoung, TrimHeap, default_steps
-from memtools.cleanup._steps import collect_measured
+from memtools.cleanup._steps import timed_collect
 from memtools.readings import Level
 
 
-class Circle:
-    """Something that only the collector ends."""
+class Cycle:
+    """An object that only the collector frees."""
 
     def __init__(self):
         self.itself = self
@@ -19,7 +19,7 @@ class Circle:
 
 @pytest.fixture
 def no_collector():
-    """Have nobody else collect, so that garbage waits for the step."""
+    """Disable automatic collections, so that garbage waits for the step."""
     gc.disable()
     yield
     gc.enable()
@@ -36,9 +36,9 @@ def forever():
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("level", list(Level))
-def test_collecting_the_young_ends_young_circles(level):
+def test_collect_young_frees_young_cycles(level):
     gc.collect()
-    witness = weakref.ref(Circle())
+    witness = weakref.ref(Cycle())
     assert witness() is not None
 
     CollectYoung()(level, 0.0)
@@ -47,11 +47,11 @@ def test_collecting_the_young_ends_young_circles(level):
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_above_normal_the_middle_generation_is_collected_too():
-    circle = Circle()
+def test_collect_young_above_normal_includes_generation_one():
+    cycle = Cycle()
     gc.collect(0)  # in generation 1 from now on
-    witness = weakref.ref(circle)
-    del circle
+    witness = weakref.ref(cycle)
+    del cycle
 
     CollectYoung()(Level.WARNING, 0.0)
 
@@ -59,11 +59,11 @@ def test_above_normal_the_middle_generation_is_collected_too():
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_collecting_all_ends_old_circles_in_one_slice():
-    circle = Circle()
+def test_collect_all_frees_old_cycles_in_one_slice():
+    cycle = Cycle()
     gc.collect()
-    witness = weakref.ref(circle)
-    del circle
+    witness = weakref.ref(cycle)
+    del cycle
 
     slices = list(CollectAll().slices(Level.WARNING, forever))
 
@@ -72,16 +72,16 @@ def test_collecting_all_ends_old_circles_in_one_slice():
 
 
 @pytest.mark.parametrize("make", [CollectYoung, CollectAll, TrimHeap])
-def test_what_usage_falls_by_was_given_back(make):
+def test_fall_of_usage_is_reported_as_freed(make):
     assert make(read=falling(1000, 400))(Level.CRITICAL, 1e12) == 600
 
 
 @pytest.mark.parametrize("make", [CollectYoung, CollectAll, TrimHeap])
-def test_usage_that_rises_meanwhile_means_that_nothing_is_known(make):
+def test_rise_of_usage_is_reported_as_zero_bytes(make):
     assert make(read=falling(400, 1000))(Level.CRITICAL, 1e12) == 0
 
 
-def test_full_collection_is_begun_only_when_there_is_time_for_all_of_it(clock):
+def test_collect_all_starts_only_if_the_budget_covers_it(clock):
     pauses = []
 
     def collect():
@@ -95,7 +95,7 @@ def test_full_collection_is_begun_only_when_there_is_time_for_all_of_it(clock):
     assert len(pauses) == 1
 
 
-def test_price_of_a_full_collection_is_learned_and_grows_with_the_heap(clock):
+def test_pause_estimate_is_learned_and_grows_with_the_heap(clock):
     blocks = [1_000_000]
     pauses = iter([0.5, 1.0, 1.0])
     step = CollectAll(read=lambda: 0, clock=clock, count=lambda: blocks[0], collect=lambda: next(pauses))
@@ -107,28 +107,28 @@ def test_price_of_a_full_collection_is_learned_and_grows_with_the_heap(clock):
     assert list(step.slices(Level.WARNING, lambda: 1.01)) == [0]
 
 
-def test_collection_in_the_middle_of_another_is_none(clock):
+def test_collect_all_during_another_collection_has_no_slice(clock):
     step = CollectAll(read=lambda: 0, clock=clock, collect=lambda: None)
 
     assert list(step.slices(Level.WARNING, forever)) == []
 
 
-def test_pause_is_measured_by_the_collectors_own_word():
+def test_timed_collect_measures_the_pause():
     callbacks = list(gc.callbacks)
 
-    pause_s = collect_measured()
+    pause_s = timed_collect()
 
     assert pause_s is not None
     assert 0 < pause_s < 60
     assert gc.callbacks == callbacks
 
 
-def test_pause_of_a_collection_that_could_not_begin_is_not_known():
+def test_timed_collect_inside_a_collection_returns_none():
     found = []
 
-    class Last(Circle):
+    class Last(Cycle):
         def __del__(self):
-            found.append(collect_measured())
+            found.append(timed_collect())
 
     Last()
     gc.collect()
@@ -136,13 +136,13 @@ def test_pause_of_a_collection_that_could_not_begin_is_not_known():
     assert found == [None]
 
 
-def test_collector_that_the_user_has_switched_off_stays_off(no_collector):
+def test_disabled_collector_stays_disabled(no_collector):
     CollectAll()(Level.WARNING, 1e12)
 
     assert not gc.isenabled()
 
 
-def test_heap_that_gave_little_is_left_alone_for_five_minutes(clock):
+def test_trim_that_freed_little_is_not_repeated_at_once(clock):
     trims = []
     gains = iter([8 << 20, (8 << 20) - 1, 0, 8 << 20])
     used = [1 << 30]
@@ -162,7 +162,7 @@ def test_heap_that_gave_little_is_left_alone_for_five_minutes(clock):
     assert len(trims) == 3
 
 
-def test_heap_trim_is_not_begun_where_the_last_took_longer_than_there_is_time(clock):
+def test_trim_does_not_start_if_the_last_took_longer_than_left(clock):
     used = [1 << 30]
 
     def trim():
@@ -177,7 +177,7 @@ def test_heap_trim_is_not_begun_where_the_last_took_longer_than_there_is_time(cl
     assert list(step.slices(Level.CRITICAL, lambda: 0.3)) == [100 << 20]
 
 
-def test_where_no_heap_can_be_trimmed_it_is_not_tried_again(clock):
+def test_trim_without_platform_support_is_tried_once(clock):
     tries = []
     step = TrimHeap(read=lambda: 0, clock=clock, trim=lambda: bool(tries.append(1)))
 
@@ -187,11 +187,11 @@ def test_where_no_heap_can_be_trimmed_it_is_not_tried_again(clock):
     assert len(tries) == 1
 
 
-def test_steps_of_the_house_stand_in_the_order_of_their_price():
+def test_default_steps_are_in_order_of_cost():
     steps = default_steps()
 
-    assert [(step.name, step.least) for step in steps] == [
-        ("trim", Level.WARNING),
+    assert [(step.name, step.min_level) for step in steps] == [
+        ("shrink registered", Level.WARNING),
         ("collect young", Level.NORMAL),
         ("collect all", Level.WARNING),
         ("trim heap", Level.CRITICAL),

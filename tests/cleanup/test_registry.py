@@ -1,3 +1,5 @@
+"""The registry of shrinkable objects."""
+
 import gc
 import threading
 import weakref
@@ -29,27 +31,27 @@ class Slotted:
 
 @pytest.fixture(autouse=True)
 def nothing_left_registered() -> Iterator[None]:
-    before = {id(thing) for thing in registered()}
+    before = {id(shrinkable) for shrinkable in registered()}
     yield
     gc.collect()
-    assert {id(thing) for thing in registered()} <= before
+    assert {id(shrinkable) for shrinkable in registered()} <= before
 
 
-def ours(kind: type) -> list[object]:
-    return [thing for thing in registered() if isinstance(thing, kind)]
+def registered_of(kind: type) -> list[object]:
+    return [shrinkable for shrinkable in registered() if isinstance(shrinkable, kind)]
 
 
-def test_registered_thing_is_listed_until_it_dies() -> None:
+def test_registered_object_is_listed_until_it_dies() -> None:
     cache = Cache()
 
     register(cache)
 
-    assert ours(Cache) == [cache]
+    assert registered_of(Cache) == [cache]
     del cache
-    assert ours(Cache) == []
+    assert registered_of(Cache) == []
 
 
-def test_register_keeps_nothing_alive() -> None:
+def test_registry_does_not_keep_objects_alive() -> None:
     cache = Cache()
     witness = weakref.ref(cache)
 
@@ -65,66 +67,66 @@ def test_second_registration_changes_nothing() -> None:
     register(cache)
     register(cache)
 
-    assert ours(Cache) == [cache]
+    assert registered_of(Cache) == [cache]
     assert weakref.getweakrefcount(cache) == 1
 
 
-def test_unregistered_thing_is_no_longer_listed() -> None:
+def test_unregistered_object_is_no_longer_listed() -> None:
     cache = Cache()
     register(cache)
 
     unregister(cache)
 
-    assert ours(Cache) == []
+    assert registered_of(Cache) == []
     assert weakref.getweakrefcount(cache) == 0
 
 
-def test_unregistering_a_stranger_does_nothing() -> None:
+def test_unregister_of_an_unknown_object_does_nothing() -> None:
     unregister(Cache())
     unregister(Slotted())
 
-    assert ours(Cache) == []
+    assert registered_of(Cache) == []
 
 
-def test_unhashable_things_that_are_equal_are_two_things() -> None:
+def test_equal_unhashable_objects_are_registered_separately() -> None:
     first, second = EqualUnhashable([1]), EqualUnhashable([1])
 
     register(first)
     register(second)
     unregister(first)
 
-    assert [id(thing) for thing in ours(EqualUnhashable)] == [id(second)]
+    assert [id(shrinkable) for shrinkable in registered_of(EqualUnhashable)] == [id(second)]
 
 
-def test_other_weak_references_are_left_alone() -> None:
+def test_unregister_keeps_other_weak_references() -> None:
     cache = Cache()
-    others = weakref.ref(cache), weakref.ref(cache, lambda _: None)
+    other_references = weakref.ref(cache), weakref.ref(cache, lambda _: None)
     register(cache)
 
     unregister(cache)
 
-    assert weakref.getweakrefs(cache) == list(others)
+    assert weakref.getweakrefs(cache) == list(other_references)
 
 
-@pytest.mark.parametrize("stranger", [object(), [], None, 7, type("Data", (), {"shrink": 3})()])
-def test_thing_without_shrink_is_refused(stranger: object) -> None:
+@pytest.mark.parametrize("candidate", [object(), [], None, 7, type("Data", (), {"shrink": 3})()])
+def test_object_without_shrink_is_refused(candidate: object) -> None:
     before = len(registered())
 
-    with pytest.raises(ConfigError, match="shrink") as refusal:
-        register(stranger)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="shrink") as caught:
+        register(candidate)  # type: ignore[arg-type]
 
-    assert isinstance(refusal.value, MemtoolsError)
+    assert isinstance(caught.value, MemtoolsError)
     assert len(registered()) == before
 
 
-def test_thing_without_weak_references_is_refused() -> None:
+def test_object_without_weak_references_is_refused() -> None:
     with pytest.raises(ConfigError, match="weakly referenced"):
         register(Slotted())
 
-    assert ours(Slotted) == []
+    assert registered_of(Slotted) == []
 
 
-def test_snapshot_survives_deaths_on_the_way() -> None:
+def test_snapshot_survives_deaths_during_iteration() -> None:
     caches = [Cache() for _ in range(100)]
     for cache in caches:
         register(cache)
@@ -133,33 +135,33 @@ def test_snapshot_survives_deaths_on_the_way() -> None:
     snapshot = registered()
     caches.clear()
 
-    assert sum(isinstance(thing, Cache) for thing in snapshot) == 100
+    assert sum(isinstance(shrinkable, Cache) for shrinkable in snapshot) == 100
     del snapshot
-    assert ours(Cache) == []
+    assert registered_of(Cache) == []
 
 
-def test_place_given_up_in_mid_iteration_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unregister_during_iteration_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = Cache(), Cache()
     register(first)
     register(second)
 
-    for thing in registered():
-        if isinstance(thing, Cache):
-            unregister(thing)
+    for shrinkable in registered():
+        if isinstance(shrinkable, Cache):
+            unregister(shrinkable)
             register(Cache())  # dies at once
-    del first, second, thing
+    del first, second, shrinkable
     gc.collect()
 
-    assert ours(Cache) == []
+    assert registered_of(Cache) == []
     assert capsys.readouterr().err == ""  # a callback that fails is printed, not raised
 
 
-def test_register_works_in_finalisers_of_cycles() -> None:
+def test_registry_works_in_finalisers_of_cycles() -> None:
     outcome: list[str] = []
 
     class Dying(Cache):
         def __init__(self) -> None:
-            self.me = self
+            self.itself = self
 
         def __del__(self) -> None:
             register(Cache())
@@ -172,10 +174,10 @@ def test_register_works_in_finalisers_of_cycles() -> None:
     gc.collect()
 
     assert outcome == ["done"] * 10
-    assert ours(Dying) == []
+    assert registered_of(Dying) == []
 
 
-def test_threads_may_come_and_go_together() -> None:
+def test_threads_register_and_unregister_concurrently() -> None:
     start = threading.Barrier(4)
     kept = [Cache() for _ in range(4)]
     failures: list[BaseException] = []
@@ -199,23 +201,23 @@ def test_threads_may_come_and_go_together() -> None:
         thread.join(30)
 
     assert failures == []
-    assert sorted(map(id, ours(Cache))) == sorted(map(id, kept))
+    assert sorted(map(id, registered_of(Cache))) == sorted(map(id, kept))
 
 
-def test_thing_registered_twice_at_the_same_moment_is_listed_once() -> None:
+def test_object_registered_by_two_threads_is_listed_once() -> None:
     cache = Cache()
     start = threading.Barrier(4)
 
-    def join() -> None:
+    def register_at_once() -> None:
         start.wait(10)
         register(cache)
 
-    threads = [threading.Thread(target=join) for _ in range(4)]
+    threads = [threading.Thread(target=register_at_once) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(10)
 
-    assert ours(Cache) == [cache]
+    assert registered_of(Cache) == [cache]
     unregister(cache)
-    assert ours(Cache) == []
+    assert registered_of(Cache) == []

@@ -1,4 +1,4 @@
-"""Charts are well-formed SVG whatever stands in them, axes have round marks, sparklines fit."""
+"""Charts as SVG, ticks of axes, sparklines."""
 
 import math
 import re
@@ -8,22 +8,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools._charts import BYTES, SECONDS, Chart, Line, Panel, axis_labels, chart_svg, html_page, marks, sparkline
+from memtools._charts import (
+    BYTES,
+    SECONDS,
+    Chart,
+    Line,
+    Panel,
+    chart_svg,
+    html_page,
+    sparkline,
+    tick_labels,
+    tick_positions,
+)
 
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
-def _chart(values: tuple[float, ...], *, title: str = "refresh: clean", name: str = "rss") -> Chart:
-    places = tuple(map(float, range(len(values))))
-    panel = Panel("Resident", (Line(name, values),), least_span=1 << 20)
-    return Chart(title, "good", ("a note",), "calls", places, (panel,))
+def _chart(values: tuple[float, ...], *, title: str = "refresh: clean", name: str = "resident") -> Chart:
+    positions = tuple(map(float, range(len(values))))
+    panel = Panel("Resident", (Line(name, values),), min_span=1 << 20)
+    return Chart(title, "good", ("a note",), "calls", positions, (panel,))
 
 
 def _texts(svg: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{_SVG}text")]
 
 
-def test_a_chart_shows_its_title_its_notes_and_where_its_lines_end() -> None:
+def test_chart_has_title_notes_and_names_of_its_lines() -> None:
     texts = _texts(chart_svg(_chart((50 * 2**20, 57 * 2**20))))
 
     assert texts[:2] == ["refresh: clean", "a note"]
@@ -31,35 +42,35 @@ def test_a_chart_shows_its_title_its_notes_and_where_its_lines_end() -> None:
     assert {"calls", "Resident"} <= set(texts)
 
 
-def test_points_lie_inside_the_picture_and_rise_where_figures_rise() -> None:
+def test_points_are_inside_the_chart_and_rise_with_the_values() -> None:
     root = ElementTree.fromstring(chart_svg(_chart((1e6, 5e6, 9e6))))
     _, _, width, height = map(float, root.attrib["viewBox"].split())
-    points = [(float(one.attrib["cx"]), float(one.attrib["cy"])) for one in root.iter(f"{_SVG}circle")]
+    points = [(float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in root.iter(f"{_SVG}circle")]
 
     assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
     assert [y for _, y in points] == sorted((y for _, y in points), reverse=True)
     assert [x for x, _ in points] == sorted(x for x, _ in points)
 
 
-def test_what_is_missing_is_not_drawn() -> None:
+def test_missing_values_are_not_drawn() -> None:
     root = ElementTree.fromstring(chart_svg(_chart((math.nan, 2.0, 3.0))))
 
     assert len(list(root.iter(f"{_SVG}circle"))) == 2
 
 
 @pytest.mark.parametrize("values", [(), (0.0,), (7.0, 7.0, 7.0), (math.nan,), (-5.0, 5.0), (1e-9, 1e15)])
-def test_odd_figures_are_drawn_as_well(values: tuple[float, ...]) -> None:
+def test_extreme_values_are_drawn(values: tuple[float, ...]) -> None:
     ElementTree.fromstring(chart_svg(_chart(values)))
 
 
 @given(st.text(), st.text(), st.lists(st.floats(-1e18, 1e18), max_size=30))
-def test_any_text_and_any_figures_make_well_formed_svg(title: str, name: str, values: list[float]) -> None:
+def test_any_text_and_values_make_well_formed_svg(title: str, name: str, values: list[float]) -> None:
     svg = chart_svg(_chart(tuple(values), title=title, name=name))
 
     ElementTree.fromstring(svg)
 
 
-def test_nothing_in_a_picture_runs_or_comes_from_elsewhere() -> None:
+def test_page_has_no_scripts_and_no_external_resources() -> None:
     page = html_page("<script>alert(1)</script>", chart_svg(_chart((1.0, 2.0), title='<img src="http://x">')))
 
     assert "<script" not in page
@@ -71,13 +82,13 @@ def test_nothing_in_a_picture_runs_or_comes_from_elsewhere() -> None:
     assert not re.search(r"(src|href|url\()\s*=?\s*[\"']?http", page)
 
 
-def test_a_picture_knows_light_and_dark() -> None:
+def test_chart_has_light_and_dark_colours() -> None:
     assert "prefers-color-scheme:dark" in chart_svg(_chart((1.0, 2.0)))
 
 
 @given(st.floats(0, 1e15), st.floats(1, 1e15))
-def test_the_marks_of_an_axis_hold_everything_and_are_few_and_told_apart(low: float, span: float) -> None:
-    found = marks(low, low + span, BYTES)
+def test_ticks_enclose_the_range_and_are_few(low: float, span: float) -> None:
+    found = tick_positions(low, low + span, BYTES)
 
     assert found[0] <= low
     assert found[-1] >= low + span * (1 - 1e-6)
@@ -92,30 +103,30 @@ def test_the_marks_of_an_axis_hold_everything_and_are_few_and_told_apart(low: fl
         (0, 16, ["0 B", "4 B", "8 B", "12 B", "16 B"]),
     ],
 )
-def test_marks_of_bytes_are_round_in_twos(low: float, high: float, labels: list[str]) -> None:
-    shown = axis_labels(marks(low, high, BYTES), BYTES)
+def test_ticks_of_bytes_are_multiples_of_powers_of_two(low: float, high: float, labels: list[str]) -> None:
+    shown = tick_labels(tick_positions(low, high, BYTES), BYTES)
 
     assert len(set(shown)) == len(shown)
     assert shown == labels
 
 
-def test_marks_of_seconds_are_round_in_tens() -> None:
-    assert axis_labels(marks(0, 0.004, SECONDS), SECONDS) == ["0 ms", "1 ms", "2 ms", "3 ms", "4 ms"]
+def test_ticks_of_seconds_are_decimal() -> None:
+    assert tick_labels(tick_positions(0, 0.004, SECONDS), SECONDS) == ["0 ms", "1 ms", "2 ms", "3 ms", "4 ms"]
 
 
-def test_a_sparkline_goes_up_and_down_with_its_figures() -> None:
+def test_sparkline_rises_and_falls_with_its_values() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([0, 7, 0], ascii_only=True) == "_#_"
 
 
-def test_a_sparkline_of_nothing_is_empty_and_of_noise_is_flat() -> None:
+def test_sparkline_without_values_is_empty_and_of_noise_flat() -> None:
     assert sparkline([]) == ""
     assert sparkline([5, 5, 5]) == "▁▁▁"
-    assert sparkline([5, 6, 5], least_span=1000) == "▁▁▁"
+    assert sparkline([5, 6, 5], min_span=1000) == "▁▁▁"
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=500), st.integers(1, 80))
-def test_a_sparkline_fits_and_keeps_the_highest(values: list[float], width: int) -> None:
+def test_sparkline_fits_into_its_width(values: list[float], width: int) -> None:
     drawn = sparkline(values, width=width)
 
     assert len(drawn) == min(len(values), width)
