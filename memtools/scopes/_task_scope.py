@@ -138,7 +138,7 @@ class TaskScopeSettings:
 
     Attributes:
         name: what reports call it.
-        limit: how many tasks may run at once, or None.
+        max_running: how many tasks may run at once, or None.
         max_pending: how many may wait, or None.
         records_errors: whether failures are recorded, and not raised.
         cancels_on_exit: whether leaving the block cancels what runs.
@@ -151,7 +151,7 @@ class TaskScopeSettings:
     """
 
     name: str
-    limit: int | None
+    max_running: int | None
     max_pending: int | None
     records_errors: bool
     cancels_on_exit: bool
@@ -165,7 +165,7 @@ class TaskScopeSettings:
 
 def read_settings(
     *,
-    limit: object,
+    max_running: object,
     on_error: object,
     on_exit: object,
     grace: object,
@@ -183,11 +183,11 @@ def read_settings(
         ConfigError: for one that makes no sense.
     """
     admission = parse_admission(admit)
-    if max_pending is not None and limit is None and admission is None:
-        raise ConfigError("max_pending", max_pending, "it together with limit= or admit=: nothing waits without them")
+    if max_pending is not None and max_running is None and admission is None:
+        raise ConfigError("max_pending", max_pending, "it together with max_running= or admit=: nothing waits without them")
     return TaskScopeSettings(
         name=DEFAULT_NAME if name is None else parse_name(name),
-        limit=_optional_count(limit, "limit", least=1),
+        max_running=_optional_count(max_running, "max_running", least=1),
         # Behind an admission every task waits until it has been asked, be it for a moment.
         max_pending=_optional_count(max_pending, "max_pending", least=0 if admission is None else 1),
         records_errors=parse_choice(on_error, ("cancel", "record"), name="on_error") == "record",
@@ -222,7 +222,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         async with task_scope(max_running=64, name="import") as tasks:
             for path in ("a", "b"):
                 await tasks.spawn(asyncio.sleep(0, path), name="read")
-        print(tasks.usage()["read"])
+        print(tasks.usage_by_name()["read"])
 
     asyncio.run(main())
     ```
@@ -230,7 +230,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     A drop-in for `asyncio.TaskGroup`; nothing of a finished task stays alive.
 
     Args:
-        limit: how many tasks may run at once; the others wait for their turn before their first step.
+        max_running: how many tasks may run at once; the others wait for their turn before their first step.
         on_error: `"cancel"` cancels the siblings of a task that fails and raises an `ExceptionGroup`, as a TaskGroup
             does; `"record"` lets them go on and keeps the last 256 failures in words (`errors()`). `SystemExit` and
             `KeyboardInterrupt` are raised bare either way; what the block itself raises cancels the tasks.
@@ -271,6 +271,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     def __init__(
         self,
         max_running: int | None = None,
+        *,
         on_error: Literal["cancel", "record"] = "cancel",
         on_exit: Literal["join", "cancel"] = "join",
         grace: float = 5.0,
@@ -283,13 +284,13 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         meter: str | None = None,
     ) -> None:
         self._settings = settings = read_settings(
-            limit=max_running, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results, admit=admit,
+            max_running=max_running, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results, admit=admit,
             name=name, budget=budget, warn=warn, max_pending=max_pending, meter=meter,
         )  # fmt: skip
         self.name: str = settings.name
         # A budget is looked at after each step, whoever counts.
         self._drives = settings.meter.follows or settings.budget is not None
-        is_gated = settings.limit is not None or settings.admission is not None
+        is_gated = settings.max_running is not None or settings.admission is not None
         self._special = is_gated or (settings.budget is not None and not settings.meter.follows)
         self._outcomes = Outcomes(settings.name, settings.keep_results)
         self._drivers = Drivers(settings.meter, self._outcomes.accounts)
@@ -313,9 +314,9 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         settings = self._settings
         frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # the only way to one's caller
         self._owner = owner = open_for_frame(self.name, "scope", frame, meter=settings.meter, budget=settings.budget)
-        if settings.limit is not None or settings.admission is not None:
+        if settings.max_running is not None or settings.admission is not None:
             admission = _admission_for(settings.admission, owner)
-            self._gate = Gate(self.name, settings.limit, settings.max_pending, admission)
+            self._gate = Gate(self.name, settings.max_running, settings.max_pending, admission)
         self._roster = Roster(
             self.name, loop, ParentTask(task), self._outcomes, self._gate,
             grace_s=settings.grace_s, records_errors=settings.records_errors,
@@ -459,7 +460,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         return TaskScopeStatistics(
             name=self.name,
             state=self._state(),
-            max_running=self._settings.limit,
+            max_running=self._settings.max_running,
             running=len(self._live()) - waiting,
             waiting=waiting,
             finished=total("finished"),

@@ -61,7 +61,7 @@ class TaskScopeStatistics:
     Attributes:
         name: the scope's name.
         state: `"not entered"`, `"open"`, `"shutting down"` or `"finished"`.
-        limit: how many tasks may run at once, or None.
+        max_running: how many tasks may run at once, or None.
         running: tasks that have been let in and have not ended.
         waiting: tasks that wait for their turn before their first step.
         finished: tasks that returned.

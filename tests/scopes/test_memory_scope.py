@@ -230,7 +230,7 @@ def test_resident_never_claims_to_be_exact():
         (lambda: memory_scope("x", budget=-1), "budget=-1"),
         (lambda: memory_scope("x", budget=float("inf")), "budget=inf"),
         (lambda: memory_scope("x", budget=1, on_exceed="stop"), "on_exceed='stop'.*raise.*warn"),
-        (lambda: memory_scope("x", meter="exact"), "meter='exact'.*traced.*resident"),
+        (lambda: memory_scope("x", meter="exact"), "meter='exact'.*tracemalloc.*rss"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_construction(refused, words):

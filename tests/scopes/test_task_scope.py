@@ -36,11 +36,11 @@ async def for_ever() -> None:
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("limit", 0),
-        ("limit", True),
-        ("limit", -1),
-        ("limit", 1.5),
-        ("limit", "8"),
+        ("max_running", 0),
+        ("max_running", True),
+        ("max_running", -1),
+        ("max_running", 1.5),
+        ("max_running", "8"),
         ("on_error", "ignore"),
         ("on_error", None),
         ("on_exit", "leave"),
@@ -70,7 +70,7 @@ def test_an_argument_that_makes_no_sense_is_refused_by_name(argument: str, value
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_pending": 1}, {"limit": 1, "max_pending": -1}, {"admit": 1, "max_pending": 0}]
+    "settings", [{"max_pending": 1}, {"max_running": 1, "max_pending": -1}, {"admit": 1, "max_pending": 0}]
 )
 def test_max_pending_has_to_make_sense(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="max_pending"):
@@ -117,7 +117,7 @@ async def test_a_scope_that_was_not_entered_refuses_too() -> None:
 
 
 async def test_what_is_no_coroutine_is_refused_as_by_the_loop() -> None:
-    for settings in ({}, {"limit": 1}, {"meter": "tracemalloc"}, {"limit": 1, "meter": "tracemalloc"}):
+    for settings in ({}, {"max_running": 1}, {"meter": "tracemalloc"}, {"max_running": 1, "meter": "tracemalloc"}):
         async with task_scope(**settings) as tasks:
             with pytest.raises(TypeError, match="coroutine was expected"):
                 tasks.create_task(7)  # type: ignore[arg-type]

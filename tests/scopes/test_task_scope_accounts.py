@@ -75,7 +75,7 @@ async def test_a_meter_that_cannot_tell_tasks_apart_shows_no_bytes_as_a_tasks() 
 
 
 @pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
-@pytest.mark.parametrize("settings", [{}, {"limit": 1}])
+@pytest.mark.parametrize("settings", [{}, {"max_running": 1}])
 async def test_a_task_belongs_to_the_scope_from_wherever_it_is_created(meter: str, settings: dict[str, Any]) -> None:
     async def create(tasks: task_scope, name: str) -> "asyncio.Task[tuple[str, ...]]":
         return tasks.create_task(tell_path(), name=name)
@@ -166,7 +166,7 @@ async def test_a_warning_names_the_largest_tasks() -> None:
     assert high.largest[0][0] == "one"
 
 
-@pytest.mark.parametrize("settings", [{}, {"limit": 1}])
+@pytest.mark.parametrize("settings", [{}, {"max_running": 1}])
 async def test_a_loop_that_was_installed_on_gives_a_task_no_second_account(settings: dict[str, Any]) -> None:
     events: list[Event] = []
     with subscribe(events.append), track_tasks(meter="tracemalloc"):
@@ -182,7 +182,7 @@ async def test_no_session_and_no_owner_is_left_whatever_happens() -> None:
     async def fail() -> None:
         raise ValueError
 
-    for settings in ({}, {"limit": 1}):
+    for settings in ({}, {"max_running": 1}):
         with pytest.raises(ExceptionGroup):  # noqa: PT012  # the block is what raises
             async with task_scope(meter="tracemalloc", **settings) as tasks:
                 tasks.create_task(fail())
