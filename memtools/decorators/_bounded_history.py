@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, P
 
 from memtools._records import record
 from memtools.decorators._wrapping import (
+    CallKind,
     Decorated,
-    Detour,
-    Shape,
+    Wrapper,
+    accept_descriptors,
+    call_kind,
     is_descriptor,
     is_enabled,
-    is_layered,
-    name_of,
-    over_descriptors,
+    is_stacked,
+    report_name,
     runner_for,
-    shape_of,
 )
 from memtools.errors import ConfigError
 from memtools.ledger import Meter, Owner, choose_meter, current_usage
@@ -137,7 +137,7 @@ class KeyedHistory(Mapping[Hashable, History]):
         self._lock = threading.RLock()
         self._by_key: OrderedDict[Hashable, History] = OrderedDict()
 
-    def at(self, key: Hashable) -> History:
+    def for_key(self, key: Hashable) -> History:
         """Return the history for `key`, a new one if need be; the key unused for longest may go for it."""
         with self._lock:
             history = self._by_key.get(key)
@@ -179,7 +179,7 @@ class ObjectHistories:
         self._shared = shared
         self._by_id: dict[int, tuple[weakref.ref[Any], History]] = {}
 
-    def at(self, instance: object) -> History:
+    def for_object(self, instance: object) -> History:
         """Return the history of `instance`, a new one if need be.
 
         Objects that cannot be weakly referenced get the shared one: nobody would say when theirs can go.
@@ -191,7 +191,9 @@ class ObjectHistories:
 
         by_id = self._by_id
         try:
-            reference = weakref.ref(instance, lambda gone: by_id.pop(key, None) if _is_at(by_id, key, gone) else None)
+            reference = weakref.ref(
+                instance, lambda gone: by_id.pop(key, None) if _still_holds(by_id, key, gone) else None
+            )
         except TypeError:
             return self._shared
         history = self._make()
@@ -202,7 +204,7 @@ class ObjectHistories:
         return len(self._by_id)
 
 
-def _is_at(by_id: dict[int, tuple[weakref.ref[Any], History]], key: int, gone: weakref.ref[Any]) -> bool:
+def _still_holds(by_id: dict[int, tuple[weakref.ref[Any], History]], key: int, gone: weakref.ref[Any]) -> bool:
     # A new object may have the id of the one that is gone, and its history is in place already.
     found = by_id.get(key)
     return found is not None and found[0] is gone
@@ -224,8 +226,8 @@ _log = logging.getLogger("memtools.history")
 class Recorded(Decorated[P, R_co], Generic[P, R_co, H]):
     """A function whose last calls are remembered: `f.history`."""
 
-    def __init__(self, function: Callable[P, R_co], detour: Detour, history: H) -> None:
-        super().__init__(function, detour)
+    def __init__(self, function: Callable[P, R_co], wrapper: Wrapper, history: H) -> None:
+        super().__init__(function, wrapper)
         self._self_history = history
 
     @property
@@ -247,15 +249,17 @@ class Recorded(Decorated[P, R_co], Generic[P, R_co, H]):
 class _RecordedPerObject(Recorded[P, R_co, History]):
     """A function that, bound to an object, has that object's history."""
 
-    def __init__(self, function: Callable[P, R_co], detour: Detour, shared: History, places: ObjectHistories) -> None:
-        super().__init__(function, detour, shared)
-        self._self_places = places
+    def __init__(
+        self, function: Callable[P, R_co], wrapper: Wrapper, shared: History, histories: ObjectHistories
+    ) -> None:
+        super().__init__(function, wrapper, shared)
+        self._self_histories = histories
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if instance is None:
             return self
         bound: Callable[..., Any] = MethodType(self, instance)
-        return Recorded(bound, _through, self._self_places.at(instance))
+        return Recorded(bound, _call_through, self._self_histories.for_object(instance))
 
 
 class _HistoryDecorator(Protocol[H]):
@@ -341,7 +345,7 @@ def bounded_history(
     """
     given: object = maxlen
     is_bare = callable(given) or is_descriptor(given)
-    make = _maker(1000 if is_bare else given, keep)
+    make = _history_factory(1000 if is_bare else given, keep)
     if key is not None and not callable(key):
         raise ConfigError("key", key, "a callable that takes the arguments of a call and gives a key")
     if key is not None and per_instance:
@@ -349,23 +353,23 @@ def bounded_history(
     chosen = choose_meter(meter)
 
     def decorate(function: Any) -> Any:
-        shape = shape_of(function)
-        if keep_results and shape not in ("plain", "coroutine"):
-            raise ConfigError("keep_results", keep_results, f"False for a {shape}: it yields, and items are not kept")
-        places = _Places(make, key, per_instance)
+        kind = call_kind(function)
+        if keep_results and kind not in ("plain", "coroutine"):
+            raise ConfigError("keep_results", keep_results, f"False for a {kind}: it yields, and items are not kept")
+        histories = _Histories(make, key, per_instance)
         if not is_enabled(enabled):
-            return _bare(function, places.shared)
-        detour = _recording(function, chosen, places, keeps_result=keep_results)
-        if places.per_object is not None:
-            return _RecordedPerObject(function, detour, cast("History", places.shared), places.per_object)
-        return Recorded(function, detour, places.shared)
+            return _bare(function, histories.shared)
+        wrapper = _recording_wrapper(function, chosen, histories, keep_results=keep_results)
+        if histories.per_object is not None:
+            return _RecordedPerObject(function, wrapper, cast("History", histories.shared), histories.per_object)
+        return Recorded(function, wrapper, histories.shared)
 
     if is_bare:
-        return over_descriptors(decorate)(maxlen)
-    return over_descriptors(decorate)
+        return accept_descriptors(decorate)(maxlen)
+    return accept_descriptors(decorate)
 
 
-class _Places:
+class _Histories:
     """Where the calls of one function go."""
 
     def __init__(self, make: Callable[[], History], key: Callable[..., Hashable] | None, per_instance: bool) -> None:
@@ -376,27 +380,27 @@ class _Places:
         self.per_object = ObjectHistories(make, everything) if per_instance else None
         self.shared: History | KeyedHistory = self.keyed if self.keyed is not None else everything
 
-    def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> History:
+    def history_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> History:
         if self.keyed is not None and self._key is not None:
-            return self._keyed_place(self.keyed, self._key, args, kwargs)
+            return self._history_for_key(self.keyed, self._key, args, kwargs)
         if self.per_object is not None and args:
-            return self.per_object.at(args[0])
+            return self.per_object.for_object(args[0])
         return cast("History", self.shared)
 
-    def _keyed_place(
+    def _history_for_key(
         self, keyed: KeyedHistory, key: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> History:
         try:
-            return keyed.at(key(*args, **kwargs))
+            return keyed.for_key(key(*args, **kwargs))
         except Exception:
             # The call that is watched goes on, whatever is wrong with the key.
             if not self._complained:
                 self._complained = True
                 _log.exception("key= of a bounded history failed; such calls are remembered under %r", NO_KEY)
-            return keyed.at(NO_KEY)
+            return keyed.for_key(NO_KEY)
 
 
-class _Recording:
+class _CallRecorder:
     """One running call, and the history that it goes to."""
 
     __slots__ = ("_history", "_started", "result")
@@ -423,42 +427,44 @@ class _Recording:
         )
 
 
-def _recording(function: Callable[..., Any], meter: Meter, places: _Places, *, keeps_result: bool) -> Detour:
-    shape = shape_of(function)
-    run, name, layered = runner_for(shape), name_of(function), is_layered(function)
+def _recording_wrapper(
+    function: Callable[..., Any], meter: Meter, histories: _Histories, *, keep_results: bool
+) -> Wrapper:
+    kind = call_kind(function)
+    run, name, layered = runner_for(kind), report_name(function), is_stacked(function)
 
-    def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        recording = _Recording(places.place(args, kwargs))
-        plan = CallOptions(name, "call", meter, is_layered=layered, on_end=recording.on_end)
-        observed = _keeping(shape, function, recording) if keeps_result else function
-        return run(plan, observed, args, kwargs)
+    def wrapper(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        recorder = _CallRecorder(histories.history_for(args, kwargs))
+        options = CallOptions(name, "call", meter, is_stacked=layered, on_end=recorder.on_end)
+        observed = _result_keeper(kind, function, recorder) if keep_results else function
+        return run(options, observed, args, kwargs)
 
-    return detour
+    return wrapper
 
 
-def _keeping(shape: Shape, function: Callable[..., Any], recording: _Recording) -> Callable[..., Any]:
-    if shape == "coroutine":
+def _result_keeper(kind: CallKind, function: Callable[..., Any], recorder: _CallRecorder) -> Callable[..., Any]:
+    if kind == "coroutine":
 
         async def kept_async(*args: Any, **kwargs: Any) -> Any:
-            recording.result = await function(*args, **kwargs)
-            return recording.result
+            recorder.result = await function(*args, **kwargs)
+            return recorder.result
 
         return kept_async
 
     def kept(*args: Any, **kwargs: Any) -> Any:
-        recording.result = function(*args, **kwargs)
-        return recording.result
+        recorder.result = function(*args, **kwargs)
+        return recorder.result
 
     return kept
 
 
-def _maker(maxlen: object, keep: int | None) -> Callable[[], History]:
+def _history_factory(maxlen: object, keep: int | None) -> Callable[[], History]:
     maxlen = parse_count(maxlen, name="maxlen")
     History(maxlen=maxlen, keep=keep, shrinkable=False)  # refuses a bad `keep` now, not at the first call
     return lambda: History(maxlen=maxlen, keep=keep)
 
 
-def _through(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call_through(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return function(*args, **kwargs)
 
 

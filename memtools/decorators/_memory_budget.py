@@ -5,12 +5,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from memtools.decorators._wrapping import (
     Decorated,
-    detour_for,
+    accept_descriptors,
+    call_kind,
     is_enabled,
-    is_layered,
-    name_of,
-    over_descriptors,
-    shape_of,
+    is_stacked,
+    report_name,
+    wrapper_for,
 )
 from memtools.ledger import Measure, OnExceed, Owner, choose_meter, current_usage
 from memtools.scopes import CallOptions, check_usage, make_budget, require_refusals
@@ -69,12 +69,12 @@ def memory_budget(
         check_usage(owner, current_usage(owner), warn_bytes=None, failed=error is not None, error=error)
 
     def decorate(function: Any) -> Any:
-        shape = shape_of(function)
+        kind = call_kind(function)
         if not is_enabled(enabled):
             return function
-        plan = CallOptions(
-            name_of(function), "call", chosen, budget=chosen_budget, is_layered=is_layered(function), on_end=on_end
+        options = CallOptions(
+            report_name(function), "call", chosen, budget=chosen_budget, is_stacked=is_stacked(function), on_end=on_end
         )
-        return Decorated(function, detour_for(shape, plan, function), sample=sample_every)
+        return Decorated(function, wrapper_for(kind, options, function), sample_every=sample_every)
 
-    return over_descriptors(decorate)
+    return accept_descriptors(decorate)

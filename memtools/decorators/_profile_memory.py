@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from memtools._records import record
 from memtools.decorators._wrapping import (
     Decorated,
-    Detour,
-    detour_for,
+    Wrapper,
+    accept_descriptors,
+    call_kind,
     is_enabled,
-    is_layered,
-    name_of,
-    over_descriptors,
-    shape_of,
+    is_stacked,
+    report_name,
+    wrapper_for,
 )
 from memtools.decorators.memory_profiler import FunctionLines
 from memtools.errors import ConfigError
@@ -25,7 +25,7 @@ from memtools.scopes import CallOptions, parse_name
 from memtools.units import format_size, parse_count
 
 if TYPE_CHECKING:
-    from memtools.decorators.memory_profiler import LineFollower
+    from memtools.decorators.memory_profiler import LineProfilerAdapter
 
 
 # What the calls of one function used, in bounded space: sums, maxima and the last one.
@@ -80,9 +80,9 @@ class FunctionMemory:
         self._name = name
         self.lines = lines
         self._lock = threading.RLock()
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._last: UsageTuple | None = None
         self._exact = True
         self._calls = self._failures = self._peak_sum = self._peak_max = self._retained = 0
@@ -131,7 +131,7 @@ class FunctionMemory:
     def clear(self) -> None:
         """Forget what was recorded."""
         with self._lock:
-            self._begin()
+            self._reset()
         if self.lines is not None:
             self.lines.clear()
 
@@ -155,13 +155,17 @@ class Profiled(Decorated[P, R_co]):
     def __init__(
         self,
         function: Callable[P, R_co],
-        plan: CallOptions,
+        options: CallOptions,
         memory: FunctionMemory,
-        sample: int,
-        follow: Callable[..., Any] | None = None,  # calls what it is given and returns what that returns
+        sample_every: int,
+        call_with_lines: Callable[..., Any] | None = None,  # calls what it is given and returns what that returns
     ) -> None:
-        detour = detour_for(shape_of(function), plan, function)
-        super().__init__(function, detour if follow is None else _followed(detour, follow), sample=sample)
+        wrapper = wrapper_for(call_kind(function), options, function)
+        super().__init__(
+            function,
+            wrapper if call_with_lines is None else _with_lines(wrapper, call_with_lines),
+            sample_every=sample_every,
+        )
         self._self_memory = memory
 
     @property
@@ -258,19 +262,25 @@ def profile_memory(
     chosen = choose_meter(meter)
 
     def decorate(function: Any) -> Any:
-        shape_of(function)
+        call_kind(function)
         if not is_enabled(enabled):
-            return _bare(function, FunctionMemory(name or name_of(function)))
-        follower = _follower(function) if lines else None
-        memory = FunctionMemory(name or name_of(function), follower.lines if follower is not None else None)
+            return _bare(function, FunctionMemory(name or report_name(function)))
+        line_profiler = _line_profiler(function) if lines else None
+        memory = FunctionMemory(
+            name or report_name(function), line_profiler.lines if line_profiler is not None else None
+        )
 
         on_end = memory.record if log is None else _logged(memory, log)
-        plan = CallOptions(name or name_of(function), "call", chosen, is_layered=is_layered(function), on_end=on_end)
-        return Profiled(function, plan, memory, sample_every, follower.call if follower is not None else None)
+        options = CallOptions(
+            name or report_name(function), "call", chosen, is_stacked=is_stacked(function), on_end=on_end
+        )
+        return Profiled(
+            function, options, memory, sample_every, line_profiler.call if line_profiler is not None else None
+        )
 
     if function is None:
-        return over_descriptors(decorate)
-    return over_descriptors(decorate)(function)
+        return accept_descriptors(decorate)
+    return accept_descriptors(decorate)(function)
 
 
 def _logged(memory: FunctionMemory, level: int) -> Callable[[Owner, BaseException | None], None]:
@@ -282,18 +292,18 @@ def _logged(memory: FunctionMemory, level: int) -> Callable[[Owner, BaseExceptio
     return on_end
 
 
-def _follower(function: Any) -> "LineFollower":
-    if shape_of(function) != "plain":
+def _line_profiler(function: Any) -> "LineProfilerAdapter":
+    if call_kind(function) != "plain":
         accepted = "False for coroutine functions and generators: memory_profiler follows plain functions only"
         raise ConfigError("lines", True, accepted)
-    from memtools.decorators.memory_profiler import LineFollower
+    from memtools.decorators.memory_profiler import LineProfilerAdapter
 
-    return LineFollower(function)
+    return LineProfilerAdapter(function)
 
 
-def _followed(detour: Detour, follow: Callable[..., Any]) -> Detour:
+def _with_lines(wrapper: Wrapper, call_with_lines: Callable[..., Any]) -> Wrapper:
     def lines_as_well(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return detour(partial(follow, function), args, kwargs)
+        return wrapper(partial(call_with_lines, function), args, kwargs)
 
     return lines_as_well
 

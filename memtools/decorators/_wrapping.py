@@ -46,7 +46,7 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
 # Any: a detour takes and returns what the function does; `Decorated` says what that is.
-Detour: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Wrapper: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 _LONGEST_CYCLE: Final = 1024  # a cycle holds a pointer for each call that it counts
 
@@ -54,23 +54,23 @@ _LONGEST_CYCLE: Final = 1024  # a cycle holds a pointer for each call that it co
 class Decorated(_Proxy, Generic[P, R_co]):
     """A function that takes a detour on each `sample`-th call, the first one included."""
 
-    def __init__(self, function: Callable[P, R_co], detour: Detour, *, sample: int = 1) -> None:
+    def __init__(self, function: Callable[P, R_co], wrapper: Wrapper, *, sample_every: int = 1) -> None:
         super().__init__(function)
         # One attribute instead of three: reading one from a proxy costs as much as calling a function.
-        self._self_parts = (_skipper(sample), function, detour)
+        self._self_parts = (_sampler(sample_every), function, wrapper)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        skips, function, detour = self._self_parts
+        skips, function, wrapper = self._self_parts
         if skips():
             return function(*args, **kwargs)
-        result: R_co = detour(function, args, kwargs)
+        result: R_co = wrapper(function, args, kwargs)
         return result
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:  # Any: subclasses say how they bind
         return self if instance is None else MethodType(self, instance)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[str, str]]:
-        return _found, (self.__module__, self.__qualname__)
+        return _unpickle, (self.__module__, self.__qualname__)
 
     def __copy__(self) -> "Decorated[P, R_co]":
         return self
@@ -79,16 +79,16 @@ class Decorated(_Proxy, Generic[P, R_co]):
         return self
 
 
-def _skipper(sample: int) -> Callable[[], bool]:
-    if sample == 1:
+def _sampler(sample_every: int) -> Callable[[], bool]:
+    if sample_every == 1:
         return repeat(False).__next__
-    if sample <= _LONGEST_CYCLE:
-        return cycle([False] + [True] * (sample - 1)).__next__
+    if sample_every <= _LONGEST_CYCLE:
+        return cycle([False] + [True] * (sample_every - 1)).__next__
     numbers = count().__next__
-    return lambda: numbers() % sample != 0
+    return lambda: numbers() % sample_every != 0
 
 
-def _found(module: str, qualname: str) -> Any:  # Any: whatever stands under that name
+def _unpickle(module: str, qualname: str) -> Any:  # Any: whatever stands under that name
     found: Any = import_module(module)
     for name in qualname.split("."):
         found = getattr(found, name)
@@ -100,7 +100,7 @@ def _found(module: str, qualname: str) -> Any:  # Any: whatever stands under tha
 # Covers: telling plain functions, coroutine functions, generators and asynchronous generators apart, names for reports,
 # switching decorators off. Leaves to others: running the call (`memtools.scopes`).
 
-Shape: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
+CallKind: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
 
 # Any: what a function takes and returns is between it and its callers.
 Runner: TypeAlias = Callable[[CallOptions, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -109,7 +109,7 @@ _ON = ("1", "true", "yes", "on")
 _OFF = ("0", "false", "no", "off")
 
 
-def shape_of(function: Callable[..., Any]) -> Shape:
+def call_kind(function: Callable[..., Any]) -> CallKind:
     """Return how a call of `function` runs.
 
     Raises:
@@ -128,48 +128,50 @@ def shape_of(function: Callable[..., Any]) -> Shape:
     return "plain"
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def report_name(function: Callable[..., Any]) -> str:
     """Return what reports call `function`: module and qualified name, without the module of the main program."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
     module = getattr(function, "__module__", None)
     return name if module in (None, "__main__", "__mp_main__") else f"{module}.{name}"
 
 
-def is_layered(function: Callable[..., Any]) -> bool:
+def is_stacked(function: Callable[..., Any]) -> bool:
     """Return whether `function` is under a decorator of ours already: its calls are then counted once."""
     return isinstance(function, Decorated)
 
 
-def runner_for(shape: Shape) -> Runner:
+def runner_for(kind: CallKind) -> Runner:
     """Return what runs a call of a function of that shape as an owner by the plan that it is given."""
-    if shape == "plain":
+    if kind == "plain":
         return call
 
-    runs: dict[Shape, Callable[[CallOptions, Any], Any]] = {
+    runs: dict[CallKind, Callable[[CallOptions, Any], Any]] = {
         "coroutine": track_coroutine,
         "generator": generate,
         "async generator": generate_async,
     }
-    run = runs[shape]
+    run = runs[kind]
 
-    def runner(plan: CallOptions, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return copy_name(function, run(plan, function(*args, **kwargs)))
+    def runner(
+        options: CallOptions, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return copy_name(function, run(options, function(*args, **kwargs)))
 
     return runner
 
 
-def detour_for(shape: Shape, plan: CallOptions, function: Callable[..., Any]) -> Detour:
+def wrapper_for(kind: CallKind, options: CallOptions, function: Callable[..., Any]) -> Wrapper:
     """Return the detour that opens an owner by `plan` for each call of a function of that shape."""
-    if shape != "coroutine":
-        return partial(runner_for(shape), plan)
+    if kind != "coroutine":
+        return partial(runner_for(kind), options)
 
-    following = coroutine_tracker(plan, function)
+    track = coroutine_tracker(options, function)
 
-    def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def wrapper(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inner = function(*args, **kwargs)
-        return following(inner if type(inner) is CoroutineType else ensure_coroutine(inner))
+        return track(inner if type(inner) is CoroutineType else ensure_coroutine(inner))
 
-    return detour
+    return wrapper
 
 
 def is_enabled(enabled: bool | None) -> bool:
@@ -191,7 +193,7 @@ def is_descriptor(function: object) -> bool:
     return type(function) in (classmethod, staticmethod)
 
 
-def over_descriptors(decorate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def accept_descriptors(decorate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return a `decorate` that also takes classmethods and staticmethods, and decorates what they hold.
 
     Any: the descriptor types are generic in what they hold, and both come out as they went in.

@@ -57,7 +57,7 @@ class FunctionLines:
         self.filename = filename
         self._lock = threading.Lock()
         self._calls = 0
-        self._seen: dict[int, tuple[int, int, int]] = {}
+        self._totals: dict[int, tuple[int, int, int]] = {}
 
     @property
     def calls(self) -> int:
@@ -69,13 +69,13 @@ class FunctionLines:
         with self._lock:
             self._calls += 1
             for number, hits, grown, resident in lines:
-                before = self._seen.get(number, (0, 0, 0))
-                self._seen[number] = (before[0] + hits, before[1] + grown, max(before[2], resident))
+                before = self._totals.get(number, (0, 0, 0))
+                self._totals[number] = (before[0] + hits, before[1] + grown, max(before[2], resident))
 
     def rows(self) -> tuple[LineMemory, ...]:
         """Return the lines that were run, in their order."""
         with self._lock:
-            seen = sorted(self._seen.items())
+            seen = sorted(self._totals.items())
         return tuple(
             LineMemory(number, linecache.getline(self.filename, number).rstrip(), *figures) for number, figures in seen
         )
@@ -84,7 +84,7 @@ class FunctionLines:
         """Forget what was seen."""
         with self._lock:
             self._calls = 0
-            self._seen.clear()
+            self._totals.clear()
 
     def __str__(self) -> str:
         head = f"{'line':>6}  {'hits':>8}  {'grown':>10}  {'resident':>10}"
@@ -96,13 +96,13 @@ class FunctionLines:
         return "\n".join((f"{self.filename}, {self._calls:,} calls", head, *lines))
 
     def __repr__(self) -> str:
-        return f"<FunctionLines {self.filename} calls={self._calls} lines={len(self._seen)}>"
+        return f"<FunctionLines {self.filename} calls={self._calls} lines={len(self._totals)}>"
 
 
 _MIB: Final = 2**20  # the unit of memory_profiler
 
 
-class LineFollower:
+class LineProfilerAdapter:
     """Follows calls of one plain function.
 
     Args:
@@ -122,22 +122,22 @@ class LineFollower:
             raise MissingExtraError("memory_profiler", "lines") from None
         self._profiler: Any = library.LineProfiler(backend="psutil")
         self._profiler.code_map.add(self._code)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self.lines: FunctionLines = FunctionLines(self._code.co_filename)
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call `function`, and follow its lines unless another call is being followed."""
-        if not self._turn.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False):
             return function(*args, **kwargs)
         try:
             with self._profiler:
                 return function(*args, **kwargs)
         finally:
-            self.lines.add(self._taken())
-            self._begin_anew()
-            self._turn.release()
+            self.lines.add(self._collect())
+            self._restart()
+            self._lock.release()
 
-    def _taken(self) -> Iterator[tuple[int, int, int, int]]:
+    def _collect(self) -> Iterator[tuple[int, int, int, int]]:
         for _, lines in self._profiler.code_map.items():  # noqa: PERF102  # no dict in this respect
             for number, seen in lines:
                 if seen is None:
@@ -147,7 +147,7 @@ class LineFollower:
                     grown = 0.0
                 yield number, hits, round(grown * _MIB), round(resident * _MIB)
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         for measures in self._profiler.code_map.values():
             measures.clear()
         self._profiler.prevlines.clear()

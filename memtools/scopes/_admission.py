@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Whoever admits always lets one in when nobody is in: a task that needs more than there is runs alone, rather than never.
 
 # Memory also comes back while nobody ends; often enough to notice, too seldom to cost.
-LOOK_AGAIN_AFTER_S: Final = 0.05
+RECHECK_INTERVAL_S: Final = 0.05
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class Admission(Protocol):
 Admit: TypeAlias = Admission | Callable[[], AbstractAsyncContextManager[object]] | int | str
 
 
-class SizeAdmission:
+class MemoryLimitAdmission:
     """Admit while less than `size_bytes` are used; in order of arrival; one always.
 
     Args:
@@ -52,63 +52,63 @@ class SizeAdmission:
         used: tells how much is used, in bytes.
     """
 
-    __slots__ = ("_door", "_inside", "_left", "_size_bytes", "_used")
+    __slots__ = ("_active", "_changed", "_limit_bytes", "_lock", "_used")
 
-    def __init__(self, size_bytes: int, used: Callable[[], int]) -> None:
+    def __init__(self, limit_bytes: int, used: Callable[[], int]) -> None:
         import asyncio  # loaded by whoever runs a loop, not by whoever imports memtools
 
-        self._size_bytes = size_bytes
+        self._limit_bytes = limit_bytes
         self._used = used
-        self._inside = 0
-        self._door = asyncio.Lock()  # only the first in the row looks, the others wait behind it
-        self._left: asyncio.Future[None] | None = None
+        self._active = 0
+        self._lock = asyncio.Lock()  # only the first in the row looks, the others wait behind it
+        self._changed: asyncio.Future[None] | None = None
 
     def admit(self) -> AbstractAsyncContextManager[object]:
         """Return the way in and out for one task."""
-        return _Passage(self)
+        return _AdmissionContext(self)
 
-    async def enter(self) -> None:
+    async def acquire(self) -> None:
         """Wait for room."""
-        async with self._door:
-            while self._inside and self._used() >= self._size_bytes:
+        async with self._lock:
+            while self._active and self._used() >= self._limit_bytes:
                 await self._wait_for_change()
-            self._inside += 1
+            self._active += 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Make room, and have the first in the row look again."""
-        self._inside -= 1
-        if self._left is not None:
-            _wake(self._left)
+        self._active -= 1
+        if self._changed is not None:
+            _wake(self._changed)
 
     async def _wait_for_change(self) -> None:
         import asyncio
 
         loop = asyncio.get_running_loop()
-        self._left = loop.create_future()
-        timer = loop.call_later(LOOK_AGAIN_AFTER_S, _wake, self._left)
+        self._changed = loop.create_future()
+        timer = loop.call_later(RECHECK_INTERVAL_S, _wake, self._changed)
         try:
-            await self._left
+            await self._changed
         finally:
             timer.cancel()
-            self._left = None
+            self._changed = None
 
 
-class _Passage:
+class _AdmissionContext:
     __slots__ = ("_admission",)
 
-    def __init__(self, admission: SizeAdmission) -> None:
+    def __init__(self, admission: MemoryLimitAdmission) -> None:
         self._admission = admission
 
     async def __aenter__(self) -> None:
-        await self._admission.enter()
+        await self._admission.acquire()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.leave()
+        self._admission.release()
 
 
-class _Called:
+class _CallableAdmission:
     """A plain callable as an `Admission`: `admit=lambda: monitor.admit("200 MiB")`."""
 
     __slots__ = ("_function",)
@@ -133,7 +133,7 @@ def parse_admission(value: object) -> Admission | int | None:
     if callable(getattr(value, "admit", None)):
         return cast("Admission", value)
     if callable(value):
-        return _Called(cast("Callable[[], AbstractAsyncContextManager[object]]", value))
+        return _CallableAdmission(cast("Callable[[], AbstractAsyncContextManager[object]]", value))
     return parse_budget(value, name="admit")
 
 
@@ -145,7 +145,7 @@ def _wake(future: "asyncio.Future[None]") -> None:
 T = TypeVar("T")
 
 
-class Ticket:
+class Slot:
     """One task's claim to a place.
 
     Attributes:
@@ -156,22 +156,22 @@ class Ticket:
         watcher: somebody who waits for its beginning, or for its end without one.
     """
 
-    __slots__ = ("began", "body", "in_place", "turn", "watcher")
+    __slots__ = ("acquired", "is_held", "pending_coroutine", "start_waiter", "started_at")
 
     def __init__(self) -> None:
-        self.turn: asyncio.Future[None] | None = None
-        self.body: Coroutine[Any, Any, Any] | None = None  # Any: whatever a task's coroutine returns
-        self.began = 0.0
-        self.in_place = False
-        self.watcher: asyncio.Future[None] | None = None
+        self.acquired: asyncio.Future[None] | None = None
+        self.pending_coroutine: Coroutine[Any, Any, Any] | None = None  # Any: whatever a task's coroutine returns
+        self.started_at = 0.0
+        self.is_held = False
+        self.start_waiter: asyncio.Future[None] | None = None
 
     @property
-    def has_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether the task has taken its first step."""
-        return self.began > 0
+        return self.started_at > 0
 
 
-class Gate:
+class StartLimiter:
     """Places, and the row in front of them.
 
     Args:
@@ -184,19 +184,21 @@ class Gate:
         waiting: how many have not begun.
     """
 
-    __slots__ = ("_admission", "_limit", "_max_pending", "_places", "_row", "_scope", "waiting")
+    __slots__ = ("_admission", "_held", "_max_pending", "_max_running", "_queue", "_scope", "waiting")
 
-    def __init__(self, scope: str, limit: int | None, max_pending: int | None, admission: Admission | None) -> None:
+    def __init__(
+        self, scope: str, max_running: int | None, max_pending: int | None, admission: Admission | None
+    ) -> None:
         self._scope = scope
-        self._limit = limit
+        self._max_running = max_running
         self._max_pending = max_pending
         self._admission = admission
-        self._places = 0
+        self._held = 0
         # Ordered by arrival, left from anywhere at the same cost: a plain dict searches for its first key.
-        self._row: OrderedDict[Ticket, None] = OrderedDict()
+        self._queue: OrderedDict[Slot, None] = OrderedDict()
         self.waiting = 0
 
-    def take(self, loop: "asyncio.AbstractEventLoop", *, may_wait: bool) -> Ticket:
+    def reserve(self, loop: "asyncio.AbstractEventLoop", *, ignore_max_pending: bool) -> Slot:
         """Return a ticket: with a place, or for the end of the row.
 
         Args:
@@ -206,78 +208,78 @@ class Gate:
         Raises:
             ScopeFull: when it would have to wait and as many as may are waiting.
         """
-        is_free = self._limit is None or (self._places < self._limit and not self._row)
+        is_free = self._max_running is None or (self._held < self._max_running and not self._queue)
         waits = not is_free or self._admission is not None
-        if waits and not may_wait and self._max_pending is not None and self.waiting >= self._max_pending:
+        if waits and not ignore_max_pending and self._max_pending is not None and self.waiting >= self._max_pending:
             raise ScopeFull(self._scope, self.waiting, self._max_pending)
 
-        ticket = Ticket()
+        slot = Slot()
         if is_free:
-            ticket.in_place = True
-            self._places += 1
+            slot.is_held = True
+            self._held += 1
         else:
-            ticket.turn = loop.create_future()
-            self._row[ticket] = None
+            slot.acquired = loop.create_future()
+            self._queue[slot] = None
         if waits:
             self.waiting += 1
         else:
-            ticket.began = perf_counter()
-        return ticket
+            slot.started_at = perf_counter()
+        return slot
 
-    def put_before(self, body: Coroutine[Any, Any, T], ticket: Ticket) -> Coroutine[Any, Any, T]:
+    def wrap(self, coro: Coroutine[Any, Any, T], slot: Slot) -> Coroutine[Any, Any, T]:
         """Return `body` itself where nothing has to be waited for, else a coroutine that waits and then runs it."""
-        if ticket.has_begun:
-            return body
-        ticket.body = body
-        waiter: Any = self._wait_and_run(body, ticket)  # Any: a Coroutine is not known to have names
+        if slot.has_started:
+            return coro
+        slot.pending_coroutine = coro
+        waiter: Any = self._wait_and_run(coro, slot)  # Any: a Coroutine is not known to have names
         # In reports and reprs of the loop it goes by the name of what it waits for.
-        waiter.__name__ = getattr(body, "__name__", waiter.__name__)
-        waiter.__qualname__ = getattr(body, "__qualname__", waiter.__qualname__)
+        waiter.__name__ = getattr(coro, "__name__", waiter.__name__)
+        waiter.__qualname__ = getattr(coro, "__qualname__", waiter.__qualname__)
         return cast("Coroutine[Any, Any, T]", waiter)
 
-    def leave(self, ticket: Ticket) -> None:
+    def release(self, slot: Slot) -> None:
         """Give the place back, or leave the row; a body that never began is closed."""
-        if not ticket.has_begun:
+        if not slot.has_started:
             self.waiting -= 1
-            _wake_watcher(ticket.watcher)
-        if ticket.body is not None:
-            ticket.body.close()
-            ticket.body = None
+            _wake_watcher(slot.start_waiter)
+        if slot.pending_coroutine is not None:
+            slot.pending_coroutine.close()
+            slot.pending_coroutine = None
 
-        if not ticket.in_place:
-            self._row.pop(ticket, None)
+        if not slot.is_held:
+            self._queue.pop(slot, None)
             return
-        ticket.in_place = False
-        self._places -= 1
-        self._call_next()
+        slot.is_held = False
+        self._held -= 1
+        self._admit_next()
 
-    async def _wait_and_run(self, body: Coroutine[Any, Any, T], ticket: Ticket) -> T:
-        if ticket.turn is not None:
-            await ticket.turn
+    async def _wait_and_run(self, coro: Coroutine[Any, Any, T], slot: Slot) -> T:
+        if slot.acquired is not None:
+            await slot.acquired
         if self._admission is None:
-            self._begin(ticket)
-            return await body
+            self._start(slot)
+            return await coro
         async with self._admission.admit():
-            self._begin(ticket)
-            return await body
+            self._start(slot)
+            return await coro
         raise AssertionError("an admission must not swallow the exceptions of a task")
 
-    def _begin(self, ticket: Ticket) -> None:
-        if ticket.body is None:
+    def _start(self, slot: Slot) -> None:
+        if slot.pending_coroutine is None:
             raise ScopeClosed(self._scope, "it gave this task up while it waited")
-        ticket.began = perf_counter()
-        ticket.body = None
+        slot.started_at = perf_counter()
+        slot.pending_coroutine = None
         self.waiting -= 1
-        _wake_watcher(ticket.watcher)
+        _wake_watcher(slot.start_waiter)
 
-    def _call_next(self) -> None:
-        while self._row and (self._limit is None or self._places < self._limit):
-            ticket, _ = self._row.popitem(last=False)
-            if ticket.turn is None or ticket.turn.done():
+    def _admit_next(self) -> None:
+        while self._queue and (self._max_running is None or self._held < self._max_running):
+            slot, _ = self._queue.popitem(last=False)
+            if slot.acquired is None or slot.acquired.done():
                 continue  # cancelled while it waited
-            ticket.in_place = True
-            self._places += 1
-            ticket.turn.set_result(None)
+            slot.is_held = True
+            self._held += 1
+            slot.acquired.set_result(None)
 
 
 def _wake_watcher(watcher: "asyncio.Future[None] | None") -> None:

@@ -67,14 +67,14 @@ def check_usage(
         BudgetExceeded: when it used more than its budget, did not fail, and has not been stopped for it before.
     """
     if warn_bytes is not None and usage.peak_bytes > warn_bytes:
-        _warn(owner, usage, warn_bytes)
+        _warn_of_high_usage(owner, usage, warn_bytes)
 
     budget = owner.budget
     if budget is not None:
-        _judge_refusals(owner, budget, error)
+        _check_refusals(owner, budget, error)
     if budget is None or owner.overran:
         return
-    used = _measured(usage, budget)
+    used = _budgeted_figure(usage, budget)
     if used <= budget.limit_bytes:
         return
     overrun = budget.note_overrun(owner, used, in_flight=False)
@@ -82,7 +82,7 @@ def check_usage(
         raise overrun
 
 
-def _judge_refusals(owner: Owner, budget: Budget, error: BaseException | None) -> None:
+def _check_refusals(owner: Owner, budget: Budget, error: BaseException | None) -> None:
     refused, wanted = owner.refusals
     if not refused:
         return
@@ -92,7 +92,7 @@ def _judge_refusals(owner: Owner, budget: Budget, error: BaseException | None) -
         raise BudgetExceeded(owner.name, wanted, budget.limit_bytes, budget.measure) from error
 
 
-def _measured(usage: Usage, budget: Budget) -> int:
+def _budgeted_figure(usage: Usage, budget: Budget) -> int:
     if budget.measure == "retained":
         return usage.retained_bytes
     if budget.measure == "rss":
@@ -100,7 +100,7 @@ def _measured(usage: Usage, budget: Budget) -> int:
     return usage.peak_bytes
 
 
-def _warn(owner: Owner, usage: Usage, warn_bytes: int) -> None:
+def _warn_of_high_usage(owner: Owner, usage: Usage, warn_bytes: int) -> None:
     below = ", ".join(f"{name} {format_size(size)}" for name, size in owner.largest)
     emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, owner.largest))
     _log.warning(

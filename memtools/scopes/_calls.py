@@ -50,7 +50,7 @@ class CallOptions:
     meter: Meter
     budget: Budget | None = None
     include_children: bool = True
-    is_layered: bool = False
+    is_stacked: bool = False
     on_end: Callable[[Owner, BaseException | None], object] | None = None
 
     def open(self) -> Owner:
@@ -61,7 +61,7 @@ class CallOptions:
             meter=self.meter,
             include_children=self.include_children,
             budget=self.budget,
-            is_layered=self.is_layered,
+            is_layered=self.is_stacked,
         )
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
@@ -71,40 +71,42 @@ class CallOptions:
             self.on_end(owner, error)
 
 
-def call(plan: CallOptions, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+def call(options: CallOptions, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """Call a plain function."""
-    owner = plan.open()
+    owner = options.open()
     try:
         result = function(*args, **kwargs)
     except BaseException as error:
-        plan.end(owner, error)
+        options.end(owner, error)
         raise
-    plan.end(owner, None)
+    options.end(owner, None)
     return result
 
 
-def track_coroutine(plan: CallOptions, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+def track_coroutine(options: CallOptions, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `inner`, charged from its first step on."""
     return TrackedCoroutine(
         ensure_coroutine(inner),
-        plan.meter,
-        name=plan.name,
-        kind=plan.kind,
-        budget=plan.budget,
-        include_children=plan.include_children,
-        is_layered=plan.is_layered,
-        on_end=plan.on_end,
+        options.meter,
+        name=options.name,
+        kind=options.kind,
+        budget=options.budget,
+        include_children=options.include_children,
+        is_layered=options.is_stacked,
+        on_end=options.on_end,
         joins=True,
     )
 
 
-def coroutine_tracker(plan: CallOptions, function: Callable[..., Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+def coroutine_tracker(options: CallOptions, function: Callable[..., Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
     """Return what follows each coroutine of `function` under its name: `follow()`, quicker where there are many.
 
     It takes what has a `send`; for other awaitables see `sendable()`. Any: what a function takes, sends and returns is
     between it and its callers.
     """
-    following: Callable[[Any], Coroutine[Any, Any, Any]] = copy_name(function, track_coroutine(plan, UNUSED)).following
+    following: Callable[[Any], Coroutine[Any, Any, Any]] = copy_name(
+        function, track_coroutine(options, UNUSED)
+    ).following
     return following
 
 
@@ -121,90 +123,90 @@ def copy_name(function: Callable[..., Any], running: Any) -> Any:
 
 def ensure_coroutine(inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that awaits what a function has returned that is marked as a coroutine function."""
-    return inner if hasattr(inner, "send") else _awaited(inner)
+    return inner if hasattr(inner, "send") else _await(inner)
 
 
-async def _awaited(inner: Awaitable[T]) -> T:
+async def _await(inner: Awaitable[T]) -> T:
     return await inner
 
 
-def generate(plan: CallOptions, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
+def generate(options: CallOptions, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
     """Run a generator; what its consumer does between the steps is not charged to it."""
     active_before = active_owner()
-    turn = Suspension(plan.open(), active_before)
+    suspension = Suspension(options.open(), active_before)
     sent: S | None = None
     thrown: BaseException | None = None
     try:
         while True:
             try:
-                item = next(inner) if sent is None and thrown is None else _advance(inner, sent, thrown)
+                item = next(inner) if sent is None and thrown is None else _send_or_throw(inner, sent, thrown)
             except StopIteration as end:
                 result = cast("T", end.value)
                 break
             finally:
                 thrown = None  # or traceback, this frame and the exception would keep each other alive
-            turn.give_back()
+            suspension.give_back()
             try:
                 sent = yield item
             except GeneratorExit:
-                turn.take()
+                suspension.take()
                 inner.close()
                 raise
             except BaseException as error:
                 thrown = error
-            turn.take()
+            suspension.take()
     except BaseException as error:
-        turn.take()
-        plan.end(turn.owner, error)
+        suspension.take()
+        options.end(suspension.owner, error)
         raise
-    plan.end(turn.owner, None)
+    options.end(suspension.owner, None)
     return result
 
 
-async def generate_async(plan: CallOptions, inner: AsyncGenerator[Y, S]) -> AsyncGenerator[Y, S]:
+async def generate_async(options: CallOptions, inner: AsyncGenerator[Y, S]) -> AsyncGenerator[Y, S]:
     """Run an asynchronous generator; neither its consumer nor other tasks are charged to it."""
     active_before = active_owner()
-    turn = Suspension(plan.open(), active_before)
+    suspension = Suspension(options.open(), active_before)
     step: Awaitable[Y] = inner.__anext__()
     try:
         while True:
-            turn.give_back()
+            suspension.give_back()
             try:
-                item = await _Steps(turn, step)
+                item = await _TrackedAwait(suspension, step)
             except StopAsyncIteration:
                 break
             del step  # it may hold an exception whose traceback holds this frame
             try:
                 sent = yield item
             except GeneratorExit:
-                await _Steps(turn, inner.aclose())
+                await _TrackedAwait(suspension, inner.aclose())
                 raise
             except BaseException as error:
                 step = inner.athrow(error)
             else:
                 step = inner.asend(sent)
     except BaseException as error:
-        turn.take()
-        plan.end(turn.owner, error)
+        suspension.take()
+        options.end(suspension.owner, error)
         raise
-    turn.take()
-    plan.end(turn.owner, None)
+    suspension.take()
+    options.end(suspension.owner, None)
 
 
-def _advance(inner: Generator[Y, S, T], sent: S | None, thrown: BaseException | None) -> Y:
+def _send_or_throw(inner: Generator[Y, S, T], sent: S | None, thrown: BaseException | None) -> Y:
     try:
         return inner.send(cast("S", sent)) if thrown is None else inner.throw(thrown)
     finally:
         del thrown
 
 
-class _Steps(Generic[T]):
+class _TrackedAwait(Generic[T]):
     """An awaitable, each step of which takes the turn and gives it back."""
 
-    __slots__ = ("_awaitable", "_turn")
+    __slots__ = ("_awaitable", "_suspension")
 
-    def __init__(self, turn: Suspension, awaitable: Awaitable[T]) -> None:
-        self._turn = turn
+    def __init__(self, suspension: Suspension, awaitable: Awaitable[T]) -> None:
+        self._suspension = suspension
         self._awaitable = awaitable
 
     def __await__(self) -> Generator[Any, Any, T]:  # Any: between the loop and what it resumes
@@ -212,14 +214,14 @@ class _Steps(Generic[T]):
         sent: Any = None
         thrown: BaseException | None = None
         while True:
-            self._turn.take()
+            self._suspension.take()
             try:
-                waits_for = _advance(steps, sent, thrown)
+                waits_for = _send_or_throw(steps, sent, thrown)
             except StopIteration as end:
                 return cast("T", end.value)
             finally:
                 thrown = None
-                self._turn.give_back()
+                self._suspension.give_back()
             try:
                 sent = yield waits_for
             except BaseException as error:  # GeneratorExit, too: the step that it closes is a charged one

@@ -131,7 +131,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         end_owner(self.owner, failed=error is not None)
-        self._judge(self.owner, error)
+        self._check_usage(self.owner, error)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -140,7 +140,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         end_owner(self.owner, failed=error is not None)
-        self._judge(self.owner, error)
+        self._check_usage(self.owner, error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return `function`, each call of which is a scope of this name.
@@ -151,28 +151,30 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         flags = getattr(getattr(function, "__code__", None), "co_flags", None)
         if flags is None or flags & inspect.CO_ASYNC_GENERATOR:
             raise ConfigError("function", function, "a function, generator function or coroutine function")
-        plan = CallOptions(self.name, "scope", self._meter, self._budget, self._include_children, on_end=self._judge)
-        return cast("Callable[P, R]", functools.wraps(function)(_planned(plan, function, flags)))
+        options = CallOptions(
+            self.name, "scope", self._meter, self._budget, self._include_children, on_end=self._check_usage
+        )
+        return cast("Callable[P, R]", functools.wraps(function)(_scoped_function(options, function, flags)))
 
     def __repr__(self) -> str:
         state = "not entered" if self._owner is None else "open" if self._owner.is_active else "ended"
         return f"<memory_scope {self.name!r} {state}>"
 
-    def _judge(self, owner: Owner, error: BaseException | None) -> None:
+    def _check_usage(self, owner: Owner, error: BaseException | None) -> None:
         check_usage(owner, current_usage(owner), warn_bytes=self._warn_bytes, failed=error is not None, error=error)
 
 
-def _planned(plan: CallOptions, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
+def _scoped_function(options: CallOptions, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
     # Any: the three shapes have nothing in common but being called; `__call__` gives the types back.
     if flags & _COROUTINE:
 
         async def scoped_async(*args: Any, **kwargs: Any) -> Any:
             inner: Coroutine[Any, Any, Any] = function(*args, **kwargs)
             del args, kwargs  # or the call would keep its arguments alive
-            return await track_coroutine(plan, inner)
+            return await track_coroutine(options, inner)
 
         return scoped_async
 
     if flags & inspect.CO_GENERATOR:
-        return lambda *args, **kwargs: generate(plan, function(*args, **kwargs))
-    return lambda *args, **kwargs: call(plan, function, args, kwargs)
+        return lambda *args, **kwargs: generate(options, function(*args, **kwargs))
+    return lambda *args, **kwargs: call(options, function, args, kwargs)

@@ -26,10 +26,10 @@ from memtools.ledger import (
     open_for_frame,
 )
 from memtools.ledger._context import active
-from memtools.scopes._admission import Admission, Admit, Gate, SizeAdmission, Ticket, parse_admission
+from memtools.scopes._admission import Admission, Admit, MemoryLimitAdmission, Slot, StartLimiter, parse_admission
 from memtools.scopes._budgets import check_usage, make_budget, parse_budget
 from memtools.scopes._memory_scope import parse_name
-from memtools.scopes._task_set import FINISHED, OPEN, SHUTTING_DOWN, Live, Outcomes, ParentTask, Roster
+from memtools.scopes._task_set import FINISHED, OPEN, SHUTTING_DOWN, Outcomes, ParentTask, TaskEntry, TaskSet
 from memtools.scopes._task_statistics import TaskAccounts, TaskFailure, TaskScopeStatistics, TaskUsage
 from memtools.units import parse_choice, parse_count, parse_seconds
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # it holds is kept; only the active owner is ours to set.
 
 
-def context_below(owner: Owner, context: Context | None) -> Context | None:
+def context_with_owner(owner: Owner, context: Context | None) -> Context | None:
     """Return `context`, or a copy of the present one, with `owner` active in it; None where a plain copy will do.
 
     A context that is given is used as it is, so that the task's changes are seen in it; once the owner has ended, what
@@ -77,7 +77,7 @@ def coroutine_name(coro: Any) -> str:
     return name
 
 
-def close_unused(coro: Any) -> None:
+def close_unstarted(coro: Any) -> None:
     """Close a coroutine that will not be run, so that nobody warns that it was never awaited."""
     close = getattr(coro, "close", None)
     if callable(close):
@@ -89,10 +89,10 @@ def close_unused(coro: Any) -> None:
 # Covers: one example of a driver per name, from which those of the tasks are made. Leaves to others: following steps
 # (`memtools.ledger`), the sums by name (`_accounts`).
 
-Drive: TypeAlias = Callable[[Any], TrackedCoroutine[Any]]  # Any: what a loop and a coroutine exchange is between them
+Track: TypeAlias = Callable[[Any], TrackedCoroutine[Any]]  # Any: what a loop and a coroutine exchange is between them
 
 
-class Drivers:
+class Trackers:
     """The drivers of the tasks of one scope.
 
     Args:
@@ -104,27 +104,27 @@ class Drivers:
         by_name: what puts a coroutine under a driver; look here first, it costs a dict lookup.
     """
 
-    __slots__ = ("_accounts", "_meter", "by_name", "follows")
+    __slots__ = ("_accounts", "_meter", "by_name", "tracks_owners")
 
     def __init__(self, meter: Meter, accounts: TaskAccounts) -> None:
         self._meter = meter
         self._accounts = accounts
-        self.follows = meter.follows
-        self.by_name: dict[str, Drive] = {}
+        self.tracks_owners = meter.follows
+        self.by_name: dict[str, Track] = {}
 
-    def open(self, name: str) -> Drive:
+    def create(self, name: str) -> Track:
         """Return what puts coroutines of a name that may be new under a driver."""
         account = self._accounts.by_name.get(name) or self._accounts.open(name)
-        drive: Drive = TrackedCoroutine(UNUSED, self._meter, name=name, kind="task", on_end=account.add_ended).following
+        track: Track = TrackedCoroutine(UNUSED, self._meter, name=name, kind="task", on_end=account.add_ended).following
         if account.name == name:  # those that share an account may be any number
-            self.by_name[name] = drive
-        return drive
+            self.by_name[name] = track
+        return track
 
-    def drive(self, coro: Coroutine[Any, Any, Any], name: str) -> TrackedCoroutine[Any]:
+    def track(self, coro: Coroutine[Any, Any, Any], name: str) -> TrackedCoroutine[Any]:
         """Return a coroutine under its driver."""
-        if not self.follows:
+        if not self.tracks_owners:
             return TrackedCoroutine(coro, self._meter)
-        return (self.by_name.get(name) or self.open(name))(coro)
+        return (self.by_name.get(name) or self.create(name))(coro)
 
 
 # The arguments of `task_scope`, checked.
@@ -163,7 +163,7 @@ class TaskScopeSettings:
     meter: Meter
 
 
-def read_settings(
+def parse_settings(
     *,
     max_running: object,
     on_error: object,
@@ -184,12 +184,14 @@ def read_settings(
     """
     admission = parse_admission(admit)
     if max_pending is not None and max_running is None and admission is None:
-        raise ConfigError("max_pending", max_pending, "it together with max_running= or admit=: nothing waits without them")
+        raise ConfigError(
+            "max_pending", max_pending, "it together with max_running= or admit=: nothing waits without them"
+        )
     return TaskScopeSettings(
         name=DEFAULT_NAME if name is None else parse_name(name),
-        max_running=_optional_count(max_running, "max_running", least=1),
+        max_running=_optional_count(max_running, "max_running", minimum=1),
         # Behind an admission every task waits until it has been asked, be it for a moment.
-        max_pending=_optional_count(max_pending, "max_pending", least=0 if admission is None else 1),
+        max_pending=_optional_count(max_pending, "max_pending", minimum=0 if admission is None else 1),
         records_errors=parse_choice(on_error, ("cancel", "record"), name="on_error") == "record",
         cancels_on_exit=parse_choice(on_exit, ("join", "cancel"), name="on_exit") == "cancel",
         grace_s=parse_seconds(grace, name="grace"),
@@ -201,8 +203,8 @@ def read_settings(
     )
 
 
-def _optional_count(value: object, name: str, *, least: int) -> int | None:
-    return None if value is None else parse_count(value, name=name, minimum=least)
+def _optional_count(value: object, name: str, *, minimum: int) -> int | None:
+    return None if value is None else parse_count(value, name=name, minimum=minimum)
 
 
 T = TypeVar("T")
@@ -254,19 +256,9 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     """
 
     __slots__ = (
-        "__weakref__",
-        "_accounts",
-        "_drivers",
-        "_drives",
-        "_gate",
-        "_open_account",
-        "_outcomes",
-        "_owner",
-        "_roster",
-        "_settings",
-        "_special",
-        "name",
-    )
+        "__weakref__", "_accounts", "_limiter", "_needs_slow_path", "_open_account", "_outcomes", "_owner", "_settings",
+        "_task_set", "_trackers", "_tracks", "name",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -283,22 +275,22 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         max_pending: int | None = None,
         meter: str | None = None,
     ) -> None:
-        self._settings = settings = read_settings(
+        self._settings = settings = parse_settings(
             max_running=max_running, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results, admit=admit,
             name=name, budget=budget, warn=warn, max_pending=max_pending, meter=meter,
         )  # fmt: skip
         self.name: str = settings.name
         # A budget is looked at after each step, whoever counts.
-        self._drives = settings.meter.follows or settings.budget is not None
-        is_gated = settings.max_running is not None or settings.admission is not None
-        self._special = is_gated or (settings.budget is not None and not settings.meter.follows)
+        self._tracks = settings.meter.follows or settings.budget is not None
+        is_limited = settings.max_running is not None or settings.admission is not None
+        self._needs_slow_path = is_limited or (settings.budget is not None and not settings.meter.follows)
         self._outcomes = Outcomes(settings.name, settings.keep_results)
-        self._drivers = Drivers(settings.meter, self._outcomes.accounts)
+        self._trackers = Trackers(settings.meter, self._outcomes.accounts)
         # Looked at for each task, hence not searched for each time.
         self._accounts = self._outcomes.accounts.by_name
         self._open_account = self._outcomes.accounts.open
-        self._gate: Gate | None = None
-        self._roster: Roster | None = None
+        self._limiter: StartLimiter | None = None
+        self._task_set: TaskSet | None = None
         self._owner: Owner | None = None
 
     async def __aenter__(self) -> Self:
@@ -316,9 +308,9 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         self._owner = owner = open_for_frame(self.name, "scope", frame, meter=settings.meter, budget=settings.budget)
         if settings.max_running is not None or settings.admission is not None:
             admission = _admission_for(settings.admission, owner)
-            self._gate = Gate(self.name, settings.max_running, settings.max_pending, admission)
-        self._roster = Roster(
-            self.name, loop, ParentTask(task), self._outcomes, self._gate,
+            self._limiter = StartLimiter(self.name, settings.max_running, settings.max_pending, admission)
+        self._task_set = TaskSet(
+            self.name, loop, ParentTask(task), self._outcomes, self._limiter,
             grace_s=settings.grace_s, records_errors=settings.records_errors,
         )  # fmt: skip
         return self
@@ -326,18 +318,18 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        roster = cast("Roster", self._roster)
+        task_set = cast("TaskSet", self._task_set)
         failed = True
         try:
             if error is not None or self._settings.cancels_on_exit:
-                roster.abort()
+                task_set.abort()
             # A block that is torn down from outside (`GeneratorExit`) may not wait.
             if not isinstance(error, GeneratorExit):
-                await roster.conclude(error, await roster.join(error))
+                await task_set.raise_errors(error, await task_set.join(error))
             failed = error is not None
         finally:
             del error, trace  # or exception, traceback and this frame would keep each other alive
-            roster.let_go()
+            task_set.forget_parent()
             self._end_owner(failed)
 
     def create_task(
@@ -354,27 +346,27 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             ScopeClosed: when the scope takes no tasks; the coroutine is closed.
             ScopeFull: when as many as may are waiting; the coroutine is closed.
         """
-        roster = self._roster
+        task_set = self._task_set
         kind: type = type(coro)
-        if roster is None or roster.refusal or self._special or kind is not CoroutineType:
-            return self._create_special(coro, name, context, may_wait=False)[0]
+        if task_set is None or task_set.closed_reason or self._needs_slow_path or kind is not CoroutineType:
+            return self._create_task_slow(coro, name, context, ignore_max_pending=False)[0]
 
         began = perf_counter()
-        driven: TrackedCoroutine[T] | None = None
+        tracked: TrackedCoroutine[T] | None = None
         try:
             label = str(name) if name else coroutine_name(coro)
-            if self._drives:
-                driven = (self._drivers.by_name.get(label) or self._drivers.open(label))(coro)
-            work = driven or coro
+            if self._tracks:
+                tracked = (self._trackers.by_name.get(label) or self._trackers.create(label))(coro)
+            work = tracked or coro
             if context is None and active.get() is self._owner:
-                task = roster.loop.create_task(work, name=name)
+                task = task_set.loop.create_task(work, name=name)
             else:
-                task = roster.loop.create_task(work, name=name, context=context_below(self.owner, context))
+                task = task_set.loop.create_task(work, name=name, context=context_with_owner(self.owner, context))
         except BaseException:
-            close_unused(coro)
+            close_unstarted(coro)
             raise
         account = self._accounts.get(label) or self._open_account(label)
-        roster.enrol(task, (account, began, driven, None))
+        task_set.add(task, (account, began, tracked, None))
         return task
 
     async def spawn(
@@ -387,18 +379,18 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         Raises:
             ScopeClosed: when the scope takes no tasks, or stopped taking them meanwhile; the coroutine is closed.
         """
-        task, ticket = self._create_special(coro, name, context, may_wait=True)
-        if ticket is None or ticket.has_begun or task.done():
+        task, slot = self._create_task_slow(coro, name, context, ignore_max_pending=True)
+        if slot is None or slot.has_started or task.done():
             return task
 
-        watcher = ticket.watcher = task.get_loop().create_future()
+        start_waiter = slot.start_waiter = task.get_loop().create_future()
         try:
-            await watcher
+            await start_waiter
         except BaseException:
-            if not ticket.has_begun:
+            if not slot.has_started:
                 task.cancel()
             raise
-        if not ticket.has_begun and task.cancelled():
+        if not slot.has_started and task.cancelled():
             raise ScopeClosed(self.name, SHUTTING_DOWN)
         return task
 
@@ -407,9 +399,9 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
         A second call waits for the same end. Whoever calls it from inside a task of the scope is cancelled, too.
         """
-        if self._roster is not None:
-            self._roster.abort()
-            await self._roster.drained()
+        if self._task_set is not None:
+            self._task_set.abort()
+            await self._task_set.wait_empty()
 
     @property
     def owner(self) -> Owner:
@@ -434,8 +426,8 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     def usage_by_name(self) -> dict[str, TaskUsage]:
         """Return what the tasks used, by name, the running ones included; beyond 256 names under `<other>`."""
         open_owners: dict[str, list[Owner]] = {}
-        for account, _, driven, _ in self._live().values():
-            owner = driven.owner if driven is not None else None
+        for account, _, tracked, _ in self._running_tasks().values():
+            owner = tracked.owner if tracked is not None else None
             if owner is not None and owner.is_active:
                 open_owners.setdefault(account.name, []).append(owner)
         meter = self._settings.meter
@@ -456,12 +448,12 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     def statistics(self) -> TaskScopeStatistics:
         """Return how the tasks fared so far."""
         total = self._outcomes.accounts.total
-        waiting = self._gate.waiting if self._gate is not None else 0
+        waiting = self._limiter.waiting if self._limiter is not None else 0
         return TaskScopeStatistics(
             name=self.name,
             state=self._state(),
             max_running=self._settings.max_running,
-            running=len(self._live()) - waiting,
+            running=len(self._running_tasks()) - waiting,
             waiting=waiting,
             finished=total("finished"),
             failed=total("failed"),
@@ -470,49 +462,51 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         )
 
     def __repr__(self) -> str:
-        waiting = self._gate.waiting if self._gate is not None else 0
-        running = len(self._live()) - waiting
+        waiting = self._limiter.waiting if self._limiter is not None else 0
+        running = len(self._running_tasks()) - waiting
         return f"<task_scope {self.name!r} {self._state()} running={running} waiting={waiting}>"
 
-    def _create_special(
-        self, coro: "Work[T]", name: str | None, context: Context | None, *, may_wait: bool
-    ) -> "tuple[asyncio.Task[T], Ticket | None]":
+    def _create_task_slow(
+        self, coro: "Work[T]", name: str | None, context: Context | None, *, ignore_max_pending: bool
+    ) -> "tuple[asyncio.Task[T], Slot | None]":
         # A task that is refused, or counted at the gate, or made of something else than a coroutine of Python's own.
-        ticket: Ticket | None = None
+        slot: Slot | None = None
         began = perf_counter()
         try:
-            roster = self._open_roster()
+            task_set = self._open_task_set()
             label = str(name) if name else coroutine_name(coro)
             account = self._accounts.get(label) or self._open_account(label)
             # What is no coroutine goes to the loop as it is, and is refused there in the loop's own words.
             can_run = hasattr(coro, "send")
             work = coro
-            if self._gate is not None and can_run:
-                ticket = self._gate.take(roster.loop, may_wait=may_wait)
-                work = self._gate.put_before(coro, ticket)
+            if self._limiter is not None and can_run:
+                slot = self._limiter.reserve(task_set.loop, ignore_max_pending=ignore_max_pending)
+                work = self._limiter.wrap(coro, slot)
             # One driver, outermost: a task factory of `track_tasks()` leaves a driver alone, and none runs inside another.
-            driven = self._drivers.drive(work, label) if self._drives and can_run else None
-            task = roster.loop.create_task(driven or work, name=name, context=context_below(self.owner, context))
+            tracked = self._trackers.track(work, label) if self._tracks and can_run else None
+            task = task_set.loop.create_task(
+                tracked or work, name=name, context=context_with_owner(self.owner, context)
+            )
         except BaseException:
-            if ticket is not None and self._gate is not None:
-                self._gate.leave(ticket)
-            close_unused(coro)
+            if slot is not None and self._limiter is not None:
+                self._limiter.release(slot)
+            close_unstarted(coro)
             raise
-        roster.enrol(task, (account, began, driven, ticket))
-        return task, ticket
+        task_set.add(task, (account, began, tracked, slot))
+        return task, slot
 
-    def _open_roster(self) -> Roster:
-        if self._roster is None:
+    def _open_task_set(self) -> TaskSet:
+        if self._task_set is None:
             raise ScopeClosed(self.name, _NOT_ENTERED)
-        if self._roster.refusal:
-            raise ScopeClosed(self.name, self._roster.refusal)
-        return self._roster
+        if self._task_set.closed_reason:
+            raise ScopeClosed(self.name, self._task_set.closed_reason)
+        return self._task_set
 
-    def _live(self) -> "dict[asyncio.Task[Any], Live]":
-        return {} if self._roster is None else self._roster.live
+    def _running_tasks(self) -> "dict[asyncio.Task[Any], TaskEntry]":
+        return {} if self._task_set is None else self._task_set.tasks
 
     def _state(self) -> str:
-        return "not entered" if self._roster is None else _STATES[self._roster.refusal]
+        return "not entered" if self._task_set is None else _STATES[self._task_set.closed_reason]
 
     def _end_owner(self, failed: bool) -> None:
         usage = end_owner(self.owner, failed=failed)
@@ -520,4 +514,4 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
 
 def _admission_for(admission: Admission | int | None, owner: Owner) -> Admission | None:
-    return SizeAdmission(admission, lambda: owner.live_bytes) if isinstance(admission, int) else admission
+    return MemoryLimitAdmission(admission, lambda: owner.live_bytes) if isinstance(admission, int) else admission

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from memtools.events import TaskAbandoned, emit
 from memtools.ledger import TrackedCoroutine
-from memtools.scopes._admission import Gate, Ticket
+from memtools.scopes._admission import Slot, StartLimiter
 from memtools.scopes._task_statistics import OTHER, TaskAccount, TaskAccounts, TaskFailure, describe_failure
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 # Leaves to others: when a task is given up (`_task_scope`).
 
 _log = logging.getLogger("memtools.scopes")
-_SHOWN_AT_MOST: Final = 20
+_MAX_NAMES_LOGGED: Final = 20
 
 # The loop itself holds tasks weakly: without this an abandoned one could vanish in the middle of its work.
-_still_running: "set[asyncio.Task[Any]]" = set()
+_abandoned: "set[asyncio.Task[Any]]" = set()
 
 
 def abandon(scope: str, tasks: "Sequence[tuple[str, asyncio.Task[Any]]]", grace_s: float) -> None:
@@ -42,26 +42,26 @@ def abandon(scope: str, tasks: "Sequence[tuple[str, asyncio.Task[Any]]]", grace_
         grace_s: how long they were waited for, in seconds.
     """
     for _, task in tasks:
-        _still_running.add(task)
-        task.add_done_callback(_report_end)
+        _abandoned.add(task)
+        task.add_done_callback(_report_late_failure)
 
     names = [name for name, _ in tasks]
     for name in names:
         emit(TaskAbandoned(scope, name, grace_s))
-    more = f" and {len(names) - _SHOWN_AT_MOST} more" if len(names) > _SHOWN_AT_MOST else ""
+    more = f" and {len(names) - _MAX_NAMES_LOGGED} more" if len(names) > _MAX_NAMES_LOGGED else ""
     _log.warning(
         "%s abandons %d of its tasks, which go on %.1f s after their cancellation: %s%s; "
         "look for blocking calls and for swallowed CancelledError in them",
         scope,
         len(names),
         grace_s,
-        ", ".join(names[:_SHOWN_AT_MOST]),
+        ", ".join(names[:_MAX_NAMES_LOGGED]),
         more,
     )
 
 
-def _report_end(task: "asyncio.Task[Any]") -> None:
-    _still_running.discard(task)
+def _report_late_failure(task: "asyncio.Task[Any]") -> None:
+    _abandoned.discard(task)
     if task.cancelled():
         return
     error = task.exception()
@@ -106,7 +106,7 @@ class Outcomes:
         self.failures: deque[TaskFailure] = deque(maxlen=MAX_FAILURES)
         self.results: deque[object] = deque(maxlen=keep_results)
 
-    def count(self, task: "asyncio.Task[Any]", account: TaskAccount, began: float) -> BaseException | None:
+    def count(self, task: "asyncio.Task[Any]", account: TaskAccount, started_at: float) -> BaseException | None:
         """Count a task that is done; return its exception, if it failed.
 
         Args:
@@ -115,8 +115,8 @@ class Outcomes:
             began: when it began (`perf_counter`); 0.0 if it never did.
         """
         account.running -= 1
-        if began:
-            account.duration_s += perf_counter() - began
+        if started_at:
+            account.duration_s += perf_counter() - started_at
         if task.cancelled():
             account.cancelled += 1
             return None
@@ -130,20 +130,20 @@ class Outcomes:
             self.results.append(task.result())
         return None
 
-    def keep_error(self, error: BaseException) -> None:
+    def add_error(self, error: BaseException) -> None:
         """Keep an exception until the scope raises it."""
         self.errors.append(error)
         if self.base_error is None and is_base_error(error):
             self.base_error = error
 
-    def record(self, name: str, account: TaskAccount, error: BaseException) -> None:
+    def record_failure(self, name: str, account: TaskAccount, error: BaseException) -> None:
         """Put a failure on record, in words; the first of a name is logged."""
         failure = describe_failure(name, error)
         self.failures.append(failure)
         if account.failed == 1:
             _log.warning("%s: a task failed, the others go on: %s (later ones are only recorded)", self._scope, failure)
 
-    def forget_errors(self) -> None:
+    def clear_errors(self) -> None:
         """Drop what was to be raised: exceptions hold frames, and frames hold everything."""
         self.errors = []
         self.base_error = None
@@ -188,21 +188,21 @@ class ParentTask:
         self.is_interrupted = True
         self.task.cancel()
 
-    async def settle(self) -> bool:
+    async def uncancel(self) -> bool:
         """Take our cancellation back; return whether no other one is left."""
         if not self.is_interrupted:
             return False
-        await self._receive_pending()
+        await self._consume_pending_cancellation()
         self.is_interrupted = False
         return self.task.uncancel() == 0
 
-    def renew_outer_cancellation(self) -> None:
+    def redeliver_cancellation(self) -> None:
         """Have a cancellation from outside delivered again: an exception of ours is about to hide it."""
         if self.task.cancelling():
             self.task.uncancel()
             self.task.cancel()
 
-    async def _receive_pending(self) -> None:
+    async def _consume_pending_cancellation(self) -> None:
         if _UNCANCEL_TAKES_BACK or not getattr(self.task, "_must_cancel", False):
             return
         import asyncio
@@ -220,16 +220,16 @@ SHUTTING_DOWN: Final = "it is shutting down"
 FINISHED: Final = "it is finished"
 
 # After the deadline a task that is just about to end gets these turns of the loop; with grace=0 it is all it gets.
-_LAST_TURNS: Final = 5
+_FINAL_LOOP_ITERATIONS: Final = 5
 
 
 # What the scope knows of a task that has not ended: the account where it is counted, when it was created
 # (`perf_counter`), its driver, and its claim to a place. A plain tuple: one is made for each task, and a named one
 # costs five times as much.
-Live: TypeAlias = tuple[TaskAccount, float, "TrackedCoroutine[Any] | None", Ticket | None]
+TaskEntry: TypeAlias = tuple[TaskAccount, float, "TrackedCoroutine[Any] | None", Slot | None]
 
 
-class Roster:
+class TaskSet:
     """Tasks of one scope, from its beginning to its end.
 
     Args:
@@ -248,8 +248,8 @@ class Roster:
     """
 
     __slots__ = (
-        "_aborting", "_gate", "_grace_s", "_outcomes", "_parent", "_records_errors", "_scope", "_timer",
-        "_waiters", "live", "loop", "refusal",
+        "_aborting", "_grace_s", "_limiter", "_outcomes", "_parent", "_records_errors", "_scope", "_timer",
+        "_waiters", "closed_reason", "loop", "tasks",
     )  # fmt: skip
 
     def __init__(
@@ -258,7 +258,7 @@ class Roster:
         loop: "asyncio.AbstractEventLoop",
         parent: ParentTask,
         outcomes: Outcomes,
-        gate: Gate | None,
+        gate: StartLimiter | None,
         *,
         grace_s: float,
         records_errors: bool,
@@ -267,21 +267,21 @@ class Roster:
         self.loop = loop
         self._parent: ParentTask | None = parent
         self._outcomes = outcomes
-        self._gate = gate
+        self._limiter = gate
         self._grace_s = grace_s
         self._records_errors = records_errors
         self._aborting = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        self.live: dict[asyncio.Task[Any], Live] = {}  # Any: what a task returns is the user's
-        self.refusal = OPEN
+        self.tasks: dict[asyncio.Task[Any], TaskEntry] = {}  # Any: what a task returns is the user's
+        self.closed_reason = OPEN
 
-    def enrol(self, task: "asyncio.Task[Any]", live: Live) -> None:
+    def add(self, task: "asyncio.Task[Any]", entry: TaskEntry) -> None:
         """Hold a task until it ends; an eager one may have ended already."""
-        account = live[0]
+        account = entry[0]
         account.started += 1
         account.running += 1
-        self.live[task] = live
+        self.tasks[task] = entry
         if task.done():
             self._on_done(task)
             return
@@ -293,18 +293,18 @@ class Roster:
 
     def abort(self) -> None:
         """Cancel all, take no more, and set the deadline; a second call changes nothing."""
-        if self._aborting or self.refusal == FINISHED:
+        if self._aborting or self.closed_reason == FINISHED:
             return
         self._aborting = True
-        self.refusal = SHUTTING_DOWN
-        for task in tuple(self.live):
+        self.closed_reason = SHUTTING_DOWN
+        for task in tuple(self.tasks):
             task.cancel()
-        if self.live:
+        if self.tasks:
             self._start_timer()
 
-    async def drained(self) -> None:
+    async def wait_empty(self) -> None:
         """Wait until nobody is left, all having ended or been given up."""
-        while self.live:
+        while self.tasks:
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._waiters.append(waiter)
             try:
@@ -325,9 +325,9 @@ class Roster:
         if error is not None and is_base_error(error) and self._outcomes.base_error is None:
             self._outcomes.base_error = error
         try:
-            while self.live:
+            while self.tasks:
                 try:
-                    await self.drained()
+                    await self.wait_empty()
                 except asyncio.CancelledError as again:
                     # From outside, or our own, which `conclude` takes back. It may come more than once.
                     cancelled = again
@@ -336,7 +336,7 @@ class Roster:
         finally:
             error = cancelled = None  # exception, traceback and this frame would keep each other alive
 
-    async def conclude(self, error: BaseException | None, cancelled: BaseException | None) -> None:
+    async def raise_errors(self, error: BaseException | None, cancelled: BaseException | None) -> None:
         """Raise what the block has to raise beyond its own exception, which passes by itself.
 
         Args:
@@ -344,12 +344,12 @@ class Roster:
             cancelled: the cancellation that has to go on.
         """
         outcomes, parent = self._outcomes, self._parent
-        self.refusal = FINISHED
+        self.closed_reason = FINISHED
         base_error, errors = outcomes.base_error, outcomes.errors
-        outcomes.forget_errors()
+        outcomes.clear_errors()
         group: BaseException | None = None
         try:
-            if parent is not None and await parent.settle():
+            if parent is not None and await parent.uncancel():
                 cancelled = None
             if base_error is not None:
                 raise base_error
@@ -357,7 +357,7 @@ class Roster:
             if error is not None and has_failed and not self._records_errors:
                 errors.append(error)
             if parent is not None and (errors or has_failed):
-                parent.renew_outer_cancellation()
+                parent.redeliver_cancellation()
             elif cancelled is not None and error is None:
                 raise cancelled
             if errors:
@@ -367,25 +367,25 @@ class Roster:
             error = cancelled = base_error = group = None  # the same as in `join`
             del errors
 
-    def let_go(self) -> None:
+    def forget_parent(self) -> None:
         """Forget the holding task, whose frame and result are no business of a scope that has ended."""
         self._parent = None
-        self._outcomes.forget_errors()
+        self._outcomes.clear_errors()
 
     def _on_done(self, task: "asyncio.Task[Any]") -> None:
-        account, began, _, ticket = self.live.pop(task)
-        if ticket is not None and self._gate is not None:
-            began = ticket.began
-            self._gate.leave(ticket)
-        error = self._outcomes.count(task, account, began)
+        account, started_at, _, slot = self.tasks.pop(task)
+        if slot is not None and self._limiter is not None:
+            started_at = slot.started_at
+            self._limiter.release(slot)
+        error = self._outcomes.count(task, account, started_at)
         if error is not None:
             self._on_failure(task, account, error)
-        if not self.live:
-            self._wake()
+        if not self.tasks:
+            self._wake_waiters()
 
     def _on_failure(self, task: "asyncio.Task[Any]", account: TaskAccount, error: BaseException) -> None:
         if self._records_errors and not is_base_error(error):
-            self._outcomes.record(task_name(task, account), account, error)
+            self._outcomes.record_failure(task_name(task, account), account, error)
             return
 
         parent = self._parent
@@ -398,44 +398,44 @@ class Roster:
                 }
             )
             return
-        self._outcomes.keep_error(error)
+        self._outcomes.add_error(error)
         if not self._aborting and not parent.is_interrupted:
             self.abort()
             parent.interrupt()
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            self._timer = self.loop.call_at(self.loop.time() + self._grace_s, self._give_up, _LAST_TURNS)
+            self._timer = self.loop.call_at(self.loop.time() + self._grace_s, self._on_deadline, _FINAL_LOOP_ITERATIONS)
 
-    def _give_up(self, turns: int) -> None:
-        if not self.live:
+    def _on_deadline(self, iterations: int) -> None:
+        if not self.tasks:
             return
-        if turns:
-            self.loop.call_soon(self._give_up, turns - 1)
+        if iterations:
+            self.loop.call_soon(self._on_deadline, iterations - 1)
         else:
             self._abandon_all()
-            if not self.live:
-                self._wake()
+            if not self.tasks:
+                self._wake_waiters()
 
     def _abandon_all(self) -> None:
-        left: list[tuple[str, asyncio.Task[Any]]] = []
-        for task, live in tuple(self.live.items()):
+        abandoned: list[tuple[str, asyncio.Task[Any]]] = []
+        for task, entry in tuple(self.tasks.items()):
             if task.done():
                 continue  # its callback is on the way
-            del self.live[task]
+            del self.tasks[task]
             task.remove_done_callback(self._on_done)
-            account, began, _, ticket = live
-            if ticket is not None and self._gate is not None:
-                began = ticket.began or perf_counter()
-                self._gate.leave(ticket)
+            account, started_at, _, slot = entry
+            if slot is not None and self._limiter is not None:
+                started_at = slot.started_at or perf_counter()
+                self._limiter.release(slot)
             account.running -= 1
             account.abandoned += 1
-            account.duration_s += perf_counter() - began
-            left.append((task_name(task, account), task))
-        if left:
-            abandon(self._scope, left, self._grace_s)
+            account.duration_s += perf_counter() - started_at
+            abandoned.append((task_name(task, account), task))
+        if abandoned:
+            abandon(self._scope, abandoned, self._grace_s)
 
-    def _wake(self) -> None:
+    def _wake_waiters(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -135,10 +135,10 @@ def describe_failure(name: str, error: BaseException, clock: Callable[[], float]
     """Return a failure in words; the exception itself is not kept."""
     kind = type(error)
     label = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return TaskFailure(name, label, _message_of(error), clock())
+    return TaskFailure(name, label, _error_text(error), clock())
 
 
-def _message_of(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     # A stranger's exception: its `__str__` may fail, and what it shows may be a whole document.
     try:
         text = str(error)
@@ -210,10 +210,10 @@ class TaskAccount:
 
     def copy(self) -> "TaskAccount":
         """Return an account with the same sums."""
-        twin = TaskAccount(self.name)
+        duplicate = TaskAccount(self.name)
         for field in self.__slots__:
-            setattr(twin, field, getattr(self, field))
-        return twin
+            setattr(duplicate, field, getattr(self, field))
+        return duplicate
 
     def _add(self, figures: UsageTuple) -> None:
         _, retained, peak, _, _, _, _, steps, _, _, note = figures

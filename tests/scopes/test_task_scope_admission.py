@@ -8,7 +8,7 @@ import pytest
 
 from memtools.errors import ConfigError
 from memtools.scopes import Admission, task_scope
-from memtools.scopes._admission import SizeAdmission, parse_admission
+from memtools.scopes._admission import MemoryLimitAdmission, parse_admission
 
 
 class Doorkeeper:
@@ -132,12 +132,12 @@ def test_a_class_is_no_admission() -> None:
 
 
 class Worker:
-    def __init__(self, admission: SizeAdmission) -> None:
+    def __init__(self, admission: MemoryLimitAdmission) -> None:
         self.is_inside = False
         self.leave = asyncio.Event()
         self.task = asyncio.ensure_future(self._run(admission))
 
-    async def _run(self, admission: SizeAdmission) -> None:
+    async def _run(self, admission: MemoryLimitAdmission) -> None:
         async with admission.admit():
             self.is_inside = True
             await self.leave.wait()
@@ -145,7 +145,7 @@ class Worker:
 
 async def test_a_size_admits_one_always_and_others_in_order_while_less_is_used() -> None:
     used = 1000
-    admission = SizeAdmission(100, lambda: used)
+    admission = MemoryLimitAdmission(100, lambda: used)
     first, second, third = (Worker(admission) for _ in range(3))
     await turns()
     assert (first.is_inside, second.is_inside, third.is_inside) == (True, False, False)
@@ -163,7 +163,7 @@ async def test_a_size_admits_one_always_and_others_in_order_while_less_is_used()
 
 async def test_one_who_is_cancelled_at_the_door_lets_the_next_one_in() -> None:
     used = 1000
-    admission = SizeAdmission(100, lambda: used)
+    admission = MemoryLimitAdmission(100, lambda: used)
     first, second, third = (Worker(admission) for _ in range(3))
     await turns()
 
