@@ -164,12 +164,12 @@ async def _async_generator() -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("function", [_coroutine, _generator, _async_generator])
 def test_what_is_no_plain_function_is_refused_when_decorating(function: Any) -> None:
-    with pytest.raises(ConfigError, match="memory_profiler follows plain functions only"):
+    with pytest.raises(ConfigError, match="memory_profiler measures plain functions only"):
         profile_memory(lines=True)(function)
 
 
 def test_a_function_without_source_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a function of a file that can be read"):
+    with pytest.raises(ConfigError, match="a function whose source file can be read"):
         profile_memory(lines=True)(len)
 
 
