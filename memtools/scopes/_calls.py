@@ -1,29 +1,19 @@
-"""A call as a scope: open an owner for it, call through, end the owner.
+"""Calls as scopes: open an owner, run the call, close the owner.
 
-Covers: plain calls, coroutines, generators and asynchronous generators, each charged for its own steps only.
-Leaves to others: what becomes of the usage (`Plan.on_end`), wrapping functions (`memtools.decorators`).
-
-A coroutine brings a driver of its own, which only opens the owner where another one follows the task already. What is
-suspended by its consumer (the generators) takes its turn at each step.
+Plain calls, coroutines, generators and asynchronous generators are each charged for their own steps only. A coroutine
+gets a tracker of its own, which only opens the owner where the task is tracked already; a generator, which its consumer
+suspends, switches the current owner at each step.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar, cast
 
 from memtools._records import record
-from memtools.ledger import (
-    UNUSED,
-    Budget,
-    Kind,
-    Meter,
-    Owner,
-    Suspension,
-    TrackedCoroutine,
-    active_owner,
-    close_owner,
-    is_failure,
-    open_owner,
-)
+from memtools.ledger._context import Suspension, active_owner, is_failure
+from memtools.ledger._coroutines import UNUSED, TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
+from memtools.ledger._owner import Budget, Kind, Owner
+from memtools.ledger.meters._choose import Meter
 
 T = TypeVar("T")
 Y = TypeVar("Y")
@@ -32,17 +22,17 @@ S = TypeVar("S")
 
 @record
 class CallOptions:
-    """How the owner of a call is opened and ended.
+    """How the owner of a call is opened and closed.
 
     Attributes:
-        name: what reports call it.
+        name: the name in reports.
         kind: `"call"` or `"scope"`.
-        meter: who counts.
-        budget: what it may use.
-        include_children: whether owners below count into its figures.
-        is_layered: whether the function is under a further decorator of ours: one call then, and not two.
-        on_end: told when the owner has ended, and by which exception, None for a result; what it raises is raised in
-            place of the result.
+        meter: the meter that measures the owner.
+        budget: the budget of the owner, or None.
+        include_children: whether the figures include those of the owners below.
+        is_stacked: whether the function is decorated by memtools already: both decorators then count one call.
+        on_end: called when the owner has ended, with the owner and the exception that ended it, or None; what it raises
+            is raised in place of the result.
     """
 
     name: str
@@ -54,7 +44,7 @@ class CallOptions:
     on_end: Callable[[Owner, BaseException | None], object] | None = None
 
     def open(self) -> Owner:
-        """Open the owner here."""
+        """Open the owner, below the current one."""
         return open_owner(
             self.name,
             self.kind,
@@ -65,7 +55,7 @@ class CallOptions:
         )
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
-        """End the owner and tell `on_end`; cancelled or closed is no failure."""
+        """Close the owner and call `on_end`; a call that was cancelled or closed has not failed."""
         close_owner(owner, failed=is_failure(error))
         if self.on_end is not None:
             self.on_end(owner, error)
@@ -99,19 +89,18 @@ def track_coroutine(options: CallOptions, inner: Coroutine[Any, Any, T]) -> Coro
 
 
 def coroutine_tracker(options: CallOptions, function: Callable[..., Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    """Return what follows each coroutine of `function` under its name: `follow()`, quicker where there are many.
+    """Return what tracks each coroutine of `function`: `track_coroutine`, faster where there are many.
 
-    It takes what has a `send`; for other awaitables see `sendable()`. Any: what a function takes, sends and returns is
-    between it and its callers.
+    It accepts what has a `send`; see `ensure_coroutine` for other awaitables. Any: what a function takes, sends and
+    returns is not known here.
     """
-    following: Callable[[Any], Coroutine[Any, Any, Any]] = copy_name(
-        function, track_coroutine(options, UNUSED)
-    ).following
+    tracker = copy_name(function, track_coroutine(options, UNUSED))
+    following: Callable[[Any], Coroutine[Any, Any, Any]] = tracker.following
     return following
 
 
 def copy_name(function: Callable[..., Any], running: Any) -> Any:
-    """Give a running call the name of its function: in task lists and in "was never awaited" stands the user's.
+    """Give a running call the name of its function, which task lists and "was never awaited" then show.
 
     Any: coroutines and generators of all kinds.
     """
@@ -122,7 +111,7 @@ def copy_name(function: Callable[..., Any], running: Any) -> Any:
 
 
 def ensure_coroutine(inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-    """Return a coroutine that awaits what a function has returned that is marked as a coroutine function."""
+    """Return `inner`, or a coroutine that awaits it: a function that is marked as one may return any awaitable."""
     return inner if hasattr(inner, "send") else _await(inner)
 
 
@@ -144,7 +133,7 @@ def generate(options: CallOptions, inner: Generator[Y, S, T]) -> Generator[Y, S,
                 result = cast("T", end.value)
                 break
             finally:
-                thrown = None  # or traceback, this frame and the exception would keep each other alive
+                thrown = None  # otherwise its traceback, this frame and the exception would keep each other alive
             suspension.give_back()
             try:
                 sent = yield item
@@ -201,7 +190,7 @@ def _send_or_throw(inner: Generator[Y, S, T], sent: S | None, thrown: BaseExcept
 
 
 class _TrackedAwait(Generic[T]):
-    """An awaitable, each step of which takes the turn and gives it back."""
+    """An awaitable during whose steps the owner of a suspension is the current one."""
 
     __slots__ = ("_awaitable", "_suspension")
 
@@ -209,7 +198,7 @@ class _TrackedAwait(Generic[T]):
         self._suspension = suspension
         self._awaitable = awaitable
 
-    def __await__(self) -> Generator[Any, Any, T]:  # Any: between the loop and what it resumes
+    def __await__(self) -> Generator[Any, Any, T]:  # Any: what the loop and the awaitable exchange
         steps = self._awaitable.__await__()
         sent: Any = None
         thrown: BaseException | None = None
@@ -224,5 +213,5 @@ class _TrackedAwait(Generic[T]):
                 self._suspension.give_back()
             try:
                 sent = yield waits_for
-            except BaseException as error:  # GeneratorExit, too: the step that it closes is a charged one
+            except BaseException as error:  # GeneratorExit, too: the step that it closes is charged as well
                 thrown = error

@@ -103,7 +103,7 @@ def test_a_celery_worker_charges_each_task_and_watches_each_process(worker, tmp_
     )
 
     assert said.stdout == "[60000000, 'tasks.load', ['thread']] [1, 'tasks.load', ['thread']]\n", said.stderr
-    _wait_for(r"High memory increase: tasks\.load used", tmp_path / "log", worker)
+    _wait_for(r"High peak: tasks\.load used", tmp_path / "log", worker)
 
 
 GUNICORN_APP = """

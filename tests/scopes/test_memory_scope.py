@@ -112,7 +112,7 @@ def test_a_high_peak_is_warned_of_with_the_largest_children(caplog):
 
     assert [event.name for event in told] == ["nightly"]
     assert [name for name, _ in told[0].largest] == ["part 4", "part 3", "part 2"]
-    assert "High memory increase: nightly used 19.1 MiB, warning at 9.5 MiB" in caplog.text
+    assert "High peak: nightly used 19.1 MiB, warning size 9.5 MiB" in caplog.text
     assert "part 4 19.1 MiB" in caplog.text
 
 
@@ -152,7 +152,8 @@ def test_on_exceed_warns_or_calls_instead(caplog):
     with scope("called", budget=0, on_exceed=given.append):
         bytearray(MB)
 
-    assert "High memory increase: warned used" in caplog.text
+    assert [(record.levelname, "warned used" in record.getMessage()) for record in caplog.records] == [("WARNING", True)]
+    assert "budget 0 B (peak)" in caplog.text
     assert [error.scope for error in given] == ["called"]
 
 

@@ -310,7 +310,7 @@ async def test_records_are_bounded_and_survive_exceptions_that_cannot_be_shown()
         tasks.create_task(fail(Mute()))
 
     assert len(tasks.errors()) == 256
-    assert tasks.errors()[-1].message == "<a message that cannot be shown>"
+    assert tasks.errors()[-1].message == "<the message cannot be shown>"
     assert len(tasks.errors()[-2].message) == 501
     assert tasks.statistics().failed == 302
 

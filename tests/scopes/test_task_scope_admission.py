@@ -237,5 +237,5 @@ async def test_a_task_that_was_given_up_at_the_door_never_begins() -> None:
     await turns()
 
     assert coro.cr_frame is None
-    assert "gave this task up" in str(reports[0])
+    assert "abandoned this task" in str(reports[0])
     assert tasks.statistics().waiting == 0
