@@ -388,13 +388,13 @@ def _recording_wrapper(
     def wrapper(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         recorder = _CallRecorder(histories.history_for(args, kwargs))
         options = CallOptions(name, "call", meter, is_stacked=is_stacked, on_end=recorder.on_end)
-        called = _result_keeper(kind, function, recorder) if keep_results else function
+        called = _keeping_result(kind, function, recorder) if keep_results else function
         return run(options, called, args, kwargs)
 
     return wrapper
 
 
-def _result_keeper(kind: CallKind, function: Callable[..., Any], recorder: _CallRecorder) -> Callable[..., Any]:
+def _keeping_result(kind: CallKind, function: Callable[..., Any], recorder: _CallRecorder) -> Callable[..., Any]:
     if kind == "coroutine":
 
         async def keep_async(*args: Any, **kwargs: Any) -> Any:
