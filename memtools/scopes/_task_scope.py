@@ -284,7 +284,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     def usage_by_name(self) -> dict[str, TaskUsage]:
         """Return the usage of the tasks by name, running tasks included; beyond 256 names under `<other>`."""
         open_owners: dict[str, list[Owner]] = {}
-        for account, _, tracked, _ in self._running_tasks().values():
+        for account, _, tracked, _ in self._unfinished_tasks().values():
             owner = tracked.owner if tracked is not None else None
             if owner is not None and owner.is_active:
                 open_owners.setdefault(account.name, []).append(owner)
@@ -311,7 +311,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             name=self.name,
             state=self._state(),
             max_running=self._settings.max_running,
-            running=len(self._running_tasks()) - waiting,
+            running=len(self._unfinished_tasks()) - waiting,
             waiting=waiting,
             finished=total("finished"),
             failed=total("failed"),
@@ -321,7 +321,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
     def __repr__(self) -> str:
         waiting = self._limiter.waiting if self._limiter is not None else 0
-        running = len(self._running_tasks()) - waiting
+        running = len(self._unfinished_tasks()) - waiting
         return f"<task_scope {self.name!r} {self._state()} running={running} waiting={waiting}>"
 
     def _create_task_slow(
@@ -361,7 +361,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             raise ScopeClosed(self.name, self._task_set.closed_reason)
         return self._task_set
 
-    def _running_tasks(self) -> dict[asyncio.Task[Any], TaskEntry]:
+    def _unfinished_tasks(self) -> dict[asyncio.Task[Any], TaskEntry]:
         return {} if self._task_set is None else self._task_set.tasks
 
     def _state(self) -> str:

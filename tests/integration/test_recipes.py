@@ -65,7 +65,7 @@ app = Celery("tasks", broker="filesystem://", backend="file://" + FOLDER + "/res
 app.conf.broker_transport_options = dict(
     data_folder_in=FOLDER + "/queue", data_folder_out=FOLDER + "/queue", control_folder=FOLDER + "/control"
 )
-app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
+app.conf.worker_cancel_long_unfinished_tasks_on_connection_loss = True
 app.conf.broker_connection_retry_on_startup = True
 
 @app.task

@@ -456,7 +456,7 @@ def test_one_that_owned_nothing_or_was_never_made_goes_in_silence(recwarn) -> No
     assert len(recwarn) == 0
 
 
-async def test_running_tasks_do_not_keep_it_alive_and_silent() -> None:
+async def test_unfinished_tasks_do_not_keep_it_alive_and_silent() -> None:
     component = Component("shop")
     task = component.create_task(asyncio.sleep(3600))
 

@@ -45,7 +45,7 @@ async def test_interleaved_tasks_have_separate_exact_usage() -> None:
     assert "large: 3 tasks, peak 4.0 MiB" in str(usage["large"])
 
 
-async def test_usage_includes_running_tasks() -> None:
+async def test_usage_includes_unfinished_tasks() -> None:
     release = asyncio.Event()
     async with task_scope(meter="tracemalloc") as tasks:
         tasks.create_task(hold_bytes(3 * MIB, release), name="held")
