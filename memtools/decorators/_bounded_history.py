@@ -24,9 +24,8 @@ from memtools.decorators._decoration import (
     with_attribute,
 )
 from memtools.errors import ConfigError
+from memtools.ledger import Meter, Owner, choose_meter
 from memtools.ledger._ledger import current_usage
-from memtools.ledger._owner import Owner
-from memtools.ledger.meters._choose import Meter, choose_meter
 from memtools.scopes._calls import CallOptions
 from memtools.structures import BoundedList
 from memtools.units import parse_count

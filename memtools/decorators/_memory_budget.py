@@ -8,9 +8,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from memtools._suggestions import suggest_arguments
 from memtools.decorators._decoration import accept_descriptors, call_kind, is_enabled, report_name, wrapper_for
+from memtools.ledger import Owner, choose_meter
 from memtools.ledger._ledger import current_usage
-from memtools.ledger._owner import Measure, OnExceed, Owner
-from memtools.ledger.meters._choose import choose_meter
+from memtools.ledger._owner import Measure, OnExceed
 from memtools.scopes._budgets import check_usage, make_budget, require_refusals
 from memtools.scopes._calls import CallOptions
 from memtools.units import parse_count

@@ -19,9 +19,9 @@ from memtools.decorators._decoration import (
 )
 from memtools.decorators.memory_profiler import FunctionLines, LineProfilerAdapter
 from memtools.errors import ConfigError
-from memtools.ledger._ledger import current_usage, open_owners, usage_tuple
-from memtools.ledger._owner import Owner, Usage, UsageTuple
-from memtools.ledger.meters._choose import choose_meter
+from memtools.ledger import Owner, Usage, choose_meter, open_owners
+from memtools.ledger._ledger import current_usage, usage_tuple
+from memtools.ledger._owner import UsageTuple
 from memtools.scopes._calls import CallOptions
 from memtools.scopes._memory_scope import parse_name
 from memtools.units import format_size, parse_count

@@ -5,8 +5,8 @@ from typing import cast
 
 from memtools.errors import BudgetExceeded, ConfigError
 from memtools.events import HighUsage, emit
-from memtools.ledger._owner import Budget, OnExceed, Owner, Usage
-from memtools.ledger.meters._choose import Meter, native_reason
+from memtools.ledger import Budget, Meter, Owner, Usage, native_reason
+from memtools.ledger._owner import OnExceed
 from memtools.readings import effective_limit
 from memtools.units import format_size, parse_choice, parse_size
 

@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from typing import Any, Generic, TypeVar, cast
 
 from memtools._records import record
-from memtools.ledger._context import Suspension, active_owner, is_failure
+from memtools.ledger import Budget, Meter, Owner, active_owner
+from memtools.ledger._context import Suspension, is_failure
 from memtools.ledger._coroutines import UNUSED, TrackedCoroutine
 from memtools.ledger._ledger import close_owner, open_owner
-from memtools.ledger._owner import Budget, Kind, Owner
-from memtools.ledger.meters._choose import Meter
+from memtools.ledger._owner import Kind
 
 T = TypeVar("T")
 Y = TypeVar("Y")

@@ -9,9 +9,9 @@ from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
 from memtools._suggestions import suggest_arguments
 from memtools.errors import ConfigError, ScopeClosed
+from memtools.ledger import Budget, Owner, Usage, choose_meter
 from memtools.ledger._ledger import current_usage, end_owner, open_for_frame
-from memtools.ledger._owner import Budget, OnExceed, Owner, Usage
-from memtools.ledger.meters._choose import choose_meter
+from memtools.ledger._owner import OnExceed
 from memtools.scopes._budgets import check_usage, make_budget, parse_budget, require_refusals
 from memtools.scopes._calls import CallOptions, call, generate, track_coroutine
 

@@ -11,11 +11,10 @@ from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast
 from memtools._records import record
 from memtools._suggestions import suggest_arguments
 from memtools.errors import ConfigError, ScopeClosed
+from memtools.ledger import Budget, Meter, Owner, Usage, choose_meter
 from memtools.ledger._context import active
 from memtools.ledger._coroutines import UNUSED, TrackedCoroutine
 from memtools.ledger._ledger import current_usage, end_owner, open_for_frame
-from memtools.ledger._owner import Budget, Owner, Usage
-from memtools.ledger.meters._choose import Meter, choose_meter
 from memtools.scopes._admission import (
     Admission,
     Admit,

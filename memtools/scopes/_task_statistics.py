@@ -10,9 +10,9 @@ from typing import Final
 
 from memtools._records import as_dict, record
 from memtools.errors import MemtoolsError
+from memtools.ledger import Meter, Owner
 from memtools.ledger._ledger import usage_tuple
-from memtools.ledger._owner import Owner, UsageTuple
-from memtools.ledger.meters._choose import Meter
+from memtools.ledger._owner import UsageTuple
 from memtools.units import format_size
 
 MAX_MESSAGE_LENGTH: Final = 500
