@@ -1,4 +1,4 @@
-"""Decorators that measure, bound and remember calls."""
+"""Decorators that measure calls, limit their memory and remember them."""
 
 from memtools.decorators._bounded_history import CallRecord, History, HistorySummary, bounded_history
 from memtools.decorators._memory_budget import memory_budget

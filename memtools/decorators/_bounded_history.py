@@ -1,35 +1,47 @@
-"""`@bounded_history`: the last calls of a function, never more."""
+"""`@bounded_history`: remember the last calls of a function."""
 
 import logging
+import math
 import threading
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from types import MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, cast, overload
 
 from memtools._records import record
-from memtools.decorators._wrapping import (
-    Decorated,
-    Detour,
-    Shape,
+from memtools._safe_calls import RateLimitedLogger
+from memtools._suggestions import suggest_arguments
+from memtools.decorators._decoration import (
+    CallKind,
+    Wrapper,
+    accept_descriptors,
+    call_kind,
     is_descriptor,
     is_enabled,
-    is_layered,
-    name_of,
-    over_descriptors,
+    report_name,
     runner_for,
-    shape_of,
+    with_attribute,
 )
 from memtools.errors import ConfigError
-from memtools.ledger import Meter, Owner, choose_meter, current_usage
-from memtools.scopes import CallOptions
+from memtools.ledger import Meter, Owner, choose_meter
+from memtools.ledger._ledger import current_usage
+from memtools.scopes._calls import CallOptions
 from memtools.structures import BoundedList
 from memtools.units import parse_count
 
-# What is remembered of calls: one frozen record each, the newest ones, and their summary.
+if TYPE_CHECKING:  # it loads wrapt
+    from memtools.decorators._wrapping import Recorded
+
+MAX_KEYS: Final = 1000
+NO_KEY: Final = "<no key>"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+H = TypeVar("H", bound="History | KeyedHistory")
+T = TypeVar("T")
+
+_log = logging.getLogger("memtools.history")
 
 
 @record
@@ -37,14 +49,14 @@ class CallRecord:
     """One call that has ended.
 
     Attributes:
-        started: when, in seconds of `time.time()`.
+        started: the start in seconds of `time.time()`.
         duration_s: wall time in seconds.
         outcome: `"ok"`, or the name of the exception's type.
-        retained_bytes: what it left alive, in bytes.
+        retained_bytes: the bytes that the call had allocated and that were live at its end.
         peak_bytes: its highest live bytes.
-        resident_delta_bytes: change of the whole process's resident memory.
-        exact: False where others may have leaked into the figures.
-        result: what it returned, only where the decorator was told `keep_results=True`.
+        resident_delta_bytes: the change of the whole process's resident memory.
+        exact: False where allocations of other code may be in the figures.
+        result: the returned value with `keep_results=True`, else None.
     """
 
     started: float
@@ -54,7 +66,7 @@ class CallRecord:
     peak_bytes: int
     resident_delta_bytes: int
     exact: bool
-    result: Any = None  # Any: whatever the function returns
+    result: Any = None  # Any: what the function returns
 
 
 @record
@@ -63,12 +75,12 @@ class HistorySummary:
 
     Attributes:
         count: how many calls are remembered.
-        failures: how many of them did not end well.
-        mean_s: mean duration.
+        failures: how many of them ended with an exception.
+        mean_s: the mean duration.
         p50_s: the median duration.
         p95_s: the duration that 95 % of the calls did not exceed.
         p99_s: the duration that 99 % of the calls did not exceed.
-        retained_bytes: the sum of what they left alive.
+        retained_bytes: the sum of their retained bytes.
     """
 
     count: int
@@ -95,41 +107,11 @@ class History(BoundedList[CallRecord]):
 
     def summary(self) -> HistorySummary:
         """Return count, mean, percentiles (nearest rank) and failures of the calls that are remembered."""
-        return summarise(self[:])
-
-
-def summarise(records: Iterable[CallRecord]) -> HistorySummary:
-    """Return the summary of any records."""
-    calls = list(records)
-    durations = sorted(call.duration_s for call in calls)
-    return HistorySummary(
-        count=len(calls),
-        failures=sum(call.outcome != "ok" for call in calls),
-        mean_s=sum(durations) / len(durations) if durations else None,
-        p50_s=_percentile(durations, 50),
-        p95_s=_percentile(durations, 95),
-        p99_s=_percentile(durations, 99),
-        retained_bytes=sum(call.retained_bytes for call in calls),
-    )
-
-
-def _percentile(ordered: list[float], percent: int) -> float | None:
-    # Nearest rank: the smallest value that at least so many percent do not exceed (Hyndman and Fan, type 1).
-    if not ordered:
-        return None
-    rank = -(-len(ordered) * percent // 100)
-    return ordered[rank - 1]
-
-
-# Where the history of a call is kept: one for the function, one per key, or one per object.
-#
-# Leaves to others: what is kept (`_call_records`), when (`_bounded_history`).
-
-MAX_KEYS: Final = 1000
+        return _summarise(self[:])
 
 
 class KeyedHistory(Mapping[Hashable, History]):
-    """One history per key, for the keys used last; 1,000 at most. Safe from any thread."""
+    """One history per key, for the `max_keys` keys that were used last. Thread-safe."""
 
     def __init__(self, make: Callable[[], History], *, max_keys: int = MAX_KEYS) -> None:
         self._make = make
@@ -137,8 +119,8 @@ class KeyedHistory(Mapping[Hashable, History]):
         self._lock = threading.RLock()
         self._by_key: OrderedDict[Hashable, History] = OrderedDict()
 
-    def at(self, key: Hashable) -> History:
-        """Return the history for `key`, a new one if need be; the key unused for longest may go for it."""
+    def for_key(self, key: Hashable) -> History:
+        """Return the history for `key`; a new one may replace that of the least recently used key."""
         with self._lock:
             history = self._by_key.get(key)
             if history is None:
@@ -151,7 +133,7 @@ class KeyedHistory(Mapping[Hashable, History]):
     def summary(self) -> HistorySummary:
         """Return the summary over all keys."""
         with self._lock:
-            return summarise(call for history in self._by_key.values() for call in history)
+            return _summarise(call for history in self._by_key.values() for call in history)
 
     def __getitem__(self, key: Hashable) -> History:
         with self._lock:
@@ -171,7 +153,11 @@ class KeyedHistory(Mapping[Hashable, History]):
 class ObjectHistories:
     """One history per object, for as long as the object lives.
 
-    By identity: objects that compare equal have histories of their own, and none has to be hashable.
+    By identity: objects that compare equal have histories of their own, and objects need not be hashable.
+
+    Args:
+        make: makes an empty history.
+        shared: the history of all objects that cannot be weakly referenced: their end would not be noticed.
     """
 
     def __init__(self, make: Callable[[], History], shared: History) -> None:
@@ -179,19 +165,23 @@ class ObjectHistories:
         self._shared = shared
         self._by_id: dict[int, tuple[weakref.ref[Any], History]] = {}
 
-    def at(self, instance: object) -> History:
-        """Return the history of `instance`, a new one if need be.
-
-        Objects that cannot be weakly referenced get the shared one: nobody would say when theirs can go.
-        """
+    def for_object(self, instance: object) -> History:
+        """Return the history of `instance`, a new one at the first call."""
         key = id(instance)
         found = self._by_id.get(key)
         if found is not None and found[0]() is instance:
             return found[1]
 
         by_id = self._by_id
+
+        def remove(dead: "weakref.ref[Any]") -> None:
+            # A new object may have got the id of the dead one, and its history is in the dict already.
+            current = by_id.get(key)
+            if current is not None and current[0] is dead:
+                by_id.pop(key, None)
+
         try:
-            reference = weakref.ref(instance, lambda gone: by_id.pop(key, None) if _is_at(by_id, key, gone) else None)
+            reference = weakref.ref(instance, remove)
         except TypeError:
             return self._shared
         history = self._make()
@@ -202,71 +192,15 @@ class ObjectHistories:
         return len(self._by_id)
 
 
-def _is_at(by_id: dict[int, tuple[weakref.ref[Any], History]], key: int, gone: weakref.ref[Any]) -> bool:
-    # A new object may have the id of the one that is gone, and its history is in place already.
-    found = by_id.get(key)
-    return found is not None and found[0] is gone
-
-
-P = ParamSpec("P")
-Q = ParamSpec("Q")
-R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-H = TypeVar("H", bound="History | KeyedHistory")
-S = TypeVar("S")
-T = TypeVar("T")
-
-NO_KEY: Final = "<no key>"
-
-_log = logging.getLogger("memtools.history")
-
-
-class Recorded(Decorated[P, R_co], Generic[P, R_co, H]):
-    """A function whose last calls are remembered: `f.history`."""
-
-    def __init__(self, function: Callable[P, R_co], detour: Detour, history: H) -> None:
-        super().__init__(function, detour)
-        self._self_history = history
-
-    @property
-    def history(self) -> H:
-        """The newest calls, oldest first; with `key=` a mapping from key to such a list."""
-        return self._self_history
-
-    if TYPE_CHECKING:  # how it binds, for type checkers; it binds as its base class does
-        # A classmethod is to them a function that takes the class, and they do not let it bind: cast where it matters.
-        @overload
-        def __get__(self, instance: None, owner: type | None = None) -> "Recorded[P, R_co, H]": ...
-        @overload
-        def __get__(
-            self: "Recorded[Concatenate[S, Q], R, H]", instance: S, owner: type | None = None
-        ) -> "Recorded[Q, R, H]": ...
-        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
-
-
-class _RecordedPerObject(Recorded[P, R_co, History]):
-    """A function that, bound to an object, has that object's history."""
-
-    def __init__(self, function: Callable[P, R_co], detour: Detour, shared: History, places: ObjectHistories) -> None:
-        super().__init__(function, detour, shared)
-        self._self_places = places
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
-            return self
-        bound: Callable[..., Any] = MethodType(self, instance)
-        return Recorded(bound, _through, self._self_places.at(instance))
-
-
 class _HistoryDecorator(Protocol[H]):
     @overload
     def __call__(self, function: "classmethod[T, P, R]", /) -> "classmethod[T, P, R]": ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a staticmethod can be called, too: it stands first
+    def __call__(  # type: ignore[overload-overlap]  # before the plain callable, which a staticmethod is as well
         self, function: "staticmethod[P, R]", /
     ) -> "staticmethod[P, R]": ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> Recorded[P, R, H]: ...
+    def __call__(self, function: Callable[P, R], /) -> "Recorded[P, R, H]": ...
 
 
 @overload
@@ -276,7 +210,7 @@ def bounded_history(  # type: ignore[overload-overlap]  # as above
     function: "staticmethod[P, R]", /
 ) -> "staticmethod[P, R]": ...
 @overload
-def bounded_history(function: Callable[P, R], /) -> Recorded[P, R, History]: ...
+def bounded_history(function: Callable[P, R], /) -> "Recorded[P, R, History]": ...
 @overload
 def bounded_history(
     maxlen: int = 1000,
@@ -300,6 +234,13 @@ def bounded_history(
     meter: str | None = None,
     enabled: bool | None = None,
 ) -> _HistoryDecorator[KeyedHistory]: ...
+@suggest_arguments(
+    by="key",
+    result="keep_results",
+    maxlen="it as the first argument, without a name",
+    sample="sample_every= of profile_memory: bounded_history remembers every call",
+    sample_every="sample_every= of profile_memory: bounded_history remembers every call",
+)
 def bounded_history(
     maxlen: Any = 1000,
     /,
@@ -311,9 +252,9 @@ def bounded_history(
     meter: str | None = None,
     enabled: bool | None = None,
 ) -> Any:
-    """Remember the last calls of a function: when, how long, how they ended, what they used.
+    """Remember the last calls of a function: start, duration, outcome and memory of each.
 
-    Bare or called. Arguments are never kept, results only on request.
+    With or without arguments. The arguments of the calls are never kept, their results only on request.
 
     ```python
     @bounded_history(100)
@@ -325,79 +266,89 @@ def bounded_history(
     ```
 
     Args:
-        maxlen: the most calls to remember; where the decorator is used bare, the function.
-        keep: how many are left when there are too many, see `BoundedList`; by default `maxlen`.
-        key: gives a key from the arguments of a call; calls are then remembered for each of up to 1,000 keys. Where it
-            fails, the call is remembered under `"<no key>"`, and the failure is logged once.
-        keep_results: whether to keep what plain and coroutine functions return.
+        maxlen: the highest number of remembered calls; the function, where the decorator is used without arguments.
+        keep: how many calls are left after the bound was exceeded, see `BoundedList`; by default `maxlen`.
+        key: returns a key for the arguments of a call; calls are then remembered for each of up to 1,000 keys. Where it
+            raises, the call is remembered under `"<no key>"`, and the failure is logged once.
+        keep_results: whether to keep the results of plain and coroutine functions.
         per_instance: for methods: one history per object, for as long as the object lives: `obj.method.history`.
             Objects that cannot be weakly referenced share the history of the class.
         meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
-            else `"rss"`; read when decorating.
+            else `"rss"`; read when the function is decorated.
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:
-        ConfigError: when decorating, for an argument that makes no sense.
+        ConfigError: when decorating, for an invalid argument.
     """
     given: object = maxlen
     is_bare = callable(given) or is_descriptor(given)
-    make = _maker(1000 if is_bare else given, keep)
+    make = _history_factory(1000 if is_bare else given, keep)
     if key is not None and not callable(key):
-        raise ConfigError("key", key, "a callable that takes the arguments of a call and gives a key")
+        raise ConfigError("key", key, "a callable that takes the arguments of a call and returns a key")
     if key is not None and per_instance:
         raise ConfigError("per_instance", per_instance, "either key= or per_instance=, not both")
     chosen = choose_meter(meter)
 
     def decorate(function: Any) -> Any:
-        shape = shape_of(function)
-        if keep_results and shape not in ("plain", "coroutine"):
-            raise ConfigError("keep_results", keep_results, f"False for a {shape}: it yields, and items are not kept")
-        places = _Places(make, key, per_instance)
+        kind = call_kind(function)
+        if keep_results and kind not in ("plain", "coroutine"):
+            raise ConfigError("keep_results", keep_results, f"False for a {kind}: what it yields is not kept")
+        histories = _Histories(make, key, per_instance)
         if not is_enabled(enabled):
-            return _bare(function, places.shared)
-        detour = _recording(function, chosen, places, keeps_result=keep_results)
-        if places.per_object is not None:
-            return _RecordedPerObject(function, detour, cast("History", places.shared), places.per_object)
-        return Recorded(function, detour, places.shared)
+            return with_attribute(function, "history", histories.shared)
+
+        from memtools.decorators._wrapping import Recorded, RecordedPerObject, is_stacked  # loads wrapt
+
+        wrapper = _recording_wrapper(function, kind, chosen, histories, is_stacked(function), keep_results)
+        if histories.per_object is not None:
+            return RecordedPerObject(function, wrapper, histories.shared, histories.per_object.for_object)
+        return Recorded(function, wrapper, histories.shared)
 
     if is_bare:
-        return over_descriptors(decorate)(maxlen)
-    return over_descriptors(decorate)
+        return accept_descriptors(decorate)(maxlen)
+    return accept_descriptors(decorate)
 
 
-class _Places:
-    """Where the calls of one function go."""
+def _history_factory(maxlen: object, keep: int | None) -> Callable[[], History]:
+    maxlen = parse_count(maxlen, name="maxlen")
+    History(maxlen=maxlen, keep=keep, shrinkable=False)  # refuses an invalid `keep` now, not at the first call
+    return lambda: History(maxlen=maxlen, keep=keep)
+
+
+class _Histories:
+    """The histories of one decorated function: one for the function, one per key, or one per object."""
 
     def __init__(self, make: Callable[[], History], key: Callable[..., Hashable] | None, per_instance: bool) -> None:
         self._key = key
-        self._complained = False
-        self.keyed = KeyedHistory(make) if key is not None else None
-        everything = make()
-        self.per_object = ObjectHistories(make, everything) if per_instance else None
-        self.shared: History | KeyedHistory = self.keyed if self.keyed is not None else everything
+        self._key_failures = RateLimitedLogger(_log, interval_s=math.inf)  # logs the first failure only
+        self._keyed = KeyedHistory(make) if key is not None else None
+        of_function = make()
+        self.per_object = ObjectHistories(make, of_function) if per_instance else None
+        self.shared: History | KeyedHistory = self._keyed if self._keyed is not None else of_function
 
-    def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> History:
-        if self.keyed is not None and self._key is not None:
-            return self._keyed_place(self.keyed, self._key, args, kwargs)
+    def history_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> History:
+        """Return the history of a call with these arguments."""
+        if self._keyed is not None and self._key is not None:
+            return self._history_for_key(self._keyed, self._key, args, kwargs)
         if self.per_object is not None and args:
-            return self.per_object.at(args[0])
+            return self.per_object.for_object(args[0])
         return cast("History", self.shared)
 
-    def _keyed_place(
+    def _history_for_key(
         self, keyed: KeyedHistory, key: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> History:
         try:
-            return keyed.at(key(*args, **kwargs))
+            return keyed.for_key(key(*args, **kwargs))
         except Exception:
-            # The call that is watched goes on, whatever is wrong with the key.
-            if not self._complained:
-                self._complained = True
-                _log.exception("key= of a bounded history failed; such calls are remembered under %r", NO_KEY)
-            return keyed.at(NO_KEY)
+            # A key function that fails, or returns an unhashable key, must not make the call fail.
+            self._key_failures.error(
+                "key", "key= of a bounded history failed; such calls are remembered under %r", NO_KEY
+            )
+            return keyed.for_key(NO_KEY)
 
 
-class _Recording:
-    """One running call, and the history that it goes to."""
+class _CallRecorder:
+    """One running call, and the history that its record is added to."""
 
     __slots__ = ("_history", "_started", "result")
 
@@ -412,7 +363,7 @@ class _Recording:
             CallRecord(
                 started=self._started,
                 duration_s=usage.duration_s,
-                # A consumer that has had enough closes the generator, which is how those end well.
+                # A consumer that needs no more items closes the generator: that is not a failure.
                 outcome="ok" if error is None or isinstance(error, GeneratorExit) else type(error).__name__,
                 retained_bytes=usage.retained_bytes,
                 peak_bytes=usage.peak_bytes,
@@ -423,46 +374,59 @@ class _Recording:
         )
 
 
-def _recording(function: Callable[..., Any], meter: Meter, places: _Places, *, keeps_result: bool) -> Detour:
-    shape = shape_of(function)
-    run, name, layered = runner_for(shape), name_of(function), is_layered(function)
+def _recording_wrapper(
+    function: Callable[..., Any],
+    kind: CallKind,
+    meter: Meter,
+    histories: _Histories,
+    is_stacked: bool,
+    keep_results: bool,
+) -> Wrapper:
+    run, name = runner_for(kind), report_name(function)
 
-    def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        recording = _Recording(places.place(args, kwargs))
-        plan = CallOptions(name, "call", meter, is_layered=layered, on_end=recording.on_end)
-        observed = _keeping(shape, function, recording) if keeps_result else function
-        return run(plan, observed, args, kwargs)
+    def wrapper(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        recorder = _CallRecorder(histories.history_for(args, kwargs))
+        options = CallOptions(name, "call", meter, is_stacked=is_stacked, on_end=recorder.on_end)
+        called = _keeping_result(kind, function, recorder) if keep_results else function
+        return run(options, called, args, kwargs)
 
-    return detour
-
-
-def _keeping(shape: Shape, function: Callable[..., Any], recording: _Recording) -> Callable[..., Any]:
-    if shape == "coroutine":
-
-        async def kept_async(*args: Any, **kwargs: Any) -> Any:
-            recording.result = await function(*args, **kwargs)
-            return recording.result
-
-        return kept_async
-
-    def kept(*args: Any, **kwargs: Any) -> Any:
-        recording.result = function(*args, **kwargs)
-        return recording.result
-
-    return kept
+    return wrapper
 
 
-def _maker(maxlen: object, keep: int | None) -> Callable[[], History]:
-    maxlen = parse_count(maxlen, name="maxlen")
-    History(maxlen=maxlen, keep=keep, shrinkable=False)  # refuses a bad `keep` now, not at the first call
-    return lambda: History(maxlen=maxlen, keep=keep)
+def _keeping_result(kind: CallKind, function: Callable[..., Any], recorder: _CallRecorder) -> Callable[..., Any]:
+    if kind == "coroutine":
+
+        async def keep_async(*args: Any, **kwargs: Any) -> Any:
+            recorder.result = await function(*args, **kwargs)
+            return recorder.result
+
+        return keep_async
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        recorder.result = function(*args, **kwargs)
+        return recorder.result
+
+    return keep
 
 
-def _through(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return function(*args, **kwargs)
+def _summarise(records: Iterable[CallRecord]) -> HistorySummary:
+    calls = list(records)
+    durations = sorted(call.duration_s for call in calls)
+    return HistorySummary(
+        count=len(calls),
+        failures=sum(call.outcome != "ok" for call in calls),
+        mean_s=sum(durations) / len(durations) if durations else None,
+        p50_s=_percentile(durations, 50),
+        p95_s=_percentile(durations, 95),
+        p99_s=_percentile(durations, 99),
+        retained_bytes=sum(call.retained_bytes for call in calls),
+    )
 
 
-def _bare(function: Any, history: History | KeyedHistory) -> Any:
-    with suppress(AttributeError):  # a builtin has no room for it
-        function.history = history  # code that reads it finds it empty
-    return function
+def _percentile(ordered: list[float], percent: int) -> float | None:
+    # Nearest rank: the smallest value that at least `percent` percent of the values do not exceed (Hyndman and Fan,
+    # type 1).
+    if not ordered:
+        return None
+    rank = -(-len(ordered) * percent // 100)
+    return ordered[rank - 1]

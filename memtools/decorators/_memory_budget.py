@@ -1,25 +1,25 @@
-"""`@memory_budget`: how much may a call use, and what follows when it uses more?"""
+"""`@memory_budget`: limit the memory of each call of a function.
+
+A file of its own because each decorator has one.
+"""
 
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from memtools.decorators._wrapping import (
-    Decorated,
-    detour_for,
-    is_enabled,
-    is_layered,
-    name_of,
-    over_descriptors,
-    shape_of,
-)
-from memtools.ledger import Measure, OnExceed, Owner, choose_meter, current_usage
-from memtools.scopes import CallOptions, check_usage, make_budget, require_refusals
+from memtools._suggestions import suggest_arguments
+from memtools.decorators._decoration import accept_descriptors, call_kind, is_enabled, report_name, wrapper_for
+from memtools.ledger import Owner, choose_meter
+from memtools.ledger._ledger import current_usage
+from memtools.ledger._owner import Measure, OnExceed
+from memtools.scopes._budgets import check_usage, make_budget, require_refusals
+from memtools.scopes._calls import CallOptions
 from memtools.units import parse_count
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@suggest_arguments(limit="budget", max_bytes="budget", sample="sample_every")
 def memory_budget(
     budget: int | str,
     *,
@@ -30,10 +30,11 @@ def memory_budget(
     meter: str | None = None,
     enabled: bool | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Hold the calls of a function to a budget, each call by itself.
+    """Limit the memory of each call of a function.
 
-    A coroutine is looked at after each of its steps: the step that crosses the budget is the last, and
-    `BudgetExceeded` is raised where it awaits. A plain function is looked at when it ends.
+    The budget of a coroutine is checked after each of its steps: the step that exceeds it is the last, and
+    `BudgetExceeded` is raised where the coroutine awaits. That of a plain function is checked when the call ends, and
+    with the native meter while it runs (see `docs/ledger.md`).
 
     ```python
     @memory_budget("50 MiB", meter="tracemalloc")
@@ -45,36 +46,44 @@ def memory_budget(
 
     Args:
         budget: bytes, text such as `"50 MiB"`, or a share of the effective limit such as `"10%"`.
-        measure: the figure that is held against it: `"peak"` (highest live bytes), `"retained"` (alive at the end) or
-            `"rss"` (growth of the whole process's resident memory). The last two are looked at in the end.
+        measure: the figure that is compared with the budget: `"peak"` (highest live bytes), `"retained"` (live at the
+            end) or `"rss"` (growth of the whole process's resident memory). The last two are checked at the end only.
         on_exceed: `"raise"`; `"deny"` (the same, but a single large block that would exceed the budget is refused: a
-            `MemoryError` where it would have been made; native meter only); `"warn"` (the log says "High memory
-            increase"); or a callable that is given the `BudgetExceeded`; what the callable raises is logged.
-        sample_every: look at every so manieth call, the first one included.
-        hard: False looks at the end only.
+            `MemoryError` where the block would have been allocated; native meter only); `"warn"` (logs a warning); or a
+            callable that gets the `BudgetExceeded`; an exception of the callable is logged.
+        sample_every: check every n-th call, starting with the first.
+        hard: False checks at the end only.
         meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
-            else `"rss"`; read when decorating.
+            else `"rss"`; read when the function is decorated.
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:
-        ConfigError: when decorating, for an argument that makes no sense, and for `"deny"` without the native meter.
-        BudgetExceeded: in a call that is over its budget, unless it raises something itself.
+        ConfigError: when decorating, for an invalid argument, and for `"deny"` without the native meter.
+        BudgetExceeded: in a call that exceeds its budget, unless the call raises another exception.
     """
-    chosen_budget = make_budget(budget, name="budget", measure=measure, on_exceed=on_exceed, hard=hard)
+    parsed_budget = make_budget(budget, measure=measure, on_exceed=on_exceed, hard=hard)
     parse_count(sample_every, name="sample_every")
     chosen = choose_meter(meter)
-    require_refusals(chosen, chosen_budget)
+    require_refusals(chosen, parsed_budget)
 
     def on_end(owner: Owner, error: BaseException | None) -> None:
         check_usage(owner, current_usage(owner), warn_bytes=None, failed=error is not None, error=error)
 
     def decorate(function: Any) -> Any:
-        shape = shape_of(function)
+        kind = call_kind(function)
         if not is_enabled(enabled):
             return function
-        plan = CallOptions(
-            name_of(function), "call", chosen, budget=chosen_budget, is_layered=is_layered(function), on_end=on_end
-        )
-        return Decorated(function, detour_for(shape, plan, function), sample=sample_every)
 
-    return over_descriptors(decorate)
+        from memtools.decorators._wrapping import Decorated, is_stacked  # loads wrapt
+
+        options = CallOptions(
+            report_name(function),
+            "call",
+            chosen,
+            budget=parsed_budget,
+            is_stacked=is_stacked(function),
+            on_end=on_end,
+        )
+        return Decorated(function, wrapper_for(kind, options, function), sample_every=sample_every)
+
+    return accept_descriptors(decorate)

@@ -1,39 +1,44 @@
-"""`@profile_memory`: what did each call cost, exactly, while others ran in between?"""
+"""`@profile_memory`: measure the memory of each call of a function."""
 
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from memtools._records import record
-from memtools.decorators._wrapping import (
-    Decorated,
-    Detour,
-    detour_for,
+from memtools._suggestions import suggest_arguments
+from memtools.decorators._decoration import (
+    Wrapper,
+    accept_descriptors,
+    call_kind,
     is_enabled,
-    is_layered,
-    name_of,
-    over_descriptors,
-    shape_of,
+    report_name,
+    with_attribute,
+    wrapper_for,
 )
-from memtools.decorators.memory_profiler import FunctionLines
+from memtools.decorators.memory_profiler import FunctionLines, LineProfilerAdapter
 from memtools.errors import ConfigError
-from memtools.ledger import Owner, Usage, UsageTuple, choose_meter, current_usage, open_owners, usage_tuple
-from memtools.scopes import CallOptions, parse_name
+from memtools.ledger import Owner, Usage, choose_meter, open_owners
+from memtools.ledger._ledger import current_usage, usage_tuple
+from memtools.ledger._owner import UsageTuple
+from memtools.scopes._calls import CallOptions
+from memtools.scopes._memory_scope import parse_name
 from memtools.units import format_size, parse_count
 
-if TYPE_CHECKING:
-    from memtools.decorators.memory_profiler import LineFollower
+if TYPE_CHECKING:  # it loads wrapt
+    from memtools.decorators._wrapping import Profiled
 
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
-# What the calls of one function used, in bounded space: sums, maxima and the last one.
+_log = logging.getLogger("memtools.profile")
 
 
 @record
 class FunctionStatistics:
-    """What the measured calls of one function used together.
+    """The memory that the measured calls of one function used together.
 
     Attributes:
         name: the function's name in reports.
@@ -42,9 +47,9 @@ class FunctionStatistics:
         active: how many measured calls are running.
         mean_peak_bytes: the mean of their peaks.
         max_peak_bytes: the highest of their peaks.
-        retained_bytes: the sum of what they left alive when they ended.
-        retained_per_call_bytes: the same for one call.
-        live_bytes: what the running calls hold now.
+        retained_bytes: the sum of the bytes that were live when each call ended.
+        retained_per_call_bytes: the mean of the same bytes.
+        live_bytes: the bytes that the running calls hold now.
         duration_s: the sum of their wall times, in seconds.
         exact: False when one of them was not exact.
     """
@@ -70,19 +75,19 @@ class FunctionStatistics:
 
 
 class FunctionMemory:
-    """The running account of one function: `f.memory`. Safe from any thread.
+    """The sums and maxima of the calls of one function: `f.memory`. Thread-safe.
 
     Attributes:
-        lines: what its lines did to the process's memory, with `profile_memory(lines=True)`, else None.
+        lines: the memory of its lines with `profile_memory(lines=True)`, else None.
     """
 
     def __init__(self, name: str, lines: FunctionLines | None = None) -> None:
         self._name = name
         self.lines = lines
         self._lock = threading.RLock()
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._last: UsageTuple | None = None
         self._exact = True
         self._calls = self._failures = self._peak_sum = self._peak_max = self._retained = 0
@@ -90,12 +95,17 @@ class FunctionMemory:
 
     @property
     def last(self) -> Usage | None:
-        """What the measured call that ended last used, or None."""
+        """The usage of the measured call that ended last, or None."""
         last = self._last
         return None if last is None else Usage(*last)
 
     def record(self, owner: Owner, error: BaseException | None) -> None:
-        """Add a call that has ended, by that exception or by None."""
+        """Add the call of `owner`, which has ended.
+
+        Args:
+            owner: the owner of the call.
+            error: the exception that ended the call, or None.
+        """
         figures = usage_tuple(owner)
         _, retained, peak, _, _, _, duration_s, _, _, exact, _ = figures
         with self._lock:
@@ -110,7 +120,7 @@ class FunctionMemory:
             self._exact = self._exact and exact
 
     def statistics(self) -> FunctionStatistics:
-        """Return the sums and maxima up to now."""
+        """Return the sums and maxima up to now; walks the list of open owners to count the running calls."""
         running = [owner for owner in open_owners() if owner.kind == "call" and owner.name == self._name]
         with self._lock:
             calls = self._calls or 1
@@ -129,9 +139,9 @@ class FunctionMemory:
             )
 
     def clear(self) -> None:
-        """Forget what was recorded."""
+        """Forget all calls."""
         with self._lock:
-            self._begin()
+            self._reset()
         if self.lines is not None:
             self.lines.clear()
 
@@ -139,56 +149,15 @@ class FunctionMemory:
         return f"<FunctionMemory {self._name} calls={self._calls} max_peak={format_size(self._peak_max)}>"
 
 
-P = ParamSpec("P")
-Q = ParamSpec("Q")
-R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-S = TypeVar("S")
-T = TypeVar("T")
-
-_log = logging.getLogger("memtools.profile")
-
-
-class Profiled(Decorated[P, R_co]):
-    """A function whose calls are measured."""
-
-    def __init__(
-        self,
-        function: Callable[P, R_co],
-        plan: CallOptions,
-        memory: FunctionMemory,
-        sample: int,
-        follow: Callable[..., Any] | None = None,  # calls what it is given and returns what that returns
-    ) -> None:
-        detour = detour_for(shape_of(function), plan, function)
-        super().__init__(function, detour if follow is None else _followed(detour, follow), sample=sample)
-        self._self_memory = memory
-
-    @property
-    def memory(self) -> FunctionMemory:
-        """What its calls used: `memory.statistics()`, `memory.last`."""
-        return self._self_memory
-
-    if TYPE_CHECKING:  # how it binds, for type checkers; it binds as its base class does
-        # A classmethod is to them a function that takes the class, and they do not let it bind: cast where it matters.
-        @overload
-        def __get__(self, instance: None, owner: type | None = None) -> "Profiled[P, R_co]": ...
-        @overload
-        def __get__(
-            self: "Profiled[Concatenate[S, Q], R]", instance: S, owner: type | None = None
-        ) -> "Profiled[Q, R]": ...
-        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
-
-
 class _ProfileDecorator(Protocol):
     @overload
     def __call__(self, function: "classmethod[T, P, R]", /) -> "classmethod[T, P, R]": ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a staticmethod can be called, too: it stands first
+    def __call__(  # type: ignore[overload-overlap]  # before the plain callable, which a staticmethod is as well
         self, function: "staticmethod[P, R]", /
     ) -> "staticmethod[P, R]": ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> Profiled[P, R]: ...
+    def __call__(self, function: Callable[P, R], /) -> "Profiled[P, R, FunctionMemory]": ...
 
 
 @overload
@@ -198,7 +167,7 @@ def profile_memory(  # type: ignore[overload-overlap]  # as above
     function: "staticmethod[P, R]", /
 ) -> "staticmethod[P, R]": ...
 @overload
-def profile_memory(function: Callable[P, R], /) -> Profiled[P, R]: ...
+def profile_memory(function: Callable[P, R], /) -> "Profiled[P, R, FunctionMemory]": ...
 @overload
 def profile_memory(
     *,
@@ -209,6 +178,7 @@ def profile_memory(
     lines: bool = False,
     enabled: bool | None = None,
 ) -> _ProfileDecorator: ...
+@suggest_arguments(sample="sample_every")
 def profile_memory(
     function: Any = None,
     /,
@@ -220,10 +190,10 @@ def profile_memory(
     lines: bool = False,
     enabled: bool | None = None,
 ) -> Any:
-    """Measure the calls of a function, each as an owner of its own.
+    """Measure the memory of each call of a function.
 
-    Bare or called, on functions, methods, class and static methods, coroutine functions, generators and asynchronous
-    generators. The result has `.memory`: `f.memory.statistics()` and `f.memory.last`, in bounded space.
+    With or without arguments, on functions, methods, class and static methods, coroutine functions, generators and
+    asynchronous generators. The result has `.memory`: `f.memory.statistics()` and `f.memory.last`, in bounded space.
 
     ```python
     @profile_memory(meter="tracemalloc")
@@ -235,19 +205,19 @@ def profile_memory(
     ```
 
     Args:
-        function: the function, where the decorator is used bare.
-        name: what reports call it; by default its module and qualified name.
-        sample_every: measure every so manieth call, the first one included; the others go straight through.
-        log: the level at which each usage is logged to `memtools.profile`, or None for not at all.
+        function: the function, where the decorator is used without arguments.
+        name: the name in reports; by default the module and qualified name of the function.
+        sample_every: measure every n-th call, starting with the first; the other calls go straight to the function.
+        log: the level at which the usage of each measured call is logged to `memtools.profile`, or None for no log.
         meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
-            else `"rss"`; read when decorating.
-        lines: follow the calls line by line as well, with memory_profiler (extra `lines`): `f.memory.lines`. Plain
-            functions only, one call at a time; it looks at the resident memory of the whole process, in pages, after
-            every line, which makes the call many times slower and adds the tracer's own to its account.
+            else `"rss"`; read when the function is decorated.
+        lines: measure the calls line by line as well, with memory_profiler (extra `lines`): `f.memory.lines`. Plain
+            functions only, one call at a time. memory_profiler reads the resident memory of the whole process after
+            every line, which makes the call many times slower; its own memory is charged to the call.
         enabled: False returns the bare function; by default `MEMTOOLS_ENABLED`, else True.
 
     Raises:
-        ConfigError: when decorating, for an argument that makes no sense, and for `lines` on what is no plain function.
+        ConfigError: when decorating, for an invalid argument, and for `lines` on a function that is not plain.
         MissingExtraError: when decorating, with `lines` where memory_profiler is not installed.
     """
     parse_count(sample_every, name="sample_every")
@@ -258,22 +228,28 @@ def profile_memory(
     chosen = choose_meter(meter)
 
     def decorate(function: Any) -> Any:
-        shape_of(function)
+        kind = call_kind(function)
+        label = name or report_name(function)
         if not is_enabled(enabled):
-            return _bare(function, FunctionMemory(name or name_of(function)))
-        follower = _follower(function) if lines else None
-        memory = FunctionMemory(name or name_of(function), follower.lines if follower is not None else None)
+            return with_attribute(function, "memory", FunctionMemory(label))
 
-        on_end = memory.record if log is None else _logged(memory, log)
-        plan = CallOptions(name or name_of(function), "call", chosen, is_layered=is_layered(function), on_end=on_end)
-        return Profiled(function, plan, memory, sample_every, follower.call if follower is not None else None)
+        from memtools.decorators._wrapping import Profiled, is_stacked  # loads wrapt
+
+        line_profiler = _line_profiler(function) if lines else None
+        memory = FunctionMemory(label, line_profiler.lines if line_profiler is not None else None)
+        on_end = memory.record if log is None else _recorded_and_logged(memory, log)
+        options = CallOptions(label, "call", chosen, is_stacked=is_stacked(function), on_end=on_end)
+        wrapper = wrapper_for(kind, options, function)
+        if line_profiler is not None:
+            wrapper = _with_lines(wrapper, line_profiler.call)
+        return Profiled(function, wrapper, memory, sample_every=sample_every)
 
     if function is None:
-        return over_descriptors(decorate)
-    return over_descriptors(decorate)(function)
+        return accept_descriptors(decorate)
+    return accept_descriptors(decorate)(function)
 
 
-def _logged(memory: FunctionMemory, level: int) -> Callable[[Owner, BaseException | None], None]:
+def _recorded_and_logged(memory: FunctionMemory, level: int) -> Callable[[Owner, BaseException | None], None]:
     def on_end(owner: Owner, error: BaseException | None) -> None:
         memory.record(owner, error)
         if _log.isEnabledFor(level):
@@ -282,23 +258,15 @@ def _logged(memory: FunctionMemory, level: int) -> Callable[[Owner, BaseExceptio
     return on_end
 
 
-def _follower(function: Any) -> "LineFollower":
-    if shape_of(function) != "plain":
-        accepted = "False for coroutine functions and generators: memory_profiler follows plain functions only"
+def _line_profiler(function: Any) -> LineProfilerAdapter:
+    if call_kind(function) != "plain":
+        accepted = "False for coroutine functions and generators: memory_profiler measures plain functions only"
         raise ConfigError("lines", True, accepted)
-    from memtools.decorators.memory_profiler import LineFollower
-
-    return LineFollower(function)
+    return LineProfilerAdapter(function)
 
 
-def _followed(detour: Detour, follow: Callable[..., Any]) -> Detour:
-    def lines_as_well(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return detour(partial(follow, function), args, kwargs)
+def _with_lines(wrapper: Wrapper, call_with_lines: Callable[..., Any]) -> Wrapper:
+    def wrapper_with_lines(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return wrapper(partial(call_with_lines, function), args, kwargs)
 
-    return lines_as_well
-
-
-def _bare(function: Any, memory: FunctionMemory) -> Any:
-    with suppress(AttributeError):  # a builtin has no room for it
-        function.memory = memory  # code that reads it finds it empty
-    return function
+    return wrapper_with_lines

@@ -1,38 +1,25 @@
-"""What a decorated function is: the function itself in all that can be asked of it, and a detour when it is called.
+"""Decorated functions: proxies that look like the function and call a wrapper instead.
 
-Covers: the proxy around the function, binding, pickling and copying by reference, leaving out calls by sampling.
-Leaves to others: what happens on the detour (`_detours` and the decorators). The only file that knows wrapt.
+Loaded when the first function is decorated, because loading wrapt takes longer than the rest of memtools does. No other
+file imports wrapt.
 
-A proxy of wrapt has the name, signature, docs, code flags and class of what it wraps, so that frameworks see a
-coroutine function where there is one. Its own way to bind and call costs 450 to 600 ns a call; overriding `__call__`
-and binding by the interpreter's own method type costs less (docs/performance.md, decorators).
+A proxy of wrapt has the name, signature, docs, code flags and class of the function, so that frameworks see a coroutine
+function where there is one. Its own way to bind and call costs 450 to 600 ns a call; overriding `__call__` and binding
+with the interpreter's own method type costs less (docs/performance.md, decorators).
 """
 
-import inspect
-import os
 from collections.abc import Callable
-from functools import partial
 from importlib import import_module
 from itertools import count, cycle, repeat
-from types import CoroutineType, MethodType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
-from memtools.errors import ConfigError
-from memtools.scopes import (
-    CallOptions,
-    call,
-    copy_name,
-    coroutine_tracker,
-    ensure_coroutine,
-    generate,
-    generate_async,
-    track_coroutine,
-)
+from memtools.decorators._decoration import Wrapper
 
 if TYPE_CHECKING:
 
     class _Proxy:
-        """What of wrapt's proxy is used here; wrapt ships no types."""
+        """The part of wrapt's proxy that is used here; wrapt has no type annotations."""
 
         __wrapped__: Callable[..., Any]
         __qualname__: str
@@ -43,34 +30,39 @@ else:
     from wrapt import CallableObjectProxy as _Proxy
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+S = TypeVar("S")
+M = TypeVar("M")  # what `.memory` is
+H = TypeVar("H")  # what `.history` is
 
-# Any: a detour takes and returns what the function does; `Decorated` says what that is.
-Detour: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-
-_LONGEST_CYCLE: Final = 1024  # a cycle holds a pointer for each call that it counts
+_MAX_CYCLE_LENGTH: Final = 1024  # a cycle holds a pointer for each call that it counts
 
 
 class Decorated(_Proxy, Generic[P, R_co]):
-    """A function that takes a detour on each `sample`-th call, the first one included."""
+    """A function each `sample_every`-th call of which goes through a wrapper, starting with the first.
 
-    def __init__(self, function: Callable[P, R_co], detour: Detour, *, sample: int = 1) -> None:
+    It is pickled and copied by reference, as functions are.
+    """
+
+    def __init__(self, function: Callable[P, R_co], wrapper: Wrapper, *, sample_every: int = 1) -> None:
         super().__init__(function)
-        # One attribute instead of three: reading one from a proxy costs as much as calling a function.
-        self._self_parts = (_skipper(sample), function, detour)
+        # One attribute instead of three: reading an attribute of a proxy costs as much as calling a function.
+        self._self_parts = (_sampler(sample_every), function, wrapper)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        skips, function, detour = self._self_parts
-        if skips():
+        is_skipped, function, wrapper = self._self_parts
+        if is_skipped():
             return function(*args, **kwargs)
-        result: R_co = detour(function, args, kwargs)
+        result: R_co = wrapper(function, args, kwargs)
         return result
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:  # Any: subclasses say how they bind
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:  # Any: the subclasses give the types
         return self if instance is None else MethodType(self, instance)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[str, str]]:
-        return _found, (self.__module__, self.__qualname__)
+        return _unpickle, (self.__module__, self.__qualname__)
 
     def __copy__(self) -> "Decorated[P, R_co]":
         return self
@@ -79,127 +71,93 @@ class Decorated(_Proxy, Generic[P, R_co]):
         return self
 
 
-def _skipper(sample: int) -> Callable[[], bool]:
-    if sample == 1:
+class Profiled(Decorated[P, R_co], Generic[P, R_co, M]):
+    """A function whose calls are measured: `f.memory`."""
+
+    def __init__(self, function: Callable[P, R_co], wrapper: Wrapper, memory: M, *, sample_every: int) -> None:
+        super().__init__(function, wrapper, sample_every=sample_every)
+        self._self_memory = memory
+
+    @property
+    def memory(self) -> M:
+        """What its calls used: `memory.statistics()`, `memory.last`."""
+        return self._self_memory
+
+    if TYPE_CHECKING:  # the types of a bound method; at run time the base class binds
+        # Type checkers take a classmethod for a function of the class and do not bind it: cast where it matters.
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> "Profiled[P, R_co, M]": ...
+        @overload
+        def __get__(
+            self: "Profiled[Concatenate[S, Q], R, M]", instance: S, owner: type | None = None
+        ) -> "Profiled[Q, R, M]": ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+
+
+class Recorded(Decorated[P, R_co], Generic[P, R_co, H]):
+    """A function whose last calls are remembered: `f.history`."""
+
+    def __init__(self, function: Callable[P, R_co], wrapper: Wrapper, history: H) -> None:
+        super().__init__(function, wrapper)
+        self._self_history = history
+
+    @property
+    def history(self) -> H:
+        """The newest calls, oldest first; with `key=` a mapping from key to such a list."""
+        return self._self_history
+
+    if TYPE_CHECKING:  # as in `Profiled`
+
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> "Recorded[P, R_co, H]": ...
+        @overload
+        def __get__(
+            self: "Recorded[Concatenate[S, Q], R, H]", instance: S, owner: type | None = None
+        ) -> "Recorded[Q, R, H]": ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+
+
+class RecordedPerObject(Recorded[P, R_co, H]):
+    """A method that, bound to an object, has that object's history.
+
+    Args:
+        history_of: returns the history of an object.
+    """
+
+    def __init__(
+        self, function: Callable[P, R_co], wrapper: Wrapper, history: H, history_of: Callable[[object], H]
+    ) -> None:
+        super().__init__(function, wrapper, history)
+        self._self_history_of = history_of
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        bound: Callable[..., Any] = MethodType(self, instance)
+        return Recorded(bound, _call_through, self._self_history_of(instance))
+
+
+def is_stacked(function: Callable[..., Any]) -> bool:
+    """Return whether `function` is decorated by memtools already: its calls are then counted once."""
+    return isinstance(function, Decorated)
+
+
+def _sampler(sample_every: int) -> Callable[[], bool]:
+    """Return what tells, at each call, whether the call is left out."""
+    if sample_every == 1:
         return repeat(False).__next__
-    if sample <= _LONGEST_CYCLE:
-        return cycle([False] + [True] * (sample - 1)).__next__
+    if sample_every <= _MAX_CYCLE_LENGTH:
+        return cycle([False] + [True] * (sample_every - 1)).__next__
     numbers = count().__next__
-    return lambda: numbers() % sample != 0
+    return lambda: numbers() % sample_every != 0
 
 
-def _found(module: str, qualname: str) -> Any:  # Any: whatever stands under that name
+def _unpickle(module: str, qualname: str) -> Any:  # Any: the object of that name
     found: Any = import_module(module)
     for name in qualname.split("."):
         found = getattr(found, name)
     return found
 
 
-# Which detour a function takes, decided once, when it is decorated.
-#
-# Covers: telling plain functions, coroutine functions, generators and asynchronous generators apart, names for reports,
-# switching decorators off. Leaves to others: running the call (`memtools.scopes`).
-
-Shape: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
-
-# Any: what a function takes and returns is between it and its callers.
-Runner: TypeAlias = Callable[[CallOptions, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-
-_ON = ("1", "true", "yes", "on")
-_OFF = ("0", "false", "no", "off")
-
-
-def shape_of(function: Callable[..., Any]) -> Shape:
-    """Return how a call of `function` runs.
-
-    Raises:
-        ConfigError: for what cannot be called, and for classes.
-    """
-    if not callable(function) or inspect.isclass(function):
-        raise ConfigError("function", function, "a function or method")
-
-    for candidate in (function, vars(type(function)).get("__call__")):
-        if inspect.isasyncgenfunction(candidate):
-            return "async generator"
-        if inspect.iscoroutinefunction(candidate):
-            return "coroutine"
-        if inspect.isgeneratorfunction(candidate):
-            return "generator"
-    return "plain"
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """Return what reports call `function`: module and qualified name, without the module of the main program."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    module = getattr(function, "__module__", None)
-    return name if module in (None, "__main__", "__mp_main__") else f"{module}.{name}"
-
-
-def is_layered(function: Callable[..., Any]) -> bool:
-    """Return whether `function` is under a decorator of ours already: its calls are then counted once."""
-    return isinstance(function, Decorated)
-
-
-def runner_for(shape: Shape) -> Runner:
-    """Return what runs a call of a function of that shape as an owner by the plan that it is given."""
-    if shape == "plain":
-        return call
-
-    runs: dict[Shape, Callable[[CallOptions, Any], Any]] = {
-        "coroutine": track_coroutine,
-        "generator": generate,
-        "async generator": generate_async,
-    }
-    run = runs[shape]
-
-    def runner(plan: CallOptions, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return copy_name(function, run(plan, function(*args, **kwargs)))
-
-    return runner
-
-
-def detour_for(shape: Shape, plan: CallOptions, function: Callable[..., Any]) -> Detour:
-    """Return the detour that opens an owner by `plan` for each call of a function of that shape."""
-    if shape != "coroutine":
-        return partial(runner_for(shape), plan)
-
-    following = coroutine_tracker(plan, function)
-
-    def detour(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inner = function(*args, **kwargs)
-        return following(inner if type(inner) is CoroutineType else ensure_coroutine(inner))
-
-    return detour
-
-
-def is_enabled(enabled: bool | None) -> bool:
-    """Return whether decorators do anything: the argument, else `MEMTOOLS_ENABLED`, else yes.
-
-    Raises:
-        ConfigError: for a value of `MEMTOOLS_ENABLED` that is neither.
-    """
-    if enabled is not None:
-        return bool(enabled)
-    value = os.environ.get("MEMTOOLS_ENABLED", "1").strip().lower()
-    if value not in _ON + _OFF:
-        raise ConfigError("MEMTOOLS_ENABLED", value, ", ".join(_ON) + " or " + ", ".join(_OFF))
-    return value in _ON
-
-
-def is_descriptor(function: object) -> bool:
-    """Return whether it is a classmethod or staticmethod, as it stands in the body of a class."""
-    return type(function) in (classmethod, staticmethod)
-
-
-def over_descriptors(decorate: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a `decorate` that also takes classmethods and staticmethods, and decorates what they hold.
-
-    Any: the descriptor types are generic in what they hold, and both come out as they went in.
-    """
-
-    def decorate_any(function: Any) -> Any:
-        if not is_descriptor(function):
-            return decorate(function)
-        return type(function)(decorate(function.__func__))
-
-    return decorate_any
+def _call_through(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)

@@ -1,12 +1,12 @@
-"""Which line was it? The door to memory_profiler, which looks at the resident memory after every line.
+"""Line-by-line memory of plain functions, measured by memory_profiler (extra `lines`).
 
-Covers: following the calls of one function, line by line, and adding them up.
-Leaves to others: what it costs, and what the figures mean (`memory_profiler` itself): `pip install 'memtools[lines]'`.
+memory_profiler reads the resident memory of the process after every line. Its traps, which decide how it is used here:
 
-Traps of memory_profiler: it follows by `sys.settrace`, in the thread that came first, and counts who is inside without
-a lock: with two threads the trace function of the one is never taken back. So one call is followed at a time. It keeps
-the highest memory of each line for good, and takes the growth of the next line from there: so it begins anew with each
-call. The first line of a call seems to grow by all that is resident.
+- It traces with `sys.settrace` in the thread that came first, and counts the running calls without a lock: with two
+  threads, the trace function of one of them is never removed. So one call is measured at a time.
+- It keeps the highest memory of each line, and computes the growth of the next line from it. So it is reset after each
+  call.
+- The first line of a call seems to grow by all resident memory. So its growth is set to 0.
 """
 
 import inspect
@@ -22,9 +22,7 @@ from memtools._records import record
 from memtools.errors import ConfigError, MissingExtraError
 from memtools.units import format_size
 
-# What the lines of one function did to the process's memory, in bounded space, and how that reads.
-#
-# Leaves to others: watching the lines (`memory_profiler`).
+_MIB: Final = 2**20  # the unit of memory_profiler
 
 
 @record
@@ -33,10 +31,10 @@ class LineMemory:
 
     Attributes:
         number: its number in the file.
-        text: what stands there.
+        text: the line.
         hits: how often it was run.
-        grown_bytes: by how much the resident memory of the process was higher after it than before, added up.
-        resident_bytes: the most that was resident after it.
+        grown_bytes: the growth of the process's resident memory over the line, summed over all runs.
+        resident_bytes: the highest resident memory after the line.
     """
 
     number: int
@@ -47,44 +45,49 @@ class LineMemory:
 
 
 class FunctionLines:
-    """The lines of one function: `f.memory.lines`. Safe from any thread.
+    """The lines of one function, in bounded space: `f.memory.lines`. Thread-safe.
 
     Args:
-        filename: where the function stands.
+        filename: the file of the function.
     """
 
     def __init__(self, filename: str) -> None:
         self.filename = filename
         self._lock = threading.Lock()
         self._calls = 0
-        self._seen: dict[int, tuple[int, int, int]] = {}
+        self._totals: dict[int, tuple[int, int, int]] = {}
 
     @property
     def calls(self) -> int:
-        """How many calls were followed."""
+        """How many calls were measured line by line."""
         return self._calls
 
     def add(self, lines: Iterable[tuple[int, int, int, int]]) -> None:
-        """Add a call: number of the line, how often it was run, growth and resident memory in bytes."""
+        """Add a call.
+
+        Args:
+            lines: number of the line, how often it was run, growth and resident memory in bytes, of each line.
+        """
         with self._lock:
             self._calls += 1
             for number, hits, grown, resident in lines:
-                before = self._seen.get(number, (0, 0, 0))
-                self._seen[number] = (before[0] + hits, before[1] + grown, max(before[2], resident))
+                before = self._totals.get(number, (0, 0, 0))
+                self._totals[number] = (before[0] + hits, before[1] + grown, max(before[2], resident))
 
     def rows(self) -> tuple[LineMemory, ...]:
         """Return the lines that were run, in their order."""
         with self._lock:
-            seen = sorted(self._seen.items())
+            totals = sorted(self._totals.items())
         return tuple(
-            LineMemory(number, linecache.getline(self.filename, number).rstrip(), *figures) for number, figures in seen
+            LineMemory(number, linecache.getline(self.filename, number).rstrip(), *figures)
+            for number, figures in totals
         )
 
     def clear(self) -> None:
-        """Forget what was seen."""
+        """Forget all calls."""
         with self._lock:
             self._calls = 0
-            self._seen.clear()
+            self._totals.clear()
 
     def __str__(self) -> str:
         head = f"{'line':>6}  {'hits':>8}  {'grown':>10}  {'resident':>10}"
@@ -96,17 +99,11 @@ class FunctionLines:
         return "\n".join((f"{self.filename}, {self._calls:,} calls", head, *lines))
 
     def __repr__(self) -> str:
-        return f"<FunctionLines {self.filename} calls={self._calls} lines={len(self._seen)}>"
+        return f"<FunctionLines {self.filename} calls={self._calls} lines={len(self._totals)}>"
 
 
-_MIB: Final = 2**20  # the unit of memory_profiler
-
-
-class LineFollower:
-    """Follows calls of one plain function.
-
-    Args:
-        function: the function.
+class LineProfilerAdapter:
+    """Measures calls of one plain function line by line.
 
     Raises:
         MissingExtraError: when memory_profiler is not installed.
@@ -116,38 +113,38 @@ class LineFollower:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._code = _code_of(function)
         try:
-            # By its name: to some tools `import memory_profiler` would mean this very file.
-            library: Any = import_module("memory_profiler")  # it has no types of its own
+            # By its name: some tools take `import memory_profiler` for this file.
+            library: Any = import_module("memory_profiler")  # it has no type annotations
         except ImportError:
             raise MissingExtraError("memory_profiler", "lines") from None
         self._profiler: Any = library.LineProfiler(backend="psutil")
         self._profiler.code_map.add(self._code)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self.lines: FunctionLines = FunctionLines(self._code.co_filename)
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call `function`, and follow its lines unless another call is being followed."""
-        if not self._turn.acquire(blocking=False):
+        """Call `function`, line by line unless another call is being measured."""
+        if not self._lock.acquire(blocking=False):
             return function(*args, **kwargs)
         try:
             with self._profiler:
                 return function(*args, **kwargs)
         finally:
-            self.lines.add(self._taken())
-            self._begin_anew()
-            self._turn.release()
+            self.lines.add(self._collect())
+            self._restart()
+            self._lock.release()
 
-    def _taken(self) -> Iterator[tuple[int, int, int, int]]:
-        for _, lines in self._profiler.code_map.items():  # noqa: PERF102  # no dict in this respect
-            for number, seen in lines:
-                if seen is None:
+    def _collect(self) -> Iterator[tuple[int, int, int, int]]:
+        for _, lines in self._profiler.code_map.items():  # noqa: PERF102  # its values() do not have the line numbers
+            for number, measured in lines:
+                if measured is None:
                     continue
-                grown, resident, hits = seen
+                grown, resident, hits = measured
                 if number == self._code.co_firstlineno:
                     grown = 0.0
                 yield number, hits, round(grown * _MIB), round(resident * _MIB)
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         for measures in self._profiler.code_map.values():
             measures.clear()
         self._profiler.prevlines.clear()
@@ -157,5 +154,5 @@ class LineFollower:
 def _code_of(function: Callable[..., Any]) -> CodeType:
     code = getattr(inspect.unwrap(function), "__code__", None)
     if not isinstance(code, CodeType) or not os.path.exists(code.co_filename):
-        raise ConfigError("function", function, "a function of a file that can be read, where lines=True")
+        raise ConfigError("function", function, "a function whose source file can be read, with lines=True")
     return code

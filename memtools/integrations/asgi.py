@@ -23,7 +23,8 @@ from memtools.ledger import (
     rename_owner,
 )
 from memtools.readings import Level
-from memtools.scopes import CallOptions, check_usage, coroutine_tracker, make_budget, parse_budget
+from memtools.scopes._budgets import check_usage, make_budget, parse_budget
+from memtools.scopes._calls import CallOptions, coroutine_tracker
 from memtools.units import parse_seconds
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from memtools._records import as_dict, record
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.lifecycle._teardown import Resources, Shutdown, closer_of, is_task
 from memtools.lifecycle._weak_parent import WeakParent
-from memtools.scopes import parse_name
+from memtools.scopes._memory_scope import parse_name
 from memtools.units import parse_seconds
 
 T = TypeVar("T")

@@ -1,114 +1,102 @@
-"""Who may take the first step: at most so many at once, in order of arrival, while memory allows.
+"""When a task may take its first step: `max_running`, `max_pending` and admission by memory.
 
-Covers: places, the row of those who wait, admission, the coroutine that waits for its turn in front of another one.
-Leaves to others: what a task is charged with, and how it ends (`_task_scope`).
-
-All calls belong to the thread of one loop.
+Everything here belongs to the thread of one event loop.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.scopes._budgets import parse_budget
 from memtools.scopes._task_statistics import ScopeFull
 
-if TYPE_CHECKING:
-    import asyncio
+T = TypeVar("T")
 
-
-# Let a task start only while there is memory for it.
-#
-# Covers: what an admission must offer (`Admission`), and the simplest one, a size: tasks start while the scope has used
-# less than that. Leaves to others: the process's own state (a memory monitor has an `admit()` of this shape).
-#
-# Whoever admits always lets one in when nobody is in: a task that needs more than there is runs alone, rather than never.
-
-# Memory also comes back while nobody ends; often enough to notice, too seldom to cost.
-LOOK_AGAIN_AFTER_S: Final = 0.05
+# Memory is also freed while no task ends: often enough to notice that soon, rarely enough to cost nothing.
+RECHECK_INTERVAL_S: Final = 0.05
 
 
 @runtime_checkable
 class Admission(Protocol):
-    """Something that makes a task wait until there is memory for it."""
+    """Makes a task wait until there is memory for it.
+
+    An implementation has to admit a task whenever no other one is admitted: a task that needs more memory than there is
+    then runs alone, instead of never.
+    """
 
     def admit(self) -> AbstractAsyncContextManager[object]:
-        """Return what a task is run inside: entering it waits, leaving it makes room for others."""
+        """Return the context that a task runs in: entering it waits for memory, leaving it may admit another task."""
         ...
 
 
 Admit: TypeAlias = Admission | Callable[[], AbstractAsyncContextManager[object]] | int | str
 
 
-class SizeAdmission:
-    """Admit while less than `size_bytes` are used; in order of arrival; one always.
+class MemoryLimitAdmission:
+    """Admits tasks in order of arrival while less than a limit is used, and always one.
 
     Args:
-        size_bytes: the most that may be used when another task starts.
-        used: tells how much is used, in bytes.
+        limit_bytes: no other task starts while this much is used.
+        used: returns how much is used, in bytes.
     """
 
-    __slots__ = ("_door", "_inside", "_left", "_size_bytes", "_used")
+    __slots__ = ("_active", "_changed", "_limit_bytes", "_lock", "_used")
 
-    def __init__(self, size_bytes: int, used: Callable[[], int]) -> None:
-        import asyncio  # loaded by whoever runs a loop, not by whoever imports memtools
-
-        self._size_bytes = size_bytes
+    def __init__(self, limit_bytes: int, used: Callable[[], int]) -> None:
+        self._limit_bytes = limit_bytes
         self._used = used
-        self._inside = 0
-        self._door = asyncio.Lock()  # only the first in the row looks, the others wait behind it
-        self._left: asyncio.Future[None] | None = None
+        self._active = 0
+        self._lock = asyncio.Lock()  # only the first task in the queue checks, the other tasks wait for the lock
+        self._changed: asyncio.Future[None] | None = None
 
     def admit(self) -> AbstractAsyncContextManager[object]:
-        """Return the way in and out for one task."""
-        return _Passage(self)
+        """Return the context for one task."""
+        return _AdmissionContext(self)
 
-    async def enter(self) -> None:
-        """Wait for room."""
-        async with self._door:
-            while self._inside and self._used() >= self._size_bytes:
+    async def acquire(self) -> None:
+        """Wait until the limit allows another task."""
+        async with self._lock:
+            while self._active and self._used() >= self._limit_bytes:
                 await self._wait_for_change()
-            self._inside += 1
+            self._active += 1
 
-    def leave(self) -> None:
-        """Make room, and have the first in the row look again."""
-        self._inside -= 1
-        if self._left is not None:
-            _wake(self._left)
+    def release(self) -> None:
+        """End one task, and let the first one in the queue check again."""
+        self._active -= 1
+        _wake(self._changed)
 
     async def _wait_for_change(self) -> None:
-        import asyncio
-
         loop = asyncio.get_running_loop()
-        self._left = loop.create_future()
-        timer = loop.call_later(LOOK_AGAIN_AFTER_S, _wake, self._left)
+        self._changed = loop.create_future()
+        timer = loop.call_later(RECHECK_INTERVAL_S, _wake, self._changed)
         try:
-            await self._left
+            await self._changed
         finally:
             timer.cancel()
-            self._left = None
+            self._changed = None
 
 
-class _Passage:
+class _AdmissionContext:
     __slots__ = ("_admission",)
 
-    def __init__(self, admission: SizeAdmission) -> None:
+    def __init__(self, admission: MemoryLimitAdmission) -> None:
         self._admission = admission
 
     async def __aenter__(self) -> None:
-        await self._admission.enter()
+        await self._admission.acquire()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.leave()
+        self._admission.release()
 
 
-class _Called:
+class _CallableAdmission:
     """A plain callable as an `Admission`: `admit=lambda: monitor.admit("200 MiB")`."""
 
     __slots__ = ("_function",)
@@ -133,153 +121,147 @@ def parse_admission(value: object) -> Admission | int | None:
     if callable(getattr(value, "admit", None)):
         return cast("Admission", value)
     if callable(value):
-        return _Called(cast("Callable[[], AbstractAsyncContextManager[object]]", value))
+        return _CallableAdmission(cast("Callable[[], AbstractAsyncContextManager[object]]", value))
     return parse_budget(value, name="admit")
 
 
-def _wake(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-T = TypeVar("T")
-
-
-class Ticket:
-    """One task's claim to a place.
+class Slot:
+    """The claim of one task to run.
 
     Attributes:
-        turn: done when the place is there; None for one who found it free.
-        body: the coroutine that has not begun yet; None once it has.
-        began: when it began (`perf_counter`), 0.0 before.
-        in_place: whether it holds a place.
-        watcher: somebody who waits for its beginning, or for its end without one.
+        acquired: done when the slot is free for the task; None where it was free at once.
+        pending_coroutine: the coroutine that has not started yet; None once it has.
+        started_at: when it started (`perf_counter`), 0.0 before.
+        is_held: whether the task counts as one of the `max_running`.
+        start_waiter: done when the task starts, or ends without having started; for `spawn()`.
     """
 
-    __slots__ = ("began", "body", "in_place", "turn", "watcher")
+    __slots__ = ("acquired", "is_held", "pending_coroutine", "start_waiter", "started_at")
 
     def __init__(self) -> None:
-        self.turn: asyncio.Future[None] | None = None
-        self.body: Coroutine[Any, Any, Any] | None = None  # Any: whatever a task's coroutine returns
-        self.began = 0.0
-        self.in_place = False
-        self.watcher: asyncio.Future[None] | None = None
+        self.acquired: asyncio.Future[None] | None = None
+        self.pending_coroutine: Coroutine[Any, Any, Any] | None = None  # Any: a coroutine of any result
+        self.started_at = 0.0
+        self.is_held = False
+        self.start_waiter: asyncio.Future[None] | None = None
 
     @property
-    def has_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether the task has taken its first step."""
-        return self.began > 0
+        return self.started_at > 0
 
 
-class Gate:
-    """Places, and the row in front of them.
+class StartLimiter:
+    """Lets at most `max_running` tasks run at once, in order of arrival, each after its admission.
 
     Args:
         scope: the name of the task scope, for errors.
-        limit: how many places there are; None for no bound.
-        max_pending: how many may wait; None for no bound.
-        admission: whom to ask once a place is there.
+        max_running: how many tasks may run at once; None for no limit.
+        max_pending: how many tasks may wait; None for no limit.
+        admission: entered by each task that holds a slot, before its first step.
 
     Attributes:
-        waiting: how many have not begun.
+        waiting: how many tasks have not started.
     """
 
-    __slots__ = ("_admission", "_limit", "_max_pending", "_places", "_row", "_scope", "waiting")
+    __slots__ = ("_admission", "_held", "_max_pending", "_max_running", "_queue", "_scope", "waiting")
 
-    def __init__(self, scope: str, limit: int | None, max_pending: int | None, admission: Admission | None) -> None:
+    def __init__(
+        self, scope: str, max_running: int | None, max_pending: int | None, admission: Admission | None
+    ) -> None:
         self._scope = scope
-        self._limit = limit
+        self._max_running = max_running
         self._max_pending = max_pending
         self._admission = admission
-        self._places = 0
-        # Ordered by arrival, left from anywhere at the same cost: a plain dict searches for its first key.
-        self._row: OrderedDict[Ticket, None] = OrderedDict()
+        self._held = 0
+        # An OrderedDict, because a task may leave from anywhere: a plain dict searches for its first key.
+        self._queue: OrderedDict[Slot, None] = OrderedDict()
         self.waiting = 0
 
-    def take(self, loop: "asyncio.AbstractEventLoop", *, may_wait: bool) -> Ticket:
-        """Return a ticket: with a place, or for the end of the row.
+    def reserve(self, loop: asyncio.AbstractEventLoop, *, ignore_max_pending: bool) -> Slot:
+        """Return a slot that is held, or queued.
 
         Args:
             loop: the scope's loop.
-            may_wait: whether it may wait however many wait already.
+            ignore_max_pending: whether the task may wait even if `max_pending` tasks are waiting.
 
         Raises:
-            ScopeFull: when it would have to wait and as many as may are waiting.
+            ScopeFull: when the task would have to wait, and `max_pending` tasks are waiting.
         """
-        is_free = self._limit is None or (self._places < self._limit and not self._row)
+        is_free = self._max_running is None or (self._held < self._max_running and not self._queue)
         waits = not is_free or self._admission is not None
-        if waits and not may_wait and self._max_pending is not None and self.waiting >= self._max_pending:
+        if waits and not ignore_max_pending and self._max_pending is not None and self.waiting >= self._max_pending:
             raise ScopeFull(self._scope, self.waiting, self._max_pending)
 
-        ticket = Ticket()
+        slot = Slot()
         if is_free:
-            ticket.in_place = True
-            self._places += 1
+            slot.is_held = True
+            self._held += 1
         else:
-            ticket.turn = loop.create_future()
-            self._row[ticket] = None
+            slot.acquired = loop.create_future()
+            self._queue[slot] = None
         if waits:
             self.waiting += 1
         else:
-            ticket.began = perf_counter()
-        return ticket
+            slot.started_at = perf_counter()
+        return slot
 
-    def put_before(self, body: Coroutine[Any, Any, T], ticket: Ticket) -> Coroutine[Any, Any, T]:
-        """Return `body` itself where nothing has to be waited for, else a coroutine that waits and then runs it."""
-        if ticket.has_begun:
-            return body
-        ticket.body = body
-        waiter: Any = self._wait_and_run(body, ticket)  # Any: a Coroutine is not known to have names
-        # In reports and reprs of the loop it goes by the name of what it waits for.
-        waiter.__name__ = getattr(body, "__name__", waiter.__name__)
-        waiter.__qualname__ = getattr(body, "__qualname__", waiter.__qualname__)
+    def wrap(self, coro: Coroutine[Any, Any, T], slot: Slot) -> Coroutine[Any, Any, T]:
+        """Return `coro` if it can start at once, else a coroutine that waits and then runs it."""
+        if slot.has_started:
+            return coro
+        slot.pending_coroutine = coro
+        waiter: Any = self._wait_and_run(coro, slot)  # Any: the type Coroutine has no __name__
+        # The loop's reports and reprs show the name of the task's own coroutine.
+        waiter.__name__ = getattr(coro, "__name__", waiter.__name__)
+        waiter.__qualname__ = getattr(coro, "__qualname__", waiter.__qualname__)
         return cast("Coroutine[Any, Any, T]", waiter)
 
-    def leave(self, ticket: Ticket) -> None:
-        """Give the place back, or leave the row; a body that never began is closed."""
-        if not ticket.has_begun:
+    def release(self, slot: Slot) -> None:
+        """Release the slot, or leave the queue; a coroutine that never started is closed."""
+        if not slot.has_started:
             self.waiting -= 1
-            _wake_watcher(ticket.watcher)
-        if ticket.body is not None:
-            ticket.body.close()
-            ticket.body = None
+            _wake(slot.start_waiter)
+        if slot.pending_coroutine is not None:
+            slot.pending_coroutine.close()
+            slot.pending_coroutine = None
 
-        if not ticket.in_place:
-            self._row.pop(ticket, None)
+        if not slot.is_held:
+            self._queue.pop(slot, None)
             return
-        ticket.in_place = False
-        self._places -= 1
-        self._call_next()
+        slot.is_held = False
+        self._held -= 1
+        self._admit_next()
 
-    async def _wait_and_run(self, body: Coroutine[Any, Any, T], ticket: Ticket) -> T:
-        if ticket.turn is not None:
-            await ticket.turn
+    async def _wait_and_run(self, coro: Coroutine[Any, Any, T], slot: Slot) -> T:
+        if slot.acquired is not None:
+            await slot.acquired
         if self._admission is None:
-            self._begin(ticket)
-            return await body
+            self._start(slot)
+            return await coro
         async with self._admission.admit():
-            self._begin(ticket)
-            return await body
+            self._start(slot)
+            return await coro
         raise AssertionError("an admission must not swallow the exceptions of a task")
 
-    def _begin(self, ticket: Ticket) -> None:
-        if ticket.body is None:
-            raise ScopeClosed(self._scope, "it gave this task up while it waited")
-        ticket.began = perf_counter()
-        ticket.body = None
+    def _start(self, slot: Slot) -> None:
+        if slot.pending_coroutine is None:
+            raise ScopeClosed(self._scope, "it abandoned this task while the task waited")
+        slot.started_at = perf_counter()
+        slot.pending_coroutine = None
         self.waiting -= 1
-        _wake_watcher(ticket.watcher)
+        _wake(slot.start_waiter)
 
-    def _call_next(self) -> None:
-        while self._row and (self._limit is None or self._places < self._limit):
-            ticket, _ = self._row.popitem(last=False)
-            if ticket.turn is None or ticket.turn.done():
-                continue  # cancelled while it waited
-            ticket.in_place = True
-            self._places += 1
-            ticket.turn.set_result(None)
+    def _admit_next(self) -> None:
+        while self._queue and (self._max_running is None or self._held < self._max_running):
+            slot, _ = self._queue.popitem(last=False)
+            if slot.acquired is None or slot.acquired.done():
+                continue  # the task was cancelled while it waited
+            slot.is_held = True
+            self._held += 1
+            slot.acquired.set_result(None)
 
 
-def _wake_watcher(watcher: "asyncio.Future[None] | None") -> None:
-    if watcher is not None and not watcher.done():
-        watcher.set_result(None)
+def _wake(future: "asyncio.Future[None] | None") -> None:
+    if future is not None and not future.done():
+        future.set_result(None)

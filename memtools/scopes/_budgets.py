@@ -1,14 +1,12 @@
-"""Hold what an owner used against what it was meant to use: the warning, and the budget at its end.
-
-Leaves to others: budgets while an owner is open (`memtools.ledger`).
-"""
+"""Budgets and warnings of scopes, calls and tasks: parsed, and checked when the owner has ended."""
 
 import logging
 from typing import cast
 
 from memtools.errors import BudgetExceeded, ConfigError
 from memtools.events import HighUsage, emit
-from memtools.ledger import Budget, Meter, OnExceed, Owner, Usage, native_reason
+from memtools.ledger import Budget, Meter, Owner, Usage, native_reason
+from memtools.ledger._owner import OnExceed
 from memtools.readings import effective_limit
 from memtools.units import format_size, parse_choice, parse_size
 
@@ -16,7 +14,11 @@ _log = logging.getLogger("memtools.scopes")
 
 
 def parse_budget(value: object, *, name: str) -> int:
-    """Return a size in bytes, or a share of the effective limit (`"80%"`) in bytes.
+    """Return a size in bytes, from a size or a share of the effective limit (`"80%"`).
+
+    Args:
+        value: the size or share.
+        name: the argument that it was given for, for the error.
 
     Raises:
         ConfigError: for anything else.
@@ -27,62 +29,74 @@ def parse_budget(value: object, *, name: str) -> int:
 def make_budget(
     limit: object, *, name: str = "budget", measure: object = "peak", on_exceed: object = "raise", hard: bool = True
 ) -> Budget:
-    """Return a checked budget; `name` is what the caller calls its limit.
+    """Return a budget of checked arguments.
+
+    Args:
+        limit: a size, or a share of the effective limit.
+        name: the argument that the limit was given for, for the error.
+        measure: the figure that is compared with the limit.
+        on_exceed: what follows when it is exceeded.
+        hard: whether it is checked while the owner is open, too.
 
     Raises:
-        ConfigError: for a limit, measure or on_exceed that makes no sense.
+        ConfigError: for an invalid argument.
     """
     limit_bytes = parse_budget(limit, name=name)
     parse_choice(measure, ("peak", "retained", "rss"), name="measure")
     if not callable(on_exceed) and on_exceed not in ("raise", "warn", "deny"):
         raise ConfigError("on_exceed", on_exceed, "'raise', 'warn', 'deny' or a callable that takes the error")
     if on_exceed == "deny" and (measure != "peak" or not hard):
-        raise ConfigError(
-            "on_exceed", on_exceed, "it with measure='peak' and hard=True: only what grows can be refused"
-        )
+        raise ConfigError("on_exceed", on_exceed, "it with measure='peak' and hard=True")
     return Budget(limit_bytes, measure, cast("OnExceed", on_exceed), hard)  # type: ignore[arg-type]  # checked above
 
 
 def require_refusals(meter: Meter, budget: Budget | None) -> None:
-    """Make sure that the meter can refuse, where the budget is to.
+    """Make sure that the meter can refuse blocks, if the budget is to deny them.
 
     Raises:
-        ConfigError: where it cannot, with the reason.
+        ConfigError: for a meter other than `"native"`, with the reason why it was chosen.
     """
     if budget is not None and budget.on_exceed == "deny" and meter.name != "native":
-        why = native_reason() or f"the meter is {meter.name!r}"
-        raise ConfigError("on_exceed", "deny", f"it with meter='native', the only one that can refuse; here {why}")
+        reason = native_reason() or f"meter is {meter.name!r}"
+        raise ConfigError("on_exceed", "deny", f"it with meter='native' ({reason})")
 
 
 def check_usage(
     owner: Owner, usage: Usage, *, warn_bytes: int | None, failed: bool, error: BaseException | None = None
 ) -> None:
-    """Warn about an ended owner, and raise if it was over its budget.
+    """Warn about an ended owner whose peak was high, and raise if it exceeded its budget.
 
-    An owner that failed is told about but not raised for: its own exception goes first. The one exception is a
-    `MemoryError` where a block was refused that would have taken it over its budget and the grace: that is what its
-    budget looks like from inside C code.
+    If the owner failed, its own exception passes, and the exceeded budget is only reported. The exception to this is a
+    `MemoryError` of an owner that was refused a block for its budget: C code sees the budget in this form, and
+    `BudgetExceeded` is raised from it.
+
+    Args:
+        owner: the owner.
+        usage: its final usage.
+        warn_bytes: a higher peak is logged and emitted as `HighUsage`; None for no warning.
+        failed: whether the owner ended with an exception.
+        error: that exception, where it is known.
 
     Raises:
-        BudgetExceeded: when it used more than its budget, did not fail, and has not been stopped for it before.
+        BudgetExceeded: when the owner exceeded its budget, did not fail, and was not stopped for it before.
     """
     if warn_bytes is not None and usage.peak_bytes > warn_bytes:
-        _warn(owner, usage, warn_bytes)
+        _warn_of_high_usage(owner, usage, warn_bytes)
 
     budget = owner.budget
     if budget is not None:
-        _judge_refusals(owner, budget, error)
+        _check_refusals(owner, budget, error)
     if budget is None or owner.overran:
         return
-    used = _measured(usage, budget)
+    used = _budgeted_figure(usage, budget)
     if used <= budget.limit_bytes:
         return
-    overrun = budget.note_overrun(owner, used, in_flight=False)
-    if overrun is not None and not failed:
-        raise overrun
+    exceeded = budget.note_overrun(owner, used, in_flight=False)
+    if exceeded is not None and not failed:
+        raise exceeded
 
 
-def _judge_refusals(owner: Owner, budget: Budget, error: BaseException | None) -> None:
+def _check_refusals(owner: Owner, budget: Budget, error: BaseException | None) -> None:
     refused, wanted = owner.refusals
     if not refused:
         return
@@ -92,7 +106,7 @@ def _judge_refusals(owner: Owner, budget: Budget, error: BaseException | None) -
         raise BudgetExceeded(owner.name, wanted, budget.limit_bytes, budget.measure) from error
 
 
-def _measured(usage: Usage, budget: Budget) -> int:
+def _budgeted_figure(usage: Usage, budget: Budget) -> int:
     if budget.measure == "retained":
         return usage.retained_bytes
     if budget.measure == "rss":
@@ -100,14 +114,14 @@ def _measured(usage: Usage, budget: Budget) -> int:
     return usage.peak_bytes
 
 
-def _warn(owner: Owner, usage: Usage, warn_bytes: int) -> None:
-    below = ", ".join(f"{name} {format_size(size)}" for name, size in owner.largest)
+def _warn_of_high_usage(owner: Owner, usage: Usage, warn_bytes: int) -> None:
+    children = ", ".join(f"{name} {format_size(size)}" for name, size in owner.largest)
     emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, owner.largest))
     _log.warning(
-        "High memory increase: %s used %s, warning at %s%s%s",
+        "High peak: %s used %s, warning size %s%s%s",
         owner.name,
         format_size(usage.peak_bytes),
         format_size(warn_bytes),
         f" ({usage.note})" if usage.note else "",
-        f"; largest below it: {below}" if below else "",
+        f"; largest children: {children}" if children else "",
     )

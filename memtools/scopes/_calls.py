@@ -1,29 +1,19 @@
-"""A call as a scope: open an owner for it, call through, end the owner.
+"""Calls as scopes: open an owner, run the call, close the owner.
 
-Covers: plain calls, coroutines, generators and asynchronous generators, each charged for its own steps only.
-Leaves to others: what becomes of the usage (`Plan.on_end`), wrapping functions (`memtools.decorators`).
-
-A coroutine brings a driver of its own, which only opens the owner where another one follows the task already. What is
-suspended by its consumer (the generators) takes its turn at each step.
+Plain calls, coroutines, generators and asynchronous generators are each charged for their own steps only. A coroutine
+gets a tracker of its own, which only opens the owner where the task is tracked already; a generator, which its consumer
+suspends, switches the current owner at each step.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar, cast
 
 from memtools._records import record
-from memtools.ledger import (
-    UNUSED,
-    Budget,
-    Kind,
-    Meter,
-    Owner,
-    Suspension,
-    TrackedCoroutine,
-    active_owner,
-    close_owner,
-    is_failure,
-    open_owner,
-)
+from memtools.ledger import Budget, Meter, Owner, active_owner
+from memtools.ledger._context import Suspension, is_failure
+from memtools.ledger._coroutines import UNUSED, TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
+from memtools.ledger._owner import Kind
 
 T = TypeVar("T")
 Y = TypeVar("Y")
@@ -32,17 +22,17 @@ S = TypeVar("S")
 
 @record
 class CallOptions:
-    """How the owner of a call is opened and ended.
+    """How the owner of a call is opened and closed.
 
     Attributes:
-        name: what reports call it.
+        name: the name in reports.
         kind: `"call"` or `"scope"`.
-        meter: who counts.
-        budget: what it may use.
-        include_children: whether owners below count into its figures.
-        is_layered: whether the function is under a further decorator of ours: one call then, and not two.
-        on_end: told when the owner has ended, and by which exception, None for a result; what it raises is raised in
-            place of the result.
+        meter: the meter that measures the owner.
+        budget: the budget of the owner, or None.
+        include_children: whether the figures include those of the owners below.
+        is_stacked: whether the function is decorated by memtools already: both decorators then count one call.
+        on_end: called when the owner has ended, with the owner and the exception that ended it, or None; what it raises
+            is raised in place of the result.
     """
 
     name: str
@@ -50,66 +40,67 @@ class CallOptions:
     meter: Meter
     budget: Budget | None = None
     include_children: bool = True
-    is_layered: bool = False
+    is_stacked: bool = False
     on_end: Callable[[Owner, BaseException | None], object] | None = None
 
     def open(self) -> Owner:
-        """Open the owner here."""
+        """Open the owner, below the current one."""
         return open_owner(
             self.name,
             self.kind,
             meter=self.meter,
             include_children=self.include_children,
             budget=self.budget,
-            is_layered=self.is_layered,
+            is_layered=self.is_stacked,
         )
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
-        """End the owner and tell `on_end`; cancelled or closed is no failure."""
+        """Close the owner and call `on_end`; a call that was cancelled or closed has not failed."""
         close_owner(owner, failed=is_failure(error))
         if self.on_end is not None:
             self.on_end(owner, error)
 
 
-def call(plan: CallOptions, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+def call(options: CallOptions, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
     """Call a plain function."""
-    owner = plan.open()
+    owner = options.open()
     try:
         result = function(*args, **kwargs)
     except BaseException as error:
-        plan.end(owner, error)
+        options.end(owner, error)
         raise
-    plan.end(owner, None)
+    options.end(owner, None)
     return result
 
 
-def track_coroutine(plan: CallOptions, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+def track_coroutine(options: CallOptions, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `inner`, charged from its first step on."""
     return TrackedCoroutine(
         ensure_coroutine(inner),
-        plan.meter,
-        name=plan.name,
-        kind=plan.kind,
-        budget=plan.budget,
-        include_children=plan.include_children,
-        is_layered=plan.is_layered,
-        on_end=plan.on_end,
+        options.meter,
+        name=options.name,
+        kind=options.kind,
+        budget=options.budget,
+        include_children=options.include_children,
+        is_layered=options.is_stacked,
+        on_end=options.on_end,
         joins=True,
     )
 
 
-def coroutine_tracker(plan: CallOptions, function: Callable[..., Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    """Return what follows each coroutine of `function` under its name: `follow()`, quicker where there are many.
+def coroutine_tracker(options: CallOptions, function: Callable[..., Any]) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+    """Return what tracks each coroutine of `function`: `track_coroutine`, faster where there are many.
 
-    It takes what has a `send`; for other awaitables see `sendable()`. Any: what a function takes, sends and returns is
-    between it and its callers.
+    It accepts what has a `send`; see `ensure_coroutine` for other awaitables. Any: what a function takes, sends and
+    returns is not known here.
     """
-    following: Callable[[Any], Coroutine[Any, Any, Any]] = copy_name(function, track_coroutine(plan, UNUSED)).following
+    tracker = copy_name(function, track_coroutine(options, UNUSED))
+    following: Callable[[Any], Coroutine[Any, Any, Any]] = tracker.following
     return following
 
 
 def copy_name(function: Callable[..., Any], running: Any) -> Any:
-    """Give a running call the name of its function: in task lists and in "was never awaited" stands the user's.
+    """Give a running call the name of its function, which task lists and "was never awaited" then show.
 
     Any: coroutines and generators of all kinds.
     """
@@ -120,107 +111,107 @@ def copy_name(function: Callable[..., Any], running: Any) -> Any:
 
 
 def ensure_coroutine(inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-    """Return a coroutine that awaits what a function has returned that is marked as a coroutine function."""
-    return inner if hasattr(inner, "send") else _awaited(inner)
+    """Return `inner`, or a coroutine that awaits it: a function that is marked as one may return any awaitable."""
+    return inner if hasattr(inner, "send") else _await(inner)
 
 
-async def _awaited(inner: Awaitable[T]) -> T:
+async def _await(inner: Awaitable[T]) -> T:
     return await inner
 
 
-def generate(plan: CallOptions, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
+def generate(options: CallOptions, inner: Generator[Y, S, T]) -> Generator[Y, S, T]:
     """Run a generator; what its consumer does between the steps is not charged to it."""
     active_before = active_owner()
-    turn = Suspension(plan.open(), active_before)
+    suspension = Suspension(options.open(), active_before)
     sent: S | None = None
     thrown: BaseException | None = None
     try:
         while True:
             try:
-                item = next(inner) if sent is None and thrown is None else _advance(inner, sent, thrown)
+                item = next(inner) if sent is None and thrown is None else _send_or_throw(inner, sent, thrown)
             except StopIteration as end:
                 result = cast("T", end.value)
                 break
             finally:
-                thrown = None  # or traceback, this frame and the exception would keep each other alive
-            turn.give_back()
+                thrown = None  # otherwise its traceback, this frame and the exception would keep each other alive
+            suspension.give_back()
             try:
                 sent = yield item
             except GeneratorExit:
-                turn.take()
+                suspension.take()
                 inner.close()
                 raise
             except BaseException as error:
                 thrown = error
-            turn.take()
+            suspension.take()
     except BaseException as error:
-        turn.take()
-        plan.end(turn.owner, error)
+        suspension.take()
+        options.end(suspension.owner, error)
         raise
-    plan.end(turn.owner, None)
+    options.end(suspension.owner, None)
     return result
 
 
-async def generate_async(plan: CallOptions, inner: AsyncGenerator[Y, S]) -> AsyncGenerator[Y, S]:
+async def generate_async(options: CallOptions, inner: AsyncGenerator[Y, S]) -> AsyncGenerator[Y, S]:
     """Run an asynchronous generator; neither its consumer nor other tasks are charged to it."""
     active_before = active_owner()
-    turn = Suspension(plan.open(), active_before)
+    suspension = Suspension(options.open(), active_before)
     step: Awaitable[Y] = inner.__anext__()
     try:
         while True:
-            turn.give_back()
+            suspension.give_back()
             try:
-                item = await _Steps(turn, step)
+                item = await _TrackedAwait(suspension, step)
             except StopAsyncIteration:
                 break
             del step  # it may hold an exception whose traceback holds this frame
             try:
                 sent = yield item
             except GeneratorExit:
-                await _Steps(turn, inner.aclose())
+                await _TrackedAwait(suspension, inner.aclose())
                 raise
             except BaseException as error:
                 step = inner.athrow(error)
             else:
                 step = inner.asend(sent)
     except BaseException as error:
-        turn.take()
-        plan.end(turn.owner, error)
+        suspension.take()
+        options.end(suspension.owner, error)
         raise
-    turn.take()
-    plan.end(turn.owner, None)
+    suspension.take()
+    options.end(suspension.owner, None)
 
 
-def _advance(inner: Generator[Y, S, T], sent: S | None, thrown: BaseException | None) -> Y:
+def _send_or_throw(inner: Generator[Y, S, T], sent: S | None, thrown: BaseException | None) -> Y:
     try:
         return inner.send(cast("S", sent)) if thrown is None else inner.throw(thrown)
     finally:
         del thrown
 
 
-class _Steps(Generic[T]):
-    """An awaitable, each step of which takes the turn and gives it back."""
+class _TrackedAwait(Generic[T]):
+    """An awaitable during whose steps the owner of a suspension is the current one."""
 
-    __slots__ = ("_awaitable", "_turn")
+    __slots__ = ("_awaitable", "_suspension")
 
-    def __init__(self, turn: Suspension, awaitable: Awaitable[T]) -> None:
-        self._turn = turn
+    def __init__(self, suspension: Suspension, awaitable: Awaitable[T]) -> None:
+        self._suspension = suspension
         self._awaitable = awaitable
 
-    def __await__(self) -> Generator[Any, Any, T]:  # Any: between the loop and what it resumes
+    def __await__(self) -> Generator[Any, Any, T]:  # Any: what the loop and the awaitable exchange
         steps = self._awaitable.__await__()
         sent: Any = None
         thrown: BaseException | None = None
         while True:
-            self._turn.take()
+            self._suspension.take()
             try:
-                waits_for = _advance(steps, sent, thrown)
+                waits_for = _send_or_throw(steps, sent, thrown)
             except StopIteration as end:
                 return cast("T", end.value)
             finally:
                 thrown = None
-                self._turn.give_back()
+                self._suspension.give_back()
             try:
                 sent = yield waits_for
-            except BaseException as error:  # GeneratorExit, too: the step that it closes is a charged one
+            except BaseException as error:  # GeneratorExit, too: the step that it closes is charged as well
                 thrown = error

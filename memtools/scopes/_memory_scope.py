@@ -1,8 +1,4 @@
-"""Put a name on a block of code, and know what it used: `memory_scope`.
-
-Covers: the `with`, the `async with` and the decorator form, warning and budget at the end of the block.
-Leaves to others: who follows the block while it is suspended, and the counting (`memtools.ledger`).
-"""
+"""`memory_scope`: measure, name and limit a block of code."""
 
 import functools
 import inspect
@@ -11,16 +7,26 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
+from memtools._suggestions import suggest_arguments
 from memtools.errors import ConfigError, ScopeClosed
-from memtools.ledger import Budget, OnExceed, Owner, Usage, choose_meter, current_usage, end_owner, open_for_frame
+from memtools.ledger import Budget, Owner, Usage, choose_meter
+from memtools.ledger._ledger import current_usage, end_owner, open_for_frame
+from memtools.ledger._owner import OnExceed
 from memtools.scopes._budgets import check_usage, make_budget, parse_budget, require_refusals
 from memtools.scopes._calls import CallOptions, call, generate, track_coroutine
 
-# What a scope may be called.
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_COROUTINE: Final = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
 
 
 def parse_name(name: object, *, argument: str = "name") -> str:
-    """Return `name`, text that is not empty.
+    """Return `name`, which has to be text that is not empty.
+
+    Args:
+        name: the name of a scope, function or component.
+        argument: the argument that it was given for, for the error.
 
     Raises:
         ConfigError: for anything else.
@@ -30,14 +36,8 @@ def parse_name(name: object, *, argument: str = "name") -> str:
     return name
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_COROUTINE: Final = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
-
-
 class memory_scope:  # noqa: N801  # a context manager that reads like a word, as `contextlib.suppress`
-    """Charge a block of code to a name of its own.
+    """Charge the memory of a block of code to a name.
 
     ```python
     with memory_scope("import", warn="50 MiB") as scope:
@@ -45,33 +45,34 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
     print(scope.usage)
     ```
 
-    Scopes nest into a tree: the parent is the scope, call or task that is active where this one is entered. Tasks that
+    Scopes form a tree: the parent is the scope, call or task that is current where this scope is entered. Tasks that
     are started inside belong to it. One object can be entered again after it has ended; as a decorator it opens a new
     scope for each call.
 
     Args:
-        name: what reports call it.
-        warn: size in bytes or as text (`"50 MiB"`, `"10%"` of the effective limit); a higher peak is logged as "High
-            memory increase" with the three largest children, and told as `HighUsage`.
-        budget: the highest peak that is allowed, in the same forms. It is looked at after each step of a task under a
-            driver and at the end of the block; with the native meter also in flight (see `docs/ledger.md`).
+        name: the name in reports.
+        warn: size in bytes or as text (`"50 MiB"`, `"10%"` of the effective limit); a higher peak is logged as a
+            warning with the three largest children, and emitted as `HighUsage`.
+        budget: the highest peak that is allowed, in the same forms. It is checked at the end of the block, after each
+            step of a tracked task, and with the native meter also while a step runs (see `docs/ledger.md`).
         on_exceed: `"raise"` (BudgetExceeded); `"deny"` (the same, but a single large block that would exceed the budget
-            is refused: a MemoryError where it would have been made; native meter only); `"warn"`; or a callable that
-            is given the error.
-        include_children: whether the figures hold those of the scopes, calls and tasks below.
+            is refused: a `MemoryError` where the block would have been allocated; native meter only); `"warn"`; or a
+            callable that gets the error.
+        include_children: whether the figures include those of the scopes, calls and tasks below.
         meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
             else `"rss"`.
 
     Raises:
-        ConfigError: at construction, for an argument that makes no sense, and for `"deny"` without the native meter;
-            when it is entered, for `"deny"` where nobody can follow the block.
-        BudgetExceeded: at the end of the block, unless the block raises something itself.
+        ConfigError: at construction, for an invalid argument, and for `"deny"` without the native meter; on entry, for
+            `"deny"` where the block cannot be tracked.
+        BudgetExceeded: at the end of the block, unless the block raises another exception.
 
-    Threads: a scope is entered and left in one thread; its name and figures may be read from any.
+    Threads: a scope is entered and left in one thread; its name and figures can be read in any.
     """
 
     __slots__ = ("_budget", "_include_children", "_meter", "_owner", "_warn_bytes", "name")
 
+    @suggest_arguments(limit="budget", max_bytes="budget")
     def __init__(
         self,
         name: str,
@@ -103,7 +104,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
 
     @property
     def usage(self) -> Usage:
-        """What the block used so far, or in the end.
+        """The usage of the block so far; after the block, its final usage.
 
         Raises:
             ScopeClosed: before the scope is entered.
@@ -116,7 +117,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         self._owner = open_for_frame(
             self.name,
             "scope",
-            sys._getframe(1),  # pyright: ignore[reportPrivateUsage]  # CPython's documented way to the caller
+            sys._getframe(1),  # pyright: ignore[reportPrivateUsage]  # documented for CPython
             meter=self._meter,
             include_children=self._include_children,
             budget=self._budget,
@@ -124,14 +125,14 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         if self._owner.note and self._budget is not None and self._budget.on_exceed == "deny":
             note = self._owner.note
             end_owner(self._owner, failed=True)
-            raise ConfigError("on_exceed", "deny", f"it where the block can be followed; here {note}")
+            raise ConfigError("on_exceed", "deny", f"it where the block can be tracked: {note}")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         end_owner(self.owner, failed=error is not None)
-        self._judge(self.owner, error)
+        self._check_usage(self.owner, error)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -140,39 +141,42 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         end_owner(self.owner, failed=error is not None)
-        self._judge(self.owner, error)
+        self._check_usage(self.owner, error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Return `function`, each call of which is a scope of this name.
+        """Return a function each call of which is a scope of this name.
 
         Raises:
-            ConfigError: for what is no Python function, and for asynchronous generators (`profile_memory` takes those).
+            ConfigError: for an object that is not a Python function, and for an asynchronous generator function, which
+                `profile_memory` accepts.
         """
         flags = getattr(getattr(function, "__code__", None), "co_flags", None)
         if flags is None or flags & inspect.CO_ASYNC_GENERATOR:
             raise ConfigError("function", function, "a function, generator function or coroutine function")
-        plan = CallOptions(self.name, "scope", self._meter, self._budget, self._include_children, on_end=self._judge)
-        return cast("Callable[P, R]", functools.wraps(function)(_planned(plan, function, flags)))
+        options = CallOptions(
+            self.name, "scope", self._meter, self._budget, self._include_children, on_end=self._check_usage
+        )
+        return cast("Callable[P, R]", functools.wraps(function)(_scoped_function(options, function, flags)))
 
     def __repr__(self) -> str:
         state = "not entered" if self._owner is None else "open" if self._owner.is_active else "ended"
         return f"<memory_scope {self.name!r} {state}>"
 
-    def _judge(self, owner: Owner, error: BaseException | None) -> None:
+    def _check_usage(self, owner: Owner, error: BaseException | None) -> None:
         check_usage(owner, current_usage(owner), warn_bytes=self._warn_bytes, failed=error is not None, error=error)
 
 
-def _planned(plan: CallOptions, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
-    # Any: the three shapes have nothing in common but being called; `__call__` gives the types back.
+def _scoped_function(options: CallOptions, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
+    # Any: functions of every kind; `__call__` keeps the types.
     if flags & _COROUTINE:
 
         async def scoped_async(*args: Any, **kwargs: Any) -> Any:
             inner: Coroutine[Any, Any, Any] = function(*args, **kwargs)
-            del args, kwargs  # or the call would keep its arguments alive
-            return await track_coroutine(plan, inner)
+            del args, kwargs  # otherwise this frame would keep the arguments alive for the whole call
+            return await track_coroutine(options, inner)
 
         return scoped_async
 
     if flags & inspect.CO_GENERATOR:
-        return lambda *args, **kwargs: generate(plan, function(*args, **kwargs))
-    return lambda *args, **kwargs: call(plan, function, args, kwargs)
+        return lambda *args, **kwargs: generate(options, function(*args, **kwargs))
+    return lambda *args, **kwargs: call(options, function, args, kwargs)

@@ -1,157 +1,66 @@
-"""Start tasks that cannot be lost, and know what they used: `task_scope`.
+"""`task_scope`: asyncio tasks that cannot be lost, and the memory that they use."""
 
-Covers: the block, creating tasks in it, what can be asked about them. Leaves to others: tasks that run and how they end
-(`_roster`), turns and admission (`_gate`), owners and their steps (`memtools.ledger`).
-"""
-
+import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from time import perf_counter
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, cast
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, cast
 
 from memtools._records import record
+from memtools._suggestions import suggest_arguments
 from memtools.errors import ConfigError, ScopeClosed
-from memtools.ledger import (
-    UNUSED,
-    Budget,
-    Meter,
-    Owner,
-    TrackedCoroutine,
-    Usage,
-    choose_meter,
-    current_usage,
-    end_owner,
-    open_for_frame,
-)
+from memtools.ledger import Budget, Meter, Owner, Usage, choose_meter
 from memtools.ledger._context import active
-from memtools.scopes._admission import Admission, Admit, Gate, SizeAdmission, Ticket, parse_admission
+from memtools.ledger._coroutines import UNUSED, TrackedCoroutine
+from memtools.ledger._ledger import current_usage, end_owner, open_for_frame
+from memtools.scopes._admission import (
+    Admission,
+    Admit,
+    MemoryLimitAdmission,
+    Slot,
+    StartLimiter,
+    parse_admission,
+)
 from memtools.scopes._budgets import check_usage, make_budget, parse_budget
 from memtools.scopes._memory_scope import parse_name
-from memtools.scopes._task_set import FINISHED, OPEN, SHUTTING_DOWN, Live, Outcomes, ParentTask, Roster
+from memtools.scopes._task_set import FINISHED, OPEN, SHUTTING_DOWN, Outcomes, ParentTask, TaskEntry, TaskSet
 from memtools.scopes._task_statistics import TaskAccounts, TaskFailure, TaskScopeStatistics, TaskUsage
 from memtools.units import parse_choice, parse_count, parse_seconds
 
-if TYPE_CHECKING:
-    import asyncio
+T = TypeVar("T")
 
-
-# Give a task a context in which the owner of its scope is active, from wherever the task is created.
-#
-# A context is copied where a task is created: in the block, in another task of the program, in a callback. Whatever else
-# it holds is kept; only the active owner is ours to set.
-
-
-def context_below(owner: Owner, context: Context | None) -> Context | None:
-    """Return `context`, or a copy of the present one, with `owner` active in it; None where a plain copy will do.
-
-    A context that is given is used as it is, so that the task's changes are seen in it; once the owner has ended, what
-    is opened in it hangs below the owner's parent.
-    """
-    if context is None:
-        if active.get() is owner:
-            return None
-        context = copy_context()
-    if context.get(active) is owner:
-        return context
-    try:
-        context.run(active.set, owner)
-    except RuntimeError:
-        # Somebody runs in that context right now, and changing who is active there is not ours to do.
-        return context
-    return context
-
-
-# What a task is made of: the name of a coroutine, and the end of one that never begins.
-#
-# Any: what a loop takes for a coroutine need be none of Python's own, and a wrong argument is refused by the loop only.
-
-
-def coroutine_name(coro: Any) -> str:
-    """Return what a coroutine is called; one without a name is called by its type."""
-    try:
-        name: str = coro.__qualname__
-    except AttributeError:
-        return type(coro).__qualname__
-    return name
-
-
-def close_unused(coro: Any) -> None:
-    """Close a coroutine that will not be run, so that nobody warns that it was never awaited."""
-    close = getattr(coro, "close", None)
-    if callable(close):
-        close()
-
-
-# Put the tasks of one scope under drivers, so that each has an owner of its own.
-#
-# Covers: one example of a driver per name, from which those of the tasks are made. Leaves to others: following steps
-# (`memtools.ledger`), the sums by name (`_accounts`).
-
-Drive: TypeAlias = Callable[[Any], TrackedCoroutine[Any]]  # Any: what a loop and a coroutine exchange is between them
-
-
-class Drivers:
-    """The drivers of the tasks of one scope.
-
-    Args:
-        meter: who counts.
-        accounts: where the final figures of each task go.
-
-    Attributes:
-        follows: whether tasks have owners of their own; else a driver only looks at the scope's budget after each step.
-        by_name: what puts a coroutine under a driver; look here first, it costs a dict lookup.
-    """
-
-    __slots__ = ("_accounts", "_meter", "by_name", "follows")
-
-    def __init__(self, meter: Meter, accounts: TaskAccounts) -> None:
-        self._meter = meter
-        self._accounts = accounts
-        self.follows = meter.follows
-        self.by_name: dict[str, Drive] = {}
-
-    def open(self, name: str) -> Drive:
-        """Return what puts coroutines of a name that may be new under a driver."""
-        account = self._accounts.by_name.get(name) or self._accounts.open(name)
-        drive: Drive = TrackedCoroutine(UNUSED, self._meter, name=name, kind="task", on_end=account.add_ended).following
-        if account.name == name:  # those that share an account may be any number
-            self.by_name[name] = drive
-        return drive
-
-    def drive(self, coro: Coroutine[Any, Any, Any], name: str) -> TrackedCoroutine[Any]:
-        """Return a coroutine under its driver."""
-        if not self.follows:
-            return TrackedCoroutine(coro, self._meter)
-        return (self.by_name.get(name) or self.open(name))(coro)
-
-
-# The arguments of `task_scope`, checked.
+# Any: what a loop and a coroutine exchange is not known here.
+Work: TypeAlias = Coroutine[Any, Any, T]
+Track: TypeAlias = Callable[[Any], TrackedCoroutine[Any]]
 
 DEFAULT_NAME: Final = "task_scope"
+
+_NOT_ENTERED: Final = "it has not been entered"
+_STATES: Final = {OPEN: "open", SHUTTING_DOWN: "shutting down", FINISHED: "finished"}
 
 
 @record
 class TaskScopeSettings:
-    """What a task scope was told to do.
+    """The arguments of a task scope, checked.
 
     Attributes:
-        name: what reports call it.
-        limit: how many tasks may run at once, or None.
-        max_pending: how many may wait, or None.
-        records_errors: whether failures are recorded, and not raised.
-        cancels_on_exit: whether leaving the block cancels what runs.
-        grace_s: how long cancelled tasks are waited for, in seconds.
+        name: the name in reports.
+        max_running: how many tasks may run at once, or None.
+        max_pending: how many tasks may wait, or None.
+        records_errors: whether failures are recorded and not raised.
+        cancels_on_exit: whether the end of the block cancels running tasks.
+        grace_s: how long cancelled tasks may go on, in seconds.
         keep_results: how many results are kept.
-        admission: whom to ask before a task starts: an admission, a size in bytes, or None.
-        budget: what the scope may use, or None.
-        warn_bytes: the peak above which a warning is given, or None.
-        meter: who counts.
+        admission: what each task waits for before it starts: an admission, a size in bytes, or None.
+        budget: the budget of the scope, or None.
+        warn_bytes: a higher peak is logged as a warning; None for no warning.
+        meter: the meter of the scope.
     """
 
     name: str
-    limit: int | None
+    max_running: int | None
     max_pending: int | None
     records_errors: bool
     cancels_on_exit: bool
@@ -163,57 +72,8 @@ class TaskScopeSettings:
     meter: Meter
 
 
-def read_settings(
-    *,
-    limit: object,
-    on_error: object,
-    on_exit: object,
-    grace: object,
-    keep_results: object,
-    admit: object,
-    name: object,
-    budget: object,
-    warn: object,
-    max_pending: object,
-    meter: str | None,
-) -> TaskScopeSettings:
-    """Return the checked arguments.
-
-    Raises:
-        ConfigError: for one that makes no sense.
-    """
-    admission = parse_admission(admit)
-    if max_pending is not None and limit is None and admission is None:
-        raise ConfigError("max_pending", max_pending, "it together with limit= or admit=: nothing waits without them")
-    return TaskScopeSettings(
-        name=DEFAULT_NAME if name is None else parse_name(name),
-        limit=_optional_count(limit, "limit", least=1),
-        # Behind an admission every task waits until it has been asked, be it for a moment.
-        max_pending=_optional_count(max_pending, "max_pending", least=0 if admission is None else 1),
-        records_errors=parse_choice(on_error, ("cancel", "record"), name="on_error") == "record",
-        cancels_on_exit=parse_choice(on_exit, ("join", "cancel"), name="on_exit") == "cancel",
-        grace_s=parse_seconds(grace, name="grace"),
-        keep_results=parse_count(keep_results, name="keep_results", minimum=0),
-        admission=admission,
-        budget=None if budget is None else make_budget(budget),
-        warn_bytes=None if warn is None else parse_budget(warn, name="warn"),
-        meter=choose_meter(meter),
-    )
-
-
-def _optional_count(value: object, name: str, *, least: int) -> int | None:
-    return None if value is None else parse_count(value, name=name, minimum=least)
-
-
-T = TypeVar("T")
-Work: TypeAlias = Coroutine[Any, Any, T]  # Any: what loop and coroutine exchange is between them
-
-_NOT_ENTERED: Final = "it has not been entered"
-_STATES: Final = {OPEN: "open", SHUTTING_DOWN: "shutting down", FINISHED: "finished"}
-
-
 class task_scope:  # noqa: N801  # a context manager that reads like a word, as `memory_scope`
-    """Run tasks that end with the block, at most so many at once, one account per name.
+    """Run asyncio tasks that end with the block, with a limit and an account per name.
 
     ```python
     import asyncio
@@ -222,55 +82,49 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         async with task_scope(max_running=64, name="import") as tasks:
             for path in ("a", "b"):
                 await tasks.spawn(asyncio.sleep(0, path), name="read")
-        print(tasks.usage()["read"])
+        print(tasks.usage_by_name()["read"])
 
     asyncio.run(main())
     ```
 
-    A drop-in for `asyncio.TaskGroup`; nothing of a finished task stays alive.
+    A drop-in for `asyncio.TaskGroup`; nothing of an ended task is kept alive.
 
     Args:
-        limit: how many tasks may run at once; the others wait for their turn before their first step.
-        on_error: `"cancel"` cancels the siblings of a task that fails and raises an `ExceptionGroup`, as a TaskGroup
-            does; `"record"` lets them go on and keeps the last 256 failures in words (`errors()`). `SystemExit` and
-            `KeyboardInterrupt` are raised bare either way; what the block itself raises cancels the tasks.
-        on_exit: whether the end of the block waits for the tasks (`"join"`) or cancels them.
-        grace: seconds for all that was cancelled to end; who goes on is named (`TaskAbandoned`, a warning) and left.
+        max_running: how many tasks may run at once; the other tasks wait before their first step.
+        on_error: `"cancel"` cancels the other tasks when one fails, and raises an `ExceptionGroup`, as a TaskGroup
+            does; `"record"` lets the other tasks go on, and keeps the last 256 failures as text (`errors()`).
+            `SystemExit` and `KeyboardInterrupt` are raised bare in both cases, and an exception of the block cancels
+            the tasks.
+        on_exit: whether the end of the block waits for the tasks (`"join"`) or cancels them (`"cancel"`).
+        grace: seconds for all cancelled tasks to end; tasks that still run then are named (`TaskAbandoned` and a
+            warning) and abandoned.
         keep_results: how many of the last results to keep for `results()`.
-        admit: an object with `admit()`, or a callable, that gives an async context manager: entering it waits while
-            memory is short. Or a size (`"200 MiB"`): tasks start while the scope has used less; one always may.
-        name: what reports call it.
+        admit: an object with `admit()`, or a callable, that returns an async context manager: entering it waits while
+            memory is short. Or a size (`"200 MiB"`): tasks start while the scope has used less, and one may always run.
+        name: the name in reports.
         budget: the highest peak that the scope as a whole may have; see `memory_scope`.
-        warn: a higher peak of the whole is logged as "High memory increase".
-        max_pending: how many may wait for their turn; one more raises `ScopeFull`.
-        meter: who counts; see `memory_scope`. With a meter that follows, each task is an owner below the scope.
+        warn: a higher peak of the scope as a whole is logged as a warning; see `memory_scope`.
+        max_pending: how many tasks may wait for their start; one more raises `ScopeFull`.
+        meter: see `memory_scope`. With a meter that tracks tasks, each task is an owner below the scope.
 
     Raises:
-        ConfigError: at construction, for an argument that makes no sense.
+        ConfigError: at construction, for an invalid argument.
         BudgetExceeded: at the end of a block that raises nothing else.
 
-    Threads: belongs to the loop that it is entered in. One object is entered once.
+    Threads: a scope belongs to the loop that it is entered in. One object is entered once.
     Cost: see docs/performance.md, task scope.
     """
 
     __slots__ = (
-        "__weakref__",
-        "_accounts",
-        "_drivers",
-        "_drives",
-        "_gate",
-        "_open_account",
-        "_outcomes",
-        "_owner",
-        "_roster",
-        "_settings",
-        "_special",
-        "name",
-    )
+        "__weakref__", "_accounts", "_limiter", "_needs_slow_path", "_open_account", "_outcomes", "_owner", "_settings",
+        "_task_set", "_trackers", "_tracks", "name",
+    )  # fmt: skip
 
+    @suggest_arguments(limit="max_running", max_concurrency="max_running", max_tasks="max_running")
     def __init__(
         self,
         max_running: int | None = None,
+        *,
         on_error: Literal["cancel", "record"] = "cancel",
         on_exit: Literal["join", "cancel"] = "join",
         grace: float = 5.0,
@@ -282,27 +136,25 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         max_pending: int | None = None,
         meter: str | None = None,
     ) -> None:
-        self._settings = settings = read_settings(
-            limit=max_running, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results, admit=admit,
-            name=name, budget=budget, warn=warn, max_pending=max_pending, meter=meter,
+        self._settings = settings = parse_settings(
+            max_running=max_running, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results,
+            admit=admit, name=name, budget=budget, warn=warn, max_pending=max_pending, meter=meter,
         )  # fmt: skip
         self.name: str = settings.name
-        # A budget is looked at after each step, whoever counts.
-        self._drives = settings.meter.follows or settings.budget is not None
-        is_gated = settings.limit is not None or settings.admission is not None
-        self._special = is_gated or (settings.budget is not None and not settings.meter.follows)
+        # A budget is checked after each step of a task, with every meter.
+        self._tracks = settings.meter.follows or settings.budget is not None
+        is_limited = settings.max_running is not None or settings.admission is not None
+        self._needs_slow_path = is_limited or (settings.budget is not None and not settings.meter.follows)
         self._outcomes = Outcomes(settings.name, settings.keep_results)
-        self._drivers = Drivers(settings.meter, self._outcomes.accounts)
-        # Looked at for each task, hence not searched for each time.
+        self._trackers = Trackers(settings.meter, self._outcomes.accounts)
+        # Read for each task, so the attribute lookups are made once.
         self._accounts = self._outcomes.accounts.by_name
         self._open_account = self._outcomes.accounts.open
-        self._gate: Gate | None = None
-        self._roster: Roster | None = None
+        self._limiter: StartLimiter | None = None
+        self._task_set: TaskSet | None = None
         self._owner: Owner | None = None
 
     async def __aenter__(self) -> Self:
-        import asyncio  # loaded by whoever runs a loop, not by whoever imports memtools
-
         if self._owner is not None:
             raise ScopeClosed(self.name, "it has already been entered")
         loop = asyncio.get_running_loop()
@@ -311,13 +163,13 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             raise ScopeClosed(self.name, "it cannot determine the parent task")
 
         settings = self._settings
-        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # the only way to one's caller
+        frame = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # documented for CPython
         self._owner = owner = open_for_frame(self.name, "scope", frame, meter=settings.meter, budget=settings.budget)
-        if settings.limit is not None or settings.admission is not None:
+        if settings.max_running is not None or settings.admission is not None:
             admission = _admission_for(settings.admission, owner)
-            self._gate = Gate(self.name, settings.limit, settings.max_pending, admission)
-        self._roster = Roster(
-            self.name, loop, ParentTask(task), self._outcomes, self._gate,
+            self._limiter = StartLimiter(self.name, settings.max_running, settings.max_pending, admission)
+        self._task_set = TaskSet(
+            self.name, loop, ParentTask(task), self._outcomes, self._limiter,
             grace_s=settings.grace_s, records_errors=settings.records_errors,
         )  # fmt: skip
         return self
@@ -325,90 +177,88 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        roster = cast("Roster", self._roster)
+        task_set = cast("TaskSet", self._task_set)
         failed = True
         try:
             if error is not None or self._settings.cancels_on_exit:
-                roster.abort()
+                task_set.abort()
             # A block that is torn down from outside (`GeneratorExit`) may not wait.
             if not isinstance(error, GeneratorExit):
-                await roster.conclude(error, await roster.join(error))
+                await task_set.raise_errors(error, await task_set.join(error))
             failed = error is not None
         finally:
-            del error, trace  # or exception, traceback and this frame would keep each other alive
-            roster.let_go()
+            del error, trace  # otherwise exception, traceback and this frame would keep each other alive
+            task_set.forget_parent()
             self._end_owner(failed)
 
-    def create_task(
-        self, coro: "Work[T]", *, name: str | None = None, context: Context | None = None
-    ) -> "asyncio.Task[T]":
-        """Start a task in this scope; past the limit it waits for its turn before its first step.
+    def create_task(self, coro: Work[T], *, name: str | None = None, context: Context | None = None) -> asyncio.Task[T]:
+        """Start a task in this scope; while `max_running` tasks run, it waits before its first step.
 
         Args:
             coro: the coroutine to run.
-            name: the task's name, and that of its account; by default the account is the coroutine's.
-            context: the context to run in; by default a copy of the present one.
+            name: the name of the task and of its account; by default the account has the coroutine's name.
+            context: the context to run in; by default a copy of the current one.
 
         Raises:
-            ScopeClosed: when the scope takes no tasks; the coroutine is closed.
-            ScopeFull: when as many as may are waiting; the coroutine is closed.
+            ScopeClosed: when the scope accepts no tasks; the coroutine is closed.
+            ScopeFull: when `max_pending` tasks are waiting; the coroutine is closed.
         """
-        roster = self._roster
+        task_set = self._task_set
         kind: type = type(coro)
-        if roster is None or roster.refusal or self._special or kind is not CoroutineType:
-            return self._create_special(coro, name, context, may_wait=False)[0]
+        if task_set is None or task_set.closed_reason or self._needs_slow_path or kind is not CoroutineType:
+            return self._create_task_slow(coro, name, context, ignore_max_pending=False)[0]
 
-        began = perf_counter()
-        driven: TrackedCoroutine[T] | None = None
+        created_at = perf_counter()
+        tracked: TrackedCoroutine[T] | None = None
         try:
-            label = str(name) if name else coroutine_name(coro)
-            if self._drives:
-                driven = (self._drivers.by_name.get(label) or self._drivers.open(label))(coro)
-            work = driven or coro
+            label = str(name) if name else _coroutine_name(coro)
+            if self._tracks:
+                tracked = (self._trackers.by_name.get(label) or self._trackers.create(label))(coro)
+            work = tracked or coro
             if context is None and active.get() is self._owner:
-                task = roster.loop.create_task(work, name=name)
+                task = task_set.loop.create_task(work, name=name)
             else:
-                task = roster.loop.create_task(work, name=name, context=context_below(self.owner, context))
+                task = task_set.loop.create_task(work, name=name, context=_context_with_owner(self.owner, context))
         except BaseException:
-            close_unused(coro)
+            _close_unstarted(coro)
             raise
         account = self._accounts.get(label) or self._open_account(label)
-        roster.enrol(task, (account, began, driven, None))
+        task_set.add(task, (account, created_at, tracked, None))
         return task
 
-    async def spawn(
-        self, coro: "Work[T]", *, name: str | None = None, context: Context | None = None
-    ) -> "asyncio.Task[T]":
-        """Start a task as `create_task` does, but return only when it has got its turn: back-pressure.
+    async def spawn(self, coro: Work[T], *, name: str | None = None, context: Context | None = None) -> asyncio.Task[T]:
+        """Start a task as `create_task` does, but return only when the task may start: back-pressure.
 
-        Whoever waits here does not count towards `max_pending`. When the wait is cancelled, the task does not start.
+        A caller that waits here does not count towards `max_pending`. When the wait is cancelled, the task does not
+        start.
 
         Raises:
-            ScopeClosed: when the scope takes no tasks, or stopped taking them meanwhile; the coroutine is closed.
+            ScopeClosed: when the scope accepts no tasks, or stopped accepting them during the wait; the coroutine is
+                closed.
         """
-        task, ticket = self._create_special(coro, name, context, may_wait=True)
-        if ticket is None or ticket.has_begun or task.done():
+        task, slot = self._create_task_slow(coro, name, context, ignore_max_pending=True)
+        if slot is None or slot.has_started or task.done():
             return task
 
-        watcher = ticket.watcher = task.get_loop().create_future()
+        start_waiter = slot.start_waiter = task.get_loop().create_future()
         try:
-            await watcher
+            await start_waiter
         except BaseException:
-            if not ticket.has_begun:
+            if not slot.has_started:
                 task.cancel()
             raise
-        if not ticket.has_begun and task.cancelled():
+        if not slot.has_started and task.cancelled():
             raise ScopeClosed(self.name, SHUTTING_DOWN)
         return task
 
     async def shutdown(self) -> None:
-        """Cancel all tasks, take no new ones, and wait until they have ended or the grace is over.
+        """Cancel all tasks, accept no new ones, and wait until they have ended or the grace is over.
 
-        A second call waits for the same end. Whoever calls it from inside a task of the scope is cancelled, too.
+        A second call waits for the same end. A task of the scope that calls it is cancelled, too.
         """
-        if self._roster is not None:
-            self._roster.abort()
-            await self._roster.drained()
+        if self._task_set is not None:
+            self._task_set.abort()
+            await self._task_set.wait_empty()
 
     @property
     def owner(self) -> Owner:
@@ -423,7 +273,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
 
     @property
     def usage(self) -> Usage:
-        """What the scope as a whole used so far, or in the end.
+        """The usage of the scope as a whole so far; after the block, its final usage.
 
         Raises:
             ScopeClosed: before the scope is entered.
@@ -431,21 +281,21 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         return current_usage(self.owner)
 
     def usage_by_name(self) -> dict[str, TaskUsage]:
-        """Return what the tasks used, by name, the running ones included; beyond 256 names under `<other>`."""
+        """Return the usage of the tasks by name, running tasks included; beyond 256 names under `<other>`."""
         open_owners: dict[str, list[Owner]] = {}
-        for account, _, driven, _ in self._live().values():
-            owner = driven.owner if driven is not None else None
+        for account, _, tracked, _ in self._unfinished_tasks().values():
+            owner = tracked.owner if tracked is not None else None
             if owner is not None and owner.is_active:
                 open_owners.setdefault(account.name, []).append(owner)
         meter = self._settings.meter
         return {
             name: account.to_usage(meter, open_owners.get(name, ()))
             for name, account in self._accounts.items()
-            if account.started  # an account may have been opened for a task that was refused
+            if account.started  # an account is also opened for a task that is then refused
         }
 
     def errors(self) -> tuple[TaskFailure, ...]:
-        """Return the last 256 failures, in words, oldest first; only with `on_error="record"`."""
+        """Return the last 256 failures, oldest first; only with `on_error="record"`."""
         return tuple(self._outcomes.failures)
 
     def results(self) -> tuple[object, ...]:
@@ -453,14 +303,14 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         return tuple(self._outcomes.results)
 
     def statistics(self) -> TaskScopeStatistics:
-        """Return how the tasks fared so far."""
+        """Return how many tasks run, wait and have ended so far."""
         total = self._outcomes.accounts.total
-        waiting = self._gate.waiting if self._gate is not None else 0
+        waiting = self._limiter.waiting if self._limiter is not None else 0
         return TaskScopeStatistics(
             name=self.name,
             state=self._state(),
-            max_running=self._settings.limit,
-            running=len(self._live()) - waiting,
+            max_running=self._settings.max_running,
+            running=len(self._unfinished_tasks()) - waiting,
             waiting=waiting,
             finished=total("finished"),
             failed=total("failed"),
@@ -469,54 +319,173 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         )
 
     def __repr__(self) -> str:
-        waiting = self._gate.waiting if self._gate is not None else 0
-        running = len(self._live()) - waiting
+        waiting = self._limiter.waiting if self._limiter is not None else 0
+        running = len(self._unfinished_tasks()) - waiting
         return f"<task_scope {self.name!r} {self._state()} running={running} waiting={waiting}>"
 
-    def _create_special(
-        self, coro: "Work[T]", name: str | None, context: Context | None, *, may_wait: bool
-    ) -> "tuple[asyncio.Task[T], Ticket | None]":
-        # A task that is refused, or counted at the gate, or made of something else than a coroutine of Python's own.
-        ticket: Ticket | None = None
-        began = perf_counter()
+    def _create_task_slow(
+        self, coro: Work[T], name: str | None, context: Context | None, *, ignore_max_pending: bool
+    ) -> tuple[asyncio.Task[T], Slot | None]:
+        # For a task that is refused, limited, or made of another object than a native coroutine.
+        slot: Slot | None = None
+        created_at = perf_counter()
         try:
-            roster = self._open_roster()
-            label = str(name) if name else coroutine_name(coro)
+            task_set = self._open_task_set()
+            label = str(name) if name else _coroutine_name(coro)
             account = self._accounts.get(label) or self._open_account(label)
-            # What is no coroutine goes to the loop as it is, and is refused there in the loop's own words.
+            # Any other object goes to the loop as it is, which raises its own error.
             can_run = hasattr(coro, "send")
             work = coro
-            if self._gate is not None and can_run:
-                ticket = self._gate.take(roster.loop, may_wait=may_wait)
-                work = self._gate.put_before(coro, ticket)
-            # One driver, outermost: a task factory of `track_tasks()` leaves a driver alone, and none runs inside another.
-            driven = self._drivers.drive(work, label) if self._drives and can_run else None
-            task = roster.loop.create_task(driven or work, name=name, context=context_below(self.owner, context))
+            if self._limiter is not None and can_run:
+                slot = self._limiter.reserve(task_set.loop, ignore_max_pending=ignore_max_pending)
+                work = self._limiter.wrap(coro, slot)
+            # The tracker is outermost: the task factory of `track_tasks()` leaves a tracker alone, and so no tracker
+            # runs inside another one.
+            tracked = self._trackers.track(work, label) if self._tracks and can_run else None
+            task = task_set.loop.create_task(
+                tracked or work, name=name, context=_context_with_owner(self.owner, context)
+            )
         except BaseException:
-            if ticket is not None and self._gate is not None:
-                self._gate.leave(ticket)
-            close_unused(coro)
+            if slot is not None and self._limiter is not None:
+                self._limiter.release(slot)
+            _close_unstarted(coro)
             raise
-        roster.enrol(task, (account, began, driven, ticket))
-        return task, ticket
+        task_set.add(task, (account, created_at, tracked, slot))
+        return task, slot
 
-    def _open_roster(self) -> Roster:
-        if self._roster is None:
+    def _open_task_set(self) -> TaskSet:
+        if self._task_set is None:
             raise ScopeClosed(self.name, _NOT_ENTERED)
-        if self._roster.refusal:
-            raise ScopeClosed(self.name, self._roster.refusal)
-        return self._roster
+        if self._task_set.closed_reason:
+            raise ScopeClosed(self.name, self._task_set.closed_reason)
+        return self._task_set
 
-    def _live(self) -> "dict[asyncio.Task[Any], Live]":
-        return {} if self._roster is None else self._roster.live
+    def _unfinished_tasks(self) -> dict[asyncio.Task[Any], TaskEntry]:
+        return {} if self._task_set is None else self._task_set.tasks
 
     def _state(self) -> str:
-        return "not entered" if self._roster is None else _STATES[self._roster.refusal]
+        return "not entered" if self._task_set is None else _STATES[self._task_set.closed_reason]
 
     def _end_owner(self, failed: bool) -> None:
         usage = end_owner(self.owner, failed=failed)
         check_usage(self.owner, usage, warn_bytes=self._settings.warn_bytes, failed=failed)
 
 
+def parse_settings(
+    *,
+    max_running: object,
+    on_error: object,
+    on_exit: object,
+    grace: object,
+    keep_results: object,
+    admit: object,
+    name: object,
+    budget: object,
+    warn: object,
+    max_pending: object,
+    meter: str | None,
+) -> TaskScopeSettings:
+    """Return the checked arguments.
+
+    Raises:
+        ConfigError: for an invalid one.
+    """
+    admission = parse_admission(admit)
+    if max_pending is not None and max_running is None and admission is None:
+        raise ConfigError(
+            "max_pending", max_pending, "it together with max_running= or admit=: no task waits without them"
+        )
+    return TaskScopeSettings(
+        name=DEFAULT_NAME if name is None else parse_name(name),
+        max_running=_optional_count(max_running, "max_running", minimum=1),
+        # With an admission every task waits, if only for a moment.
+        max_pending=_optional_count(max_pending, "max_pending", minimum=0 if admission is None else 1),
+        records_errors=parse_choice(on_error, ("cancel", "record"), name="on_error") == "record",
+        cancels_on_exit=parse_choice(on_exit, ("join", "cancel"), name="on_exit") == "cancel",
+        grace_s=parse_seconds(grace, name="grace"),
+        keep_results=parse_count(keep_results, name="keep_results", minimum=0),
+        admission=admission,
+        budget=None if budget is None else make_budget(budget),
+        warn_bytes=None if warn is None else parse_budget(warn, name="warn"),
+        meter=choose_meter(meter),
+    )
+
+
+def _optional_count(value: object, name: str, *, minimum: int) -> int | None:
+    return None if value is None else parse_count(value, name=name, minimum=minimum)
+
+
+class Trackers:
+    """The trackers of the tasks of one scope, so that each task has an owner of its own.
+
+    The trackers of the tasks are copies of one example per name, which is cheaper than making each from its arguments.
+
+    Args:
+        meter: the meter of the scope.
+        accounts: get the final usage of each task.
+
+    Attributes:
+        tracks_owners: whether tasks have owners; otherwise a tracker only checks the scope's budget after each step.
+        by_name: the functions that `create` returned; a lookup here is cheaper than `create`.
+    """
+
+    __slots__ = ("_accounts", "_meter", "by_name", "tracks_owners")
+
+    def __init__(self, meter: Meter, accounts: TaskAccounts) -> None:
+        self._meter = meter
+        self._accounts = accounts
+        self.tracks_owners = meter.follows
+        self.by_name: dict[str, Track] = {}
+
+    def create(self, name: str) -> Track:
+        """Return a function that makes the tracker of a coroutine, for tasks of this name."""
+        account = self._accounts.by_name.get(name) or self._accounts.open(name)
+        track: Track = TrackedCoroutine(UNUSED, self._meter, name=name, kind="task", on_end=account.add_ended).following
+        if account.name == name:  # any number of names may share the account for other names
+            self.by_name[name] = track
+        return track
+
+    def track(self, coro: Coroutine[Any, Any, Any], name: str) -> TrackedCoroutine[Any]:
+        """Return the tracker of a coroutine, which runs it."""
+        if not self.tracks_owners:
+            return TrackedCoroutine(coro, self._meter)
+        return (self.by_name.get(name) or self.create(name))(coro)
+
+
 def _admission_for(admission: Admission | int | None, owner: Owner) -> Admission | None:
-    return SizeAdmission(admission, lambda: owner.live_bytes) if isinstance(admission, int) else admission
+    return MemoryLimitAdmission(admission, lambda: owner.live_bytes) if isinstance(admission, int) else admission
+
+
+def _context_with_owner(owner: Owner, context: Context | None) -> Context | None:
+    """Return the context for a task of the scope of `owner`; None where a plain copy of the current one will do.
+
+    A task may be created anywhere: in the block, in another task of the program, in a callback. Only the current owner
+    is changed in its context. A given context is used itself, and not copied, so that the task's changes are seen in
+    it; what is opened in it after the owner has ended is charged to the owner's parent.
+    """
+    if context is None:
+        if active.get() is owner:
+            return None
+        context = copy_context()
+    if context.get(active) is owner:
+        return context
+    try:
+        context.run(active.set, owner)
+    except RuntimeError:
+        return context  # code is running in that context at this moment, and its current owner must not change
+    return context
+
+
+def _coroutine_name(coro: Any) -> str:  # Any: loops accept other objects than native coroutines
+    try:
+        name: str = coro.__qualname__
+    except AttributeError:
+        return type(coro).__qualname__
+    return name
+
+
+def _close_unstarted(coro: Any) -> None:  # Any: as above
+    """Close a coroutine that will not be run, which would otherwise warn that it was never awaited."""
+    close = getattr(coro, "close", None)
+    if callable(close):
+        close()

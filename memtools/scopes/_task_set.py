@@ -1,87 +1,47 @@
-"""The tasks of one scope that have not ended, and how they come to their end.
+"""The running tasks of one scope, and how they end.
 
-Covers: strong references while they run, what follows when one fails, cancelling all, the one deadline, the wait for
-the last, what the block raises. Leaves to others: creating tasks (`_task_scope`), what is kept of an ended one
-(`_outcomes`), the count of cancellations (`_parent`).
+Strong references while tasks run, the outcomes of ended ones, cancellation of all tasks with one deadline, and what the
+block raises. Everything here belongs to the thread of one event loop.
 """
 
+import asyncio
 import logging
 import sys
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from memtools.events import TaskAbandoned, emit
-from memtools.ledger import TrackedCoroutine
-from memtools.scopes._admission import Gate, Ticket
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.scopes._admission import Slot, StartLimiter
 from memtools.scopes._task_statistics import OTHER, TaskAccount, TaskAccounts, TaskFailure, describe_failure
 
-if TYPE_CHECKING:
-    import asyncio
-
-
-# Give up tasks that go on in spite of being cancelled: name them, and let them go.
-#
-# Covers: the event, the warning, the strong reference that an abandoned task still needs, what it raises in the end.
-# Leaves to others: when a task is given up (`_task_scope`).
-
-_log = logging.getLogger("memtools.scopes")
-_SHOWN_AT_MOST: Final = 20
-
-# The loop itself holds tasks weakly: without this an abandoned one could vanish in the middle of its work.
-_still_running: "set[asyncio.Task[Any]]" = set()
-
-
-def abandon(scope: str, tasks: "Sequence[tuple[str, asyncio.Task[Any]]]", grace_s: float) -> None:
-    """Tell that these tasks are given up, by name, and keep them alive until they end.
-
-    Args:
-        scope: the name of the task scope.
-        tasks: name and task of each.
-        grace_s: how long they were waited for, in seconds.
-    """
-    for _, task in tasks:
-        _still_running.add(task)
-        task.add_done_callback(_report_end)
-
-    names = [name for name, _ in tasks]
-    for name in names:
-        emit(TaskAbandoned(scope, name, grace_s))
-    more = f" and {len(names) - _SHOWN_AT_MOST} more" if len(names) > _SHOWN_AT_MOST else ""
-    _log.warning(
-        "%s abandons %d of its tasks, which go on %.1f s after their cancellation: %s%s; "
-        "look for blocking calls and for swallowed CancelledError in them",
-        scope,
-        len(names),
-        grace_s,
-        ", ".join(names[:_SHOWN_AT_MOST]),
-        more,
-    )
-
-
-def _report_end(task: "asyncio.Task[Any]") -> None:
-    _still_running.discard(task)
-    if task.cancelled():
-        return
-    error = task.exception()
-    if error is not None:
-        # The scope has ended: nobody is left to raise it to.
-        task.get_loop().call_exception_handler(
-            {"message": f"abandoned task {task.get_name()} failed", "exception": error, "task": task}
-        )
-
-
-# How the tasks of one scope ended: counts by name, errors to be raised, failures on record, the last results.
-#
-# Covers: everything that is taken from a task at its end, so that the task itself can be let go. Leaves to others: what
-# follows for the scope (`_task_scope`).
+OPEN: Final = ""
+SHUTTING_DOWN: Final = "it is shutting down"
+FINISHED: Final = "it is finished"
 
 MAX_FAILURES: Final = 256
+_MAX_NAMES_LOGGED: Final = 20
+
+# After the deadline, tasks that are about to end get these iterations of the loop; with grace=0 it is all they get.
+_FINAL_LOOP_ITERATIONS: Final = 5
+
+# Since 3.13 `uncancel` takes back a cancellation that has not been delivered yet.
+_UNCANCEL_TAKES_BACK: Final = sys.version_info >= (3, 13)
+
+# The account of a task's name, when the task was created (`perf_counter`), its tracker, and its slot. A plain tuple,
+# because one is made for each task, and a named tuple costs five times as much.
+TaskEntry: TypeAlias = tuple[TaskAccount, float, "TrackedCoroutine[Any] | None", Slot | None]
+
+_log = logging.getLogger("memtools.scopes")
+
+# The loop holds tasks weakly: without this, an abandoned task could be collected while it runs.
+_abandoned: set[asyncio.Task[Any]] = set()
 
 
 class Outcomes:
-    """What is left of tasks that have ended.
+    """Counts, errors, recorded failures and results of tasks that have ended, so that the tasks can be dropped.
 
     Args:
         scope: the name of the scope, for the log.
@@ -91,7 +51,7 @@ class Outcomes:
         accounts: counts by name.
         errors: exceptions that the scope will raise at its end.
         base_error: the first `SystemExit` or `KeyboardInterrupt` among them.
-        failures: the last failures that were recorded, in words.
+        failures: the last failures that were recorded.
         results: the last results.
     """
 
@@ -106,17 +66,17 @@ class Outcomes:
         self.failures: deque[TaskFailure] = deque(maxlen=MAX_FAILURES)
         self.results: deque[object] = deque(maxlen=keep_results)
 
-    def count(self, task: "asyncio.Task[Any]", account: TaskAccount, began: float) -> BaseException | None:
+    def count(self, task: asyncio.Task[Any], account: TaskAccount, started_at: float) -> BaseException | None:
         """Count a task that is done; return its exception, if it failed.
 
         Args:
-            task: the task; what it returns is kept only if the scope keeps results.
-            account: where it is counted.
-            began: when it began (`perf_counter`); 0.0 if it never did.
+            task: the task; its result is kept only if the scope keeps results.
+            account: the account of its name.
+            started_at: when it started (`perf_counter`); 0.0 if it never did.
         """
         account.running -= 1
-        if began:
-            account.duration_s += perf_counter() - began
+        if started_at:
+            account.duration_s += perf_counter() - started_at
         if task.cancelled():
             account.cancelled += 1
             return None
@@ -130,135 +90,107 @@ class Outcomes:
             self.results.append(task.result())
         return None
 
-    def keep_error(self, error: BaseException) -> None:
+    def add_error(self, error: BaseException) -> None:
         """Keep an exception until the scope raises it."""
         self.errors.append(error)
         if self.base_error is None and is_base_error(error):
             self.base_error = error
 
-    def record(self, name: str, account: TaskAccount, error: BaseException) -> None:
-        """Put a failure on record, in words; the first of a name is logged."""
+    def record_failure(self, name: str, account: TaskAccount, error: BaseException) -> None:
+        """Record a failure without its exception; the first of a name is logged."""
         failure = describe_failure(name, error)
         self.failures.append(failure)
         if account.failed == 1:
-            _log.warning("%s: a task failed, the others go on: %s (later ones are only recorded)", self._scope, failure)
+            _log.warning(
+                "%s: a task failed, the other tasks go on: %s (see errors() for later failures of this name)",
+                self._scope,
+                failure,
+            )
 
-    def forget_errors(self) -> None:
-        """Drop what was to be raised: exceptions hold frames, and frames hold everything."""
+    def clear_errors(self) -> None:
+        """Drop the exceptions that were to be raised, because they hold the frames of their tasks."""
         self.errors = []
         self.base_error = None
 
 
-def is_base_error(error: BaseException) -> bool:
-    """Return whether an exception ends the program, and is therefore raised bare."""
-    return isinstance(error, (SystemExit, KeyboardInterrupt))
-
-
-def task_name(task: "asyncio.Task[Any]", account: TaskAccount) -> str:
-    """Return what a task is called in words: its account's name, or its own where many share the account."""
-    return account.name if account.name != OTHER else task.get_name()
-
-
-# Interrupt the task that holds the `async with`, and leave its count of cancellations as it was.
-#
-# A task of the scope fails while the block is at work: the block is interrupted by cancelling its task. That is our own
-# cancellation and must not be seen outside; one that came from outside, at whatever moment, must be. The rules are those
-# of `asyncio.TaskGroup` since gh-116720 (Python 3.13), on every Python.
-
-# Since 3.13 `uncancel` takes back a cancellation that has not been delivered yet.
-_UNCANCEL_TAKES_BACK: Final = sys.version_info >= (3, 13)
-
-
 class ParentTask:
-    """The task that holds the block.
+    """The task that runs the block of the `async with`.
+
+    When a task of the scope fails, the block is interrupted by cancelling this task. That cancellation must not be seen
+    outside the block, and one that came from outside, at any moment, must be. The rules are those of
+    `asyncio.TaskGroup` since gh-116720 (Python 3.13), on every Python.
 
     Attributes:
         task: the task itself.
-        is_interrupted: whether we have cancelled it and not yet taken that back.
+        is_interrupted: whether `interrupt` has cancelled it, and `uncancel` has not taken that back.
     """
 
     __slots__ = ("is_interrupted", "task")
 
-    def __init__(self, task: "asyncio.Task[Any]") -> None:  # Any: what it returns is its own business
+    def __init__(self, task: asyncio.Task[Any]) -> None:  # Any: a task of any result
         self.task = task
         self.is_interrupted = False
 
     def interrupt(self) -> None:
-        """Cancel the block, to be taken back by `settle`."""
+        """Cancel the block, until `uncancel` takes it back."""
         self.is_interrupted = True
         self.task.cancel()
 
-    async def settle(self) -> bool:
-        """Take our cancellation back; return whether no other one is left."""
+    async def uncancel(self) -> bool:
+        """Take back the cancellation of `interrupt`; return whether no other cancellation is left."""
         if not self.is_interrupted:
             return False
-        await self._receive_pending()
+        await self._consume_pending_cancellation()
         self.is_interrupted = False
         return self.task.uncancel() == 0
 
-    def renew_outer_cancellation(self) -> None:
-        """Have a cancellation from outside delivered again: an exception of ours is about to hide it."""
+    def redeliver_cancellation(self) -> None:
+        """Deliver a cancellation from outside again, because the exception that the scope raises hides it."""
         if self.task.cancelling():
             self.task.uncancel()
             self.task.cancel()
 
-    async def _receive_pending(self) -> None:
+    async def _consume_pending_cancellation(self) -> None:
         if _UNCANCEL_TAKES_BACK or not getattr(self.task, "_must_cancel", False):
             return
-        import asyncio
-
-        # An eager task failed while the block was running, and nothing was awaited since: without this the
-        # cancellation would hit whatever is awaited after the scope. How many there were is told by the count.
+        # An eager task failed while the block was running, and the block has awaited nothing since: without this, the
+        # cancellation would be delivered at the first await after the scope. `cancelling()` tells how many there were.
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError:
             return
 
 
-OPEN: Final = ""
-SHUTTING_DOWN: Final = "it is shutting down"
-FINISHED: Final = "it is finished"
-
-# After the deadline a task that is just about to end gets these turns of the loop; with grace=0 it is all it gets.
-_LAST_TURNS: Final = 5
-
-
-# What the scope knows of a task that has not ended: the account where it is counted, when it was created
-# (`perf_counter`), its driver, and its claim to a place. A plain tuple: one is made for each task, and a named one
-# costs five times as much.
-Live: TypeAlias = tuple[TaskAccount, float, "TrackedCoroutine[Any] | None", Ticket | None]
-
-
-class Roster:
-    """Tasks of one scope, from its beginning to its end.
+class TaskSet:
+    """The tasks of one scope that have not ended, with strong references.
 
     Args:
         scope: the name of the scope.
-        loop: the loop that it was entered in.
-        parent: the task that holds the block.
-        outcomes: takes what is left of ended tasks.
-        gate: counts places, where they are limited.
-        grace_s: how long cancelled tasks are waited for, in seconds.
-        records_errors: whether a failure is recorded, and the others go on.
+        loop: the loop that the scope was entered in.
+        parent: the task that runs the block.
+        outcomes: gets the outcome of each task that ends.
+        limiter: limits the tasks that run at once, or None.
+        grace_s: how long cancelled tasks may go on, in seconds.
+        records_errors: whether a failure is recorded and the other tasks go on.
 
     Attributes:
-        live: the tasks that have not ended.
+        tasks: the tasks that have not ended.
         loop: the loop that they run in.
-        refusal: why no task is taken; empty while they are.
+        closed_reason: why no task is accepted; empty while tasks are accepted.
     """
 
     __slots__ = (
-        "_aborting", "_gate", "_grace_s", "_outcomes", "_parent", "_records_errors", "_scope", "_timer",
-        "_waiters", "live", "loop", "refusal",
+        "_aborting", "_grace_s", "_limiter", "_outcomes", "_parent", "_records_errors", "_scope", "_timer",
+        "_waiters", "closed_reason", "loop", "tasks",
     )  # fmt: skip
 
     def __init__(
         self,
         scope: str,
-        loop: "asyncio.AbstractEventLoop",
+        loop: asyncio.AbstractEventLoop,
         parent: ParentTask,
         outcomes: Outcomes,
-        gate: Gate | None,
+        limiter: StartLimiter | None,
         *,
         grace_s: float,
         records_errors: bool,
@@ -267,44 +199,44 @@ class Roster:
         self.loop = loop
         self._parent: ParentTask | None = parent
         self._outcomes = outcomes
-        self._gate = gate
+        self._limiter = limiter
         self._grace_s = grace_s
         self._records_errors = records_errors
         self._aborting = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        self.live: dict[asyncio.Task[Any], Live] = {}  # Any: what a task returns is the user's
-        self.refusal = OPEN
+        self.tasks: dict[asyncio.Task[Any], TaskEntry] = {}  # Any: tasks of any result
+        self.closed_reason = OPEN
 
-    def enrol(self, task: "asyncio.Task[Any]", live: Live) -> None:
-        """Hold a task until it ends; an eager one may have ended already."""
-        account = live[0]
+    def add(self, task: asyncio.Task[Any], entry: TaskEntry) -> None:
+        """Hold a task until it ends; an eager task may have ended already."""
+        account = entry[0]
         account.started += 1
         account.running += 1
-        self.live[task] = live
+        self.tasks[task] = entry
         if task.done():
             self._on_done(task)
             return
         task.add_done_callback(self._on_done)
         if self._aborting:
-            # In its first step, an eager one has made the scope shut down before it was held.
+            # An eager task has made the scope shut down in its first step, before it was added.
             task.cancel()
             self._start_timer()
 
     def abort(self) -> None:
-        """Cancel all, take no more, and set the deadline; a second call changes nothing."""
-        if self._aborting or self.refusal == FINISHED:
+        """Cancel all tasks, accept no more, and start the grace; a second call changes nothing."""
+        if self._aborting or self.closed_reason == FINISHED:
             return
         self._aborting = True
-        self.refusal = SHUTTING_DOWN
-        for task in tuple(self.live):
+        self.closed_reason = SHUTTING_DOWN
+        for task in tuple(self.tasks):
             task.cancel()
-        if self.live:
+        if self.tasks:
             self._start_timer()
 
-    async def drained(self) -> None:
-        """Wait until nobody is left, all having ended or been given up."""
-        while self.live:
+    async def wait_empty(self) -> None:
+        """Wait until all tasks have ended or were abandoned."""
+        while self.tasks:
             waiter: asyncio.Future[None] = self.loop.create_future()
             self._waiters.append(waiter)
             try:
@@ -314,128 +246,126 @@ class Roster:
                     self._waiters.remove(waiter)
 
     async def join(self, error: BaseException | None) -> BaseException | None:
-        """Wait for the end of all tasks; return the cancellation that has to go on, if there is one.
+        """Wait for the end of all tasks; return the cancellation that has to go on, or None.
 
         Args:
-            error: what the block has raised.
+            error: the exception of the block, or None.
         """
-        import asyncio
-
         cancelled = error if isinstance(error, asyncio.CancelledError) else None
         if error is not None and is_base_error(error) and self._outcomes.base_error is None:
             self._outcomes.base_error = error
         try:
-            while self.live:
+            while self.tasks:
                 try:
-                    await self.drained()
+                    await self.wait_empty()
                 except asyncio.CancelledError as again:
-                    # From outside, or our own, which `conclude` takes back. It may come more than once.
+                    # From outside, or by `ParentTask.interrupt`, which `raise_errors` takes back; perhaps repeatedly.
                     cancelled = again
                     self.abort()
             return cancelled
         finally:
-            error = cancelled = None  # exception, traceback and this frame would keep each other alive
+            error = cancelled = None  # otherwise exception, traceback and this frame would keep each other alive
 
-    async def conclude(self, error: BaseException | None, cancelled: BaseException | None) -> None:
-        """Raise what the block has to raise beyond its own exception, which passes by itself.
+    async def raise_errors(self, error: BaseException | None, cancelled: BaseException | None) -> None:
+        """Raise what the block has to raise; its own exception passes by itself.
 
         Args:
-            error: what the block has raised.
-            cancelled: the cancellation that has to go on.
+            error: the exception of the block, or None.
+            cancelled: the cancellation that has to go on, or None.
         """
         outcomes, parent = self._outcomes, self._parent
-        self.refusal = FINISHED
+        self.closed_reason = FINISHED
         base_error, errors = outcomes.base_error, outcomes.errors
-        outcomes.forget_errors()
+        outcomes.clear_errors()
         group: BaseException | None = None
         try:
-            if parent is not None and await parent.settle():
+            if parent is not None and await parent.uncancel():
                 cancelled = None
             if base_error is not None:
                 raise base_error
-            has_failed = error is not None and not _is_cancellation(error)
+            has_failed = error is not None and not isinstance(error, asyncio.CancelledError)
             if error is not None and has_failed and not self._records_errors:
                 errors.append(error)
             if parent is not None and (errors or has_failed):
-                parent.renew_outer_cancellation()
+                parent.redeliver_cancellation()
             elif cancelled is not None and error is None:
                 raise cancelled
             if errors:
                 group = BaseExceptionGroup(f"unhandled errors in {self._scope}", errors)
                 raise group from None
         finally:
-            error = cancelled = base_error = group = None  # the same as in `join`
+            error = cancelled = base_error = group = None  # as in `join`
             del errors
 
-    def let_go(self) -> None:
-        """Forget the holding task, whose frame and result are no business of a scope that has ended."""
+    def forget_parent(self) -> None:
+        """Drop the task that ran the block: a scope that has ended must not keep its frame and result alive."""
         self._parent = None
-        self._outcomes.forget_errors()
+        self._outcomes.clear_errors()
 
-    def _on_done(self, task: "asyncio.Task[Any]") -> None:
-        account, began, _, ticket = self.live.pop(task)
-        if ticket is not None and self._gate is not None:
-            began = ticket.began
-            self._gate.leave(ticket)
-        error = self._outcomes.count(task, account, began)
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        account, started_at, _, slot = self.tasks.pop(task)
+        if slot is not None and self._limiter is not None:
+            started_at = slot.started_at
+            self._limiter.release(slot)
+        error = self._outcomes.count(task, account, started_at)
         if error is not None:
             self._on_failure(task, account, error)
-        if not self.live:
-            self._wake()
+        if not self.tasks:
+            self._wake_waiters()
 
-    def _on_failure(self, task: "asyncio.Task[Any]", account: TaskAccount, error: BaseException) -> None:
+    def _on_failure(self, task: asyncio.Task[Any], account: TaskAccount, error: BaseException) -> None:
         if self._records_errors and not is_base_error(error):
-            self._outcomes.record(task_name(task, account), account, error)
+            self._outcomes.record_failure(_task_name(task, account), account, error)
             return
 
         parent = self._parent
         if parent is None or parent.task.done():
             self.loop.call_exception_handler(
                 {
-                    "message": f"a task of {self._scope} failed, but the task that holds the scope has ended",
+                    "message": f"a task of {self._scope} failed, but the task that runs the scope's block has ended",
                     "exception": error,
                     "task": task,
                 }
             )
             return
-        self._outcomes.keep_error(error)
+        self._outcomes.add_error(error)
         if not self._aborting and not parent.is_interrupted:
             self.abort()
             parent.interrupt()
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            self._timer = self.loop.call_at(self.loop.time() + self._grace_s, self._give_up, _LAST_TURNS)
+            self._timer = self.loop.call_at(self.loop.time() + self._grace_s, self._on_deadline, _FINAL_LOOP_ITERATIONS)
 
-    def _give_up(self, turns: int) -> None:
-        if not self.live:
+    def _on_deadline(self, iterations: int) -> None:
+        if not self.tasks:
             return
-        if turns:
-            self.loop.call_soon(self._give_up, turns - 1)
+        if iterations:
+            self.loop.call_soon(self._on_deadline, iterations - 1)
         else:
             self._abandon_all()
-            if not self.live:
-                self._wake()
+            if not self.tasks:
+                self._wake_waiters()
 
     def _abandon_all(self) -> None:
-        left: list[tuple[str, asyncio.Task[Any]]] = []
-        for task, live in tuple(self.live.items()):
+        abandoned: list[tuple[str, asyncio.Task[Any]]] = []
+        for task, entry in tuple(self.tasks.items()):
             if task.done():
-                continue  # its callback is on the way
-            del self.live[task]
+                continue  # the loop is about to call `_on_done`
+            del self.tasks[task]
             task.remove_done_callback(self._on_done)
-            account, began, _, ticket = live
-            if ticket is not None and self._gate is not None:
-                began = ticket.began or perf_counter()
-                self._gate.leave(ticket)
+            account, started_at, _, slot = entry
+            if slot is not None and self._limiter is not None:
+                started_at = slot.started_at or perf_counter()
+                self._limiter.release(slot)
             account.running -= 1
             account.abandoned += 1
-            account.duration_s += perf_counter() - began
-            left.append((task_name(task, account), task))
-        if left:
-            abandon(self._scope, left, self._grace_s)
+            account.duration_s += perf_counter() - started_at
+            abandoned.append((_task_name(task, account), task))
+        if abandoned:
+            abandon(self._scope, abandoned, self._grace_s)
 
-    def _wake(self) -> None:
+    def _wake_waiters(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -445,7 +375,50 @@ class Roster:
         self._waiters.clear()
 
 
-def _is_cancellation(error: BaseException) -> bool:
-    import asyncio
+def is_base_error(error: BaseException) -> bool:
+    """Return whether an exception ends the program, and is therefore raised without an exception group."""
+    return isinstance(error, (SystemExit, KeyboardInterrupt))
 
-    return isinstance(error, asyncio.CancelledError)
+
+def abandon(scope: str, tasks: Sequence[tuple[str, asyncio.Task[Any]]], grace_s: float) -> None:
+    """Report tasks that do not end after their cancellation, and keep them alive until they do.
+
+    Args:
+        scope: the name of the task scope.
+        tasks: name and task of each.
+        grace_s: how long the scope has waited for them, in seconds.
+    """
+    for _, task in tasks:
+        _abandoned.add(task)
+        task.add_done_callback(_report_late_failure)
+
+    names = [name for name, _ in tasks]
+    for name in names:
+        emit(TaskAbandoned(scope, name, grace_s))
+    more = f" and {len(names) - _MAX_NAMES_LOGGED} more" if len(names) > _MAX_NAMES_LOGGED else ""
+    _log.warning(
+        "%s abandons %d of its tasks, which are still running %.1f s after their cancellation: %s%s; "
+        "look for blocking calls and swallowed CancelledErrors in them",
+        scope,
+        len(names),
+        grace_s,
+        ", ".join(names[:_MAX_NAMES_LOGGED]),
+        more,
+    )
+
+
+def _report_late_failure(task: asyncio.Task[Any]) -> None:
+    _abandoned.discard(task)
+    if task.cancelled():
+        return
+    error = task.exception()
+    if error is not None:
+        # The scope has ended and cannot raise it any more.
+        task.get_loop().call_exception_handler(
+            {"message": f"abandoned task {task.get_name()} failed", "exception": error, "task": task}
+        )
+
+
+def _task_name(task: asyncio.Task[Any], account: TaskAccount) -> str:
+    """Return the name of a task in reports: that of its account, or its own where many names share the account."""
+    return account.name if account.name != OTHER else task.get_name()

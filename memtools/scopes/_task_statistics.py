@@ -1,6 +1,7 @@
-"""What a task scope tells: its statistics, the usage of its tasks by name, the failures it recorded.
+"""Figures of the tasks of one scope: statistics, usage by name, recorded failures.
 
-Records hold numbers and text, never tasks, results, exceptions or frames: whoever keeps them keeps nothing else alive.
+Records hold numbers and text, never tasks, results, exceptions or frames: a record that is kept keeps nothing else
+alive. Names may come from requests, so the number of accounts is bounded.
 """
 
 import time
@@ -9,19 +10,26 @@ from typing import Final
 
 from memtools._records import as_dict, record
 from memtools.errors import MemtoolsError
-from memtools.ledger import Meter, Owner, UsageTuple, usage_tuple
+from memtools.ledger import Meter, Owner
+from memtools.ledger._ledger import usage_tuple
+from memtools.ledger._owner import UsageTuple
 from memtools.units import format_size
 
 MAX_MESSAGE_LENGTH: Final = 500
+MAX_NAMES: Final = 256  # as many as the ledger's own accounts have
+MAX_NAME_LENGTH: Final = 200
+OTHER: Final = "<other>"
+
+_NOT_PER_TASK: Final = "this meter cannot tell tasks apart: counts and times only"
 
 
 class ScopeFull(MemtoolsError, RuntimeError):
-    """A task was refused because as many as may wait were waiting already; its coroutine has been closed.
+    """A task was refused because `max_pending` tasks were waiting; its coroutine has been closed.
 
     Attributes:
         scope: the name of the task scope.
-        waiting: how many tasks waited for their turn.
-        max_pending: how many may.
+        waiting: how many tasks were waiting to start.
+        max_pending: how many may wait.
     """
 
     def __init__(self, scope: str, waiting: int, max_pending: int) -> None:
@@ -36,13 +44,13 @@ class ScopeFull(MemtoolsError, RuntimeError):
 
 @record
 class TaskFailure:
-    """One task that failed, in words.
+    """One task that failed, as text.
 
     Attributes:
-        name: the task's name, or its coroutine's where it was given none.
+        name: the task's name, or that of its coroutine where the task was given none.
         kind: the name of the exception's type, with its module unless it is a built-in.
-        message: the exception's text, cut to 500 characters.
-        at: when the scope learnt of it, in seconds since the epoch.
+        message: the exception's text, truncated to 500 characters.
+        at: when the scope noticed it, in seconds since the epoch.
     """
 
     name: str
@@ -56,18 +64,18 @@ class TaskFailure:
 
 @record
 class TaskScopeStatistics:
-    """How the tasks of one scope fared, up to one moment.
+    """How many tasks of one scope run, wait and have ended, at one moment.
 
     Attributes:
         name: the scope's name.
         state: `"not entered"`, `"open"`, `"shutting down"` or `"finished"`.
-        limit: how many tasks may run at once, or None.
-        running: tasks that have been let in and have not ended.
-        waiting: tasks that wait for their turn before their first step.
+        max_running: how many tasks may run at once, or None.
+        running: tasks that have started and have not ended.
+        waiting: tasks that have not started.
         finished: tasks that returned.
         failed: tasks that raised.
         cancelled: tasks that ended by cancellation.
-        abandoned: tasks that went on for longer than the grace after their cancellation.
+        abandoned: tasks that were still running `grace` seconds after their cancellation.
     """
 
     name: str
@@ -87,23 +95,23 @@ class TaskScopeStatistics:
 
 @record
 class TaskUsage:
-    """What the tasks of one name used together, up to one moment.
+    """The memory that the tasks of one name used together, at one moment.
 
     Attributes:
-        name: the tasks' name, or their coroutines' where they were given none.
+        name: the tasks' name, or that of their coroutines where the tasks were given none.
         started: how many were created.
-        running: how many of them have not ended (those that wait included).
+        running: how many of them have not ended, the waiting ones included.
         finished: how many returned.
         failed: how many raised.
         cancelled: how many ended by cancellation.
-        abandoned: how many were given up.
-        duration_s: the sum of the ended ones' wall times, in seconds, without the wait for a turn.
-        peak_bytes: the highest peak of one of them; None where the meter cannot tell tasks apart.
-        retained_bytes: what the ended ones left alive and the running ones hold; None as above.
+        abandoned: how many were still running `grace` seconds after their cancellation.
+        duration_s: the sum of the wall times of ended tasks, in seconds, without their wait for the start.
+        peak_bytes: the highest peak of a task; None where the meter cannot tell tasks apart.
+        retained_bytes: the bytes that ended tasks left live and running tasks hold; None as above.
         steps: the sum of their steps; None as above.
-        meter: who counted.
-        exact: False where the bytes are unknown, or others may have leaked in.
-        note: why they are not exact, empty when they are.
+        meter: the name of the meter.
+        exact: False where the bytes are unknown, or allocations of other code may be in them.
+        note: why the figures are not exact, empty when they are.
     """
 
     name: str
@@ -127,43 +135,38 @@ class TaskUsage:
 
     def __str__(self) -> str:
         peak = "unknown" if self.peak_bytes is None else format_size(self.peak_bytes)
-        doubt = "" if self.exact else f" ({self.note})"
-        return f"{self.name}: {self.started} tasks, peak {peak}, {self.duration_s:.3f} s, {self.meter}{doubt}"
+        inexact = "" if self.exact else f" ({self.note})"
+        return f"{self.name}: {self.started} tasks, peak {peak}, {self.duration_s:.3f} s, {self.meter}{inexact}"
 
 
 def describe_failure(name: str, error: BaseException, clock: Callable[[], float] = time.time) -> TaskFailure:
-    """Return a failure in words; the exception itself is not kept."""
+    """Return the record of a failure; the exception itself is not kept.
+
+    Args:
+        name: the task's name.
+        error: its exception.
+        clock: returns the time, in seconds since the epoch.
+    """
     kind = type(error)
     label = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return TaskFailure(name, label, _message_of(error), clock())
+    return TaskFailure(name, label, _error_text(error), clock())
 
 
-def _message_of(error: BaseException) -> str:
-    # A stranger's exception: its `__str__` may fail, and what it shows may be a whole document.
+def _error_text(error: BaseException) -> str:
+    # The `__str__` of the program's exception may fail, and its text may be a whole document.
     try:
         text = str(error)
     except Exception:
-        return "<a message that cannot be shown>"
+        return "<the message cannot be shown>"
     return text if len(text) <= MAX_MESSAGE_LENGTH else f"{text[:MAX_MESSAGE_LENGTH]}…"
 
 
-# Add up what the tasks of one scope did, by name, in bounded space.
-#
-# Covers: counts and wall times with every meter; bytes and steps with meters that follow tasks. Leaves to others: the
-# owners themselves (`memtools.ledger`).
-#
-# With a meter that does not follow tasks there is no figure in bytes that would be a task's own, and none is shown.
-
-# As the ledger's own accounts. Names may come from requests.
-MAX_NAMES: Final = 256
-MAX_NAME_LENGTH: Final = 200
-OTHER: Final = "<other>"
-
-_NOT_PER_TASK: Final = "this meter cannot tell tasks apart: counts and times only"
-
-
 class TaskAccount:
-    """The running sums for one name."""
+    """The sums of the tasks of one name.
+
+    Every meter gives counts and wall times; only meters that track tasks give bytes and steps, since the others have no
+    figure of a single task.
+    """
 
     __slots__ = (
         "abandoned", "cancelled", "duration_s", "failed", "finished", "name", "note", "peak_bytes", "retained_bytes",
@@ -178,19 +181,19 @@ class TaskAccount:
         self.peak_bytes = self.retained_bytes = self.steps = 0
         self.note = ""
 
-    def add_ended(self, owner: Owner, error: BaseException | None) -> None:  # noqa: ARG002  # as the driver calls it
-        """Add the final figures of a task's owner. Called at the end of the task, hence nothing may be raised."""
+    def add_ended(self, owner: Owner, error: BaseException | None) -> None:  # noqa: ARG002  # the signature of `on_end`
+        """Add the final usage of a task's owner. Called when the task ends, so it must not raise."""
         if owner.final is not None:
             self._add(owner.final)
 
     def to_usage(self, meter: Meter, open_owners: Iterable[Owner]) -> TaskUsage:
-        """Return the sums, with the owners that are still open counted in."""
+        """Return the sums, including the usage of the owners that are still open."""
         total = self.copy()
         for owner in open_owners:
             total._add(usage_tuple(owner))
 
-        follows = meter.follows
-        note = total.note if follows else _NOT_PER_TASK
+        is_per_task = meter.follows
+        note = total.note if is_per_task else _NOT_PER_TASK
         return TaskUsage(
             name=self.name,
             started=self.started,
@@ -200,9 +203,9 @@ class TaskAccount:
             cancelled=self.cancelled,
             abandoned=self.abandoned,
             duration_s=self.duration_s,
-            peak_bytes=total.peak_bytes if follows else None,
-            retained_bytes=total.retained_bytes if follows else None,
-            steps=total.steps if follows else None,
+            peak_bytes=total.peak_bytes if is_per_task else None,
+            retained_bytes=total.retained_bytes if is_per_task else None,
+            steps=total.steps if is_per_task else None,
             meter=meter.name,
             exact=not note,
             note=note,
@@ -210,10 +213,10 @@ class TaskAccount:
 
     def copy(self) -> "TaskAccount":
         """Return an account with the same sums."""
-        twin = TaskAccount(self.name)
+        duplicate = TaskAccount(self.name)
         for field in self.__slots__:
-            setattr(twin, field, getattr(self, field))
-        return twin
+            setattr(duplicate, field, getattr(self, field))
+        return duplicate
 
     def _add(self, figures: UsageTuple) -> None:
         _, retained, peak, _, _, _, _, steps, _, _, note = figures
@@ -229,7 +232,7 @@ class TaskAccounts:
     """The accounts of one scope.
 
     Attributes:
-        by_name: the accounts, in order of arrival; look here first, it costs a dict lookup.
+        by_name: the accounts, in order of arrival; a lookup here is cheaper than `open`.
     """
 
     __slots__ = ("by_name",)
@@ -238,7 +241,7 @@ class TaskAccounts:
         self.by_name: dict[str, TaskAccount] = {}
 
     def open(self, name: str) -> TaskAccount:
-        """Return the account for a name that may be new, too long, or one too many."""
+        """Return the account for a name, truncated; `<other>` for new names once there are 256."""
         name = name[:MAX_NAME_LENGTH]
         if name not in self.by_name and len(self.by_name) >= MAX_NAMES:
             name = OTHER

@@ -32,7 +32,7 @@ class ScopeAsGroup(task_scope):
 
     @property
     def _tasks(self) -> dict[asyncio.Task[Any], Any]:
-        return self._live()
+        return self._unfinished_tasks()
 
 
 @pytest.fixture(autouse=True)

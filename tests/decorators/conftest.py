@@ -1,4 +1,4 @@
-"""What the tests of decorators share: a heap from which growth shows."""
+"""Fixtures of the decorator tests."""
 
 import gc
 
@@ -9,6 +9,6 @@ from memtools.readings import trim_heap
 
 @pytest.fixture
 def trimmed_heap() -> None:
-    """Give back what earlier tests have left: growth into it would not show in the resident memory."""
+    """Return free heap memory to the system: an allocation that reuses it would not grow the resident memory."""
     gc.collect()
     trim_heap()

@@ -1,4 +1,4 @@
-"""`@bounded_history`: the last calls, never more."""
+"""`@bounded_history`: records, summary, keys and histories per object."""
 
 import asyncio
 import gc
@@ -11,7 +11,7 @@ from memtools.decorators import CallRecord, HistorySummary
 from memtools.structures import BoundedList
 
 
-def test_the_last_calls_are_remembered_and_no_more():
+def test_history_keeps_the_last_calls_only():
     @bounded_history(3)
     def work(number):
         return number
@@ -26,7 +26,7 @@ def test_the_last_calls_are_remembered_and_no_more():
     assert work.history[0].started <= work.history[-1].started
 
 
-async def test_outcomes_are_ok_or_the_name_of_what_was_raised():
+async def test_outcome_is_ok_or_the_name_of_the_exception():
     @bounded_history
     async def work(error):
         await asyncio.sleep(0)
@@ -47,7 +47,7 @@ async def test_outcomes_are_ok_or_the_name_of_what_was_raised():
 
 
 @pytest.mark.parametrize("meter", ["rss", "tracemalloc"])
-def test_outcomes_of_plain_functions_and_generators(meter):
+def test_outcome_of_plain_functions_and_generators(meter):
     @bounded_history(meter=meter)
     def work(error):
         if error:
@@ -73,7 +73,7 @@ def test_outcomes_of_plain_functions_and_generators(meter):
     assert [call.outcome for call in items.history] == ["ok", "OSError", "ok"]
 
 
-def test_a_call_inside_an_except_block_is_still_ok():
+def test_outcome_of_a_call_inside_an_except_block_is_ok():
     @bounded_history
     def work():
         pass
@@ -86,7 +86,7 @@ def test_a_call_inside_an_except_block_is_still_ok():
     assert work.history[0].outcome == "ok"
 
 
-def test_figures_of_a_call_are_remembered():
+def test_record_holds_the_figures_of_the_call():
     kept = []
 
     @bounded_history(meter="tracemalloc")
@@ -100,7 +100,7 @@ def test_figures_of_a_call_are_remembered():
     assert work.history[0].duration_s > 0
 
 
-def test_arguments_and_results_are_not_kept_unless_asked_for():
+def test_arguments_and_results_are_not_kept_by_default():
     class Thing:
         pass
 
@@ -124,7 +124,7 @@ def test_arguments_and_results_are_not_kept_unless_asked_for():
     assert forgetful.history[0].result is None
 
 
-async def test_results_of_coroutines_are_kept_when_asked_for():
+async def test_keep_results_keeps_results_of_coroutines():
     @bounded_history(keep_results=True)
     async def work():
         await asyncio.sleep(0)
@@ -134,7 +134,7 @@ async def test_results_of_coroutines_are_kept_when_asked_for():
     assert work.history[0].result == "done"
 
 
-def test_summary_gives_nearest_rank_percentiles():
+def test_summary_has_nearest_rank_percentiles():
     @bounded_history(100)
     def work():
         pass
@@ -160,7 +160,7 @@ def test_summary_of_no_calls_has_no_durations():
     assert str(summary) == "no calls"
 
 
-def test_calls_are_grouped_by_key_in_a_bounded_mapping():
+def test_key_groups_calls_in_a_bounded_mapping():
     @bounded_history(2, key=lambda symbol, *_: symbol)
     def price(symbol, amount):
         return symbol, amount
@@ -177,7 +177,7 @@ def test_calls_are_grouped_by_key_in_a_bounded_mapping():
     assert "ABC" not in price.history
 
 
-def test_a_key_that_fails_does_not_harm_the_call(caplog):
+def test_key_that_raises_does_not_fail_the_call(caplog):
     @bounded_history(2, key=lambda thing: thing.nothing)
     def work(thing):
         return thing
@@ -189,7 +189,7 @@ def test_a_key_that_fails_does_not_harm_the_call(caplog):
     assert caplog.text.count("key= of a bounded history failed") == 1
 
 
-def test_each_object_has_a_history_of_its_own_while_it_lives():
+def test_per_instance_history_lives_as_long_as_the_object():
     class Equal:
         def __eq__(self, other):
             return True
@@ -204,23 +204,23 @@ def test_each_object_has_a_history_of_its_own_while_it_lives():
         async def work_later(self):
             return self
 
-    one, two = Equal(), Equal()
-    one.work()
-    one.work()
-    two.work()
-    asyncio.run(one.work_later())
+    first, second = Equal(), Equal()
+    first.work()
+    first.work()
+    second.work()
+    asyncio.run(first.work_later())
 
-    assert len(one.work.history) == 2
-    assert len(two.work.history) == 1
-    assert len(one.work_later.history) == 1
-    gone = weakref.ref(one)
-    del one
+    assert len(first.work.history) == 2
+    assert len(second.work.history) == 1
+    assert len(first.work_later.history) == 1
+    reference = weakref.ref(first)
+    del first
     gc.collect()
-    assert gone() is None
-    assert len(two.work.history) == 1
+    assert reference() is None
+    assert len(second.work.history) == 1
 
 
-def test_objects_that_cannot_be_weakly_referenced_share_one():
+def test_objects_without_weak_references_share_one_history():
     class Slotted:
         __slots__ = ()
 

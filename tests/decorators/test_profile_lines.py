@@ -1,4 +1,4 @@
-"""With lines=True memory_profiler follows a plain function line by line, one call at a time."""
+"""`@profile_memory(lines=True)`: memory of each line of a plain function."""
 
 import inspect
 import sys
@@ -15,7 +15,7 @@ kept: list[bytearray] = []
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def clean_state() -> Iterator[None]:
     before = sys.gettrace()
     yield
     kept.clear()
@@ -30,7 +30,7 @@ def load(size: int) -> int:
     return len(block)
 
 
-def _number_of(text: str) -> int:
+def _line_number(text: str) -> int:
     lines, first = inspect.getsourcelines(load)
     return first + next(place for place, line in enumerate(lines) if text in line)
 
@@ -39,30 +39,30 @@ def _rows(profiled: Any) -> dict[int, Any]:
     return {row.number: row for row in profiled.memory.lines.rows()}
 
 
-def test_the_line_that_takes_the_memory_is_named(trimmed_heap: None) -> None:
+def test_lines_show_the_line_that_allocates(trimmed_heap: None) -> None:
     profiled = profile_memory(lines=True)(load)
 
     assert profiled(40_000_000) == 40_000_000
 
     rows = _rows(profiled)
     largest = max(rows.values(), key=lambda row: row.grown_bytes)
-    assert largest.number == _number_of("bytearray(")
+    assert largest.number == _line_number("bytearray(")
     assert largest.text.strip() == 'block = bytearray(b"x" * size)'
     assert 35_000_000 < largest.grown_bytes < 90_000_000
-    assert _number_of("return -1") not in rows
+    assert _line_number("return -1") not in rows
 
 
-def test_calls_are_added_up_and_each_begins_anew(trimmed_heap: None) -> None:
+def test_lines_of_several_calls_are_summed_without_carry_over(trimmed_heap: None) -> None:
     profiled = profile_memory(lines=True)(load)
     for _ in range(3):
         profiled(40_000_000)
 
-    row = _rows(profiled)[_number_of("bytearray(")]
+    row = _rows(profiled)[_line_number("bytearray(")]
     assert row.hits == profiled.memory.lines.calls == 3
     assert 110_000_000 < row.grown_bytes < 250_000_000
 
 
-def test_the_calls_have_an_account_as_ever() -> None:
+def test_line_profiled_calls_are_measured_as_well() -> None:
     profiled = profile_memory(lines=True, meter="tracemalloc")(load)
     profiled(1_000_000)
 
@@ -70,7 +70,7 @@ def test_the_calls_have_an_account_as_ever() -> None:
     assert profiled.memory.statistics().calls == 1
 
 
-def test_calls_that_are_left_out_by_sampling_are_not_followed() -> None:
+def test_calls_left_out_by_sampling_are_not_line_profiled() -> None:
     profiled = profile_memory(lines=True, sample_every=2)(load)
     for _ in range(4):
         profiled(10)
@@ -78,7 +78,7 @@ def test_calls_that_are_left_out_by_sampling_are_not_followed() -> None:
     assert profiled.memory.lines.calls == 2
 
 
-def test_a_call_in_another_thread_goes_straight_through_while_one_is_followed() -> None:
+def test_concurrent_call_in_another_thread_is_not_line_profiled() -> None:
     inside, release = threading.Event(), threading.Event()
 
     @profile_memory(lines=True)
@@ -99,7 +99,7 @@ def test_a_call_in_another_thread_goes_straight_through_while_one_is_followed() 
     assert waits.memory.statistics().calls == 2
 
 
-def test_an_exception_passes_and_the_lines_are_kept() -> None:
+def test_call_that_raises_keeps_its_lines() -> None:
     @profile_memory(lines=True)
     def fails() -> None:
         raise LookupError("mine")
@@ -111,7 +111,7 @@ def test_an_exception_passes_and_the_lines_are_kept() -> None:
     assert fails.memory.lines.calls == 1
 
 
-def test_recursion_is_one_followed_call() -> None:
+def test_recursive_call_is_line_profiled_once() -> None:
     @profile_memory(lines=True)
     def down(depth: int) -> int:
         return depth and down(depth - 1)
@@ -121,24 +121,24 @@ def test_recursion_is_one_followed_call() -> None:
     assert down.memory.lines.calls == 1
 
 
-def test_methods_are_followed_as_well() -> None:
-    class Desk:
+def test_methods_are_line_profiled() -> None:
+    class Counter:
         @profile_memory(lines=True)
         def open(self, number: int) -> int:
             return number
 
         @classmethod
         @profile_memory(lines=True)
-        def make(cls) -> "Desk":
+        def make(cls) -> "Counter":
             return cls()
 
-    assert Desk().open(7) == 7
-    assert isinstance(Desk.make(), Desk)
-    assert Desk.open.memory.lines is not None
-    assert Desk.open.memory.lines.calls == 1
+    assert Counter().open(7) == 7
+    assert isinstance(Counter.make(), Counter)
+    assert Counter.open.memory.lines is not None
+    assert Counter.open.memory.lines.calls == 1
 
 
-def test_the_table_reads_as_the_source_does() -> None:
+def test_table_of_lines_shows_the_source() -> None:
     profiled = profile_memory(lines=True)(load)
     profiled(1000)
 
@@ -163,28 +163,28 @@ async def _async_generator() -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("function", [_coroutine, _generator, _async_generator])
-def test_what_is_no_plain_function_is_refused_when_decorating(function: Any) -> None:
-    with pytest.raises(ConfigError, match="memory_profiler follows plain functions only"):
+def test_lines_of_a_coroutine_or_generator_raise_config_error(function: Any) -> None:
+    with pytest.raises(ConfigError, match="memory_profiler measures plain functions only"):
         profile_memory(lines=True)(function)
 
 
-def test_a_function_without_source_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a function of a file that can be read"):
+def test_lines_of_a_function_without_source_raise_config_error() -> None:
+    with pytest.raises(ConfigError, match="a function whose source file can be read"):
         profile_memory(lines=True)(len)
 
 
-def test_without_the_library_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_memory_profiler_raises_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "memory_profiler", None)
 
     with pytest.raises(MissingExtraError, match=r"pip install 'memtools\[lines\]'"):
         profile_memory(lines=True)(load)
 
 
-def test_nothing_is_imported_where_decorators_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_decorator_does_not_import_memory_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "memory_profiler", None)
 
     assert profile_memory(lines=True, enabled=False)(load) is load
 
 
-def test_without_it_there_are_no_lines() -> None:
+def test_profile_without_lines_has_no_lines() -> None:
     assert profile_memory(load).memory.lines is None

@@ -1,4 +1,4 @@
-"""`@profile_memory`: what a function's calls used."""
+"""`@profile_memory`: figures, statistics, sampling and log of calls."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ def test_peak_and_retained_of_a_call_are_within_two_percent():
     assert load.memory.last.exact
 
 
-async def test_each_of_interleaved_calls_has_its_own_figures():
+async def test_interleaved_calls_have_separate_figures():
     @profile_memory(meter="tracemalloc")
     async def load(size):
         block = bytearray(size)
@@ -42,7 +42,7 @@ async def test_each_of_interleaved_calls_has_its_own_figures():
     assert sorted(load_usage) == pytest.approx([1 * MB, 5 * MB, 50 * MB], rel=0.02)
 
 
-def test_statistics_add_up_calls_failures_and_figures():
+def test_statistics_sum_calls_failures_and_figures():
     @profile_memory(meter="tracemalloc")
     def work(size):
         if size == 0:
@@ -51,7 +51,7 @@ def test_statistics_add_up_calls_failures_and_figures():
 
     work(2 * MB)
     work(4 * MB)
-    with pytest.raises(ValueError):  # noqa: PT011  # raised without words
+    with pytest.raises(ValueError):  # noqa: PT011  # raised without a message
         work(0)
 
     statistics = work.memory.statistics()
@@ -62,7 +62,7 @@ def test_statistics_add_up_calls_failures_and_figures():
     assert "3 calls, 1 failed" in str(statistics)
 
 
-async def test_statistics_show_what_running_calls_hold():
+async def test_statistics_show_live_bytes_of_running_calls():
     release = asyncio.Event()
 
     @profile_memory(meter="tracemalloc")
@@ -83,7 +83,7 @@ async def test_statistics_show_what_running_calls_hold():
 
 
 @pytest.mark.parametrize("sample", [1, 3, 2000])
-def test_every_so_manieth_call_is_measured_and_the_first_one_always(sample):
+def test_sample_every_measures_each_nth_call_from_the_first(sample):
     @profile_memory(sample_every=sample)
     def work():
         pass
@@ -94,7 +94,7 @@ def test_every_so_manieth_call_is_measured_and_the_first_one_always(sample):
     assert work.memory.statistics().calls == 3
 
 
-def test_usage_is_logged_at_the_level_that_was_asked_for(caplog):
+def test_usage_is_logged_at_the_given_level(caplog):
     @profile_memory(name="loud", log=logging.WARNING)
     def loud():
         pass
@@ -111,21 +111,21 @@ def test_usage_is_logged_at_the_level_that_was_asked_for(caplog):
     assert "loud: peak" in caplog.text
 
 
-def test_the_end_of_a_call_is_told_by_its_name():
+def test_end_of_a_call_emits_scope_ended_with_its_name():
     @profile_memory(name="named")
     def work():
         pass
 
-    told = []
-    with subscribe(told.append):
+    events = []
+    with subscribe(events.append):
         work()
 
-    assert [(type(event), event.name, event.kind, event.failed) for event in told] == [
+    assert [(type(event), event.name, event.kind, event.failed) for event in events] == [
         (ScopeEnded, "named", "call", False)
     ]
 
 
-def test_the_default_name_holds_the_module():
+def test_default_name_contains_the_module():
     @profile_memory
     def work():
         pass
@@ -135,7 +135,7 @@ def test_the_default_name_holds_the_module():
     assert work.memory.statistics().name == f"{__name__}.{work.__qualname__}"
 
 
-def test_the_environment_chooses_the_meter(monkeypatch):
+def test_meter_is_taken_from_the_environment(monkeypatch):
     monkeypatch.setenv("MEMTOOLS_METER", "tracemalloc")
 
     @profile_memory
@@ -147,7 +147,7 @@ def test_the_environment_chooses_the_meter(monkeypatch):
     assert work.memory.last.meter == "tracemalloc"
 
 
-def test_resident_figures_never_claim_to_be_exact():
+def test_rss_figures_are_never_exact():
     @profile_memory(meter="rss")
     def work():
         pass
@@ -158,7 +158,7 @@ def test_resident_figures_never_claim_to_be_exact():
     assert "process" in work.memory.last.note
 
 
-def test_clear_forgets_what_was_recorded():
+def test_clear_forgets_all_calls():
     @profile_memory
     def work():
         pass
@@ -171,7 +171,7 @@ def test_clear_forgets_what_was_recorded():
     assert "calls=0" in repr(work.memory)
 
 
-async def test_a_generators_consumer_is_not_charged_to_it():
+async def test_generator_is_not_charged_for_its_consumer():
     @profile_memory(meter="tracemalloc")
     def numbers():
         for _ in range(3):

@@ -87,7 +87,7 @@ def test_celery_worker_charges_tasks_and_monitors_processes(worker, tmp_path: Pa
     )
 
     assert said.stdout == "[60000000, 'tasks.load', ['thread']] [1, 'tasks.load', ['thread']]\n", said.stderr
-    _wait_for(r"High memory increase: tasks\.load used", tmp_path / "log", worker)
+    _wait_for(r"High peak: tasks\.load used", tmp_path / "log", worker)
 
 
 GUNICORN_APP = """

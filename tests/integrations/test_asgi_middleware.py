@@ -260,7 +260,7 @@ async def test_a_warning_names_the_route(caplog) -> None:
         await _get(app, "/big/7")
 
     assert [event.name for event in heard if isinstance(event, HighUsage)] == ["/big/{id}"]
-    assert "High memory increase: /big/{id}" in caplog.text
+    assert "High peak: /big/{id}" in caplog.text
 
 
 async def test_a_request_over_its_budget_is_stopped_by_the_name_of_its_route() -> None:

@@ -1,4 +1,4 @@
-"""`memory_scope`: a block of code with a name and an account."""
+"""`memory_scope`: usage, tree, warning, budget and decorator form of a block."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ def test_usage_can_be_read_while_the_block_runs():
     assert after.peak_bytes == pytest.approx(3 * MB, rel=0.02)
 
 
-def test_nested_scopes_fold_into_the_outer_one():
+def test_nested_scopes_are_included_in_the_outer_one():
     with scope("outer") as outer:
         first = bytearray(10 * MB)
         with scope("inner") as inner:
@@ -58,7 +58,7 @@ def test_nested_scopes_fold_into_the_outer_one():
     assert len(second) == 5 * MB
 
 
-def test_without_its_children_a_scope_is_charged_for_its_own_only():
+def test_scope_without_children_is_charged_for_its_own_only():
     kept = []
 
     with scope("around") as around, scope("outer", include_children=False) as outer:
@@ -70,7 +70,7 @@ def test_without_its_children_a_scope_is_charged_for_its_own_only():
     assert around.usage.retained_bytes == pytest.approx(9 * MB, rel=0.02)
 
 
-async def test_async_with_is_the_same():
+async def test_async_with_measures_like_with():
     async with scope() as block:
         await asyncio.sleep(0)
         kept = bytearray(3 * MB)
@@ -79,12 +79,12 @@ async def test_async_with_is_the_same():
     assert len(kept) == 3 * MB
 
 
-def test_before_it_is_entered_a_scope_has_no_usage():
+def test_usage_before_entry_raises_scope_closed():
     with pytest.raises(ScopeClosed, match=r"block.*not been entered"):
         _ = scope().usage
 
 
-def test_a_scope_is_entered_once_at_a_time_and_again_after_its_end():
+def test_scope_can_be_entered_again_only_after_its_end():
     block = scope()
     with block:
         with pytest.raises(ScopeClosed, match="entered already"):
@@ -98,11 +98,11 @@ def test_a_scope_is_entered_once_at_a_time_and_again_after_its_end():
     assert block.usage.peak_bytes < MB
 
 
-def test_a_high_peak_is_warned_of_with_the_largest_children(caplog):
-    told = []
+def test_peak_above_warn_is_reported_with_largest_children(caplog):
+    events = []
 
     with (
-        subscribe(lambda event: told.append(event) if isinstance(event, HighUsage) else None),
+        subscribe(lambda event: events.append(event) if isinstance(event, HighUsage) else None),
         caplog.at_level(logging.WARNING, logger="memtools.scopes"),
         scope("nightly", warn="10 MB"),
     ):
@@ -110,41 +110,41 @@ def test_a_high_peak_is_warned_of_with_the_largest_children(caplog):
             with scope(f"part {number}"):
                 bytearray(number * 5 * MB)
 
-    assert [event.name for event in told] == ["nightly"]
-    assert [name for name, _ in told[0].largest] == ["part 4", "part 3", "part 2"]
-    assert "High memory increase: nightly used 19.1 MiB, warning at 9.5 MiB" in caplog.text
+    assert [event.name for event in events] == ["nightly"]
+    assert [name for name, _ in events[0].largest] == ["part 4", "part 3", "part 2"]
+    assert "High peak: nightly used 19.1 MiB, warning size 9.5 MiB" in caplog.text
     assert "part 4 19.1 MiB" in caplog.text
 
 
-def test_no_warning_below_the_size(caplog):
+def test_peak_below_warn_is_not_reported(caplog):
     with scope("quiet", warn="10 MB"):
         bytearray(MB)
 
     assert not caplog.records
 
 
-def test_a_budget_raises_at_the_end_of_the_block():
+def test_exceeded_budget_raises_at_the_end_of_the_block():
     with pytest.raises(BudgetExceeded, match=r"import used 2\.9 MiB, budget 1\.0 MiB"), scope("import", budget="1 MiB"):
         bytearray(3 * MB)
 
 
-def test_the_blocks_own_exception_goes_first_and_the_overrun_is_still_told():
-    told = []
+def test_block_that_fails_over_budget_raises_its_own_exception():
+    events = []
 
     @scope(budget=0)
     def work():
         raise KeyError(len(bytearray(MB)))
 
     with (
-        subscribe(lambda event: told.append(event) if isinstance(event, BudgetOverrun) else None),
+        subscribe(lambda event: events.append(event) if isinstance(event, BudgetOverrun) else None),
         pytest.raises(KeyError),
     ):
         work()
 
-    assert [(event.name, event.in_flight) for event in told] == [("block", False)]
+    assert [(event.name, event.in_flight) for event in events] == [("block", False)]
 
 
-def test_on_exceed_warns_or_calls_instead(caplog):
+def test_on_exceed_warn_and_callable_do_not_raise(caplog):
     given = []
 
     with scope("warned", budget=0, on_exceed="warn"):
@@ -152,12 +152,15 @@ def test_on_exceed_warns_or_calls_instead(caplog):
     with scope("called", budget=0, on_exceed=given.append):
         bytearray(MB)
 
-    assert "High memory increase: warned used" in caplog.text
+    assert [(record.levelname, "warned used" in record.getMessage()) for record in caplog.records] == [
+        ("WARNING", True)
+    ]
+    assert "budget 0 B (peak)" in caplog.text
     assert [error.scope for error in given] == ["called"]
 
 
-def test_as_a_decorator_each_call_is_a_scope():
-    told = []
+def test_scope_as_a_decorator_opens_a_scope_for_each_call():
+    events = []
 
     @scope("job")
     def job():
@@ -172,21 +175,21 @@ def test_as_a_decorator_each_call_is_a_scope():
         await asyncio.sleep(0)
         return len(bytearray(3 * MB))
 
-    with subscribe(told.append):
+    with subscribe(events.append):
         assert job() == 2 * MB
         assert len(list(items())) == 1
         assert asyncio.run(later()) == 3 * MB
 
-    assert [(event.name, event.kind) for event in told if isinstance(event, ScopeEnded)] == [
+    assert [(event.name, event.kind) for event in events if isinstance(event, ScopeEnded)] == [
         ("job", "scope"),
         ("items", "scope"),
         ("later", "scope"),
     ]
-    assert [event.peak_bytes for event in told] == pytest.approx([2 * MB, MB, 3 * MB], rel=0.02)
+    assert [event.peak_bytes for event in events] == pytest.approx([2 * MB, MB, 3 * MB], rel=0.02)
     assert job.__name__ == "job"
 
 
-def test_what_is_no_function_is_not_decorated():
+def test_scope_as_a_decorator_refuses_other_objects():
     async def items():
         yield 1
 
@@ -196,7 +199,7 @@ def test_what_is_no_function_is_not_decorated():
         scope("items")(3)
 
 
-def test_the_accounts_of_the_process_hold_the_tree():
+def test_ledger_accounts_contain_the_tree_of_scopes():
     with scope("tree root"):
         for _ in range(3):
             with scope("tree leaf"):
@@ -207,9 +210,9 @@ def test_the_accounts_of_the_process_hold_the_tree():
     assert root.children[0].mean_peak_bytes == pytest.approx(MB, rel=0.02)
 
 
-def test_resident_never_claims_to_be_exact():
+def test_rss_usage_is_never_exact():
     with memory_scope("rss", meter="rss") as block:
-        # More than malloc ever keeps back for later, and touched: it has to show.
+        # More than malloc keeps for reuse, and written to, so that it is resident.
         kept = bytearray(b"x") * (64 * MB)
 
     assert block.usage.meter == "rss"
@@ -220,7 +223,7 @@ def test_resident_never_claims_to_be_exact():
 
 
 @pytest.mark.parametrize(
-    ("refused", "words"),
+    ("make", "message"),
     [
         (lambda: memory_scope(""), "name=''"),
         (lambda: memory_scope(None), "name=None"),
@@ -230,15 +233,15 @@ def test_resident_never_claims_to_be_exact():
         (lambda: memory_scope("x", budget=-1), "budget=-1"),
         (lambda: memory_scope("x", budget=float("inf")), "budget=inf"),
         (lambda: memory_scope("x", budget=1, on_exceed="stop"), "on_exceed='stop'.*raise.*warn"),
-        (lambda: memory_scope("x", meter="exact"), "meter='exact'.*traced.*resident"),
+        (lambda: memory_scope("x", meter="exact"), "meter='exact'.*tracemalloc.*rss"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_construction(refused, words):
-    with pytest.raises(ConfigError, match=words):
-        refused()
+def test_invalid_argument_raises_config_error(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
-def test_repr_is_one_line_and_says_the_state():
+def test_repr_shows_name_and_state_in_one_line():
     block = scope("a name")
 
     states = [repr(block)]

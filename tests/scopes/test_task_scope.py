@@ -1,4 +1,4 @@
-"""What a task scope promises about starting tasks, their errors, and what is left of them."""
+"""`task_scope`: creating tasks, the limit, failures, and what an ended task leaves behind."""
 
 import asyncio
 import gc
@@ -16,7 +16,7 @@ from memtools.errors import ConfigError, MemtoolsError, ScopeClosed
 from memtools.scopes import ScopeFull, TaskFailure, memory_scope, task_scope
 
 
-async def give(value: object = None) -> object:
+async def return_later(value: object = None) -> object:
     await asyncio.sleep(0)
     return value
 
@@ -26,21 +26,18 @@ async def fail(error: BaseException) -> None:
     raise error
 
 
-async def for_ever() -> None:
+async def wait_forever() -> None:
     await asyncio.Event().wait()
-
-
-# -- arguments
 
 
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("limit", 0),
-        ("limit", True),
-        ("limit", -1),
-        ("limit", 1.5),
-        ("limit", "8"),
+        ("max_running", 0),
+        ("max_running", True),
+        ("max_running", -1),
+        ("max_running", 1.5),
+        ("max_running", "8"),
         ("on_error", "ignore"),
         ("on_error", None),
         ("on_exit", "leave"),
@@ -60,40 +57,37 @@ async def for_ever() -> None:
         ("meter", "scales"),
     ],
 )
-def test_an_argument_that_makes_no_sense_is_refused_by_name(argument: str, value: Any) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_invalid_argument_raises_config_error_with_its_name(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
         task_scope(**{argument: value})
 
-    assert refused.value.name == argument
-    assert refused.value.value is value
-    assert refused.value.accepted
+    assert caught.value.name == argument
+    assert caught.value.value is value
+    assert caught.value.accepted
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_pending": 1}, {"limit": 1, "max_pending": -1}, {"admit": 1, "max_pending": 0}]
+    "settings", [{"max_pending": 1}, {"max_running": 1, "max_pending": -1}, {"admit": 1, "max_pending": 0}]
 )
-def test_max_pending_has_to_make_sense(settings: dict[str, Any]) -> None:
+def test_invalid_max_pending_raises_config_error(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="max_pending"):
         task_scope(**settings)
 
 
-# -- creating
-
-
-async def test_create_task_returns_a_task_of_asyncio_with_its_name() -> None:
+async def test_create_task_returns_an_asyncio_task_with_its_name() -> None:
     async with task_scope() as tasks:
-        task = tasks.create_task(give(7), name="seven")
+        task = tasks.create_task(return_later(7), name="seven")
 
     assert isinstance(task, asyncio.Task)
     assert (task.get_name(), task.result()) == ("seven", 7)
 
 
 @pytest.mark.parametrize("spawns", [False, True])
-async def test_a_closed_scope_refuses_and_closes_the_coroutine(spawns: bool) -> None:
+async def test_closed_scope_refuses_and_closes_the_coroutine(spawns: bool) -> None:
     tasks = task_scope(name="import")
     async with tasks:
         pass
-    coro = give()
+    coro = return_later()
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -105,19 +99,19 @@ async def test_a_closed_scope_refuses_and_closes_the_coroutine(spawns: bool) -> 
         gc.collect()
 
 
-async def test_a_scope_that_was_not_entered_refuses_too() -> None:
+async def test_scope_that_was_not_entered_refuses_tasks() -> None:
     tasks = task_scope()
 
     with pytest.raises(ScopeClosed, match="has not been entered"):
-        tasks.create_task(give())
+        tasks.create_task(return_later())
     with pytest.raises(ScopeClosed, match="has not been entered"):
         tasks.owner  # noqa: B018
     await tasks.shutdown()
     assert tasks.statistics().state == "not entered"
 
 
-async def test_what_is_no_coroutine_is_refused_as_by_the_loop() -> None:
-    for settings in ({}, {"limit": 1}, {"meter": "tracemalloc"}, {"limit": 1, "meter": "tracemalloc"}):
+async def test_create_task_with_another_object_raises_type_error() -> None:
+    for settings in ({}, {"max_running": 1}, {"meter": "tracemalloc"}, {"max_running": 1, "meter": "tracemalloc"}):
         async with task_scope(**settings) as tasks:
             with pytest.raises(TypeError, match="coroutine was expected"):
                 tasks.create_task(7)  # type: ignore[arg-type]
@@ -125,7 +119,7 @@ async def test_what_is_no_coroutine_is_refused_as_by_the_loop() -> None:
             assert tasks.statistics().running == 0
 
 
-async def test_context_variables_of_the_creator_are_seen_and_a_given_context_is_used_itself() -> None:
+async def test_task_runs_in_a_copied_context_or_in_the_given_one() -> None:
     variable: ContextVar[str] = ContextVar("variable", default="none")
 
     async def read_and_set(value: str) -> str:
@@ -146,24 +140,21 @@ async def test_context_variables_of_the_creator_are_seen_and_a_given_context_is_
     assert variable.get() == "creator"
 
 
-async def test_a_context_that_is_in_use_is_used_as_it_is() -> None:
-    stranger = copy_context()
+async def test_given_context_that_is_running_is_not_changed() -> None:
+    running = copy_context()
     async with task_scope() as tasks:
-        task = stranger.run(lambda: tasks.create_task(give(7), context=stranger))
+        task = running.run(lambda: tasks.create_task(return_later(7), context=running))
 
     assert task.result() == 7
 
 
-async def test_one_object_is_entered_once() -> None:
+async def test_scope_entered_twice_raises_scope_closed() -> None:
     async with task_scope() as tasks:
         with pytest.raises(ScopeClosed, match="already been entered"):
             await tasks.__aenter__()
 
 
-# -- the limit
-
-
-async def test_no_more_than_the_limit_run_and_all_run_in_order() -> None:
+async def test_max_running_limits_tasks_and_keeps_their_order() -> None:
     started: list[int] = []
     running = highest = 0
 
@@ -186,11 +177,11 @@ async def test_no_more_than_the_limit_run_and_all_run_in_order() -> None:
     assert tasks.statistics().finished == 20
 
 
-async def test_spawn_waits_for_a_place_first() -> None:
+async def test_spawn_waits_until_the_task_may_start() -> None:
     release = asyncio.Event()
     async with task_scope(max_running=1) as tasks:
         await tasks.spawn(release.wait())  # type: ignore[arg-type]
-        second = asyncio.ensure_future(tasks.spawn(give(2)))
+        second = asyncio.ensure_future(tasks.spawn(return_later(2)))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         was_waiting = not second.done()
@@ -201,31 +192,31 @@ async def test_spawn_waits_for_a_place_first() -> None:
     assert task.result() == 2
 
 
-async def test_a_cancelled_spawn_starts_nothing_and_leaves_the_place_to_the_next() -> None:
-    began: list[str] = []
+async def test_cancelled_spawn_leaves_its_slot_to_the_next_task() -> None:
+    started: list[str] = []
 
     async def note(name: str) -> None:
-        began.append(name)
+        started.append(name)
 
     release = asyncio.Event()
     async with task_scope(max_running=1) as tasks:
         tasks.create_task(release.wait())  # type: ignore[arg-type]
-        given_up = asyncio.ensure_future(tasks.spawn(note("given up")))
+        cancelled = asyncio.ensure_future(tasks.spawn(note("cancelled")))
         await asyncio.sleep(0)
-        given_up.cancel()
+        cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await given_up
+            await cancelled
         tasks.create_task(note("next"))
         release.set()
 
-    assert began == ["next"]
+    assert started == ["next"]
     assert tasks.statistics().waiting == 0
 
 
-async def test_a_spawn_that_waits_when_the_scope_shuts_down_is_told() -> None:
+async def test_waiting_spawn_raises_when_the_scope_shuts_down() -> None:
     async with task_scope(max_running=1) as tasks:
-        tasks.create_task(for_ever())
-        waiting = asyncio.ensure_future(tasks.spawn(give()))
+        tasks.create_task(wait_forever())
+        waiting = asyncio.ensure_future(tasks.spawn(return_later()))
         await asyncio.sleep(0)
         await tasks.shutdown()
 
@@ -233,14 +224,14 @@ async def test_a_spawn_that_waits_when_the_scope_shuts_down_is_told() -> None:
             await waiting
 
 
-async def test_a_task_that_is_cancelled_in_the_row_never_begins_and_its_coroutine_is_closed() -> None:
-    coro = give()
+async def test_task_cancelled_in_the_queue_never_starts() -> None:
+    coro = return_later()
     async with task_scope(max_running=1) as tasks:
         release = asyncio.Event()
         tasks.create_task(release.wait())  # type: ignore[arg-type]
         early = tasks.create_task(coro)
         early.cancel()
-        late = tasks.create_task(give())
+        late = tasks.create_task(return_later())
         await asyncio.sleep(0)
         late.cancel()
         release.set()
@@ -251,11 +242,11 @@ async def test_a_task_that_is_cancelled_in_the_row_never_begins_and_its_coroutin
     assert coro.cr_frame is None  # closed
 
 
-async def test_one_more_than_may_wait_is_refused_with_the_numbers() -> None:
+async def test_task_beyond_max_pending_raises_scope_full() -> None:
     async with task_scope(max_running=1, max_pending=2, name="import") as tasks:
         for _ in range(3):
-            tasks.create_task(give())
-        coro = give()
+            tasks.create_task(return_later())
+        coro = return_later()
 
         with pytest.raises(ScopeFull, match="import takes no more tasks: 2 are waiting, max_pending=2") as full:
             tasks.create_task(coro)
@@ -266,13 +257,10 @@ async def test_one_more_than_may_wait_is_refused_with_the_numbers() -> None:
     assert tasks.statistics().finished == 3
 
 
-# -- errors
-
-
-async def test_a_failure_cancels_the_others_and_is_raised_in_a_group() -> None:
+async def test_failure_cancels_other_tasks_and_raises_a_group() -> None:
     with pytest.raises(ExceptionGroup, match="unhandled errors in import") as raised:  # noqa: PT012  # the block is what raises
         async with task_scope(name="import") as tasks:
-            other = tasks.create_task(for_ever())
+            other = tasks.create_task(wait_forever())
             tasks.create_task(fail(ValueError("no")))
 
     assert [str(error) for error in raised.value.exceptions] == ["no"]
@@ -280,15 +268,15 @@ async def test_a_failure_cancels_the_others_and_is_raised_in_a_group() -> None:
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
 
 
-async def test_recorded_failures_let_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_recorded_failure_lets_other_tasks_go_on(caplog: pytest.LogCaptureFixture) -> None:
     async with task_scope(on_error="record", name="import") as tasks:
-        other = tasks.create_task(give("done"))
+        other = tasks.create_task(return_later("done"))
         tasks.create_task(fail(ValueError("no")), name="bad")
         tasks.create_task(fail(ValueError("again")), name="bad")
 
     assert other.result() == "done"
     failures = tasks.errors()
-    assert [(one.name, one.kind, one.message) for one in failures] == [
+    assert [(failure.name, failure.kind, failure.message) for failure in failures] == [
         ("bad", "ValueError", "no"),
         ("bad", "ValueError", "again"),
     ]
@@ -298,8 +286,8 @@ async def test_recorded_failures_let_the_others_go_on(caplog: pytest.LogCaptureF
     assert caplog.records[0].exc_info is None
 
 
-async def test_records_are_bounded_and_survive_exceptions_that_cannot_be_shown() -> None:
-    class Mute(Exception):
+async def test_failure_records_are_bounded_and_never_raise() -> None:
+    class Unprintable(Exception):
         def __str__(self) -> str:
             raise RuntimeError("not even this")
 
@@ -307,18 +295,18 @@ async def test_records_are_bounded_and_survive_exceptions_that_cannot_be_shown()
         for number in range(300):
             tasks.create_task(fail(ValueError(number)))
         tasks.create_task(fail(ValueError("x" * 10_000)))
-        tasks.create_task(fail(Mute()))
+        tasks.create_task(fail(Unprintable()))
 
     assert len(tasks.errors()) == 256
-    assert tasks.errors()[-1].message == "<a message that cannot be shown>"
+    assert tasks.errors()[-1].message == "<the message cannot be shown>"
     assert len(tasks.errors()[-2].message) == 501
     assert tasks.statistics().failed == 302
 
 
-async def test_what_the_block_raises_passes_bare_where_failures_are_recorded() -> None:
+async def test_exception_of_the_block_passes_with_on_error_record() -> None:
     with pytest.raises(KeyError):  # noqa: PT012  # the block is what raises
         async with task_scope(on_error="record") as tasks:
-            task = tasks.create_task(for_ever())
+            task = tasks.create_task(wait_forever())
             raise KeyError("block")
 
     assert task.cancelled()
@@ -326,13 +314,13 @@ async def test_what_the_block_raises_passes_bare_where_failures_are_recorded() -
 
 @pytest.mark.parametrize("on_error", ["cancel", "record"])
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
-def test_the_end_of_the_program_is_raised_bare(on_error: Any, kind: type[BaseException]) -> None:
+def test_system_exit_and_keyboard_interrupt_are_raised_bare(on_error: Any, kind: type[BaseException]) -> None:
     seen: list[type[BaseException]] = []
 
     async def main() -> None:
         try:
             async with task_scope(on_error=on_error) as tasks:
-                tasks.create_task(for_ever())
+                tasks.create_task(wait_forever())
                 tasks.create_task(fail(kind()))
         except BaseException as error:
             seen.append(type(error))
@@ -343,19 +331,16 @@ def test_the_end_of_the_program_is_raised_bare(on_error: Any, kind: type[BaseExc
     assert seen == [kind]
 
 
-async def test_the_last_results_are_kept_and_no_more() -> None:
+async def test_keep_results_keeps_the_last_results_only() -> None:
     async with task_scope(keep_results=2) as tasks:
         for number in range(5):
-            tasks.create_task(give(number))
+            tasks.create_task(return_later(number))
 
     assert tasks.results() == (3, 4)
 
 
-# -- nothing is pinned
-
-
 class Big:
-    """Stands for whatever a frame, a result or an argument may hold."""
+    """Counts its live instances: stands for what a frame, a result or an argument holds."""
 
     alive = 0
 
@@ -399,24 +384,24 @@ def no_collector() -> Any:
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_no_frame_of_a_failed_task_stays_alive_where_a_task_group_keeps_all() -> None:
-    ours = await frames_alive_after(task_scope)
-    limited = await frames_alive_after(lambda: task_scope(max_running=50))
-    recorded = await frames_alive_after(lambda: task_scope(on_error="record"))
-    theirs = await frames_alive_after(asyncio.TaskGroup)
+async def test_failed_tasks_keep_no_frame_alive_unlike_a_task_group() -> None:
+    of_scope = await frames_alive_after(task_scope)
+    of_limited_scope = await frames_alive_after(lambda: task_scope(max_running=50))
+    of_recording_scope = await frames_alive_after(lambda: task_scope(on_error="record"))
+    of_task_group = await frames_alive_after(asyncio.TaskGroup)
 
-    assert (ours, limited, recorded) == (0, 0, 0)
+    assert (of_scope, of_limited_scope, of_recording_scope) == (0, 0, 0)
     if sys.version_info < (3, 12, 8) or sys.version_info[:3] == (3, 13, 0):
-        assert theirs == 50  # mended by gh-124958
+        assert of_task_group == 50  # fixed by gh-124958
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_no_frame_stays_alive_with_an_account_per_task() -> None:
+async def test_failed_tasks_with_owners_keep_no_frame_alive() -> None:
     assert await frames_alive_after(lambda: task_scope(meter="tracemalloc")) == 0
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_no_result_stays_alive_while_the_scope_is_open() -> None:
+async def test_open_scope_keeps_no_result_alive() -> None:
     Big.alive = 0
     async with task_scope() as tasks:
         for _ in range(50):
@@ -429,11 +414,11 @@ async def test_no_result_stays_alive_while_the_scope_is_open() -> None:
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_nothing_stays_alive_when_the_block_itself_raises_or_is_cancelled() -> None:
+async def test_block_that_raises_or_is_cancelled_keeps_nothing_alive() -> None:
     async def hold() -> None:
         big = Big()
         async with task_scope() as tasks:
-            tasks.create_task(for_ever())
+            tasks.create_task(wait_forever())
             await asyncio.sleep(0)
             raise KeyError(id(big))
 
@@ -451,18 +436,18 @@ async def test_nothing_stays_alive_when_the_block_itself_raises_or_is_cancelled(
         except asyncio.CancelledError:
             pass
         del held
-    await asyncio.sleep(0)  # the loop holds what it ran last
+    await asyncio.sleep(0)  # the loop refers to the last callback that it ran
 
     assert Big.alive == 0
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_a_running_task_is_held_though_nobody_else_does() -> None:
+async def test_running_task_is_held_by_the_scope() -> None:
     async def wait_on(future: "asyncio.Future[None]") -> None:
         await future
 
     async with task_scope(on_exit="cancel") as tasks:
-        # Only the task holds the future, and only the future the task: such a pair vanishes in a collection.
+        # Only the task refers to the future and only the future to the task: a collection would delete the pair.
         tasks.create_task(wait_on(asyncio.get_running_loop().create_future()))
         await asyncio.sleep(0)
         gc.collect()
@@ -471,7 +456,7 @@ async def test_a_running_task_is_held_though_nobody_else_does() -> None:
 
 
 @pytest.mark.usefixtures("no_collector")
-async def test_a_scope_that_has_ended_keeps_the_task_that_held_it_no_longer() -> None:
+async def test_ended_scope_does_not_keep_its_parent_task_alive() -> None:
     kept: list[task_scope] = []
 
     async def hold() -> None:
@@ -488,32 +473,29 @@ async def test_a_scope_that_has_ended_keeps_the_task_that_held_it_no_longer() ->
     assert kept[0].statistics().state == "finished"
 
 
-async def test_a_name_that_is_no_text_is_put_into_words_as_asyncio_does() -> None:
+async def test_task_name_of_another_type_is_converted_to_text() -> None:
     async with task_scope() as tasks:
-        task = tasks.create_task(give(), name=7)  # type: ignore[arg-type]
+        task = tasks.create_task(return_later(), name=7)  # type: ignore[arg-type]
 
     assert task.get_name() == "7"
     assert tasks.usage_by_name()["7"].finished == 1
 
 
-async def test_a_refused_task_leaves_no_trace_in_the_usage() -> None:
+async def test_refused_task_does_not_appear_in_the_usage() -> None:
     async with task_scope(max_running=1, max_pending=0) as tasks:
-        tasks.create_task(give(), name="first")
+        tasks.create_task(return_later(), name="first")
         with pytest.raises(ScopeFull):
-            tasks.create_task(give(), name="second")
+            tasks.create_task(return_later(), name="second")
 
     assert list(tasks.usage_by_name()) == ["first"]
 
 
-# -- shown
-
-
-async def test_repr_is_one_line_and_tells_the_state() -> None:
+async def test_repr_shows_state_and_counts_in_one_line() -> None:
     tasks = task_scope(max_running=1, name="import")
     shown = [repr(tasks)]
     async with tasks:
-        tasks.create_task(give())
-        tasks.create_task(give())
+        tasks.create_task(return_later())
+        tasks.create_task(return_later())
         shown.append(repr(tasks))
     shown.append(repr(tasks))
 
@@ -525,14 +507,14 @@ async def test_repr_is_one_line_and_tells_the_state() -> None:
 
 
 @pytest.mark.leaves("descriptor", reason="libuv keeps one pipe for signals in each process")
-def test_it_runs_on_uvloop() -> None:
+def test_scope_runs_on_uvloop() -> None:
     async def main() -> tuple[int, int]:
         with pytest.raises(ExceptionGroup):  # noqa: PT012  # the block is what raises
             async with task_scope(max_running=2, grace=0.01) as tasks:
                 for number in range(5):
-                    await tasks.spawn(give(number))
+                    await tasks.spawn(return_later(number))
                 tasks.create_task(fail(ValueError()))
-                await for_ever()
+                await wait_forever()
         return tasks.statistics().finished, tasks.statistics().failed
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,4 +1,4 @@
-"""Tasks start only while there is memory: scripted admissions and scripted sizes."""
+"""`task_scope(admit=...)`: tasks wait for scripted admissions and scripted sizes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -8,177 +8,177 @@ import pytest
 
 from memtools.errors import ConfigError
 from memtools.scopes import Admission, task_scope
-from memtools.scopes._admission import SizeAdmission, parse_admission
+from memtools.scopes._admission import MemoryLimitAdmission, parse_admission
 
 
-class Doorkeeper:
-    """Admits when told so; keeps a record."""
+class ManualAdmission:
+    """Admits once `open` is set, and counts the tasks."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
-        self.inside = 0
-        self.asked = 0
+        self.admitted = 0
+        self.requests = 0
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
-        self.asked += 1
+        self.requests += 1
         await self.open.wait()
-        self.inside += 1
+        self.admitted += 1
         try:
             yield
         finally:
-            self.inside -= 1
+            self.admitted -= 1
 
 
-async def turns(count: int = 5) -> None:
+async def run_loop(count: int = 5) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-async def until(is_so: Callable[[], bool]) -> None:
+async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not is_so():  # noqa: ASYNC110  # asks about a state that tells nobody
+        while not condition():  # noqa: ASYNC110  # the state has no event to wait for
             await asyncio.sleep(0.001)
 
 
-async def test_a_task_takes_its_first_step_only_when_admitted_and_is_inside_until_its_end() -> None:
-    door = Doorkeeper()
+async def test_task_starts_when_admitted_and_leaves_at_its_end() -> None:
+    admission = ManualAdmission()
     seen: list[int] = []
 
     async def work() -> None:
-        seen.append(door.inside)
+        seen.append(admission.admitted)
         await asyncio.sleep(0)
 
-    assert isinstance(door, Admission)
-    async with task_scope(admit=door) as tasks:
+    assert isinstance(admission, Admission)
+    async with task_scope(admit=admission) as tasks:
         tasks.create_task(work())
         tasks.create_task(work())
-        await turns()
+        await run_loop()
         before = list(seen)
         waiting = tasks.statistics().waiting
-        door.open.set()
+        admission.open.set()
 
     assert (before, waiting) == ([], 2)
     assert seen == [1, 2]
-    assert door.inside == 0
+    assert admission.admitted == 0
     assert tasks.statistics().finished == 2
 
 
-async def test_spawn_waits_for_admission_too() -> None:
-    door = Doorkeeper()
-    async with task_scope(admit=door) as tasks:
+async def test_spawn_waits_for_admission() -> None:
+    admission = ManualAdmission()
+    async with task_scope(admit=admission) as tasks:
         spawned = asyncio.ensure_future(tasks.spawn(asyncio.sleep(0)))
-        await turns()
+        await run_loop()
         was_waiting = not spawned.done()
-        door.open.set()
+        admission.open.set()
         await spawned
 
     assert was_waiting
 
 
-async def test_the_limit_comes_before_the_admission() -> None:
-    door = Doorkeeper()
-    async with task_scope(max_running=2, admit=door) as tasks:
+async def test_max_running_is_applied_before_admission() -> None:
+    admission = ManualAdmission()
+    async with task_scope(max_running=2, admit=admission) as tasks:
         for _ in range(5):
             tasks.create_task(asyncio.sleep(0))
-        await turns()
-        asked = door.asked
-        door.open.set()
+        await run_loop()
+        requests = admission.requests
+        admission.open.set()
 
-    assert asked == 2
-    assert door.asked == 5
+    assert requests == 2
+    assert admission.requests == 5
 
 
-async def test_a_task_that_is_cancelled_before_its_admission_never_begins() -> None:
-    door = Doorkeeper()
+async def test_task_cancelled_before_its_admission_never_starts() -> None:
+    admission = ManualAdmission()
     coro = asyncio.sleep(0)
-    async with task_scope(admit=door) as tasks:
+    async with task_scope(admit=admission) as tasks:
         task = tasks.create_task(coro)
-        await turns()
+        await run_loop()
         task.cancel()
 
     assert task.cancelled()
     assert coro.cr_frame is None
-    assert (tasks.statistics().waiting, door.inside) == (0, 0)
+    assert (tasks.statistics().waiting, admission.admitted) == (0, 0)
 
 
-async def test_an_admission_that_breaks_fails_the_task_and_closes_its_coroutine() -> None:
+async def test_admission_that_raises_fails_the_task() -> None:
     class Broken:
         def admit(self) -> "asyncio.Timeout":
-            raise OSError("no door")
+            raise OSError("no memory figure")
 
     coro = asyncio.sleep(0)
     with pytest.raises(ExceptionGroup) as raised:
         async with task_scope(admit=Broken()) as tasks:  # type: ignore[arg-type]
             tasks.create_task(coro)
 
-    assert [str(error) for error in raised.value.exceptions] == ["no door"]
+    assert [str(error) for error in raised.value.exceptions] == ["no memory figure"]
     assert coro.cr_frame is None
 
 
-async def test_a_callable_may_stand_for_an_admission() -> None:
-    door = Doorkeeper()
-    door.open.set()
+async def test_callable_is_accepted_as_admission() -> None:
+    admission = ManualAdmission()
+    admission.open.set()
 
-    async with task_scope(admit=lambda: door.admit()) as tasks:
+    async with task_scope(admit=lambda: admission.admit()) as tasks:
         tasks.create_task(asyncio.sleep(0))
 
-    assert door.asked == 1
+    assert admission.requests == 1
 
 
-def test_a_class_is_no_admission() -> None:
+def test_class_as_admission_raises_config_error() -> None:
     with pytest.raises(ConfigError, match="not its class"):
-        parse_admission(Doorkeeper)
+        parse_admission(ManualAdmission)
 
 
 class Worker:
-    def __init__(self, admission: SizeAdmission) -> None:
-        self.is_inside = False
+    def __init__(self, admission: MemoryLimitAdmission) -> None:
+        self.is_admitted = False
         self.leave = asyncio.Event()
         self.task = asyncio.ensure_future(self._run(admission))
 
-    async def _run(self, admission: SizeAdmission) -> None:
+    async def _run(self, admission: MemoryLimitAdmission) -> None:
         async with admission.admit():
-            self.is_inside = True
+            self.is_admitted = True
             await self.leave.wait()
 
 
-async def test_a_size_admits_one_always_and_others_in_order_while_less_is_used() -> None:
+async def test_size_admits_one_task_always_and_others_below_it() -> None:
     used = 1000
-    admission = SizeAdmission(100, lambda: used)
+    admission = MemoryLimitAdmission(100, lambda: used)
     first, second, third = (Worker(admission) for _ in range(3))
-    await turns()
-    assert (first.is_inside, second.is_inside, third.is_inside) == (True, False, False)
+    await run_loop()
+    assert (first.is_admitted, second.is_admitted, third.is_admitted) == (True, False, False)
 
-    first.leave.set()  # still too much is used, but nobody is inside
-    await turns(10)
-    assert (second.is_inside, third.is_inside) == (True, False)
+    first.leave.set()  # the limit is still exceeded, but no task is admitted
+    await run_loop(10)
+    assert (second.is_admitted, third.is_admitted) == (True, False)
 
-    used = 99  # nobody leaves: it is noticed by looking again
-    await until(lambda: third.is_inside)
+    used = 99  # no task ends: the change is noticed at the next check
+    await wait_until(lambda: third.is_admitted)
     second.leave.set()
     third.leave.set()
     await asyncio.gather(first.task, second.task, third.task)
 
 
-async def test_one_who_is_cancelled_at_the_door_lets_the_next_one_in() -> None:
+async def test_cancelled_waiter_lets_the_next_task_in() -> None:
     used = 1000
-    admission = SizeAdmission(100, lambda: used)
+    admission = MemoryLimitAdmission(100, lambda: used)
     first, second, third = (Worker(admission) for _ in range(3))
-    await turns()
+    await run_loop()
 
     second.task.cancel()
-    await turns()
+    await run_loop()
     first.leave.set()
-    await turns(10)
+    await run_loop(10)
 
-    assert (second.is_inside, third.is_inside) == (False, True)
+    assert (second.is_admitted, third.is_admitted) == (False, True)
     third.leave.set()
     await asyncio.gather(first.task, third.task)
 
 
 @pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
-async def test_a_scope_with_a_size_runs_all_be_it_one_at_a_time(meter: str) -> None:
+async def test_scope_with_a_size_runs_all_tasks(meter: str) -> None:
     running = highest = 0
 
     async def work() -> None:
@@ -194,14 +194,14 @@ async def test_a_scope_with_a_size_runs_all_be_it_one_at_a_time(meter: str) -> N
 
     assert tasks.statistics().finished == 5
     if meter == "tracemalloc":
-        assert highest == 1  # more than nothing is used all the time
+        assert highest == 1  # more than 0 bytes are used all the time
 
 
-async def test_an_admission_that_swallows_a_failure_does_not_hide_it() -> None:
+async def test_admission_that_swallows_a_failure_does_not_hide_it() -> None:
     class Swallowing:
         async def __aenter__(self) -> None: ...
 
-        async def __aexit__(self, *about: object) -> bool:
+        async def __aexit__(self, *exception_info: object) -> bool:
             return True
 
     async def fail() -> None:
@@ -214,28 +214,28 @@ async def test_an_admission_that_swallows_a_failure_does_not_hide_it() -> None:
     assert "must not swallow" in str(raised.value.exceptions[0])
 
 
-async def test_a_task_that_was_given_up_at_the_door_never_begins() -> None:
+async def test_task_abandoned_before_its_admission_never_starts() -> None:
     reports: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, about: reports.append(about["exception"]))
-    door = asyncio.Event()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, report: reports.append(report["exception"]))
+    opened = asyncio.Event()
 
     @asynccontextmanager
     async def admit() -> AsyncIterator[None]:
-        while not door.is_set():
+        while not opened.is_set():
             try:
-                await door.wait()
-            except asyncio.CancelledError:  # that is what is wrong with it
+                await opened.wait()
+            except asyncio.CancelledError:  # the mistake under test
                 continue
         yield
 
     coro = asyncio.sleep(0)
     async with task_scope(admit=admit, on_exit="cancel", grace=0) as tasks:
         tasks.create_task(coro)
-        await turns()
+        await run_loop()
     assert tasks.statistics().abandoned == 1
-    door.set()
-    await turns()
+    opened.set()
+    await run_loop()
 
     assert coro.cr_frame is None
-    assert "gave this task up" in str(reports[0])
+    assert "abandoned this task" in str(reports[0])
     assert tasks.statistics().waiting == 0

@@ -1,4 +1,4 @@
-"""What type checkers see of memtools. Never run: checked by mypy strict and pyright."""
+"""Types of decorators, scopes and data structures; checked by mypy and pyright, never run."""
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, assert_type
@@ -122,7 +122,7 @@ async def use(service: Service) -> None:
     assert_type(Service.fixed(1), str)
 
 
-def refused() -> None:
+def wrong_arguments_are_errors() -> None:
     plain("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     budgeted()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     profile_memory(samples=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
@@ -150,7 +150,7 @@ def structures() -> None:
     assert_type(cache.get_or_create("x", Service), Service)
 
 
-def words() -> None:
+def readings_and_events() -> None:
     assert_type(effective_limit().value_bytes, int | None)
     assert_type(list(Level), list[Level])
     assert_type(Reading(1, None, 0.0).used_bytes, int)

@@ -1,4 +1,4 @@
-"""What type checkers see of components and integrations. Never run."""
+"""Types of components and integrations; checked by mypy and pyright, never run."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ class Shop(Component):
         self.pool = self.own(Shelf(), close=lambda shelf: assert_type(shelf, Shelf))
 
 
-async def what_is_owned_keeps_its_type() -> None:
+async def owned_resources_keep_their_types() -> None:
     async with Shop() as shop:
         assert_type(shop, Shop)
         assert_type(shop.cache, WeakCache[str, bytes])
@@ -31,32 +31,32 @@ async def what_is_owned_keeps_its_type() -> None:
         assert_type(shop.parent, Component | None)
 
 
-def a_parent_may_be_gone(shelf: Shelf, shop: Shop) -> None:
+def parent_may_be_none(shelf: Shelf, shop: Shop) -> None:
     assert_type(shelf.shop, Shop | None)
     shelf.shop = shop
     shelf.shop = None
     assert_type(Shelf.shop, WeakParent[Shop])
 
 
-def another_kind_of_parent_is_refused(shelf: Shelf) -> None:
-    shelf.shop = 3  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  # the point
+def parent_of_another_type_is_an_error(shelf: Shelf) -> None:
+    shelf.shop = 3  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]  # the error under test
 
 
-class Full:
+class CriticalMonitor:
     level = Level.CRITICAL
 
 
-def a_middleware_goes_around_an_application() -> None:
-    app = MemoryMiddleware(Starlette(), warn="50 MiB", budget="10%", monitor=Full(), spare={"/health"})
+def middleware_accepts_an_application() -> None:
+    app = MemoryMiddleware(Starlette(), warn="50 MiB", budget="10%", monitor=CriticalMonitor(), spare={"/health"})
     assert_type(app.statistics(), MiddlewareStatistics)
     MemoryMiddleware(app, label=lambda scope: scope.get("template"))
     Starlette().add_middleware(MemoryMiddleware, warn="50 MiB")
 
 
-def lines_of_a_log_take_a_filter_and_a_processor(handler: logging.Handler) -> None:
+def logging_filter_and_structlog_processor(handler: logging.Handler) -> None:
     handler.addFilter(MemoryFilter())
     add_memory(None, "info", {"event": "started"})
 
 
-def what_has_no_level_is_no_monitor() -> None:
+def monitor_without_a_level_is_an_error() -> None:
     MemoryMiddleware(Starlette(), monitor=object())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

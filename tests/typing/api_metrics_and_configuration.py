@@ -1,4 +1,4 @@
-"""What type checkers see of metrics, exporters and configuration. Never run."""
+"""Types of metrics, exporters and configuration; checked by mypy and pyright, never run."""
 
 from typing import assert_type
 
@@ -12,7 +12,7 @@ from memtools.exporters.prometheus import MemtoolsCollector
 from memtools.monitor import MemoryMonitor
 
 
-def figures_are_plain_numbers() -> None:
+def metrics_are_plain_numbers() -> None:
     taken = collect_metrics()
     assert_type(taken, Metrics)
     assert_type(taken.rss_mb, float)
@@ -22,11 +22,11 @@ def figures_are_plain_numbers() -> None:
     assert_type(taken.to_dict(), dict[str, object])
 
 
-def a_record_cannot_be_changed(taken: Metrics) -> None:
-    taken.rss_mb = 1.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # the point
+def record_is_read_only(taken: Metrics) -> None:
+    taken.rss_mb = 1.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]  # the error under test
 
 
-def a_collector_ends_with_its_block(registry: CollectorRegistry) -> None:
+def collector_is_a_context_manager(registry: CollectorRegistry) -> None:
     with MemtoolsCollector(registry, most_names=10) as collector:
         assert_type(collector, MemtoolsCollector)
     MemtoolsCollector(None).close()
@@ -34,7 +34,7 @@ def a_collector_ends_with_its_block(registry: CollectorRegistry) -> None:
         assert_type(instruments, MemtoolsInstruments)
 
 
-def settings_are_arguments_of_the_monitor() -> None:
+def config_gives_arguments_of_the_monitor() -> None:
     config = Config.from_env("SHOP_MEMORY_", warning="60%", environ={})
     assert_type(config, Config)
     assert_type(config.warning, int | str | None)
@@ -42,6 +42,6 @@ def settings_are_arguments_of_the_monitor() -> None:
     MemoryMonitor(**config.monitor())
 
 
-def a_setting_that_is_none_is_refused() -> None:
-    Config(limits="2 GiB")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # the point
-    Config(sample_every="often")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the point
+def unknown_setting_is_an_error() -> None:
+    Config(limits="2 GiB")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # the error under test
+    Config(sample_every="often")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the error under test

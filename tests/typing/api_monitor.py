@@ -1,4 +1,4 @@
-"""What type checkers see of the monitor. Never run: checked by mypy strict and pyright."""
+"""Types of the monitor; checked by mypy and pyright, never run."""
 
 from typing import assert_type
 

@@ -1,4 +1,4 @@
-"""What type checkers make of stress tests; never run."""
+"""Types of stress tests; checked by mypy and pyright, never run."""
 
 import asyncio
 from typing import assert_type

@@ -1,4 +1,4 @@
-"""Who is charged for the tasks of a scope, and what of it is shown."""
+"""`task_scope`: owners of its tasks, usage by name, budget and warning."""
 
 import asyncio
 import tracemalloc
@@ -15,23 +15,23 @@ from memtools.scopes import memory_scope, task_scope
 MIB = 2**20
 
 
-async def hold_bytes(size: int, gate: asyncio.Event | None = None) -> int:
+async def hold_bytes(size: int, release: asyncio.Event | None = None) -> int:
     block = bytearray(size)
-    await (asyncio.sleep(0) if gate is None else gate.wait())
+    await (asyncio.sleep(0) if release is None else release.wait())
     return len(block)
 
 
-def path_here() -> tuple[str, ...]:
+def current_path() -> tuple[str, ...]:
     owner = active_owner()
     return () if owner is None else owner.path
 
 
-async def tell_path() -> tuple[str, ...]:
+async def current_path_later() -> tuple[str, ...]:
     await asyncio.sleep(0)
-    return path_here()
+    return current_path()
 
 
-async def test_each_task_has_an_exact_account_while_others_run_in_between() -> None:
+async def test_interleaved_tasks_have_separate_exact_usage() -> None:
     async with task_scope(meter="tracemalloc") as tasks:
         for _ in range(3):
             tasks.create_task(hold_bytes(4 * MIB), name="large")
@@ -45,13 +45,13 @@ async def test_each_task_has_an_exact_account_while_others_run_in_between() -> N
     assert "large: 3 tasks, peak 4.0 MiB" in str(usage["large"])
 
 
-async def test_usage_shows_running_tasks_too() -> None:
-    gate = asyncio.Event()
+async def test_usage_includes_unfinished_tasks() -> None:
+    release = asyncio.Event()
     async with task_scope(meter="tracemalloc") as tasks:
-        tasks.create_task(hold_bytes(3 * MIB, gate), name="held")
+        tasks.create_task(hold_bytes(3 * MIB, release), name="held")
         await asyncio.sleep(0)
         open_now = tasks.usage_by_name()["held"]
-        gate.set()
+        release.set()
     closed = tasks.usage_by_name()["held"]
 
     assert open_now.running == 1
@@ -61,7 +61,7 @@ async def test_usage_shows_running_tasks_too() -> None:
     assert closed.duration_s > 0
 
 
-async def test_a_meter_that_cannot_tell_tasks_apart_shows_no_bytes_as_a_tasks() -> None:
+async def test_meter_without_figures_per_task_shows_no_bytes() -> None:
     async with task_scope(meter="rss") as tasks:
         tasks.create_task(hold_bytes(MIB))
         await asyncio.sleep(0)
@@ -75,26 +75,26 @@ async def test_a_meter_that_cannot_tell_tasks_apart_shows_no_bytes_as_a_tasks() 
 
 
 @pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
-@pytest.mark.parametrize("settings", [{}, {"limit": 1}])
-async def test_a_task_belongs_to_the_scope_from_wherever_it_is_created(meter: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"max_running": 1}])
+async def test_task_belongs_to_the_scope_wherever_it_is_created(meter: str, settings: dict[str, Any]) -> None:
     async def create(tasks: task_scope, name: str) -> "asyncio.Task[tuple[str, ...]]":
-        return tasks.create_task(tell_path(), name=name)
+        return tasks.create_task(current_path_later(), name=name)
 
     with memory_scope("elsewhere", meter=meter):
-        stranger = copy_context()
+        other_context = copy_context()
     async with task_scope(meter=meter, name="import", **settings) as tasks:
         inside = await create(tasks, "a")
         with memory_scope("deeper", meter=meter):
             deeper = await create(tasks, "b")
-        outside = await asyncio.get_running_loop().create_task(create(tasks, "c"), context=stranger)
-        given = tasks.create_task(tell_path(), name="d", context=copy_context())
+        outside = await asyncio.get_running_loop().create_task(create(tasks, "c"), context=other_context)
+        given = tasks.create_task(current_path_later(), name="d", context=copy_context())
 
     own = meter == "tracemalloc"
     expected = [("import", name) if own else ("import",) for name in "abcd"]
     assert [task.result() for task in (inside, deeper, outside, given)] == expected
 
 
-async def test_the_scope_as_a_whole_is_charged_for_its_tasks() -> None:
+async def test_scope_is_charged_for_its_tasks() -> None:
     events: list[Event] = []
     with subscribe(events.append):
         async with task_scope(meter="tracemalloc", name="import") as tasks:
@@ -106,7 +106,7 @@ async def test_the_scope_as_a_whole_is_charged_for_its_tasks() -> None:
     assert ended == [("task", "one"), ("task", "two"), ("scope", "import")]
 
 
-async def test_names_are_bounded() -> None:
+async def test_usage_by_name_is_bounded() -> None:
     async with task_scope() as tasks:
         for number in range(400):
             tasks.create_task(asyncio.sleep(0), name=f"request {number}")
@@ -117,7 +117,7 @@ async def test_names_are_bounded() -> None:
     assert tasks.statistics().finished == 401
 
 
-async def test_failures_are_counted_by_name_and_named_by_their_own_name() -> None:
+async def test_failures_beyond_the_bound_keep_their_task_names() -> None:
     async def fail() -> None:
         raise ValueError
 
@@ -129,7 +129,7 @@ async def test_failures_are_counted_by_name_and_named_by_their_own_name() -> Non
     assert tasks.errors()[-1].name == "request 299"
 
 
-async def test_a_budget_holds_for_the_scope_as_a_whole_and_stops_the_one_that_passes_it() -> None:
+async def test_budget_of_the_scope_stops_the_task_that_exceeds_it() -> None:
     async def take(size: int) -> None:
         block = bytearray(size)
         for _ in range(5):
@@ -148,14 +148,14 @@ async def test_a_budget_holds_for_the_scope_as_a_whole_and_stops_the_one_that_pa
     assert error.used_bytes >= 6 * MIB
 
 
-async def test_a_budget_is_looked_at_at_the_end_as_well() -> None:
+async def test_budget_is_also_checked_at_the_end_of_the_block() -> None:
     with pytest.raises(BudgetExceeded, match="import used"):
         async with task_scope(meter="tracemalloc", name="import", budget="1 MiB"):
             block = bytearray(2 * MIB)
     del block
 
 
-async def test_a_warning_names_the_largest_tasks() -> None:
+async def test_warning_names_the_largest_tasks() -> None:
     events: list[Event] = []
     with subscribe(events.append):
         async with task_scope(meter="tracemalloc", name="import with a warning", warn="1 MiB") as tasks:
@@ -166,8 +166,8 @@ async def test_a_warning_names_the_largest_tasks() -> None:
     assert high.largest[0][0] == "one"
 
 
-@pytest.mark.parametrize("settings", [{}, {"limit": 1}])
-async def test_a_loop_that_was_installed_on_gives_a_task_no_second_account(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"max_running": 1}])
+async def test_task_in_a_tracked_loop_has_one_owner(settings: dict[str, Any]) -> None:
     events: list[Event] = []
     with subscribe(events.append), track_tasks(meter="tracemalloc"):
         async with task_scope(meter="tracemalloc", name="import", **settings) as tasks:
@@ -178,11 +178,11 @@ async def test_a_loop_that_was_installed_on_gives_a_task_no_second_account(setti
     assert tasks.usage_by_name()["one"].finished == 2
 
 
-async def test_no_session_and_no_owner_is_left_whatever_happens() -> None:
+async def test_failed_scopes_leave_no_owner_and_no_tracing() -> None:
     async def fail() -> None:
         raise ValueError
 
-    for settings in ({}, {"limit": 1}):
+    for settings in ({}, {"max_running": 1}):
         with pytest.raises(ExceptionGroup):  # noqa: PT012  # the block is what raises
             async with task_scope(meter="tracemalloc", **settings) as tasks:
                 tasks.create_task(fail())

@@ -1,4 +1,4 @@
-"""How a task scope ends: joined, cancelled, cut short from outside, abandoned by tasks that do not end."""
+"""`task_scope`: how it ends, cancellation from inside and outside, and abandoned tasks."""
 
 import asyncio
 import sys
@@ -11,7 +11,7 @@ from memtools.events import Event, TaskAbandoned, subscribe
 from memtools.scopes import task_scope
 
 
-async def for_ever() -> None:
+async def wait_forever() -> None:
     await asyncio.Event().wait()
 
 
@@ -19,12 +19,12 @@ async def fail() -> None:
     raise ValueError("no")
 
 
-async def stubborn(release: asyncio.Event) -> None:
+async def ignore_cancellation(release: asyncio.Event) -> None:
     while not release.is_set():
         try:  # noqa: SIM105  # as users write it
             await release.wait()
         except asyncio.CancelledError:
-            pass  # that is what makes it stubborn
+            pass  # the mistake that abandons a task
 
 
 def cancelling() -> int:
@@ -35,7 +35,7 @@ def cancelling() -> int:
 
 @pytest.fixture
 async def release() -> AsyncIterator[asyncio.Event]:
-    """Set at the end of the test, so that stubborn tasks end, too."""
+    """Set at the end of the test, so that tasks which ignore their cancellation end, too."""
     event = asyncio.Event()
     yield event
     event.set()
@@ -43,31 +43,31 @@ async def release() -> AsyncIterator[asyncio.Event]:
         await asyncio.sleep(0)
 
 
-async def test_join_waits_and_cancel_does_not() -> None:
+async def test_on_exit_join_waits_and_cancel_does_not() -> None:
     async with task_scope(on_exit="join") as joined:
         joined.create_task(asyncio.sleep(0.01))
-    async with task_scope(on_exit="cancel") as cut:
-        task = cut.create_task(for_ever())
+    async with task_scope(on_exit="cancel") as cancelled:
+        task = cancelled.create_task(wait_forever())
 
     assert joined.statistics().finished == 1
     assert task.cancelled()
-    assert cut.statistics().cancelled == 1
+    assert cancelled.statistics().cancelled == 1
     assert cancelling() == 0
 
 
-async def test_those_who_go_on_after_the_grace_are_named_and_left(
+async def test_tasks_running_after_the_grace_are_named_and_abandoned(
     release: asyncio.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[Event] = []
     loop = asyncio.get_running_loop()
     with subscribe(events.append):
-        began = loop.time()
+        started = loop.time()
         async with task_scope(on_exit="cancel", grace=0.05, name="import") as tasks:
             for number in range(3):
-                tasks.create_task(stubborn(release), name=f"stuck {number}")
-            tasks.create_task(for_ever(), name="willing")
+                tasks.create_task(ignore_cancellation(release), name=f"stuck {number}")
+            tasks.create_task(wait_forever(), name="cooperative")
             await asyncio.sleep(0)
-        took = loop.time() - began
+        took = loop.time() - started
 
     assert 0.05 <= took < 2
     abandoned = [event for event in events if isinstance(event, TaskAbandoned)]
@@ -79,28 +79,28 @@ async def test_those_who_go_on_after_the_grace_are_named_and_left(
     assert tasks.statistics().state == "finished"
 
 
-async def test_grace_of_nothing_still_lets_the_willing_end(release: asyncio.Event) -> None:
+async def test_grace_of_zero_lets_cooperative_tasks_end(release: asyncio.Event) -> None:
     async def tidy() -> None:
         try:
-            await for_ever()
+            await wait_forever()
         finally:
             await asyncio.sleep(0)
 
     async with task_scope(on_exit="cancel", grace=0) as tasks:
         for _ in range(10):
             tasks.create_task(tidy())
-        tasks.create_task(stubborn(release))
+        tasks.create_task(ignore_cancellation(release))
         await asyncio.sleep(0)
 
     assert (tasks.statistics().cancelled, tasks.statistics().abandoned) == (10, 1)
 
 
-async def test_an_abandoned_task_that_fails_later_is_reported_to_the_loop(release: asyncio.Event) -> None:
+async def test_abandoned_task_that_fails_is_reported_to_the_loop(release: asyncio.Event) -> None:
     reports: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, about: reports.append(about["exception"]))
+    asyncio.get_running_loop().set_exception_handler(lambda loop, report: reports.append(report["exception"]))
 
     async def fail_late() -> None:
-        await stubborn(release)
+        await ignore_cancellation(release)
         raise ValueError("late")
 
     async with task_scope(on_exit="cancel", grace=0) as tasks:
@@ -113,33 +113,33 @@ async def test_an_abandoned_task_that_fails_later_is_reported_to_the_loop(releas
     assert [str(report) for report in reports] == ["late"]
 
 
-async def test_one_deadline_holds_for_all_however_often_it_is_cancelled(release: asyncio.Event) -> None:
+async def test_repeated_cancellation_does_not_extend_the_deadline(release: asyncio.Event) -> None:
     async def hold() -> None:
         async with task_scope(grace=0.05) as tasks:
-            tasks.create_task(stubborn(release))
-            await for_ever()
+            tasks.create_task(ignore_cancellation(release))
+            await wait_forever()
 
     holder = asyncio.ensure_future(hold())
     loop = asyncio.get_running_loop()
     await asyncio.sleep(0.01)
-    began = loop.time()
+    started = loop.time()
     for _ in range(4):
         holder.cancel()
         await asyncio.sleep(0.02)
     with pytest.raises(asyncio.CancelledError):
         await holder
 
-    assert loop.time() - began < 1
+    assert loop.time() - started < 1
 
 
-async def test_an_outer_cancellation_passes_and_the_count_is_kept() -> None:
+async def test_outer_cancellation_passes_and_keeps_the_count() -> None:
     counts: list[int] = []
 
     async def hold() -> None:
         try:
             async with task_scope() as tasks:
-                tasks.create_task(for_ever())
-                await for_ever()
+                tasks.create_task(wait_forever())
+                await wait_forever()
         finally:
             counts.append(cancelling())
 
@@ -153,10 +153,10 @@ async def test_an_outer_cancellation_passes_and_the_count_is_kept() -> None:
 
 
 @pytest.mark.parametrize("on_exit", ["join", "cancel"])
-async def test_an_outer_cancellation_during_the_exit_passes(on_exit: str, release: asyncio.Event) -> None:
+async def test_outer_cancellation_during_the_exit_passes(on_exit: str, release: asyncio.Event) -> None:
     async def hold() -> str:
         async with task_scope(on_exit=on_exit, grace=0.05) as tasks:  # type: ignore[arg-type]
-            tasks.create_task(stubborn(release))
+            tasks.create_task(ignore_cancellation(release))
             await asyncio.sleep(0)
         return "swallowed"
 
@@ -169,25 +169,25 @@ async def test_an_outer_cancellation_during_the_exit_passes(on_exit: str, releas
         await holder
 
 
-async def test_a_timeout_around_the_scope_is_a_timeout() -> None:
+async def test_timeout_around_the_scope_raises_timeout_error() -> None:
     with pytest.raises(TimeoutError):  # noqa: PT012  # the block is what raises
         async with asyncio.timeout(0.01):
             async with task_scope() as tasks:
-                task = tasks.create_task(for_ever())
-                await for_ever()
+                task = tasks.create_task(wait_forever())
+                await wait_forever()
 
     assert task.cancelled()
     assert cancelling() == 0
 
 
-async def test_an_outer_cancellation_beside_a_failure_is_delivered_after_the_scope() -> None:
+async def test_outer_cancellation_with_a_failure_is_delivered_later() -> None:
     steps: list[object] = []
 
     async def hold() -> None:
         try:
             async with task_scope() as tasks:
                 tasks.create_task(fail())
-                await for_ever()
+                await wait_forever()
         except* ValueError:
             steps.append(cancelling())
         await asyncio.sleep(0)
@@ -202,9 +202,9 @@ async def test_an_outer_cancellation_beside_a_failure_is_delivered_after_the_sco
     assert steps == [1]
 
 
-async def test_shutdown_cancels_all_takes_no_more_and_can_be_repeated() -> None:
+async def test_shutdown_cancels_all_tasks_and_can_be_repeated() -> None:
     async with task_scope(name="import") as tasks:
-        task = tasks.create_task(for_ever())
+        task = tasks.create_task(wait_forever())
 
         await tasks.shutdown()
         await tasks.shutdown()
@@ -212,15 +212,15 @@ async def test_shutdown_cancels_all_takes_no_more_and_can_be_repeated() -> None:
         assert task.cancelled()
         assert tasks.statistics().state == "shutting down"
         with pytest.raises(ScopeClosed, match="import takes no work: it is shutting down"):
-            tasks.create_task(for_ever())
+            tasks.create_task(wait_forever())
     await tasks.shutdown()
     assert cancelling() == 0
 
 
-async def test_two_who_shut_down_at_once_both_wait_for_the_end() -> None:
+async def test_concurrent_shutdowns_both_wait_for_the_end() -> None:
     async def tidy() -> None:
         try:
-            await for_ever()
+            await wait_forever()
         finally:
             await asyncio.sleep(0.01)
 
@@ -233,21 +233,21 @@ async def test_two_who_shut_down_at_once_both_wait_for_the_end() -> None:
         assert task.done()
 
 
-async def test_shutdown_from_inside_a_task_cancels_that_one_too() -> None:
+async def test_shutdown_called_by_a_task_cancels_that_task() -> None:
     async with task_scope() as tasks:
         inside = tasks.create_task(tasks.shutdown())
-        other = tasks.create_task(for_ever())
+        other = tasks.create_task(wait_forever())
 
     assert inside.cancelled()
     assert other.cancelled()
 
 
-async def test_a_block_that_is_torn_down_does_not_wait() -> None:
+async def test_block_closed_by_generator_exit_does_not_wait() -> None:
     async def hold() -> None:
         async with task_scope() as tasks:
-            started.append(tasks.create_task(for_ever()))
+            started.append(tasks.create_task(wait_forever()))
             await asyncio.sleep(0)
-            await for_ever()
+            await wait_forever()
 
     started: list[asyncio.Task[None]] = []
     coro = hold()
@@ -268,40 +268,40 @@ if sys.version_info >= (3, 12):
 
     @pytest.mark.usefixtures("eager")
     async def test_eager_tasks_that_end_at_once_are_counted() -> None:
-        async def concurrency() -> int:
+        async def return_seven() -> int:
             return 7
 
         async with task_scope(max_running=2, keep_results=1) as tasks:
             for _ in range(5):
-                task = tasks.create_task(concurrency())
+                task = tasks.create_task(return_seven())
                 assert task.done()
 
         assert (tasks.statistics().finished, tasks.results()) == (5, (7,))
 
     @pytest.mark.usefixtures("eager")
-    async def test_an_eager_failure_interrupts_the_block_and_nothing_after_it() -> None:
+    async def test_eager_failure_interrupts_the_block_only() -> None:
         with pytest.raises(ExceptionGroup):
             async with task_scope() as tasks:
                 tasks.create_task(fail())
-        await asyncio.sleep(0)  # our own cancellation must not arrive here
+        await asyncio.sleep(0)  # the scope's own cancellation must not be delivered here
 
         assert cancelling() == 0
 
     @pytest.mark.usefixtures("eager")
-    async def test_an_eager_task_that_makes_the_scope_fail_is_cancelled_with_it() -> None:
+    async def test_eager_task_that_starts_a_failure_is_cancelled() -> None:
         async def start_a_failure() -> None:
             tasks.create_task(fail())
-            await for_ever()
+            await wait_forever()
 
         with pytest.raises(ExceptionGroup):  # noqa: PT012  # the block is what raises
             async with task_scope() as tasks:
                 task = tasks.create_task(start_a_failure())
-                await for_ever()
+                await wait_forever()
 
         assert task.cancelled()
 
     @pytest.mark.usefixtures("eager")
-    async def test_the_limit_holds_for_eager_tasks_that_create_eager_tasks() -> None:
+    async def test_max_running_holds_for_nested_eager_tasks() -> None:
         running = highest = 0
 
         async def work(depth: int) -> None:
@@ -320,9 +320,9 @@ if sys.version_info >= (3, 12):
         assert tasks.statistics().finished == 7
 
 
-async def test_a_failure_after_the_end_of_the_holding_task_is_reported_to_the_loop() -> None:
+async def test_failure_after_the_parent_task_ended_goes_to_the_loop() -> None:
     reports: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, about: reports.append(about))
+    asyncio.get_running_loop().set_exception_handler(lambda loop, report: reports.append(report))
     tasks = task_scope(name="import")
     await asyncio.ensure_future(tasks.__aenter__())
 
@@ -333,12 +333,12 @@ async def test_a_failure_after_the_end_of_the_holding_task_is_reported_to_the_lo
     assert "import" in str(reports[0]["message"])
 
 
-def test_the_end_of_the_program_passes_bare_through_the_block() -> None:
+def test_system_exit_of_the_block_passes_bare() -> None:
     ended: list[bool] = []
 
     async def main() -> None:
         async with task_scope() as tasks:
-            task = tasks.create_task(for_ever())
+            task = tasks.create_task(wait_forever())
             task.add_done_callback(lambda task: ended.append(task.cancelled()))
             await asyncio.sleep(0)
             raise SystemExit(3)
@@ -348,36 +348,36 @@ def test_the_end_of_the_program_passes_bare_through_the_block() -> None:
     assert ended == [True]
 
 
-async def test_a_task_cancelled_by_its_own_handle_is_no_failure() -> None:
+async def test_task_cancelled_by_the_program_is_not_a_failure() -> None:
     async with task_scope() as tasks:
         other = tasks.create_task(asyncio.sleep(0, 7))
-        tasks.create_task(for_ever()).cancel()
+        tasks.create_task(wait_forever()).cancel()
 
     assert other.result() == 7
     assert (tasks.statistics().cancelled, tasks.statistics().failed) == (1, 0)
 
 
-async def test_many_who_wait_are_cancelled_in_a_moment() -> None:
+async def test_thousands_of_waiting_tasks_are_cancelled_quickly() -> None:
     loop = asyncio.get_running_loop()
     async with task_scope(max_running=1) as tasks:
         for _ in range(5_000):
-            tasks.create_task(for_ever())
+            tasks.create_task(wait_forever())
         await asyncio.sleep(0)
-        began = loop.time()
+        started = loop.time()
 
         await tasks.shutdown()
 
-        assert loop.time() - began < 5  # a row that is searched for each of them takes minutes
+        assert loop.time() - started < 5  # a queue that is searched for each task takes minutes
     assert tasks.statistics().cancelled == 5_000
 
 
-async def test_a_task_that_fails_after_the_block_was_torn_down_is_reported_to_the_loop() -> None:
+async def test_failure_after_the_block_was_closed_goes_to_the_loop() -> None:
     reports: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, about: reports.append(about["exception"]))
+    asyncio.get_running_loop().set_exception_handler(lambda loop, report: reports.append(report["exception"]))
 
     async def fail_on_cancel() -> None:
         try:
-            await for_ever()
+            await wait_forever()
         finally:
             await fail()
 
@@ -397,12 +397,12 @@ async def test_a_task_that_fails_after_the_block_was_torn_down_is_reported_to_th
     assert [str(report) for report in reports] == ["no"]
 
 
-async def test_the_count_is_kept_when_the_end_of_the_program_passes() -> None:
+async def test_keyboard_interrupt_of_the_block_keeps_the_count() -> None:
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012  # the block is what raises
         async with task_scope() as tasks:
             tasks.create_task(fail())
             try:
-                await for_ever()
+                await wait_forever()
             finally:
                 raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""What a type checker sees of units, errors and events. Checked, never run."""
+"""Types of units, errors and events; checked by mypy and pyright, never run."""
 
 from typing import assert_type
 
@@ -24,7 +24,7 @@ from memtools.readings import Level, Reading
 from memtools.units import format_size, parse_choice, parse_count, parse_seconds, parse_size
 
 
-def sizes_and_counts_come_back_as_plain_numbers(given: object) -> None:
+def parsers_return_plain_numbers(given: object) -> None:
     assert_type(parse_size(given), int)
     assert_type(parse_size("80%", percent_of=lambda: None), int)
     assert_type(parse_count(given, name="maxlen"), int)
@@ -34,7 +34,7 @@ def sizes_and_counts_come_back_as_plain_numbers(given: object) -> None:
     assert_type(format_size(0.5), str)
 
 
-def a_hook_may_return_anything(events: list[Event]) -> None:
+def listener_may_return_any_value(events: list[Event]) -> None:
     def nothing(event: Event) -> None: ...
     def something(event: Event) -> int:
         return hash(event)
@@ -45,17 +45,17 @@ def a_hook_may_return_anything(events: list[Event]) -> None:
         assert_type(subscription, Subscription)
 
 
-def a_hook_that_takes_no_event_is_refused() -> None:
-    def blind() -> None: ...
+def listener_without_an_argument_is_an_error() -> None:
+    def without_argument() -> None: ...
 
-    subscribe(blind)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the point of this function
-
-
-def what_is_no_event_cannot_be_told() -> None:
-    emit("nightly")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the point of this function
+    subscribe(without_argument)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the error under test
 
 
-def events_are_told_apart_by_their_class(event: Event) -> str:
+def emitting_another_object_is_an_error() -> None:
+    emit("nightly")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]  # the error under test
+
+
+def events_are_distinguished_by_their_class(event: Event) -> str:
     match event:
         case ScopeEnded():
             assert_type(event.path, tuple[str, ...])
@@ -79,16 +79,16 @@ def events_are_told_apart_by_their_class(event: Event) -> str:
             return event.level.name
         case PressureSignal():
             return event.source
-        case TaskAbandoned():  # the last one: a checker that finds a way past this match complains
+        case TaskAbandoned():  # the last class: type checkers report a match that is not exhaustive
             return event.task
 
 
-def the_hub_tells_how_the_listeners_fared() -> None:
+def statistics_of_the_listeners() -> None:
     assert_type(statistics(), DispatchStatistics)
     assert_type(statistics().skipped, int)
 
 
-def errors_carry_their_numbers(error: MemtoolsError) -> None:
+def errors_have_typed_fields(error: MemtoolsError) -> None:
     if isinstance(error, BudgetExceeded):
         assert_type(error.used_bytes, int)
         assert_type(error.budget_bytes, int)
