@@ -1,13 +1,14 @@
-/* The calls that add to a list of at most so many items, in C: `append`, `extend`, `insert`, `x[i:j] = y`, `x += y`.
+/* The methods that add to a bounded list: `append`, `extend`, `insert`, `x[i:j] = y`, `x += y`.
 
-   Covers: what `_pure_window.py` covers, to the letter; both pass one suite. Leaves to others: everything else, to
-   Python methods of the subclass, which are called by name: `_fit` where a hook wants to be told, `_feed` for iterators.
+   Keep in step with `memtools/structures/_pure_window.py`, which does the same in Python; both pass one suite and have
+   the same docstrings. Everything else is done by Python methods of the subclass, which are called by name: `_fit` to
+   evict where there is a hook, `_feed` for iterators.
 
-   Locking: every function is called under the GIL and needs no other lock. Whatever can run foreign code (the finaliser
-   of an item that goes, a hook, an iterator) is the last thing done to the list, and nothing that was read of the list
-   before is used after it. The fields are a plain number each, written by `Window._bind`.
+   Locking: every function is called under the GIL and needs no other lock. What can run foreign code (the finaliser of
+   an evicted item, a hook, an iterator) is the last thing that is done to the list, and no value that was read from the
+   list before is used after it. The fields are plain numbers, written by `Window._bind`.
 
-   On interpreters without the GIL the module refuses to be imported, and the Python class has its place. */
+   On interpreters without the GIL the module refuses to be imported, and the Python class is used. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -16,11 +17,11 @@
 typedef struct {
     PyListObject list;
     Py_ssize_t limit;   /* items at most */
-    Py_ssize_t keep;    /* items that an overflow leaves */
-    Py_ssize_t portion; /* items of a list or tuple taken in one stroke; 0 until the bounds are known */
-    Py_ssize_t evicted; /* items that had to go, so far */
-    char is_exact;      /* each item that comes has one go, and nobody is told */
-    char is_told;       /* there is a hook */
+    Py_ssize_t keep;    /* items that are left after an overflow */
+    Py_ssize_t chunk;   /* items of a list or tuple that are added at once; 0 until the bounds are known */
+    Py_ssize_t evicted; /* items evicted so far */
+    char is_exact;      /* each added item evicts one, and there is no hook */
+    char has_hook;
 } Window;
 
 struct module_state {
@@ -29,30 +30,30 @@ struct module_state {
     PyObject *fit;
 };
 
-static PyModuleDef definition;
+static PyModuleDef fast_window_module;
 
-static struct module_state *state_of(PyObject *self)
+static struct module_state *fast_window_state(PyObject *self)
 {
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &definition);
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &fast_window_module);
     return module == NULL ? NULL : PyModule_GetState(module);
 }
 
-/* Move `count` items down by one place, from `items[1]` on. What was in `items[0]` is the caller's. */
-static void shift_plainly(PyObject **items, Py_ssize_t count)
+/* Move `count` items down by one place, from `items[1]` on. The caller owns the reference that was in `items[0]`. */
+static void fast_window_shift_by_memmove(PyObject **items, Py_ssize_t count)
 {
     memmove(items, items + 1, (size_t)count * sizeof(PyObject *));
 }
 
-/* An append to an exact window costs what this costs. `memmove` of the C library is slow where source and target are one
-   place apart: for 1,000 items 104-116 ns, by AVX2 51, by AVX-512 37 (glibc 2.36, AMD EPYC). For AVX2 it takes four
-   loads before four stores, for both that the stores are aligned. */
-static void (*shift)(PyObject **items, Py_ssize_t count) = shift_plainly;
+/* This move is nearly the whole cost of an append to a full list. `memmove` of the C library is slow where source
+   and target are one place apart: for 1,000 items 104-116 ns, by AVX2 51, by AVX-512 37 (glibc 2.36, AMD EPYC). AVX2
+   needs four loads before four stores, and both need aligned stores. */
+static void (*shift)(PyObject **items, Py_ssize_t count) = fast_window_shift_by_memmove;
 
 #if defined(__GNUC__) && defined(__x86_64__)
 typedef long long four_items __attribute__((vector_size(32), aligned(8), may_alias));
 typedef long long eight_items __attribute__((vector_size(64), aligned(8), may_alias));
 
-__attribute__((target("avx2"))) static void shift_by_four(PyObject **items, Py_ssize_t count)
+__attribute__((target("avx2"))) static void fast_window_shift_avx2(PyObject **items, Py_ssize_t count)
 {
     for (; count > 0 && (uintptr_t)items % sizeof(four_items) != 0; items++, count--) {
         items[0] = items[1];
@@ -66,10 +67,10 @@ __attribute__((target("avx2"))) static void shift_by_four(PyObject **items, Py_s
         target[2] = third;
         target[3] = fourth;
     }
-    shift_plainly(items, count);
+    fast_window_shift_by_memmove(items, count);
 }
 
-__attribute__((target("avx512f"))) static void shift_by_eight(PyObject **items, Py_ssize_t count)
+__attribute__((target("avx512f"))) static void fast_window_shift_avx512(PyObject **items, Py_ssize_t count)
 {
     for (; count > 0 && (uintptr_t)items % sizeof(eight_items) != 0; items++, count--) {
         items[0] = items[1];
@@ -77,45 +78,45 @@ __attribute__((target("avx512f"))) static void shift_by_eight(PyObject **items, 
     for (; count >= 8; items += 8, count -= 8) {
         *(eight_items *)items = *(const eight_items *)(items + 1);
     }
-    shift_plainly(items, count);
+    fast_window_shift_by_memmove(items, count);
 }
 #endif
 
-/* The machine is the same for every interpreter, so each finds the same. */
-static void pick_shift(void)
+/* Every interpreter of the process makes the same choice. */
+static void fast_window_choose_shift(void)
 {
 #if defined(__GNUC__) && defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f")) {
-        shift = shift_by_eight;
+        shift = fast_window_shift_avx512;
     } else if (__builtin_cpu_supports("avx2")) {
-        shift = shift_by_four;
+        shift = fast_window_shift_avx2;
     }
 #endif
 }
 
-/* Call `self.extend(argument)` or `self._feed(argument)`, whichever class has it. -1 with an exception set on failure. */
-static int call_with(PyObject *self, PyObject *name, PyObject *argument)
+/* Call `self.extend(argument)` or `self._feed(argument)`, which a subclass may override. -1 with an exception. */
+static int fast_window_call(PyObject *self, PyObject *name, PyObject *argument)
 {
     PyObject *nothing = PyObject_CallMethodOneArg(self, name, argument);
     Py_XDECREF(nothing);
     return nothing == NULL ? -1 : 0;
 }
 
-/* Cut an overflow, telling the hook where there is one. Runs foreign code. */
-static int fit(PyObject *self)
+/* Evict what exceeds the limit, by way of the hook where there is one. Runs foreign code. */
+static int fast_window_fit(PyObject *self)
 {
     Window *window = (Window *)self;
     if (PyList_GET_SIZE(self) <= window->limit) {
         return 0;
     }
-    if (window->portion == 0) {
+    if (window->chunk == 0) {
         PyErr_Format(PyExc_AttributeError, "%.200s has no bounds before its __init__", Py_TYPE(self)->tp_name);
         return -1;
     }
 
-    if (window->is_told) {
-        struct module_state *state = state_of(self);
+    if (window->has_hook) {
+        struct module_state *state = fast_window_state(self);
         PyObject *nothing = state == NULL ? NULL : PyObject_CallMethodNoArgs(self, state->fit);
         Py_XDECREF(nothing);
         return nothing == NULL ? -1 : 0;
@@ -126,9 +127,10 @@ static int fit(PyObject *self)
     return PyList_SetSlice(self, 0, excess, NULL);
 }
 
-/* Move a full list by one place and put `item` at its end. One stroke, where `append` and `del x[0]` are three. The
-   finaliser of the oldest runs when all is in place. Apart, as `append` has less to save on the stack without it. */
-Py_NO_INLINE static PyObject *move_on(PyObject *self, PyObject *item)
+/* Evict the oldest item of a full list and put `item` at its end, in one move instead of the three of `append` and
+   `del x[0]`. The finaliser of the oldest item runs when the list is complete. A function of its own, so that
+   `append` saves fewer registers on the stack. */
+Py_NO_INLINE static PyObject *fast_window_append_to_full(PyObject *self, PyObject *item)
 {
     PyObject *oldest = PyList_GET_ITEM(self, 0);
     Py_ssize_t last = PyList_GET_SIZE(self) - 1;
@@ -143,18 +145,18 @@ PyDoc_STRVAR(append_doc,
              "append($self, item, /)\n--\n\n"
              "Add `item` at the end; where the list is full, the oldest go.");
 
-static PyObject *window_append(PyObject *self, PyObject *item)
+static PyObject *fast_window_append(PyObject *self, PyObject *item)
 {
     Window *window = (Window *)self;
-    /* One that was filled behind our back is longer than that, and gives one for one. */
+    /* `list.append(x, ...)` may have made the list longer than its limit; it evicts one item for one item then. */
     if (window->is_exact && PyList_GET_SIZE(self) >= window->limit && window->limit > 0) {
-        return move_on(self, item);
+        return fast_window_append_to_full(self, item);
     }
 
     if (PyList_Append(self, item) < 0) {
         return NULL;
     }
-    if (PyList_GET_SIZE(self) > window->limit && fit(self) < 0) {
+    if (PyList_GET_SIZE(self) > window->limit && fast_window_fit(self) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -167,23 +169,23 @@ PyDoc_STRVAR(extend_doc,
              "items or an eighth of `maxlen`), however many it gives. If it fails, what it gave before stays, as in a\n"
              "list.");
 
-static PyObject *window_extend(PyObject *self, PyObject *iterable)
+static PyObject *fast_window_extend(PyObject *self, PyObject *iterable)
 {
     Window *window = (Window *)self;
-    if ((PyList_CheckExact(iterable) || PyTuple_CheckExact(iterable)) && Py_SIZE(iterable) <= window->portion) {
+    if ((PyList_CheckExact(iterable) || PyTuple_CheckExact(iterable)) && Py_SIZE(iterable) <= window->chunk) {
         Py_ssize_t length = PyList_GET_SIZE(self);
-        if (PyList_SetSlice(self, length, length, iterable) < 0 || fit(self) < 0) {
+        if (PyList_SetSlice(self, length, length, iterable) < 0 || fast_window_fit(self) < 0) {
             return NULL;
         }
         Py_RETURN_NONE;
     }
 
-    struct module_state *state = state_of(self);
+    struct module_state *state = fast_window_state(self);
     PyObject *feed = state == NULL ? NULL : PyObject_GetIter(iterable);
     if (feed == NULL) {
         return NULL;
     }
-    int code = call_with(self, state->feed, feed);
+    int code = fast_window_call(self, state->feed, feed);
     Py_DECREF(feed);
     if (code < 0) {
         return NULL;
@@ -195,7 +197,7 @@ PyDoc_STRVAR(insert_doc,
              "insert($self, index, item, /)\n--\n\n"
              "Put `item` before `index`; where the list is full, the oldest go: at the front, `item` itself.");
 
-static PyObject *window_insert(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+static PyObject *fast_window_insert(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 2) {
         return PyErr_Format(PyExc_TypeError, "insert expected 2 arguments, got %zd", count);
@@ -205,90 +207,90 @@ static PyObject *window_insert(PyObject *self, PyObject *const *arguments, Py_ss
     if (index == -1 && PyErr_Occurred()) {
         return NULL;
     }
-    if (PyList_Insert(self, index, arguments[1]) < 0 || fit(self) < 0) {
+    if (PyList_Insert(self, index, arguments[1]) < 0 || fast_window_fit(self) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
-/* x[i] = y, x[i:j] = y; and `del`, which is the list's own and needs no look at the length. */
-static int window_assign(PyObject *self, PyObject *key, PyObject *value)
+/* x[i] = y, x[i:j] = y, and `del`, which cannot exceed the limit. */
+static int fast_window_assign(PyObject *self, PyObject *key, PyObject *value)
 {
     int code = PyList_Type.tp_as_mapping->mp_ass_subscript(self, key, value);
-    return code < 0 || value == NULL ? code : fit(self);
+    return code < 0 || value == NULL ? code : fast_window_fit(self);
 }
 
-/* x += y, by way of `extend`, which a subclass may have overridden. */
-static PyObject *window_add_in_place(PyObject *self, PyObject *iterable)
+/* x += y, by way of `extend`, which a subclass may override. */
+static PyObject *fast_window_add_in_place(PyObject *self, PyObject *iterable)
 {
-    struct module_state *state = state_of(self);
-    if (state == NULL || call_with(self, state->extend, iterable) < 0) {
+    struct module_state *state = fast_window_state(self);
+    if (state == NULL || fast_window_call(self, state->extend, iterable) < 0) {
         return NULL;
     }
     return Py_NewRef(self);
 }
 
-/* A list is a static type and does not visit its class; a class that was made at run time has to be. */
-static int window_traverse(PyObject *self, visitproc visit, void *arg)
+/* The static type `list` does not visit its class; a class that was made at run time has to be visited. */
+static int fast_window_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     return PyList_Type.tp_traverse(self, visit, arg);
 }
 
-static int window_clear(PyObject *self)
+static int fast_window_clear(PyObject *self)
 {
     return PyList_Type.tp_clear(self);
 }
 
-static PyMethodDef methods[] = {
-    {"append", window_append, METH_O, append_doc},
-    {"extend", window_extend, METH_O, extend_doc},
-    {"insert", (PyCFunction)(void (*)(void))window_insert, METH_FASTCALL, insert_doc},
+static PyMethodDef fast_window_methods[] = {
+    {"append", fast_window_append, METH_O, append_doc},
+    {"extend", fast_window_extend, METH_O, extend_doc},
+    {"insert", (PyCFunction)(void (*)(void))fast_window_insert, METH_FASTCALL, insert_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef members[] = {
+static PyMemberDef fast_window_members[] = {
     {"_limit", T_PYSSIZET, offsetof(Window, limit), 0, NULL},
     {"_keep", T_PYSSIZET, offsetof(Window, keep), 0, NULL},
-    {"_portion", T_PYSSIZET, offsetof(Window, portion), 0, NULL},
+    {"_portion", T_PYSSIZET, offsetof(Window, chunk), 0, NULL},
     {"_evicted", T_PYSSIZET, offsetof(Window, evicted), 0, NULL},
     {"_is_exact", T_BOOL, offsetof(Window, is_exact), 0, NULL},
-    {"_is_told", T_BOOL, offsetof(Window, is_told), 0, NULL},
+    {"_is_told", T_BOOL, offsetof(Window, has_hook), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
-PyDoc_STRVAR(window_doc, "A list of at most `_limit` items; an overflow leaves the last `_keep` of them.");
+PyDoc_STRVAR(fast_window_doc, "A list of at most `_limit` items; an overflow leaves the last `_keep` of them.");
 
-static PyType_Slot window_slots[] = {
-    {Py_tp_doc, (void *)window_doc},
-    {Py_tp_traverse, window_traverse},
-    {Py_tp_clear, window_clear},
-    {Py_tp_methods, methods},
-    {Py_tp_members, members},
-    {Py_mp_ass_subscript, window_assign},
-    /* Both: `x += y` asks for the first before it asks y, `operator.iconcat` for the second only. */
-    {Py_nb_inplace_add, window_add_in_place},
-    {Py_sq_inplace_concat, window_add_in_place},
+static PyType_Slot fast_window_slots[] = {
+    {Py_tp_doc, (void *)fast_window_doc},
+    {Py_tp_traverse, fast_window_traverse},
+    {Py_tp_clear, fast_window_clear},
+    {Py_tp_methods, fast_window_methods},
+    {Py_tp_members, fast_window_members},
+    {Py_mp_ass_subscript, fast_window_assign},
+    /* Both: `x += y` tries the first one before any method of y, `operator.iconcat` the second one only. */
+    {Py_nb_inplace_add, fast_window_add_in_place},
+    {Py_sq_inplace_concat, fast_window_add_in_place},
     {0, NULL},
 };
 
-static PyType_Spec window_spec = {
+static PyType_Spec fast_window_spec = {
     .name = "memtools.structures._fast_window.FastWindow",
     .basicsize = sizeof(Window),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .slots = window_slots,
+    .slots = fast_window_slots,
 };
 
 #ifdef Py_GIL_DISABLED
-static int execute(PyObject *module)
+static int fast_window_execute(PyObject *module)
 {
     (void)module;
-    (void)window_spec;
+    (void)fast_window_spec;
     PyErr_SetString(PyExc_ImportError, "the C list relies on the GIL, and this Python is free-threaded");
     return -1;
 }
 #else
-static int execute(PyObject *module)
+static int fast_window_execute(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     state->extend = PyUnicode_InternFromString("extend");
@@ -298,15 +300,15 @@ static int execute(PyObject *module)
         return -1;
     }
 
-    pick_shift();
-    PyObject *kind = PyType_FromModuleAndSpec(module, &window_spec, (PyObject *)&PyList_Type);
+    fast_window_choose_shift();
+    PyObject *kind = PyType_FromModuleAndSpec(module, &fast_window_spec, (PyObject *)&PyList_Type);
     int code = kind == NULL ? -1 : PyModule_AddType(module, (PyTypeObject *)kind);
     Py_XDECREF(kind);
     return code;
 }
 #endif
 
-static int clear(PyObject *module)
+static int fast_window_clear_module(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->extend);
@@ -315,33 +317,33 @@ static int clear(PyObject *module)
     return 0;
 }
 
-static void release(void *module)
+static void fast_window_free_module(void *module)
 {
-    (void)clear(module);
+    (void)fast_window_clear_module(module);
 }
 
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, execute},
+static PyModuleDef_Slot fast_window_module_slots[] = {
+    {Py_mod_exec, fast_window_execute},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif
 #ifdef Py_mod_gil
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* where there is none, the module only says so: it must not turn it on */
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* without the GIL the module only reports that, and must not turn the GIL on */
 #endif
     {0, NULL},
 };
 
-static PyModuleDef definition = {
+static PyModuleDef fast_window_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "memtools.structures._fast_window",
     .m_doc = "The calls that add to a bounded list, in C.",
     .m_size = sizeof(struct module_state),
-    .m_slots = slots,
-    .m_clear = clear,
-    .m_free = release,
+    .m_slots = fast_window_module_slots,
+    .m_clear = fast_window_clear_module,
+    .m_free = fast_window_free_module,
 };
 
 PyMODINIT_FUNC PyInit__fast_window(void)
 {
-    return PyModuleDef_Init(&definition);
+    return PyModuleDef_Init(&fast_window_module);
 }

@@ -1,375 +1,488 @@
-/* The hooks of the three domains, and their installation. */
+/* The allocator hooks of the three domains, their installation and their self-test. */
 
 #include "hooks.h"
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "check.h"
+#include "block_map.h"
+#include "counters.h"
 #include "interpreters.h"
-#include "shadow.h"
-#include "tallies.h"
+#include "limits.h"
 
-/* Each installation has its own place to remember what it found: threads may be inside an older one. */
+/* Each installation has its own copy of the inner allocators: another thread may still be inside an older one. */
 #define MAX_INSTALLATIONS 8
 #define DOMAINS 3
 
 static const PyMemAllocatorDomain domains[DOMAINS] = {PYMEM_DOMAIN_RAW, PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ};
-static PyMemAllocatorEx found[MAX_INSTALLATIONS][DOMAINS];
-static int installations;
+static PyMemAllocatorEx inner_allocators[MAX_INSTALLATIONS][DOMAINS];
+static int installation_count;
 
 static atomic_int is_counting;
-static _Atomic(uint64_t) lost;
-static const char *reason = "";
+static _Atomic(uint64_t) lost_blocks;
+static const char *unavailable_reason = "";
 static int has_stopped;
 
-_Thread_local struct here here;
-
-static inline int is_to_be_counted(void)
+static inline int hooks_is_counting(void)
 {
-    return atomic_load_explicit(&is_counting, memory_order_relaxed) && !here.is_inside;
+    return atomic_load_explicit(&is_counting, memory_order_relaxed) && !thread_state.inside_allocator;
 }
 
-/* A block goes by that is not to be counted; `check_hooks_are_in_place` asks which domain it came through. */
-static inline void note_passing(const PyMemAllocatorEx *inner)
+/* An uncounted call passes through; the self-test wants to know which domain it came through. */
+static inline void hooks_note_domain(const PyMemAllocatorEx *inner)
 {
-    if (UNLIKELY(here.is_inside == PROBING)) {
-        here.seen |= (uint8_t)(1 << domains[(inner - &found[0][0]) % DOMAINS]);
+    if (UNLIKELY(thread_state.inside_allocator == SELF_TEST)) {
+        thread_state.probed_domains |= (uint8_t)(1 << domains[(inner - &inner_allocators[0][0]) % DOMAINS]);
     }
 }
 
-/* Take a block out of the shadow; 0 if it was not counted. */
-static inline size_t forget(cell *at, uint32_t *tally)
+/* Returns 0 if the block is not counted. */
+static inline size_t hooks_untrack(map_entry *at, uint32_t *counter)
 {
-    return at == NULL ? 0 : shadow_take(at, tally);
+    return at == NULL ? 0 : block_map_remove(at, counter);
 }
 
-static inline cell *place_for(void *block)
+static inline map_entry *hooks_entry_for(void *block)
 {
-    cell *at = shadow_find_or_map(block);
+    map_entry *at = block_map_find_or_add(block);
     if (UNLIKELY(at == NULL)) {
-        atomic_fetch_add(&lost, 1);
+        atomic_fetch_add(&lost_blocks, 1);
     }
     return at;
 }
 
-/* Under the GIL. */
+/* Calls under the GIL. */
 
-/* Whether a large block would be too much for somebody. */
-static inline int is_refused(size_t growth)
+static inline int hooks_is_refused(size_t growth)
 {
-    return UNLIKELY(growth >= LEAST_REFUSED) && !here.is_spared && tallies_refuse(here.tally, growth);
+    return UNLIKELY(growth >= MIN_REFUSED_SIZE) && !thread_state.enforcement_off &&
+           limits_refuse(thread_state.counter, growth);
 }
 
-static __attribute__((noinline)) int is_growth_refused(const void *block, size_t size)
+static NOINLINE int hooks_is_growth_refused(const void *block, size_t size)
 {
-    const cell *at = shadow_find(block);
-    size_t old_size = at == NULL ? 0 : shadow_peek(at);
-    return size > old_size && is_to_be_counted() && is_refused(size - old_size);
+    const map_entry *at = block_map_find(block);
+    size_t old_size = at == NULL ? 0 : block_map_size(at);
+    return size > old_size && hooks_is_counting() && hooks_is_refused(size - old_size);
 }
 
-/* Somebody freed the block that was here behind our back. */
-static __attribute__((noinline)) void credit_stale(cell *at)
+/* The map still has the previous block at this address: it was freed by code that bypassed the hooks. */
+static NOINLINE void hooks_credit_stale(map_entry *at)
 {
-    uint32_t owner = NOBODY;
-    size_t size = shadow_take(at, &owner);
-    tallies_credit(owner, size);
+    uint32_t counter = ROOT;
+    size_t size = block_map_remove(at, &counter);
+    counters_credit(counter, size);
 }
 
-static inline uint32_t count(void *block, size_t size)
+/* Returns the counter that the block exceeds, or ROOT. */
+static inline uint32_t hooks_charge(void *block, size_t size)
 {
-    cell *at = place_for(block);
+    map_entry *at = hooks_entry_for(block);
     if (UNLIKELY(at == NULL)) {
-        return NOBODY;
+        return ROOT;
     }
     if (UNLIKELY(*at != 0)) {
-        credit_stale(at);
+        hooks_credit_stale(at);
     }
-    shadow_write(at, here.tally, size);
-    return tallies_charge(here.tally, shadow_counted(size));
+    block_map_write(at, thread_state.counter, size);
+    return counters_charge(thread_state.counter, block_map_counted_size(size));
 }
 
-/* Give a block back that was too much for somebody who cannot be stopped otherwise. */
-static __attribute__((noinline)) void *take_back(const PyMemAllocatorEx *inner, void *block, uint32_t number)
+/* Free a block again that exceeds the emergency limit of an owner, which nothing else stops. */
+static NOINLINE void *hooks_undo_allocation(const PyMemAllocatorEx *inner, void *block, uint32_t number)
 {
-    if (here.is_spared) {
+    if (thread_state.enforcement_off) {
         return block;
     }
-    uint32_t owner = NOBODY;
-    size_t size = forget(shadow_find(block), &owner);
-    tallies_credit(owner, size);
-    tallies_take_back(number, size);
-    here.is_inside = 1;
+    uint32_t counter = ROOT;
+    size_t size = hooks_untrack(block_map_find(block), &counter);
+    counters_credit(counter, size);
+    limits_undo_charge(number, size);
+    thread_state.inside_allocator = 1;
     inner->free(inner->ctx, block);
-    here.is_inside = 0;
+    thread_state.inside_allocator = 0;
     return NULL;
 }
 
-static void *locked_malloc(void *ctx, size_t size)
+/* Charge a new block; returns NULL if the block exceeds a limit. */
+static inline void *hooks_finish_allocation(const PyMemAllocatorEx *inner, void *block, size_t size)
+{
+    if (UNLIKELY(block == NULL)) {
+        return NULL;
+    }
+    uint32_t number = hooks_charge(block, size);
+    return UNLIKELY(number != ROOT) ? hooks_undo_allocation(inner, block, number) : block;
+}
+
+static void *hooks_gil_malloc(void *ctx, size_t size)
 {
     PyMemAllocatorEx *inner = ctx;
-    if (!is_to_be_counted()) {
-        note_passing(inner);
+    if (!hooks_is_counting()) {
+        hooks_note_domain(inner);
         return inner->malloc(inner->ctx, size);
     }
-    if (is_refused(size)) {
+    if (hooks_is_refused(size)) {
         return NULL;
     }
-    here.is_inside = 1;
+    thread_state.inside_allocator = 1;
     void *block = inner->malloc(inner->ctx, size);
-    here.is_inside = 0;
-    if (LIKELY(block != NULL)) {
-        uint32_t number = count(block, size);
-        if (UNLIKELY(number != NOBODY)) {
-            return take_back(inner, block, number);
-        }
-    }
-    return block;
+    thread_state.inside_allocator = 0;
+    return hooks_finish_allocation(inner, block, size);
 }
 
-static void *locked_calloc(void *ctx, size_t items, size_t size)
+static void *hooks_gil_calloc(void *ctx, size_t items, size_t item_size)
 {
     PyMemAllocatorEx *inner = ctx;
-    if (!is_to_be_counted()) {
-        return inner->calloc(inner->ctx, items, size);
+    if (!hooks_is_counting()) {
+        return inner->calloc(inner->ctx, items, item_size);
     }
-    if (is_refused(items * size)) { /* who calls has made sure that this does not overflow */
+    size_t size;
+    /* Python's own functions check for overflow before, a hook above this one need not. */
+    if (UNLIKELY(__builtin_mul_overflow(items, item_size, &size)) || hooks_is_refused(size)) {
         return NULL;
     }
-    here.is_inside = 1;
-    void *block = inner->calloc(inner->ctx, items, size);
-    here.is_inside = 0;
-    if (LIKELY(block != NULL)) {
-        uint32_t number = count(block, items * size);
-        if (UNLIKELY(number != NOBODY)) {
-            return take_back(inner, block, number);
-        }
-    }
-    return block;
+    thread_state.inside_allocator = 1;
+    void *block = inner->calloc(inner->ctx, items, item_size);
+    thread_state.inside_allocator = 0;
+    return hooks_finish_allocation(inner, block, size);
 }
 
-static void *locked_realloc(void *ctx, void *block, size_t size)
+static void *hooks_gil_realloc(void *ctx, void *block, size_t size)
 {
     PyMemAllocatorEx *inner = ctx;
-    if (here.is_inside) {
+    if (thread_state.inside_allocator) {
         return inner->realloc(inner->ctx, block, size);
     }
-    if (UNLIKELY(size >= LEAST_REFUSED) && is_growth_refused(block, size)) {
+    if (UNLIKELY(size >= MIN_REFUSED_SIZE) && hooks_is_growth_refused(block, size)) {
         return NULL; /* the old block stays as it is */
     }
-    /* Taken out before the call: once the block is given back, another thread may have it. */
-    uint32_t owner = NOBODY;
-    cell *at = shadow_find(block);
-    size_t old_size = forget(at, &owner);
-    here.is_inside = 1;
+    /* The entry goes before the call: once the old block is freed, another thread may get it. */
+    uint32_t counter = ROOT;
+    map_entry *at = block_map_find(block);
+    size_t old_size = hooks_untrack(at, &counter);
+    thread_state.inside_allocator = 1;
     void *made = inner->realloc(inner->ctx, block, size);
-    here.is_inside = 0;
+    thread_state.inside_allocator = 0;
     if (UNLIKELY(made == NULL)) {
         if (old_size != 0) {
-            shadow_write(at, owner, old_size);
+            block_map_write(at, counter, old_size);
         }
         return NULL;
     }
     if (old_size != 0) {
-        tallies_credit(owner, old_size);
+        counters_credit(counter, old_size);
     }
-    if (is_to_be_counted()) {
-        (void)count(made, size); /* too late to refuse it: the old block is gone */
+    if (hooks_is_counting()) {
+        (void)hooks_charge(made, size); /* too late to refuse: the old block no longer exists */
     }
     return made;
 }
 
-/* All that is rare when a block is freed; apart, so that the other way keeps nothing on the stack. */
-static __attribute__((noinline)) void free_otherwise(void *ctx, void *block, cell *at)
+/* The rare cases of free; a function of its own, so that the common case saves no registers on the stack. */
+static NOINLINE void hooks_gil_free_slow(void *ctx, void *block, map_entry *at)
 {
     PyMemAllocatorEx *inner = ctx;
-    uint32_t owner = NOBODY;
-    size_t size = shadow_take(at, &owner);
-    tallies_credit(owner, size);
+    uint32_t counter = ROOT;
+    size_t size = block_map_remove(at, &counter);
+    counters_credit(counter, size);
     inner->free(inner->ctx, block);
 }
 
-static void locked_free(void *ctx, void *block)
+static void hooks_gil_free(void *ctx, void *block)
 {
     PyMemAllocatorEx *inner = ctx;
-    cell *at = shadow_find(block);
-    cell label = at == NULL ? 0 : at[0];
-    if (LIKELY(label != 0)) {
-        int64_t size = label & 1 ? SMALLEST : at[1];
-        if (UNLIKELY((uint32_t)(label >> 1) - 1 != running.tally || size == 0)) {
-            free_otherwise(ctx, block, at);
+    map_entry *at = block_map_find(block);
+    map_entry tag = at == NULL ? 0 : at[0];
+    if (LIKELY(tag != 0)) {
+        int64_t size = tag & 1 ? MIN_COUNTED_SIZE : at[1];
+        if (UNLIKELY((uint32_t)(tag >> 1) - 1 != segment.counter || size == 0)) {
+            hooks_gil_free_slow(ctx, block, at);
             return;
         }
         at[0] = 0;
-        if (!(label & 1)) {
+        if (!(tag & 1)) {
             at[1] = 0;
         }
-        running.net -= size;
+        segment.net -= size;
     }
     inner->free(inner->ctx, block);
 }
 
-/* Without the GIL: the same, but for what may be touched. PyGILState_Check may be called at any time, by any thread. */
+/* Calls without the GIL, which may only change a counter's `no_gil_change`. Any thread may call PyGILState_Check at
+   any time. */
 
-static void count_unlocked(void *block, size_t size)
+static void hooks_charge_no_gil(void *block, size_t size)
 {
-    cell *at = place_for(block);
+    map_entry *at = hooks_entry_for(block);
     if (at == NULL) {
         return;
     }
     if (UNLIKELY(*at != 0)) {
         uint32_t stale;
-        atomic_fetch_add(&tallies_busy, 1);
-        size_t gone = shadow_take(at, &stale);
-        if (gone != 0) {
-            tallies_change_unlocked(stale, -(int64_t)gone);
+        atomic_fetch_add(&counters_busy_threads, 1);
+        size_t freed = block_map_remove(at, &stale);
+        if (freed != 0) {
+            counters_change_no_gil(stale, -(int64_t)freed);
         }
-        atomic_fetch_sub(&tallies_busy, 1);
+        atomic_fetch_sub(&counters_busy_threads, 1);
     }
-    shadow_write(at, here.tally, size);
-    tallies_change_unlocked(here.tally, (int64_t)shadow_counted(size));
+    block_map_write(at, thread_state.counter, size);
+    counters_change_no_gil(thread_state.counter, (int64_t)block_map_counted_size(size));
 }
 
-size_t hooks_forget_unlocked(cell *at)
+size_t hooks_untrack_no_gil(map_entry *at)
 {
     if (at == NULL || *at == 0) {
         return 0;
     }
-    uint32_t owner = NOBODY;
-    atomic_fetch_add(&tallies_busy, 1);
-    size_t size = shadow_take(at, &owner);
+    uint32_t counter = ROOT;
+    atomic_fetch_add(&counters_busy_threads, 1);
+    size_t size = block_map_remove(at, &counter);
     if (size != 0) {
-        tallies_change_unlocked(owner, -(int64_t)size);
+        counters_change_no_gil(counter, -(int64_t)size);
     }
-    atomic_fetch_sub(&tallies_busy, 1);
+    atomic_fetch_sub(&counters_busy_threads, 1);
     return size;
 }
 
-static void *raw_malloc(void *ctx, size_t size)
+static void *hooks_raw_malloc(void *ctx, size_t size)
 {
     if (PyGILState_Check()) {
-        return locked_malloc(ctx, size);
+        return hooks_gil_malloc(ctx, size);
     }
     PyMemAllocatorEx *inner = ctx;
     void *block = inner->malloc(inner->ctx, size);
-    if (block != NULL && is_to_be_counted()) {
-        count_unlocked(block, size);
+    if (block != NULL && hooks_is_counting()) {
+        hooks_charge_no_gil(block, size);
     }
     return block;
 }
 
-static void *raw_calloc(void *ctx, size_t items, size_t size)
+static void *hooks_raw_calloc(void *ctx, size_t items, size_t item_size)
 {
     if (PyGILState_Check()) {
-        return locked_calloc(ctx, items, size);
+        return hooks_gil_calloc(ctx, items, item_size);
     }
     PyMemAllocatorEx *inner = ctx;
-    void *block = inner->calloc(inner->ctx, items, size);
-    if (block != NULL && is_to_be_counted()) {
-        count_unlocked(block, items * size);
+    void *block = inner->calloc(inner->ctx, items, item_size);
+    if (block != NULL && hooks_is_counting()) {
+        hooks_charge_no_gil(block, items * item_size); /* no overflow: the inner allocator has made the block */
     }
     return block;
 }
 
-static void *raw_realloc(void *ctx, void *block, size_t size)
+static void *hooks_raw_realloc(void *ctx, void *block, size_t size)
 {
     if (PyGILState_Check()) {
-        return locked_realloc(ctx, block, size);
+        return hooks_gil_realloc(ctx, block, size);
     }
     PyMemAllocatorEx *inner = ctx;
-    uint32_t owner = NOBODY;
-    cell *at = shadow_find(block);
-    atomic_fetch_add(&tallies_busy, 1);
-    size_t old_size = forget(at, &owner);
+    uint32_t counter = ROOT;
+    map_entry *at = block_map_find(block);
+    atomic_fetch_add(&counters_busy_threads, 1);
+    size_t old_size = hooks_untrack(at, &counter);
     void *made = inner->realloc(inner->ctx, block, size);
     if (old_size != 0 && made == NULL) {
-        shadow_write(at, owner, old_size);
+        block_map_write(at, counter, old_size);
     }
     else if (old_size != 0) {
-        tallies_change_unlocked(owner, -(int64_t)old_size);
+        counters_change_no_gil(counter, -(int64_t)old_size);
     }
-    atomic_fetch_sub(&tallies_busy, 1);
-    if (made != NULL && is_to_be_counted()) {
-        count_unlocked(made, size);
+    atomic_fetch_sub(&counters_busy_threads, 1);
+    if (made != NULL && hooks_is_counting()) {
+        hooks_charge_no_gil(made, size);
     }
     return made;
 }
 
-static void raw_free(void *ctx, void *block)
+static void hooks_raw_free(void *ctx, void *block)
 {
     PyMemAllocatorEx *inner = ctx;
     if (PyGILState_Check()) {
-        uint32_t owner = NOBODY;
-        size_t size = forget(shadow_find(block), &owner);
+        uint32_t counter = ROOT;
+        size_t size = hooks_untrack(block_map_find(block), &counter);
         if (size != 0) {
-            tallies_credit(owner, size);
+            counters_credit(counter, size);
         }
     }
     else {
-        (void)hooks_forget_unlocked(shadow_find(block));
+        (void)hooks_untrack_no_gil(block_map_find(block));
     }
     inner->free(inner->ctx, block);
 }
 
-static void put_in_place(void)
+/* The self-test: allocate as Python does, and check what was counted. */
+
+static int hooks_is_domain_reached(PyMemAllocatorDomain domain)
 {
-    PyMemAllocatorEx *below = found[installations++];
+    thread_state.probed_domains = 0;
+    void *block = domain == PYMEM_DOMAIN_RAW   ? PyMem_RawMalloc(MIN_COUNTED_SIZE)
+                  : domain == PYMEM_DOMAIN_MEM ? PyMem_Malloc(MIN_COUNTED_SIZE)
+                                               : PyObject_Malloc(MIN_COUNTED_SIZE);
+    /* One bit of several: allocators above or below the hooks allocate for themselves during the call. */
+    int answer = (thread_state.probed_domains >> domain) & 1;
+    if (domain == PYMEM_DOMAIN_RAW) {
+        PyMem_RawFree(block);
+    }
+    else if (domain == PYMEM_DOMAIN_MEM) {
+        PyMem_Free(block);
+    }
+    else {
+        PyObject_Free(block);
+    }
+    return answer;
+}
+
+int hooks_are_in_place(void)
+{
+    if (*unavailable_reason) {
+        return 0;
+    }
+    /* The hooks note the call but do not count it. To charge a counter and undo that would be wrong: a change that a
+       thread makes without the GIL may cause a flush in between. */
+    uint8_t saved = thread_state.inside_allocator;
+    thread_state.inside_allocator = SELF_TEST;
+    int answer = 1;
     for (int n = 0; n < DOMAINS; n++) {
-        PyMem_GetAllocator(domains[n], &below[n]);
-        PyMemAllocatorEx ours = {&below[n], locked_malloc, locked_calloc, locked_realloc, locked_free};
-        if (domains[n] == PYMEM_DOMAIN_RAW) {
-            ours = (PyMemAllocatorEx){&below[n], raw_malloc, raw_calloc, raw_realloc, raw_free};
+        answer = hooks_is_domain_reached(domains[n]) && answer;
+    }
+    thread_state.inside_allocator = saved;
+    return answer;
+}
+
+/* Sizes on either side of each limit of the map's formats, and of pymalloc's own limit. */
+static const size_t sizes[] = {1, 16, 17, 512, 513, 65535, 65536, 3000000};
+#define SIZES (sizeof sizes / sizeof *sizes)
+
+static int hooks_is_block_counted(const void *block)
+{
+    const map_entry *at = block == NULL ? NULL : block_map_find(block);
+    return at != NULL && *at != 0;
+}
+
+static int64_t hooks_live_bytes(uint32_t number)
+{
+    counters_flush();
+    return counters[number].live;
+}
+
+static const char *hooks_check_counter(uint32_t number)
+{
+    int64_t expected = 0;
+    void *blocks[SIZES] = {NULL};
+    const char *failed = "";
+
+    for (size_t n = 0; n < SIZES && !*failed; n++) {
+        blocks[n] = n % 2 ? PyObject_Calloc(1, sizes[n]) : PyMem_Malloc(sizes[n]);
+        expected += (int64_t)block_map_counted_size(sizes[n]);
+        if (!hooks_is_block_counted(blocks[n]) || hooks_live_bytes(number) != expected) {
+            failed = "an allocation was not counted as it should be";
         }
-        PyMem_SetAllocator(domains[n], &ours);
+        else if ((uintptr_t)blocks[n] % MIN_COUNTED_SIZE != 0) {
+            failed = "blocks are not aligned to 16 bytes";
+        }
+    }
+    for (size_t n = 0; n < SIZES && !*failed; n++) {
+        size_t other = sizes[SIZES - 1 - n];
+        void *made = n % 2 ? PyObject_Realloc(blocks[n], other) : PyMem_Realloc(blocks[n], other);
+        blocks[n] = made == NULL ? blocks[n] : made;
+        expected += (int64_t)block_map_counted_size(other) - (int64_t)block_map_counted_size(sizes[n]);
+        if (made == NULL || hooks_live_bytes(number) != expected) {
+            failed = "a resized block was not counted as it should be";
+        }
+    }
+    for (size_t n = 0; n < SIZES; n++) {
+        if (n % 2) {
+            PyObject_Free(blocks[n]);
+        }
+        else {
+            PyMem_Free(blocks[n]);
+        }
+    }
+    if (!*failed && hooks_live_bytes(number) != 0) {
+        failed = "freed blocks were not credited as they should be";
+    }
+    return failed;
+}
+
+/* Uses a counter of its own, because threads without the GIL may change all others meanwhile. */
+static const char *hooks_check_counting(void)
+{
+    uint32_t number = counters_open(ROOT);
+    if (number == ROOT) {
+        return ""; /* all numbers are in use, so an earlier installation has passed the test */
+    }
+    struct thread_state saved = thread_state;
+    thread_state.counter = number;
+    thread_state.enforcement_off = 1;
+    const char *failed = hooks_check_counter(number);
+    thread_state = saved;
+    counters_release(number);
+    return failed;
+}
+
+/* Installation. */
+
+static void hooks_set_allocators(void)
+{
+    PyMemAllocatorEx *inner = inner_allocators[installation_count++];
+    for (int n = 0; n < DOMAINS; n++) {
+        PyMem_GetAllocator(domains[n], &inner[n]);
+        PyMemAllocatorEx hooks = {&inner[n], hooks_gil_malloc, hooks_gil_calloc, hooks_gil_realloc, hooks_gil_free};
+        if (domains[n] == PYMEM_DOMAIN_RAW) {
+            hooks = (PyMemAllocatorEx){&inner[n], hooks_raw_malloc, hooks_raw_calloc, hooks_raw_realloc, hooks_raw_free};
+        }
+        PyMem_SetAllocator(domains[n], &hooks);
     }
 }
 
-static const char *install(void)
+/* Returns a reason, empty where all went well. */
+static const char *hooks_install_and_check(void)
 {
-    if (shadow_start() < 0 || tallies_start() < 0) {
+    if (block_map_start() < 0 || counters_start() < 0) {
         return "no address space for its tables";
     }
-    if (installations == MAX_INSTALLATIONS) {
+    if (installation_count == MAX_INSTALLATIONS) {
         return "another tool keeps taking its hooks out";
     }
-    if (installations > 0) {
-        shadow_forget();
-        tallies_forget();
+    if (installation_count > 0) {
+        block_map_clear();
+        counters_reset();
     }
-    put_in_place();
+    hooks_set_allocators();
 
-    if (!check_hooks_are_in_place()) {
+    if (!hooks_are_in_place()) {
         return "the interpreter does not use the hooks";
     }
     int was_counting = atomic_exchange(&is_counting, 1);
-    const char *failed = check_counting();
+    const char *failed = hooks_check_counting();
     atomic_store(&is_counting, was_counting);
     return failed;
 }
 
 int hooks_install(void)
 {
-    if (!*reason) {
+    if (!*unavailable_reason) {
         const char *failed = interpreters_watch();
-        failed = *failed ? failed : install();
+        failed = *failed ? failed : hooks_install_and_check();
         if (*failed) {
-            reason = failed;
+            unavailable_reason = failed;
             atomic_store(&is_counting, 0);
         }
     }
-    return *reason ? -1 : 0;
+    return *unavailable_reason ? -1 : 0;
 }
 
 void hooks_stop(const char *why)
 {
-    if (*reason) {
+    if (*unavailable_reason) {
         return;
     }
-    reason = why;
+    unavailable_reason = why;
     atomic_store(&is_counting, 0);
-    if (installations > 0) {
+    if (installation_count > 0) {
         has_stopped = 1;
-        shadow_forget(); /* so that blocks which are freed from now on touch no figure */
+        block_map_clear(); /* so that blocks freed from now on change no figure */
     }
 }
 
@@ -380,20 +493,20 @@ int hooks_have_stopped(void)
 
 const char *hooks_reason(void)
 {
-    return reason;
+    return unavailable_reason;
 }
 
-void hooks_count(int is_on)
+void hooks_set_counting(int is_on)
 {
-    atomic_store(&is_counting, is_on && !*reason);
+    atomic_store(&is_counting, is_on && !*unavailable_reason);
 }
 
 int hooks_are_counting(void)
 {
-    return is_to_be_counted();
+    return hooks_is_counting();
 }
 
-uint64_t hooks_lost(void)
+uint64_t hooks_lost_blocks(void)
 {
-    return atomic_load(&lost);
+    return atomic_load(&lost_blocks);
 }

@@ -1,4 +1,4 @@
-/* Sub-interpreters: whether there are any, and being told of the first; see interpreters.h. */
+/* The check for sub-interpreters, and the audit hook that reports the first one. */
 
 #include "interpreters.h"
 
@@ -7,18 +7,24 @@
 
 #include <string.h>
 
-#include "hooks.h"
+#define SECOND_INTERPRETER "a sub-interpreter was made, and the ledger relies on there being one GIL"
 
-#define MADE "a sub-interpreter was made, and the ledger relies on there being one GIL"
-
-static const char our_event[] = "memtools.ledger.watch";
+static const char probe_event[] = "memtools.ledger.watch";
+static void (*on_second_interpreter)(const char *why);
 static int is_watching;
 static int is_listening;
-static int is_told; /* whether our own event reached us */
+static int is_probe_received;
+static int has_reported;
 
-/* From 3.13 on an interpreter may be made without its event: its own first events tell. Until then, at its start, figures
-   are already wrong, but nobody has been told any. */
-static int comes_from_another(void)
+static void interpreters_report(const char *why)
+{
+    has_reported = 1;
+    on_second_interpreter(why);
+}
+
+/* From 3.13 on an interpreter may be created without its audit event; its own first events reveal it. Before that,
+   while it starts, figures are wrong already, but no caller has read them yet. */
+static int interpreters_is_foreign_event(void)
 {
 #if PY_VERSION_HEX >= 0x030D0000
     PyThreadState *state = PyThreadState_GetUnchecked();
@@ -28,30 +34,35 @@ static int comes_from_another(void)
 #endif
 }
 
-/* Called at each event of any interpreter's: most are let go after a comparison or two. */
-static int on_event(const char *event, PyObject *Py_UNUSED(args), void *Py_UNUSED(none))
+/* Runs at each audit event of every interpreter: most events pass after one or two comparisons. */
+static int interpreters_on_event(const char *event, PyObject *Py_UNUSED(args), void *Py_UNUSED(none))
 {
-    if (comes_from_another() || (event[0] == 'c' && strcmp(event, "cpython.PyInterpreterState_New") == 0)) {
-        hooks_stop(MADE);
+    if (interpreters_is_foreign_event() || (event[0] == 'c' && strcmp(event, "cpython.PyInterpreterState_New") == 0)) {
+        interpreters_report(SECOND_INTERPRETER);
     }
-    else if (event == our_event) {
-        is_told = 1;
+    else if (event == probe_event) {
+        is_probe_received = 1;
     }
     return 0;
 }
 
-/* `PyGILState_Check` is right as long as nobody has ever made a second interpreter. */
-static int is_gil_told_apart(void)
+/* `PyGILState_Check` gives right answers as long as the process has never created a second interpreter. */
+static int interpreters_gil_check_works(void)
 {
     PyThreadState *state = PyEval_SaveThread();
-    int says = PyGILState_Check();
+    int answer = PyGILState_Check();
     PyEval_RestoreThread(state);
-    return !says;
+    return !answer;
 }
 
-static int is_alone(void)
+static int interpreters_is_only_one(void)
 {
     return PyInterpreterState_Next(PyInterpreterState_Head()) == NULL;
+}
+
+void interpreters_start(void (*callback)(const char *why))
+{
+    on_second_interpreter = callback;
 }
 
 const char *interpreters_watch(void)
@@ -59,8 +70,8 @@ const char *interpreters_watch(void)
     if (is_watching) {
         return "";
     }
-    if (!interpreters_is_main() || !is_alone() || !is_gil_told_apart()) {
-        return MADE;
+    if (!interpreters_is_main() || !interpreters_is_only_one() || !interpreters_gil_check_works()) {
+        return SECOND_INTERPRETER;
     }
     is_watching = 1;
     return "";
@@ -72,27 +83,27 @@ void interpreters_listen(void)
         return;
     }
     is_listening = 1;
-    /* Hooks that are there may forbid another one, and nothing says so. */
-    if (PySys_AddAuditHook(on_event, NULL) < 0 || PySys_Audit(our_event, NULL) < 0) {
+    /* Another audit hook may forbid this one without an error, so a probe event checks that the hook is called. */
+    if (PySys_AddAuditHook(interpreters_on_event, NULL) < 0 || PySys_Audit(probe_event, NULL) < 0) {
         PyErr_Clear();
     }
-    if (!is_told) {
-        hooks_stop("another audit hook forbids ours, which is to tell of sub-interpreters");
+    if (!is_probe_received) {
+        interpreters_report("another audit hook forbids the one that reports sub-interpreters");
     }
 }
 
-void interpreters_look(void)
+void interpreters_check(void)
 {
-    if (is_watching && !is_alone()) {
-        hooks_stop(MADE);
+    if (is_watching && !interpreters_is_only_one()) {
+        interpreters_report(SECOND_INTERPRETER);
     }
 }
 
-void interpreters_look_closely(void)
+void interpreters_check_history(void)
 {
-    interpreters_look();
-    if (is_watching && !hooks_have_stopped() && !is_gil_told_apart()) {
-        hooks_stop(MADE);
+    interpreters_check();
+    if (is_watching && !has_reported && !interpreters_gil_check_works()) {
+        interpreters_report(SECOND_INTERPRETER);
     }
 }
 

@@ -1,21 +1,21 @@
-/* What Python sees of the native ledger: `memtools.ledger._native`.
+/* The functions of `memtools.ledger._native`: the native meter as Python sees it.
 
-   On interpreters that run without the GIL, on machines without 64-bit addresses and where memory cannot be mapped, the
-   module says so by `reason()` and does nothing else.
+   On interpreters without the GIL, on machines without 64-bit addresses and where memory cannot be mapped, `reason()`
+   says so, and the module does nothing else.
 
    Locking: every function is called under the GIL. Importing installs nothing. */
 
-#include "module.h"
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 
-#include "accounts.h"
-#include "arrays.h"
-#include "book.h"
-#include "budgets.h"
-#include "check.h"
-#include "driver.h"
+#include "coroutine.h"
+#include "counters.h"
 #include "hooks.h"
 #include "interpreters.h"
-#include "tallies.h"
+#include "limits.h"
+#include "numpy_arrays.h"
+#include "objects.h"
+#include "owners.h"
 
 #ifdef Py_GIL_DISABLED
 #define UNSUPPORTED "it relies on the GIL, and this Python is free-threaded"
@@ -25,286 +25,297 @@
 #define UNSUPPORTED ""
 #endif
 
-static PyObject *refuse(void)
+static PyObject *module_raise_unavailable(void)
 {
     PyErr_Format(PyExc_RuntimeError, "the native ledger is not available: %s", hooks_reason());
     return NULL;
 }
 
-PyDoc_STRVAR(reason_doc, "reason($module, /)\n--\n\nReturn why nothing can be counted here, empty if it can.");
+PyDoc_STRVAR(reason_doc, "reason($module, /)\n--\n\nReturn why this process cannot be measured, empty if it can.");
 
-static PyObject *native_reason(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_reason(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyUnicode_FromString(*UNSUPPORTED ? UNSUPPORTED : hooks_reason());
 }
 
 PyDoc_STRVAR(install_doc, "install($module, /)\n--\n\n"
-    "Put the hooks in place, if they are not, and check them; return whether they can be relied upon.");
+    "Install the hooks unless they are installed, and check them; return whether they count right.");
 
-static PyObject *native_install(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_install(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     if (*UNSUPPORTED) {
         Py_RETURN_FALSE;
     }
-    if (tallies != NULL && !*hooks_reason()) {
-        tally_era++;
+    if (counters != NULL && !*hooks_reason()) {
+        objects_session++;
     }
     return PyBool_FromLong(hooks_install() == 0);
 }
 
 PyDoc_STRVAR(stopped_doc, "has_stopped($module, /)\n--\n\n"
-    "Return whether blocks were counted once and are no more, for good: figures have stood still since.");
+    "Return whether counting has stopped for good after it had begun: figures no longer change.");
 
-static PyObject *native_has_stopped(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_has_stopped(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyBool_FromLong(hooks_have_stopped());
 }
 
-PyDoc_STRVAR(count_doc, "count($module, is_on, /)\n--\n\nBegin or end to count new blocks.");
+PyDoc_STRVAR(count_doc, "count($module, is_on, /)\n--\n\nTurn the counting of new blocks on or off.");
 
-static PyObject *native_count(PyObject *Py_UNUSED(module), PyObject *is_on)
+static PyObject *module_count(PyObject *Py_UNUSED(module), PyObject *is_on)
 {
     int on = PyObject_IsTrue(is_on);
     if (on < 0) {
         return NULL;
     }
-    if (tallies == NULL) {
-        return refuse();
+    if (counters == NULL) {
+        return module_raise_unavailable();
     }
-    hooks_count(on);
+    hooks_set_counting(on);
     Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(in_place_doc, "are_in_place($module, /)\n--\n\n"
-    "Return whether allocations reach the hooks; asked while they count.");
+    "Return whether allocations reach the hooks; to be called while they count.");
 
-static PyObject *native_are_in_place(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_are_in_place(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    return PyBool_FromLong(tallies != NULL && check_hooks_are_in_place());
+    return PyBool_FromLong(counters != NULL && hooks_are_in_place());
 }
 
 PyDoc_STRVAR(switch_doc, "switch($module, tally, /)\n--\n\n"
-    "Charge `tally`, or nobody, for what this thread makes from now on.");
+    "Charge the counter `tally` with what this thread allocates from now on; None for no owner.");
 
-static PyObject *native_switch(PyObject *module, PyObject *tally)
+static PyObject *module_switch(PyObject *Py_UNUSED(module), PyObject *counter)
 {
-    here.is_spared = 0;
-    if (tally == Py_None) {
-        here.tally = NOBODY;
+    thread_state.enforcement_off = 0;
+    if (counter == Py_None) {
+        thread_state.counter = ROOT;
         Py_RETURN_NONE;
     }
-    const struct module_state *state = PyModule_GetState(module);
-    if (Py_TYPE(tally) != state->tally_type) {
+    if (!Py_IS_TYPE(counter, objects_counter_type)) {
         PyErr_SetString(PyExc_TypeError, "neither a Tally nor None");
         return NULL;
     }
-    here.tally = ((Tally *)tally)->number;
+    thread_state.counter = ((CounterObject *)counter)->number;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(listen_doc, "listen($module, /)\n--\n\nBe told of each sub-interpreter from now on, before it runs.");
+PyDoc_STRVAR(listen_doc, "listen($module, /)\n--\n\n"
+    "Install the audit hook that reports a sub-interpreter before it runs.");
 
-static PyObject *native_listen(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_listen(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     interpreters_listen();
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(nobodys_doc, "nobodys_bytes($module, /)\n--\n\nReturn the live bytes made while nobody had the turn.");
+PyDoc_STRVAR(nobodys_doc, "nobodys_bytes($module, /)\n--\n\n"
+    "Return the live bytes that were allocated while the thread had no current owner.");
 
-static PyObject *native_nobodys_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_nobodys_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    if (tallies == NULL) {
+    if (counters == NULL) {
         return PyLong_FromLong(0);
     }
-    interpreters_look_closely();
-    tallies_settle();
-    return PyLong_FromLongLong((long long)tallies[NOBODY].own);
+    interpreters_check_history();
+    counters_flush();
+    return PyLong_FromLongLong((long long)counters[ROOT].own);
 }
 
-PyDoc_STRVAR(tallies_in_use_doc, "tallies_in_use($module, /)\n--\n\nReturn how many of 32,766 numbers are taken.");
+PyDoc_STRVAR(tallies_in_use_doc, "tallies_in_use($module, /)\n--\n\nReturn how many of 32,766 counters are in use.");
 
-static PyObject *native_tallies_in_use(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_tallies_in_use(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    return PyLong_FromUnsignedLong(tallies_in_use());
+    return PyLong_FromUnsignedLong(counters_in_use());
 }
 
-PyDoc_STRVAR(lost_doc, "lost_blocks($module, /)\n--\n\nReturn how many blocks were not counted for want of memory.");
+PyDoc_STRVAR(lost_doc, "lost_blocks($module, /)\n--\n\n"
+    "Return how many blocks were not counted because the block map could not grow.");
 
-static PyObject *native_lost_blocks(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_lost_blocks(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    return PyLong_FromUnsignedLongLong(hooks_lost());
+    return PyLong_FromUnsignedLongLong(hooks_lost_blocks());
 }
 
 PyDoc_STRVAR(main_thread_doc, "set_main_thread($module, ident, /)\n--\n\n"
-    "Say which thread the interpreter takes for its main one.");
+    "Set which thread is the interpreter's main thread.");
 
-static PyObject *native_set_main_thread(PyObject *Py_UNUSED(module), PyObject *ident)
+static PyObject *module_set_main_thread(PyObject *Py_UNUSED(module), PyObject *ident)
 {
     unsigned long thread = PyLong_AsUnsignedLong(ident);
     if (thread == (unsigned long)-1 && PyErr_Occurred()) {
         return NULL;
     }
-    budgets_set_main_thread(thread);
+    limits_set_main_thread(thread);
     Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(fork_doc, "after_fork($module, ident, /)\n--\n\n"
-    "Forget the threads that are no more in the child of a fork, where the one named lives on.");
+    "Drop, in the child of a fork, the state of all threads but `ident`.");
 
-static PyObject *native_after_fork(PyObject *module, PyObject *ident)
+static PyObject *module_after_fork(PyObject *module, PyObject *ident)
 {
-    PyObject *result = native_set_main_thread(module, ident);
-    if (result != NULL && tallies != NULL) {
-        budgets_after_fork();
-        tallies_after_fork();
+    PyObject *result = module_set_main_thread(module, ident);
+    if (result != NULL && counters != NULL) {
+        limits_after_fork();
+        counters_after_fork();
     }
     return result;
 }
 
 PyDoc_STRVAR(ready_doc, "get_ready($module, /)\n--\n\n"
-    "Be ready to stop an owner in this thread that has had its budget set in another one.");
+    "Start the enforcer thread if this thread needs it for a budget that another thread has set.");
 
-static PyObject *native_get_ready(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_get_ready(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    if (tallies_are_limited()) {
-        budgets_get_ready();
+    if (counters_have_limits()) {
+        limits_start_enforcer_thread();
     }
     Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(interval_doc, "set_switch_interval($module, seconds, /)\n--\n\n"
-    "Say how long a thread that wants the GIL waits before it asks for it.");
+    "Set how long a thread that wants the GIL waits before it asks for it.");
 
-static PyObject *native_set_switch_interval(PyObject *Py_UNUSED(module), PyObject *seconds)
+static PyObject *module_set_switch_interval(PyObject *Py_UNUSED(module), PyObject *seconds)
 {
     double interval = PyFloat_AsDouble(seconds);
     if (interval == -1.0 && PyErr_Occurred()) {
         return NULL;
     }
-    budgets_set_interval(interval);
+    limits_set_switch_interval(interval);
     Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(spare_doc, "spare($module, is_on, /)\n--\n\n"
-    "Refuse this thread nothing from now on, at most until its next switch: books are being written.");
+    "Suspend or resume enforcement in this thread, while the ledger writes its records; a switch resumes it.");
 
-static PyObject *native_spare(PyObject *Py_UNUSED(module), PyObject *is_on)
+static PyObject *module_spare(PyObject *Py_UNUSED(module), PyObject *is_on)
 {
-    here.is_spared = is_on == Py_True;
+    thread_state.enforcement_off = is_on == Py_True;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(refused_doc, "refused_blocks($module, /)\n--\n\nReturn how many blocks were refused, of anybody's.");
+PyDoc_STRVAR(refused_doc, "refused_blocks($module, /)\n--\n\nReturn how many blocks of all owners were refused.");
 
-static PyObject *native_refused_blocks(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_refused_blocks(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    return PyLong_FromLongLong((long long)tallies_refused());
+    return PyLong_FromLongLong((long long)limits_refused_blocks());
 }
 
-PyDoc_STRVAR(meet_doc, "meet_numpy($module, array_api, /)\n--\n\nTake numpy's table of functions, a capsule.");
+PyDoc_STRVAR(meet_doc, "meet_numpy($module, array_api, /)\n--\n\nSet numpy's table of functions, a capsule.");
 
-static PyObject *native_meet_numpy(PyObject *Py_UNUSED(module), PyObject *array_api)
+static PyObject *module_meet_numpy(PyObject *Py_UNUSED(module), PyObject *array_api)
 {
-    if (arrays_meet(array_api) < 0) {
+    if (numpy_arrays_load_api(array_api) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(arrays_doc, "follow_arrays($module, is_on, /)\n--\n\n"
-    "Count the arrays of numpy's that are made in this context, and those copied from it, or no more.");
+    "Turn the counting of numpy's arrays on or off, in this context and its later copies.");
 
-static PyObject *native_follow_arrays(PyObject *Py_UNUSED(module), PyObject *is_on)
+static PyObject *module_follow_arrays(PyObject *Py_UNUSED(module), PyObject *is_on)
 {
-    if (arrays_follow(is_on == Py_True) < 0) {
+    if (numpy_arrays_set_counting(is_on == Py_True) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
-static PyMethodDef functions[] = {
-    {"after_fork", native_after_fork, METH_O, fork_doc},
-    {"are_in_place", native_are_in_place, METH_NOARGS, in_place_doc},
-    {"count", native_count, METH_O, count_doc},
-    {"follow_arrays", native_follow_arrays, METH_O, arrays_doc},
-    {"get_ready", native_get_ready, METH_NOARGS, ready_doc},
-    {"has_stopped", native_has_stopped, METH_NOARGS, stopped_doc},
-    {"meet_numpy", native_meet_numpy, METH_O, meet_doc},
-    {"install", native_install, METH_NOARGS, install_doc},
-    {"listen", native_listen, METH_NOARGS, listen_doc},
-    {"lost_blocks", native_lost_blocks, METH_NOARGS, lost_doc},
-    {"nobodys_bytes", native_nobodys_bytes, METH_NOARGS, nobodys_doc},
-    {"reason", native_reason, METH_NOARGS, reason_doc},
-    {"refused_blocks", native_refused_blocks, METH_NOARGS, refused_doc},
-    {"set_main_thread", native_set_main_thread, METH_O, main_thread_doc},
-    {"set_switch_interval", native_set_switch_interval, METH_O, interval_doc},
-    {"spare", native_spare, METH_O, spare_doc},
-    {"switch", native_switch, METH_O, switch_doc},
-    {"tallies_in_use", native_tallies_in_use, METH_NOARGS, tallies_in_use_doc},
+PyDoc_STRVAR(open_doc, "open_plain($module, meter, kind, name, include_children, driver, /)\n--\n\n"
+    "Open an owner of the native meter below the active one; return None if the fast path declines.");
+
+static PyObject *module_open_plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "open_plain() takes five arguments");
+        return NULL;
+    }
+    PyObject *tracker = args[4];
+    Py_ssize_t steps = tracker == Py_None ? 0 : coroutine_steps(tracker);
+    if (steps < 0) {
+        return NULL;
+    }
+    PyObject *owner = owners_open_fast(args[0], args[1], args[2], args[3] == Py_True, tracker, steps);
+    return owner == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : owner;
+}
+
+PyDoc_STRVAR(settle_doc, "settle_plain($module, owner, failed, back, /)\n--\n\n"
+    "Close an owner of the native meter and notify listeners; return False, with nothing changed, if the fast path\n"
+    "declines.");
+
+static PyObject *module_settle_plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "settle_plain() takes an owner, whether it failed, and an owner or None");
+        return NULL;
+    }
+    int has_closed = coroutine_close_owner_fast(args[0], args[1] == Py_True, args[2]);
+    return has_closed < 0 ? NULL : PyBool_FromLong(has_closed);
+}
+
+static PyMethodDef module_functions[] = {
+    {"after_fork", module_after_fork, METH_O, fork_doc},
+    {"are_in_place", module_are_in_place, METH_NOARGS, in_place_doc},
+    {"count", module_count, METH_O, count_doc},
+    {"follow_arrays", module_follow_arrays, METH_O, arrays_doc},
+    {"get_ready", module_get_ready, METH_NOARGS, ready_doc},
+    {"has_stopped", module_has_stopped, METH_NOARGS, stopped_doc},
+    {"meet_numpy", module_meet_numpy, METH_O, meet_doc},
+    {"install", module_install, METH_NOARGS, install_doc},
+    {"listen", module_listen, METH_NOARGS, listen_doc},
+    {"lost_blocks", module_lost_blocks, METH_NOARGS, lost_doc},
+    {"nobodys_bytes", module_nobodys_bytes, METH_NOARGS, nobodys_doc},
+    {"open_plain", (PyCFunction)(void (*)(void))module_open_plain, METH_FASTCALL, open_doc},
+    {"reason", module_reason, METH_NOARGS, reason_doc},
+    {"refused_blocks", module_refused_blocks, METH_NOARGS, refused_doc},
+    {"set_main_thread", module_set_main_thread, METH_O, main_thread_doc},
+    {"set_switch_interval", module_set_switch_interval, METH_O, interval_doc},
+    {"settle_plain", (PyCFunction)(void (*)(void))module_settle_plain, METH_FASTCALL, settle_doc},
+    {"spare", module_spare, METH_O, spare_doc},
+    {"switch", module_switch, METH_O, switch_doc},
+    {"tallies_in_use", module_tallies_in_use, METH_NOARGS, tallies_in_use_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static int execute(PyObject *module)
+static int module_execute(PyObject *module)
 {
     if (!interpreters_is_main()) {
         PyErr_SetString(PyExc_ImportError, "it counts in the main interpreter only");
         return -1;
     }
-    struct module_state *state = PyModule_GetState(module);
-    state->tally_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &tally_spec, NULL);
-    state->account_type = accounts_make_type(module);
-    if (state->tally_type == NULL || state->account_type == NULL) {
+    interpreters_start(hooks_stop);
+    limits_start();
+    if (objects_register(module) < 0 || coroutine_register(module) < 0 || owners_register(module) < 0) {
         return -1;
     }
-    if (PyModule_AddType(module, state->tally_type) < 0 || PyModule_AddType(module, state->account_type) < 0) {
-        return -1;
-    }
-    if (driver_register(module, state->tally_type) < 0) {
-        return -1;
-    }
-    return book_register(module, state->tally_type, state->account_type);
-}
-
-static int traverse(PyObject *module, visitproc visit, void *arg)
-{
-    struct module_state *state = PyModule_GetState(module);
-    Py_VISIT(state->tally_type);
-    Py_VISIT(state->account_type);
     return 0;
 }
 
-static int clear(PyObject *module)
-{
-    struct module_state *state = PyModule_GetState(module);
-    Py_CLEAR(state->tally_type);
-    Py_CLEAR(state->account_type);
-    return 0;
-}
-
-static PyModuleDef_Slot slots[] = {
-    {Py_mod_exec, execute},
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_execute},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif
 #ifdef Py_mod_gil
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* where there is none, the module does nothing but say so */
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* without the GIL the module only reports that */
 #endif
     {0, NULL},
 };
 
-static PyModuleDef definition = {
+static PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "memtools.ledger._native",
     .m_doc = "Count the bytes of each owner in the allocator itself.",
-    .m_size = sizeof(struct module_state),
-    .m_methods = functions,
-    .m_slots = slots,
-    .m_traverse = traverse,
-    .m_clear = clear,
+    .m_size = 0, /* the module counts in one interpreter: its state is that of the process */
+    .m_methods = module_functions,
+    .m_slots = module_slots,
 };
 
 PyMODINIT_FUNC PyInit__native(void)
 {
-    return PyModuleDef_Init(&definition);
+    return PyModuleDef_Init(&module_definition);
 }

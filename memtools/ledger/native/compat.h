@@ -1,14 +1,16 @@
-/* The exception that is being raised, as a single object, which it is in the API since 3.12.
+/* The raised exception as a single object, as the C API has it since Python 3.12. Goes when 3.11 is no longer
+   supported.
 
-   Locking: all under the GIL. */
+   Locking: every function is called under the GIL. */
 
-#ifndef MEMTOOLS_RAISED_H
-#define MEMTOOLS_RAISED_H
+#ifndef MEMTOOLS_COMPAT_H
+#define MEMTOOLS_COMPAT_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-static inline PyObject *take_exception(void)
+/* Clear the raised exception and return it, a new reference. */
+static inline PyObject *compat_take_exception(void)
 {
 #if PY_VERSION_HEX >= 0x030C0000
     return PyErr_GetRaisedException();
@@ -25,7 +27,8 @@ static inline PyObject *take_exception(void)
 #endif
 }
 
-static inline void raise_again(PyObject *error)
+/* Raise an exception that was taken; steals the reference. */
+static inline void compat_raise_exception(PyObject *error)
 {
 #if PY_VERSION_HEX >= 0x030C0000
     PyErr_SetRaisedException(error);

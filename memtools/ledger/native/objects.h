@@ -1,0 +1,185 @@
+/* The Python types of this module, except coroutines, and the current owner of a thread.
+
+   `OwnerFields`, `AccountFields` and `Slot` hold the fields of owners, of accounts and of what a thread is doing, where
+   C code reads them without a Python call for each step and each owner. Keep the fields in step with
+   `memtools/ledger/_owner_fields.py`, `_accounts.py` and `_current.py`, which explain them. Python code may set any
+   field to anything, or delete it, so `objects_as_owner` checks whether a field holds an owner.
+
+   Locking: every function is called under the GIL. */
+
+#ifndef MEMTOOLS_OBJECTS_H
+#define MEMTOOLS_OBJECTS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+
+#include "compiler.h"
+
+/* Visit a field if its object can be part of a cycle. Each garbage collection asks for every field of every owner,
+   and most of them are numbers, names and None. */
+#define VISIT_CONTAINER(field)                                      \
+    if ((field) != NULL && PyType_IS_GC(Py_TYPE(field))) {          \
+        Py_VISIT(field);                                            \
+    }
+
+/* The fields of an owner: the name in C, the name in Python, and the initial value. */
+#define OWNER_FIELDS(FIELD)                                         \
+    FIELD(account, "account", Py_None)                              \
+    FIELD(is_untracked, "adrift", Py_False)                         \
+    FIELD(allocated, "allocated", Py_None)                          \
+    FIELD(baseline, "base", FLOAT_ZERO)                             \
+    FIELD(budget, "budget", Py_None)                                \
+    FIELD(nearest_budgeted, "budgeted", Py_None)                    \
+    FIELD(limit_bytes_in_flight, "ceiling", INFINITE)               \
+    FIELD(charged_to, "charged", Py_None)                           \
+    FIELD(child, "child", Py_None)                                  \
+    FIELD(children, "children", INT_ZERO)                           \
+    FIELD(detached, "detached", Py_False)                           \
+    FIELD(tracker, "driver", Py_None)                               \
+    FIELD(ended, "ended", Py_False)                                 \
+    FIELD(session, "epoch", FLOAT_ZERO)                             \
+    FIELD(final_usage, "final", Py_None)                            \
+    FIELD(freed_before, "freed_before", FLOAT_ZERO)                 \
+    FIELD(include_children, "include_children", Py_True)            \
+    FIELD(is_counted, "is_counted", Py_True)                        \
+    FIELD(is_stacked, "is_layered", Py_False)                       \
+    FIELD(kind, "kind", EMPTY_STRING)                               \
+    FIELD(largest_children, "largest", EMPTY_TUPLE)                 \
+    FIELD(live, "live", FLOAT_ZERO)                                 \
+    FIELD(meter, "meter", Py_None)                                  \
+    FIELD(name, "name", EMPTY_STRING)                               \
+    FIELD(other_threads_at_open, "neighbours", Py_None)             \
+    FIELD(is_recursive, "nested", Py_False)                         \
+    FIELD(note, "note", EMPTY_STRING)                               \
+    FIELD(opened_at, "opened_at", FLOAT_ZERO)                       \
+    FIELD(previous, "outer", Py_None)                               \
+    FIELD(exceeded_reported, "overran", Py_False)                   \
+    FIELD(parent, "parent", Py_None)                                \
+    FIELD(charging_parent, "payer", Py_None)                        \
+    FIELD(peak, "peak", FLOAT_ZERO)                                 \
+    FIELD(resident_at_open, "resident", INT_ZERO)                   \
+    FIELD(is_inline, "shared", Py_False)                            \
+    FIELD(steps_at_open, "steps_before", INT_ZERO)                  \
+    FIELD(suspension, "turn", Py_None)                              \
+    FIELD(eager_parent, "up", Py_None)                              \
+    FIELD(meter_state, "watch", Py_None)
+
+struct owner {
+    PyObject_HEAD
+    PyObject *weak_references;
+#define FIELD(name, python_name, initial) PyObject *name;
+    OWNER_FIELDS(FIELD)
+#undef FIELD
+};
+
+struct account {
+    PyObject_HEAD
+    PyObject *children;
+    PyObject *count;
+    PyObject *totals; /* an `AccountTotals`, with the native meter */
+    PyObject *kind;
+    PyObject *checkpoints;
+    PyObject *meter;
+    PyObject *name;
+    PyObject *note;
+    PyObject *parent;
+    long long active;
+    long long ended;
+    long long started;
+    long long failed;
+    long long peak;
+    long long peak_sum;
+    long long retained;
+    long long steps;
+    double duration_s;
+    char excludes_children;
+};
+
+/* What one thread is doing. */
+struct thread_slot {
+    PyObject_HEAD
+    PyObject *weak_references;
+    PyObject *owner;
+    PyObject *tracker;
+    PyObject *untracked_candidates;
+    PyObject *scheduled_on;
+};
+
+/* A counter, which is in use for as long as this object lives: the Python type `Tally`. */
+typedef struct {
+    PyObject_HEAD
+    uint32_t number;
+    uint64_t session;
+    int is_shared; /* no number was left: it has its parent's, and subtracts the two figures below */
+    int64_t live_before;
+    int64_t allocated_before;
+    PyObject *enforcer;
+    int has_reported; /* that a block was refused */
+} CounterObject;
+
+/* What the Python code has registered for the fast path. */
+struct runtime {
+    PyObject *owner_class;
+    PyObject *active_variable;
+    PyObject *open_owners;             /* dict: by the id of each */
+    PyObject *read_resident;           /* called without arguments */
+    PyObject *update_largest_children; /* called when a child may be one of the largest of its parent */
+    PyObject *checkpoint_account;      /* called when an account has closed a power of two of owners */
+    PyObject *has_listeners;           /* returns whether a listener wants to know of ends */
+    PyObject *notify_ended;            /* called in that case */
+    PyObject *meter_name;
+    PyObject *native_meter;
+    PyObject *root_account;
+    int fast_path_disabled; /* each opening has more to do for now */
+};
+
+extern HIDDEN struct runtime runtime;
+
+extern HIDDEN PyTypeObject *objects_owner_type;
+extern HIDDEN PyTypeObject *objects_account_type;
+extern HIDDEN PyTypeObject *objects_slot_type;
+extern HIDDEN PyTypeObject *objects_counter_type;
+extern HIDDEN PyTypeObject *objects_totals_type;
+
+/* The class of nearly all owners, once it is known: most checks are one comparison with it. */
+extern HIDDEN PyTypeObject *objects_owner_class;
+
+/* How often the hooks had to be installed anew; a counter of an earlier session has lost blocks. */
+extern HIDDEN uint64_t objects_session;
+
+/* Create the types, once, and add types and functions to the module; -1 with an exception. GIL. */
+int objects_register(PyObject *module);
+
+/* Return a new owner of the class, with the fields that differ from owner to owner; NULL with an exception. GIL. */
+struct owner *objects_new_owner(PyTypeObject *type, PyObject *name, PyObject *kind, PyObject *meter, PyObject *parent,
+                                PyObject *account);
+
+/* Return the number of an `AccountTotals`. GIL. */
+uint32_t objects_account_number(PyObject *totals);
+
+/* Return the slot of this thread, a new reference; NULL with an exception. GIL. */
+struct thread_slot *objects_thread_slot(void);
+
+/* Store the innermost open owner of this context, a new reference, or NULL if there is none; -1 with an exception.
+   GIL. */
+int objects_active_owner(struct owner **owner);
+
+/* Make an owner the current one of this thread, which is charged from now on; NULL or None for no owner. -1 with an
+   exception. GIL. */
+int objects_set_current(struct thread_slot *slot, PyObject *owner);
+
+/* Return the owner that a field holds, borrowed; NULL where it holds none. GIL. */
+static inline struct owner *objects_as_owner(PyObject *held)
+{
+    if (held == NULL || held == Py_None) {
+        return NULL;
+    }
+    if (Py_IS_TYPE(held, objects_owner_class) || PyObject_TypeCheck(held, objects_owner_type)) {
+        return (struct owner *)held;
+    }
+    return NULL;
+}
+
+#endif

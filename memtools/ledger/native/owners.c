@@ -1,0 +1,529 @@
+/* Opening and closing of owners on the fast path, and the functions by which Python configures it. */
+
+#include "owners.h"
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <time.h>
+
+#include "counters.h"
+#include "hooks.h"
+#include "layout.h"
+#include "objects.h"
+
+static long long hold_count;
+static double resident_read_at = -1.0;
+static long long last_resident;
+
+static double owners_now_s(void)
+{
+    struct timespec now;
+    (void)clock_gettime(CLOCK_MONOTONIC, &now); /* the clock of `time.perf_counter` */
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static int owners_read_resident(double now, long long *bytes)
+{
+    if (now >= resident_read_at && now - resident_read_at <= RESIDENT_MAX_AGE_S) {
+        *bytes = last_resident;
+        return 0;
+    }
+    PyObject *size = PyObject_CallNoArgs(runtime.read_resident);
+    *bytes = size == NULL ? -1 : PyLong_AsLongLong(size);
+    Py_XDECREF(size);
+    if (*bytes == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    resident_read_at = now;
+    last_resident = *bytes;
+    return 0;
+}
+
+static long long owners_hold_counting(void)
+{
+    if (++hold_count == 1) {
+        hooks_set_counting(1);
+    }
+    return hold_count;
+}
+
+static long long owners_release_counting(void)
+{
+    if (--hold_count == 0) {
+        hooks_set_counting(0);
+    }
+    return hold_count;
+}
+
+/* Opening. Keep in step with `open_owner` and `_enlist` of `memtools/ledger/_book.py`. */
+
+/* Steals the reference to the new value; NULL is an exception. */
+static int owners_set_field(PyObject **field, PyObject *made)
+{
+    if (made == NULL) {
+        return -1;
+    }
+    Py_XSETREF(*field, made);
+    return 0;
+}
+
+/* A function that calls itself has one account, so an account may be the account of a nested owner, too. */
+static struct account *owners_find_in_ancestors(struct account *above, PyObject *kind, PyObject *name)
+{
+    while (above->parent != NULL && above->parent != Py_None) { /* the root account has no name */
+        int is_same = above->name == name || (above->name != NULL && PyUnicode_CheckExact(above->name) &&
+                                              PyUnicode_CheckExact(name) && PyUnicode_Compare(above->name, name) == 0);
+        if (is_same && above->kind == kind) {
+            return above;
+        }
+        if (!PyObject_TypeCheck(above->parent, objects_account_type)) {
+            return NULL;
+        }
+        above = (struct account *)above->parent;
+    }
+    return NULL;
+}
+
+/* Returns a borrowed reference; NULL where the fast path declines, perhaps with an exception. */
+static struct account *owners_find_account(struct account *above, PyObject *kind, PyObject *name, int include_children)
+{
+    if (above->children == NULL || !PyDict_CheckExact(above->children)) {
+        return NULL;
+    }
+    PyObject *key = PyTuple_Pack(2, kind, name);
+    if (key == NULL) {
+        return NULL;
+    }
+    PyObject *found = PyDict_GetItemWithError(above->children, key);
+    Py_DECREF(key);
+    struct account *account = (struct account *)found;
+    if (found == NULL && (PyErr_Occurred() || (account = owners_find_in_ancestors(above, kind, name)) == NULL)) {
+        return NULL;
+    }
+    if (!PyObject_TypeCheck((PyObject *)account, objects_account_type)) {
+        return NULL;
+    }
+    int is_fast = account->totals != NULL && Py_IS_TYPE(account->totals, objects_totals_type) &&
+                  account->meter == runtime.meter_name && account->excludes_children == !include_children;
+    return is_fast ? account : NULL;
+}
+
+/* Return whether an open ancestor has the same account, so that the account already counts this owner's bytes. */
+static int owners_is_recursive(struct owner *parent, const struct account *account)
+{
+    for (; parent != NULL; parent = objects_as_owner(parent->parent)) {
+        if (parent->account == (PyObject *)account && parent->ended == Py_False) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Return the counter of the nearest ancestor that this meter tracks and that includes its children, borrowed, or
+   None. */
+static PyObject *owners_parent_counter(struct owner *parent, PyObject *meter)
+{
+    while (parent != NULL && (parent->ended != Py_False || parent->is_untracked != Py_False || parent->meter != meter ||
+                              parent->include_children != Py_True)) {
+        parent = objects_as_owner(parent->parent);
+    }
+    int is_counted =
+        parent != NULL && parent->meter_state != NULL && Py_IS_TYPE(parent->meter_state, objects_counter_type);
+    return is_counted ? parent->meter_state : Py_None;
+}
+
+/* In an endless chain of tasks, each of which starts the next one and ends, each owner would keep all earlier ones. */
+static void owners_skip_ended_parents(struct owner *owner)
+{
+    struct owner *above;
+    while ((above = objects_as_owner(owner->parent)) != NULL && above->ended != Py_False) {
+        Py_SETREF(owner->parent, Py_XNewRef(above->parent));
+    }
+}
+
+/* Stacked decorators open several owners of one name for one call, which counts once. */
+static int owners_is_stacked(const struct owner *parent, const struct account *account)
+{
+    return parent != NULL && parent->is_stacked != Py_False && parent->account == (PyObject *)account;
+}
+
+/* Do all that may fail and changes no record yet. Returns a new reference; NULL where the fast path declines,
+   perhaps with an exception. */
+static struct owner *owners_make(PyObject *meter, PyObject *kind, PyObject *name, int include_children,
+                                 struct owner *parent, struct account *account, PyObject *tracker, Py_ssize_t steps)
+{
+    PyObject *above = parent == NULL ? Py_None : (PyObject *)parent;
+    struct owner *owner =
+        objects_new_owner((PyTypeObject *)runtime.owner_class, name, kind, meter, above, (PyObject *)account);
+    if (owner == NULL) {
+        return NULL;
+    }
+    double now = owners_now_s();
+    long long resident;
+    int failed = owners_read_resident(now, &resident) < 0 ||
+                 owners_set_field(&owner->opened_at, PyFloat_FromDouble(now)) < 0 ||
+                 owners_set_field(&owner->resident_at_open, PyLong_FromLongLong(resident)) < 0 ||
+                 owners_set_field(&owner->baseline, PyFloat_FromDouble((double)hooks_lost_blocks())) < 0;
+    if (!failed && tracker != Py_None) {
+        /* The step in which the owner is opened counts for the owner. */
+        failed = owners_set_field(&owner->steps_at_open, PyLong_FromSsize_t(steps - 1)) < 0 ||
+                 owners_set_field(&owner->tracker, PyWeakref_NewRef(tracker, NULL)) < 0;
+    }
+    if (!failed) {
+        PyObject *parent_counter = owners_parent_counter(parent, meter);
+        failed = owners_set_field(&owner->meter_state,
+                                  PyObject_CallOneArg((PyObject *)objects_counter_type, parent_counter)) < 0;
+    }
+    if (failed || ((CounterObject *)owner->meter_state)->is_shared) {
+        Py_CLEAR(owner);
+        return NULL;
+    }
+    if (!include_children) {
+        Py_SETREF(owner->include_children, Py_NewRef(Py_False));
+    }
+    return owner;
+}
+
+/* Enter the owner in the records and make it the current one; -1 with an exception, and then nothing was changed. */
+static int owners_register_open(struct owner *owner, struct owner *parent, struct account *account,
+                                struct thread_slot *slot)
+{
+    PyObject *key = PyLong_FromVoidPtr(owner);
+    PyObject *token = key == NULL ? NULL : PyContextVar_Set(runtime.active_variable, (PyObject *)owner);
+    if (token == NULL || PyDict_SetItem(runtime.open_owners, key, (PyObject *)owner) < 0) {
+        Py_XDECREF(token);
+        Py_XDECREF(key);
+        return -1;
+    }
+    Py_DECREF(token);
+    Py_DECREF(key);
+
+    account->started++;
+    account->active++;
+    uint32_t number = ((CounterObject *)owner->meter_state)->number;
+    counters_join_account(number, objects_account_number(account->totals));
+    if (parent != NULL) {
+        owners_skip_ended_parents(parent);
+        Py_SETREF(owner->nearest_budgeted, Py_XNewRef(parent->nearest_budgeted));
+        /* Unless an ancestor is recursive, an account directly below the parent's belongs to no ancestor. */
+        int may_be_recursive = account->parent != parent->account || parent->is_recursive != Py_False;
+        if (may_be_recursive && owners_is_recursive(parent, account)) {
+            Py_SETREF(owner->is_recursive, Py_NewRef(Py_True));
+        }
+    }
+    Py_SETREF(owner->charged_to, Py_NewRef((PyObject *)owner));
+    Py_SETREF(owner->previous, Py_XNewRef(slot->owner));
+    thread_state.counter = number;
+    Py_XSETREF(slot->owner, Py_NewRef((PyObject *)owner));
+    return 0;
+}
+
+PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int include_children, PyObject *tracker,
+                           Py_ssize_t steps)
+{
+    struct owner *parent = NULL;
+    if (runtime.fast_path_disabled || meter != runtime.native_meter || runtime.owner_class == NULL || counters == NULL ||
+        objects_active_owner(&parent) < 0) {
+        return NULL;
+    }
+    struct owner *owner = NULL;
+    struct thread_slot *slot = NULL;
+    thread_state.enforcement_off = 1; /* keep in step with `NativeMeter.hold` (`memtools/ledger/_native_meter.py`) */
+    PyObject *above = parent == NULL ? runtime.root_account : parent->account;
+    struct account *account = above == NULL || !PyObject_TypeCheck(above, objects_account_type)
+                                  ? NULL
+                                  : owners_find_account((struct account *)above, kind, name, include_children);
+    Py_XINCREF(account);
+    if (account != NULL && !owners_is_stacked(parent, account) && (slot = objects_thread_slot()) != NULL) {
+        (void)owners_hold_counting();
+        if (hooks_are_in_place()) {
+            owner = owners_make(meter, kind, name, include_children, parent, account, tracker, steps);
+        }
+        if (owner != NULL && owners_register_open(owner, parent, account, slot) < 0) {
+            Py_CLEAR(owner);
+        }
+        if (owner == NULL) {
+            (void)owners_release_counting();
+        }
+    }
+    thread_state.enforcement_off = 0;
+    Py_XDECREF(slot);
+    Py_XDECREF(account);
+    Py_XDECREF(parent);
+    return (PyObject *)owner;
+}
+
+/* Closing. Keep in step with `settle_owner` and `_settle_account` of `memtools/ledger/_book.py`. */
+
+static int owners_is_fast(const struct owner *owner)
+{
+    return owner->ended == Py_False && owner->meter_state != NULL &&
+           Py_IS_TYPE(owner->meter_state, objects_counter_type) && owner->suspension == Py_None &&
+           owner->budget == Py_None && owner->is_untracked == Py_False && owner->is_counted == Py_True &&
+           owner->detached == Py_False && owner->note != NULL && PyUnicode_Check(owner->note) &&
+           PyUnicode_GetLength(owner->note) == 0 && owner->account != NULL &&
+           PyObject_TypeCheck(owner->account, objects_account_type);
+}
+
+int owners_may_close_fast(PyObject *candidate)
+{
+    const struct owner *owner = objects_as_owner(candidate);
+    return owner != NULL && owners_is_fast(owner);
+}
+
+static int owners_is_exact(const struct owner *owner)
+{
+    const CounterObject *counter = (const CounterObject *)owner->meter_state;
+    return owner->name != NULL && !counter->is_shared && counter->session == objects_session && hooks_are_in_place() &&
+           owner->baseline != NULL && PyFloat_Check(owner->baseline) &&
+           PyFloat_AsDouble(owner->baseline) == (double)hooks_lost_blocks();
+}
+
+/* Fill a tuple of USAGE_FIELDS items; -1 with an exception. Starts no garbage collection. */
+static int owners_fill_usage(PyObject *usage, const struct owner *owner, double now, long long resident, long long steps)
+{
+    const struct counter *counter = &counters[((const CounterObject *)owner->meter_state)->number];
+    long long live = counter->live, peak = counter->peak, allocated = counter->allocated;
+    long long resident_at_open = PyLong_AsLongLong(owner->resident_at_open);
+    double opened_at = PyFloat_AsDouble(owner->opened_at);
+    if (PyErr_Occurred()) {
+        return -1;
+    }
+    PyObject *made[USAGE_FIELDS] = {
+        [USAGE_NAME] = Py_NewRef(owner->name),
+        [USAGE_RETAINED_BYTES] = PyLong_FromLongLong(live),
+        [USAGE_PEAK_BYTES] = PyLong_FromLongLong(peak),
+        [USAGE_ALLOCATED_BYTES] = PyLong_FromLongLong(allocated),
+        [USAGE_FREED_BYTES] = PyLong_FromLongLong(allocated - live),
+        [USAGE_RESIDENT_DELTA_BYTES] = PyLong_FromLongLong(resident - resident_at_open),
+        [USAGE_DURATION_S] = PyFloat_FromDouble(now - opened_at),
+        [USAGE_STEPS] = PyLong_FromLongLong(steps),
+        [USAGE_METER] = Py_NewRef(runtime.meter_name),
+        [USAGE_EXACT] = Py_NewRef(Py_True),
+        [USAGE_NOTE] = Py_NewRef(owner->note),
+    };
+    for (int n = 0; n < USAGE_FIELDS; n++) {
+        PyTuple_SET_ITEM(usage, n, made[n]); /* may be NULL, as in a new tuple */
+    }
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static void owners_add_to_account(struct account *account, const struct owner *owner, double duration_s, long long steps,
+                                  int failed)
+{
+    const struct counter *counter = &counters[((const CounterObject *)owner->meter_state)->number];
+    account->active--;
+    account->ended++;
+    account->failed += failed;
+    account->steps += steps;
+    account->peak_sum += counter->peak;
+    if (owner->is_recursive == Py_False) { /* else the ancestor with the same account adds them */
+        account->retained += counter->live;
+        account->duration_s += duration_s;
+    }
+    if (counter->peak > account->peak) {
+        account->peak = counter->peak;
+    }
+}
+
+/* Return whether Python has to compare a child with the largest children of its parent. A child of a name that is
+   among them with a higher peak, the most frequent case, is not compared. */
+static int owners_may_be_among_largest(const struct owner *parent, PyObject *name, long long peak)
+{
+    if (peak == 0 || parent->largest_children == NULL || !PyTuple_CheckExact(parent->largest_children)) {
+        return peak != 0;
+    }
+    Py_ssize_t count = PyTuple_GET_SIZE(parent->largest_children);
+    for (Py_ssize_t n = 0; n < count; n++) {
+        PyObject *child = PyTuple_GET_ITEM(parent->largest_children, n);
+        if (!PyTuple_CheckExact(child) || PyTuple_GET_SIZE(child) != CHILD_FIELDS) {
+            return 1;
+        }
+        int is_last = count == MAX_LARGEST_CHILDREN && n == MAX_LARGEST_CHILDREN - 1;
+        if ((is_last || PyTuple_GET_ITEM(child, CHILD_NAME) == name) &&
+            peak <= PyLong_AsLongLong(PyTuple_GET_ITEM(child, CHILD_PEAK_BYTES))) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Take the owner out of the records and make the next or the previous owner the current one. */
+static int owners_register_end(struct owner *owner, struct thread_slot *slot, PyObject *next, PyObject *usage)
+{
+    CounterObject *counter = (CounterObject *)owner->meter_state;
+    struct owner *previous = objects_as_owner(next == Py_None ? owner->previous : next);
+    while (previous != NULL && previous->ended != Py_False) {
+        previous = objects_as_owner(previous->previous);
+    }
+    counters_close(counter->number);
+    Py_SETREF(owner->detached, Py_NewRef(Py_True));
+    Py_SETREF(owner->ended, Py_NewRef(Py_True));
+    Py_SETREF(owner->final_usage, Py_NewRef(usage));
+    Py_SETREF(owner->nearest_budgeted, Py_NewRef(Py_None));
+    Py_XINCREF(previous);
+    Py_SETREF(owner->previous, Py_NewRef(previous == NULL ? Py_None : (PyObject *)previous));
+    int failed = slot->owner == (PyObject *)owner ? objects_set_current(slot, (PyObject *)previous) : 0;
+    Py_XDECREF(previous);
+    Py_SETREF(owner->charged_to, Py_NewRef(Py_None)); /* breaks a reference cycle: it was the owner itself */
+
+    PyObject *key = PyLong_FromVoidPtr(owner);
+    if (key == NULL || PyDict_DelItem(runtime.open_owners, key) < 0) {
+        PyErr_Clear();
+    }
+    Py_XDECREF(key);
+    PyObject *active = NULL;
+    failed = PyContextVar_Get(runtime.active_variable, Py_None, &active) < 0 || failed;
+    if (active == (PyObject *)owner) {
+        PyObject *token = PyContextVar_Set(runtime.active_variable, owner->parent);
+        failed = token == NULL || failed;
+        Py_XDECREF(token);
+    }
+    Py_XDECREF(active);
+    return failed ? -1 : 0;
+}
+
+/* Call Python for the rare cases, and for the end if a listener wants to know of it. */
+static int owners_notify(struct owner *owner, struct account *account, PyObject *usage, long long peak, int failed)
+{
+    struct owner *parent = objects_as_owner(owner->parent);
+    PyObject *result = PyObject_CallNoArgs(runtime.has_listeners);
+    int has_listeners = result == Py_True;
+    if (result != NULL && parent != NULL && owners_may_be_among_largest(parent, owner->name, peak)) {
+        Py_SETREF(result, PyObject_CallFunctionObjArgs(runtime.update_largest_children, owner->parent, owner->name, usage,
+                                                       NULL));
+    }
+    int is_power_of_two = (account->ended & (account->ended - 1)) == 0;
+    if (result != NULL && account->ended >= FIRST_CHECKPOINT && is_power_of_two) {
+        Py_SETREF(result, PyObject_CallOneArg(runtime.checkpoint_account, (PyObject *)account));
+    }
+    if (result != NULL && has_listeners) {
+        Py_SETREF(result,
+                  PyObject_CallFunctionObjArgs(runtime.notify_ended, owner, failed ? Py_True : Py_False, NULL));
+    }
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+int owners_close_fast(PyObject *closing, int failed, PyObject *next, long long steps)
+{
+    struct owner *owner = objects_as_owner(closing);
+    double now = owners_now_s();
+    if (owner == NULL || !owners_is_fast(owner)) {
+        return 0;
+    }
+    long long resident;
+    if (owners_read_resident(now, &resident) < 0) {
+        return -1;
+    }
+    struct thread_slot *slot = objects_thread_slot();
+    PyObject *usage = slot == NULL ? NULL : PyTuple_New(USAGE_FIELDS);
+    if (usage == NULL) {
+        Py_XDECREF(slot);
+        return -1;
+    }
+    /* Up to here a garbage collection or another thread may have run Python code, hence the second check. From here
+       on no Python code runs until the records are complete. */
+    int result = 0;
+    if (owners_is_fast(owner) && owners_is_exact(owner)) {
+        counters_flush();
+        result = owners_fill_usage(usage, owner, now, resident, steps) < 0 ? -1 : 1;
+    }
+    if (result > 0) {
+        struct account *account = (struct account *)Py_NewRef(owner->account);
+        int64_t peak = counters[((CounterObject *)owner->meter_state)->number].peak;
+        double duration_s = PyFloat_AsDouble(PyTuple_GET_ITEM(usage, USAGE_DURATION_S));
+        owners_add_to_account(account, owner, duration_s, steps, failed);
+        int is_broken = owners_register_end(owner, slot, next == closing ? Py_None : next, usage) < 0;
+        (void)owners_release_counting();
+        result = is_broken || owners_notify(owner, account, usage, peak, failed) < 0 ? -1 : 1;
+        Py_DECREF(account);
+    }
+    Py_DECREF(usage);
+    Py_DECREF(slot);
+    return result;
+}
+
+/* Functions of the module. */
+
+PyDoc_STRVAR(hold_doc, "hold($module, /)\n--\n\nBegin to count until `release()`; return the number of holds.");
+
+static PyObject *owners_py_hold(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromLongLong(owners_hold_counting());
+}
+
+PyDoc_STRVAR(release_doc, "release($module, /)\n--\n\n"
+    "Give up one hold; return the number of holds. After the last one, new blocks are not counted.");
+
+static PyObject *owners_py_release(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromLongLong(owners_release_counting());
+}
+
+PyDoc_STRVAR(keep_doc, "keep_book($module, owner_class, active, open_owners, read_resident, note_child, mark, is_heard, "
+    "tell_end, meter_name, /)\n--\n\nSet the records and the callables that the fast path uses.");
+
+static PyObject *owners_py_keep_book(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *given[9];
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOU:keep_book", &PyType_Type, &given[0], &PyContextVar_Type, &given[1],
+                          &PyDict_Type, &given[2], &given[3], &given[4], &given[5], &given[6], &given[7], &given[8])) {
+        return NULL;
+    }
+    if (!PyType_IsSubtype((PyTypeObject *)given[0], objects_owner_type)) {
+        PyErr_SetString(PyExc_TypeError, "not a class of owners");
+        return NULL;
+    }
+    PyObject **fields[9] = {
+        &runtime.owner_class,       &runtime.active_variable,         &runtime.open_owners,
+        &runtime.read_resident,     &runtime.update_largest_children, &runtime.checkpoint_account,
+        &runtime.has_listeners,     &runtime.notify_ended,            &runtime.meter_name,
+    };
+    for (int n = 0; n < 9; n++) {
+        Py_XSETREF(*fields[n], Py_NewRef(given[n]));
+    }
+    objects_owner_class = (PyTypeObject *)runtime.owner_class; /* borrowed: `runtime` keeps it alive */
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(root_doc, "keep_root($module, root, /)\n--\n\nSet the account that is the ancestor of all accounts.");
+
+static PyObject *owners_py_keep_root(PyObject *Py_UNUSED(module), PyObject *account)
+{
+    Py_XSETREF(runtime.root_account, Py_NewRef(account));
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(meter_doc, "keep_meter($module, meter, /)\n--\n\nSet the meter whose owners may take the fast path.");
+
+static PyObject *owners_py_keep_meter(PyObject *Py_UNUSED(module), PyObject *meter)
+{
+    Py_XSETREF(runtime.native_meter, Py_NewRef(meter));
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(long_doc, "go_long($module, is_on, /)\n--\n\n"
+    "Disable the fast path, or enable it again: openings have more to do for now.");
+
+static PyObject *owners_py_go_long(PyObject *Py_UNUSED(module), PyObject *is_on)
+{
+    runtime.fast_path_disabled = is_on == Py_True;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef owners_functions[] = {
+    {"go_long", owners_py_go_long, METH_O, long_doc},
+    {"hold", owners_py_hold, METH_NOARGS, hold_doc},
+    {"keep_book", owners_py_keep_book, METH_VARARGS, keep_doc},
+    {"keep_root", owners_py_keep_root, METH_O, root_doc},
+    {"keep_meter", owners_py_keep_meter, METH_O, meter_doc},
+    {"release", owners_py_release, METH_NOARGS, release_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int owners_register(PyObject *module)
+{
+    return PyModule_AddFunctions(module, owners_functions);
+}
