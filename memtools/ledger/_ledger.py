@@ -23,7 +23,6 @@ from memtools.ledger import _frames, _threads
 from memtools.ledger._context import active, active_owner, current_task, current_tracker, get_active, per_thread
 from memtools.ledger._owner import (
     MAX_NAME_LENGTH,
-    PEAK,
     Account,
     AccountStatistics,
     Budget,
@@ -60,18 +59,18 @@ def _figures(owner: Owner) -> UsageTuple:
     allocated = owner.allocated
     now = time.perf_counter()
     resident = resident_lately(now) if reads_lately(meter, owner.budget) else resident_or_zero()
-    return (
-        owner.name,
-        live,
-        peak,
-        allocated,
-        None if allocated is None else allocated - live,
-        resident - owner.resident,
-        now - owner.opened_at,
-        0 if owner.driver is None else owner.steps,
-        meter.name,
-        not owner.note,
-        owner.note,
+    return UsageTuple(
+        name=owner.name,
+        retained_bytes=live,
+        peak_bytes=peak,
+        allocated_bytes=allocated,
+        freed_bytes=None if allocated is None else allocated - live,
+        resident_delta_bytes=resident - owner.resident,
+        duration_s=now - owner.opened_at,
+        steps=0 if owner.driver is None else owner.steps,
+        meter=meter.name,
+        exact=not owner.note,
+        note=owner.note,
     )
 
 
@@ -365,7 +364,7 @@ def _mark(account: Account) -> None:
 
 def _note_child(parent: Owner, name: str, final: UsageTuple) -> None:
     with _lock:
-        largest, peak = parent.largest, final[PEAK]
+        largest, peak = parent.largest, final.peak_bytes
         if not peak or (len(largest) == _MOST_CHILDREN and peak <= largest[-1][1]):
             return
         peaks = dict(largest)
@@ -375,8 +374,7 @@ def _note_child(parent: Owner, name: str, final: UsageTuple) -> None:
 
 
 def _settle_account(owner: Owner, final: UsageTuple, failed: bool) -> None:
-    _, retained, peak, _, _, _, duration_s, steps, _, _, note = final
-    account = owner.account
+    account, peak, note = owner.account, final.peak_bytes, final.note
     if peak > account.peak:
         account.peak = peak
     if note and not account.note:
@@ -385,11 +383,11 @@ def _settle_account(owner: Owner, final: UsageTuple, failed: bool) -> None:
         account.active -= 1
         account.ended += 1
         account.failed += failed
-        account.steps += steps
+        account.steps += final.steps
         account.peak_sum += peak
     if not owner.nested:
-        account.retained += retained
-        account.duration_s += duration_s
+        account.retained += final.retained_bytes
+        account.duration_s += final.duration_s
 
 
 def _after_fork() -> None:
@@ -562,5 +560,5 @@ def rename_owner(owner: Owner, name: str) -> None:
         owner.meter.join(owner)
 
 
-keep_book(Owner, active, _open, resident_or_zero, _note_child, _mark, has_listeners, _tell, "native")
+keep_book(Owner, UsageTuple, active, _open, resident_or_zero, _note_child, _mark, has_listeners, _tell, "native")
 keep_root(_root)

@@ -94,6 +94,7 @@ def go_long(is_on: bool, /) -> None: ...
 def hold() -> int: ...
 def keep_book(
     owner_class: type[OwnerFields],
+    usage_type: type[tuple[Any, ...]],
     active: ContextVar[Any],
     open_owners: dict[int, Any],
     read_resident: Callable[[], int],

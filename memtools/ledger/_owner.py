@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from memtools._records import as_dict, record
 from memtools.errors import BudgetExceeded
@@ -321,10 +321,24 @@ class Budget:
 
 # What an owner used: one frozen record.
 
-# The fields of a `Usage` in their order: what an ended owner keeps until somebody asks for the record.
-UsageTuple: TypeAlias = tuple[str, int, int, int | None, int | None, int, float, int, str, bool, str]
-RETAINED: Final = 1
-PEAK: Final = 2
+
+class UsageTuple(NamedTuple):
+    """The fields of a `Usage`, in their order, in a tenth of the time that the record takes.
+
+    A closed owner keeps it until the record is wanted. C code fills it, too (`EACH_USAGE_FIELD`).
+    """
+
+    name: str
+    retained_bytes: int
+    peak_bytes: int
+    allocated_bytes: int | None
+    freed_bytes: int | None
+    resident_delta_bytes: int
+    duration_s: float
+    steps: int
+    meter: str
+    exact: bool
+    note: str
 
 
 @record
@@ -369,6 +383,9 @@ class Usage:
             f"{self.duration_s:.3f} s, {self.meter}{doubt}"
         )
 
+
+if tuple(Usage.__annotations__) != UsageTuple._fields:
+    raise AssertionError("the fields of Usage and UsageTuple differ")
 
 Kind: TypeAlias = Literal["scope", "call", "task"]
 
@@ -503,12 +520,12 @@ class Owner(OwnerFields):
         if self.final is None:
             return self.meter.look(self)[0]
         left = self.meter.left_alive(self)
-        return self.final[RETAINED] if left is None else left
+        return self.final.retained_bytes if left is None else left
 
     @property
     def peak_bytes(self) -> int:
         """Its highest live bytes so far."""
-        return self.final[PEAK] if self.final is not None else self.meter.look(self)[1]
+        return self.final.peak_bytes if self.final is not None else self.meter.look(self)[1]
 
     @property
     def refusals(self) -> tuple[int, int]:

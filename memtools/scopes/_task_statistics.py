@@ -216,13 +216,12 @@ class TaskAccount:
         return twin
 
     def _add(self, figures: UsageTuple) -> None:
-        _, retained, peak, _, _, _, _, steps, _, _, note = figures
-        if peak > self.peak_bytes:
-            self.peak_bytes = peak
-        self.retained_bytes += retained
-        self.steps += steps
-        if note and not self.note:
-            self.note = note
+        if figures.peak_bytes > self.peak_bytes:
+            self.peak_bytes = figures.peak_bytes
+        self.retained_bytes += figures.retained_bytes
+        self.steps += figures.steps
+        if figures.note and not self.note:
+            self.note = figures.note
 
 
 class TaskAccounts:

@@ -6,19 +6,24 @@
 #ifndef MEMTOOLS_LAYOUT_H
 #define MEMTOOLS_LAYOUT_H
 
-/* The usage of a closed owner, a tuple. Keep in step with the fields of `Usage` (`memtools/ledger/_usage.py`). */
+/* The usage of a closed owner, a `UsageTuple`: `configure` refuses a type whose `_fields` are not these. */
+#define EACH_USAGE_FIELD(FIELD)                             \
+    FIELD(USAGE_NAME, "name")                               \
+    FIELD(USAGE_RETAINED_BYTES, "retained_bytes")           \
+    FIELD(USAGE_PEAK_BYTES, "peak_bytes")                   \
+    FIELD(USAGE_ALLOCATED_BYTES, "allocated_bytes")         \
+    FIELD(USAGE_FREED_BYTES, "freed_bytes")                 \
+    FIELD(USAGE_RESIDENT_DELTA_BYTES, "resident_delta_bytes") \
+    FIELD(USAGE_DURATION_S, "duration_s")                   \
+    FIELD(USAGE_STEPS, "steps")                             \
+    FIELD(USAGE_METER, "meter")                             \
+    FIELD(USAGE_EXACT, "exact")                             \
+    FIELD(USAGE_NOTE, "note")
+
 enum usage_field {
-    USAGE_NAME,
-    USAGE_RETAINED_BYTES,
-    USAGE_PEAK_BYTES,
-    USAGE_ALLOCATED_BYTES,
-    USAGE_FREED_BYTES,
-    USAGE_RESIDENT_DELTA_BYTES,
-    USAGE_DURATION_S,
-    USAGE_STEPS,
-    USAGE_METER,
-    USAGE_EXACT,
-    USAGE_NOTE,
+#define FIELD(field, name) field,
+    EACH_USAGE_FIELD(FIELD)
+#undef FIELD
     USAGE_FIELDS
 };
 

@@ -122,6 +122,7 @@ typedef struct {
 /* What the Python code has registered for the fast path. */
 struct runtime {
     PyObject *owner_class;
+    PyObject *usage_type;              /* a named tuple */
     PyObject *active_variable;
     PyObject *open_owners;             /* dict: by the id of each */
     PyObject *read_resident;           /* called without arguments */

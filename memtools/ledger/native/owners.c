@@ -280,7 +280,14 @@ static int owners_is_exact(const struct owner *owner)
            PyFloat_AsDouble(owner->baseline) == (double)hooks_lost_blocks();
 }
 
-/* Fill a tuple of USAGE_FIELDS items; -1 with an exception. Starts no garbage collection. */
+/* Return a `UsageTuple` without items. It is not made by a call, which would take several times as long. */
+static PyObject *owners_new_usage(void)
+{
+    PyTypeObject *type = (PyTypeObject *)runtime.usage_type;
+    return type->tp_alloc(type, USAGE_FIELDS);
+}
+
+/* Fill a `UsageTuple` without items; -1 with an exception. Starts no garbage collection. */
 static int owners_fill_usage(PyObject *usage, const struct owner *owner, double now, long long resident, long long steps)
 {
     const struct counter *counter = &counters[((const CounterObject *)owner->meter_state)->number];
@@ -418,7 +425,7 @@ int owners_close_fast(PyObject *closing, int failed, PyObject *next, long long s
         return -1;
     }
     struct thread_slot *slot = objects_thread_slot();
-    PyObject *usage = slot == NULL ? NULL : PyTuple_New(USAGE_FIELDS);
+    PyObject *usage = slot == NULL ? NULL : owners_new_usage();
     if (usage == NULL) {
         Py_XDECREF(slot);
         return -1;
@@ -462,26 +469,62 @@ static PyObject *owners_py_release(PyObject *Py_UNUSED(module), PyObject *Py_UNU
     return PyLong_FromLongLong(owners_release_counting());
 }
 
-PyDoc_STRVAR(keep_doc, "keep_book($module, owner_class, active, open_owners, read_resident, note_child, mark, is_heard, "
+PyDoc_STRVAR(keep_doc, "keep_book($module, owner_class, usage_type, active, open_owners, read_resident, note_child, mark, is_heard, "
     "tell_end, meter_name, /)\n--\n\nSet the records and the callables that the fast path uses.");
+
+/* A field in the wrong place would be a wrong figure, so compare the fields with those that the C code fills. */
+static int owners_check_usage_type(PyTypeObject *type)
+{
+    static const char *const names[USAGE_FIELDS] = {
+#define FIELD(field, name) [field] = name,
+        EACH_USAGE_FIELD(FIELD)
+#undef FIELD
+    };
+    PyObject *fields = PyObject_GetAttrString((PyObject *)type, "_fields");
+    if (fields == NULL) {
+        return -1;
+    }
+    int is_same = PyType_IsSubtype(type, &PyTuple_Type) && type->tp_basicsize == PyTuple_Type.tp_basicsize &&
+                  PyTuple_Check(fields) && PyTuple_GET_SIZE(fields) == USAGE_FIELDS;
+    for (int n = 0; is_same && n < USAGE_FIELDS; n++) {
+        PyObject *field = PyTuple_GET_ITEM(fields, n);
+        is_same = PyUnicode_Check(field) && PyUnicode_CompareWithASCIIString(field, names[n]) == 0;
+    }
+    Py_DECREF(fields);
+    if (!is_same) {
+        PyErr_SetString(PyExc_TypeError, "the fields of UsageTuple are not those that the C code fills");
+    }
+    return is_same ? 0 : -1;
+}
 
 static PyObject *owners_py_keep_book(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *given[9];
-    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOU:keep_book", &PyType_Type, &given[0], &PyContextVar_Type, &given[1],
-                          &PyDict_Type, &given[2], &given[3], &given[4], &given[5], &given[6], &given[7], &given[8])) {
+    PyObject *given[10];
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOOOU:keep_book", &PyType_Type, &given[0], &PyType_Type, &given[1],
+                          &PyContextVar_Type, &given[2], &PyDict_Type, &given[3], &given[4], &given[5], &given[6],
+                          &given[7], &given[8], &given[9])) {
         return NULL;
     }
     if (!PyType_IsSubtype((PyTypeObject *)given[0], objects_owner_type)) {
         PyErr_SetString(PyExc_TypeError, "not a class of owners");
         return NULL;
     }
-    PyObject **fields[9] = {
-        &runtime.owner_class,       &runtime.active_variable,         &runtime.open_owners,
-        &runtime.read_resident,     &runtime.update_largest_children, &runtime.checkpoint_account,
-        &runtime.has_listeners,     &runtime.notify_ended,            &runtime.meter_name,
+    if (owners_check_usage_type((PyTypeObject *)given[1]) < 0) {
+        return NULL;
+    }
+    PyObject **fields[10] = {
+        &runtime.owner_class,
+        &runtime.usage_type,
+        &runtime.active_variable,
+        &runtime.open_owners,
+        &runtime.read_resident,
+        &runtime.update_largest_children,
+        &runtime.checkpoint_account,
+        &runtime.has_listeners,
+        &runtime.notify_ended,
+        &runtime.meter_name,
     };
-    for (int n = 0; n < 9; n++) {
+    for (int n = 0; n < 10; n++) {
         Py_XSETREF(*fields[n], Py_NewRef(given[n]));
     }
     objects_owner_class = (PyTypeObject *)runtime.owner_class; /* borrowed: `runtime` keeps it alive */
