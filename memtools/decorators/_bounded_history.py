@@ -24,7 +24,8 @@ from memtools.decorators._wrapping import (
     shape_of,
 )
 from memtools.errors import ConfigError
-from memtools.ledger import Meter, Owner, choose_meter, current_usage
+from memtools.ledger import Meter, Owner, choose_meter
+from memtools.ledger._ledger import current_usage
 from memtools.scopes import CallOptions
 from memtools.structures import BoundedList
 from memtools.units import parse_count

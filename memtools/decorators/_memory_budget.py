@@ -12,7 +12,9 @@ from memtools.decorators._wrapping import (
     over_descriptors,
     shape_of,
 )
-from memtools.ledger import Measure, OnExceed, Owner, choose_meter, current_usage
+from memtools.ledger import Owner, choose_meter
+from memtools.ledger._ledger import current_usage
+from memtools.ledger._owner import Measure, OnExceed
 from memtools.scopes import CallOptions, check_usage, make_budget, require_refusals
 from memtools.units import parse_count
 

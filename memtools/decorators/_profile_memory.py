@@ -20,7 +20,9 @@ from memtools.decorators._wrapping import (
 )
 from memtools.decorators.memory_profiler import FunctionLines
 from memtools.errors import ConfigError
-from memtools.ledger import Owner, Usage, UsageTuple, choose_meter, current_usage, open_owners, usage_tuple
+from memtools.ledger import Owner, Usage, choose_meter, open_owners
+from memtools.ledger._ledger import current_usage, usage_tuple
+from memtools.ledger._owner import UsageTuple
 from memtools.scopes import CallOptions, parse_name
 from memtools.units import format_size, parse_count
 

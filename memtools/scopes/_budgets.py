@@ -8,7 +8,8 @@ from typing import cast
 
 from memtools.errors import BudgetExceeded, ConfigError
 from memtools.events import HighUsage, emit
-from memtools.ledger import Budget, Meter, OnExceed, Owner, Usage, native_reason
+from memtools.ledger import Budget, Meter, Owner, Usage, native_reason
+from memtools.ledger._owner import OnExceed
 from memtools.readings import effective_limit
 from memtools.units import format_size, parse_choice, parse_size
 
@@ -72,12 +73,12 @@ def check_usage(
     budget = owner.budget
     if budget is not None:
         _judge_refusals(owner, budget, error)
-    if budget is None or owner.overran:
+    if budget is None or owner.exceeded_reported:
         return
     used = _measured(usage, budget)
     if used <= budget.limit_bytes:
         return
-    overrun = budget.note_overrun(owner, used, in_flight=False)
+    overrun = budget.report_exceeded(owner, used, in_flight=False)
     if overrun is not None and not failed:
         raise overrun
 
@@ -86,8 +87,8 @@ def _judge_refusals(owner: Owner, budget: Budget, error: BaseException | None) -
     refused, wanted = owner.refusals
     if not refused:
         return
-    if not owner.overran:
-        budget.note_refusal(owner, wanted)
+    if not owner.exceeded_reported:
+        budget.report_refusal(owner, wanted)
     if isinstance(error, MemoryError) and budget.on_exceed == "raise":
         raise BudgetExceeded(owner.name, wanted, budget.limit_bytes, budget.measure) from error
 
@@ -101,8 +102,8 @@ def _measured(usage: Usage, budget: Budget) -> int:
 
 
 def _warn(owner: Owner, usage: Usage, warn_bytes: int) -> None:
-    below = ", ".join(f"{name} {format_size(size)}" for name, size in owner.largest)
-    emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, owner.largest))
+    below = ", ".join(f"{name} {format_size(size)}" for name, size in owner.largest_children)
+    emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, owner.largest_children))
     _log.warning(
         "High memory increase: %s used %s, warning at %s%s%s",
         owner.name,

@@ -11,19 +11,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from typing import Any, Generic, TypeVar, cast
 
 from memtools._records import record
-from memtools.ledger import (
-    UNUSED,
-    Budget,
-    Kind,
-    Meter,
-    Owner,
-    Suspension,
-    TrackedCoroutine,
-    active_owner,
-    close_owner,
-    is_failure,
-    open_owner,
-)
+from memtools.ledger import Budget, Meter, Owner, active_owner
+from memtools.ledger._context import Suspension, is_failure
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
+from memtools.ledger._owner import Kind
 
 T = TypeVar("T")
 Y = TypeVar("Y")
@@ -61,7 +53,7 @@ class CallOptions:
             meter=self.meter,
             include_children=self.include_children,
             budget=self.budget,
-            is_layered=self.is_layered,
+            is_stacked=self.is_layered,
         )
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
@@ -83,18 +75,18 @@ def call(plan: CallOptions, function: Callable[..., T], args: tuple[Any, ...], k
     return result
 
 
-def track_coroutine(plan: CallOptions, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-    """Return a coroutine that runs `inner`, charged from its first step on."""
+def track_coroutine(plan: CallOptions, inner: Coroutine[Any, Any, T] | None) -> TrackedCoroutine[T]:
+    """Return a coroutine that runs `inner`, charged from its first step on; None where it only serves `copy_for`."""
     return TrackedCoroutine(
-        ensure_coroutine(inner),
+        None if inner is None else ensure_coroutine(inner),
         plan.meter,
         name=plan.name,
         kind=plan.kind,
         budget=plan.budget,
         include_children=plan.include_children,
-        is_layered=plan.is_layered,
+        is_stacked=plan.is_layered,
         on_end=plan.on_end,
-        joins=True,
+        nest_if_tracked=True,
     )
 
 
@@ -104,7 +96,7 @@ def coroutine_tracker(plan: CallOptions, function: Callable[..., Any]) -> Callab
     It takes what has a `send`; for other awaitables see `sendable()`. Any: what a function takes, sends and returns is
     between it and its callers.
     """
-    following: Callable[[Any], Coroutine[Any, Any, Any]] = copy_name(function, track_coroutine(plan, UNUSED)).following
+    following: Callable[[Any], Coroutine[Any, Any, Any]] = copy_name(function, track_coroutine(plan, None)).copy_for
     return following
 
 
@@ -143,18 +135,18 @@ def generate(plan: CallOptions, inner: Generator[Y, S, T]) -> Generator[Y, S, T]
                 break
             finally:
                 thrown = None  # or traceback, this frame and the exception would keep each other alive
-            turn.give_back()
+            turn.suspend()
             try:
                 sent = yield item
             except GeneratorExit:
-                turn.take()
+                turn.resume()
                 inner.close()
                 raise
             except BaseException as error:
                 thrown = error
-            turn.take()
+            turn.resume()
     except BaseException as error:
-        turn.take()
+        turn.resume()
         plan.end(turn.owner, error)
         raise
     plan.end(turn.owner, None)
@@ -168,7 +160,7 @@ async def generate_async(plan: CallOptions, inner: AsyncGenerator[Y, S]) -> Asyn
     step: Awaitable[Y] = inner.__anext__()
     try:
         while True:
-            turn.give_back()
+            turn.suspend()
             try:
                 item = await _Steps(turn, step)
             except StopAsyncIteration:
@@ -184,10 +176,10 @@ async def generate_async(plan: CallOptions, inner: AsyncGenerator[Y, S]) -> Asyn
             else:
                 step = inner.asend(sent)
     except BaseException as error:
-        turn.take()
+        turn.resume()
         plan.end(turn.owner, error)
         raise
-    turn.take()
+    turn.resume()
     plan.end(turn.owner, None)
 
 
@@ -212,14 +204,14 @@ class _Steps(Generic[T]):
         sent: Any = None
         thrown: BaseException | None = None
         while True:
-            self._turn.take()
+            self._turn.resume()
             try:
                 waits_for = _advance(steps, sent, thrown)
             except StopIteration as end:
                 return cast("T", end.value)
             finally:
                 thrown = None
-                self._turn.give_back()
+                self._turn.suspend()
             try:
                 sent = yield waits_for
             except BaseException as error:  # GeneratorExit, too: the step that it closes is a charged one

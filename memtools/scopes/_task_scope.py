@@ -13,19 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar,
 
 from memtools._records import record
 from memtools.errors import ConfigError, ScopeClosed
-from memtools.ledger import (
-    UNUSED,
-    Budget,
-    Meter,
-    Owner,
-    TrackedCoroutine,
-    Usage,
-    choose_meter,
-    current_usage,
-    end_owner,
-    open_for_frame,
-)
-from memtools.ledger._context import active
+from memtools.ledger import Budget, Meter, Owner, Usage, choose_meter
+from memtools.ledger._context import active_variable
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, current_usage, open_for_frame
 from memtools.scopes._admission import Admission, Admit, Gate, SizeAdmission, Ticket, parse_admission
 from memtools.scopes._budgets import check_usage, make_budget, parse_budget
 from memtools.scopes._memory_scope import parse_name
@@ -50,13 +41,13 @@ def context_below(owner: Owner, context: Context | None) -> Context | None:
     is opened in it hangs below the owner's parent.
     """
     if context is None:
-        if active.get() is owner:
+        if active_variable.get() is owner:
             return None
         context = copy_context()
-    if context.get(active) is owner:
+    if context.get(active_variable) is owner:
         return context
     try:
-        context.run(active.set, owner)
+        context.run(active_variable.set, owner)
     except RuntimeError:
         # Somebody runs in that context right now, and changing who is active there is not ours to do.
         return context
@@ -109,13 +100,13 @@ class Drivers:
     def __init__(self, meter: Meter, accounts: TaskAccounts) -> None:
         self._meter = meter
         self._accounts = accounts
-        self.follows = meter.follows
+        self.follows = meter.tracks_owners
         self.by_name: dict[str, Drive] = {}
 
     def open(self, name: str) -> Drive:
         """Return what puts coroutines of a name that may be new under a driver."""
         account = self._accounts.by_name.get(name) or self._accounts.open(name)
-        drive: Drive = TrackedCoroutine(UNUSED, self._meter, name=name, kind="task", on_end=account.add_ended).following
+        drive: Drive = TrackedCoroutine(None, self._meter, name=name, kind="task", on_end=account.add_ended).copy_for
         if account.name == name:  # those that share an account may be any number
             self.by_name[name] = drive
         return drive
@@ -288,9 +279,9 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         )  # fmt: skip
         self.name: str = settings.name
         # A budget is looked at after each step, whoever counts.
-        self._drives = settings.meter.follows or settings.budget is not None
+        self._drives = settings.meter.tracks_owners or settings.budget is not None
         is_gated = settings.limit is not None or settings.admission is not None
-        self._special = is_gated or (settings.budget is not None and not settings.meter.follows)
+        self._special = is_gated or (settings.budget is not None and not settings.meter.tracks_owners)
         self._outcomes = Outcomes(settings.name, settings.keep_results)
         self._drivers = Drivers(settings.meter, self._outcomes.accounts)
         # Looked at for each task, hence not searched for each time.
@@ -365,7 +356,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             if self._drives:
                 driven = (self._drivers.by_name.get(label) or self._drivers.open(label))(coro)
             work = driven or coro
-            if context is None and active.get() is self._owner:
+            if context is None and active_variable.get() is self._owner:
                 task = roster.loop.create_task(work, name=name)
             else:
                 task = roster.loop.create_task(work, name=name, context=context_below(self.owner, context))
@@ -514,8 +505,8 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         return "not entered" if self._roster is None else _STATES[self._roster.refusal]
 
     def _end_owner(self, failed: bool) -> None:
-        usage = end_owner(self.owner, failed=failed)
-        check_usage(self.owner, usage, warn_bytes=self._settings.warn_bytes, failed=failed)
+        close_owner(self.owner, failed=failed)
+        check_usage(self.owner, current_usage(self.owner), warn_bytes=self._settings.warn_bytes, failed=failed)
 
 
 def _admission_for(admission: Admission | int | None, owner: Owner) -> Admission | None:

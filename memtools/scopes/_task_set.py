@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from memtools.events import TaskAbandoned, emit
-from memtools.ledger import TrackedCoroutine
+from memtools.ledger._coroutines import TrackedCoroutine
 from memtools.scopes._admission import Gate, Ticket
 from memtools.scopes._task_statistics import OTHER, TaskAccount, TaskAccounts, TaskFailure, describe_failure
 

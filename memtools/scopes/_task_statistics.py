@@ -9,7 +9,9 @@ from typing import Final
 
 from memtools._records import as_dict, record
 from memtools.errors import MemtoolsError
-from memtools.ledger import Meter, Owner, UsageTuple, usage_tuple
+from memtools.ledger import Meter, Owner
+from memtools.ledger._ledger import usage_tuple
+from memtools.ledger._owner import UsageTuple
 from memtools.units import format_size
 
 MAX_MESSAGE_LENGTH: Final = 500
@@ -180,8 +182,8 @@ class TaskAccount:
 
     def add_ended(self, owner: Owner, error: BaseException | None) -> None:  # noqa: ARG002  # as the driver calls it
         """Add the final figures of a task's owner. Called at the end of the task, hence nothing may be raised."""
-        if owner.final is not None:
-            self._add(owner.final)
+        if owner.final_usage is not None:
+            self._add(owner.final_usage)
 
     def to_usage(self, meter: Meter, open_owners: Iterable[Owner]) -> TaskUsage:
         """Return the sums, with the owners that are still open counted in."""
@@ -189,7 +191,7 @@ class TaskAccount:
         for owner in open_owners:
             total._add(usage_tuple(owner))
 
-        follows = meter.follows
+        follows = meter.tracks_owners
         note = total.note if follows else _NOT_PER_TASK
         return TaskUsage(
             name=self.name,

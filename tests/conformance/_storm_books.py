@@ -82,7 +82,7 @@ class Bookkeeper:
             above = rng.choice(self.books) if self.books and rng.random() < 0.7 else None
             while above is not None and not above.is_open:
                 above = above.parent
-            book = Book(self.native.Tally(None if above is None else above.tally), above)
+            book = Book(self.native.Counter(None if above is None else above.tally), above)
             if self.has_ceilings and rng.random() < 0.2:
                 book.tally.limit(rng.choice(SIZES) * 10, rng.random() < 0.3, book.stop)
             self.books.append(book)
@@ -196,7 +196,7 @@ class Bookkeeper:
                 below[id(above)] = below.get(id(above), 0) + book.own
                 above = above.parent
         for book in self.books:
-            live, peak, allocated = book.tally.figures()
+            live, peak, allocated = book.tally.read()
             more = live - below[id(book)]
             assert 0 <= more <= LEFT_BEHIND, f"live bytes are {live:,}, the books say {below[id(book)]:,}"
             assert live <= peak <= allocated, (live, peak, allocated)

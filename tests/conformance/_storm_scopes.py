@@ -14,7 +14,8 @@ from random import Random
 
 from memtools.decorators import memory_budget
 from memtools.errors import BudgetExceeded
-from memtools.ledger import Owner, bind_to_current, choose_meter, current_usage, end_owner, open_owner, statistics
+from memtools.ledger import Owner, bind_to_current, choose_meter, statistics
+from memtools.ledger._ledger import close_owner, current_usage, open_owner
 from memtools.scopes import memory_scope, task_scope
 
 try:
@@ -129,7 +130,7 @@ def owners_out_of_order(rng: Random, hoard: Hoard) -> None:
         hoard.keep(owner, *stuff(rng))
     rng.shuffle(opened)
     for owner in opened:
-        end_owner(owner, failed=rng.random() < 0.5)
+        close_owner(owner, failed=rng.random() < 0.5)
         current_usage(owner)
 
 

@@ -156,8 +156,8 @@ class Storm:
         self.books.check()
         assert _native.lost_blocks() == 0
         assert not _native.reason()
-        numbers = _native.tallies_in_use() - len(self.books.books) - len(self.books.gone)
-        return Standing(numbers, *_memory(), _native.nobodys_bytes())
+        numbers = _native.counters_in_use() - len(self.books.books) - len(self.books.gone)
+        return Standing(numbers, *_memory(), _native.untracked_bytes())
 
     def finish(self) -> None:
         """Let go of everything, and see that nothing is left."""
@@ -165,7 +165,7 @@ class Storm:
         self.books.books.clear()
         self.books.gone.clear()
         gc.collect()
-        left = _native.tallies_in_use()
+        left = _native.counters_in_use()
         allowed = MOST_NUMBERS + NUMBERS_PER_TRACING * self.counts.get("tracemalloc", 0)
         assert left <= allowed, f"{left} numbers are taken, and nobody asks any more"
 
@@ -260,7 +260,7 @@ def main() -> int:
         return 2
     if find_spec("numpy"):
         track_tasks(numpy=True)
-    choose_meter("native").hold()
+    choose_meter("native").acquire()
     run(options)
     return 0
 

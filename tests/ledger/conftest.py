@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def in_its_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the meter of that name answer to `"tracemalloc"`."""
     if getattr(request, "param", "tracemalloc") == "native":
-        monkeypatch.setitem(_choose._made, "tracemalloc", choose_meter("native"))
+        monkeypatch.setitem(_choose._meters, "tracemalloc", choose_meter("native"))
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def traced(in_its_place: None) -> Meter:
 @pytest.fixture
 def session(traced: Meter) -> Iterator[Meter]:
     """A session that was there before the first owner of the test, as in a program that traces all along."""
-    traced.hold()
+    traced.acquire()
     yield traced
     traced.release()
 

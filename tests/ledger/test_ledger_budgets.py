@@ -10,7 +10,9 @@ import pytest
 
 from memtools.errors import BudgetExceeded
 from memtools.events import BudgetOverrun, subscribe
-from memtools.ledger import Budget, Meter, OnExceed, Owner, TrackedCoroutine, choose_meter
+from memtools.ledger import Budget, Meter, Owner, choose_meter
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._owner import OnExceed
 
 MB = 1_000_000
 
@@ -49,7 +51,7 @@ async def test_a_call_over_its_budget_is_stopped_at_its_next_step(meter: str) ->
     assert caught.value.used_bytes > limit
     assert len(store) <= limit / MB + 40
     assert driver.owner is None
-    assert [owner.overran for owner in owners] == [True]
+    assert [owner.exceeded_reported for owner in owners] == [True]
 
 
 async def test_a_task_is_not_stopped_for_what_its_neighbour_used(session: Meter) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Meter, active_owner, end_owner, open_owner
+from memtools.ledger import Meter, active_owner
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.scopes import CallOptions, generate, generate_async, memory_scope
 
 MB = 1_000_000
@@ -90,7 +91,7 @@ def test_a_scope_inside_a_generator_is_charged_without_its_consumer(session: Met
     for _ in scoped_numbers([], found):
         assert active_owner() is owner
         consumed.append(bytearray(10 * MB))
-    end_owner(owner)
+    close_owner(owner)
 
     assert found[0].usage.peak_bytes == near(6 * MB)
     assert found[0].usage.exact
@@ -134,7 +135,7 @@ async def test_a_generators_scope_that_nobody_follows_is_process_wide_and_not_ac
 ) -> None:
     from memtools.ledger import _frames
 
-    monkeypatch.setattr(_frames, "can_follow", lambda: False)
+    monkeypatch.setattr(_frames, "is_available", lambda: False)
     found: list[memory_scope] = []
     consumed: list[bytearray] = []
 

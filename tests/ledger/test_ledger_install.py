@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.ledger import TrackedCoroutine, open_owners, track_tasks
+from memtools.ledger import open_owners, track_tasks
+from memtools.ledger._coroutines import TrackedCoroutine
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -160,7 +161,7 @@ async def test_eager_tasks_are_followed_from_their_first_step(accounts: Any) -> 
 
 
 async def test_installing_twice_is_refused() -> None:
-    with track_tasks(meter="tracemalloc"), pytest.raises(ConfigError, match="installed on already"):
+    with track_tasks(meter="tracemalloc"), pytest.raises(ConfigError, match="tracked already"):
         track_tasks(meter="tracemalloc")
 
 

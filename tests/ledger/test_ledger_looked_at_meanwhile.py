@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from memtools.ledger import current_usage, native_reason, open_owners, statistics
+from memtools.ledger import native_reason, open_owners, statistics
+from memtools.ledger._ledger import current_usage
 from memtools.scopes import memory_scope
 
 METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]

@@ -17,17 +17,9 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import (
-    Meter,
-    Owner,
-    TrackedCoroutine,
-    bind_to_current,
-    choose_meter,
-    end_owner,
-    native_reason,
-    open_owner,
-    track_tasks,
-)
+from memtools.ledger import Meter, Owner, bind_to_current, choose_meter, native_reason, track_tasks
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -401,13 +393,13 @@ def test_a_reset_of_the_peak_by_somebody_else_leaves_retained_right() -> None:
 
 def test_an_owner_ended_in_another_thread_is_not_exact(session: Meter) -> None:
     owner = open_owner("travels", "scope", meter=session)
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(end_owner, owner))
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(close_owner, owner))
     thread.start()
     thread.join()
 
     assert owner.usage is not None
     assert not owner.usage.exact
-    end_owner(open_owner("takes the turn from it", "scope", meter=session))
+    close_owner(open_owner("takes the turn from it", "scope", meter=session))
 
 
 def test_meters_are_chosen_by_name_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Meter, Owner, TrackedCoroutine, active_owner, end_owner, open_owner, open_owners, statistics
+from memtools.ledger import Meter, Owner, active_owner, open_owners, statistics
 from memtools.ledger import _frames as frames
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.ledger._owner import MAX_NAME_LENGTH, MAX_NAMES, OTHER
 from memtools.scopes import memory_scope
 
@@ -58,9 +60,9 @@ def test_scopes_that_end_out_of_order_are_charged_with_what_they_were_open_for(s
     inner = open_owner("inner", "scope", meter=session)
     store.append(bytearray(10 * MB))
 
-    end_owner(outer)
+    close_owner(outer)
     store.append(bytearray(5 * MB))
-    end_owner(inner)
+    close_owner(inner)
 
     assert outer.live_bytes == near(10 * MB)
     assert inner.live_bytes == near(15 * MB)
@@ -70,19 +72,24 @@ def test_scopes_that_end_out_of_order_are_charged_with_what_they_were_open_for(s
 def test_the_middle_of_three_may_end_first(session: Meter) -> None:
     store: list[bytearray] = []
     owners = [open_owner(name, "scope", meter=session) for name in ("outer", "middle", "inner")]
-    end_owner(owners[1])
+    close_owner(owners[1])
     store.append(bytearray(4 * MB))
-    end_owner(owners[2])
+    close_owner(owners[2])
     store.append(bytearray(2 * MB))
-    end_owner(owners[0])
+    close_owner(owners[0])
 
     assert [owner.live_bytes for owner in owners] == [near(6 * MB), near(0), near(4 * MB)]
 
 
-def test_ending_twice_returns_the_same_usage(session: Meter) -> None:
+def test_owner_closed_twice_keeps_its_usage(session: Meter) -> None:
     owner = open_owner("once", "scope", meter=session)
 
-    assert end_owner(owner) == end_owner(owner)
+    close_owner(owner)
+    usage = owner.usage
+    close_owner(owner)
+
+    assert usage is not None
+    assert owner.usage == usage
 
 
 def test_sync_ways_of_entering_a_scope_agree(session: Meter) -> None:
@@ -138,7 +145,7 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
 async def test_a_scope_that_nobody_follows_says_that_it_is_process_wide(
     session: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frames, "can_follow", lambda: False)  # 3.11, or no tool id left
+    monkeypatch.setattr(frames, "is_available", lambda: False)  # 3.11, or no tool id left
     store: list[bytearray] = []
 
     async def neighbour() -> None:
@@ -161,12 +168,12 @@ def test_the_interpreters_events_are_not_to_be_had_when_all_tool_ids_are_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if sys.version_info < (3, 12):
-        assert not frames.can_follow()
+        assert not frames.is_available()
         return
     monkeypatch.setattr(frames, "_tool", None)
     monkeypatch.setattr(frames, "_TOOL_IDS", ())
 
-    assert not frames.can_follow()
+    assert not frames.is_available()
 
 
 async def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed(session: Meter) -> None:
@@ -223,10 +230,10 @@ async def test_giving_up_a_scope_leaves_its_parent_exact(session: Meter) -> None
     lost = open_owner("lost", "scope", meter=session)
     store.append(bytearray(4 * MB))
 
-    session.set_adrift(lost, "process-wide")
+    session.mark_untracked(lost, "process-wide")
     store.append(bytearray(2 * MB))
-    end_owner(lost)
-    end_owner(parent)
+    close_owner(lost)
+    close_owner(parent)
 
     assert parent.live_bytes == near(6 * MB)
     assert parent.usage is not None
@@ -263,7 +270,7 @@ def test_recursion_five_hundred_deep_is_one_account(session: Meter, accounts: An
 
 def test_ten_thousand_names_are_bounded(accounts: Any) -> None:
     for number in range(10_000):
-        end_owner(open_owner(f"request {number}", "scope"))
+        close_owner(open_owner(f"request {number}", "scope"))
 
     names = accounts.names()
     assert len(names) == MAX_NAMES + 1
@@ -276,9 +283,9 @@ def test_names_that_nest_without_bound_are_bounded(accounts: Any) -> None:
         owners.append(open_owner(f"level {number}", "scope"))
         if len(owners) == 100:
             while owners:
-                end_owner(owners.pop())
+                close_owner(owners.pop())
     while owners:
-        end_owner(owners.pop())
+        close_owner(owners.pop())
 
     def count(entries: Any) -> int:
         return sum(1 + count(entry.children) for entry in entries)
@@ -287,7 +294,7 @@ def test_names_that_nest_without_bound_are_bounded(accounts: Any) -> None:
 
 
 def test_names_are_cut(accounts: Any) -> None:
-    end_owner(open_owner("n" * 10_000, "scope"))
+    close_owner(open_owner("n" * 10_000, "scope"))
 
     assert accounts.names() == ["n" * MAX_NAME_LENGTH]
 
@@ -425,6 +432,6 @@ async def test_a_chain_of_ten_thousand_tasks_keeps_none_of_the_links(session: Me
 
 def test_a_name_cannot_forge_a_line_of_a_log(session: Meter) -> None:
     owner = open_owner("job\nERROR all is lost\x1b[31m\u202e", "scope", meter=session)
-    end_owner(owner)
+    close_owner(owner)
 
     assert owner.name == r"job\nERROR all is lost\x1b[31m\u202e"

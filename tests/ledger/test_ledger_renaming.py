@@ -3,7 +3,8 @@
 import pytest
 
 from memtools.events import ScopeEnded, subscribe
-from memtools.ledger import forget_accounts, native_reason, rename_owner, statistics
+from memtools.ledger import forget_accounts, native_reason, statistics
+from memtools.ledger._ledger import rename_owner
 from memtools.ledger._owner import MAX_NAMES
 from memtools.scopes import memory_scope
 

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Kind, Meter, Owner, TrackedCoroutine, active_owner, current_tracker, end_owner, open_owner
+from memtools.ledger import Meter, Owner, active_owner
+from memtools.ledger._context import current_tracker
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
+from memtools.ledger._owner import Kind
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -399,7 +403,7 @@ async def test_an_owner_may_be_opened_in_one_context_and_ended_in_another(sessio
     elsewhere.run(lambda: opened.append(open_owner("there", "scope", meter=session)))
     elsewhere_too = contextvars.copy_context()
 
-    elsewhere_too.run(lambda: end_owner(opened[0]))
+    elsewhere_too.run(lambda: close_owner(opened[0]))
 
     assert elsewhere.run(active_owner) is None
     assert active_owner() is None
@@ -416,9 +420,9 @@ async def test_a_task_that_outlives_its_scope_opens_below_the_next_one_that_is_o
     outer = open_owner("outer", "scope", meter=session)
     inner = open_owner("inner", "scope", meter=session)
     task = asyncio.ensure_future(drive(late(), session, None))
-    end_owner(inner)
+    close_owner(inner)
     await task
-    end_owner(outer)
+    close_owner(outer)
 
     assert parents == [outer]
 

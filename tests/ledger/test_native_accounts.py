@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.decorators import profile_memory
-from memtools.ledger import (
-    AccountStatistics,
-    Meter,
-    choose_meter,
-    end_owner,
-    forget_accounts,
-    native_reason,
-    open_owner,
-    statistics,
-)
+from memtools.ledger import AccountStatistics, Meter, choose_meter, forget_accounts, native_reason, statistics
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -33,7 +25,7 @@ def meter() -> Iterator[Meter]:
     """The native meter, counting, and accounts that begin anew."""
     forget_accounts()
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     yield meter
     meter.release()
     forget_accounts()
@@ -90,9 +82,9 @@ def test_one_that_goes_on_after_the_one_above_is_nothing_that_this_one_left(mete
     handler = open_owner("handler", "call", meter=meter)
     job = open_owner("job", "task", meter=meter)
     kept = bytearray(MB)
-    end_owner(handler)
+    close_owner(handler)
     while_open = account("handler")
-    end_owner(job)
+    close_owner(job)
 
     assert (while_open.live_bytes, while_open.live_after_end_bytes) == (near(MB), near(0))
     assert account("handler").live_after_end_bytes == near(MB)
@@ -190,7 +182,7 @@ def test_the_sum_over_all_accounts_is_what_is_alive(acts: list[tuple[str, int, i
         opened = [open_owner(f"{name}{level}", "scope", meter=choose_meter("native")) for level in range(depth + 1)]
         kept[place] = bytearray(size)
         for owner in reversed(opened):
-            end_owner(owner)
+            close_owner(owner)
         sizes[name] += size
     for place in freed & kept.keys():
         sizes[acts[place][0]] -= len(kept.pop(place))

@@ -14,7 +14,8 @@ import pytest
 
 from memtools.decorators import memory_budget
 from memtools.errors import ConfigError, MissingExtraError
-from memtools.ledger import TaskTracking, active_owner, bind_to_current, native_reason, track_tasks
+from memtools.ledger import active_owner, bind_to_current, native_reason, track_tasks
+from memtools.ledger._instrument import TaskTracking
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -174,7 +175,7 @@ def test_memory_that_no_allocator_of_pythons_hands_out_shows_as_growth_only() ->
 
 
 def test_only_the_native_meter_can_count_arrays() -> None:
-    with pytest.raises(ConfigError, match="the only one that can count arrays; here the meter is 'tracemalloc'"):
+    with pytest.raises(ConfigError, match="the only meter that counts arrays; here the meter is 'tracemalloc'"):
         track_tasks(numpy=True, meter="tracemalloc")
 
 

@@ -16,22 +16,18 @@ import pytest
 from memtools.errors import BudgetExceeded
 from memtools.events import Event, ScopeEnded, subscribe
 from memtools.ledger import (
-    UNUSED,
     Budget,
-    TrackedCoroutine,
     _context,
     active_owner,
     choose_meter,
-    current_tracker,
-    end_owner,
     forget_accounts,
     native_reason,
-    open_owner,
     open_owners,
     statistics,
 )
-from memtools.ledger._context import per_thread
-from memtools.ledger._coroutines import PureSteps
+from memtools.ledger._context import current_tracker, per_thread
+from memtools.ledger._coroutines import PythonTrackedCoroutine, TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
 
 # Any: what coroutines send and return, and what a driver is told, differs from test to test.
 METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]
@@ -40,7 +36,7 @@ MB = 1_000_000
 
 def _over_python() -> Any:
     body = {name: value for name, value in vars(TrackedCoroutine).items() if name != "__orig_bases__"}
-    return type("OverPython", (PureSteps, Coroutine), body)
+    return type("OverPython", (PythonTrackedCoroutine, Coroutine), body)
 
 
 @pytest.fixture(params=["as built", "in Python"])
@@ -52,7 +48,7 @@ def driver(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(params=METERS)
 def meter(request: pytest.FixtureRequest) -> Any:
     chosen = choose_meter(request.param)
-    chosen.hold()
+    chosen.acquire()
     yield chosen
     chosen.release()
 
@@ -129,7 +125,7 @@ def test_what_on_end_raises_takes_the_place_of_the_result_and_names_what_went_be
 
     assert isinstance(caught.value.__context__, LookupError)
     assert per_thread.slot.owner is None
-    assert per_thread.slot.driver is None
+    assert per_thread.slot.tracker is None
 
 
 @pytest.mark.parametrize("thrown", [(KeyError("k"),), (KeyError,), (KeyError, KeyError("k"), None)])
@@ -261,7 +257,7 @@ async def test_a_task_over_its_budget_is_stopped_at_its_next_step(driver: Any) -
         await asyncio.ensure_future(steps)
 
     assert len(store) <= 7
-    assert owners[0].overran
+    assert owners[0].exceeded_reported
     assert steps.owner is None
 
 
@@ -373,7 +369,7 @@ def test_one_that_joins_opens_its_owner_where_the_task_is_followed(driver: Any, 
 
     async def outer() -> list[int]:
         # The second goes the quick way.
-        return [await driver(work(n), meter, name="joined", kind="call", joins=True, on_end=ends) for n in range(2)]
+        return [await driver(work(n), meter, name="joined", kind="call", nest_if_tracked=True, on_end=ends) for n in range(2)]
 
     above = driver(outer(), meter, name="outer")
     assert finish(above) == [0, 1]
@@ -395,12 +391,12 @@ def test_one_that_joins_follows_by_itself_where_nobody_does(driver: Any) -> None
         return current_tracker()
 
     for name in (name for name in METERS if name != "rss"):
-        made = driver(work(), choose_meter(name), name="alone", joins=True, on_end=ends)
+        made = driver(work(), choose_meter(name), name="alone", nest_if_tracked=True, on_end=ends)
         assert finish(made) is made
         assert ends.owners[-1].usage.steps == 2
         assert ends.owners[-1].usage.exact
     # Nobody needs to follow for a meter that counts the whole process.
-    assert finish(driver(work(), choose_meter("rss"), name="alone", joins=True, on_end=ends)) is None
+    assert finish(driver(work(), choose_meter("rss"), name="alone", nest_if_tracked=True, on_end=ends)) is None
     assert ends.owners[-1].name == "alone"
     assert not ends.owners[-1].is_active
 
@@ -415,7 +411,7 @@ def test_how_one_that_joined_ends_is_told_and_passes(driver: Any, meter: Any, er
             raise error
 
     async def outer(*, raises: bool) -> None:
-        await driver(work(raises=raises), meter, name="joined", joins=True, on_end=ends)
+        await driver(work(raises=raises), meter, name="joined", nest_if_tracked=True, on_end=ends)
 
     with pytest.raises(type(error)) as caught:
         finish(driver(outer(raises=True), meter, name="outer"))
@@ -441,7 +437,7 @@ def test_one_that_joined_is_closed_with_its_task_and_settled_once(driver: Any, m
             closed.append(active_owner().name)  # type: ignore[union-attr]  # there is one
 
     async def outer() -> None:
-        await driver(work(), meter, name="joined", joins=True, on_end=ends)
+        await driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends)
 
     above = driver(outer(), meter, name="outer")
     above.send(None)
@@ -463,8 +459,8 @@ def test_one_that_joins_and_is_ended_before_it_begins_is_nobodys_call(driver: An
         raise AssertionError("must not run")
 
     with pytest.raises(LookupError):
-        driver(work(), meter, name="joined", joins=True, on_end=ends).throw(LookupError())
-    driver(work(), meter, name="joined", joins=True, on_end=ends).close()
+        driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends).throw(LookupError())
+    driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends).close()
 
     assert ends.owners == []
     assert open_owners() == ()
@@ -479,7 +475,7 @@ def test_what_on_end_raises_takes_the_place_of_a_joined_result(driver: Any, mete
 
     async def outer() -> str:
         with pytest.raises(BudgetExceeded):
-            await driver(work(), meter, name="joined", joins=True, on_end=refuses)
+            await driver(work(), meter, name="joined", nest_if_tracked=True, on_end=refuses)
         return "went on"
 
     assert finish(driver(outer(), meter, name="outer")) == "went on"
@@ -493,16 +489,16 @@ def test_those_that_are_made_after_an_example_are_as_it_is(driver: Any, meter: A
         await pause()
         return active_owner().name  # type: ignore[union-attr]  # there is one
 
-    example = driver(UNUSED, meter, name="made", kind="call", on_end=ends, joins=True)
-    plain = example.following(work())
+    example = driver(None, meter, name="made", kind="call", on_end=ends, nest_if_tracked=True)
+    plain = example.copy_for(work())
     example.__name__, example.__qualname__ = "shown", "shown.as"
-    named = example.following(work())
+    named = example.copy_for(work())
 
     assert (plain.__qualname__, named.__name__, named.__qualname__) == (work.__qualname__, "shown", "shown.as")
     assert (finish(plain), finish(named)) == ("made", "made")
     assert [owner.kind for owner in ends.owners] == ["call", "call"]
     with pytest.raises(AttributeError, match="send"):
-        example.following(42)
+        example.copy_for(42)
 
 
 def test_a_driver_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
@@ -517,7 +513,7 @@ def test_a_driver_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
 
 
 # What is in C is chosen once, when memtools is imported: `MEMTOOLS_NATIVE=0` may have held then and no longer.
-_IN_PYTHON = any(kind.__name__ == "PureSteps" for kind in TrackedCoroutine.__mro__)
+_IN_PYTHON = any(kind.__name__ == "PythonTrackedCoroutine" for kind in TrackedCoroutine.__mro__)
 
 
 @pytest.mark.skipif(_IN_PYTHON, reason="about the steps in C")
@@ -551,11 +547,12 @@ def test_the_quick_way_and_the_long_one_write_the_same_books(books: None) -> Non
 
     def one(name: str, *, layered: bool) -> Any:
         # What is layered goes the long way.
-        owner = open_owner(name, "call", meter=meter, is_layered=layered)
+        owner = open_owner(name, "call", meter=meter, is_stacked=layered)
         store.append(bytearray(MB))
         del store[:]
         store.append(bytearray(2000))
-        return end_owner(owner)
+        close_owner(owner)
+        return owner.usage
 
     usages = {layered: [one(f"layered {layered}", layered=layered) for _ in range(40)] for layered in (False, True)}
 
@@ -583,18 +580,18 @@ def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books:
         if depth:
             between = open_owner("between", "call", meter=meter)
             calls_itself(depth - 1)
-            end_owner(between)
-        end_owner(owner)
+            close_owner(between)
+        close_owner(owner)
 
     def books_of(goes_long: bool) -> Any:
         forget_accounts()
         store.clear()
-        _native.go_long(goes_long)
+        _native.disable_fast_path(goes_long)
         try:
             for _ in range(20):
                 calls_itself(4)
         finally:
-            _native.go_long(False)
+            _native.disable_fast_path(False)
         (entry,) = statistics().accounts
         (below,) = entry.children
         return entry, below
@@ -609,11 +606,11 @@ def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books:
         assert 20 * 39_000 < quick.retained_bytes < 20 * 55_000
 
     outer = open_owner("calls itself", "call", meter=meter)
-    inner = _native.open_plain(meter, "call", "calls itself", True, None)
+    inner = _native.open_fast(meter, "call", "calls itself", True, None)
     assert inner is not None
-    assert (inner.account, inner.nested) == (outer.account, True)
-    end_owner(inner)
-    end_owner(outer)
+    assert (inner.account, inner.is_recursive) == (outer.account, True)
+    close_owner(inner)
+    close_owner(outer)
 
 
 @native
@@ -634,11 +631,11 @@ def test_collections_do_not_look_at_those_that_are_over(books: None) -> None:
 def test_a_layer_of_a_call_is_left_to_the_long_way(books: None) -> None:
     meter = choose_meter("native")
     for _ in range(3):
-        outer = open_owner("layered", "call", meter=meter, is_layered=True)
+        outer = open_owner("layered", "call", meter=meter, is_stacked=True)
         inner = open_owner("layered", "call", meter=meter)
         assert not inner.is_counted
-        end_owner(inner)
-        end_owner(outer)
+        close_owner(inner)
+        close_owner(outer)
 
     (entry,) = statistics().accounts
     assert (entry.started, entry.active, entry.children) == (3, 0, ())
@@ -701,7 +698,7 @@ def _tasks_looked_up_anew() -> Iterator[None]:
     if running_loop is None:
         _context.current_task()
     elif _context._native is not None:
-        _context._native.know_tasks(running_loop, current_task)
+        _context._native.set_loop_getters(running_loop, current_task)
 
 
 @native
@@ -716,14 +713,14 @@ def test_quick_owners_are_heard_listed_and_noted_by_their_parent(books: None) ->
         assert active_owner() is inner
         block = bytearray(MB)
         with subscribe(heard.append):
-            end_owner(inner, failed=True)
+            close_owner(inner, failed=True)
         del block
-    end_owner(outer)
+    close_owner(outer)
 
     told = [event for event in heard if isinstance(event, ScopeEnded)]
     assert [(event.name, event.path, event.failed) for event in told] == [("inner", ("outer", "inner"), True)] * 2
-    assert outer.largest[0][0] == "inner"
-    assert outer.largest[0][1] >= MB
+    assert outer.largest_children[0][0] == "inner"
+    assert outer.largest_children[0][1] >= MB
     assert active_owner() is None
     assert inner not in open_owners()
 
@@ -731,18 +728,20 @@ def test_quick_owners_are_heard_listed_and_noted_by_their_parent(books: None) ->
 @native
 def test_a_quick_owner_that_is_ended_twice_or_by_another_thread_counts_once(books: None) -> None:
     meter = choose_meter("native")
-    end_owner(open_owner("once", "call", meter=meter))
+    close_owner(open_owner("once", "call", meter=meter))
     owner = open_owner("once", "call", meter=meter)
-    threads = [threading.Thread(target=end_owner, args=(owner,)) for _ in range(4)]
+    threads = [threading.Thread(target=close_owner, args=(owner,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    first = end_owner(owner)
+    first = owner.usage
+    close_owner(owner)
 
     entry = statistics().accounts[0]
     assert (entry.started, entry.active) == (2, 0)
-    assert end_owner(owner) == first
+    assert owner.usage == first
+    assert first is not None
 
 
 @native
@@ -753,13 +752,13 @@ def test_quick_owners_leave_no_tally_and_no_object(books: None) -> None:
 
     def some(number: int) -> None:
         for _ in range(number):
-            end_owner(open_owner("many", "call", meter=meter))
+            close_owner(open_owner("many", "call", meter=meter))
 
     some(500)
     gc.collect()
-    before, numbers = sys.getallocatedblocks(), _native.tallies_in_use()
+    before, numbers = sys.getallocatedblocks(), _native.counters_in_use()
     some(5_000)
     gc.collect()
 
     assert sys.getallocatedblocks() - before < 300
-    assert _native.tallies_in_use() <= numbers
+    assert _native.counters_in_use() <= numbers

@@ -37,7 +37,7 @@ def native() -> Iterator[Any]:
     from memtools.ledger import _native
 
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     gc.collect()
     gc.disable()  # or collector callbacks of others run, and allocate, in the middle of somebody's turn
     yield _native
@@ -135,17 +135,17 @@ class Program:
 
     def check(self) -> None:
         for owner in self.owners:
-            live, peak, _ = owner.tally.figures()
+            live, peak, _ = owner.tally.read()
             assert 0 <= live - owner.live <= KEPT_FOR_LATER, (live, owner.live)
             assert 0 <= peak - owner.peak <= KEPT_FOR_LATER + TEMPORARIES
 
 
 def _tree(native: Any) -> list[Modelled]:
-    root = Modelled(native.Tally(), None)
-    child = Modelled(native.Tally(root.tally), root)
-    grandchild = Modelled(native.Tally(child.tally), child)
-    sibling = Modelled(native.Tally(root.tally), root)
-    stranger = Modelled(native.Tally(), None)
+    root = Modelled(native.Counter(), None)
+    child = Modelled(native.Counter(root.tally), root)
+    grandchild = Modelled(native.Counter(child.tally), child)
+    sibling = Modelled(native.Counter(root.tally), root)
+    stranger = Modelled(native.Counter(), None)
     return [root, child, grandchild, sibling, stranger]
 
 
@@ -182,7 +182,7 @@ def test_every_block_is_charged_to_its_maker_and_to_all_above_whatever_becomes_o
 
     while books.blocks:
         books.free(0, owners[4])
-    assert all(0 <= owner.tally.figures()[0] <= KEPT_FOR_LATER for owner in owners)
+    assert all(0 <= owner.tally.read()[0] <= KEPT_FOR_LATER for owner in owners)
 
 
 def _in_a_thread(step: Callable[[], None]) -> None:
@@ -227,7 +227,7 @@ def trim(switch, tally, kept, count):
 def test_live_bytes_are_those_that_tracemalloc_finds_for_the_same_blocks(
     native: Any, acts: list[tuple[int, int, int]], threaded: bool
 ) -> None:
-    tallies = [native.Tally() for _ in range(3)]
+    tallies = [native.Counter() for _ in range(3)]
     kept: list[list[object]] = [[], [], []]
     functions: list[dict[str, Any]] = [{}, {}, {}]
 
@@ -255,7 +255,7 @@ def test_live_bytes_are_those_that_tracemalloc_finds_for_the_same_blocks(
             _in_a_thread(run)
         else:
             run()
-        live = [tally.figures()[0] for tally in tallies]
+        live = [tally.read()[0] for tally in tallies]
         traced = [_traced(number) - before[number] for number in range(3)]
     finally:
         tracemalloc.stop()

@@ -213,7 +213,7 @@ def test_no_tool_id_is_kept_for_what_has_been_stopped() -> None:
 
     assert len(found) == 1
     assert [sys.monitoring.get_tool(tool) for tool in range(6)] == before
-    assert list_of_dicts.__code__ not in [code for watch in _enforcement._watches.values() for code in watch.codes]
+    assert list_of_dicts.__code__ not in [code for watch in _enforcement._pending.values() for code in watch.codes]
 
 
 def test_threads_over_their_budgets_at_once_are_stopped_one_by_one() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Meter, Usage, choose_meter, current_usage, end_owner, native_reason, open_owner
+from memtools.ledger import Meter, Usage, choose_meter, native_reason
+from memtools.ledger._ledger import close_owner, current_usage, open_owner
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -25,7 +26,7 @@ SLACK = 20_000  # frames, records and locks that are made on the way
 def meter() -> Iterator[Meter]:
     """The native meter, counting, as in a program that has a scope open all along."""
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     yield meter
     meter.release()
 
@@ -137,9 +138,9 @@ def test_one_who_outlives_its_parent_takes_its_bytes_along(meter: Meter) -> None
     inner = open_owner("inner", "scope", meter=meter)
     kept = [bytearray(MB)]
 
-    end_owner(outer)
+    close_owner(outer)
     kept.append(bytearray(MB))
-    end_owner(inner)
+    close_owner(inner)
 
     assert current_usage(outer).retained_bytes == near(MB)
     assert outer.live_bytes == near(0)
@@ -199,26 +200,26 @@ def test_numbers_are_used_again_once_nobody_asks_and_nothing_lives(meter: Meter)
     from memtools.ledger import _native
 
     gc.collect()
-    before = _native.tallies_in_use()
+    before = _native.counters_in_use()
     kept = []
     for _ in range(1000):
         with memory_scope("short", meter="native") as opened:
             kept.append(bytearray(100))
     del opened
     gc.collect()
-    held = _native.tallies_in_use()
+    held = _native.counters_in_use()
     kept.clear()
 
     # Some of those from before may go meanwhile: the last block of one may lie in a free list of the interpreter's.
     assert 990 <= held - before <= 1010
-    assert _native.tallies_in_use() - before <= 10
+    assert _native.counters_in_use() - before <= 10
 
 
 def test_one_too_many_is_counted_with_the_one_above_and_says_so(meter: Meter) -> None:
     from memtools.ledger import _native
 
     with memory_scope("parent", meter="native") as parent:
-        crowd = [_native.Tally() for _ in range(40_000)]
+        crowd = [_native.Counter() for _ in range(40_000)]
         assert crowd[-1].is_shared
         with memory_scope("one too many", meter="native") as late:
             kept = bytearray(MB)
@@ -275,17 +276,17 @@ def test_when_another_tool_takes_the_hooks_out_owners_say_so_and_later_ones_are_
 BESIDE = """
 import tracemalloc
 from memtools.ledger import _native, choose_meter
-choose_meter("native").hold()
+choose_meter("native").acquire()
 names = {}
 exec(compile(
     "def work(switch, tally, kept):\\n"
     "    switch(tally)\\n"
     "    kept.append(kept[0] * 1000); kept.append(kept[0] * 100_000); kept.append({1, 2, 3})\\n"
     "    switch(None)\\n", "<work>", "exec"), names)
-tally, kept = _native.Tally(), [b'x']
+tally, kept = _native.Counter(), [b'x']
 names["work"](_native.switch, tally, kept)
 traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "<work>", lineno=3)])
-print(tally.figures()[0], sum(block.size for block in traces.traces))
+print(tally.read()[0], sum(block.size for block in traces.traces))
 """
 
 
@@ -331,7 +332,7 @@ def test_it_can_be_left_out_at_run_time() -> None:
 
     lines = python(program, MEMTOOLS_NATIVE="0").splitlines()
 
-    assert lines[0] == "resident MEMTOOLS_NATIVE=0"
+    assert lines[0] == "rss MEMTOOLS_NATIVE=0"
     assert lines[1] == (
         "meter='native' is not accepted: use 'tracemalloc' or 'rss'; there is no 'native' here: MEMTOOLS_NATIVE=0"
     )
@@ -343,18 +344,18 @@ def test_without_the_built_module_the_reason_says_so() -> None:
         "from memtools.ledger import choose_meter, native_reason\nprint(choose_meter().name, native_reason())"
     )
 
-    assert python(program).startswith("resident it was not built, or cannot be loaded (")
+    assert python(program).startswith("rss it was not built, or cannot be loaded (")
 
 
 @pytest.mark.parametrize("allocator", ["pymalloc", "malloc", "debug", "malloc_debug", "pymalloc_debug"])
 def test_it_counts_to_the_byte_on_every_allocator(allocator: str) -> None:
     program = (
         "from memtools.ledger import _native, choose_meter\n"
-        "choose_meter('native').hold()\n"
+        "choose_meter('native').acquire()\n"
         "def work(tally):\n"
         "    _native.switch(tally)\n    kept = bytes(100_000)\n    _native.switch(None)\n"
-        "    print(tally.figures()[0])\n    del kept\n    print(tally.figures()[0])\n"
-        "work(_native.Tally())"
+        "    print(tally.read()[0])\n    del kept\n    print(tally.read()[0])\n"
+        "work(_native.Counter())"
     )
 
     assert python(program, PYTHONMALLOC=allocator).split() == ["100033", "0"]

@@ -67,7 +67,7 @@ def scatter(switch, tally, kept, size):
 TWIN = """
 import asyncio, gc, json, sys, threading, tracemalloc
 from memtools.ledger import _native, choose_meter
-choose_meter("native").hold()
+choose_meter("native").acquire()
 gc.disable()
 sys.setswitchinterval(1e-5)
 SMALLEST = 16
@@ -109,16 +109,16 @@ def traced():
 tracemalloc.clear_traces()  # or each snapshot would hold all that was imported
 for line in sys.stdin:
     how, acts = json.loads(line)
-    root = _native.Tally()
-    child = _native.Tally(root)
-    tallies = [root, child, _native.Tally(child)]
+    root = _native.Counter()
+    child = _native.Counter(root)
+    tallies = [root, child, _native.Counter(child)]
     kept = [[], [], []]
     before = traced()
     {"threads": in_threads, "tasks": in_tasks}[how](acts, tallies, kept)
-    live = [tally.figures()[0] for tally in tallies]
+    live = [tally.read()[0] for tally in tallies]
     own = [now - then for now, then in zip(traced(), before)]
     kept.clear()
-    left = [tally.figures()[0] for tally in tallies]
+    left = [tally.read()[0] for tally in tallies]
     print(json.dumps([live, own, left]), flush=True)
 """
 

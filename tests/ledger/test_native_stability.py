@@ -43,16 +43,16 @@ def test_looking_whether_the_hooks_are_in_place_counts_nothing_twice_whatever_ot
 
     threads = [threading.Thread(target=churn) for _ in range(3)]
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     try:
         for thread in threads:
             thread.start()
-        tally = _native.Tally()
+        tally = _native.Counter()
         kept: list[bytes] = []
         for number in range(20_000):
             _native.switch(tally)
             kept.append(b"x" * 1000)
-            assert _native.are_in_place()
+            assert _native.hooks_in_place()
             _native.switch(None)
             if number % 1000 == 999:
                 kept.clear()
@@ -63,18 +63,18 @@ def test_looking_whether_the_hooks_are_in_place_counts_nothing_twice_whatever_ot
             thread.join()
         meter.release()
 
-    assert tally.figures()[0] < 1000  # an int in a free list, or two
+    assert tally.read()[0] < 1000  # an int in a free list, or two
 
 
 def test_a_look_at_the_hooks_changes_no_figure_at_all() -> None:
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     try:
-        tally = _native.Tally()
+        tally = _native.Counter()
         _native.switch(tally)
-        answers = _native.are_in_place(), _native.are_in_place()
+        answers = _native.hooks_in_place(), _native.hooks_in_place()
         _native.switch(None)
-        figures = tally.figures()
+        figures = tally.read()
     finally:
         meter.release()
 
@@ -84,7 +84,8 @@ def test_a_look_at_the_hooks_changes_no_figure_at_all() -> None:
 
 SUB_INTERPRETER = """
 import sys
-from memtools.ledger import choose_meter, native_reason, current_usage, active_owner
+from memtools.ledger import choose_meter, native_reason, active_owner
+from memtools.ledger._ledger import current_usage
 from memtools.scopes import memory_scope
 try:
     import _interpreters as made
@@ -191,8 +192,8 @@ bare.PyMem_RawMalloc.restype = ctypes.c_void_p
 bare.PyMem_RawFree.argtypes = [ctypes.c_void_p]
 bare.PyMem_RawFree.restype = None
 sys.setswitchinterval(1e-6)
-choose_meter("native").hold()
-tally = _native.Tally()
+choose_meter("native").acquire()
+tally = _native.Counter()
 enough = False
 def churn():
     _native.switch(tally)
@@ -206,11 +207,11 @@ for _ in range(150):
     if not child:
         code = 1
         try:
-            before = tally.figures()[0]
+            before = tally.read()[0]
             _native.switch(tally)
             block = bare.PyMem_RawMalloc(5000)
             _native.switch(None)
-            during = tally.figures()[0]
+            during = tally.read()[0]
             bare.PyMem_RawFree(block)
             code = 0 if during - before >= 5000 else 2
         finally:

@@ -21,16 +21,16 @@ class Program:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.accounts = [_native.Account() for _ in range(5)]
+        self.accounts = [_native.AccountTotals() for _ in range(5)]
         self.account_bytes = [0] * 5
-        self.held: list[tuple[_native.Tally, list[int]]] = []  # with the bytes below each
+        self.held: list[tuple[_native.Counter, list[int]]] = []  # with the bytes below each
         self.blocks: list[tuple[bytes, int, int, list[list[int]]]] = []
 
     def open(self) -> None:
         parent = self.random.choice(self.held) if self.held and self.random.random() < 0.5 else None
         account = self.random.randrange(5)
-        tally = _native.Tally(parent[0] if parent else None)
-        tally.join(self.accounts[account])
+        tally = _native.Counter(parent[0] if parent else None)
+        tally.attach_account(self.accounts[account])
         own = [0]
         self.make(tally, account, [own] if parent is None else [own, parent[1]])
         if parent is None and self.random.random() < 0.001:
@@ -38,7 +38,7 @@ class Program:
         else:
             tally.close()
 
-    def make(self, tally: _native.Tally, account: int, above: list[list[int]]) -> None:
+    def make(self, tally: _native.Counter, account: int, above: list[list[int]]) -> None:
         size = self.random.choices(SIZES, (100, 10, 1))[0]
         _native.switch(tally)
         block = BYTE * size  # no call: the tuple of its arguments would be a block of its own
@@ -58,15 +58,15 @@ class Program:
     def check(self) -> None:
         assert [account.live_bytes() for account in self.accounts] == self.account_bytes
         for tally, own in self.held:
-            assert tally.figures()[0] == own[0]
+            assert tally.read()[0] == own[0]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_owners_beyond_the_last_number_have_one_of_their_own_and_all_figures_stay_right(seed: int) -> None:
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     try:
-        before = _native.tallies_in_use()
+        before = _native.counters_in_use()
         warm_up = Program(seed)
         for _ in range(1000):
             warm_up.open()
@@ -80,26 +80,26 @@ def test_owners_beyond_the_last_number_have_one_of_their_own_and_all_figures_sta
                 program.check()
         program.check()
 
-        late = _native.Tally()
+        late = _native.Counter()
         assert not late.is_shared
-        assert _native.tallies_in_use() < MOST
+        assert _native.counters_in_use() < MOST
         while program.blocks:
             program.drop()
         program.check()
         del late
         held = len(program.held)
-        assert _native.tallies_in_use() - before <= held + 5
+        assert _native.counters_in_use() - before <= held + 5
     finally:
         meter.release()
 
 
 def test_where_all_numbers_are_held_the_next_one_is_shared_as_before() -> None:
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     try:
-        crowd = [_native.Tally() for _ in range(MOST + 10)]
+        crowd = [_native.Counter() for _ in range(MOST + 10)]
         assert crowd[-1].is_shared
         del crowd
-        assert not _native.Tally().is_shared
+        assert not _native.Counter().is_shared
     finally:
         meter.release()

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from memtools.ledger._counters import Tally, attach, charge, detach, inclusive, share
+from memtools.ledger._counters import Counter, aggregate_eagerly, attach, charge, detach, totals
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Truth:
 class Strand:
     """One task or thread: owners that were opened inside of each other, innermost last."""
 
-    owners: list[tuple[Tally, Truth]] = field(default_factory=list)
+    owners: list[tuple[Counter, Truth]] = field(default_factory=list)
 
 
 class AnyTreeOfOwners(RuleBasedStateMachine):
@@ -37,7 +37,7 @@ class AnyTreeOfOwners(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.strands = [Strand([(Tally(), Truth(None))])]
+        self.strands = [Strand([(Counter(), Truth(None))])]
         self.open = list(self.strands[0].owners)
 
     @rule(where=st.integers(0), net=st.integers(-50, 80), above=st.integers(0, 30))
@@ -62,7 +62,7 @@ class AnyTreeOfOwners(RuleBasedStateMachine):
 
     @rule(where=st.integers(0))
     def share_in_the_middle(self, where: int) -> None:
-        share(self._strand(where).owners[0][0])
+        aggregate_eagerly(self._strand(where).owners[0][0])
 
     @precondition(lambda self: len(self.open) > 1)
     @rule(where=st.integers(0))
@@ -78,16 +78,16 @@ class AnyTreeOfOwners(RuleBasedStateMachine):
 
     @invariant()
     def everyone_knows_its_own_and_its_childrens_bytes(self) -> None:
-        told = [inclusive(tally) for tally, _ in self.open]
+        told = [totals(tally) for tally, _ in self.open]
 
         assert told == [(truth.live, truth.peak) for _, truth in self.open]
 
     def _strand(self, where: int) -> Strand:
         return self.strands[where % len(self.strands)]
 
-    def _open(self, strand: Strand, above: Tally, truth: Truth, *, in_line: bool) -> None:
-        made = (Tally(), Truth(truth))
-        attach(made[0], above, in_line=in_line)
+    def _open(self, strand: Strand, above: Counter, truth: Truth, *, in_line: bool) -> None:
+        made = (Counter(), Truth(truth))
+        attach(made[0], above, inline=in_line)
         strand.owners.append(made)
         self.open.append(made)
 
@@ -105,22 +105,22 @@ TestAnyTreeOfOwners = AnyTreeOfOwners.TestCase
 
 
 def test_nested_owners_cost_one_addition_per_segment_whatever_the_depth() -> None:
-    outermost = innermost = Tally()
+    outermost = innermost = Counter()
     for _ in range(30):
-        child = Tally()
-        attach(child, innermost, in_line=True)
+        child = Counter()
+        attach(child, innermost, inline=True)
         innermost = child
 
     charge(innermost, 10.0, 10.0)
 
-    assert innermost.up is None
-    assert (outermost.live, inclusive(outermost)) == (0.0, (10.0, 10.0))
+    assert innermost.eager_parent is None
+    assert (outermost.live, totals(outermost)) == (0.0, (10.0, 10.0))
 
 
 def test_the_peak_of_a_child_stands_on_what_its_parent_held_then() -> None:
-    parent, child = Tally(), Tally()
+    parent, child = Counter(), Counter()
     charge(parent, 50.0, 50.0)
-    attach(child, parent, in_line=True)
+    attach(child, parent, inline=True)
     charge(child, 0.0, 5.0)
 
     detach(child)
@@ -130,9 +130,9 @@ def test_the_peak_of_a_child_stands_on_what_its_parent_held_then() -> None:
 
 
 def test_two_children_at_once_have_one_common_peak() -> None:
-    parent, first, second = Tally(), Tally(), Tally()
-    attach(first, parent, in_line=False)
-    attach(second, parent, in_line=False)
+    parent, first, second = Counter(), Counter(), Counter()
+    attach(first, parent, inline=False)
+    attach(second, parent, inline=False)
     charge(first, 50.0, 50.0)
     charge(second, 5.0, 5.0)
     charge(first, -50.0, 0.0)
@@ -144,8 +144,8 @@ def test_two_children_at_once_have_one_common_peak() -> None:
 
 
 def test_detaching_twice_counts_once() -> None:
-    parent, child = Tally(), Tally()
-    attach(child, parent, in_line=True)
+    parent, child = Counter(), Counter()
+    attach(child, parent, inline=True)
     charge(child, 7.0, 7.0)
 
     detach(child)
@@ -155,17 +155,17 @@ def test_detaching_twice_counts_once() -> None:
 
 
 def test_an_owner_opened_below_a_long_row_of_ended_ones_does_not_keep_them() -> None:
-    link = Tally()
+    link = Counter()
     for _ in range(100):
-        successor = Tally()
-        attach(successor, link, in_line=False)
+        successor = Counter()
+        attach(successor, link, inline=False)
         detach(link)
         link = successor
-    last = Tally()
+    last = Counter()
 
-    attach(last, link, in_line=False)
+    attach(last, link, inline=False)
 
-    above, length = last.up, 0
+    above, length = last.eager_parent, 0
     while above is not None:
-        above, length = above.up, length + 1
+        above, length = above.eager_parent, length + 1
     assert length <= 1

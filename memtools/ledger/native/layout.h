@@ -27,23 +27,24 @@ enum usage_field {
     USAGE_FIELDS
 };
 
-/* What a counter returns to Python, a tuple. Keep in step with the callers of `Tally.figures`
-   (`memtools/ledger/_native_meter.py`). */
+/* What a counter returns to Python, a tuple. Keep in step with the callers of `Counter.read`
+   (`memtools/ledger/meters/_native.py`). */
 enum counter_figure { COUNTER_LIVE_BYTES, COUNTER_PEAK_BYTES, COUNTER_ALLOCATED_BYTES, COUNTER_FIGURES };
 
-/* What a counter returns about refused blocks, a tuple. Keep in step with the callers of `Tally.refused`. */
+/* What a counter returns about refused blocks, a tuple. Keep in step with the callers of
+   `Counter.refusals`. */
 enum refusal_figure { REFUSAL_BLOCKS, REFUSAL_HIGHEST_BYTES, REFUSAL_FIGURES };
 
 /* A child among the largest of its parent, a tuple, and how many of them a parent remembers. Keep in step with
-   `memtools/ledger/_book.py`. */
+   `memtools/ledger/_ledger.py`. */
 enum largest_child_field { CHILD_NAME, CHILD_PEAK_BYTES, CHILD_FIELDS };
 #define MAX_LARGEST_CHILDREN 3
 
 /* An account is checkpointed whenever it has closed a power of two of owners, from this one on. Keep in step with
-   `FIRST_MARK` (`memtools/ledger/_accounts.py`). */
+   `FIRST_CHECKPOINT` (`memtools/ledger/_owner.py`). */
 #define FIRST_CHECKPOINT 16
 
-/* How old a reading of the resident memory may be. Keep in step with `memtools/ledger/_resident.py`. */
+/* How old a reading of the resident memory may be. Keep in step with `memtools/ledger/meters/_rss.py`. */
 #define RESIDENT_MAX_AGE_S 0.001
 
 #endif
