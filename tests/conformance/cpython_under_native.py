@@ -1,9 +1,9 @@
-"""Run suites of CPython's own with and without the native ledger, and compare what they say.
+"""Run CPython's own suites with and without the native meter, and compare their results.
 
-`python tests/conformance/cpython_under_native.py test_json test_list` prints one line per suite; 0 if all are the same.
-
-Each suite runs in an interpreter of its own, in which a scope is open all the while. Compared is the number of tests
-run, and the name of every one that failed, broke or was skipped. `--all` runs those that docs/performance.md names.
+`python tests/conformance/cpython_under_native.py test_json test_list` prints one line per suite, and returns 0 if all
+results are equal. Each suite runs in an interpreter of its own, in which a scope is open all the time. Compared are the
+number of tests, and the name of every test that failed, broke or was skipped. `--all` runs the suites that
+docs/performance.md names.
 """
 
 import json
@@ -12,18 +12,18 @@ import sys
 import tempfile
 
 ALL = ["test_json", "test_asyncio", "test_threading", "test_gc", "test_list", "test_dict"]
-LEFT_OUT = {
-    # In 3.12.1 and others it does not end, with or without a ledger: _PyErr_SetObject goes round in circles.
+EXCLUDED = {
+    # In 3.12.1 and other releases it does not end, with or without the meter: _PyErr_SetObject loops.
     "test_print_exception_gh_102056": "loops for ever in some releases of CPython",
 }
 CHILD = """
 import io, json, sys, unittest
-is_counted, suite, left_out = sys.argv[1] == "counted", sys.argv[2], sys.argv[3:]
+is_counted, suite, excluded = sys.argv[1] == "counted", sys.argv[2], sys.argv[3:]
 def without(tests):
     for test in tests:
         if isinstance(test, unittest.TestSuite):
             yield from without(test)
-        elif test.id().rpartition(".")[2] not in left_out:
+        elif test.id().rpartition(".")[2] not in excluded:
             yield test
 if is_counted:
     from memtools.ledger import choose_meter
@@ -43,9 +43,9 @@ print(json.dumps({
 
 
 def outcome(suite: str, *, counted: bool) -> dict[str, object]:
-    """Return what the suite says of itself."""
-    command = [sys.executable, "-c", CHILD, "counted" if counted else "alone", suite, *LEFT_OUT]
-    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
+    """Return the results of the suite."""
+    command = [sys.executable, "-c", CHILD, "counted" if counted else "alone", suite, *EXCLUDED]
+    # In another folder, so that `-c` imports the installed package and not the checkout.
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tempfile.gettempdir())
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:

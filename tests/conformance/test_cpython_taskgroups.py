@@ -57,7 +57,7 @@ class TestTaskScope(test_taskgroups.TestTaskGroup):  # type: ignore[misc]  # typ
         def test_taskgroup_without_parent_task(self) -> None: ...
 
 
-def test_the_suite_is_not_empty_and_tests_ours() -> None:
+def test_suite_is_not_empty_and_uses_the_task_scope() -> None:
     count = unittest.defaultTestLoader.loadTestsFromTestCase(TestTaskScope).countTestCases()
 
     assert [kind.__name__ for kind in SUITES if not issubclass(TestTaskScope, kind)] == []

@@ -1,4 +1,4 @@
-"""CPython's own suites say the same under the native ledger; the longer ones by the script beside this file."""
+"""CPython's own suites have the same results under the native meter."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("cpython_under_native.py")
 
 @pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 @pytest.mark.parametrize("suite", ["test_list", "test_dict", "test_json"])
-def test_the_suite_says_the_same_with_and_without_the_ledger(suite: str) -> None:
+def test_cpython_suite_passes_with_and_without_the_ledger(suite: str) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), suite], capture_output=True, text=True, timeout=300, check=False
     )

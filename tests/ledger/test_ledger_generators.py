@@ -48,7 +48,7 @@ async def scoped_async_numbers(store: list[bytearray], found: list[memory_scope]
                 yield number
 
 
-def test_a_decorated_generator_is_charged_without_its_consumer(session: Meter, accounts: Any) -> None:
+def test_decorated_generator_is_charged_without_its_consumer(session: Meter, accounts: Any) -> None:
     made: list[bytearray] = []
     consumed: list[bytearray] = []
 
@@ -60,7 +60,7 @@ def test_a_decorated_generator_is_charged_without_its_consumer(session: Meter, a
     assert accounts["numbers"].exact
 
 
-async def test_a_decorated_asynchronous_generator_is_charged_without_consumer_and_neighbour(
+async def test_decorated_async_generator_is_charged_alone(
     session: Meter, accounts: Any
 ) -> None:
     made: list[bytearray] = []
@@ -83,7 +83,7 @@ async def test_a_decorated_asynchronous_generator_is_charged_without_consumer_an
 
 
 @FOLLOWS_FRAMES
-def test_a_scope_inside_a_generator_is_charged_without_its_consumer(session: Meter) -> None:
+def test_scope_in_generator_is_charged_without_its_consumer(session: Meter) -> None:
     found: list[memory_scope] = []
     consumed: list[bytearray] = []
     owner = open_owner("consumer", "scope", meter=session)
@@ -100,7 +100,7 @@ def test_a_scope_inside_a_generator_is_charged_without_its_consumer(session: Met
 
 @FOLLOWS_FRAMES
 @pytest.mark.parametrize("is_left_early", [True, False])
-async def test_a_scope_inside_an_asynchronous_generator_is_charged_without_its_consumer(
+async def test_scope_in_async_generator_is_charged_without_consumer(
     session: Meter, is_left_early: bool
 ) -> None:
     found: list[memory_scope] = []
@@ -118,7 +118,7 @@ async def test_a_scope_inside_an_asynchronous_generator_is_charged_without_its_c
 
 
 @FOLLOWS_FRAMES
-def test_two_generators_by_turns_are_each_charged_for_themselves(session: Meter) -> None:
+def test_alternating_generators_are_charged_separately(session: Meter) -> None:
     first: list[memory_scope] = []
     second: list[memory_scope] = []
     stores: list[list[bytearray]] = [[], []]
@@ -130,7 +130,7 @@ def test_two_generators_by_turns_are_each_charged_for_themselves(session: Meter)
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_a_generators_scope_that_nobody_follows_is_process_wide_and_not_active_in_its_consumer(
+async def test_untracked_scope_in_generator_is_not_active_in_consumer(
     session: Meter, monkeypatch: pytest.MonkeyPatch, is_async: bool
 ) -> None:
     from memtools.ledger import _frames

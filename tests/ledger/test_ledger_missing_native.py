@@ -5,7 +5,7 @@ import sys
 import textwrap
 
 
-def test_an_extension_that_is_missing_is_not_looked_for_again() -> None:
+def test_missing_extension_is_looked_up_once() -> None:
     program = """
         import sys
 

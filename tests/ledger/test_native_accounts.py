@@ -43,7 +43,7 @@ def account(*path: str) -> AccountStatistics:
     return found
 
 
-def test_what_nobody_holds_any_more_is_still_known_by_its_account() -> None:
+def test_account_knows_bytes_of_owners_that_are_gone() -> None:
     kept = []
     for _ in range(20):
         with memory_scope("leaves some"):
@@ -56,7 +56,7 @@ def test_what_nobody_holds_any_more_is_still_known_by_its_account() -> None:
     assert account("leaves some").live_bytes == near(0)
 
 
-def test_those_above_hold_what_those_below_have_left() -> None:
+def test_parent_account_includes_bytes_left_by_children() -> None:
     with memory_scope("outer"):
         own = bytearray(MB)
         with memory_scope("inner"):
@@ -67,7 +67,7 @@ def test_those_above_hold_what_those_below_have_left() -> None:
     assert len(own) + len(kept) == 4 * MB
 
 
-def test_what_an_open_one_holds_is_alive_and_not_left() -> None:
+def test_bytes_of_an_open_owner_are_live_and_not_left() -> None:
     with memory_scope("ended twice"):
         first = bytearray(MB)
     with memory_scope("ended twice"):
@@ -78,7 +78,7 @@ def test_what_an_open_one_holds_is_alive_and_not_left() -> None:
     assert len(first) + len(second) == 4 * MB
 
 
-def test_one_that_goes_on_after_the_one_above_is_nothing_that_this_one_left(meter: Meter) -> None:
+def test_open_child_is_not_left_by_its_closed_parent(meter: Meter) -> None:
     handler = open_owner("handler", "call", meter=meter)
     job = open_owner("job", "task", meter=meter)
     kept = bytearray(MB)
@@ -91,7 +91,7 @@ def test_one_that_goes_on_after_the_one_above_is_nothing_that_this_one_left(mete
     assert len(kept) == MB
 
 
-def test_without_those_below_an_account_holds_its_own() -> None:
+def test_account_that_excludes_children_has_its_own_bytes() -> None:
     with memory_scope("all"), memory_scope("alone", include_children=False):
         own = bytearray(MB)
         with memory_scope("below"):
@@ -102,7 +102,7 @@ def test_without_those_below_an_account_holds_its_own() -> None:
     assert len(own) + len(kept) == 4 * MB
 
 
-def test_a_function_below_itself_holds_each_block_once() -> None:
+def test_recursive_function_counts_each_block_once() -> None:
     kept = []
 
     @profile_memory(name="descend")
@@ -116,7 +116,7 @@ def test_a_function_below_itself_holds_each_block_once() -> None:
     assert account("descend").live_bytes == near(3 * MB)
 
 
-def test_other_meters_do_not_know() -> None:
+def test_other_meters_do_not_know_live_bytes_of_accounts() -> None:
     for name in ("tracemalloc", "rss"):
         with memory_scope(name, meter=name):
             pass
@@ -124,7 +124,7 @@ def test_other_meters_do_not_know() -> None:
     assert [(entry.live_bytes, entry.live_after_end_bytes) for entry in statistics().accounts] == [(None, None)] * 2
 
 
-def test_new_accounts_take_over_what_open_owners_hold_and_nothing_else() -> None:
+def test_forget_accounts_keeps_only_bytes_of_open_owners() -> None:
     with memory_scope("goes on"):
         kept = [bytearray(MB)]
         with memory_scope("ended"):
@@ -136,7 +136,7 @@ def test_new_accounts_take_over_what_open_owners_hold_and_nothing_else() -> None
     assert [entry.name for entry in account("goes on").children] == []
 
 
-def test_what_is_left_is_remembered_after_powers_of_two() -> None:
+def test_checkpoints_are_taken_after_powers_of_two() -> None:
     kept = []
 
     @profile_memory(name="leaks")
@@ -151,7 +151,7 @@ def test_what_is_left_is_remembered_after_powers_of_two() -> None:
     assert all(left == near(calls * 10_033) for calls, left in marks)
 
 
-async def test_tasks_side_by_side_are_told_apart_after_their_end() -> None:
+async def test_concurrent_tasks_are_distinguished_after_their_end() -> None:
     kept: dict[str, bytearray] = {}
 
     async def work(name: str, size: int) -> None:
@@ -173,7 +173,7 @@ async def test_tasks_side_by_side_are_told_apart_after_their_end() -> None:
     acts=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(1, 300_000)), max_size=20),
     freed=st.sets(st.integers(0, 40)),
 )
-def test_the_sum_over_all_accounts_is_what_is_alive(acts: list[tuple[str, int, int]], freed: set[int]) -> None:
+def test_sum_over_all_accounts_is_the_live_bytes(acts: list[tuple[str, int, int]], freed: set[int]) -> None:
     forget_accounts()
     kept: dict[int, bytearray] = {}
     sizes: dict[str, int] = dict.fromkeys("abc", 0)

@@ -87,27 +87,27 @@ def orders(*tools: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("steps", orders("ours", "tracemalloc"), ids=" ".join)
-def test_tracemalloc_comes_and_goes_in_any_order(steps: list[str]) -> None:
+def test_tracemalloc_starts_and_stops_in_any_order(steps: list[str]) -> None:
     run(steps)
 
 
 @memray
 @pytest.mark.parametrize("tool", ["memray", "pymalloc memray"])
 @pytest.mark.parametrize("order", range(6))
-def test_memray_comes_and_goes_in_any_order(tool: str, order: int) -> None:
+def test_memray_starts_and_stops_in_any_order(tool: str, order: int) -> None:
     run(orders("ours", tool)[order])
 
 
 @memray
 @pytest.mark.parametrize("seed", range(6))
-def test_all_three_come_and_go_in_an_order_of_chance(seed: int) -> None:
+def test_all_three_start_and_stop_in_random_order(seed: int) -> None:
     chance = random.Random(seed)
 
     run(chance.choice(orders("ours", "tracemalloc", chance.choice(["memray", "pymalloc memray"]))))
 
 
 @memray
-def test_again_and_again_in_one_process() -> None:
+def test_both_tools_start_and_stop_many_times() -> None:
     chance = random.Random(7)
     found = orders("ours", "tracemalloc", "memray")
 

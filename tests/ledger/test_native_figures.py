@@ -159,7 +159,7 @@ acts = st.one_of(
 
 @settings(UNDISTURBED)
 @given(program=st.lists(st.tuples(acts, st.booleans()), max_size=40))
-def test_every_block_is_charged_to_its_maker_and_to_all_above_whatever_becomes_of_it(
+def test_every_block_is_charged_to_its_owner_and_all_ancestors(
     native: Any, program: list[tuple[tuple[Any, ...], bool]]
 ) -> None:
     owners = _tree(native)
@@ -224,7 +224,7 @@ def trim(switch, tally, kept, count):
     acts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 100_000)), max_size=30),
     threaded=st.booleans(),
 )
-def test_live_bytes_are_those_that_tracemalloc_finds_for_the_same_blocks(
+def test_live_bytes_equal_those_of_tracemalloc(
     native: Any, acts: list[tuple[int, int, int]], threaded: bool
 ) -> None:
     tallies = [native.Counter() for _ in range(3)]

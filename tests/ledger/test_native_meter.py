@@ -46,7 +46,7 @@ def python(program: str, *options: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_native_is_the_default_and_says_what_it_sees() -> None:
+def test_native_is_the_default_and_reports_exact_figures() -> None:
     with memory_scope("block") as block:
         kept = [bytes(1000) for _ in range(1000)]
 
@@ -57,7 +57,7 @@ def test_native_is_the_default_and_says_what_it_sees() -> None:
     assert usage.freed_bytes == usage.allocated_bytes - usage.retained_bytes
 
 
-def test_live_bytes_go_on_falling_after_the_end_while_the_usage_stays(meter: Meter) -> None:
+def test_live_bytes_fall_after_the_end_while_usage_stays(meter: Meter) -> None:
     with memory_scope("leaves something", meter="native") as block:
         kept = [bytearray(MB) for _ in range(3)]
 
@@ -69,7 +69,7 @@ def test_live_bytes_go_on_falling_after_the_end_while_the_usage_stays(meter: Met
     assert block.usage.retained_bytes == near(3 * MB)
 
 
-def test_live_bytes_fall_even_when_nobody_counts_any_more() -> None:
+def test_live_bytes_fall_after_counting_has_ended() -> None:
     with memory_scope("leaves something", meter="native") as block:
         kept = bytearray(MB)
 
@@ -80,7 +80,7 @@ def test_live_bytes_fall_even_when_nobody_counts_any_more() -> None:
     assert len(made_later) == MB
 
 
-def test_a_bystander_who_frees_is_not_credited(meter: Meter) -> None:
+def test_owner_that_frees_blocks_of_another_is_not_credited(meter: Meter) -> None:
     with memory_scope("maker", meter="native") as maker:
         kept = bytearray(5 * MB)
 
@@ -93,7 +93,7 @@ def test_a_bystander_who_frees_is_not_credited(meter: Meter) -> None:
     assert len(own) == MB
 
 
-def test_a_collection_in_a_bystanders_step_credits_the_maker(meter: Meter) -> None:
+def test_collection_in_another_step_credits_the_maker(meter: Meter) -> None:
     with memory_scope("maker", meter="native") as maker:
         cycle: list[object] = [bytearray(5 * MB)]
         cycle.append(cycle)
@@ -107,7 +107,7 @@ def test_a_collection_in_a_bystanders_step_credits_the_maker(meter: Meter) -> No
     assert maker.owner.live_bytes == near(0)
 
 
-def test_what_a_child_made_and_its_parent_frees_leaves_room_for_more(meter: Meter) -> None:
+def test_child_bytes_freed_by_its_parent_do_not_raise_the_peak(meter: Meter) -> None:
     with memory_scope("parent", meter="native") as parent:
         with memory_scope("child", meter="native"):
             kept = bytearray(5 * MB)
@@ -119,7 +119,7 @@ def test_what_a_child_made_and_its_parent_frees_leaves_room_for_more(meter: Mete
     assert len(again) == 5 * MB
 
 
-def test_a_sibling_who_frees_first_does_not_raise_the_parents_peak(meter: Meter) -> None:
+def test_sibling_that_frees_first_leaves_the_parents_peak(meter: Meter) -> None:
     with memory_scope("parent", meter="native") as parent:
         with memory_scope("first", meter="native"):
             kept = bytearray(5 * MB)
@@ -133,7 +133,7 @@ def test_a_sibling_who_frees_first_does_not_raise_the_parents_peak(meter: Meter)
     assert second.owner.live_bytes == near(5 * MB)
 
 
-def test_one_who_outlives_its_parent_takes_its_bytes_along(meter: Meter) -> None:
+def test_child_that_outlives_its_parent_keeps_its_bytes(meter: Meter) -> None:
     outer = open_owner("outer", "scope", meter=meter)
     inner = open_owner("inner", "scope", meter=meter)
     kept = [bytearray(MB)]
@@ -147,7 +147,7 @@ def test_one_who_outlives_its_parent_takes_its_bytes_along(meter: Meter) -> None
     assert inner.live_bytes == near(2 * MB)
 
 
-def test_threads_at_work_at_once_are_told_apart_exactly(meter: Meter) -> None:
+def test_concurrent_threads_are_charged_exactly(meter: Meter) -> None:
     usages: dict[int, Usage] = {}
     kept: list[list[bytes]] = [[], [], []]
 
@@ -168,7 +168,7 @@ def test_threads_at_work_at_once_are_told_apart_exactly(meter: Meter) -> None:
         assert usages[number].retained_bytes == near(2000 * (1000 * (number + 1) + 33))
 
 
-def test_the_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> None:
+def test_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> None:
     both_hold = threading.Barrier(2, timeout=30)
     from memtools.ledger import bind_to_current
 
@@ -188,7 +188,7 @@ def test_the_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> N
     assert parent.usage.retained_bytes == near(0)
 
 
-def test_what_nobody_has_the_turn_for_is_unattributed(meter: Meter) -> None:
+def test_bytes_without_a_current_owner_are_unattributed(meter: Meter) -> None:
     before = meter.unattributed_bytes
     kept = bytearray(2 * MB)
 
@@ -196,7 +196,7 @@ def test_what_nobody_has_the_turn_for_is_unattributed(meter: Meter) -> None:
     assert len(kept) == 2 * MB
 
 
-def test_numbers_are_used_again_once_nobody_asks_and_nothing_lives(meter: Meter) -> None:
+def test_counter_numbers_are_reused_once_nothing_lives(meter: Meter) -> None:
     from memtools.ledger import _native
 
     gc.collect()
@@ -215,7 +215,7 @@ def test_numbers_are_used_again_once_nobody_asks_and_nothing_lives(meter: Meter)
     assert _native.counters_in_use() - before <= 10
 
 
-def test_one_too_many_is_counted_with_the_one_above_and_says_so(meter: Meter) -> None:
+def test_owner_beyond_the_last_counter_shares_its_parents(meter: Meter) -> None:
     from memtools.ledger import _native
 
     with memory_scope("parent", meter="native") as parent:
@@ -235,7 +235,7 @@ def test_one_too_many_is_counted_with_the_one_above_and_says_so(meter: Meter) ->
     assert later.usage.exact
 
 
-def test_a_tracemalloc_session_of_somebody_elses_comes_and_goes(meter: Meter) -> None:
+def test_foreign_tracemalloc_session_changes_nothing(meter: Meter) -> None:
     with memory_scope("during", meter="native") as during:
         tracemalloc.start()
         kept = [bytearray(MB)]
@@ -266,7 +266,7 @@ print(later.owner.live_bytes < 20_000)
 """
 
 
-def test_when_another_tool_takes_the_hooks_out_owners_say_so_and_later_ones_are_right() -> None:
+def test_removed_hooks_make_only_open_owners_inexact() -> None:
     lines = python(TAKEN_OUT).splitlines()
 
     assert lines[0] == "False another tool took the hooks out of the allocator meanwhile"
@@ -322,7 +322,7 @@ def test_both_sides_of_a_fork_go_on_counting() -> None:
     assert python(FORKS).strip() == "True"
 
 
-def test_it_can_be_left_out_at_run_time() -> None:
+def test_native_meter_can_be_disabled_by_environment() -> None:
     program = (
         "from memtools.ledger import choose_meter, native_reason\n"
         "from memtools.errors import ConfigError\n"
@@ -338,7 +338,7 @@ def test_it_can_be_left_out_at_run_time() -> None:
     )
 
 
-def test_without_the_built_module_the_reason_says_so() -> None:
+def test_missing_extension_is_the_reason() -> None:
     program = (
         "import sys\nsys.modules['memtools.ledger._native'] = None\n"
         "from memtools.ledger import choose_meter, native_reason\nprint(choose_meter().name, native_reason())"
@@ -348,7 +348,7 @@ def test_without_the_built_module_the_reason_says_so() -> None:
 
 
 @pytest.mark.parametrize("allocator", ["pymalloc", "malloc", "debug", "malloc_debug", "pymalloc_debug"])
-def test_it_counts_to_the_byte_on_every_allocator(allocator: str) -> None:
+def test_figures_are_exact_on_every_allocator(allocator: str) -> None:
     program = (
         "from memtools.ledger import _native, choose_meter\n"
         "choose_meter('native').acquire()\n"

@@ -163,7 +163,7 @@ def twin() -> Iterator[Twin]:
     how=st.sampled_from(["threads", "tasks"]),
     program=st.lists(st.lists(acts, max_size=15), min_size=1, max_size=4),
 )
-def test_live_bytes_of_each_owner_and_those_below_it_are_tracemallocs_whoever_resizes_and_frees(
+def test_live_bytes_of_a_tree_equal_those_of_tracemalloc(
     twin: Twin, how: str, program: list[list[Any]]
 ) -> None:
     live, own, left = twin.run(how, program)

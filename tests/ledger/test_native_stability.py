@@ -33,7 +33,7 @@ def bare_library() -> ctypes.CDLL:
     return library
 
 
-def test_looking_whether_the_hooks_are_in_place_counts_nothing_twice_whatever_other_threads_do() -> None:
+def test_hook_check_counts_no_block_of_other_threads_twice() -> None:
     bare = bare_library()
     enough = threading.Event()
 
@@ -66,7 +66,7 @@ def test_looking_whether_the_hooks_are_in_place_counts_nothing_twice_whatever_ot
     assert tally.read()[0] < 1000  # an int in a free list, or two
 
 
-def test_a_look_at_the_hooks_changes_no_figure_at_all() -> None:
+def test_hook_check_changes_no_figure() -> None:
     meter = choose_meter("native")
     meter.acquire()
     try:
@@ -157,7 +157,7 @@ print(choose_meter().name)
 
 
 @pytest.mark.parametrize("by", ["python", "C, seen by the next owner"])
-def test_an_interpreter_is_noticed_whose_maker_was_loaded_after_the_ledger(by: str) -> None:
+def test_sub_interpreter_module_loaded_later_is_noticed(by: str) -> None:
     if by != "python" and importlib.util.find_spec("_testcapi") is None:
         pytest.skip("this distribution of Python comes without _testcapi")
 
@@ -173,16 +173,16 @@ def python(program: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("gil", ["own", "shared"])
-def test_the_ledger_stops_for_good_and_says_so_when_a_sub_interpreter_is_made(gil: str) -> None:
+def test_sub_interpreter_stops_counting_for_good(gil: str) -> None:
     assert python(SUB_INTERPRETER, gil) == "told"
 
 
-def test_the_ledger_does_not_begin_where_there_has_been_a_sub_interpreter() -> None:
+def test_earlier_sub_interpreter_prevents_counting() -> None:
     assert python(AFTER_ONE) == "rss"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_no_number_waits_in_a_child_for_a_thread_that_was_about_to_queue_it() -> None:
+def test_forked_child_drops_numbers_queued_by_other_threads() -> None:
     program = """
 import ctypes, os, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -256,7 +256,7 @@ def spin_over_a_range(block: Block) -> None:
 
 
 @pytest.mark.parametrize("spin", [spin_for_ever, spin_over_a_range], ids=lambda spin: spin.__name__)
-def test_who_is_stopped_in_a_loop_without_calls_leaves_through_its_own_blocks(spin: Callable[[Block], None]) -> None:
+def test_owner_stopped_in_a_loop_without_calls_runs_its_finally(spin: Callable[[Block], None]) -> None:
     block = Block()
 
     thread = threading.Thread(target=spin, args=(block,))
@@ -267,7 +267,7 @@ def test_who_is_stopped_in_a_loop_without_calls_leaves_through_its_own_blocks(sp
     assert not open_owners()
 
 
-def test_a_thread_can_be_stopped_while_tracemalloc_comes_and_goes() -> None:
+def test_thread_is_stopped_while_tracemalloc_starts_and_stops() -> None:
     program = """
 import threading, time, tracemalloc
 from memtools.errors import BudgetExceeded

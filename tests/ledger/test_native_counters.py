@@ -62,7 +62,7 @@ class Program:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_owners_beyond_the_last_number_have_one_of_their_own_and_all_figures_stay_right(seed: int) -> None:
+def test_released_numbers_are_merged_and_figures_stay_right(seed: int) -> None:
     meter = choose_meter("native")
     meter.acquire()
     try:
@@ -93,7 +93,7 @@ def test_owners_beyond_the_last_number_have_one_of_their_own_and_all_figures_sta
         meter.release()
 
 
-def test_where_all_numbers_are_held_the_next_one_is_shared_as_before() -> None:
+def test_owner_shares_a_number_when_all_are_held() -> None:
     meter = choose_meter("native")
     meter.acquire()
     try:

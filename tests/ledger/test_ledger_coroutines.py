@@ -72,7 +72,7 @@ async def cleans_up(store: list[bytearray], during: asyncio.Event) -> None:
         store.append(bytearray(5 * MB))
 
 
-async def test_cleaning_up_after_a_cancellation_is_charged_rightly(session: Meter) -> None:
+async def test_clean_up_after_a_cancellation_is_charged(session: Meter) -> None:
     store: list[bytearray] = []
     started = asyncio.Event()
     driver = drive(cleans_up(store, started), session)
@@ -90,7 +90,7 @@ async def test_cleaning_up_after_a_cancellation_is_charged_rightly(session: Mete
     assert await beside == near(0)
 
 
-async def test_cleaning_up_after_a_timeout_is_charged_rightly(session: Meter) -> None:
+async def test_clean_up_after_a_timeout_is_charged(session: Meter) -> None:
     store: list[bytearray] = []
     driver = drive(cleans_up(store, asyncio.Event()), session)
 
@@ -106,7 +106,7 @@ async def test_cleaning_up_after_a_timeout_is_charged_rightly(session: Meter) ->
     assert task.cancelling() == 0
 
 
-async def test_cancelling_and_uncancel_are_what_they_are_without_a_driver(session: Meter) -> None:
+async def test_cancelling_and_uncancel_are_unchanged(session: Meter) -> None:
     seen: list[int] = []
 
     async def swallows_one() -> str:
@@ -129,7 +129,7 @@ async def test_cancelling_and_uncancel_are_what_they_are_without_a_driver(sessio
     assert seen == [1, 0, 1, 0]
 
 
-async def test_a_task_cancelled_before_its_first_step_still_ends_its_owner(session: Meter) -> None:
+async def test_task_cancelled_before_its_first_step_closes_its_owner(session: Meter) -> None:
     async def never() -> None:
         raise AssertionError("must not run")
 
@@ -166,7 +166,7 @@ def test_close_runs_the_clean_up_inside_a_charged_step(session: Meter) -> None:
     assert session.unattributed_bytes - before == near(0)
 
 
-def test_closing_twice_ends_once(session: Meter) -> None:
+def test_coroutine_closed_twice_ends_once(session: Meter) -> None:
     told: list[BaseException | None] = []
 
     async def pauses() -> None:
@@ -183,7 +183,7 @@ def test_closing_twice_ends_once(session: Meter) -> None:
     assert told == [None]
 
 
-def test_closing_what_never_began_opens_nothing(session: Meter) -> None:
+def test_coroutine_closed_before_its_start_opens_nothing(session: Meter) -> None:
     async def never() -> None:
         raise AssertionError("must not run")
 
@@ -194,7 +194,7 @@ def test_closing_what_never_began_opens_nothing(session: Meter) -> None:
     assert driver.owner is None
 
 
-def test_a_suspended_call_that_is_dropped_is_closed_and_settled_as_a_coroutine_is(session: Meter) -> None:
+def test_dropped_suspended_call_closes_its_owner(session: Meter) -> None:
     store: list[bytearray] = []
 
     class Pause:
@@ -218,7 +218,7 @@ def test_a_suspended_call_that_is_dropped_is_closed_and_settled_as_a_coroutine_i
     assert owner.live_bytes == near(10 * MB)
 
 
-async def test_what_a_coroutine_raises_and_returns_passes(session: Meter) -> None:
+async def test_results_and_exceptions_of_a_coroutine_pass(session: Meter) -> None:
     async def raises() -> None:
         await asyncio.sleep(0)
         raise LookupError("mine")
@@ -235,7 +235,7 @@ async def test_what_a_coroutine_raises_and_returns_passes(session: Meter) -> Non
     assert current_tracker() is None
 
 
-def test_an_interrupt_in_the_middle_passes_and_ends_the_owner(session: Meter) -> None:
+def test_interrupt_passes_and_closes_the_owner(session: Meter) -> None:
     async def interrupted() -> None:
         await asyncio.sleep(0)
         raise KeyboardInterrupt
@@ -251,7 +251,7 @@ def test_an_interrupt_in_the_middle_passes_and_ends_the_owner(session: Meter) ->
     assert not ended(driver).is_active
 
 
-async def test_children_inherit_the_owner_and_count_into_it_unless_told_otherwise(session: Meter) -> None:
+async def test_children_count_into_their_owner_unless_excluded(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def child() -> None:
@@ -270,7 +270,7 @@ async def test_children_inherit_the_owner_and_count_into_it_unless_told_otherwis
     assert ended(alone).live_bytes == near(0)
 
 
-async def test_a_task_without_an_owner_of_its_own_is_charged_to_the_one_it_was_started_in(session: Meter) -> None:
+async def test_task_without_an_owner_is_charged_to_its_starter(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def child() -> None:
@@ -286,7 +286,7 @@ async def test_a_task_without_an_owner_of_its_own_is_charged_to_the_one_it_was_s
     assert ended(driver).live_bytes == near(30 * MB)
 
 
-async def test_another_meter_in_between_does_not_take_the_turn_away(session: Meter) -> None:
+async def test_owner_of_another_meter_does_not_replace_the_current_one(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def call() -> None:
@@ -301,7 +301,7 @@ async def test_another_meter_in_between_does_not_take_the_turn_away(session: Met
     assert ended(driver).live_bytes == near(10 * MB)
 
 
-async def test_a_driver_of_one_meter_follows_for_the_scopes_of_another() -> None:
+async def test_tracker_of_one_meter_serves_scopes_of_another() -> None:
     from memtools.ledger import choose_meter
 
     store: list[bytearray] = []
@@ -343,7 +343,7 @@ async def test_steps_are_counted_for_the_call_and_for_scopes_inside(session: Met
     assert scopes[0].usage.steps == 301
 
 
-async def test_a_call_awaited_inside_a_charged_step_gives_the_turn_back(session: Meter) -> None:
+async def test_awaited_call_restores_the_current_owner(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def inner() -> None:
@@ -362,7 +362,7 @@ async def test_a_call_awaited_inside_a_charged_step_gives_the_turn_back(session:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-async def test_an_eager_task_runs_inside_its_parents_step_and_is_charged_for_itself(session: Meter) -> None:
+async def test_eager_task_in_its_parents_step_is_charged_for_itself(session: Meter) -> None:
     store: list[bytearray] = []
     children: list[TrackedCoroutine[Any]] = []
     loop = asyncio.get_running_loop()
@@ -397,7 +397,7 @@ async def test_an_eager_task_runs_inside_its_parents_step_and_is_charged_for_its
     assert ended(driver).live_bytes == near(40 * MB)
 
 
-async def test_an_owner_may_be_opened_in_one_context_and_ended_in_another(session: Meter) -> None:
+async def test_owner_may_be_closed_in_another_context(session: Meter) -> None:
     opened: list[Owner] = []
     elsewhere = contextvars.copy_context()
     elsewhere.run(lambda: opened.append(open_owner("there", "scope", meter=session)))
@@ -409,7 +409,7 @@ async def test_an_owner_may_be_opened_in_one_context_and_ended_in_another(sessio
     assert active_owner() is None
 
 
-async def test_a_task_that_outlives_its_scope_opens_below_the_next_one_that_is_open(session: Meter) -> None:
+async def test_task_that_outlives_its_scope_opens_below_an_open_one(session: Meter) -> None:
     parents: list[Owner | None] = []
 
     async def late() -> None:
@@ -448,7 +448,7 @@ async def test_debuggers_see_the_users_coroutine(session: Meter, capsys: pytest.
         await task
 
 
-def test_asyncio_debug_mode_is_served(session: Meter) -> None:
+def test_asyncio_debug_mode_works(session: Meter) -> None:
     async def call() -> int:
         await asyncio.sleep(0)
         return 3
@@ -459,7 +459,7 @@ def test_asyncio_debug_mode_is_served(session: Meter) -> None:
     assert asyncio.run(main(), debug=True) == 3
 
 
-def test_what_is_no_coroutine_is_refused_without_a_trace(session: Meter) -> None:
+def test_tracking_of_no_coroutine_raises_and_opens_nothing(session: Meter) -> None:
     with pytest.raises(AttributeError, match="send"):
         TrackedCoroutine(42, session)  # type: ignore[arg-type]  # on purpose
     gc.collect()

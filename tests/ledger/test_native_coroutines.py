@@ -68,7 +68,7 @@ def finish(steps: Any) -> Any:
 
 
 @pytest.mark.parametrize("result", [None, 7, (1, 2), ValueError("a result"), StopIteration(3)])
-def test_whatever_is_returned_comes_out_as_it_is(driver: Any, meter: Any, result: Any) -> None:
+def test_return_values_pass_unchanged(driver: Any, meter: Any, result: Any) -> None:
     async def returns() -> Any:
         await pause()
         return result
@@ -80,7 +80,7 @@ def test_whatever_is_returned_comes_out_as_it_is(driver: Any, meter: Any, result
     assert finish(awaits()) is result
 
 
-def test_what_is_sent_and_yielded_passes_both_ways(driver: Any, meter: Any) -> None:
+def test_sent_and_yielded_values_pass_both_ways(driver: Any, meter: Any) -> None:
     async def talks() -> list[Any]:
         return [await pause("one"), await pause("two")]
 
@@ -93,7 +93,7 @@ def test_what_is_sent_and_yielded_passes_both_ways(driver: Any, meter: Any) -> N
     assert steps.steps == 3
 
 
-def test_on_end_is_told_the_owner_and_the_exception(driver: Any, meter: Any) -> None:
+def test_on_end_gets_the_owner_and_the_exception(driver: Any, meter: Any) -> None:
     told: list[Any] = []
 
     async def ends(error: BaseException | None) -> None:
@@ -113,7 +113,7 @@ def test_on_end_is_told_the_owner_and_the_exception(driver: Any, meter: Any) -> 
     assert told == [(False, None), (False, failure)]
 
 
-def test_what_on_end_raises_takes_the_place_of_the_result_and_names_what_went_before(driver: Any, meter: Any) -> None:
+def test_exception_of_on_end_replaces_the_result(driver: Any, meter: Any) -> None:
     async def fails() -> None:
         raise LookupError("mine")
 
@@ -130,7 +130,7 @@ def test_what_on_end_raises_takes_the_place_of_the_result_and_names_what_went_be
 
 @pytest.mark.parametrize("thrown", [(KeyError("k"),), (KeyError,), (KeyError, KeyError("k"), None)])
 @pytest.mark.filterwarnings("ignore:the .type, exc, tb. signature:DeprecationWarning")
-def test_what_is_thrown_in_reaches_the_coroutine(driver: Any, meter: Any, thrown: tuple[Any, ...]) -> None:
+def test_thrown_exceptions_reach_the_coroutine(driver: Any, meter: Any, thrown: tuple[Any, ...]) -> None:
     async def catches() -> str:
         try:
             await pause()
@@ -145,7 +145,7 @@ def test_what_is_thrown_in_reaches_the_coroutine(driver: Any, meter: Any, thrown
     assert finish(steps) == "done"
 
 
-def test_a_frame_that_failed_is_not_kept_alive(driver: Any, meter: Any) -> None:
+def test_failed_frame_is_not_kept_alive(driver: Any, meter: Any) -> None:
     class Held:
         pass
 
@@ -170,7 +170,7 @@ def test_a_frame_that_failed_is_not_kept_alive(driver: Any, meter: Any) -> None:
         gc.enable()
 
 
-def test_who_is_dropped_in_a_cycle_is_closed_when_it_is_collected(driver: Any, meter: Any) -> None:
+def test_coroutine_dropped_in_a_cycle_is_closed_by_the_collector(driver: Any, meter: Any) -> None:
     ended: list[str] = []
 
     async def holds(cycle: list[Any]) -> None:
@@ -193,7 +193,7 @@ def test_who_is_dropped_in_a_cycle_is_closed_when_it_is_collected(driver: Any, m
     assert not [owner for owner in open_owners() if owner.name == "holds"]
 
 
-def test_names_are_the_coroutines_until_others_are_given(driver: Any, meter: Any) -> None:
+def test_names_are_the_coroutines_until_set(driver: Any, meter: Any) -> None:
     async def mine() -> None:
         await pause()
 
@@ -217,7 +217,7 @@ def test_names_are_the_coroutines_until_others_are_given(driver: Any, meter: Any
     nameless.close()
 
 
-def test_anything_with_the_methods_of_a_coroutine_can_be_followed(driver: Any, meter: Any) -> None:
+def test_any_object_with_coroutine_methods_can_be_tracked(driver: Any, meter: Any) -> None:
     class ByHand:
         left = 2
 
@@ -240,7 +240,7 @@ def test_anything_with_the_methods_of_a_coroutine_can_be_followed(driver: Any, m
         steps.throw(KeyError())
 
 
-async def test_a_task_over_its_budget_is_stopped_at_its_next_step(driver: Any) -> None:
+async def test_task_over_budget_is_stopped_at_its_next_step(driver: Any) -> None:
     store: list[bytearray] = []
 
     async def grows() -> None:
@@ -261,7 +261,7 @@ async def test_a_task_over_its_budget_is_stopped_at_its_next_step(driver: Any) -
     assert steps.owner is None
 
 
-async def test_meters_change_places_within_a_task_and_between_tasks(driver: Any) -> None:
+async def test_meters_alternate_within_a_task_and_between_tasks(driver: Any) -> None:
     store: list[bytearray] = []
 
     async def grows(size: int) -> None:
@@ -286,7 +286,7 @@ async def test_meters_change_places_within_a_task_and_between_tasks(driver: Any)
     assert current_tracker() is None
 
 
-def test_steps_may_be_taken_in_different_threads(driver: Any, meter: Any) -> None:
+def test_steps_may_run_in_different_threads(driver: Any, meter: Any) -> None:
     async def work() -> int:
         for _ in range(3):
             await pause()
@@ -302,7 +302,7 @@ def test_steps_may_be_taken_in_different_threads(driver: Any, meter: Any) -> Non
     assert per_thread.slot.owner is None
 
 
-def test_thousands_of_drivers_leave_nothing(driver: Any, meter: Any) -> None:
+def test_thousands_of_tracked_coroutines_leave_nothing(driver: Any, meter: Any) -> None:
     async def work(fails: bool) -> None:
         await pause()
         if fails:
@@ -323,7 +323,7 @@ def test_thousands_of_drivers_leave_nothing(driver: Any, meter: Any) -> None:
     assert sys.getallocatedblocks() - before < 300
 
 
-def test_one_that_is_over_holds_nothing_for_those_who_keep_it(driver: Any, meter: Any) -> None:
+def test_finished_coroutine_keeps_no_references(driver: Any, meter: Any) -> None:
     owners: list[weakref.ref[Any]] = []
 
     def keep(owner: Any, _error: BaseException | None) -> None:
@@ -356,7 +356,7 @@ class _Ends:
         self.errors.append(error)
 
 
-def test_one_that_joins_opens_its_owner_where_the_task_is_followed(driver: Any, meter: Any) -> None:
+def test_nested_call_opens_its_owner_under_the_tracker(driver: Any, meter: Any) -> None:
     ends = _Ends()
     seen: list[Any] = []
 
@@ -383,7 +383,7 @@ def test_one_that_joins_opens_its_owner_where_the_task_is_followed(driver: Any, 
     assert active_owner() is None
 
 
-def test_one_that_joins_follows_by_itself_where_nobody_does(driver: Any) -> None:
+def test_nested_call_without_a_tracker_tracks_itself(driver: Any) -> None:
     ends = _Ends()
 
     async def work() -> Any:
@@ -402,7 +402,7 @@ def test_one_that_joins_follows_by_itself_where_nobody_does(driver: Any) -> None
 
 
 @pytest.mark.parametrize("error", [LookupError("failed"), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
-def test_how_one_that_joined_ends_is_told_and_passes(driver: Any, meter: Any, error: BaseException) -> None:
+def test_end_of_a_nested_call_is_reported_and_passes(driver: Any, meter: Any, error: BaseException) -> None:
     ends = _Ends()
 
     async def work(*, raises: bool) -> None:
@@ -426,7 +426,7 @@ def test_how_one_that_joined_ends_is_told_and_passes(driver: Any, meter: Any, er
     assert active_owner() is None
 
 
-def test_one_that_joined_is_closed_with_its_task_and_settled_once(driver: Any, meter: Any) -> None:
+def test_nested_call_closed_with_its_task_is_counted_once(driver: Any, meter: Any) -> None:
     ends = _Ends()
     closed: list[str] = []
 
@@ -452,7 +452,7 @@ def test_one_that_joined_is_closed_with_its_task_and_settled_once(driver: Any, m
     assert [owner.is_active for owner in ends.owners] == [False, False]
 
 
-def test_one_that_joins_and_is_ended_before_it_begins_is_nobodys_call(driver: Any, meter: Any) -> None:
+def test_nested_call_ended_before_its_start_opens_no_owner(driver: Any, meter: Any) -> None:
     ends = _Ends()
 
     async def work() -> None:
@@ -466,7 +466,7 @@ def test_one_that_joins_and_is_ended_before_it_begins_is_nobodys_call(driver: An
     assert open_owners() == ()
 
 
-def test_what_on_end_raises_takes_the_place_of_a_joined_result(driver: Any, meter: Any) -> None:
+def test_exception_of_on_end_replaces_a_nested_result(driver: Any, meter: Any) -> None:
     def refuses(_owner: Any, _error: BaseException | None) -> None:
         raise BudgetExceeded("joined", 2, 1)
 
@@ -482,7 +482,7 @@ def test_what_on_end_raises_takes_the_place_of_a_joined_result(driver: Any, mete
     assert active_owner() is None
 
 
-def test_those_that_are_made_after_an_example_are_as_it_is(driver: Any, meter: Any) -> None:
+def test_copies_have_the_options_and_names_of_the_original(driver: Any, meter: Any) -> None:
     ends = _Ends()
 
     async def work() -> str:
@@ -501,7 +501,7 @@ def test_those_that_are_made_after_an_example_are_as_it_is(driver: Any, meter: A
         example.copy_for(42)
 
 
-def test_a_driver_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
+def test_tracked_coroutine_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
     async def work() -> None: ...
 
     made = driver(work(), meter, name="work")
@@ -517,7 +517,7 @@ _IN_PYTHON = any(kind.__name__ == "PythonTrackedCoroutine" for kind in TrackedCo
 
 
 @pytest.mark.skipif(_IN_PYTHON, reason="about the steps in C")
-def test_one_that_was_never_made_refuses_and_does_not_crash() -> None:
+def test_uninitialised_object_raises_and_does_not_crash() -> None:
     steps: Any = TrackedCoroutine.__new__(TrackedCoroutine)
 
     with pytest.raises(RuntimeError, match="no coroutine"):
@@ -541,7 +541,7 @@ def books() -> Any:
 
 
 @native
-def test_the_quick_way_and_the_long_one_write_the_same_books(books: None) -> None:
+def test_fast_path_and_slow_path_write_the_same_accounts(books: None) -> None:
     meter = choose_meter("native")
     store: list[bytearray] = []
 
@@ -568,7 +568,7 @@ def test_the_quick_way_and_the_long_one_write_the_same_books(books: None) -> Non
 
 
 @native
-def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books: None) -> None:
+def test_recursive_calls_on_both_paths_write_the_same_accounts(books: None) -> None:
     from memtools.ledger import _native
 
     meter = choose_meter("native")
@@ -614,7 +614,7 @@ def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books:
 
 
 @native
-def test_collections_do_not_look_at_those_that_are_over(books: None) -> None:
+def test_collections_do_not_visit_finished_coroutines(books: None) -> None:
     async def work() -> None:
         await pause()
 
@@ -628,7 +628,7 @@ def test_collections_do_not_look_at_those_that_are_over(books: None) -> None:
 
 
 @native
-def test_a_layer_of_a_call_is_left_to_the_long_way(books: None) -> None:
+def test_stacked_call_takes_the_slow_path(books: None) -> None:
     meter = choose_meter("native")
     for _ in range(3):
         outer = open_owner("layered", "call", meter=meter, is_stacked=True)
@@ -669,7 +669,7 @@ class _Named:
     ],
     ids=repr,
 )
-def test_an_owner_without_a_name_has_its_tasks_or_its_coroutines(
+def test_unnamed_owner_takes_the_name_of_task_or_coroutine(
     driver: Any, meter: Any, books: None, monkeypatch: pytest.MonkeyPatch, of_task: Any, expected: str
 ) -> None:
     async def work() -> None:
@@ -702,7 +702,7 @@ def _tasks_looked_up_anew() -> Iterator[None]:
 
 
 @native
-def test_quick_owners_are_heard_listed_and_noted_by_their_parent(books: None) -> None:
+def test_fast_path_owners_are_listed_and_reported(books: None) -> None:
     meter = choose_meter("native")
     heard: list[Event] = []
     outer = open_owner("outer", "scope", meter=meter)
@@ -726,7 +726,7 @@ def test_quick_owners_are_heard_listed_and_noted_by_their_parent(books: None) ->
 
 
 @native
-def test_a_quick_owner_that_is_ended_twice_or_by_another_thread_counts_once(books: None) -> None:
+def test_fast_path_owner_closed_by_several_threads_counts_once(books: None) -> None:
     meter = choose_meter("native")
     close_owner(open_owner("once", "call", meter=meter))
     owner = open_owner("once", "call", meter=meter)
@@ -745,7 +745,7 @@ def test_a_quick_owner_that_is_ended_twice_or_by_another_thread_counts_once(book
 
 
 @native
-def test_quick_owners_leave_no_tally_and_no_object(books: None) -> None:
+def test_fast_path_owners_leave_no_counter_and_no_object(books: None) -> None:
     from memtools.ledger import _native
 
     meter = choose_meter("native")

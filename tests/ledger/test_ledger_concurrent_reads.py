@@ -13,7 +13,7 @@ METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]
 
 
 @pytest.mark.parametrize("meter", METERS)
-def test_owners_may_be_opened_and_ended_while_another_thread_asks(meter: str) -> None:
+def test_owners_open_and_close_while_another_thread_reads(meter: str) -> None:
     enough = threading.Event()
 
     def work() -> None:

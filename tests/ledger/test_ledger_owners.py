@@ -42,7 +42,7 @@ async def by_async_generator(name: str) -> AsyncIterator[memory_scope]:
         yield opened
 
 
-def test_usage_can_be_asked_while_a_scope_is_open(session: Meter) -> None:
+def test_usage_of_an_open_scope_is_current(session: Meter) -> None:
     with scope("open") as opened:
         block = bytearray(10 * MB)
         at_peak = opened.usage
@@ -54,7 +54,7 @@ def test_usage_can_be_asked_while_a_scope_is_open(session: Meter) -> None:
     assert opened.owner.live_bytes == opened.usage.retained_bytes
 
 
-def test_scopes_that_end_out_of_order_are_charged_with_what_they_were_open_for(session: Meter) -> None:
+def test_scopes_closed_out_of_order_are_charged_while_open(session: Meter) -> None:
     store: list[bytearray] = []
     outer = open_owner("outer", "scope", meter=session)
     inner = open_owner("inner", "scope", meter=session)
@@ -69,7 +69,7 @@ def test_scopes_that_end_out_of_order_are_charged_with_what_they_were_open_for(s
     assert active_owner() is None
 
 
-def test_the_middle_of_three_may_end_first(session: Meter) -> None:
+def test_middle_of_three_owners_may_close_first(session: Meter) -> None:
     store: list[bytearray] = []
     owners = [open_owner(name, "scope", meter=session) for name in ("outer", "middle", "inner")]
     close_owner(owners[1])
@@ -142,7 +142,7 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
     assert [opened.usage.note for opened in found] == [""] * 3
 
 
-async def test_a_scope_that_nobody_follows_says_that_it_is_process_wide(
+async def test_untracked_scope_says_that_it_is_process_wide(
     session: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frames, "is_available", lambda: False)  # 3.11, or no tool id left
@@ -164,7 +164,7 @@ async def test_a_scope_that_nobody_follows_says_that_it_is_process_wide(
     assert opened.usage.retained_bytes == near(35 * MB)
 
 
-def test_the_interpreters_events_are_not_to_be_had_when_all_tool_ids_are_taken(
+def test_frames_are_unavailable_when_all_tool_ids_are_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if sys.version_info < (3, 12):
@@ -176,7 +176,7 @@ def test_the_interpreters_events_are_not_to_be_had_when_all_tool_ids_are_taken(
     assert not frames.is_available()
 
 
-async def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed(session: Meter) -> None:
+async def test_scope_that_outlives_its_function_becomes_untracked(session: Meter) -> None:
     store: list[bytearray] = []
 
     def open_for(stack: contextlib.ExitStack) -> memory_scope:
@@ -198,7 +198,7 @@ async def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed(sess
     assert opened.usage.peak_bytes >= 35 * MB
 
 
-def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed_on_trio(session: Meter) -> None:
+def test_scope_that_outlives_its_function_on_trio_is_untracked(session: Meter) -> None:
     trio = pytest.importorskip("trio", reason="trio is not installed")
 
     def open_for(stack: contextlib.ExitStack) -> memory_scope:
@@ -213,7 +213,7 @@ def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed_on_trio(se
     assert not trio.run(main).usage.exact
 
 
-async def test_a_coroutine_that_opens_a_scope_for_its_caller_is_not_believed(session: Meter) -> None:
+async def test_scope_that_outlives_its_coroutine_becomes_untracked(session: Meter) -> None:
     async def open_for(stack: contextlib.AsyncExitStack) -> memory_scope:
         return await stack.enter_async_context(scope("opened for another"))
 
@@ -224,7 +224,7 @@ async def test_a_coroutine_that_opens_a_scope_for_its_caller_is_not_believed(ses
     assert not opened.usage.exact
 
 
-async def test_giving_up_a_scope_leaves_its_parent_exact(session: Meter) -> None:
+async def test_untracked_child_leaves_its_parent_exact(session: Meter) -> None:
     store: list[bytearray] = []
     parent = open_owner("parent", "scope", meter=session)
     lost = open_owner("lost", "scope", meter=session)
@@ -241,7 +241,7 @@ async def test_giving_up_a_scope_leaves_its_parent_exact(session: Meter) -> None
     assert lost.live_bytes == near(6 * MB)
 
 
-async def test_many_scopes_in_one_step_leave_nothing_waiting_for_the_loop(session: Meter) -> None:
+async def test_many_scopes_in_one_step_schedule_one_callback(session: Meter) -> None:
     def sync_work() -> int:
         with scope("short") as opened:
             pass
@@ -268,7 +268,7 @@ def test_recursion_five_hundred_deep_is_one_account(session: Meter, accounts: An
     assert (entry.started, entry.active, entry.children) == (500, 0, ())
 
 
-def test_ten_thousand_names_are_bounded(accounts: Any) -> None:
+def test_ten_thousand_names_make_bounded_accounts(accounts: Any) -> None:
     for number in range(10_000):
         close_owner(open_owner(f"request {number}", "scope"))
 
@@ -277,7 +277,7 @@ def test_ten_thousand_names_are_bounded(accounts: Any) -> None:
     assert accounts[OTHER].started == 10_000 - MAX_NAMES
 
 
-def test_names_that_nest_without_bound_are_bounded(accounts: Any) -> None:
+def test_endlessly_nested_names_make_bounded_accounts(accounts: Any) -> None:
     owners = []
     for number in range(6_000):
         owners.append(open_owner(f"level {number}", "scope"))
@@ -293,13 +293,13 @@ def test_names_that_nest_without_bound_are_bounded(accounts: Any) -> None:
     assert count(statistics().accounts) <= 4_096 + 4_096
 
 
-def test_names_are_cut(accounts: Any) -> None:
+def test_long_name_is_truncated(accounts: Any) -> None:
     close_owner(open_owner("n" * 10_000, "scope"))
 
     assert accounts.names() == ["n" * MAX_NAME_LENGTH]
 
 
-def test_resident_scopes_say_that_they_are_process_wide() -> None:
+def test_rss_scope_says_that_it_is_process_wide() -> None:
     with memory_scope("rss", meter="rss") as opened:
         # Touched, so that it is resident; too large for memory that the allocator has kept from before.
         block = bytes(80 * MB).replace(b"\0", b"x")
@@ -313,7 +313,7 @@ class Failed(Exception):
     pass
 
 
-def test_no_exception_and_no_frame_is_pinned(session: Meter) -> None:
+def test_closed_scope_keeps_no_exception_and_no_frame(session: Meter) -> None:
     class Canary:
         pass
 
@@ -360,7 +360,7 @@ def test_no_exception_and_no_frame_is_pinned(session: Meter) -> None:
     assert alive == []
 
 
-def test_owners_and_drivers_are_freed_without_the_collector(session: Meter) -> None:
+def test_owners_and_trackers_are_freed_without_the_collector(session: Meter) -> None:
     async def call() -> None:
         async with scope("inside"):
             await asyncio.sleep(0)
@@ -389,7 +389,7 @@ def test_owners_and_drivers_are_freed_without_the_collector(session: Meter) -> N
     assert alive == []
 
 
-async def test_a_pending_task_that_is_dropped_with_its_loop_does_not_stay_open(session: Meter) -> None:
+async def test_pending_task_dropped_with_its_loop_is_closed(session: Meter) -> None:
     async def waits() -> None:
         await asyncio.sleep(0)
 
@@ -402,7 +402,7 @@ async def test_a_pending_task_that_is_dropped_with_its_loop_does_not_stay_open(s
     assert open_owners() == ()
 
 
-async def test_a_chain_of_ten_thousand_tasks_keeps_none_of_the_links(session: Meter, accounts: Any) -> None:
+async def test_chain_of_ten_thousand_tasks_keeps_no_owner(session: Meter, accounts: Any) -> None:
     owners: weakref.WeakSet[Owner] = weakref.WeakSet()
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     tasks: set[asyncio.Task[None]] = set()
@@ -430,7 +430,7 @@ async def test_a_chain_of_ten_thousand_tasks_keeps_none_of_the_links(session: Me
     assert accounts["link"].started == 10_001
 
 
-def test_a_name_cannot_forge_a_line_of_a_log(session: Meter) -> None:
+def test_name_cannot_forge_a_line_of_a_log(session: Meter) -> None:
     owner = open_owner("job\nERROR all is lost\x1b[31m\u202e", "scope", meter=session)
     close_owner(owner)
 

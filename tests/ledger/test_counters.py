@@ -104,7 +104,7 @@ AnyTreeOfOwners.TestCase.settings = settings(max_examples=200, stateful_step_cou
 TestAnyTreeOfOwners = AnyTreeOfOwners.TestCase
 
 
-def test_nested_owners_cost_one_addition_per_segment_whatever_the_depth() -> None:
+def test_segment_of_nested_owners_costs_one_addition() -> None:
     outermost = innermost = Counter()
     for _ in range(30):
         child = Counter()
@@ -117,7 +117,7 @@ def test_nested_owners_cost_one_addition_per_segment_whatever_the_depth() -> Non
     assert (outermost.live, totals(outermost)) == (0.0, (10.0, 10.0))
 
 
-def test_the_peak_of_a_child_stands_on_what_its_parent_held_then() -> None:
+def test_peak_of_a_child_adds_to_the_bytes_of_its_parent() -> None:
     parent, child = Counter(), Counter()
     charge(parent, 50.0, 50.0)
     attach(child, parent, inline=True)
@@ -129,7 +129,7 @@ def test_the_peak_of_a_child_stands_on_what_its_parent_held_then() -> None:
     assert (parent.live, parent.peak) == (0.0, 55.0)
 
 
-def test_two_children_at_once_have_one_common_peak() -> None:
+def test_concurrent_children_have_one_common_peak() -> None:
     parent, first, second = Counter(), Counter(), Counter()
     attach(first, parent, inline=False)
     attach(second, parent, inline=False)
@@ -143,7 +143,7 @@ def test_two_children_at_once_have_one_common_peak() -> None:
     assert (first.peak, second.peak, parent.peak, parent.live) == (50.0, 5.0, 55.0, 5.0)
 
 
-def test_detaching_twice_counts_once() -> None:
+def test_counter_detached_twice_counts_once() -> None:
     parent, child = Counter(), Counter()
     attach(child, parent, inline=True)
     charge(child, 7.0, 7.0)
@@ -154,7 +154,7 @@ def test_detaching_twice_counts_once() -> None:
     assert parent.live == 7.0
 
 
-def test_an_owner_opened_below_a_long_row_of_ended_ones_does_not_keep_them() -> None:
+def test_owner_below_a_chain_of_closed_ones_does_not_keep_them() -> None:
     link = Counter()
     for _ in range(100):
         successor = Counter()
