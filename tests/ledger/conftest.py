@@ -1,7 +1,7 @@
-"""What tests of the ledger start from: the tracemalloc meter, a session that outlasts single scopes, empty accounts.
+"""Fixtures of the ledger's tests: the tracemalloc meter, a session that outlasts single scopes, empty accounts.
 
-The tests in `test_ledger_*.py` run twice: as they stand, and with the native meter in the traced one's place, which has
-to keep the same promises. Those that are about what tracemalloc cannot know run once.
+The tests in `test_ledger_*.py` run twice: with the tracemalloc meter, and with the native meter in its place, which has
+to pass the same tests. Tests about limits of tracemalloc run once.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from memtools.ledger import AccountStatistics, Meter, choose_meter, forget_accou
 from memtools.ledger.meters import _choose
 
 _THREADS = "tracemalloc cannot tell threads apart"
-_COLLECTIONS = "tracemalloc does not know whose a collected block was"
+_COLLECTIONS = "tracemalloc does not know the owner of a collected block"
 _SESSIONS = "about tracemalloc's own sessions"
-_AFTER_THE_END = "tracemalloc does not know what becomes of a block after its owner's end"
-_AGAIN = "the native meter tells an owner again that goes on beyond its grace"
+_AFTER_END = "tracemalloc does not know what becomes of a block after its owner's end"
+_RAISES_AGAIN = "the native meter raises again for an owner that goes on beyond its grace"
 TRACED_ONLY = {
-    "test_exceeded_budget_is_emitted_once_and_may_be_handled": _AGAIN,
-    "test_budget_of_a_parent_includes_its_children": _AGAIN,
+    "test_exceeded_budget_is_emitted_once_and_may_be_handled": _RAISES_AGAIN,
+    "test_budget_of_a_parent_includes_its_children": _RAISES_AGAIN,
     "test_meters_are_chosen_by_name_and_by_environment": "about the names themselves",
     "test_worker_thread_is_charged_to_the_task_that_called_it": _THREADS,
     "test_scopes_in_two_threads_add_up_and_are_not_exact": _THREADS,
@@ -30,8 +30,8 @@ TRACED_ONLY = {
     "test_sessions_are_reference_counted_and_ended": _SESSIONS,
     "test_foreign_start_during_a_session_changes_nothing": _SESSIONS,
     "test_foreign_stop_or_clear_makes_only_open_scopes_inexact": _SESSIONS,
-    "test_usage_of_an_open_scope_is_current": _AFTER_THE_END,
-    "test_scopes_closed_out_of_order_are_charged_while_open": _AFTER_THE_END,
+    "test_usage_of_an_open_scope_is_current": _AFTER_END,
+    "test_scopes_closed_out_of_order_are_charged_while_open": _AFTER_END,
 }
 
 
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def in_its_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the meter of that name answer to `"tracemalloc"`."""
+    """Return the meter of that name for `"tracemalloc"`."""
     if getattr(request, "param", "tracemalloc") == "native":
         monkeypatch.setitem(_choose._meters, "tracemalloc", choose_meter("native"))
 
@@ -56,7 +56,7 @@ def traced(in_its_place: None) -> Meter:
 
 @pytest.fixture
 def session(traced: Meter) -> Iterator[Meter]:
-    """A session that was there before the first owner of the test, as in a program that traces all along."""
+    """A session that was started before the first owner of the test, as in a program that traces all the time."""
     traced.acquire()
     yield traced
     traced.release()

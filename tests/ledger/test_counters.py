@@ -1,4 +1,4 @@
-"""The arithmetic over the tree of owners, held against a walk that charges every ancestor with every segment."""
+"""The arithmetic over the tree of owners, compared with a model that charges every ancestor with every segment."""
 
 from dataclasses import dataclass, field
 
@@ -10,15 +10,15 @@ from memtools.ledger._counters import Counter, aggregate_eagerly, attach, charge
 
 
 @dataclass
-class Truth:
-    """What a tally should say: each segment is added to it and to everything above, at once."""
+class Expected:
+    """What a counter should hold: each segment is added to it and to all its ancestors, at once."""
 
-    above: "Truth | None"
+    above: "Expected | None"
     live: int = 0
     peak: int = 0
 
     def charge(self, net: int, rise: int) -> None:
-        charged: Truth | None = self
+        charged: Expected | None = self
         while charged is not None:
             charged.peak = max(charged.peak, charged.live + rise)
             charged.live += net
@@ -27,9 +27,9 @@ class Truth:
 
 @dataclass
 class Strand:
-    """One task or thread: owners that were opened inside of each other, innermost last."""
+    """One task or thread: owners that were opened inside each other, innermost last."""
 
-    owners: list[tuple[Counter, Truth]] = field(default_factory=list)
+    owners: list[tuple[Counter, Expected]] = field(default_factory=list)
 
 
 class AnyTreeOfOwners(RuleBasedStateMachine):
@@ -37,13 +37,13 @@ class AnyTreeOfOwners(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.strands = [Strand([(Counter(), Truth(None))])]
+        self.strands = [Strand([(Counter(), Expected(None))])]
         self.open = list(self.strands[0].owners)
 
     @rule(where=st.integers(0), net=st.integers(-50, 80), above=st.integers(0, 30))
     def allocate_and_free(self, where: int, net: int, above: int) -> None:
-        tally, truth = self._strand(where).owners[-1]
-        charge(tally, net, max(net, 0) + above)
+        counter, truth = self._strand(where).owners[-1]
+        charge(counter, net, max(net, 0) + above)
         truth.charge(net, max(net, 0) + above)
 
     @rule(where=st.integers(0))
@@ -78,23 +78,23 @@ class AnyTreeOfOwners(RuleBasedStateMachine):
 
     @invariant()
     def everyone_knows_its_own_and_its_childrens_bytes(self) -> None:
-        told = [totals(tally) for tally, _ in self.open]
+        told = [totals(counter) for counter, _ in self.open]
 
         assert told == [(truth.live, truth.peak) for _, truth in self.open]
 
     def _strand(self, where: int) -> Strand:
         return self.strands[where % len(self.strands)]
 
-    def _open(self, strand: Strand, above: Counter, truth: Truth, *, in_line: bool) -> None:
-        made = (Counter(), Truth(truth))
+    def _open(self, strand: Strand, above: Counter, truth: Expected, *, in_line: bool) -> None:
+        made = (Counter(), Expected(truth))
         attach(made[0], above, inline=in_line)
         strand.owners.append(made)
         self.open.append(made)
 
     def _end(self, strand: Strand, depth: int) -> None:
-        tally, truth = ended = strand.owners.pop(depth)
-        detach(tally)
-        assert (tally.live, tally.peak) == (truth.live, truth.peak)
+        counter, truth = ended = strand.owners.pop(depth)
+        detach(counter)
+        assert (counter.live, counter.peak) == (truth.live, truth.peak)
         self.open.remove(ended)
         if not strand.owners:
             self.strands.remove(strand)

@@ -1,4 +1,4 @@
-"""Budgets are looked at after each step: thrown into the coroutine that is over, once, the innermost first."""
+"""Budgets that are checked after each step of a coroutine: the error is raised once, for the innermost owner first."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ def budgeted(inner: Coroutine[Any, Any, Any], name: str, limit: int, **options: 
 
 
 def fresh_pages() -> mmap.mmap:
-    """A megabyte that makes the process grow for certain: the heap may have room from before."""
+    """A megabyte of new pages: the heap may have free memory, which would not make the process grow."""
     made = mmap.mmap(-1, MB)
     made.write(b"x" * MB)
     return made
@@ -41,16 +41,16 @@ async def test_call_over_budget_is_stopped_at_its_next_step(meter: str) -> None:
     limit = 5 * MB if meter == "tracemalloc" else 60 * MB
     work = grows(store, 300) if meter == "tracemalloc" else grows(store, 300, fresh_pages)
     owners: list[Owner] = []
-    driver = budgeted(work, "report", limit, meter=meter)
-    driver.on_end = lambda owner, _: owners.append(owner)
+    tracked = budgeted(work, "report", limit, meter=meter)
+    tracked.on_end = lambda owner, _: owners.append(owner)
 
     with pytest.raises(BudgetExceeded) as caught:
-        await asyncio.ensure_future(driver)
+        await asyncio.ensure_future(tracked)
 
     assert (caught.value.scope, caught.value.budget_bytes) == ("report", limit)
     assert caught.value.used_bytes > limit
     assert len(store) <= limit / MB + 40
-    assert driver.owner is None
+    assert tracked.owner is None
     assert [owner.exceeded_reported for owner in owners] == [True]
 
 

@@ -1,4 +1,4 @@
-"""Asking the ledger in one thread while others open and end owners: what a scrape of metrics does."""
+"""Reading the ledger in one thread while other threads open and close owners, as a scrape of metrics does."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""Whose step is it: what is thrown in, cancelled, closed, started eagerly, and what debuggers see."""
+"""The steps of tracked coroutines: exceptions thrown in, cancellation, close, eager start, and what debuggers see."""
 
 import asyncio
 import contextvars
@@ -36,28 +36,28 @@ def drive(
     include_children: bool = True,
 ) -> TrackedCoroutine[Any]:
     def keep(owner: Owner, _error: BaseException | None) -> None:
-        _ended[driver] = owner
+        _ended[tracked] = owner
 
-    driver = TrackedCoroutine(inner, meter, name=name, kind=kind, include_children=include_children, on_end=keep)
-    return driver
+    tracked = TrackedCoroutine(inner, meter, name=name, kind=kind, include_children=include_children, on_end=keep)
+    return tracked
 
 
-def ended(driver: TrackedCoroutine[Any]) -> Owner:
-    assert driver.owner is None
-    assert _ended[driver].usage is not None
-    return _ended[driver]
+def ended(tracked: TrackedCoroutine[Any]) -> Owner:
+    assert tracked.owner is None
+    assert _ended[tracked].usage is not None
+    return _ended[tracked]
 
 
 async def bystander(meter: Meter) -> int:
-    """Run short steps, and say what it was charged with."""
+    """Run short steps, and return what the owner was charged with."""
 
     async def steps() -> None:
         for _ in range(30):
             await asyncio.sleep(0.001)
 
-    driver = drive(steps(), meter, "bystander")
-    await driver
-    return ended(driver).usage.retained_bytes  # type: ignore[union-attr]  # `ended` has looked
+    tracked = drive(steps(), meter, "bystander")
+    await tracked
+    return ended(tracked).usage.retained_bytes  # type: ignore[union-attr]  # `ended` has looked
 
 
 async def cleans_up(store: list[bytearray], during: asyncio.Event) -> None:
@@ -75,8 +75,8 @@ async def cleans_up(store: list[bytearray], during: asyncio.Event) -> None:
 async def test_clean_up_after_a_cancellation_is_charged(session: Meter) -> None:
     store: list[bytearray] = []
     started = asyncio.Event()
-    driver = drive(cleans_up(store, started), session)
-    task = asyncio.ensure_future(driver)
+    tracked = drive(cleans_up(store, started), session)
+    task = asyncio.ensure_future(tracked)
     beside = asyncio.ensure_future(bystander(session))
     await started.wait()
 
@@ -84,7 +84,7 @@ async def test_clean_up_after_a_cancellation_is_charged(session: Meter) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    usage = ended(driver).usage
+    usage = ended(tracked).usage
     assert usage is not None
     assert (usage.peak_bytes, usage.retained_bytes) == (near(30 * MB), near(15 * MB))
     assert await beside == near(0)
@@ -92,14 +92,14 @@ async def test_clean_up_after_a_cancellation_is_charged(session: Meter) -> None:
 
 async def test_clean_up_after_a_timeout_is_charged(session: Meter) -> None:
     store: list[bytearray] = []
-    driver = drive(cleans_up(store, asyncio.Event()), session)
+    tracked = drive(cleans_up(store, asyncio.Event()), session)
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.005):
-            await driver
+            await tracked
 
     task = asyncio.current_task()
-    usage = ended(driver).usage
+    usage = ended(tracked).usage
     assert usage is not None
     assert (usage.peak_bytes, usage.retained_bytes) == (near(30 * MB), near(15 * MB))
     assert task is not None
@@ -133,14 +133,14 @@ async def test_task_cancelled_before_its_first_step_closes_its_owner(session: Me
     async def never() -> None:
         raise AssertionError("must not run")
 
-    driver = drive(never(), session)
-    task = asyncio.ensure_future(driver)
+    tracked = drive(never(), session)
+    task = asyncio.ensure_future(tracked)
     task.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert not ended(driver).is_active
+    assert not ended(tracked).is_active
 
 
 def test_close_runs_the_clean_up_inside_a_charged_step(session: Meter) -> None:
@@ -156,13 +156,13 @@ def test_close_runs_the_clean_up_inside_a_charged_step(session: Meter) -> None:
         finally:
             store.append(bytearray(10 * MB))
 
-    driver = drive(holds(), session)
-    driver.send(None)
+    tracked = drive(holds(), session)
+    tracked.send(None)
     before = session.unattributed_bytes
 
-    driver.close()
+    tracked.close()
 
-    assert ended(driver).live_bytes == near(10 * MB)
+    assert ended(tracked).live_bytes == near(10 * MB)
     assert session.unattributed_bytes - before == near(0)
 
 
@@ -172,13 +172,13 @@ def test_coroutine_closed_twice_ends_once(session: Meter) -> None:
     async def pauses() -> None:
         await asyncio.sleep(0)
 
-    driver = TrackedCoroutine(
+    tracked = TrackedCoroutine(
         pauses(), session, name="call", kind="call", on_end=lambda owner, error: told.append(error)
     )
-    driver.send(None)
+    tracked.send(None)
 
-    driver.close()
-    driver.close()
+    tracked.close()
+    tracked.close()
 
     assert told == [None]
 
@@ -187,11 +187,11 @@ def test_coroutine_closed_before_its_start_opens_nothing(session: Meter) -> None
     async def never() -> None:
         raise AssertionError("must not run")
 
-    driver = drive(never(), session)
+    tracked = drive(never(), session)
 
-    driver.close()
+    tracked.close()
 
-    assert driver.owner is None
+    assert tracked.owner is None
 
 
 def test_dropped_suspended_call_closes_its_owner(session: Meter) -> None:
@@ -207,12 +207,12 @@ def test_dropped_suspended_call_closes_its_owner(session: Meter) -> None:
         finally:
             store.append(bytearray(10 * MB))
 
-    driver = TrackedCoroutine(holds(), session, name="call", kind="call")
-    driver.send(None)
-    owner = driver.owner
+    tracked = TrackedCoroutine(holds(), session, name="call", kind="call")
+    tracked.send(None)
+    owner = tracked.owner
     assert owner is not None
 
-    del driver
+    del tracked
 
     assert not owner.is_active
     assert owner.live_bytes == near(10 * MB)
@@ -240,15 +240,15 @@ def test_interrupt_passes_and_closes_the_owner(session: Meter) -> None:
         await asyncio.sleep(0)
         raise KeyboardInterrupt
 
-    driver = drive(interrupted(), session)
+    tracked = drive(interrupted(), session)
 
     async def main() -> None:
-        await driver
+        await tracked
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(main())
 
-    assert not ended(driver).is_active
+    assert not ended(tracked).is_active
 
 
 async def test_children_count_into_their_owner_unless_excluded(session: Meter) -> None:
@@ -280,10 +280,10 @@ async def test_task_without_an_owner_is_charged_to_its_starter(session: Meter) -
     async def parent() -> None:
         await asyncio.gather(*(asyncio.ensure_future(drive(child(), session, None)) for _ in range(3)))
 
-    driver = drive(parent(), session)
-    await asyncio.ensure_future(driver)
+    tracked = drive(parent(), session)
+    await asyncio.ensure_future(tracked)
 
-    assert ended(driver).live_bytes == near(30 * MB)
+    assert ended(tracked).live_bytes == near(30 * MB)
 
 
 async def test_owner_of_another_meter_does_not_replace_the_current_one(session: Meter) -> None:
@@ -295,10 +295,10 @@ async def test_owner_of_another_meter_does_not_replace_the_current_one(session: 
             store.append(bytearray(10 * MB))
             await asyncio.sleep(0.001)
 
-    driver = drive(call(), session)
-    await asyncio.gather(driver, bystander(session))
+    tracked = drive(call(), session)
+    await asyncio.gather(tracked, bystander(session))
 
-    assert ended(driver).live_bytes == near(10 * MB)
+    assert ended(tracked).live_bytes == near(10 * MB)
 
 
 async def test_tracker_of_one_meter_serves_scopes_of_another() -> None:
@@ -314,11 +314,11 @@ async def test_tracker_of_one_meter_serves_scopes_of_another() -> None:
             store.append(bytearray(10 * MB))
             await asyncio.sleep(0.002)
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         await asyncio.sleep(0.001)
         store.append(bytearray(30 * MB))
 
-    await asyncio.gather(drive(call(), choose_meter("rss")), neighbour())
+    await asyncio.gather(drive(call(), choose_meter("rss")), noisy())
 
     assert scopes[0].usage.retained_bytes == near(10 * MB)
     assert scopes[0].usage.exact
@@ -334,12 +334,12 @@ async def test_steps_are_counted_for_the_call_and_for_scopes_inside(session: Met
             for _ in range(300):
                 await asyncio.sleep(0)
 
-    driver = drive(call(), session)
-    await driver
+    tracked = drive(call(), session)
+    await tracked
 
-    usage = ended(driver).usage
+    usage = ended(tracked).usage
     assert usage is not None
-    assert usage.steps == driver.steps == 302
+    assert usage.steps == tracked.steps == 302
     assert scopes[0].usage.steps == 301
 
 
@@ -355,10 +355,10 @@ async def test_awaited_call_restores_the_current_owner(session: Meter) -> None:
         await drive(inner(), session, "inner")
         store.append(bytearray(10 * MB))
 
-    driver = drive(outer(), session, "outer")
-    await driver
+    tracked = drive(outer(), session, "outer")
+    await tracked
 
-    assert ended(driver).live_bytes == near(25 * MB)
+    assert ended(tracked).live_bytes == near(25 * MB)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
@@ -375,7 +375,7 @@ async def test_eager_task_in_its_parents_step_is_charged_for_itself(session: Met
         store.append(bytearray(5 * MB))
 
     async def bare() -> None:
-        # Starts in the parent's step, whose driver will not follow it.
+        # Starts in a step of the parent, whose tracker does not track it.
         assert current_tracker() is None
         async with memory_scope("bare", meter="tracemalloc") as scope:
             await asyncio.sleep(0.001)
@@ -390,11 +390,11 @@ async def test_eager_task_in_its_parents_step_is_charged_for_itself(session: Met
         store.append(bytearray(20 * MB))
         await asyncio.gather(*tasks)
 
-    driver = drive(parent(), session, "parent", include_children=False)
-    await driver
+    tracked = drive(parent(), session, "parent", include_children=False)
+    await tracked
 
     assert ended(children[0]).live_bytes == near(10 * MB)
-    assert ended(driver).live_bytes == near(40 * MB)
+    assert ended(tracked).live_bytes == near(40 * MB)
 
 
 async def test_owner_may_be_closed_in_another_context(session: Meter) -> None:
@@ -431,15 +431,15 @@ async def test_debuggers_see_the_users_coroutine(session: Meter, capsys: pytest.
     async def my_own_coroutine() -> None:
         await asyncio.sleep(60)
 
-    driver = drive(my_own_coroutine(), session)
-    task = asyncio.get_running_loop().create_task(driver)
+    tracked = drive(my_own_coroutine(), session)
+    task = asyncio.get_running_loop().create_task(tracked)
     await asyncio.sleep(0)
 
     assert task in asyncio.all_tasks()
     assert [frame.f_code.co_name for frame in task.get_stack()] == ["my_own_coroutine"]
     assert "my_own_coroutine" in repr(task)
-    assert driver.cr_await is not None
-    assert asyncio.iscoroutine(driver)
+    assert tracked.cr_await is not None
+    assert asyncio.iscoroutine(tracked)
     task.print_stack(file=sys.stdout)
     assert "my_own_coroutine" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""Generators: their consumer runs between their steps, in the same context, and is not charged to them."""
+"""Generators, whose consumer runs between their steps in the same context and is not charged to them."""
 
 import asyncio
 import sys
@@ -60,13 +60,11 @@ def test_decorated_generator_is_charged_without_its_consumer(session: Meter, acc
     assert accounts["numbers"].exact
 
 
-async def test_decorated_async_generator_is_charged_alone(
-    session: Meter, accounts: Any
-) -> None:
+async def test_decorated_async_generator_is_charged_alone(session: Meter, accounts: Any) -> None:
     made: list[bytearray] = []
     others: list[bytearray] = []
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         for _ in range(4):
             others.append(bytearray(7 * MB))
             await asyncio.sleep(0.0005)
@@ -76,7 +74,7 @@ async def test_decorated_async_generator_is_charged_alone(
             assert active_owner() is None
             others.append(bytearray(10 * MB))
 
-    await asyncio.gather(consumer(), neighbour())
+    await asyncio.gather(consumer(), noisy())
 
     assert accounts["numbers"].retained_bytes == near(6 * MB)
     assert accounts["numbers"].exact
@@ -100,9 +98,7 @@ def test_scope_in_generator_is_charged_without_its_consumer(session: Meter) -> N
 
 @FOLLOWS_FRAMES
 @pytest.mark.parametrize("is_left_early", [True, False])
-async def test_scope_in_async_generator_is_charged_without_consumer(
-    session: Meter, is_left_early: bool
-) -> None:
+async def test_scope_in_async_generator_is_charged_without_consumer(session: Meter, is_left_early: bool) -> None:
     found: list[memory_scope] = []
     store: list[bytearray] = []
     consumed: list[bytearray] = []

@@ -1,4 +1,4 @@
-"""Threads, processes, collections and other users of tracemalloc: what runs beside us, and what it may not change."""
+"""Threads, forks, collections and other users of tracemalloc, which must not change an owner's figures."""
 
 import asyncio
 import concurrent.futures
@@ -37,19 +37,19 @@ def scope(name: str) -> memory_scope:
 def sixty(store: list[bytearray]) -> None:
     for _ in range(60):
         store.append(bytearray(MB))
-        time.sleep(0.0001)  # lets the loop have its turn
+        time.sleep(0.0001)  # lets the loop run
 
 
 async def short_steps(until: asyncio.Event) -> memory_scope:
     async with scope("bystander") as opened:
-        while not until.is_set():  # noqa: ASYNC110  # the many short steps are the point
+        while not until.is_set():  # noqa: ASYNC110  # many short steps are needed
             await asyncio.sleep(0)
     return opened
 
 
 @pytest.fixture
 def no_forced_switches() -> Iterator[None]:
-    """Let threads change only where one of them waits: a change in the middle of a step is the meter's known limit."""
+    """Switch threads only where one of them waits: a switch inside a step is a known limit of the meter."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(10.0)
     yield
@@ -57,9 +57,7 @@ def no_forced_switches() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", ["to_thread", "default executor", "own executor"])
-async def test_worker_thread_is_charged_to_the_task_that_called_it(
-    way: str, no_forced_switches: None
-) -> None:
+async def test_worker_thread_is_charged_to_the_task_that_called_it(way: str, no_forced_switches: None) -> None:
     store: list[bytearray] = []
     done = asyncio.Event()
 
@@ -171,7 +169,7 @@ def test_idle_thread_pool_leaves_figures_exact(session: Meter) -> None:
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert list(pool.map(square, range(4))) == [0, 1, 4, 9]
         settled = threading.Event()
-        settled.wait(0.05)  # the workers go back to their queue
+        settled.wait(0.05)  # the workers wait for their queue again
 
         with scope("beside idle threads") as opened:
             block = bytearray(MB)

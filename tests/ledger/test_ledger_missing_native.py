@@ -1,4 +1,4 @@
-"""Where the native meter was not built, that is not found out again and again."""
+"""The extension is looked up once where it was not built."""
 
 import subprocess
 import sys

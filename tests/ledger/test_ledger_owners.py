@@ -1,4 +1,4 @@
-"""Opening and ending owners: any order, any way of entering, any depth, any number of names."""
+"""Opening and closing of owners, in any order, by any kind of `with`, at any depth, under any number of names."""
 
 import asyncio
 import contextlib
@@ -127,7 +127,7 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
             await asyncio.sleep(0.001)
         found.extend((generator, stacked, nested))
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         kept = []
         for _ in range(8):
             kept.append(bytearray(5 * MB))
@@ -135,20 +135,18 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
 
     inner = call()
     await asyncio.gather(
-        TrackedCoroutine(inner, session, name="call", kind="call") if is_driven else inner, neighbour()
+        TrackedCoroutine(inner, session, name="call", kind="call") if is_driven else inner, noisy()
     )
 
     assert [opened.usage.retained_bytes for opened in found] == [near(3 * MB)] * 3
     assert [opened.usage.note for opened in found] == [""] * 3
 
 
-async def test_untracked_scope_says_that_it_is_process_wide(
-    session: Meter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_untracked_scope_says_that_it_is_process_wide(session: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "is_available", lambda: False)  # 3.11, or no tool id left
     store: list[bytearray] = []
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         store.append(bytearray(30 * MB))
 
     async def call() -> memory_scope:
@@ -157,7 +155,7 @@ async def test_untracked_scope_says_that_it_is_process_wide(
             await asyncio.sleep(0.001)
         return opened
 
-    opened, _ = await asyncio.gather(call(), neighbour())
+    opened, _ = await asyncio.gather(call(), noisy())
 
     assert not opened.usage.exact
     assert "process-wide" in opened.usage.note
@@ -182,7 +180,7 @@ async def test_scope_that_outlives_its_function_becomes_untracked(session: Meter
     def open_for(stack: contextlib.ExitStack) -> memory_scope:
         return stack.enter_context(scope("opened for another"))
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         store.append(bytearray(30 * MB))
 
     async def call() -> memory_scope:
@@ -192,7 +190,7 @@ async def test_scope_that_outlives_its_function_becomes_untracked(session: Meter
             await asyncio.sleep(0.002)
         return opened
 
-    opened, _ = await asyncio.gather(call(), neighbour())
+    opened, _ = await asyncio.gather(call(), noisy())
 
     assert not opened.usage.exact
     assert opened.usage.peak_bytes >= 35 * MB
@@ -301,7 +299,7 @@ def test_long_name_is_truncated(accounts: Any) -> None:
 
 def test_rss_scope_says_that_it_is_process_wide() -> None:
     with memory_scope("rss", meter="rss") as opened:
-        # Touched, so that it is resident; too large for memory that the allocator has kept from before.
+        # Written, so that it is resident; too large for memory that the allocator has kept.
         block = bytes(80 * MB).replace(b"\0", b"x")
 
     assert not opened.usage.exact
@@ -366,14 +364,14 @@ def test_owners_and_trackers_are_freed_without_the_collector(session: Meter) -> 
             await asyncio.sleep(0)
 
     owners: list[weakref.ref[Owner]] = []
-    drivers: list[weakref.ref[TrackedCoroutine[None]]] = []
+    tracked_coroutines: list[weakref.ref[TrackedCoroutine[None]]] = []
 
     async def main() -> None:
-        driver = TrackedCoroutine(
+        tracked = TrackedCoroutine(
             call(), session, name="call", on_end=lambda owner, _: owners.append(weakref.ref(owner))
         )
-        drivers.append(weakref.ref(driver))
-        await asyncio.ensure_future(driver)
+        tracked_coroutines.append(weakref.ref(tracked))
+        await asyncio.ensure_future(tracked)
 
     gc.collect()
     gc.disable()
@@ -382,7 +380,7 @@ def test_owners_and_trackers_are_freed_without_the_collector(session: Meter) -> 
         loop.run_until_complete(main())
         loop.close()
         del loop
-        alive = [found for found in (*owners, *drivers) if found() is not None]
+        alive = [found for found in (*owners, *tracked_coroutines) if found() is not None]
     finally:
         gc.enable()
 
@@ -393,11 +391,11 @@ async def test_pending_task_dropped_with_its_loop_is_closed(session: Meter) -> N
     async def waits() -> None:
         await asyncio.sleep(0)
 
-    driver = TrackedCoroutine(waits(), session, name="waits")
-    driver.send(None)
+    tracked = TrackedCoroutine(waits(), session, name="waits")
+    tracked.send(None)
     assert [owner.name for owner in open_owners()] == ["waits"]
 
-    del driver
+    del tracked
 
     assert open_owners() == ()
 

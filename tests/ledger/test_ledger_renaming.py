@@ -1,4 +1,4 @@
-"""An owner that gets its name on the way."""
+"""Owners that are renamed while they are open."""
 
 import pytest
 
@@ -24,8 +24,8 @@ def _accounts():
 
 @pytest.mark.parametrize("meter", METERS)
 def test_renamed_owner_counts_under_its_new_name(meter: str) -> None:
-    heard = []
-    with subscribe(heard.append), memory_scope("request", meter=meter) as scope:
+    received = []
+    with subscribe(received.append), memory_scope("request", meter=meter) as scope:
         kept = bytearray(100_000)
         rename_owner(scope.owner, "/orders/{id}")
         during = _accounts()
@@ -35,7 +35,7 @@ def test_renamed_owner_counts_under_its_new_name(meter: str) -> None:
     assert (during["/orders/{id}"].started, during["/orders/{id}"].active) == (1, 1)
     assert (after["/orders/{id}"].started, after["/orders/{id}"].active) == (1, 0)
     assert scope.usage.name == "/orders/{id}"
-    assert [event.path for event in heard if isinstance(event, ScopeEnded)] == [("/orders/{id}",)]
+    assert [event.path for event in received if isinstance(event, ScopeEnded)] == [("/orders/{id}",)]
     if meter != "rss":
         assert after["/orders/{id}"].peak_bytes >= len(kept)
 
@@ -81,7 +81,7 @@ def test_new_name_is_truncated_and_escaped() -> None:
 
     (name,) = _accounts()
     assert name.startswith("a\\nbx")
-    assert len(name) == 201  # 200 characters, one of which is shown by two
+    assert len(name) == 201  # 200 characters, one of which is escaped by two
 
 
 def test_closed_owner_or_same_name_is_not_renamed() -> None:

@@ -1,4 +1,4 @@
-"""`track_tasks()`: every task of a loop has an account, whoever creates it and whatever factory is there."""
+"""`track_tasks()`, which gives every task of a loop an account."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""What is still alive of an account's owners, ended ones included, and what of it they have left."""
+"""Live bytes of accounts, closed owners included, and the part that closed owners have left."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ SLACK = 40_000
 
 @pytest.fixture(autouse=True)
 def meter() -> Iterator[Meter]:
-    """The native meter, counting, and accounts that begin anew."""
+    """The native meter, counting, and empty accounts."""
     forget_accounts()
     meter = choose_meter("native")
     meter.acquire()

@@ -1,4 +1,4 @@
-"""numpy's arrays, counted for those who ask: by task and thread, whoever frees them."""
+"""numpy's arrays under `track_tasks(numpy=True)`, counted by task and thread."""
 
 import asyncio
 import mmap
@@ -25,7 +25,7 @@ MB = 1_000_000
 
 
 def near(expected: int) -> Any:
-    return pytest.approx(expected, abs=50_000)  # frames, assertions and records on the way
+    return pytest.approx(expected, abs=50_000)  # frames, assertions and records of the test itself
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_arrays_without_numpy_tracking_show_as_growth_only() -> None:
 
     resident = read_process().resident_bytes
     with memory_scope("uncounted", meter="native") as scope:
-        kept = numpy.ones(10 * MB)  # too large for any heap that is there: pages of its own
+        kept = numpy.ones(10 * MB)  # too large for the heap: pages of its own
 
     unattributed = read_process().resident_bytes - resident - scope.owner.live_bytes
     assert scope.usage.retained_bytes < MB

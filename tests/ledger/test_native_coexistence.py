@@ -1,4 +1,4 @@
-"""Other tools that hook Python's allocators come and go, before us and after us, in any order."""
+"""Other tools that hook Python's allocators, started and stopped before and after memtools, in any order."""
 
 import itertools
 import os
@@ -77,7 +77,7 @@ def run(steps: list[str]) -> None:
 
 
 def orders(*tools: str) -> list[list[str]]:
-    """Return all orders of coming and going in which everybody comes before it goes."""
+    """Return all orders of starts and stops in which each tool starts before it stops."""
     steps = [step for tool in tools for step in (f"{tool}+", f"{tool}-")]
     return [
         list(order)

@@ -1,4 +1,4 @@
-"""One contract for the driver in C and the one in Python; owners that go the quick way, held against the long one."""
+"""One contract for tracked coroutines in C and in Python, and for owners on the fast path and on the slow one."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ from memtools.ledger._context import current_tracker, per_thread
 from memtools.ledger._coroutines import PythonTrackedCoroutine, TrackedCoroutine
 from memtools.ledger._ledger import close_owner, open_owner
 
-# Any: what coroutines send and return, and what a driver is told, differs from test to test.
+# Any: what coroutines send and return, and the options of a tracked coroutine, differ from test to test.
 METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]
 MB = 1_000_000
 
@@ -118,9 +118,9 @@ def test_exception_of_on_end_replaces_the_result(driver: Any, meter: Any) -> Non
         raise LookupError("mine")
 
     def refuses(_owner: Any, _error: Any) -> None:
-        raise RuntimeError("theirs")
+        raise RuntimeError("inner_result")
 
-    with pytest.raises(RuntimeError, match="theirs") as caught:
+    with pytest.raises(RuntimeError, match="inner_result") as caught:
         finish(driver(fails(), meter, name="fails", on_end=refuses))
 
     assert isinstance(caught.value.__context__, LookupError)
@@ -210,8 +210,8 @@ def test_names_are_the_coroutines_until_set(driver: Any, meter: Any) -> None:
 
     assert (steps.__name__, steps.__qualname__.rpartition(".")[2]) == ("mine", "mine")
     assert nameless.__name__ == nameless.__qualname__ == Nameless.__qualname__
-    steps.__name__ = steps.__qualname__ = "theirs"
-    assert (steps.__name__, steps.__qualname__) == ("theirs", "theirs")
+    steps.__name__ = steps.__qualname__ = "inner_result"
+    assert (steps.__name__, steps.__qualname__) == ("inner_result", "inner_result")
     assert steps.cr_code is mine.__code__
     steps.close()
     nameless.close()
@@ -319,7 +319,7 @@ def test_thousands_of_tracked_coroutines_leave_nothing(driver: Any, meter: Any) 
     before = sys.getallocatedblocks()
     some(3_000)
 
-    # A leak of one object a driver would be 3,000.
+    # A leak of one object per coroutine would be 3,000.
     assert sys.getallocatedblocks() - before < 300
 
 
@@ -341,11 +341,11 @@ def test_finished_coroutine_keeps_no_references(driver: Any, meter: Any) -> None
     assert owners[0]() is None
 
 
-# Those that join the driver of their task.
+# Calls that nest under the tracker of their task.
 
 
 class _Ends:
-    """What `on_end` was told."""
+    """The arguments that `on_end` was called with."""
 
     def __init__(self) -> None:
         self.owners: list[Any] = []
@@ -368,8 +368,11 @@ def test_nested_call_opens_its_owner_under_the_tracker(driver: Any, meter: Any) 
         return number
 
     async def outer() -> list[int]:
-        # The second goes the quick way.
-        return [await driver(work(n), meter, name="joined", kind="call", nest_if_tracked=True, on_end=ends) for n in range(2)]
+        # The second takes the fast path.
+        return [
+            await driver(work(n), meter, name="joined", kind="call", nest_if_tracked=True, on_end=ends)
+            for n in range(2)
+        ]
 
     above = driver(outer(), meter, name="outer")
     assert finish(above) == [0, 1]
@@ -395,7 +398,7 @@ def test_nested_call_without_a_tracker_tracks_itself(driver: Any) -> None:
         assert finish(made) is made
         assert ends.owners[-1].usage.steps == 2
         assert ends.owners[-1].usage.exact
-    # Nobody needs to follow for a meter that counts the whole process.
+    # A meter that counts the whole process needs no tracker.
     assert finish(driver(work(), choose_meter("rss"), name="alone", nest_if_tracked=True, on_end=ends)) is None
     assert ends.owners[-1].name == "alone"
     assert not ends.owners[-1].is_active
@@ -512,7 +515,7 @@ def test_tracked_coroutine_passes_for_its_coroutine(driver: Any, meter: Any) -> 
     assert isinstance(made, Coroutine)
 
 
-# What is in C is chosen once, when memtools is imported: `MEMTOOLS_NATIVE=0` may have held then and no longer.
+# The implementation is chosen once, at import: `MEMTOOLS_NATIVE=0` may have been set then.
 _IN_PYTHON = any(kind.__name__ == "PythonTrackedCoroutine" for kind in TrackedCoroutine.__mro__)
 
 
@@ -526,11 +529,7 @@ def test_uninitialised_object_raises_and_does_not_crash() -> None:
         steps.throw(KeyError())
 
 
-# The quick way of owners.
-
-native = pytest.mark.skipif(
-    _IN_PYTHON or bool(native_reason()), reason="only the native meter has a quick way, with its parts in C"
-)
+native = pytest.mark.skipif(_IN_PYTHON or bool(native_reason()), reason="only the native meter has a fast path, in C")
 
 
 @pytest.fixture
@@ -546,7 +545,7 @@ def test_fast_path_and_slow_path_write_the_same_accounts(books: None) -> None:
     store: list[bytearray] = []
 
     def one(name: str, *, layered: bool) -> Any:
-        # What is layered goes the long way.
+        # A stacked owner takes the slow path.
         owner = open_owner(name, "call", meter=meter, is_stacked=layered)
         store.append(bytearray(MB))
         del store[:]
@@ -602,7 +601,7 @@ def test_recursive_calls_on_both_paths_write_the_same_accounts(books: None) -> N
         assert quick.peak_bytes == pytest.approx(long.peak_bytes, abs=10_000)
         assert quick.live_bytes == pytest.approx(long.live_bytes, abs=50_000)
         assert [calls for calls, _ in quick.live_at_checkpoints] == [calls for calls, _ in long.live_at_checkpoints]
-        # A call below itself is in the figures of the one above already, each of the two.
+        # The outer call's figures already include a recursive one.
         assert 20 * 39_000 < quick.retained_bytes < 20 * 55_000
 
     outer = open_owner("calls itself", "call", meter=meter)
@@ -642,7 +641,7 @@ def test_stacked_call_takes_the_slow_path(books: None) -> None:
 
 
 class _Named:
-    """Stands for the task of a loop of somebody's own."""
+    """The task of another event loop."""
 
     def __init__(self, name: object) -> None:
         self._name = name
@@ -681,7 +680,7 @@ def test_unnamed_owner_takes_the_name_of_task_or_coroutine(
     monkeypatch.setattr(asyncio, "_get_running_loop", lambda: loop)
     monkeypatch.setattr(asyncio, "current_task", {loop: of_task}.get)
     with _tasks_looked_up_anew():
-        for _ in range(3):  # the second goes the quick way
+        for _ in range(3):  # the second takes the fast path
             finish(driver(work(), meter, name=""))
 
     assert names == [expected] * 3
@@ -704,20 +703,20 @@ def _tasks_looked_up_anew() -> Iterator[None]:
 @native
 def test_fast_path_owners_are_listed_and_reported(books: None) -> None:
     meter = choose_meter("native")
-    heard: list[Event] = []
+    received: list[Event] = []
     outer = open_owner("outer", "scope", meter=meter)
-    for _ in range(2):  # the second goes the quick way
+    for _ in range(2):  # the second takes the fast path
         inner = open_owner("inner", "call", meter=meter)
         assert inner in open_owners()
         assert inner.parent is outer
         assert active_owner() is inner
         block = bytearray(MB)
-        with subscribe(heard.append):
+        with subscribe(received.append):
             close_owner(inner, failed=True)
         del block
     close_owner(outer)
 
-    told = [event for event in heard if isinstance(event, ScopeEnded)]
+    told = [event for event in received if isinstance(event, ScopeEnded)]
     assert [(event.name, event.path, event.failed) for event in told] == [("inner", ("outer", "inner"), True)] * 2
     assert outer.largest_children[0][0] == "inner"
     assert outer.largest_children[0][1] >= MB

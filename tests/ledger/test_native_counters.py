@@ -1,4 +1,4 @@
-"""Numbers of owners that have ended and left blocks behind are found again, and no figure changes for it."""
+"""Counter numbers of closed owners with live blocks are reused, and no figure changes."""
 
 import random
 
@@ -13,35 +13,35 @@ from memtools.ledger import _native
 
 MOST = 32_766  # numbers
 BYTE = b"x"
-SIZES = (2, 200, 70_000)  # of each way in which the shadow remembers one
+SIZES = (2, 200, 70_000)  # of each way in which the block map stores a block
 
 
 class Program:
-    """Owners that make blocks, end, are let go or kept; what each should hold is known."""
+    """Owners that allocate, close, are dropped or kept, with a model of what each should hold."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.accounts = [_native.AccountTotals() for _ in range(5)]
         self.account_bytes = [0] * 5
-        self.held: list[tuple[_native.Counter, list[int]]] = []  # with the bytes below each
+        self.held: list[tuple[_native.Counter, list[int]]] = []  # with the bytes of each and its children
         self.blocks: list[tuple[bytes, int, int, list[list[int]]]] = []
 
     def open(self) -> None:
         parent = self.random.choice(self.held) if self.held and self.random.random() < 0.5 else None
         account = self.random.randrange(5)
-        tally = _native.Counter(parent[0] if parent else None)
-        tally.attach_account(self.accounts[account])
+        counter = _native.Counter(parent[0] if parent else None)
+        counter.attach_account(self.accounts[account])
         own = [0]
-        self.make(tally, account, [own] if parent is None else [own, parent[1]])
+        self.make(counter, account, [own] if parent is None else [own, parent[1]])
         if parent is None and self.random.random() < 0.001:
-            self.held.append((tally, own))
+            self.held.append((counter, own))
         else:
-            tally.close()
+            counter.close()
 
-    def make(self, tally: _native.Counter, account: int, above: list[list[int]]) -> None:
+    def make(self, counter: _native.Counter, account: int, above: list[list[int]]) -> None:
         size = self.random.choices(SIZES, (100, 10, 1))[0]
-        _native.switch(tally)
-        block = BYTE * size  # no call: the tuple of its arguments would be a block of its own
+        _native.switch(counter)
+        block = BYTE * size  # no call: its argument tuple would be another block
         _native.switch(None)
         counted = block.__sizeof__()
         for total in above:
@@ -57,8 +57,8 @@ class Program:
 
     def check(self) -> None:
         assert [account.live_bytes() for account in self.accounts] == self.account_bytes
-        for tally, own in self.held:
-            assert tally.read()[0] == own[0]
+        for counter, own in self.held:
+            assert counter.read()[0] == own[0]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,4 @@
-"""Budgets that act in the middle of the work, with the native meter."""
+"""Budgets that stop an owner in the middle of its work, with the native meter."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger
 
 MIB = 2**20
 BUDGET = 20 * MIB
-ENOUGH = 30_000_000  # turns in which any of these would be far above the budget, should nobody stop it
+ENOUGH = 30_000_000  # iterations after which any of these would be far above the budget, if it were not stopped
 
 
 class Node:
@@ -38,7 +38,7 @@ def list_of_dicts() -> object:
 def append_strings() -> object:
     kept = []
     for number in range(ENOUGH):
-        kept.append(str(number))  # noqa: PERF401  # the loop is the point
+        kept.append(str(number))  # noqa: PERF401  # a loop is needed
     return kept
 
 
@@ -93,7 +93,7 @@ LARGE = "[" + ",".join(["[1.5,2.5]"] * 400_000) + "]"
 
 
 def parse_one_large_document() -> object:
-    return json.loads(LARGE)  # one call of C, and only small blocks
+    return json.loads(LARGE)  # one C call, and only small blocks
 
 
 def recurse_and_keep() -> object:
@@ -131,7 +131,7 @@ def chain_objects() -> object:
     node = None
     for _ in range(ENOUGH):
         node = Node(node)
-    while node is not None:  # or its end would be a recursion
+    while node is not None:  # or its end would recurse
         node = node.before
     return node
 
@@ -165,7 +165,7 @@ def nothing_kept() -> Iterator[None]:
 
 
 def stopped(runaway: Callable[[], object], found: list[tuple[BudgetExceeded, int]]) -> None:
-    """Run it under its budget; note the error and the peak."""
+    """Run it under a budget; record the error and the peak."""
     scope = memory_scope("runaway", meter="native", budget=BUDGET)
     try:
         with scope:
@@ -318,7 +318,7 @@ def test_handler_of_the_error_has_grace_and_is_stopped_beyond() -> None:
 
 
 class Swallower:
-    """Its end makes a lot, and what is raised there is lost."""
+    """Allocates much in its finaliser, where an exception would be lost."""
 
     begun = 0
     ended = 0
@@ -382,7 +382,7 @@ def test_exceeded_budget_is_emitted_once() -> None:
 
 def test_peak_at_the_end_of_a_scope_is_checked_once() -> None:
     with pytest.raises(BudgetExceeded) as caught, memory_scope("late", meter="native", budget=BUDGET) as late:
-        # One allocation within the grace, and no bytecode after it to be stopped at but the end of the block.
+        # One allocation within the grace, and no bytecode after it but the end of the block.
         bytearray(BUDGET + MIB)
 
     assert BUDGET + MIB <= caught.value.used_bytes <= late.usage.peak_bytes < BUDGET + 2 * MIB

@@ -1,4 +1,4 @@
-"""What owners are told by the native meter: after their end, by threads, beside other tools, across a fork."""
+"""The native meter: figures after an owner's end, by thread, beside other tools, across a fork."""
 
 import gc
 import os
@@ -19,12 +19,12 @@ from memtools.scopes import memory_scope
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
 MB = 1_000_000
-SLACK = 20_000  # frames, records and locks that are made on the way
+SLACK = 20_000  # frames, records and locks of the test itself
 
 
 @pytest.fixture
 def meter() -> Iterator[Meter]:
-    """The native meter, counting, as in a program that has a scope open all along."""
+    """The native meter, counting, as in a program that has a scope open all the time."""
     meter = choose_meter("native")
     meter.acquire()
     yield meter
@@ -37,7 +37,7 @@ def near(expected: int) -> Any:
 
 def python(program: str, *options: str, **environment: str) -> str:
     command = [sys.executable, *options, "-c", program]
-    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
+    # In another folder, so that `-c` imports the installed package and not the checkout.
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False,
         cwd=tempfile.gettempdir(),
@@ -210,7 +210,7 @@ def test_counter_numbers_are_reused_once_nothing_lives(meter: Meter) -> None:
     held = _native.counters_in_use()
     kept.clear()
 
-    # Some of those from before may go meanwhile: the last block of one may lie in a free list of the interpreter's.
+    # Some from before may be released meanwhile: their last block may lie in a free list of the interpreter.
     assert 990 <= held - before <= 1010
     assert _native.counters_in_use() - before <= 10
 
@@ -279,14 +279,14 @@ from memtools.ledger import _native, choose_meter
 choose_meter("native").acquire()
 names = {}
 exec(compile(
-    "def work(switch, tally, kept):\\n"
-    "    switch(tally)\\n"
+    "def work(switch, counter, kept):\\n"
+    "    switch(counter)\\n"
     "    kept.append(kept[0] * 1000); kept.append(kept[0] * 100_000); kept.append({1, 2, 3})\\n"
     "    switch(None)\\n", "<work>", "exec"), names)
-tally, kept = _native.Counter(), [b'x']
-names["work"](_native.switch, tally, kept)
+counter, kept = _native.Counter(), [b'x']
+names["work"](_native.switch, counter, kept)
 traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "<work>", lineno=3)])
-print(tally.read()[0], sum(block.size for block in traces.traces))
+print(counter.read()[0], sum(block.size for block in traces.traces))
 """
 
 
@@ -352,9 +352,9 @@ def test_figures_are_exact_on_every_allocator(allocator: str) -> None:
     program = (
         "from memtools.ledger import _native, choose_meter\n"
         "choose_meter('native').acquire()\n"
-        "def work(tally):\n"
-        "    _native.switch(tally)\n    kept = bytes(100_000)\n    _native.switch(None)\n"
-        "    print(tally.read()[0])\n    del kept\n    print(tally.read()[0])\n"
+        "def work(counter):\n"
+        "    _native.switch(counter)\n    kept = bytes(100_000)\n    _native.switch(None)\n"
+        "    print(counter.read()[0])\n    del kept\n    print(counter.read()[0])\n"
         "work(_native.Counter())"
     )
 

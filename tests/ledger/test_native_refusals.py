@@ -1,4 +1,4 @@
-"""Blocks that are refused: too large for a budget to be made at all."""
+"""Blocks that are refused, because they are too large for a budget."""
 
 import asyncio
 import io
@@ -192,7 +192,7 @@ async def test_only_the_task_over_budget_is_refused() -> None:
             return "refused"
         return "made"
 
-    async def neighbour() -> int:
+    async def noisy() -> int:
         sizes = []
         for _ in range(5):
             sizes.append(len(bytes(2 * BUDGET)))
@@ -200,14 +200,14 @@ async def test_only_the_task_over_budget_is_refused() -> None:
         return min(sizes)
 
     async with task_scope(meter="native") as tasks:
-        first, second = tasks.create_task(greedy()), tasks.create_task(neighbour())
+        first, second = tasks.create_task(greedy()), tasks.create_task(noisy())
 
     assert await first == "refused"
     assert await second == 2 * BUDGET
 
 
 def test_opening_of_owners_is_never_refused() -> None:
-    # The book grows a table of more than 64 KiB on the way, at the cost of whoever is above.
+    # A table of the ledger grows by more than 64 KiB meanwhile, charged to the parent.
     with memory_scope("crowded", meter="native", budget="8 MiB", on_exceed="deny") as crowded:
         filler = bytes(8 * MIB - 200_000)
         del filler

@@ -1,4 +1,4 @@
-"""What long random runs found, each in a test of its own: threads without the GIL, sub-interpreters, forks, loops."""
+"""Faults that long random runs found: threads without the GIL, sub-interpreters, forks, loops."""
 
 import ctypes
 import importlib.util
@@ -24,7 +24,7 @@ MIB = 2**20
 
 
 def bare_library() -> ctypes.CDLL:
-    """The allocators as a C library's own threads call them: without the GIL."""
+    """The allocators as threads of a C library call them: without the GIL."""
     library = ctypes.CDLL(None)
     library.PyMem_RawMalloc.restype = ctypes.c_void_p
     library.PyMem_RawMalloc.argtypes = [ctypes.c_size_t]
@@ -47,10 +47,10 @@ def test_hook_check_counts_no_block_of_other_threads_twice() -> None:
     try:
         for thread in threads:
             thread.start()
-        tally = _native.Counter()
+        counter = _native.Counter()
         kept: list[bytes] = []
         for number in range(20_000):
-            _native.switch(tally)
+            _native.switch(counter)
             kept.append(b"x" * 1000)
             assert _native.hooks_in_place()
             _native.switch(None)
@@ -63,23 +63,23 @@ def test_hook_check_counts_no_block_of_other_threads_twice() -> None:
             thread.join()
         meter.release()
 
-    assert tally.read()[0] < 1000  # an int in a free list, or two
+    assert counter.read()[0] < 1000  # an int or two in a free list
 
 
 def test_hook_check_changes_no_figure() -> None:
     meter = choose_meter("native")
     meter.acquire()
     try:
-        tally = _native.Counter()
-        _native.switch(tally)
+        counter = _native.Counter()
+        _native.switch(counter)
         answers = _native.hooks_in_place(), _native.hooks_in_place()
         _native.switch(None)
-        figures = tally.read()
+        figures = counter.read()
     finally:
         meter.release()
 
     assert all(answers)
-    assert figures[0] in (0, 56)  # the tuple of the answers
+    assert figures[0] in (0, 56)  # the tuple of the results
 
 
 SUB_INTERPRETER = """
@@ -166,7 +166,7 @@ def test_sub_interpreter_module_loaded_later_is_noticed(by: str) -> None:
 
 def python(program: str, *arguments: str) -> str:
     command = [sys.executable, "-X", "faulthandler", "-c", program, *arguments]
-    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
+    # In another folder, so that `-c` imports the installed package and not the checkout.
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tempfile.gettempdir())
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -193,10 +193,10 @@ bare.PyMem_RawFree.argtypes = [ctypes.c_void_p]
 bare.PyMem_RawFree.restype = None
 sys.setswitchinterval(1e-6)
 choose_meter("native").acquire()
-tally = _native.Counter()
+counter = _native.Counter()
 enough = False
 def churn():
-    _native.switch(tally)
+    _native.switch(counter)
     while not enough:
         bare.PyMem_RawFree(bare.PyMem_RawMalloc(100))
     _native.switch(None)
@@ -207,11 +207,11 @@ for _ in range(150):
     if not child:
         code = 1
         try:
-            before = tally.read()[0]
-            _native.switch(tally)
+            before = counter.read()[0]
+            _native.switch(counter)
             block = bare.PyMem_RawMalloc(5000)
             _native.switch(None)
-            during = tally.read()[0]
+            during = counter.read()[0]
             bare.PyMem_RawFree(block)
             code = 0 if during - before >= 5000 else 2
         finally:

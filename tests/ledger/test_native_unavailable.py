@@ -1,4 +1,4 @@
-"""Where the native ledger cannot keep its promises it says why, and the other meters do the work."""
+"""The native meter declines with a reason where it cannot count right, and another meter is used."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ pytestmark = [
 
 SOURCES = Path(__file__).parents[2] / "memtools" / "ledger" / "native"
 
-# One block of the self-check's, and no other, is not where Python promises it to be.
+# One block of the self-check, and no other, is not where Python promises it to be.
 MISALIGNS = """
 #include <Python.h>
 static PyMemAllocatorEx below;
