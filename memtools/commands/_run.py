@@ -25,8 +25,9 @@ from memtools._records import record
 from memtools._text import printable
 from memtools.commands._program import execute, refuse_unreadable
 from memtools.leaks import BackgroundInvestigation, Diagnosis
-from memtools.ledger import Meter, choose_meter, end_owner, native_reason, open_owner
+from memtools.ledger import Meter, choose_meter, native_reason
 from memtools.ledger._instrument import GlobalTaskTracking, track_all_loops
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.readings import ProcessMemory, read_process
 from memtools.reports import Report, can_show_blocks, html_page, report
 
@@ -227,7 +228,7 @@ class _Watch:
         # is not theirs anyway: a child may be another Python, for which there is no native meter.
         if choose_meter() is not wish.meter:
             os.environ[_METER_VARIABLE] = wish.meter.name
-        wish.meter.hold()
+        wish.meter.acquire()
         self._everywhere: GlobalTaskTracking = track_all_loops(wish.meter)
         self._since: ProcessMemory = read_process()
         self._owner = open_owner(wish.title, "scope", meter=wish.meter)
@@ -264,7 +265,7 @@ class _Watch:
             return None
 
     def _take(self) -> Report:
-        end_owner(self._owner, failed=self.failed)
+        close_owner(self._owner, failed=self.failed)
         taken = report(title=self._wish.title, since=self._since)
         self._everywhere.close()
         self._wish.meter.release()

@@ -107,7 +107,7 @@ class FunctionMemory:
             error: the exception that ended the call, or None.
         """
         figures = usage_tuple(owner)
-        _, retained, peak, _, _, _, duration_s, _, _, exact, _ = figures
+        peak = figures.peak_bytes
         with self._lock:
             self._last = figures
             self._calls += 1
@@ -115,9 +115,9 @@ class FunctionMemory:
             self._peak_sum += peak
             if peak > self._peak_max:
                 self._peak_max = peak
-            self._retained += retained
-            self._duration_s += duration_s
-            self._exact = self._exact and exact
+            self._retained += figures.retained_bytes
+            self._duration_s += figures.duration_s
+            self._exact = self._exact and figures.exact
 
     def statistics(self) -> FunctionStatistics:
         """Return the sums and maxima up to now; walks the list of open owners to count the running calls."""

@@ -22,8 +22,9 @@ from memtools.errors import ConfigError
 from memtools.events import BudgetOverrun, Event, HighUsage, ScopeEnded, Subscription, TaskAbandoned, subscribe
 from memtools.events import statistics as hub_statistics
 from memtools.exporters._catalogue import GROWTH_BOUNDS
-from memtools.ledger import AccountStatistics, Owner, current_usage, open_owners
+from memtools.ledger import AccountStatistics, Owner, open_owners
 from memtools.ledger import statistics as ledger_statistics
+from memtools.ledger._ledger import current_usage
 from memtools.monitor import MonitorStatistics, monitors
 from memtools.readings import Level, effective_limit, headroom
 from memtools.structures import BoundedList, WeakCache

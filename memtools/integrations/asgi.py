@@ -13,15 +13,9 @@ from weakref import WeakSet
 
 from memtools._records import record
 from memtools.errors import ConfigError
-from memtools.ledger import (
-    Owner,
-    TrackedCoroutine,
-    active_owner,
-    choose_meter,
-    current_usage,
-    is_trackable,
-    rename_owner,
-)
+from memtools.ledger import Owner, active_owner, choose_meter
+from memtools.ledger._coroutines import TrackedCoroutine, is_trackable
+from memtools.ledger._ledger import current_usage, rename_owner
 from memtools.readings import Level
 from memtools.scopes._budgets import check_usage, make_budget, parse_budget
 from memtools.scopes._calls import CallOptions, coroutine_tracker
@@ -69,7 +63,7 @@ class _Factory:
     def __call__(self, loop: Any, coro: Any, **options: Any) -> Any:
         if serves_request.get() and is_trackable(coro):
             owner = active_owner()
-            if owner is not None and owner.meter.follows:
+            if owner is not None and owner.meter.tracks_owners:
                 coro = TrackedCoroutine[Any](coro, owner.meter)
         if self._inner is not None:
             return self._inner(loop, coro, **options)
@@ -297,7 +291,7 @@ class MemoryMiddleware:
 
     async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         owner = active_owner()
-        before, follows = serves_request.get(), self._plan.meter.follows
+        before, follows = serves_request.get(), self._plan.meter.tracks_owners
         if before is not follows:
             serves_request.set(follows)
         if follows:

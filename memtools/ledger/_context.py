@@ -1,8 +1,7 @@
-"""Who has the turn: on this thread, in this context, in this task.
+"""The current owner of the thread, and the active owner of the context and the task.
 
-Covers: the owner that new owners become children of (a context variable, inherited by tasks and `to_thread`), the owner
-that this thread is charged to now (a slot per thread), and whether a driver follows the running coroutine.
-Leaves to others: counting (`_traced`, `_resident`), following the steps (`_driver`, `_frames`).
+The active owner is a context variable, which tasks and `to_thread` inherit: new owners become its children. The current
+owner is the one that a thread is charged to now; each thread has a slot for it.
 """
 
 import sys
@@ -13,53 +12,29 @@ from contextvars import ContextVar
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from memtools.ledger._owner import Owner, native_seats
+from memtools.ledger._owner import Owner, ThreadSlot, Tracker, native_module
 
-if TYPE_CHECKING:
-    from memtools.ledger._coroutines import TrackedCoroutine
+# By name, so that neither asyncio nor trio has to be loaded for it.
+_NO_FAILURES: Final = frozenset({"StopIteration", "GeneratorExit", "CancelledError", "Cancelled"})
 
-active: ContextVar["Owner | None"] = ContextVar("memtools_owner", default=None)
-# Bound once: a call of `active.get` makes a method object, which is an allocation for tracemalloc to trace.
-get_active = active.get
+active_variable: ContextVar[Owner | None] = ContextVar("memtools_owner", default=None)
+# Bound once: a call of `active_variable.get` makes a method object, which is an allocation for tracemalloc to trace.
+get_active = active_variable.get
 
-
-class PureSlot:
-    """What one thread is doing; in Python, where it is not in C.
-
-    Attributes:
-        owner: who is charged for what this thread allocates, or None for nobody.
-        driver: the driver whose step this thread is in, if any.
-        unwatched: open owners whose suspension nobody will tell of, until the event loop has its turn.
-        asked_loop: the event loop that will see to them, if it was asked.
-    """
-
-    __slots__ = ("__weakref__", "asked_loop", "driver", "owner", "unwatched")
-
-    def __init__(self) -> None:
-        self.owner: Owner | None = None
-        self.driver: TrackedCoroutine[Any] | None = None
-        self.unwatched: list[Owner] = []
-        self.asked_loop: weakref.ref[Any] | None = None  # Any: of asyncio, uvloop or trio
-
-
-_native = native_seats()
-if TYPE_CHECKING or _native is None:  # noqa: SIM108  # type checkers take a conditional expression for a variable
-    Slot = PureSlot
-else:
-    Slot = _native.Slot
-
-slots: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()  # by the identity of their thread
+slots_by_thread: weakref.WeakValueDictionary[int, ThreadSlot] = weakref.WeakValueDictionary()
 
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.slot = slots[threading.get_ident()] = Slot()
+        self.slot = slots_by_thread[threading.get_ident()] = ThreadSlot()
 
 
 per_thread = _PerThread()
 
+_native = native_module()
 
-def _active_owner() -> "Owner | None":
+
+def _active_owner() -> Owner | None:
     """Return the innermost open owner of this context.
 
     A context outlives the scopes that were open when it was copied, hence the search upwards.
@@ -70,10 +45,10 @@ def _active_owner() -> "Owner | None":
     return owner
 
 
-def _give_turn(slot: Slot, owner: "Owner | None") -> None:
-    """Charge `owner`, or nobody, for what this thread allocates from now on."""
+def _set_current(slot: ThreadSlot, owner: Owner | None) -> None:
+    """Charge `owner`, or no owner, for what this thread allocates from now on."""
     while owner is not None and owner.detached:
-        owner = owner.outer  # it has ended, or has been given up, since it had the turn
+        owner = owner.previous  # it has ended, or was abandoned, since it was the current one
     before = slot.owner
     if before is owner:
         return
@@ -85,15 +60,15 @@ def _give_turn(slot: Slot, owner: "Owner | None") -> None:
 
 if TYPE_CHECKING or _native is None:
     active_owner = _active_owner
-    give_turn = _give_turn
+    set_current = _set_current
 else:
     active_owner = _native.active_owner
-    give_turn = _native.give_turn
-    _native.follow(active, lambda: per_thread.slot)
+    set_current = _native.set_current
+    _native.set_context(active_variable, lambda: per_thread.slot)
 
 
 def current_task() -> object | None:
-    """Return the asyncio task that runs in this thread, or None; loads no asyncio of its own accord."""
+    """Return the asyncio task that runs in this thread, or None; does not load asyncio."""
     running_loop = _asyncio.running_loop
     if running_loop is None:
         running_loop = _asyncio.find()
@@ -104,7 +79,7 @@ def current_task() -> object | None:
 
 
 class _Asyncio:
-    # Looked up once it is there: asked at each call of a coroutine.
+    # Looked up once asyncio is loaded: each call of a coroutine asks.
     __slots__ = ("current_task", "running_loop")
 
     def __init__(self) -> None:
@@ -115,92 +90,82 @@ class _Asyncio:
         asyncio = sys.modules.get("asyncio")
         if asyncio is not None and hasattr(asyncio, "current_task"):
             self.current_task = asyncio.current_task
-            by_loop: Any = getattr(asyncio.tasks, "_current_tasks", None)  # Any: nobody promises it
+            by_loop: Any = getattr(asyncio.tasks, "_current_tasks", None)  # Any: not documented
             if isinstance(asyncio.current_task, FunctionType) and type(by_loop) is dict:
                 self.current_task = cast("Any", by_loop).get  # what it looks into where it is not in C: 3.11
             self.running_loop = asyncio._get_running_loop
             if _native is not None:
-                _native.know_tasks(self.running_loop, self.current_task)
+                _native.set_loop_getters(self.running_loop, self.current_task)
         return self.running_loop
 
 
 _asyncio = _Asyncio()
 if _native is not None:
-    _native.find_tasks(current_task)
+    _native.set_task_getter(current_task)
 
 
-def current_tracker() -> "TrackedCoroutine[Any] | None":  # Any: whatever the coroutine returns
-    """Return the driver that follows the coroutine that runs in this thread step by step, or None.
+def current_tracker() -> Tracker | None:
+    """Return the tracked coroutine whose step this thread is in, if it is that of the running task.
 
-    A task that was started eagerly runs inside a step of its parent, whose driver does not follow it: hence the look at
-    the task.
+    A task that was started eagerly runs inside a step of its parent, whose tracker does not track it: hence the
+    comparison of the tasks.
     """
-    driver = per_thread.slot.driver
-    return driver if driver is not None and driver.task is current_task() else None
-
-
-# Which ends are failures: being closed or cancelled is none.
-#
-# By name: neither asyncio nor trio has to be loaded for it.
-
-_NO_FAILURES: Final = frozenset({"StopIteration", "GeneratorExit", "CancelledError", "Cancelled"})
+    tracker = per_thread.slot.tracker
+    return tracker if tracker is not None and tracker.task is current_task() else None
 
 
 def is_failure(error: BaseException | None) -> bool:
-    """Return whether what ended with `error`, or with None for a result, has failed."""
+    """Return whether what ended with `error`, or with None for a result, has failed; closed or cancelled has not."""
     return error is not None and type(error).__name__ not in _NO_FAILURES
 
 
-# Take the turn and give it back around each step of something that runs in steps.
-#
-# For code whose caller goes on between its steps in the same task and the same context: the frame of a generator, the
-# steps of an asynchronous generator. Both what is charged on the thread and what is active in the context change hands.
-
-
 class Suspension:
-    """The turn of one owner that runs in steps; made while its owner has the turn.
+    """Suspends and resumes the owner of code that runs in steps, in one task and one context with its consumer.
+
+    For the frame of a generator and for the steps of an asynchronous generator. Both the current owner of the thread
+    and the active owner of the context change at each step. Made while its owner is the current one.
 
     Attributes:
-        owner: who has the turn during a step.
-        before: who had it on the thread before the present step.
-        active_before: who was active in the context then.
-        is_taken: whether a step is running.
+        owner: the owner that is current during a step.
+        previous: the owner that was current before the present step.
+        previous_active: the owner that was active then.
+        is_running: whether a step is running.
     """
 
-    __slots__ = ("_active_inside", "active_before", "before", "is_taken", "owner")
+    __slots__ = ("_active_in_step", "is_running", "owner", "previous", "previous_active")
 
-    def __init__(self, owner: Owner, active_before: Owner | None) -> None:
+    def __init__(self, owner: Owner, previous_active: Owner | None) -> None:
         self.owner: Owner = owner
-        self.before = owner.outer
-        self.active_before = active_before
-        self.is_taken: bool = True
-        self._active_inside: Owner | None = owner
-        owner.turn = self
+        self.previous = owner.previous
+        self.previous_active = previous_active
+        self.is_running: bool = True
+        self._active_in_step: Owner | None = owner
+        owner.suspension = self
 
-    def take(self) -> None:
+    def resume(self) -> None:
         """Begin a step."""
-        if self.is_taken:
+        if self.is_running:
             return
         slot = per_thread.slot
-        self.is_taken = True
-        self.before = slot.owner
-        before = self.active_before = get_active()
-        if before is not self._active_inside:
-            active.set(self._active_inside)
-        give_turn(slot, self.owner.charged)
+        self.is_running = True
+        self.previous = slot.owner
+        before = self.previous_active = get_active()
+        if before is not self._active_in_step:
+            active_variable.set(self._active_in_step)
+        set_current(slot, self.owner.charged_to)
 
-    def give_back(self) -> None:
-        """End a step: whoever had the turn before goes on, while the owner stays open."""
-        if not self.is_taken:
+    def suspend(self) -> None:
+        """End a step: the previous owner becomes the current one again, while this one stays open."""
+        if not self.is_running:
             return
-        self.is_taken = False
-        give_turn(per_thread.slot, self.before)
-        # The consumer of a generator shares this context: what it opens is no child of ours.
-        inside = self._active_inside = get_active()
-        if inside is not self.active_before:
-            active.set(self.active_before)
+        self.is_running = False
+        set_current(per_thread.slot, self.previous)
+        # The consumer of a generator shares this context: what it opens is no child of the generator's owner.
+        active = self._active_in_step = get_active()
+        if active is not self.previous_active:
+            active_variable.set(self.previous_active)
 
-    def let_go(self, owner: Owner) -> tuple[Owner | None, Owner | None]:
-        """Say who gets the turn, and who is active, after `owner`, which is about to end."""
-        owner.turn = None
-        return self.before, self.active_before
+    def release(self, owner: Owner) -> tuple[Owner | None, Owner | None]:
+        """Return which owner is to be current, and which one active, after `owner`, which is about to end."""
+        owner.suspension = None
+        return self.previous, self.previous_active

@@ -1,138 +1,140 @@
-"""Add up what owners hold, so that every owner knows its own and its children's live bytes and highest live bytes.
-
-Covers: the arithmetic over the tree of owners. Leaves to others: whose turn it is (`_current`), where the bytes come
-from (the meters). No clock, no allocator, no lock: the caller holds one.
+"""The arithmetic of owners: live and peak bytes of each owner, with those of its children.
 
 Time is cut into segments, and each segment is charged to one owner: how many bytes it added (`net`) and how far above
-its start the total rose in between (`rise`). An owner's figures include its children's. Two ways lead there:
+its start the total rose in between (`rise`). An owner's figures include its children's. There are two ways:
 
-- *in line*: while the only open child of an owner has the turn, the owner itself stands still. Nothing is done until
-  the child ends, then `peak = max(peak, live + child.peak)` and `live += child.live`. However deep the nesting, a
-  segment costs one addition.
-- *shared*: an owner with several open children (tasks, threads) must be charged with each segment of each of them, or
-  their simultaneous peak is lost. Each open owner knows by `up` the nearest shared one above.
+- *inline*: an owner with one open child does not change while the child runs. Nothing is added up before the child
+  ends; then `peak = max(peak, live + child.peak)` and `live += child.live`. A segment costs one addition, however deep
+  the nesting.
+- *eager*: an owner with several open children (tasks, threads) is charged with each segment of each of them, because
+  the peak that they reach together would be lost otherwise. Each open counter has in `eager_parent` its nearest eager
+  ancestor.
 
-Figures are floats: exact below 2**53 bytes, and CPython serves floats from a free list, so that the book-keeping does
-not show up in what is measured (an int would be a new block of its own, at 250 ns under tracemalloc).
+Figures are floats: exact below 2**53 bytes, and CPython takes floats from a free list, so that counting does not show
+up in what is measured (an int would be a new block, at 250 ns under tracemalloc).
+
+No clock, no allocator and no lock: the caller holds one.
 """
 
 
-class Tally:
+class Counter:
     """What one owner holds, and its place in the tree.
 
     Attributes:
-        live: bytes that this owner, and the children counted so far, added and did not give back.
+        live: bytes that this owner, and the children added up so far, have allocated and not freed.
         peak: the highest `live` so far, children included.
-        shared: whether segments of its children are charged to it at once.
-        up: the nearest shared tally above, which is charged with every segment of this one.
-        payer: the tally that takes over these figures in the end.
-        child: the one child in line, while this tally is not shared.
-        children: how many are attached now.
+        is_eager: whether segments of its children are charged to it at once.
+        eager_parent: the nearest eager ancestor, which is charged with every segment of this one.
+        charging_parent: the counter that takes over these figures at the end.
+        inline_child: the one open child, while this counter is not eager.
+        open_children: how many children are attached.
         detached: set by `detach`.
     """
 
-    __slots__ = ("child", "children", "detached", "live", "payer", "peak", "shared", "up")
+    __slots__ = (
+        "charging_parent", "detached", "eager_parent", "inline_child", "is_eager", "live", "open_children", "peak",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.live: float = 0.0
         self.peak: float = 0.0
-        self.shared: bool = False
-        self.up: Tally | None = None
-        self.payer: Tally | None = None
-        self.child: Tally | None = None
-        self.children: int = 0
+        self.is_eager: bool = False
+        self.eager_parent: Counter | None = None
+        self.charging_parent: Counter | None = None
+        self.inline_child: Counter | None = None
+        self.open_children: int = 0
         self.detached: bool = False
 
 
-def attach(tally: Tally, payer: Tally | None, *, in_line: bool) -> None:
-    """Hang a new tally below `payer`; `in_line` when nobody but this child has the turn until it ends."""
-    if payer is None:
+def attach(counter: Counter, parent: Counter | None, *, inline: bool) -> None:
+    """Attach a new counter to `parent`; `inline` when only this child is charged until it ends."""
+    if parent is None:
         return
 
-    _forget_detached(payer)
-    if not in_line or payer.child is not None:
-        share(payer)
-    payer.children += 1
-    tally.payer = payer
-    tally.up = payer if payer.shared else payer.up
-    if not payer.shared:
-        payer.child = tally
+    _skip_detached(parent)
+    if not inline or parent.inline_child is not None:
+        aggregate_eagerly(parent)
+    parent.open_children += 1
+    counter.charging_parent = parent
+    counter.eager_parent = parent if parent.is_eager else parent.eager_parent
+    if not parent.is_eager:
+        parent.inline_child = counter
 
 
-def detach(tally: Tally) -> None:
-    """Take a tally out of the tree and hand its figures to its payer; a second call does nothing."""
-    if tally.detached:
+def detach(counter: Counter) -> None:
+    """Take a counter out of the tree and add its figures to its parent; a second call does nothing."""
+    if counter.detached:
         return
-    if tally.children:
-        # It ends before its children do: from now on their segments go straight to everyone above.
-        _share_all(tally)
+    if counter.open_children:
+        # It ends before its children: from now on their segments are charged to every ancestor directly.
+        _aggregate_ancestors(counter)
 
-    tally.detached = True
-    payer = tally.payer
-    if payer is None:
+    counter.detached = True
+    parent = counter.charging_parent
+    if parent is None:
         return
-    payer.children -= 1
-    if payer.shared:
+    parent.open_children -= 1
+    if parent.is_eager:
         return
-    payer.peak = max(payer.peak, payer.live + tally.peak)
-    payer.live += tally.live
-    payer.child = None
+    parent.peak = max(parent.peak, parent.live + counter.peak)
+    parent.live += counter.live
+    parent.inline_child = None
 
 
-def charge(tally: Tally | None, net: float, rise: float) -> None:
-    """Charge one segment to `tally`, which has no open child in line, and to all who share in it."""
-    while tally is not None:
-        live = tally.live
+def charge(counter: Counter | None, net: float, rise: float) -> None:
+    """Charge one segment to `counter`, which has no open inline child, and to its eager ancestors."""
+    while counter is not None:
+        live = counter.live
         high = live + rise
-        if high > tally.peak:
-            tally.peak = high
-        tally.live = live + net
-        tally = tally.up
+        if high > counter.peak:
+            counter.peak = high
+        counter.live = live + net
+        counter = counter.eager_parent
 
 
-def share(tally: Tally) -> None:
-    """Have `tally` charged with each segment of its children from now on."""
-    if tally.shared:
+def aggregate_eagerly(counter: Counter) -> None:
+    """Charge `counter` with each segment of its children from now on."""
+    if counter.is_eager:
         return
 
-    tally.live, tally.peak = inclusive(tally)
-    for below in _line(tally):
-        below.up = tally
-    tally.shared = True
-    tally.child = None
+    counter.live, counter.peak = totals(counter)
+    for descendant in _inline_descendants(counter):
+        descendant.eager_parent = counter
+    counter.is_eager = True
+    counter.inline_child = None
 
 
-def inclusive(tally: Tally) -> tuple[float, float]:
-    """Return live and peak bytes with the open children in line counted in."""
+def totals(counter: Counter) -> tuple[float, float]:
+    """Return live and peak bytes with the open inline children added."""
     live, peak = 0.0, 0.0
-    for below in reversed([tally, *_line(tally)]):
-        peak = max(below.peak, below.live + peak)
-        live += below.live
+    for descendant in reversed([counter, *_inline_descendants(counter)]):
+        peak = max(descendant.peak, descendant.live + peak)
+        live += descendant.live
     return live, peak
 
 
-def _forget_detached(tally: Tally) -> None:
-    # A task that starts its successor and ends, for ever: without this each would keep all that came before.
-    while tally.up is not None and tally.up.detached:
-        tally.up = tally.up.up
-    while tally.payer is not None and tally.payer.detached:
-        tally.payer = tally.payer.payer
-        if tally.payer is not None:
-            tally.payer.children += 1
+def _skip_detached(counter: Counter) -> None:
+    # In an endless chain of tasks, each of which starts the next one and ends, each would keep all earlier ones.
+    while counter.eager_parent is not None and counter.eager_parent.detached:
+        counter.eager_parent = counter.eager_parent.eager_parent
+    while counter.charging_parent is not None and counter.charging_parent.detached:
+        counter.charging_parent = counter.charging_parent.charging_parent
+        if counter.charging_parent is not None:
+            counter.charging_parent.open_children += 1
 
 
-def _line(tally: Tally) -> list[Tally]:
-    # Ends with the first shared one: its figures hold everything below.
-    line: list[Tally] = []
-    below = tally.child
-    while below is not None:
-        line.append(below)
-        below = below.child
-    return line
+def _inline_descendants(counter: Counter) -> list[Counter]:
+    # Ends with the first eager one: its figures include everything below.
+    found: list[Counter] = []
+    child = counter.inline_child
+    while child is not None:
+        found.append(child)
+        child = child.inline_child
+    return found
 
 
-def _share_all(tally: Tally) -> None:
-    chain: Tally | None = tally
-    while chain is not None:
-        share(chain)
-        chain = chain.payer
+def _aggregate_ancestors(counter: Counter) -> None:
+    ancestor: Counter | None = counter
+    while ancestor is not None:
+        aggregate_eagerly(ancestor)
+        ancestor = ancestor.charging_parent

@@ -1,11 +1,11 @@
-"""Follow a scope through the frame that holds its `with`, by `sys.monitoring` (Python 3.12 and later).
+"""Track a scope by the frame that contains its `with`, using `sys.monitoring` (Python 3.12 and later).
 
-A plain `async with memory_scope()` stands in a coroutine that nobody drives, or in a generator whose consumer runs
-between its steps. The interpreter tells when that code object yields and resumes: the turn is given back and taken
-again, whatever the event loop. Tracebacks and the chain of awaits stay as they are.
+A plain `async with memory_scope()` may be in a coroutine that is not tracked, or in a generator whose consumer runs
+between its steps. The interpreter reports when that code object yields and resumes: the owner is suspended and resumed,
+whatever the event loop. Tracebacks and the chain of awaits stay as they are.
 
-Only code objects that hold a scope are watched, and they stay so: switching the events off again would make the
-interpreter look at each of their frames anew. `PY_THROW` exists for all code or none; it is on from the first scope.
+Only code objects that contain a scope are monitored, and they stay so: disabling the events again would make the
+interpreter instrument each of their frames anew. `PY_THROW` exists for all code or none; it is on from the first scope.
 """
 
 import sys
@@ -20,43 +20,43 @@ _caller = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; th
 _LEFT_OPEN: Final = "its frame ended before it: process-wide"
 
 
-class _Holder(Suspension):
-    """One frame and the scopes that it holds open, innermost last."""
+class _FrameScopes(Suspension):
+    """One frame and the scopes that are open in it, innermost last."""
 
     __slots__ = ("_key", "owners")
 
-    def __init__(self, key: int, owner: Owner, active_before: Owner | None) -> None:
-        super().__init__(owner, active_before)
+    def __init__(self, key: int, owner: Owner, previous_active: Owner | None) -> None:
+        super().__init__(owner, previous_active)
         self._key = key
         self.owners: list[Owner] = []
 
     def add(self, owner: Owner) -> None:
         self.owners.append(owner)
         self.owner = owner
-        owner.turn = self
+        owner.suspension = self
 
-    def let_go(self, owner: Owner) -> tuple[Owner | None, Owner | None]:
-        owner.turn = None
+    def release(self, owner: Owner) -> tuple[Owner | None, Owner | None]:
+        owner.suspension = None
         self.owners.remove(owner)
         if self.owners:
             self.owner = self.owners[-1]
             return self.owner, owner.parent
-        _holders.pop(self._key, None)
-        return self.before, self.active_before
+        _scopes_by_frame.pop(self._key, None)
+        return self.previous, self.previous_active
 
 
 # By the id of the frame: a reference would keep the frame alive, and a scope ends before its frame does.
-_holders: dict[int, _Holder] = {}
+_scopes_by_frame: dict[int, _FrameScopes] = {}
 
 
-def hold(frame: FrameType, owner: Owner, active_before: Owner | None) -> None:
-    """Follow `owner`, which has just got the turn, through the yields of `frame`."""
+def attach(frame: FrameType, owner: Owner, previous_active: Owner | None) -> None:
+    """Suspend and resume `owner`, which has just become the current one, with `frame`."""
     key = id(frame)
-    holder = _holders.get(key)
-    if holder is None:
-        holder = _holders[key] = _Holder(key, owner, active_before)
-    holder.add(owner)
-    _watch(frame.f_code)
+    scopes = _scopes_by_frame.get(key)
+    if scopes is None:
+        scopes = _scopes_by_frame[key] = _FrameScopes(key, owner, previous_active)
+    scopes.add(owner)
+    _enable_events(frame.f_code)
 
 
 def _find_tool() -> int | None:
@@ -73,8 +73,8 @@ if sys.version_info >= (3, 12):
     _monitoring = sys.monitoring
     _tool: int | None = None
 
-    def can_follow() -> bool:
-        """Return whether frames can be followed; takes one of the free tool ids when first asked."""
+    def is_available() -> bool:
+        """Return whether frames can be tracked; takes one of the free tool ids at the first call."""
         global _tool
         if _tool is not None:
             return True
@@ -91,8 +91,8 @@ if sys.version_info >= (3, 12):
         _tool = tool
         return True
 
-    def _watch(code: CodeType) -> None:
-        assert _tool is not None  # `can_follow` comes first
+    def _enable_events(code: CodeType) -> None:
+        assert _tool is not None  # `is_available` comes first
         events = _monitoring.events
         wanted = events.PY_YIELD | events.PY_RESUME | events.PY_RETURN
         if _monitoring.get_local_events(_tool, code) != wanted:
@@ -100,37 +100,37 @@ if sys.version_info >= (3, 12):
 
 else:
 
-    def can_follow() -> bool:
+    def is_available() -> bool:
         """Return False: `sys.monitoring` came with Python 3.12."""
         return False
 
-    def _watch(_code: CodeType) -> None:
-        raise AssertionError("can_follow() said no")
+    def _enable_events(_code: CodeType) -> None:
+        raise AssertionError("is_available() returned False")
 
 
 def _on_yield(_code: CodeType, _offset: int, _value: object) -> None:
-    holder = _holders.get(id(_caller(1)))
-    if holder is not None:
-        holder.give_back()
+    scopes = _scopes_by_frame.get(id(_caller(1)))
+    if scopes is not None:
+        scopes.suspend()
 
 
 def _on_resume(_code: CodeType, _offset: int) -> None:
-    holder = _holders.get(id(_caller(1)))
-    if holder is not None:
-        holder.take()
+    scopes = _scopes_by_frame.get(id(_caller(1)))
+    if scopes is not None:
+        scopes.resume()
 
 
 def _on_throw(_code: CodeType, _offset: int, _error: BaseException) -> None:
-    if _holders:
-        holder = _holders.get(id(_caller(1)))
-        if holder is not None:
-            holder.take()
+    if _scopes_by_frame:
+        scopes = _scopes_by_frame.get(id(_caller(1)))
+        if scopes is not None:
+            scopes.resume()
 
 
 def _on_return(_code: CodeType, _offset: int, _value: object) -> None:
-    # A function may open a scope for its caller. From here on nobody can say when that one is suspended.
-    holder = _holders.pop(id(_caller(1)), None)
-    if holder is not None:
-        for owner in reversed(holder.owners):
-            owner.turn = None
-            owner.meter.set_adrift(owner, _LEFT_OPEN)
+    # A function may open a scope for its caller, and the caller's frame is not monitored.
+    scopes = _scopes_by_frame.pop(id(_caller(1)), None)
+    if scopes is not None:
+        for owner in reversed(scopes.owners):
+            owner.suspension = None
+            owner.meter.mark_untracked(owner, _LEFT_OPEN)

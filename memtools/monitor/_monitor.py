@@ -19,7 +19,7 @@ from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
 from memtools.errors import ConfigError, MemtoolsError
 from memtools.events import LevelChanged, ReclaimIneffective
-from memtools.ledger import is_failure
+from memtools.ledger._context import is_failure
 from memtools.monitor._admission import Admission
 from memtools.monitor._engine import Keeper, sum_up
 from memtools.monitor._levels import LevelMachine, Size, Thresholds

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from memtools._records import record
 from memtools._text import printable, truncate_middle
 from memtools.analysis import Leftover, find_leftovers
-from memtools.ledger import LedgerStatistics, Usage, statistics
+from memtools.ledger import Usage, statistics
+from memtools.ledger._ledger import LedgerStatistics
 from memtools.readings import ProcessMemory, read_process
 from memtools.reports._html import html_rows, html_table
 from memtools.reports._rows import Growth, Row, flat_rows, measure_growth, notes_of, scope_rows

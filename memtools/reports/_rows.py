@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from memtools._records import as_dict, record
-from memtools.ledger import AccountStatistics, LedgerStatistics
+from memtools.ledger import AccountStatistics
+from memtools.ledger._ledger import LedgerStatistics
 from memtools.readings import ProcessMemory
 
 # What happened to the process as a whole, and what of it is nobody's.

@@ -86,12 +86,12 @@ def check_usage(
     budget = owner.budget
     if budget is not None:
         _check_refusals(owner, budget, error)
-    if budget is None or owner.overran:
+    if budget is None or owner.exceeded_reported:
         return
     used = _budgeted_figure(usage, budget)
     if used <= budget.limit_bytes:
         return
-    exceeded = budget.note_overrun(owner, used, in_flight=False)
+    exceeded = budget.report_exceeded(owner, used, in_flight=False)
     if exceeded is not None and not failed:
         raise exceeded
 
@@ -100,8 +100,8 @@ def _check_refusals(owner: Owner, budget: Budget, error: BaseException | None) -
     refused, wanted = owner.refusals
     if not refused:
         return
-    if not owner.overran:
-        budget.note_refusal(owner, wanted)
+    if not owner.exceeded_reported:
+        budget.report_refusal(owner, wanted)
     if isinstance(error, MemoryError) and budget.on_exceed == "raise":
         raise BudgetExceeded(owner.name, wanted, budget.limit_bytes, budget.measure) from error
 
@@ -115,8 +115,8 @@ def _budgeted_figure(usage: Usage, budget: Budget) -> int:
 
 
 def _warn_of_high_usage(owner: Owner, usage: Usage, warn_bytes: int) -> None:
-    children = ", ".join(f"{name} {format_size(size)}" for name, size in owner.largest)
-    emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, owner.largest))
+    children = ", ".join(f"{name} {format_size(size)}" for name, size in owner.largest_children)
+    emit(HighUsage(owner.name, owner.kind, usage.peak_bytes, warn_bytes, owner.largest_children))
     _log.warning(
         "High peak: %s used %s, warning size %s%s%s",
         owner.name,

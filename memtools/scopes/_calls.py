@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 from memtools._records import record
 from memtools.ledger import Budget, Meter, Owner, active_owner
 from memtools.ledger._context import Suspension, is_failure
-from memtools.ledger._coroutines import UNUSED, TrackedCoroutine
+from memtools.ledger._coroutines import TrackedCoroutine
 from memtools.ledger._ledger import close_owner, open_owner
 from memtools.ledger._owner import Kind
 
@@ -51,7 +51,7 @@ class CallOptions:
             meter=self.meter,
             include_children=self.include_children,
             budget=self.budget,
-            is_layered=self.is_stacked,
+            is_stacked=self.is_stacked,
         )
 
     def end(self, owner: Owner, error: BaseException | None) -> None:
@@ -73,18 +73,18 @@ def call(options: CallOptions, function: Callable[..., T], args: tuple[Any, ...]
     return result
 
 
-def track_coroutine(options: CallOptions, inner: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-    """Return a coroutine that runs `inner`, charged from its first step on."""
+def track_coroutine(options: CallOptions, inner: Coroutine[Any, Any, T] | None) -> TrackedCoroutine[T]:
+    """Return a coroutine that runs `inner`, charged from its first step on; None where it only serves `copy_for`."""
     return TrackedCoroutine(
-        ensure_coroutine(inner),
+        None if inner is None else ensure_coroutine(inner),
         options.meter,
         name=options.name,
         kind=options.kind,
         budget=options.budget,
         include_children=options.include_children,
-        is_layered=options.is_stacked,
+        is_stacked=options.is_stacked,
         on_end=options.on_end,
-        joins=True,
+        nest_if_tracked=True,
     )
 
 
@@ -94,9 +94,9 @@ def coroutine_tracker(options: CallOptions, function: Callable[..., Any]) -> Cal
     It accepts what has a `send`; see `ensure_coroutine` for other awaitables. Any: what a function takes, sends and
     returns is not known here.
     """
-    tracker = copy_name(function, track_coroutine(options, UNUSED))
-    following: Callable[[Any], Coroutine[Any, Any, Any]] = tracker.following
-    return following
+    tracker = copy_name(function, track_coroutine(options, None))
+    track: Callable[[Any], Coroutine[Any, Any, Any]] = tracker.copy_for
+    return track
 
 
 def copy_name(function: Callable[..., Any], running: Any) -> Any:
@@ -134,18 +134,18 @@ def generate(options: CallOptions, inner: Generator[Y, S, T]) -> Generator[Y, S,
                 break
             finally:
                 thrown = None  # otherwise its traceback, this frame and the exception would keep each other alive
-            suspension.give_back()
+            suspension.suspend()
             try:
                 sent = yield item
             except GeneratorExit:
-                suspension.take()
+                suspension.resume()
                 inner.close()
                 raise
             except BaseException as error:
                 thrown = error
-            suspension.take()
+            suspension.resume()
     except BaseException as error:
-        suspension.take()
+        suspension.resume()
         options.end(suspension.owner, error)
         raise
     options.end(suspension.owner, None)
@@ -159,7 +159,7 @@ async def generate_async(options: CallOptions, inner: AsyncGenerator[Y, S]) -> A
     step: Awaitable[Y] = inner.__anext__()
     try:
         while True:
-            suspension.give_back()
+            suspension.suspend()
             try:
                 item = await _TrackedAwait(suspension, step)
             except StopAsyncIteration:
@@ -175,10 +175,10 @@ async def generate_async(options: CallOptions, inner: AsyncGenerator[Y, S]) -> A
             else:
                 step = inner.asend(sent)
     except BaseException as error:
-        suspension.take()
+        suspension.resume()
         options.end(suspension.owner, error)
         raise
-    suspension.take()
+    suspension.resume()
     options.end(suspension.owner, None)
 
 
@@ -203,14 +203,14 @@ class _TrackedAwait(Generic[T]):
         sent: Any = None
         thrown: BaseException | None = None
         while True:
-            self._suspension.take()
+            self._suspension.resume()
             try:
                 waits_for = _send_or_throw(steps, sent, thrown)
             except StopIteration as end:
                 return cast("T", end.value)
             finally:
                 thrown = None
-                self._suspension.give_back()
+                self._suspension.suspend()
             try:
                 sent = yield waits_for
             except BaseException as error:  # GeneratorExit, too: the step that it closes is charged as well

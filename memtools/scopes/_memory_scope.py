@@ -10,7 +10,7 @@ from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 from memtools._suggestions import suggest_arguments
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.ledger import Budget, Owner, Usage, choose_meter
-from memtools.ledger._ledger import current_usage, end_owner, open_for_frame
+from memtools.ledger._ledger import close_owner, current_usage, open_for_frame
 from memtools.ledger._owner import OnExceed
 from memtools.scopes._budgets import check_usage, make_budget, parse_budget, require_refusals
 from memtools.scopes._calls import CallOptions, call, generate, track_coroutine
@@ -124,14 +124,14 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         )
         if self._owner.note and self._budget is not None and self._budget.on_exceed == "deny":
             note = self._owner.note
-            end_owner(self._owner, failed=True)
+            close_owner(self._owner, failed=True)
             raise ConfigError("on_exceed", "deny", f"it where the block can be tracked: {note}")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        end_owner(self.owner, failed=error is not None)
+        close_owner(self.owner, failed=error is not None)
         self._check_usage(self.owner, error)
 
     async def __aenter__(self) -> Self:
@@ -140,7 +140,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        end_owner(self.owner, failed=error is not None)
+        close_owner(self.owner, failed=error is not None)
         self._check_usage(self.owner, error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:

@@ -12,9 +12,9 @@ from memtools._records import record
 from memtools._suggestions import suggest_arguments
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.ledger import Budget, Meter, Owner, Usage, choose_meter
-from memtools.ledger._context import active
-from memtools.ledger._coroutines import UNUSED, TrackedCoroutine
-from memtools.ledger._ledger import current_usage, end_owner, open_for_frame
+from memtools.ledger._context import active_variable
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, current_usage, open_for_frame
 from memtools.scopes._admission import (
     Admission,
     Admit,
@@ -142,9 +142,9 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         )  # fmt: skip
         self.name: str = settings.name
         # A budget is checked after each step of a task, with every meter.
-        self._tracks = settings.meter.follows or settings.budget is not None
+        self._tracks = settings.meter.tracks_owners or settings.budget is not None
         is_limited = settings.max_running is not None or settings.admission is not None
-        self._needs_slow_path = is_limited or (settings.budget is not None and not settings.meter.follows)
+        self._needs_slow_path = is_limited or (settings.budget is not None and not settings.meter.tracks_owners)
         self._outcomes = Outcomes(settings.name, settings.keep_results)
         self._trackers = Trackers(settings.meter, self._outcomes.accounts)
         # Read for each task, so the attribute lookups are made once.
@@ -215,7 +215,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             if self._tracks:
                 tracked = (self._trackers.by_name.get(label) or self._trackers.create(label))(coro)
             work = tracked or coro
-            if context is None and active.get() is self._owner:
+            if context is None and active_variable.get() is self._owner:
                 task = task_set.loop.create_task(work, name=name)
             else:
                 task = task_set.loop.create_task(work, name=name, context=_context_with_owner(self.owner, context))
@@ -367,8 +367,8 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         return "not entered" if self._task_set is None else _STATES[self._task_set.closed_reason]
 
     def _end_owner(self, failed: bool) -> None:
-        usage = end_owner(self.owner, failed=failed)
-        check_usage(self.owner, usage, warn_bytes=self._settings.warn_bytes, failed=failed)
+        close_owner(self.owner, failed=failed)
+        check_usage(self.owner, current_usage(self.owner), warn_bytes=self._settings.warn_bytes, failed=failed)
 
 
 def parse_settings(
@@ -434,13 +434,13 @@ class Trackers:
     def __init__(self, meter: Meter, accounts: TaskAccounts) -> None:
         self._meter = meter
         self._accounts = accounts
-        self.tracks_owners = meter.follows
+        self.tracks_owners = meter.tracks_owners
         self.by_name: dict[str, Track] = {}
 
     def create(self, name: str) -> Track:
         """Return a function that makes the tracker of a coroutine, for tasks of this name."""
         account = self._accounts.by_name.get(name) or self._accounts.open(name)
-        track: Track = TrackedCoroutine(UNUSED, self._meter, name=name, kind="task", on_end=account.add_ended).following
+        track: Track = TrackedCoroutine(None, self._meter, name=name, kind="task", on_end=account.add_ended).copy_for
         if account.name == name:  # any number of names may share the account for other names
             self.by_name[name] = track
         return track
@@ -464,13 +464,13 @@ def _context_with_owner(owner: Owner, context: Context | None) -> Context | None
     it; what is opened in it after the owner has ended is charged to the owner's parent.
     """
     if context is None:
-        if active.get() is owner:
+        if active_variable.get() is owner:
             return None
         context = copy_context()
-    if context.get(active) is owner:
+    if context.get(active_variable) is owner:
         return context
     try:
-        context.run(active.set, owner)
+        context.run(active_variable.set, owner)
     except RuntimeError:
         return context  # code is running in that context at this moment, and its current owner must not change
     return context

@@ -183,8 +183,8 @@ class TaskAccount:
 
     def add_ended(self, owner: Owner, error: BaseException | None) -> None:  # noqa: ARG002  # the signature of `on_end`
         """Add the final usage of a task's owner. Called when the task ends, so it must not raise."""
-        if owner.final is not None:
-            self._add(owner.final)
+        if owner.final_usage is not None:
+            self._add(owner.final_usage)
 
     def to_usage(self, meter: Meter, open_owners: Iterable[Owner]) -> TaskUsage:
         """Return the sums, including the usage of the owners that are still open."""
@@ -192,7 +192,7 @@ class TaskAccount:
         for owner in open_owners:
             total._add(usage_tuple(owner))
 
-        is_per_task = meter.follows
+        is_per_task = meter.tracks_owners
         note = total.note if is_per_task else _NOT_PER_TASK
         return TaskUsage(
             name=self.name,
@@ -219,13 +219,12 @@ class TaskAccount:
         return duplicate
 
     def _add(self, figures: UsageTuple) -> None:
-        _, retained, peak, _, _, _, _, steps, _, _, note = figures
-        if peak > self.peak_bytes:
-            self.peak_bytes = peak
-        self.retained_bytes += retained
-        self.steps += steps
-        if note and not self.note:
-            self.note = note
+        if figures.peak_bytes > self.peak_bytes:
+            self.peak_bytes = figures.peak_bytes
+        self.retained_bytes += figures.retained_bytes
+        self.steps += figures.steps
+        if figures.note and not self.note:
+            self.note = figures.note
 
 
 class TaskAccounts:

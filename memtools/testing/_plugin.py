@@ -17,7 +17,8 @@ from memtools._records import record
 from memtools.analysis import Verdict
 from memtools.errors import ConfigError, LeakError
 from memtools.heap import why_alive
-from memtools.ledger import Meter, Owner, Usage, current_usage, end_owner, open_owner
+from memtools.ledger import Meter, Owner, Usage
+from memtools.ledger._ledger import close_owner, current_usage, open_owner
 from memtools.readings import descriptors
 from memtools.scopes import memory_scope
 from memtools.testing._leak_report import HolderSearch, LeakReport, build_report
@@ -49,7 +50,7 @@ class MeasuredBlock:
     def end(self, *, failed: bool = False) -> None:
         """Close the account; nothing happens before it was opened and after it was closed."""
         if self._owner is not None and not self._owner.ended:
-            end_owner(self._owner, failed=failed)
+            close_owner(self._owner, failed=failed)
 
     @property
     def usage(self) -> Usage | None:

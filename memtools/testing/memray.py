@@ -144,7 +144,7 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
     def _hold_ledger(self) -> None:
         if self._options["trace_python_allocators"] and not native_reason():
             self._held = choose_meter("native")
-            self._held.hold()
+            self._held.acquire()
 
     def _release_ledger(self) -> None:
         held, self._held = self._held, None

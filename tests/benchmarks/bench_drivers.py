@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 
 from _compare import Result, compare, print_results
 
-from memtools.ledger import Meter, TrackedCoroutine, choose_meter, end_owner, native_reason, open_owner
+from memtools.ledger import Meter, choose_meter, native_reason
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.scopes import memory_scope
 
 _STEPS = 1_000
@@ -58,7 +60,7 @@ def _steps_under_traced(rounds: int) -> list[Result]:
     if sys.version_info >= (3, 12):
         made["plain scope in its frame"] = _in_frame
 
-    meter.hold()
+    meter.acquire()
     try:
         return _per_step(made, rounds, "a bare task, tracemalloc on", _TRACED_TARGET_NS)
     finally:
@@ -75,7 +77,7 @@ def _steps_under_native(rounds: int) -> list[Result]:
     meter = choose_meter("native")
     made: dict[str, _Maker] = {"bare": _steps, "driven, native": lambda steps: _driven(_steps(steps), meter)}
     # The ledger counts in both: what is compared is the following.
-    meter.hold()
+    meter.acquire()
     try:
         return _per_step(made, rounds, "a bare task, the ledger on", _NATIVE_TARGET_NS)
     finally:
@@ -115,7 +117,7 @@ def _owners(rounds: int) -> list[Result]:
         if name == "native" and native_reason():
             continue
         meter = choose_meter(name)
-        meter.hold()
+        meter.acquire()
         try:
             timing = compare(
                 {"owner": lambda meter=meter: _one(meter)},
@@ -135,7 +137,7 @@ def _owners(rounds: int) -> list[Result]:
 
 
 def _one(meter: Meter) -> None:
-    end_owner(open_owner("call", "call", meter=meter))
+    close_owner(open_owner("call", "call", meter=meter))
 
 
 if __name__ == "__main__":

@@ -177,9 +177,10 @@ def _main(way: str, kind: str) -> None:
 
         tracemalloc.start(1)
     elif way == "ledger":
-        from memtools.ledger import choose_meter, open_owner
+        from memtools.ledger import choose_meter
+        from memtools.ledger._ledger import open_owner
 
-        open_owner("service", "scope", meter=choose_meter("native"), binds=False)
+        open_owner("service", "scope", meter=choose_meter("native"), activate=False)
     elif way == "owners":
         from memtools.decorators import profile_memory
         from memtools.integrations import MemoryMiddleware

@@ -18,7 +18,8 @@ def without(tests):
 
 
 if is_counted:
-    from memtools.ledger import choose_meter, open_owner
+    from memtools.ledger import choose_meter
+    from memtools.ledger._ledger import open_owner
 
     open_owner("suite", "scope", meter=choose_meter("native"))
 from test import support

@@ -1,9 +1,9 @@
-"""Run suites of CPython's own with and without the native ledger, and compare what they say.
+"""Run CPython's own suites with and without the native meter, and compare their results.
 
-`python tests/conformance/cpython_under_native.py test_json test_list` prints one line per suite; 0 if all are the same.
-
-Each suite runs in an interpreter of its own, in which a scope is open all the while. Compared is the number of tests
-run, and the name of every one that failed, broke or was skipped. `--all` runs those that docs/performance.md names.
+`python tests/conformance/cpython_under_native.py test_json test_list` prints one line per suite, and returns 0 if all
+results are equal. Each suite runs in an interpreter of its own, in which a scope is open all the time. Compared are the
+number of tests, and the name of every test that failed, broke or was skipped. `--all` runs the suites that
+docs/performance.md names.
 """
 
 import json
@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 ALL = ["test_json", "test_asyncio", "test_threading", "test_gc", "test_list", "test_dict"]
-LEFT_OUT = {
-    # In 3.12.1 and others it does not end, with or without a ledger: _PyErr_SetObject goes round in circles.
+EXCLUDED = {
+    # In 3.12.1 and other releases it does not end, with or without the meter: _PyErr_SetObject loops.
     "test_print_exception_gh_102056": "loops for ever in some releases of CPython",
 }
 CHILD = Path(__file__).with_name("_cpython_suite.py")
@@ -22,7 +22,7 @@ CHILD = Path(__file__).with_name("_cpython_suite.py")
 
 def outcome(suite: str, *, counted: bool) -> dict[str, object]:
     """Return what the suite says of itself."""
-    command = [sys.executable, str(CHILD), "counted" if counted else "alone", suite, *LEFT_OUT]
+    command = [sys.executable, str(CHILD), "counted" if counted else "alone", suite, *EXCLUDED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=tempfile.gettempdir())
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:

@@ -1,4 +1,4 @@
-"""CPython's own suites for lists, run with a `BoundedList` in the place of `list`."""
+"""CPython's own suites for lists, run with `BoundedList` in place of `list`."""
 
 import unittest
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ from test import list_tests, seq_tests, test_list
 LARGE = 10_000_000
 
 
-class Counted(BoundedList[Any]):
-    """Bounded by number, takes what `list` takes."""
+class ItemBounded(BoundedList[Any]):
+    """Bounded by items, with the arguments of `list`."""
 
     def __init__(self, iterable: Iterable[Any] = (), /) -> None:
         super().__init__(iterable, LARGE)
@@ -29,24 +29,24 @@ class ByteBounded(BoundedList[Any]):
         super().__init__(iterable, LARGE, keep=LARGE // 2, max_bytes="8 GiB")
 
 
-class TestSequenceCounted(seq_tests.CommonTest):  # type: ignore[misc]  # typeshed knows no `test`
-    type2test = Counted
+class TestSequenceItemBounded(seq_tests.CommonTest):  # type: ignore[misc]  # typeshed knows no `test`
+    type2test = ItemBounded
 
 
 class TestSequenceByteBounded(seq_tests.CommonTest):  # type: ignore[misc]
     type2test = ByteBounded
 
 
-class TestListCommonCounted(list_tests.CommonTest):  # type: ignore[misc]
-    type2test = Counted
+class TestListCommonItemBounded(list_tests.CommonTest):  # type: ignore[misc]
+    type2test = ItemBounded
 
 
 class TestListCommonByteBounded(list_tests.CommonTest):  # type: ignore[misc]
     type2test = ByteBounded
 
 
-class TestListCounted(test_list.ListTest):  # type: ignore[misc]
-    type2test = Counted
+class TestListItemBounded(test_list.ListTest):  # type: ignore[misc]
+    type2test = ItemBounded
 
 
 class TestListByteBounded(test_list.ListTest):  # type: ignore[misc]
@@ -54,14 +54,14 @@ class TestListByteBounded(test_list.ListTest):  # type: ignore[misc]
 
 
 class TestListByName(test_list.ListTest):  # type: ignore[misc]
-    """As above; and where the suite says `list(...)`, or derives from `list`, it gets ours as well."""
+    """As above, and the name `list` in the suite is `BoundedList` as well."""
 
-    type2test = Counted
+    type2test = ItemBounded
 
     @pytest.fixture(autouse=True)
     def ours_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in (seq_tests, list_tests, test_list):
-            monkeypatch.setattr(module, "list", Counted, raising=False)
+            monkeypatch.setattr(module, "list", ItemBounded, raising=False)
 
     @unittest.skip(
         "`list` lets a subclass with a `__new__` of its own take any keyword; ours names what it does not know"

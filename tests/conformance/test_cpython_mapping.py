@@ -1,7 +1,7 @@
 """CPython's own tests of mappings and of `weakref.WeakValueDictionary`, run on `WeakCache`.
 
 Two configurations: `WeakCache()` with a strong tier, as a plain mapping of any values; `WeakCache(strong=0)`, a pure
-weak cache, in the place of `WeakValueDictionary`. Tests that are left out are named here with their reason.
+weak cache, in place of `WeakValueDictionary`. Excluded tests are named here with the reason.
 """
 
 import types
@@ -17,19 +17,19 @@ try:
 except ImportError as error:  # some distributions ship the interpreter without its tests
     pytest.skip(f"this interpreter comes without CPython's own tests: {error}", allow_module_level=True)
 
-LEFT_OUT = {
-    "test_make_weak_valued_dict_repr": "asks for the text '<WeakValueDictionary at'; ours says what is in the cache",
-    "test_remove_closure": "looks at `_remove`, the callback in Python that WeakCache does without",
+EXCLUDED = {
+    "test_make_weak_valued_dict_repr": "asks for the text '<WeakValueDictionary at'; WeakCache shows its contents",
+    "test_remove_closure": "looks at `_remove`, a callback in Python, which WeakCache does not have",
 }
-# Tests of the same class about WeakKeyDictionary, which is not ours.
+# Tests of the same class about WeakKeyDictionary, which WeakCache does not replace.
 ABOUT_KEYS = {name for name in dir(test_weakref.MappingTestCase) if name.startswith("test_") and "weak_key" in name}
 
 
 class PureCache(WeakCache):
     """`WeakCache(strong=0)` behind the constructor of WeakValueDictionary, and its extras that only tests use.
 
-    The views are walked by `next(d.keys())` in these tests, as WeakValueDictionary returns generators there; ours are
-    real views, so here an iterator stands before them.
+    These tests call `next(d.keys())`, as WeakValueDictionary returns generators there. WeakCache returns views, so the
+    methods here return iterators over them.
     """
 
     def __init__(self, other=(), /, **entries):
@@ -81,20 +81,20 @@ class _ValueHalf(test_weakref.MappingTestCase):
 
     def setUp(self):
         super().setUp()
-        in_their_place = types.SimpleNamespace(**{**vars(weakref), "WeakValueDictionary": PureCache})
-        patch = mock.patch.object(test_weakref, "weakref", in_their_place)
+        replaced = types.SimpleNamespace(**{**vars(weakref), "WeakValueDictionary": PureCache})
+        patch = mock.patch.object(test_weakref, "weakref", replaced)
         patch.start()
         self.addCleanup(patch.stop)
 
 
 # A name that is None is no test.
-TestValueHalf = type("TestValueHalf", (_ValueHalf,), {"__test__": True, **dict.fromkeys(ABOUT_KEYS | set(LEFT_OUT))})
+TestValueHalf = type("TestValueHalf", (_ValueHalf,), {"__test__": True, **dict.fromkeys(ABOUT_KEYS | set(EXCLUDED))})
 
 
 def test_every_excluded_test_exists():
     names = set(dir(test_weakref.MappingTestCase))
 
-    assert set(LEFT_OUT) <= names
+    assert set(EXCLUDED) <= names
 
 
 def test_value_tests_run_on_weak_cache():

@@ -1,4 +1,4 @@
-"""CPython's own suites say the same under the native ledger; the longer ones by the script beside this file."""
+"""CPython's own suites have the same results under the native meter."""
 
 import subprocess
 import sys

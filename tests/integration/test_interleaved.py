@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import TrackedCoroutine, Usage, choose_meter, end_owner, open_owner, track_tasks
+from memtools.ledger import Usage, choose_meter, track_tasks
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -79,7 +81,7 @@ def session() -> Iterator[None]:
     try:
         yield
     finally:
-        end_owner(owner)
+        close_owner(owner)
 
 
 def run_asyncio(main: Callable[[Sleep], Coroutine[Any, Any, None]]) -> None:
@@ -277,7 +279,7 @@ class Owned:
         return self._owner
 
     async def __aexit__(self, *_: object) -> None:
-        end_owner(self._owner)
+        close_owner(self._owner)
 
 
 def _trio_sleep() -> tuple[Any, Sleep]:

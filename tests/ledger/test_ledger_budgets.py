@@ -1,4 +1,4 @@
-"""Budgets are looked at after each step: thrown into the coroutine that is over, once, the innermost first."""
+"""Budgets that are checked after each step of a coroutine: the error is raised once, for the innermost owner first."""
 
 import asyncio
 import logging
@@ -10,7 +10,9 @@ import pytest
 
 from memtools.errors import BudgetExceeded
 from memtools.events import BudgetOverrun, subscribe
-from memtools.ledger import Budget, Meter, OnExceed, Owner, TrackedCoroutine, choose_meter
+from memtools.ledger import Budget, Meter, Owner, choose_meter
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._owner import OnExceed
 
 MB = 1_000_000
 
@@ -21,7 +23,7 @@ def budgeted(inner: Coroutine[Any, Any, Any], name: str, limit: int, **options: 
 
 
 def fresh_pages() -> mmap.mmap:
-    """A megabyte that makes the process grow for certain: the heap may have room from before."""
+    """A megabyte of new pages: the heap may have free memory, which would not make the process grow."""
     made = mmap.mmap(-1, MB)
     made.write(b"x" * MB)
     return made
@@ -34,25 +36,25 @@ async def grows(store: list[Any], steps: int = 20, make: Callable[[], object] = 
 
 
 @pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
-async def test_a_call_over_its_budget_is_stopped_at_its_next_step(meter: str) -> None:
+async def test_call_over_budget_is_stopped_at_its_next_step(meter: str) -> None:
     store: list[bytearray] = []
     limit = 5 * MB if meter == "tracemalloc" else 60 * MB
     work = grows(store, 300) if meter == "tracemalloc" else grows(store, 300, fresh_pages)
     owners: list[Owner] = []
-    driver = budgeted(work, "report", limit, meter=meter)
-    driver.on_end = lambda owner, _: owners.append(owner)
+    tracked = budgeted(work, "report", limit, meter=meter)
+    tracked.on_end = lambda owner, _: owners.append(owner)
 
     with pytest.raises(BudgetExceeded) as caught:
-        await asyncio.ensure_future(driver)
+        await asyncio.ensure_future(tracked)
 
     assert (caught.value.scope, caught.value.budget_bytes) == ("report", limit)
     assert caught.value.used_bytes > limit
     assert len(store) <= limit / MB + 40
-    assert driver.owner is None
-    assert [owner.overran for owner in owners] == [True]
+    assert tracked.owner is None
+    assert [owner.exceeded_reported for owner in owners] == [True]
 
 
-async def test_a_task_is_not_stopped_for_what_its_neighbour_used(session: Meter) -> None:
+async def test_task_is_not_stopped_for_bytes_of_another_task(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def modest() -> str:
@@ -68,7 +70,7 @@ async def test_a_task_is_not_stopped_for_what_its_neighbour_used(session: Meter)
     assert other == "done"
 
 
-async def test_a_neighbour_is_not_stopped_for_a_resident_budget_of_another_task() -> None:
+async def test_task_is_not_stopped_for_rss_budget_of_another_task() -> None:
     store: list[bytearray] = []
 
     async def modest() -> str:
@@ -87,7 +89,7 @@ async def test_a_neighbour_is_not_stopped_for_a_resident_budget_of_another_task(
     assert other == "done"
 
 
-async def test_it_is_told_once_and_a_coroutine_that_handles_it_goes_on(session: Meter) -> None:
+async def test_exceeded_budget_is_emitted_once_and_may_be_handled(session: Meter) -> None:
     store: list[bytearray] = []
     events: list[Any] = []
 
@@ -106,7 +108,7 @@ async def test_it_is_told_once_and_a_coroutine_that_handles_it_goes_on(session: 
     assert [(event.name, event.in_flight) for event in overruns] == [("handles", True)]
 
 
-async def test_the_innermost_that_is_over_is_named_first(session: Meter) -> None:
+async def test_innermost_owner_over_budget_is_named_first(session: Meter) -> None:
     store: list[bytearray] = []
     raised: list[str] = []
 
@@ -123,7 +125,7 @@ async def test_the_innermost_that_is_over_is_named_first(session: Meter) -> None
     assert [*raised, caught.value.scope] == ["inner", "outer"]
 
 
-async def test_the_budget_of_a_parent_holds_for_its_children(session: Meter) -> None:
+async def test_budget_of_a_parent_includes_its_children(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def parent() -> None:
@@ -145,7 +147,7 @@ def ignores(error: BudgetExceeded) -> None:
 
 
 @pytest.mark.parametrize("on_exceed", ["warn", ignores])
-async def test_warnings_and_broken_hooks_do_not_stop_the_call(
+async def test_warning_or_failing_hook_does_not_stop_the_call(
     session: Meter, caplog: pytest.LogCaptureFixture, on_exceed: OnExceed
 ) -> None:
     store: list[bytearray] = []
@@ -157,7 +159,7 @@ async def test_warnings_and_broken_hooks_do_not_stop_the_call(
     assert len([record for record in caplog.records if "goes on" in record.getMessage()]) == 1
 
 
-async def test_a_soft_budget_is_not_looked_at_in_flight(session: Meter) -> None:
+async def test_soft_budget_is_not_checked_in_flight(session: Meter) -> None:
     store: list[bytearray] = []
 
     await budgeted(grows(store), "soft", 5 * MB, hard=False)

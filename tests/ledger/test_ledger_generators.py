@@ -1,4 +1,4 @@
-"""Generators: their consumer runs between their steps, in the same context, and is not charged to them."""
+"""Generators, whose consumer runs between their steps in the same context and is not charged to them."""
 
 import asyncio
 import sys
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Meter, active_owner, end_owner, open_owner
-from memtools.scopes import memory_scope
-from memtools.scopes._calls import CallOptions, generate, generate_async
+from memtools.ledger import Meter, active_owner
+from memtools.ledger._ledger import close_owner, open_owner
+from memtools.scopes import CallOptions, generate, generate_async, memory_scope
 
 MB = 1_000_000
 FOLLOWS_FRAMES = pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with Python 3.12")
@@ -48,7 +48,7 @@ async def scoped_async_numbers(store: list[bytearray], found: list[memory_scope]
                 yield number
 
 
-def test_a_decorated_generator_is_charged_without_its_consumer(session: Meter, accounts: Any) -> None:
+def test_decorated_generator_is_charged_without_its_consumer(session: Meter, accounts: Any) -> None:
     made: list[bytearray] = []
     consumed: list[bytearray] = []
 
@@ -60,13 +60,11 @@ def test_a_decorated_generator_is_charged_without_its_consumer(session: Meter, a
     assert accounts["numbers"].exact
 
 
-async def test_a_decorated_asynchronous_generator_is_charged_without_consumer_and_neighbour(
-    session: Meter, accounts: Any
-) -> None:
+async def test_decorated_async_generator_is_charged_alone(session: Meter, accounts: Any) -> None:
     made: list[bytearray] = []
     others: list[bytearray] = []
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         for _ in range(4):
             others.append(bytearray(7 * MB))
             await asyncio.sleep(0.0005)
@@ -76,14 +74,14 @@ async def test_a_decorated_asynchronous_generator_is_charged_without_consumer_an
             assert active_owner() is None
             others.append(bytearray(10 * MB))
 
-    await asyncio.gather(consumer(), neighbour())
+    await asyncio.gather(consumer(), noisy())
 
     assert accounts["numbers"].retained_bytes == near(6 * MB)
     assert accounts["numbers"].exact
 
 
 @FOLLOWS_FRAMES
-def test_a_scope_inside_a_generator_is_charged_without_its_consumer(session: Meter) -> None:
+def test_scope_in_generator_is_charged_without_its_consumer(session: Meter) -> None:
     found: list[memory_scope] = []
     consumed: list[bytearray] = []
     owner = open_owner("consumer", "scope", meter=session)
@@ -91,7 +89,7 @@ def test_a_scope_inside_a_generator_is_charged_without_its_consumer(session: Met
     for _ in scoped_numbers([], found):
         assert active_owner() is owner
         consumed.append(bytearray(10 * MB))
-    end_owner(owner)
+    close_owner(owner)
 
     assert found[0].usage.peak_bytes == near(6 * MB)
     assert found[0].usage.exact
@@ -100,9 +98,7 @@ def test_a_scope_inside_a_generator_is_charged_without_its_consumer(session: Met
 
 @FOLLOWS_FRAMES
 @pytest.mark.parametrize("is_left_early", [True, False])
-async def test_a_scope_inside_an_asynchronous_generator_is_charged_without_its_consumer(
-    session: Meter, is_left_early: bool
-) -> None:
+async def test_scope_in_async_generator_is_charged_without_consumer(session: Meter, is_left_early: bool) -> None:
     found: list[memory_scope] = []
     store: list[bytearray] = []
     consumed: list[bytearray] = []
@@ -118,7 +114,7 @@ async def test_a_scope_inside_an_asynchronous_generator_is_charged_without_its_c
 
 
 @FOLLOWS_FRAMES
-def test_two_generators_by_turns_are_each_charged_for_themselves(session: Meter) -> None:
+def test_alternating_generators_are_charged_separately(session: Meter) -> None:
     first: list[memory_scope] = []
     second: list[memory_scope] = []
     stores: list[list[bytearray]] = [[], []]
@@ -130,12 +126,12 @@ def test_two_generators_by_turns_are_each_charged_for_themselves(session: Meter)
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_a_generators_scope_that_nobody_follows_is_process_wide_and_not_active_in_its_consumer(
+async def test_untracked_scope_in_generator_is_not_active_in_consumer(
     session: Meter, monkeypatch: pytest.MonkeyPatch, is_async: bool
 ) -> None:
     from memtools.ledger import _frames
 
-    monkeypatch.setattr(_frames, "can_follow", lambda: False)
+    monkeypatch.setattr(_frames, "is_available", lambda: False)
     found: list[memory_scope] = []
     consumed: list[bytearray] = []
 

@@ -1,11 +1,11 @@
-"""Where the native meter was not built, that is not found out again and again."""
+"""The extension is looked up once where it was not built."""
 
 import subprocess
 import sys
 import textwrap
 
 
-def test_an_extension_that_is_missing_is_not_looked_for_again() -> None:
+def test_missing_extension_is_looked_up_once() -> None:
     program = """
         import sys
 

@@ -1,9 +1,10 @@
-"""An owner that gets its name on the way."""
+"""Owners that are renamed while they are open."""
 
 import pytest
 
 from memtools.events import ScopeEnded, subscribe
-from memtools.ledger import forget_accounts, native_reason, rename_owner, statistics
+from memtools.ledger import forget_accounts, native_reason, statistics
+from memtools.ledger._ledger import rename_owner
 from memtools.ledger._owner import MAX_NAMES
 from memtools.scopes import memory_scope
 
@@ -22,9 +23,9 @@ def _accounts():
 
 
 @pytest.mark.parametrize("meter", METERS)
-def test_a_renamed_owner_counts_under_its_new_name_from_its_beginning(meter: str) -> None:
-    heard = []
-    with subscribe(heard.append), memory_scope("request", meter=meter) as scope:
+def test_renamed_owner_counts_under_its_new_name(meter: str) -> None:
+    received = []
+    with subscribe(received.append), memory_scope("request", meter=meter) as scope:
         kept = bytearray(100_000)
         rename_owner(scope.owner, "/orders/{id}")
         during = _accounts()
@@ -34,12 +35,12 @@ def test_a_renamed_owner_counts_under_its_new_name_from_its_beginning(meter: str
     assert (during["/orders/{id}"].started, during["/orders/{id}"].active) == (1, 1)
     assert (after["/orders/{id}"].started, after["/orders/{id}"].active) == (1, 0)
     assert scope.usage.name == "/orders/{id}"
-    assert [event.path for event in heard if isinstance(event, ScopeEnded)] == [("/orders/{id}",)]
+    assert [event.path for event in received if isinstance(event, ScopeEnded)] == [("/orders/{id}",)]
     if meter != "rss":
         assert after["/orders/{id}"].peak_bytes >= len(kept)
 
 
-def test_others_of_the_old_name_stay_where_they_are() -> None:
+def test_other_owners_of_the_old_name_keep_their_account() -> None:
     with memory_scope("request", meter="rss"):
         pass
     with memory_scope("request", meter="rss"), memory_scope("request", meter="rss") as scope:
@@ -50,7 +51,7 @@ def test_others_of_the_old_name_stay_where_they_are() -> None:
     assert accounts["request"].active == 0
 
 
-def test_what_was_opened_below_it_before_stays_and_what_comes_later_goes_along() -> None:
+def test_only_children_opened_after_the_renaming_move() -> None:
     with memory_scope("request", meter="rss") as scope:
         with memory_scope("before", meter="rss"):
             pass
@@ -63,7 +64,7 @@ def test_what_was_opened_below_it_before_stays_and_what_comes_later_goes_along()
     assert [child.name for child in accounts["/orders"].children] == ["after"]
 
 
-def test_a_thousand_renamed_owners_leave_no_account_of_the_old_name() -> None:
+def test_renamed_owners_leave_no_account_of_the_old_name() -> None:
     for number in range(1000):
         with memory_scope("request", meter="rss") as scope:
             rename_owner(scope.owner, f"/{number % 300}")
@@ -74,16 +75,16 @@ def test_a_thousand_renamed_owners_leave_no_account_of_the_old_name() -> None:
     assert sum(entry.started for entry in accounts.values()) == 1000
 
 
-def test_a_name_is_cut_and_escaped_as_at_the_opening() -> None:
+def test_new_name_is_truncated_and_escaped() -> None:
     with memory_scope("request", meter="rss") as scope:
         rename_owner(scope.owner, "a\nb" + "x" * 1000)
 
     (name,) = _accounts()
     assert name.startswith("a\\nbx")
-    assert len(name) == 201  # 200 characters, one of which is shown by two
+    assert len(name) == 201  # 200 characters, one of which is escaped by two
 
 
-def test_an_ended_owner_keeps_its_name_and_the_same_name_changes_nothing() -> None:
+def test_closed_owner_or_same_name_is_not_renamed() -> None:
     with memory_scope("request", meter="rss") as scope:
         rename_owner(scope.owner, "request")
     rename_owner(scope.owner, "late")

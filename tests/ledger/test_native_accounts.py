@@ -1,4 +1,4 @@
-"""What is still alive of an account's owners, ended ones included, and what of it they have left."""
+"""Live bytes of accounts, closed owners included, and the part that closed owners have left."""
 
 import asyncio
 import gc
@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.decorators import profile_memory
-from memtools.ledger import (
-    AccountStatistics,
-    Meter,
-    choose_meter,
-    end_owner,
-    forget_accounts,
-    native_reason,
-    open_owner,
-    statistics,
-)
+from memtools.ledger import AccountStatistics, Meter, choose_meter, forget_accounts, native_reason, statistics
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -30,10 +22,10 @@ SLACK = 40_000
 
 @pytest.fixture(autouse=True)
 def meter() -> Iterator[Meter]:
-    """The native meter, counting, and accounts that begin anew."""
+    """The native meter, counting, and empty accounts."""
     forget_accounts()
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     yield meter
     meter.release()
     forget_accounts()
@@ -51,7 +43,7 @@ def account(*path: str) -> AccountStatistics:
     return found
 
 
-def test_what_nobody_holds_any_more_is_still_known_by_its_account() -> None:
+def test_account_knows_bytes_of_owners_that_are_gone() -> None:
     kept = []
     for _ in range(20):
         with memory_scope("leaves some"):
@@ -64,7 +56,7 @@ def test_what_nobody_holds_any_more_is_still_known_by_its_account() -> None:
     assert account("leaves some").live_bytes == near(0)
 
 
-def test_those_above_hold_what_those_below_have_left() -> None:
+def test_parent_account_includes_bytes_left_by_children() -> None:
     with memory_scope("outer"):
         own = bytearray(MB)
         with memory_scope("inner"):
@@ -75,7 +67,7 @@ def test_those_above_hold_what_those_below_have_left() -> None:
     assert len(own) + len(kept) == 4 * MB
 
 
-def test_what_an_open_one_holds_is_alive_and_not_left() -> None:
+def test_bytes_of_an_open_owner_are_live_and_not_left() -> None:
     with memory_scope("ended twice"):
         first = bytearray(MB)
     with memory_scope("ended twice"):
@@ -86,20 +78,20 @@ def test_what_an_open_one_holds_is_alive_and_not_left() -> None:
     assert len(first) + len(second) == 4 * MB
 
 
-def test_one_that_goes_on_after_the_one_above_is_nothing_that_this_one_left(meter: Meter) -> None:
+def test_open_child_is_not_left_by_its_closed_parent(meter: Meter) -> None:
     handler = open_owner("handler", "call", meter=meter)
     job = open_owner("job", "task", meter=meter)
     kept = bytearray(MB)
-    end_owner(handler)
+    close_owner(handler)
     while_open = account("handler")
-    end_owner(job)
+    close_owner(job)
 
     assert (while_open.live_bytes, while_open.live_after_end_bytes) == (near(MB), near(0))
     assert account("handler").live_after_end_bytes == near(MB)
     assert len(kept) == MB
 
 
-def test_without_those_below_an_account_holds_its_own() -> None:
+def test_account_that_excludes_children_has_its_own_bytes() -> None:
     with memory_scope("all"), memory_scope("alone", include_children=False):
         own = bytearray(MB)
         with memory_scope("below"):
@@ -110,7 +102,7 @@ def test_without_those_below_an_account_holds_its_own() -> None:
     assert len(own) + len(kept) == 4 * MB
 
 
-def test_a_function_below_itself_holds_each_block_once() -> None:
+def test_recursive_function_counts_each_block_once() -> None:
     kept = []
 
     @profile_memory(name="descend")
@@ -124,7 +116,7 @@ def test_a_function_below_itself_holds_each_block_once() -> None:
     assert account("descend").live_bytes == near(3 * MB)
 
 
-def test_other_meters_do_not_know() -> None:
+def test_other_meters_do_not_know_live_bytes_of_accounts() -> None:
     for name in ("tracemalloc", "rss"):
         with memory_scope(name, meter=name):
             pass
@@ -132,7 +124,7 @@ def test_other_meters_do_not_know() -> None:
     assert [(entry.live_bytes, entry.live_after_end_bytes) for entry in statistics().accounts] == [(None, None)] * 2
 
 
-def test_new_accounts_take_over_what_open_owners_hold_and_nothing_else() -> None:
+def test_forget_accounts_keeps_only_bytes_of_open_owners() -> None:
     with memory_scope("goes on"):
         kept = [bytearray(MB)]
         with memory_scope("ended"):
@@ -144,7 +136,7 @@ def test_new_accounts_take_over_what_open_owners_hold_and_nothing_else() -> None
     assert [entry.name for entry in account("goes on").children] == []
 
 
-def test_what_is_left_is_remembered_after_powers_of_two() -> None:
+def test_checkpoints_are_taken_after_powers_of_two() -> None:
     kept = []
 
     @profile_memory(name="leaks")
@@ -159,7 +151,7 @@ def test_what_is_left_is_remembered_after_powers_of_two() -> None:
     assert all(left == near(calls * 10_033) for calls, left in marks)
 
 
-async def test_tasks_side_by_side_are_told_apart_after_their_end() -> None:
+async def test_concurrent_tasks_are_distinguished_after_their_end() -> None:
     kept: dict[str, bytearray] = {}
 
     async def work(name: str, size: int) -> None:
@@ -181,7 +173,7 @@ async def test_tasks_side_by_side_are_told_apart_after_their_end() -> None:
     acts=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.integers(1, 300_000)), max_size=20),
     freed=st.sets(st.integers(0, 40)),
 )
-def test_the_sum_over_all_accounts_is_what_is_alive(acts: list[tuple[str, int, int]], freed: set[int]) -> None:
+def test_sum_over_all_accounts_is_the_live_bytes(acts: list[tuple[str, int, int]], freed: set[int]) -> None:
     forget_accounts()
     kept: dict[int, bytearray] = {}
     sizes: dict[str, int] = dict.fromkeys("abc", 0)
@@ -190,7 +182,7 @@ def test_the_sum_over_all_accounts_is_what_is_alive(acts: list[tuple[str, int, i
         opened = [open_owner(f"{name}{level}", "scope", meter=choose_meter("native")) for level in range(depth + 1)]
         kept[place] = bytearray(size)
         for owner in reversed(opened):
-            end_owner(owner)
+            close_owner(owner)
         sizes[name] += size
     for place in freed & kept.keys():
         sizes[acts[place][0]] -= len(kept.pop(place))

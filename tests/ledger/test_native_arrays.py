@@ -1,4 +1,4 @@
-"""numpy's arrays, counted for those who ask: by task and thread, whoever frees them."""
+"""numpy's arrays under `track_tasks(numpy=True)`, counted by task and thread."""
 
 import asyncio
 import mmap
@@ -14,7 +14,8 @@ import pytest
 
 from memtools.decorators import memory_budget
 from memtools.errors import ConfigError, MissingExtraError
-from memtools.ledger import TaskTracking, active_owner, bind_to_current, native_reason, track_tasks
+from memtools.ledger import active_owner, bind_to_current, native_reason, track_tasks
+from memtools.ledger._instrument import TaskTracking
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -24,7 +25,7 @@ MB = 1_000_000
 
 
 def near(expected: int) -> Any:
-    return pytest.approx(expected, abs=50_000)  # frames, assertions and records on the way
+    return pytest.approx(expected, abs=50_000)  # frames, assertions and records of the test itself
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_arrays_are_counted_when_made_resized_and_freed(counted: TaskTracking) -
     assert scope.owner.live_bytes == near(0)
 
 
-def test_whoever_frees_an_array_it_is_credited_to_its_maker(counted: TaskTracking) -> None:
+def test_freed_array_is_credited_to_its_maker(counted: TaskTracking) -> None:
     with memory_scope("maker", meter="native") as maker:
         kept = [numpy.ones(MB)]
     with memory_scope("bystander", meter="native") as bystander:
@@ -61,7 +62,7 @@ def test_whoever_frees_an_array_it_is_credited_to_its_maker(counted: TaskTrackin
     assert abs(bystander.usage.retained_bytes) < MB
 
 
-def test_arrays_from_before_and_from_after_are_none_of_ours() -> None:
+def test_arrays_from_before_and_after_are_not_counted() -> None:
     before = numpy.ones(MB)
     handlers = [numpy._core.multiarray.get_handler_name(before)]
     with track_tasks(numpy=True), memory_scope("during", meter="native") as during:
@@ -81,12 +82,12 @@ def test_arrays_from_before_and_from_after_are_none_of_ours() -> None:
     numpy.lib.NumpyVersion(numpy.__version__) >= "2.5.0",
     reason="from 2.5 on numpy's own handler asks Python's allocators, which are counted anyway",
 )
-def test_without_asking_they_show_as_growth_that_no_owner_explains() -> None:
+def test_arrays_without_numpy_tracking_show_as_growth_only() -> None:
     from memtools.readings import read_process
 
     resident = read_process().resident_bytes
     with memory_scope("uncounted", meter="native") as scope:
-        kept = numpy.ones(10 * MB)  # too large for any heap that is there: pages of its own
+        kept = numpy.ones(10 * MB)  # too large for the heap: pages of its own
 
     unattributed = read_process().resident_bytes - resident - scope.owner.live_bytes
     assert scope.usage.retained_bytes < MB
@@ -125,7 +126,7 @@ async def test_each_task_is_charged_with_its_own_arrays() -> None:
     assert used == {"older": near(7 * MB), "large": near(5 * MB), "small": near(2 * MB)}
 
 
-def test_threads_that_open_a_scope_are_charged_and_to_thread_brings_the_handler_along(counted: TaskTracking) -> None:
+def test_threads_with_a_scope_are_charged_with_arrays(counted: TaskTracking) -> None:
     used: list[int] = []
 
     def work() -> None:
@@ -164,7 +165,7 @@ def test_arrays_are_refused_like_any_other_block(counted: TaskTracking) -> None:
     assert scope.usage.peak_bytes <= 20 * MB
 
 
-def test_memory_that_no_allocator_of_pythons_hands_out_shows_as_growth_only() -> None:
+def test_memory_from_other_allocators_shows_as_growth_only() -> None:
     with memory_scope("mapped", meter="native") as scope, mmap.mmap(-1, 32 * MB) as mapped:
         mapped.write(b"x" * 32 * MB)
         usage = scope.usage
@@ -174,18 +175,18 @@ def test_memory_that_no_allocator_of_pythons_hands_out_shows_as_growth_only() ->
 
 
 def test_only_the_native_meter_can_count_arrays() -> None:
-    with pytest.raises(ConfigError, match="the only one that can count arrays; here the meter is 'tracemalloc'"):
+    with pytest.raises(ConfigError, match="the only meter that counts arrays; here the meter is 'tracemalloc'"):
         track_tasks(numpy=True, meter="tracemalloc")
 
 
-def test_without_numpy_the_command_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_numpy_raises_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numpy", None)
 
     with pytest.raises(MissingExtraError, match=r"numpy is not installed: pip install 'memtools\[numpy\]'"):
         track_tasks(numpy=True)
 
 
-def test_numpys_own_arithmetic_goes_on_as_before() -> None:
+def test_numpy_arithmetic_is_unchanged() -> None:
     program = (
         "import memtools, numpy, gc\n"
         "with memtools.track_tasks(numpy=True), memtools.memory_scope('sums', meter='native') as scope:\n"

@@ -1,4 +1,4 @@
-"""Other tools that hook Python's allocators come and go, before us and after us, in any order."""
+"""Other tools that hook Python's allocators, started and stopped before and after memtools, in any order."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ if any("memray" in step for step in sys.argv):
     import memray
 
     with memray.Tracker(destination=memray.FileDestination("/dev/null", overwrite=True)):
-        pass  # what its first use imports and keeps would be charged to whoever has the turn
+        pass  # its first use imports modules, which would be charged to the current owner
 
 MB = 1_000_000
 kept, scopes, trackers = [], [], {}
@@ -77,7 +77,7 @@ def run(steps: list[str]) -> None:
 
 
 def orders(*tools: str) -> list[list[str]]:
-    """Return all orders of coming and going in which everybody comes before it goes."""
+    """Return all orders of starts and stops in which each tool starts before it stops."""
     steps = [step for tool in tools for step in (f"{tool}+", f"{tool}-")]
     return [
         list(order)
@@ -87,27 +87,27 @@ def orders(*tools: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("steps", orders("ours", "tracemalloc"), ids=" ".join)
-def test_tracemalloc_comes_and_goes_in_any_order(steps: list[str]) -> None:
+def test_tracemalloc_starts_and_stops_in_any_order(steps: list[str]) -> None:
     run(steps)
 
 
 @memray
 @pytest.mark.parametrize("tool", ["memray", "pymalloc memray"])
 @pytest.mark.parametrize("order", range(6))
-def test_memray_comes_and_goes_in_any_order(tool: str, order: int) -> None:
+def test_memray_starts_and_stops_in_any_order(tool: str, order: int) -> None:
     run(orders("ours", tool)[order])
 
 
 @memray
 @pytest.mark.parametrize("seed", range(6))
-def test_all_three_come_and_go_in_an_order_of_chance(seed: int) -> None:
+def test_all_three_start_and_stop_in_random_order(seed: int) -> None:
     chance = random.Random(seed)
 
     run(chance.choice(orders("ours", "tracemalloc", chance.choice(["memray", "pymalloc memray"]))))
 
 
 @memray
-def test_again_and_again_in_one_process() -> None:
+def test_both_tools_start_and_stop_many_times() -> None:
     chance = random.Random(7)
     found = orders("ours", "tracemalloc", "memray")
 

@@ -1,4 +1,4 @@
-"""The native counter against a model of its own promises, and against tracemalloc, in random programs."""
+"""The native counter compared with a model, and with tracemalloc, in random programs."""
 
 import ctypes
 import gc
@@ -16,12 +16,12 @@ from memtools.ledger import choose_meter, native_reason
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
-SMALLEST = 16  # what a block counts at least
-TRACE = 16  # what tracemalloc itself takes per block, in Python's raw domain, when it was started after our hooks
+SMALLEST = 16  # the least that a block counts
+TRACE = 16  # tracemalloc's own bytes per block, in Python's raw domain, if it was started after the hooks
 KEPT_FOR_LATER = 512  # tuples and the like that a call through ctypes leaves in the interpreter's free lists
 TEMPORARIES = 4096  # what a call through ctypes makes and frees again, at most
 
-# Without `explain`: it follows every line, and what it notes down on the way is charged like anything else.
+# Without `explain`: it traces every line, and its records would be charged.
 UNDISTURBED = settings(phases=(Phase.explicit, Phase.generate, Phase.shrink))
 
 sizes = st.one_of(
@@ -33,13 +33,13 @@ sizes = st.one_of(
 
 @pytest.fixture(scope="module")
 def native() -> Iterator[Any]:
-    """The counter itself, counting."""
+    """The C extension, counting."""
     from memtools.ledger import _native
 
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     gc.collect()
-    gc.disable()  # or collector callbacks of others run, and allocate, in the middle of somebody's turn
+    gc.disable()  # or callbacks of the collector allocate while an owner is current
     yield _native
     gc.enable()
     meter.release()
@@ -73,9 +73,9 @@ DOMAINS = {
 
 @dataclass
 class Modelled:
-    """What one owner ought to hold; the tree is that of the tallies."""
+    """What one owner should hold; the tree is that of the counters."""
 
-    tally: Any
+    counter: Any
     parent: "Modelled | None"
     live: int = 0
     peak: int = 0
@@ -98,7 +98,7 @@ class Block:
 
 @dataclass
 class Program:
-    """Makes blocks in every domain and keeps the books by hand."""
+    """Allocates blocks in every domain and updates the model."""
 
     native: Any
     owners: list[Modelled]
@@ -128,25 +128,25 @@ class Program:
         block.owner.add(-max(block.size, SMALLEST))
 
     def _charged(self, owner: Modelled, act: Callable[[], int]) -> int:
-        self.native.switch(owner.tally)
+        self.native.switch(owner.counter)
         address = act()
         self.native.switch(None)
-        return address + 0  # a new int: the one that ctypes made is the owner's
+        return address + 0  # a new int: the one of ctypes is charged to the owner
 
     def check(self) -> None:
         for owner in self.owners:
-            live, peak, _ = owner.tally.figures()
+            live, peak, _ = owner.counter.read()
             assert 0 <= live - owner.live <= KEPT_FOR_LATER, (live, owner.live)
             assert 0 <= peak - owner.peak <= KEPT_FOR_LATER + TEMPORARIES
 
 
 def _tree(native: Any) -> list[Modelled]:
-    root = Modelled(native.Tally(), None)
-    child = Modelled(native.Tally(root.tally), root)
-    grandchild = Modelled(native.Tally(child.tally), child)
-    sibling = Modelled(native.Tally(root.tally), root)
-    stranger = Modelled(native.Tally(), None)
-    return [root, child, grandchild, sibling, stranger]
+    root = Modelled(native.Counter(), None)
+    child = Modelled(native.Counter(root.counter), root)
+    grandchild = Modelled(native.Counter(child.counter), child)
+    sibling = Modelled(native.Counter(root.counter), root)
+    unrelated = Modelled(native.Counter(), None)
+    return [root, child, grandchild, sibling, unrelated]
 
 
 acts = st.one_of(
@@ -159,7 +159,7 @@ acts = st.one_of(
 
 @settings(UNDISTURBED)
 @given(program=st.lists(st.tuples(acts, st.booleans()), max_size=40))
-def test_every_block_is_charged_to_its_maker_and_to_all_above_whatever_becomes_of_it(
+def test_every_block_is_charged_to_its_owner_and_all_ancestors(
     native: Any, program: list[tuple[tuple[Any, ...], bool]]
 ) -> None:
     owners = _tree(native)
@@ -182,7 +182,7 @@ def test_every_block_is_charged_to_its_maker_and_to_all_above_whatever_becomes_o
 
     while books.blocks:
         books.free(0, owners[4])
-    assert all(0 <= owner.tally.figures()[0] <= KEPT_FOR_LATER for owner in owners)
+    assert all(0 <= owner.counter.read()[0] <= KEPT_FOR_LATER for owner in owners)
 
 
 def _in_a_thread(step: Callable[[], None]) -> None:
@@ -200,20 +200,20 @@ def _in_a_thread(step: Callable[[], None]) -> None:
     assert not failed, failed
 
 
-# One function per owner, each in a file of its own, so that tracemalloc can tell their blocks apart. No lists, dicts,
-# floats or short tuples: the interpreter keeps some of those that die and hands them out again, which no allocator
-# sees; tracemalloc is told of it, by a call of the interpreter's own.
+# One function per owner, each in a file of its own, so that tracemalloc can distinguish their blocks. No lists, dicts,
+# floats or short tuples: the interpreter keeps some of them in free lists and reuses them, which no allocator sees;
+# tracemalloc sees it, by a call of the interpreter.
 PROGRAM = """
-def grow(switch, tally, kept, size):
-    switch(tally)
+def grow(switch, counter, kept, size):
+    switch(counter)
     kept.append(bytes(size))
     kept.append(str(size) * (size % 50))
     kept.append((size + 1000,) * (30 + size % 500))
     kept.append({size + 2000, size + 3000, size + 4000})
     switch(None)
 
-def trim(switch, tally, kept, count):
-    switch(tally)
+def trim(switch, counter, kept, count):
+    switch(counter)
     del kept[:count]
     switch(None)
 """
@@ -224,10 +224,8 @@ def trim(switch, tally, kept, count):
     acts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 100_000)), max_size=30),
     threaded=st.booleans(),
 )
-def test_live_bytes_are_those_that_tracemalloc_finds_for_the_same_blocks(
-    native: Any, acts: list[tuple[int, int, int]], threaded: bool
-) -> None:
-    tallies = [native.Tally() for _ in range(3)]
+def test_live_bytes_equal_those_of_tracemalloc(native: Any, acts: list[tuple[int, int, int]], threaded: bool) -> None:
+    counters = [native.Counter() for _ in range(3)]
     kept: list[list[object]] = [[], [], []]
     functions: list[dict[str, Any]] = [{}, {}, {}]
 
@@ -235,7 +233,7 @@ def test_live_bytes_are_those_that_tracemalloc_finds_for_the_same_blocks(
 
     def run() -> None:
         for names in functions:
-            # tracemalloc remembers each line and depth that it comes by, in a block of Python's own raw domain.
+            # tracemalloc keeps each line and depth in a block of Python's raw domain.
             grown: list[object] = []
             names["grow"](native.switch, None, grown, 7)
             names["trim"](native.switch, None, grown, 3)
@@ -243,9 +241,9 @@ def test_live_bytes_are_those_that_tracemalloc_finds_for_the_same_blocks(
         before.extend(_traced(number) for number in range(3))
         for who, whose, size in acts:
             if size % 3:
-                functions[who]["grow"](native.switch, tallies[who], kept[whose], size)
+                functions[who]["grow"](native.switch, counters[who], kept[whose], size)
             else:
-                functions[who]["trim"](native.switch, tallies[who], kept[whose], size % 7)
+                functions[who]["trim"](native.switch, counters[who], kept[whose], size % 7)
 
     tracemalloc.start(1)
     try:
@@ -255,7 +253,7 @@ def test_live_bytes_are_those_that_tracemalloc_finds_for_the_same_blocks(
             _in_a_thread(run)
         else:
             run()
-        live = [tally.figures()[0] for tally in tallies]
+        live = [counter.read()[0] for counter in counters]
         traced = [_traced(number) - before[number] for number in range(3)]
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""What owners are told by the native meter: after their end, by threads, beside other tools, across a fork."""
+"""The native meter: figures after an owner's end, by thread, beside other tools, across a fork."""
 
 import gc
 import os
@@ -12,20 +12,21 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Meter, Usage, choose_meter, current_usage, end_owner, native_reason, open_owner
+from memtools.ledger import Meter, Usage, choose_meter, native_reason
+from memtools.ledger._ledger import close_owner, current_usage, open_owner
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
 MB = 1_000_000
-SLACK = 20_000  # frames, records and locks that are made on the way
+SLACK = 20_000  # frames, records and locks of the test itself
 
 
 @pytest.fixture
 def meter() -> Iterator[Meter]:
-    """The native meter, counting, as in a program that has a scope open all along."""
+    """The native meter, counting, as in a program that has a scope open all the time."""
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     yield meter
     meter.release()
 
@@ -36,7 +37,7 @@ def near(expected: int) -> Any:
 
 def python(program: str, *options: str, **environment: str) -> str:
     command = [sys.executable, *options, "-c", program]
-    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
+    # In another folder, so that `-c` imports the installed package and not the checkout.
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False,
         cwd=tempfile.gettempdir(),
@@ -45,7 +46,7 @@ def python(program: str, *options: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_native_is_the_default_and_says_what_it_sees() -> None:
+def test_native_is_the_default_and_reports_exact_figures() -> None:
     with memory_scope("block") as block:
         kept = [bytes(1000) for _ in range(1000)]
 
@@ -56,7 +57,7 @@ def test_native_is_the_default_and_says_what_it_sees() -> None:
     assert usage.freed_bytes == usage.allocated_bytes - usage.retained_bytes
 
 
-def test_live_bytes_go_on_falling_after_the_end_while_the_usage_stays(meter: Meter) -> None:
+def test_live_bytes_fall_after_the_end_while_usage_stays(meter: Meter) -> None:
     with memory_scope("leaves something", meter="native") as block:
         kept = [bytearray(MB) for _ in range(3)]
 
@@ -68,7 +69,7 @@ def test_live_bytes_go_on_falling_after_the_end_while_the_usage_stays(meter: Met
     assert block.usage.retained_bytes == near(3 * MB)
 
 
-def test_live_bytes_fall_even_when_nobody_counts_any_more() -> None:
+def test_live_bytes_fall_after_counting_has_ended() -> None:
     with memory_scope("leaves something", meter="native") as block:
         kept = bytearray(MB)
 
@@ -79,7 +80,7 @@ def test_live_bytes_fall_even_when_nobody_counts_any_more() -> None:
     assert len(made_later) == MB
 
 
-def test_a_bystander_who_frees_is_not_credited(meter: Meter) -> None:
+def test_owner_that_frees_blocks_of_another_is_not_credited(meter: Meter) -> None:
     with memory_scope("maker", meter="native") as maker:
         kept = bytearray(5 * MB)
 
@@ -92,7 +93,7 @@ def test_a_bystander_who_frees_is_not_credited(meter: Meter) -> None:
     assert len(own) == MB
 
 
-def test_a_collection_in_a_bystanders_step_credits_the_maker(meter: Meter) -> None:
+def test_collection_in_another_step_credits_the_maker(meter: Meter) -> None:
     with memory_scope("maker", meter="native") as maker:
         cycle: list[object] = [bytearray(5 * MB)]
         cycle.append(cycle)
@@ -106,7 +107,7 @@ def test_a_collection_in_a_bystanders_step_credits_the_maker(meter: Meter) -> No
     assert maker.owner.live_bytes == near(0)
 
 
-def test_what_a_child_made_and_its_parent_frees_leaves_room_for_more(meter: Meter) -> None:
+def test_child_bytes_freed_by_its_parent_do_not_raise_the_peak(meter: Meter) -> None:
     with memory_scope("parent", meter="native") as parent:
         with memory_scope("child", meter="native"):
             kept = bytearray(5 * MB)
@@ -118,7 +119,7 @@ def test_what_a_child_made_and_its_parent_frees_leaves_room_for_more(meter: Mete
     assert len(again) == 5 * MB
 
 
-def test_a_sibling_who_frees_first_does_not_raise_the_parents_peak(meter: Meter) -> None:
+def test_sibling_that_frees_first_leaves_the_parents_peak(meter: Meter) -> None:
     with memory_scope("parent", meter="native") as parent:
         with memory_scope("first", meter="native"):
             kept = bytearray(5 * MB)
@@ -132,21 +133,21 @@ def test_a_sibling_who_frees_first_does_not_raise_the_parents_peak(meter: Meter)
     assert second.owner.live_bytes == near(5 * MB)
 
 
-def test_one_who_outlives_its_parent_takes_its_bytes_along(meter: Meter) -> None:
+def test_child_that_outlives_its_parent_keeps_its_bytes(meter: Meter) -> None:
     outer = open_owner("outer", "scope", meter=meter)
     inner = open_owner("inner", "scope", meter=meter)
     kept = [bytearray(MB)]
 
-    end_owner(outer)
+    close_owner(outer)
     kept.append(bytearray(MB))
-    end_owner(inner)
+    close_owner(inner)
 
     assert current_usage(outer).retained_bytes == near(MB)
     assert outer.live_bytes == near(0)
     assert inner.live_bytes == near(2 * MB)
 
 
-def test_threads_at_work_at_once_are_told_apart_exactly(meter: Meter) -> None:
+def test_concurrent_threads_are_charged_exactly(meter: Meter) -> None:
     usages: dict[int, Usage] = {}
     kept: list[list[bytes]] = [[], [], []]
 
@@ -167,7 +168,7 @@ def test_threads_at_work_at_once_are_told_apart_exactly(meter: Meter) -> None:
         assert usages[number].retained_bytes == near(2000 * (1000 * (number + 1) + 33))
 
 
-def test_the_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> None:
+def test_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> None:
     both_hold = threading.Barrier(2, timeout=30)
     from memtools.ledger import bind_to_current
 
@@ -187,7 +188,7 @@ def test_the_peak_of_a_parent_is_that_of_its_threads_together(meter: Meter) -> N
     assert parent.usage.retained_bytes == near(0)
 
 
-def test_what_nobody_has_the_turn_for_is_unattributed(meter: Meter) -> None:
+def test_bytes_without_a_current_owner_are_unattributed(meter: Meter) -> None:
     before = meter.unattributed_bytes
     kept = bytearray(2 * MB)
 
@@ -195,30 +196,30 @@ def test_what_nobody_has_the_turn_for_is_unattributed(meter: Meter) -> None:
     assert len(kept) == 2 * MB
 
 
-def test_numbers_are_used_again_once_nobody_asks_and_nothing_lives(meter: Meter) -> None:
+def test_counter_numbers_are_reused_once_nothing_lives(meter: Meter) -> None:
     from memtools.ledger import _native
 
     gc.collect()
-    before = _native.tallies_in_use()
+    before = _native.counters_in_use()
     kept = []
     for _ in range(1000):
         with memory_scope("short", meter="native") as opened:
             kept.append(bytearray(100))
     del opened
     gc.collect()
-    held = _native.tallies_in_use()
+    held = _native.counters_in_use()
     kept.clear()
 
-    # Some of those from before may go meanwhile: the last block of one may lie in a free list of the interpreter's.
+    # Some from before may be released meanwhile: their last block may lie in a free list of the interpreter.
     assert 990 <= held - before <= 1010
-    assert _native.tallies_in_use() - before <= 10
+    assert _native.counters_in_use() - before <= 10
 
 
-def test_one_too_many_is_counted_with_the_one_above_and_says_so(meter: Meter) -> None:
+def test_owner_beyond_the_last_counter_shares_its_parents(meter: Meter) -> None:
     from memtools.ledger import _native
 
     with memory_scope("parent", meter="native") as parent:
-        crowd = [_native.Tally() for _ in range(40_000)]
+        crowd = [_native.Counter() for _ in range(40_000)]
         assert crowd[-1].is_shared
         with memory_scope("one too many", meter="native") as late:
             kept = bytearray(MB)
@@ -234,7 +235,7 @@ def test_one_too_many_is_counted_with_the_one_above_and_says_so(meter: Meter) ->
     assert later.usage.exact
 
 
-def test_a_tracemalloc_session_of_somebody_elses_comes_and_goes(meter: Meter) -> None:
+def test_foreign_tracemalloc_session_changes_nothing(meter: Meter) -> None:
     with memory_scope("during", meter="native") as during:
         tracemalloc.start()
         kept = [bytearray(MB)]
@@ -265,7 +266,7 @@ print(later.owner.live_bytes < 20_000)
 """
 
 
-def test_when_another_tool_takes_the_hooks_out_owners_say_so_and_later_ones_are_right() -> None:
+def test_removed_hooks_make_only_open_owners_inexact() -> None:
     lines = python(TAKEN_OUT).splitlines()
 
     assert lines[0] == "False another tool took the hooks out of the allocator meanwhile"
@@ -275,17 +276,17 @@ def test_when_another_tool_takes_the_hooks_out_owners_say_so_and_later_ones_are_
 BESIDE = """
 import tracemalloc
 from memtools.ledger import _native, choose_meter
-choose_meter("native").hold()
+choose_meter("native").acquire()
 names = {}
 exec(compile(
-    "def work(switch, tally, kept):\\n"
-    "    switch(tally)\\n"
+    "def work(switch, counter, kept):\\n"
+    "    switch(counter)\\n"
     "    kept.append(kept[0] * 1000); kept.append(kept[0] * 100_000); kept.append({1, 2, 3})\\n"
     "    switch(None)\\n", "<work>", "exec"), names)
-tally, kept = _native.Tally(), [b'x']
-names["work"](_native.switch, tally, kept)
+counter, kept = _native.Counter(), [b'x']
+names["work"](_native.switch, counter, kept)
 traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "<work>", lineno=3)])
-print(tally.figures()[0], sum(block.size for block in traces.traces))
+print(counter.read()[0], sum(block.size for block in traces.traces))
 """
 
 
@@ -321,7 +322,7 @@ def test_both_sides_of_a_fork_go_on_counting() -> None:
     assert python(FORKS).strip() == "True"
 
 
-def test_it_can_be_left_out_at_run_time() -> None:
+def test_native_meter_can_be_disabled_by_environment() -> None:
     program = (
         "from memtools.ledger import choose_meter, native_reason\n"
         "from memtools.errors import ConfigError\n"
@@ -331,30 +332,30 @@ def test_it_can_be_left_out_at_run_time() -> None:
 
     lines = python(program, MEMTOOLS_NATIVE="0").splitlines()
 
-    assert lines[0] == "resident MEMTOOLS_NATIVE=0"
+    assert lines[0] == "rss MEMTOOLS_NATIVE=0"
     assert lines[1] == (
         "meter='native' is not accepted: use 'tracemalloc' or 'rss'; there is no 'native' here: MEMTOOLS_NATIVE=0"
     )
 
 
-def test_without_the_built_module_the_reason_says_so() -> None:
+def test_missing_extension_is_the_reason() -> None:
     program = (
         "import sys\nsys.modules['memtools.ledger._native'] = None\n"
         "from memtools.ledger import choose_meter, native_reason\nprint(choose_meter().name, native_reason())"
     )
 
-    assert python(program).startswith("resident it was not built, or cannot be loaded (")
+    assert python(program).startswith("rss it was not built, or cannot be loaded (")
 
 
 @pytest.mark.parametrize("allocator", ["pymalloc", "malloc", "debug", "malloc_debug", "pymalloc_debug"])
-def test_it_counts_to_the_byte_on_every_allocator(allocator: str) -> None:
+def test_figures_are_exact_on_every_allocator(allocator: str) -> None:
     program = (
         "from memtools.ledger import _native, choose_meter\n"
-        "choose_meter('native').hold()\n"
-        "def work(tally):\n"
-        "    _native.switch(tally)\n    kept = bytes(100_000)\n    _native.switch(None)\n"
-        "    print(tally.figures()[0])\n    del kept\n    print(tally.figures()[0])\n"
-        "work(_native.Tally())"
+        "choose_meter('native').acquire()\n"
+        "def work(counter):\n"
+        "    _native.switch(counter)\n    kept = bytes(100_000)\n    _native.switch(None)\n"
+        "    print(counter.read()[0])\n    del kept\n    print(counter.read()[0])\n"
+        "work(_native.Counter())"
     )
 
     assert python(program, PYTHONMALLOC=allocator).split() == ["100033", "0"]

@@ -1,7 +1,7 @@
-"""Live bytes per owner against tracemalloc's for the same blocks: random programs in threads and tasks, to the byte.
+"""Live bytes per owner compared with tracemalloc's, to the byte, for random programs in threads and tasks.
 
-A process of its own runs them, in which tracemalloc was there first: what it takes for itself is then below the hooks,
-and not charged. A snapshot is filtered by file, and each owner's code is in a file of its own.
+Another process runs them, in which tracemalloc was started first: its own memory is then below the hooks, and not
+charged. A snapshot is filtered by file, and each owner's code is in a file of its own.
 """
 
 import json
@@ -20,16 +20,16 @@ from memtools.ledger import native_reason
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
-# No lists, dicts, floats or short tuples, not even for a moment, as for the arguments of `bytes(size)`: the interpreter
-# keeps some of those that die and hands them out again, which no allocator sees, though tracemalloc is told. No `id`:
-# it tells audit hooks, and makes a tuple to do so.
+# No lists, dicts, floats or short tuples, not even for the arguments of `bytes(size)`: the interpreter keeps some of
+# them in free lists and reuses them, which no allocator sees, but tracemalloc does. No `id`: it calls audit hooks, and
+# makes a tuple for them.
 OWNER = """
 many = (None,) * 600
 one = bytearray(b"x")
 several = frozenset(range(5000, 5200))
 
-def grow(switch, tally, kept, size):
-    switch(tally)
+def grow(switch, counter, kept, size):
+    switch(counter)
     kept.append(b"x" * size)
     kept.append("x" * (size % 5000))
     kept.append(many[: 30 + size % 500])
@@ -37,8 +37,8 @@ def grow(switch, tally, kept, size):
     kept.append(one * size)
     switch(None)
 
-def resize(switch, tally, kept, size):
-    switch(tally)
+def resize(switch, counter, kept, size):
+    switch(counter)
     for thing in reversed(kept):
         if type(thing) is bytearray:
             if size % 2:
@@ -51,23 +51,23 @@ def resize(switch, tally, kept, size):
     thing = None
     switch(None)
 
-def trim(switch, tally, kept, size):
-    switch(tally)
+def trim(switch, counter, kept, size):
+    switch(counter)
     del kept[:size % 9]
     switch(None)
 
-def scatter(switch, tally, kept, size):
-    switch(tally)
+def scatter(switch, counter, kept, size):
+    switch(counter)
     kept.sort(key=len)
     for number in range(size % 40):
         kept.append(b"y" * (2 + number * 20))
     number = None
     switch(None)
 """
-TWIN = """
+CHILD = """
 import asyncio, gc, json, sys, threading, tracemalloc
 from memtools.ledger import _native, choose_meter
-choose_meter("native").hold()
+choose_meter("native").acquire()
 gc.disable()
 sys.setswitchinterval(1e-5)
 SMALLEST = 16
@@ -77,22 +77,22 @@ for number in range(3):
     exec(compile(json.loads(sys.argv[1]), f"<owner {number}>", "exec"), names)
     owners.append(names)
 
-def act(one, tallies, kept):
+def act(one, counters, kept):
     kind, owner, whose, size = one
-    owners[owner][kind](_native.switch, tallies[owner], kept[whose], size)
+    owners[owner][kind](_native.switch, counters[owner], kept[whose], size)
 
-def in_threads(acts, tallies, kept):
+def in_threads(acts, counters, kept):
     def work(mine):
         for one in mine:
-            act(one, tallies, kept)
+            act(one, counters, kept)
     threads = [threading.Thread(target=work, args=(mine,)) for mine in acts]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
 
-def in_tasks(acts, tallies, kept):
+def in_tasks(acts, counters, kept):
     async def work(mine):
         for one in mine:
-            act(one, tallies, kept)
+            act(one, counters, kept)
             await asyncio.sleep(0)
     async def main():
         await asyncio.gather(*map(work, acts))
@@ -109,16 +109,16 @@ def traced():
 tracemalloc.clear_traces()  # or each snapshot would hold all that was imported
 for line in sys.stdin:
     how, acts = json.loads(line)
-    root = _native.Tally()
-    child = _native.Tally(root)
-    tallies = [root, child, _native.Tally(child)]
+    root = _native.Counter()
+    child = _native.Counter(root)
+    counters = [root, child, _native.Counter(child)]
     kept = [[], [], []]
     before = traced()
-    {"threads": in_threads, "tasks": in_tasks}[how](acts, tallies, kept)
-    live = [tally.figures()[0] for tally in tallies]
+    {"threads": in_threads, "tasks": in_tasks}[how](acts, counters, kept)
+    live = [counter.read()[0] for counter in counters]
     own = [now - then for now, then in zip(traced(), before)]
     kept.clear()
-    left = [tally.figures()[0] for tally in tallies]
+    left = [counter.read()[0] for counter in counters]
     print(json.dumps([live, own, left]), flush=True)
 """
 
@@ -131,8 +131,8 @@ acts = st.tuples(
 
 
 @dataclass
-class Twin:
-    """A process that runs programs and is asked what both say of it."""
+class ChildProcess:
+    """A process that runs programs and returns the figures of both."""
 
     process: subprocess.Popen[str]
 
@@ -146,13 +146,13 @@ class Twin:
 
 
 @pytest.fixture(scope="module")
-def twin() -> Iterator[Twin]:
-    command = [sys.executable, "-X", "tracemalloc=1", "-c", TWIN, json.dumps(OWNER)]
-    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
+def child() -> Iterator[ChildProcess]:
+    command = [sys.executable, "-X", "tracemalloc=1", "-c", CHILD, json.dumps(OWNER)]
+    # In another folder, so that `-c` imports the installed package and not the checkout.
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()
     ) as process:
-        yield Twin(process)
+        yield ChildProcess(process)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(60) == 0
@@ -163,10 +163,10 @@ def twin() -> Iterator[Twin]:
     how=st.sampled_from(["threads", "tasks"]),
     program=st.lists(st.lists(acts, max_size=15), min_size=1, max_size=4),
 )
-def test_live_bytes_of_each_owner_and_those_below_it_are_tracemallocs_whoever_resizes_and_frees(
-    twin: Twin, how: str, program: list[list[Any]]
+def test_live_bytes_of_a_tree_equal_those_of_tracemalloc(
+    child: ChildProcess, how: str, program: list[list[Any]]
 ) -> None:
-    live, own, left = twin.run(how, program)
+    live, own, left = child.run(how, program)
 
     assert live == [sum(own), sum(own[1:]), own[2]]
     assert left == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""Blocks that are refused: too large for a budget to be made at all."""
+"""Blocks that are refused, because they are too large for a budget."""
 
 import asyncio
 import io
@@ -45,7 +45,7 @@ GIANTS: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("make", GIANTS.values(), ids=GIANTS)
-def test_a_giant_is_refused_under_deny_and_the_owner_goes_on(make: Callable[[], object]) -> None:
+def test_huge_block_is_refused_under_deny(make: Callable[[], object]) -> None:
     with memory_scope("refused", meter="native", budget=BUDGET, on_exceed="deny") as scope:
         with pytest.raises(MemoryError):
             make()
@@ -59,7 +59,7 @@ def test_a_giant_is_refused_under_deny_and_the_owner_goes_on(make: Callable[[], 
 
 
 @pytest.mark.parametrize("make", GIANTS.values(), ids=GIANTS)
-def test_a_giant_under_raise_is_never_made_and_comes_out_as_budget_exceeded(make: Callable[[], object]) -> None:
+def test_huge_block_under_raise_becomes_budget_exceeded(make: Callable[[], object]) -> None:
     scope = memory_scope("stopped", meter="native", budget=BUDGET)
 
     with pytest.raises(BudgetExceeded) as caught, scope:
@@ -71,7 +71,7 @@ def test_a_giant_under_raise_is_never_made_and_comes_out_as_budget_exceeded(make
     assert open_owners() == ()
 
 
-def test_a_refused_resize_leaves_the_old_block_as_it_was() -> None:
+def test_refused_resize_leaves_the_old_block_unchanged() -> None:
     with memory_scope("resized", meter="native", budget=BUDGET, on_exceed="deny") as scope:
         kept = bytearray(b"abcd" * (2 * MIB))
         more = bytes(8 * MIB)
@@ -84,7 +84,7 @@ def test_a_refused_resize_leaves_the_old_block_as_it_was() -> None:
     assert after == pytest.approx(before, abs=10_000)
 
 
-def test_the_process_counts_all_refusals() -> None:
+def test_refusals_are_counted_for_the_process() -> None:
     before = statistics().refused_blocks
 
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_the_process_counts_all_refusals() -> None:
     assert statistics().refused_blocks - before == 2
 
 
-def test_what_is_within_the_budget_is_never_refused() -> None:
+def test_block_within_the_budget_is_never_refused() -> None:
     with memory_scope("modest", meter="native", budget=BUDGET, on_exceed="deny") as scope:
         for _ in range(20):
             kept = bytes(BUDGET - MIB)
@@ -103,7 +103,7 @@ def test_what_is_within_the_budget_is_never_refused() -> None:
     assert scope.owner.refusals == (0, 0)
 
 
-def test_others_are_refused_nothing() -> None:
+def test_other_owners_are_refused_nothing() -> None:
     made: list[int] = []
     with memory_scope("outer", meter="native") as outer:
         with memory_scope("bounded", meter="native", budget=MIB, on_exceed="deny"):
@@ -116,7 +116,7 @@ def test_others_are_refused_nothing() -> None:
     assert outer.owner.refusals == (0, 0)
 
 
-def test_the_innermost_whose_wall_it_is_refuses() -> None:
+def test_innermost_hard_limit_refuses() -> None:
     with memory_scope("outer", meter="native", budget=100 * MIB, on_exceed="deny") as outer:
         inner = memory_scope("inner", meter="native", budget=BUDGET, on_exceed="deny")
         with inner, pytest.raises(MemoryError):
@@ -128,7 +128,7 @@ def test_the_innermost_whose_wall_it_is_refuses() -> None:
 
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
-def test_a_refusal_is_told_once_as_an_event_and_nothing_is_raised_at_the_end(is_elsewhere: bool) -> None:
+def test_refusal_is_emitted_once_and_not_raised_at_the_end(is_elsewhere: bool) -> None:
     overruns: list[BudgetOverrun] = []
 
     def refused() -> None:
@@ -150,7 +150,7 @@ def test_a_refusal_is_told_once_as_an_event_and_nothing_is_raised_at_the_end(is_
     assert told.used_bytes >= GIANT
 
 
-def test_small_blocks_that_add_up_are_stopped_under_deny_as_under_raise() -> None:
+def test_small_blocks_under_deny_are_stopped_as_under_raise() -> None:
     scope = memory_scope("adds up", meter="native", budget=BUDGET, on_exceed="deny")
 
     with pytest.raises(BudgetExceeded), scope:
@@ -159,7 +159,7 @@ def test_small_blocks_that_add_up_are_stopped_under_deny_as_under_raise() -> Non
     assert scope.usage.peak_bytes <= BUDGET * 1.1 + MIB
 
 
-def test_who_handles_the_memory_error_under_raise_is_told_all_the_same() -> None:
+def test_repeated_refusals_under_raise_raise_budget_exceeded() -> None:
     def stubborn() -> None:
         while True:
             try:
@@ -171,7 +171,7 @@ def test_who_handles_the_memory_error_under_raise_is_told_all_the_same() -> None
         stubborn()
 
 
-def test_a_decorated_call_is_refused_and_the_next_one_begins_anew() -> None:
+def test_refused_decorated_call_does_not_affect_the_next() -> None:
     @memory_budget(BUDGET, on_exceed="deny", meter="native")
     def load(size: int) -> int:
         return len(bytes(size))
@@ -182,7 +182,7 @@ def test_a_decorated_call_is_refused_and_the_next_one_begins_anew() -> None:
     assert load(MIB) == MIB
 
 
-async def test_only_the_task_that_is_over_is_refused() -> None:
+async def test_only_the_task_over_budget_is_refused() -> None:
     @memory_budget(BUDGET, on_exceed="deny", meter="native")
     async def greedy() -> str:
         await asyncio.sleep(0)
@@ -192,7 +192,7 @@ async def test_only_the_task_that_is_over_is_refused() -> None:
             return "refused"
         return "made"
 
-    async def neighbour() -> int:
+    async def noisy() -> int:
         sizes = []
         for _ in range(5):
             sizes.append(len(bytes(2 * BUDGET)))
@@ -200,14 +200,14 @@ async def test_only_the_task_that_is_over_is_refused() -> None:
         return min(sizes)
 
     async with task_scope(meter="native") as tasks:
-        first, second = tasks.create_task(greedy()), tasks.create_task(neighbour())
+        first, second = tasks.create_task(greedy()), tasks.create_task(noisy())
 
     assert await first == "refused"
     assert await second == 2 * BUDGET
 
 
-def test_opening_owners_is_never_refused_anything() -> None:
-    # The book grows a table of more than 64 KiB on the way, at the cost of whoever is above.
+def test_opening_of_owners_is_never_refused() -> None:
+    # A table of the ledger grows by more than 64 KiB meanwhile, charged to the parent.
     with memory_scope("crowded", meter="native", budget="8 MiB", on_exceed="deny") as crowded:
         filler = bytes(8 * MIB - 200_000)
         del filler
@@ -225,28 +225,28 @@ def test_opening_owners_is_never_refused_anything() -> None:
 
 
 @pytest.mark.parametrize("meter", ["tracemalloc", "rss"])
-def test_a_meter_that_cannot_refuse_is_refused_itself(meter: str) -> None:
+def test_deny_with_a_meter_that_cannot_refuse_raises(meter: str) -> None:
     for make in (
         lambda: memory_scope("cannot", budget=BUDGET, on_exceed="deny", meter=meter),
         lambda: memory_budget(BUDGET, on_exceed="deny", meter=meter),
     ):
-        with pytest.raises(ConfigError, match=rf"it with meter='native' \(meter is '{meter}'\)"):
+        with pytest.raises(ConfigError, match=f"the only one that can refuse; here the meter is '{meter}'"):
             make()
 
 
 @pytest.mark.parametrize(("measure", "hard"), [("retained", True), ("rss", True), ("peak", False)])
-def test_only_what_grows_can_be_refused(measure: str, hard: bool) -> None:
-    with pytest.raises(ConfigError, match="it with measure='peak' and hard=True"):
+def test_deny_without_an_in_flight_peak_raises(measure: str, hard: bool) -> None:
+    with pytest.raises(ConfigError, match="only what grows can be refused"):
         memory_budget(BUDGET, on_exceed="deny", measure=measure, hard=hard, meter="native")  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="from 3.12 on a plain scope in a bare task is followed")
-def test_where_nobody_follows_the_block_it_is_said_at_the_entry() -> None:
+def test_untracked_scope_under_deny_raises_at_entry() -> None:
     async def main() -> None:
         with memory_scope("lost", budget=BUDGET, on_exceed="deny", meter="native"):
             pass
 
-    with pytest.raises(ConfigError, match="where the block can be tracked: "):
+    with pytest.raises(ConfigError, match="where the block can be followed; here"):
         asyncio.run(main())
 
     assert open_owners() == ()

@@ -1,4 +1,4 @@
-"""What long random runs found, each in a test of its own: threads without the GIL, sub-interpreters, forks, loops."""
+"""Faults that long random runs found: threads without the GIL, sub-interpreters, forks, loops."""
 
 import ctypes
 import importlib.util
@@ -24,7 +24,7 @@ MIB = 2**20
 
 
 def bare_library() -> ctypes.CDLL:
-    """The allocators as a C library's own threads call them: without the GIL."""
+    """The allocators as threads of a C library call them: without the GIL."""
     library = ctypes.CDLL(None)
     library.PyMem_RawMalloc.restype = ctypes.c_void_p
     library.PyMem_RawMalloc.argtypes = [ctypes.c_size_t]
@@ -33,7 +33,7 @@ def bare_library() -> ctypes.CDLL:
     return library
 
 
-def test_looking_whether_the_hooks_are_in_place_counts_nothing_twice_whatever_other_threads_do() -> None:
+def test_hook_check_counts_no_block_of_other_threads_twice() -> None:
     bare = bare_library()
     enough = threading.Event()
 
@@ -43,16 +43,16 @@ def test_looking_whether_the_hooks_are_in_place_counts_nothing_twice_whatever_ot
 
     threads = [threading.Thread(target=churn) for _ in range(3)]
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     try:
         for thread in threads:
             thread.start()
-        tally = _native.Tally()
+        counter = _native.Counter()
         kept: list[bytes] = []
         for number in range(20_000):
-            _native.switch(tally)
+            _native.switch(counter)
             kept.append(b"x" * 1000)
-            assert _native.are_in_place()
+            assert _native.hooks_in_place()
             _native.switch(None)
             if number % 1000 == 999:
                 kept.clear()
@@ -63,28 +63,29 @@ def test_looking_whether_the_hooks_are_in_place_counts_nothing_twice_whatever_ot
             thread.join()
         meter.release()
 
-    assert tally.figures()[0] < 1000  # an int in a free list, or two
+    assert counter.read()[0] < 1000  # an int or two in a free list
 
 
-def test_a_look_at_the_hooks_changes_no_figure_at_all() -> None:
+def test_hook_check_changes_no_figure() -> None:
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     try:
-        tally = _native.Tally()
-        _native.switch(tally)
-        answers = _native.are_in_place(), _native.are_in_place()
+        counter = _native.Counter()
+        _native.switch(counter)
+        answers = _native.hooks_in_place(), _native.hooks_in_place()
         _native.switch(None)
-        figures = tally.figures()
+        figures = counter.read()
     finally:
         meter.release()
 
     assert all(answers)
-    assert figures[0] in (0, 56)  # the tuple of the answers
+    assert figures[0] in (0, 56)  # the tuple of the results
 
 
 SUB_INTERPRETER = """
 import sys
-from memtools.ledger import choose_meter, native_reason, current_usage, active_owner
+from memtools.ledger import choose_meter, native_reason, active_owner
+from memtools.ledger._ledger import current_usage
 from memtools.scopes import memory_scope
 try:
     import _interpreters as made
@@ -156,7 +157,7 @@ print(choose_meter().name)
 
 
 @pytest.mark.parametrize("by", ["python", "C, seen by the next owner"])
-def test_an_interpreter_is_noticed_whose_maker_was_loaded_after_the_ledger(by: str) -> None:
+def test_sub_interpreter_module_loaded_later_is_noticed(by: str) -> None:
     if by != "python" and importlib.util.find_spec("_testcapi") is None:
         pytest.skip("this distribution of Python comes without _testcapi")
 
@@ -165,23 +166,23 @@ def test_an_interpreter_is_noticed_whose_maker_was_loaded_after_the_ledger(by: s
 
 def python(program: str, *arguments: str) -> str:
     command = [sys.executable, "-X", "faulthandler", "-c", program, *arguments]
-    # Elsewhere: in the checkout, `-c` would find its sources before what is installed.
+    # In another folder, so that `-c` imports the installed package and not the checkout.
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tempfile.gettempdir())
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 @pytest.mark.parametrize("gil", ["own", "shared"])
-def test_the_ledger_stops_for_good_and_says_so_when_a_sub_interpreter_is_made(gil: str) -> None:
+def test_sub_interpreter_stops_counting_for_good(gil: str) -> None:
     assert python(SUB_INTERPRETER, gil) == "told"
 
 
-def test_the_ledger_does_not_begin_where_there_has_been_a_sub_interpreter() -> None:
+def test_earlier_sub_interpreter_prevents_counting() -> None:
     assert python(AFTER_ONE) == "rss"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_no_number_waits_in_a_child_for_a_thread_that_was_about_to_queue_it() -> None:
+def test_forked_child_drops_numbers_queued_by_other_threads() -> None:
     program = """
 import ctypes, os, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -191,11 +192,11 @@ bare.PyMem_RawMalloc.restype = ctypes.c_void_p
 bare.PyMem_RawFree.argtypes = [ctypes.c_void_p]
 bare.PyMem_RawFree.restype = None
 sys.setswitchinterval(1e-6)
-choose_meter("native").hold()
-tally = _native.Tally()
+choose_meter("native").acquire()
+counter = _native.Counter()
 enough = False
 def churn():
-    _native.switch(tally)
+    _native.switch(counter)
     while not enough:
         bare.PyMem_RawFree(bare.PyMem_RawMalloc(100))
     _native.switch(None)
@@ -206,11 +207,11 @@ for _ in range(150):
     if not child:
         code = 1
         try:
-            before = tally.figures()[0]
-            _native.switch(tally)
+            before = counter.read()[0]
+            _native.switch(counter)
             block = bare.PyMem_RawMalloc(5000)
             _native.switch(None)
-            during = tally.figures()[0]
+            during = counter.read()[0]
             bare.PyMem_RawFree(block)
             code = 0 if during - before >= 5000 else 2
         finally:
@@ -255,7 +256,7 @@ def spin_over_a_range(block: Block) -> None:
 
 
 @pytest.mark.parametrize("spin", [spin_for_ever, spin_over_a_range], ids=lambda spin: spin.__name__)
-def test_who_is_stopped_in_a_loop_without_calls_leaves_through_its_own_blocks(spin: Callable[[Block], None]) -> None:
+def test_owner_stopped_in_a_loop_without_calls_runs_its_finally(spin: Callable[[Block], None]) -> None:
     block = Block()
 
     thread = threading.Thread(target=spin, args=(block,))
@@ -266,7 +267,7 @@ def test_who_is_stopped_in_a_loop_without_calls_leaves_through_its_own_blocks(sp
     assert not open_owners()
 
 
-def test_a_thread_can_be_stopped_while_tracemalloc_comes_and_goes() -> None:
+def test_thread_is_stopped_while_tracemalloc_starts_and_stops() -> None:
     program = """
 import threading, time, tracemalloc
 from memtools.errors import BudgetExceeded

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from memtools.ledger import AccountStatistics, LedgerStatistics, Usage
+from memtools.ledger import AccountStatistics, Usage
+from memtools.ledger._ledger import LedgerStatistics
 
 MIB = 2**20
 

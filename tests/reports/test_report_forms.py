@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools._text import display_width, printable, truncate_middle
-from memtools.ledger import AccountStatistics, LedgerStatistics, Usage
+from memtools.ledger import AccountStatistics, Usage
+from memtools.ledger._ledger import LedgerStatistics
 from memtools.reports import Report, Row, UsageTable, html_page, report
 from memtools.reports._rows import Growth
 from memtools.reports._text import bar, mib, seconds, share

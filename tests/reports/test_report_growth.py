@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from memtools.ledger import AccountStatistics, LedgerStatistics
+from memtools.ledger import AccountStatistics
+from memtools.ledger._ledger import LedgerStatistics
 from memtools.readings import read_process
 from memtools.reports import report
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from memtools.analysis._leftovers import per_call
-from memtools.ledger import AccountStatistics, LedgerStatistics
+from memtools.ledger import AccountStatistics
+from memtools.ledger._ledger import LedgerStatistics
 from memtools.reports import html_page, report
 
 MIB = 2**20

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from memtools.ledger import AccountStatistics, LedgerStatistics
+from memtools.ledger import AccountStatistics
+from memtools.ledger._ledger import LedgerStatistics
 from memtools.reports import Row, report
 
 MIB = 2**20

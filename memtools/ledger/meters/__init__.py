@@ -1,1 +1,1 @@
-"""The three ways of counting: the native ledger, tracemalloc, and the resident memory."""
+"""The meters: the native ledger, tracemalloc, and the resident memory."""

@@ -1,48 +1,46 @@
-"""Count by the resident memory of the process: nearly free, and never anybody's own.
+"""The meter that reads the resident memory of the process: nearly free, and process-wide.
 
-Covers: differences of the resident size between opening, end and every look in between. Leaves to others: reading it
-(`memtools.readings`). All figures are process-wide, and owners say so by `exact=False`.
+All figures are those of the whole process, and owners say so by `exact=False`.
 """
 
 import threading
 from typing import Final, cast
 
-from memtools.ledger._context import Slot
-from memtools.ledger._owner import Owner
+from memtools.ledger._owner import Owner, ThreadSlot
 from memtools.readings import PeakSince, ReadingError, resident_bytes
 
-_LATELY_S: Final = 0.001
-_last_reading: tuple[float, int] = (-1.0, 0)
-
+_MAX_AGE_S: Final = 0.001
 _NOTE: Final = "resident memory is the whole process's"
 
+_last_reading: tuple[float, int] = (-1.0, 0)
 
-def resident_or_zero() -> int:
-    """Return the resident size in bytes, 0 where it cannot be read: who is watched is not to fail for that."""
+
+def rss_or_zero() -> int:
+    """Return the resident size in bytes, or 0 if unreadable, so that measuring never breaks the program."""
     try:
         return resident_bytes()
     except ReadingError:
         return 0
 
 
-def resident_lately(now: float) -> int:
-    """Return the resident size as of the last millisecond, for those who ask thousands of times a second.
+def cached_rss(now: float) -> int:
+    """Return the resident size as of the last millisecond, for callers that need it thousands of times a second.
 
     A thread that does nothing else makes some 4 MiB resident in that time.
 
     Args:
-        now: what `time.perf_counter` says.
+        now: the time, of `time.perf_counter`.
     """
     global _last_reading
     read_at, size = _last_reading
-    if not 0.0 <= now - read_at <= _LATELY_S:
-        size = resident_or_zero()
+    if not 0.0 <= now - read_at <= _MAX_AGE_S:
+        size = rss_or_zero()
         _last_reading = now, size
     return size
 
 
 class RssMeter:
-    """Figures from the resident size of the process, at 1 to 2 µs a look."""
+    """Figures from the resident size of the process, at 1 to 2 µs a reading."""
 
     @property
     def name(self) -> str:
@@ -50,71 +48,71 @@ class RssMeter:
         return "rss"
 
     @property
-    def follows(self) -> bool:
-        """False: there is no turn to change."""
+    def tracks_owners(self) -> bool:
+        """False: no owner is ever the current one."""
         return False
 
     @property
-    def tells_threads_apart(self) -> bool:
+    def is_per_thread(self) -> bool:
         """False: its figures are the whole process's."""
         return False
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._holds = 0
+        self._acquired = 0
         self._start = 0
 
     @property
     def unattributed_bytes(self) -> int:
-        """Growth of the resident size since the meter was first held: nothing of it is anybody's own."""
-        return resident_or_zero() - self._start if self._holds else 0
+        """Growth of the resident size since the meter was first held: no owner's own."""
+        return rss_or_zero() - self._start if self._acquired else 0
 
-    def hold(self) -> None:
-        """Remember where the resident size stood; nothing has to be started."""
+    def acquire(self) -> None:
+        """Remember the resident size; nothing has to be started."""
         with self._lock:
-            self._holds += 1
-            if self._holds == 1:
-                self._start = resident_or_zero()
+            self._acquired += 1
+            if self._acquired == 1:
+                self._start = rss_or_zero()
 
     def release(self) -> None:
-        """Give up one hold."""
+        """Undo one `acquire`."""
         with self._lock:
-            self._holds -= 1
+            self._acquired -= 1
 
-    def enter(self, owner: Owner, _slot: Slot, _payer: Owner | None, _is_task: bool, /) -> None:
-        """Begin to measure `owner`; nobody's turn changes."""
-        owner.watch = PeakSince()
+    def start(self, owner: Owner, _slot: ThreadSlot, _parent: Owner | None, _is_task: bool, /) -> None:
+        """Begin to measure `owner`."""
+        owner.meter_state = PeakSince()
         owner.note = _NOTE
 
-    def leave(self, owner: Owner, _slot: Slot, _back: Owner | None, /) -> None:
+    def stop(self, owner: Owner, _slot: ThreadSlot, _next_owner: Owner | None, /) -> None:
         """Write the owner's last figures."""
         self._measure(owner)
 
-    def switch(self, _slot: Slot, _owner: Owner | None, /) -> None:
-        """Change nothing: no owner of this meter has the turn."""
+    def switch(self, _slot: ThreadSlot, _owner: Owner | None, /) -> None:
+        """Change nothing: no owner of this meter is ever the current one."""
 
-    def set_adrift(self, _owner: Owner, _why: str, /) -> None:
+    def mark_untracked(self, _owner: Owner, _why: str, /) -> None:
         """Change nothing: the figures are the process's anyway."""
 
-    def look(self, owner: Owner, /) -> tuple[int, int]:
+    def read(self, owner: Owner, /) -> tuple[int, int]:
         """Return growth and highest growth of the resident size since the owner was opened."""
         self._measure(owner)
         return int(owner.live), int(owner.peak)
 
-    def left_alive(self, _owner: Owner, /) -> None:
-        """Know nothing: nobody remembers whose a block is."""
+    def live_bytes(self, _owner: Owner, /) -> None:
+        """Return None: this meter does not track blocks."""
 
-    def join(self, _owner: Owner, /) -> None:
-        """Do nothing: what becomes of a block after its owner's end is not known."""
+    def attach_account(self, _owner: Owner, /) -> None:
+        """Do nothing: this meter does not track blocks."""
 
-    def after_fork(self, _slot: Slot, /) -> None:
-        """Make the lock anew: it may have been held by a thread that is no more."""
+    def after_fork(self, _slot: ThreadSlot, /) -> None:
+        """Renew the lock: a thread that is gone may have held it."""
         self._lock = threading.RLock()
 
     def _measure(self, owner: Owner) -> None:
-        if owner.watch is None:
+        if owner.meter_state is None:
             return  # another thread is just about to open it
-        live = float(resident_or_zero() - owner.resident)
-        peak_bytes = cast("PeakSince", owner.watch).peak_bytes()
-        risen = live if peak_bytes is None else peak_bytes - owner.resident
+        live = float(rss_or_zero() - owner.resident_at_open)
+        peak_bytes = cast("PeakSince", owner.meter_state).peak_bytes()
+        risen = live if peak_bytes is None else peak_bytes - owner.resident_at_open
         owner.live, owner.peak = live, max(owner.peak, live, risen)

@@ -39,12 +39,13 @@ typedef struct {
 
 static PyTypeObject *coroutine_type;
 
-static PyObject *current_task_callable;                         /* given by `find_tasks` */
-static PyObject *running_loop_callable, *task_of_loop_callable; /* given by `know_tasks`, once asyncio is loaded */
+/* Given by `set_task_getter`, and by `set_loop_getters` once asyncio is loaded. */
+static PyObject *current_task_callable;
+static PyObject *running_loop_callable, *task_of_loop_callable;
 
 /* Interned names of attributes and methods. */
-static PyObject *begin_name, *check_name, *close_name, *end_name, *get_name_name, *join_name, *name_name, *qualname_name;
-static PyObject *send_name, *throw_name, *value_name, *task_kind;
+static PyObject *check_name, *close_name, *end_name, *get_name_name, *name_name, *qualname_name, *start_name;
+static PyObject *start_nested_name, *send_name, *throw_name, *value_name, *task_kind;
 
 static int coroutine_make_names(void)
 {
@@ -52,10 +53,18 @@ static int coroutine_make_names(void)
         PyObject **name;
         const char *text;
     } const names[] = {
-        {&begin_name, "_begin"},  {&check_name, "_check_budgets"},  {&close_name, "close"},
-        {&end_name, "_end"},      {&get_name_name, "get_name"},     {&join_name, "_join"},
-        {&name_name, "__name__"}, {&qualname_name, "__qualname__"}, {&send_name, "send"},
-        {&throw_name, "throw"},   {&value_name, "value"},           {&task_kind, "task"},
+        {&check_name, "_check_budgets"},
+        {&close_name, "close"},
+        {&end_name, "_end"},
+        {&get_name_name, "get_name"},
+        {&name_name, "__name__"},
+        {&qualname_name, "__qualname__"},
+        {&send_name, "send"},
+        {&start_name, "_start"},
+        {&start_nested_name, "_start_nested"},
+        {&task_kind, "task"},
+        {&throw_name, "throw"},
+        {&value_name, "value"},
     };
     for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
         *names[n].name = PyUnicode_InternFromString(names[n].text);
@@ -70,7 +79,7 @@ static int coroutine_make_names(void)
 static int coroutine_has_inner(const TrackedCoroutine *self)
 {
     if (self->inner == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "there is no coroutine to follow");
+        PyErr_SetString(PyExc_RuntimeError, "there is no coroutine to track");
     }
     return self->inner != NULL;
 }
@@ -176,22 +185,22 @@ static PyObject *coroutine_task_name(PyObject *task, PyObject *coroutine)
     return name;
 }
 
-PyDoc_STRVAR(find_doc, "find_tasks($module, current_task, /)\n--\n\n"
+PyDoc_STRVAR(task_getter_doc, "set_task_getter($module, current_task, /)\n--\n\n"
     "Set the callable that returns the task of this thread.");
 
-static PyObject *coroutine_py_find_tasks(PyObject *Py_UNUSED(module), PyObject *callable)
+static PyObject *coroutine_py_set_task_getter(PyObject *Py_UNUSED(module), PyObject *callable)
 {
     Py_XSETREF(current_task_callable, Py_NewRef(callable));
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(know_doc, "know_tasks($module, running_loop, current_task, /)\n--\n\n"
+PyDoc_STRVAR(loop_getters_doc, "set_loop_getters($module, running_loop, current_task, /)\n--\n\n"
     "Set two faster callables: one returns the loop of this thread, the other one the task of a loop.");
 
-static PyObject *coroutine_py_know_tasks(PyObject *Py_UNUSED(module), PyObject *args)
+static PyObject *coroutine_py_set_loop_getters(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *running, *of_loop;
-    if (!PyArg_ParseTuple(args, "OO:know_tasks", &running, &of_loop)) {
+    if (!PyArg_ParseTuple(args, "OO:set_loop_getters", &running, &of_loop)) {
         return NULL;
     }
     Py_XSETREF(running_loop_callable, Py_NewRef(running));
@@ -200,8 +209,8 @@ static PyObject *coroutine_py_know_tasks(PyObject *Py_UNUSED(module), PyObject *
 }
 
 static PyMethodDef coroutine_functions[] = {
-    {"find_tasks", coroutine_py_find_tasks, METH_O, find_doc},
-    {"know_tasks", coroutine_py_know_tasks, METH_VARARGS, know_doc},
+    {"set_task_getter", coroutine_py_set_task_getter, METH_O, task_getter_doc},
+    {"set_loop_getters", coroutine_py_set_loop_getters, METH_VARARGS, loop_getters_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -286,7 +295,7 @@ static int coroutine_nest_if_tracked(TrackedCoroutine *self)
     int is_nested, is_settled = coroutine_start_nested_fast(self, slot, &is_nested);
     Py_DECREF(slot);
     if (is_settled == 0) {
-        PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, join_name);
+        PyObject *answer = PyObject_CallMethodNoArgs((PyObject *)self, start_nested_name);
         is_nested = answer == Py_True;
         is_settled = answer == NULL ? -1 : 1;
         Py_XDECREF(answer);
@@ -306,7 +315,7 @@ static int coroutine_start(TrackedCoroutine *self, struct thread_slot *slot)
     if (has_started != 0) {
         return has_started < 0 ? -1 : 0;
     }
-    PyObject *result = PyObject_CallMethodOneArg((PyObject *)self, begin_name, (PyObject *)slot);
+    PyObject *result = PyObject_CallMethodOneArg((PyObject *)self, start_name, (PyObject *)slot);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
 }
@@ -608,7 +617,7 @@ static PyObject *coroutine_throw(TrackedCoroutine *self, PyObject *const *args, 
     return coroutine_as_return_value(status, result);
 }
 
-/* The Python type `Steps`. */
+/* The Python type `TrackedCoroutine`. */
 
 /* A tracked coroutine that is dropped while suspended is closed, as CPython closes its own coroutines. Otherwise its
    owner would stay open for ever. */
@@ -641,14 +650,14 @@ static int coroutine_is_sendable(PyObject *inner)
 
 static int coroutine_init(TrackedCoroutine *self, PyObject *args, PyObject *names)
 {
-    static char *keywords[] = {"inner", "meter", "name", "kind", "budget", "include_children", "is_layered", "on_end",
-                               "joins", NULL};
+    static char *keywords[] = {"inner", "meter", "name", "kind", "budget", "include_children", "is_stacked", "on_end",
+                               "nest_if_tracked", NULL};
     int nests_if_tracked = 0;
     PyObject *inner, *meter, *name = Py_None, *kind = task_kind, *budget = Py_None;
     PyObject *include_children = Py_True, *is_stacked = Py_False, *on_end = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, names, "OO|$OOOOOOp:Driven", keywords, &inner, &meter, &name, &kind, &budget,
-                                     &include_children, &is_stacked, &on_end, &nests_if_tracked) ||
-        !coroutine_is_sendable(inner)) {
+    if (!PyArg_ParseTupleAndKeywords(args, names, "OO|$OOOOOOp:TrackedCoroutine", keywords, &inner, &meter, &name, &kind,
+                                     &budget, &include_children, &is_stacked, &on_end, &nests_if_tracked) ||
+        (inner != Py_None && !coroutine_is_sendable(inner))) { /* None: only to be copied for coroutines */
         return -1;
     }
     Py_XSETREF(self->inner, Py_NewRef(inner));
@@ -665,10 +674,10 @@ static int coroutine_init(TrackedCoroutine *self, PyObject *args, PyObject *name
     return 0;
 }
 
-PyDoc_STRVAR(following_doc, "following($self, inner, /)\n--\n\n"
+PyDoc_STRVAR(copy_doc, "copy_for($self, inner, /)\n--\n\n"
     "Return a tracked coroutine for `inner` with the options of this one.");
 
-static PyObject *coroutine_following(TrackedCoroutine *self, PyObject *inner)
+static PyObject *coroutine_copy_for(TrackedCoroutine *self, PyObject *inner)
 {
     if (self->meter == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "there are no options to copy");
@@ -783,15 +792,15 @@ static PyMemberDef coroutine_members[] = {
     {"kind", T_OBJECT_EX, offsetof(TrackedCoroutine, kind), 0, NULL},
     {"budget", T_OBJECT_EX, offsetof(TrackedCoroutine, budget), 0, NULL},
     {"include_children", T_OBJECT_EX, offsetof(TrackedCoroutine, include_children), 0, NULL},
-    {"is_layered", T_OBJECT_EX, offsetof(TrackedCoroutine, is_stacked), 0, NULL},
+    {"is_stacked", T_OBJECT_EX, offsetof(TrackedCoroutine, is_stacked), 0, NULL},
     {"on_end", T_OBJECT_EX, offsetof(TrackedCoroutine, on_end), 0, NULL},
     {"owner", T_OBJECT_EX, offsetof(TrackedCoroutine, owner), 0, NULL},
     {"task", T_OBJECT_EX, offsetof(TrackedCoroutine, task), 0, NULL},
-    {"_overrun", T_OBJECT, offsetof(TrackedCoroutine, pending_error), 0, NULL},
+    {"_pending_error", T_OBJECT, offsetof(TrackedCoroutine, pending_error), 0, NULL},
     {"_steps", T_PYSSIZET, offsetof(TrackedCoroutine, steps), 0, NULL},
     {"_has_ended", T_BOOL, offsetof(TrackedCoroutine, has_ended), 0, NULL},
-    {"joins", T_BOOL, offsetof(TrackedCoroutine, nests_if_tracked), 0, NULL},
-    {"_is_joined", T_BOOL, offsetof(TrackedCoroutine, is_nested), 0, NULL},
+    {"nest_if_tracked", T_BOOL, offsetof(TrackedCoroutine, nests_if_tracked), 0, NULL},
+    {"_is_nested", T_BOOL, offsetof(TrackedCoroutine, is_nested), 0, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(TrackedCoroutine, weak_references), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -832,7 +841,7 @@ static PyObject *coroutine_init_subclass(PyObject *type, PyObject *Py_UNUSED(non
 }
 
 static PyMethodDef coroutine_methods[] = {
-    {"following", (PyCFunction)coroutine_following, METH_O, following_doc},
+    {"copy_for", (PyCFunction)coroutine_copy_for, METH_O, copy_doc},
     {"send", coroutine_send, METH_O, send_doc},
     {"throw", (PyCFunction)(void (*)(void))coroutine_throw, METH_FASTCALL, throw_doc},
     {"__init_subclass__", coroutine_init_subclass, METH_NOARGS | METH_CLASS, subclass_doc},
@@ -840,7 +849,7 @@ static PyMethodDef coroutine_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyDoc_STRVAR(coroutine_doc, "A tracked coroutine; see `_steps.PureSteps`.");
+PyDoc_STRVAR(coroutine_doc, "A tracked coroutine; see `_coroutines.PythonTrackedCoroutine`.");
 
 static PyType_Slot coroutine_slots[] = {
     {Py_tp_doc, (void *)coroutine_doc},   {Py_tp_new, PyType_GenericNew},      {Py_tp_init, coroutine_init},
@@ -851,7 +860,7 @@ static PyType_Slot coroutine_slots[] = {
 };
 
 static PyType_Spec coroutine_spec = {
-    .name = "memtools.ledger._native.Steps",
+    .name = "memtools.ledger._native.TrackedCoroutine",
     .basicsize = sizeof(TrackedCoroutine),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = coroutine_slots,

@@ -1,10 +1,11 @@
-/* Tracked coroutines: the hot half of `memtools/ledger/_driver.py`, whose Python double is `_steps.py`.
+/* Tracked coroutines: the part of `memtools/ledger/_coroutines.py` that runs at each step.
+   `PythonTrackedCoroutine` does the same where this was not built.
 
    A step arrives from the event loop by `am_send` and continues to the coroutine the same way, without a Python call in
    between: the owner that is active in the task's context becomes the current one, the coroutine runs, and the previous
    owner becomes the current one again. Three cases are left to methods of the Python subclass: a first step whose owner
-   the fast path declines (`_begin`, or `_join` under an existing tracker), an end that is not a plain result (`_end`),
-   and a budget that may be exceeded (`_check_budgets`). Keep in step with both Python files.
+   the fast path declines (`_start`, or `_start_nested` under an existing tracker), an end that is not a plain result
+   (`_end`), and a budget that may be exceeded (`_check_budgets`). Keep in step with the Python file.
 
    Locking: every function is called under the GIL. */
 
@@ -14,7 +15,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-/* Add the type `Steps` and the functions of this file to the module; -1 with an exception. GIL. */
+/* Add the type `TrackedCoroutine` and the functions of this file to the module; -1 with an exception. GIL. */
 int coroutine_register(PyObject *module);
 
 /* Return how many steps a tracker has taken; -1 with an exception where the object is no tracker. GIL. */

@@ -60,9 +60,9 @@ static PyObject *module_has_stopped(PyObject *Py_UNUSED(module), PyObject *Py_UN
     return PyBool_FromLong(hooks_have_stopped());
 }
 
-PyDoc_STRVAR(count_doc, "count($module, is_on, /)\n--\n\nTurn the counting of new blocks on or off.");
+PyDoc_STRVAR(count_doc, "set_counting($module, is_on, /)\n--\n\nTurn the counting of new blocks on or off.");
 
-static PyObject *module_count(PyObject *Py_UNUSED(module), PyObject *is_on)
+static PyObject *module_set_counting(PyObject *Py_UNUSED(module), PyObject *is_on)
 {
     int on = PyObject_IsTrue(is_on);
     if (on < 0) {
@@ -75,16 +75,16 @@ static PyObject *module_count(PyObject *Py_UNUSED(module), PyObject *is_on)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(in_place_doc, "are_in_place($module, /)\n--\n\n"
+PyDoc_STRVAR(in_place_doc, "hooks_in_place($module, /)\n--\n\n"
     "Return whether allocations reach the hooks; to be called while they count.");
 
-static PyObject *module_are_in_place(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_hooks_in_place(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyBool_FromLong(counters != NULL && hooks_are_in_place());
 }
 
-PyDoc_STRVAR(switch_doc, "switch($module, tally, /)\n--\n\n"
-    "Charge the counter `tally` with what this thread allocates from now on; None for no owner.");
+PyDoc_STRVAR(switch_doc, "switch($module, counter, /)\n--\n\n"
+    "Charge `counter` with what this thread allocates from now on; None for no owner.");
 
 static PyObject *module_switch(PyObject *Py_UNUSED(module), PyObject *counter)
 {
@@ -94,26 +94,26 @@ static PyObject *module_switch(PyObject *Py_UNUSED(module), PyObject *counter)
         Py_RETURN_NONE;
     }
     if (!Py_IS_TYPE(counter, objects_counter_type)) {
-        PyErr_SetString(PyExc_TypeError, "neither a Tally nor None");
+        PyErr_SetString(PyExc_TypeError, "neither a Counter nor None");
         return NULL;
     }
     thread_state.counter = ((CounterObject *)counter)->number;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(listen_doc, "listen($module, /)\n--\n\n"
+PyDoc_STRVAR(listen_doc, "listen_for_interpreters($module, /)\n--\n\n"
     "Install the audit hook that reports a sub-interpreter before it runs.");
 
-static PyObject *module_listen(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_listen_for_interpreters(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     interpreters_listen();
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(nobodys_doc, "nobodys_bytes($module, /)\n--\n\n"
+PyDoc_STRVAR(untracked_doc, "untracked_bytes($module, /)\n--\n\n"
     "Return the live bytes that were allocated while the thread had no current owner.");
 
-static PyObject *module_nobodys_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_untracked_bytes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     if (counters == NULL) {
         return PyLong_FromLong(0);
@@ -123,9 +123,9 @@ static PyObject *module_nobodys_bytes(PyObject *Py_UNUSED(module), PyObject *Py_
     return PyLong_FromLongLong((long long)counters[ROOT].own);
 }
 
-PyDoc_STRVAR(tallies_in_use_doc, "tallies_in_use($module, /)\n--\n\nReturn how many of 32,766 counters are in use.");
+PyDoc_STRVAR(counters_in_use_doc, "counters_in_use($module, /)\n--\n\nReturn how many of 32,766 counters are in use.");
 
-static PyObject *module_tallies_in_use(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_counters_in_use(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyLong_FromUnsignedLong(counters_in_use());
 }
@@ -164,10 +164,10 @@ static PyObject *module_after_fork(PyObject *module, PyObject *ident)
     return result;
 }
 
-PyDoc_STRVAR(ready_doc, "get_ready($module, /)\n--\n\n"
+PyDoc_STRVAR(enforcer_doc, "start_enforcer($module, /)\n--\n\n"
     "Start the enforcer thread if this thread needs it for a budget that another thread has set.");
 
-static PyObject *module_get_ready(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *module_start_enforcer(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     if (counters_have_limits()) {
         limits_start_enforcer_thread();
@@ -188,10 +188,10 @@ static PyObject *module_set_switch_interval(PyObject *Py_UNUSED(module), PyObjec
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(spare_doc, "spare($module, is_on, /)\n--\n\n"
+PyDoc_STRVAR(suspend_doc, "suspend_enforcement($module, is_on, /)\n--\n\n"
     "Suspend or resume enforcement in this thread, while the ledger writes its records; a switch resumes it.");
 
-static PyObject *module_spare(PyObject *Py_UNUSED(module), PyObject *is_on)
+static PyObject *module_suspend_enforcement(PyObject *Py_UNUSED(module), PyObject *is_on)
 {
     thread_state.enforcement_off = is_on == Py_True;
     Py_RETURN_NONE;
@@ -204,9 +204,9 @@ static PyObject *module_refused_blocks(PyObject *Py_UNUSED(module), PyObject *Py
     return PyLong_FromLongLong((long long)limits_refused_blocks());
 }
 
-PyDoc_STRVAR(meet_doc, "meet_numpy($module, array_api, /)\n--\n\nSet numpy's table of functions, a capsule.");
+PyDoc_STRVAR(load_doc, "load_numpy_api($module, array_api, /)\n--\n\nSet numpy's table of functions, a capsule.");
 
-static PyObject *module_meet_numpy(PyObject *Py_UNUSED(module), PyObject *array_api)
+static PyObject *module_load_numpy_api(PyObject *Py_UNUSED(module), PyObject *array_api)
 {
     if (numpy_arrays_load_api(array_api) < 0) {
         return NULL;
@@ -214,10 +214,10 @@ static PyObject *module_meet_numpy(PyObject *Py_UNUSED(module), PyObject *array_
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(arrays_doc, "follow_arrays($module, is_on, /)\n--\n\n"
+PyDoc_STRVAR(arrays_doc, "count_arrays($module, is_on, /)\n--\n\n"
     "Turn the counting of numpy's arrays on or off, in this context and its later copies.");
 
-static PyObject *module_follow_arrays(PyObject *Py_UNUSED(module), PyObject *is_on)
+static PyObject *module_count_arrays(PyObject *Py_UNUSED(module), PyObject *is_on)
 {
     if (numpy_arrays_set_counting(is_on == Py_True) < 0) {
         return NULL;
@@ -225,13 +225,13 @@ static PyObject *module_follow_arrays(PyObject *Py_UNUSED(module), PyObject *is_
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(open_doc, "open_plain($module, meter, kind, name, include_children, driver, /)\n--\n\n"
+PyDoc_STRVAR(open_doc, "open_fast($module, meter, kind, name, include_children, tracker, /)\n--\n\n"
     "Open an owner of the native meter below the active one; return None if the fast path declines.");
 
-static PyObject *module_open_plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+static PyObject *module_open_fast(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     if (count != 5) {
-        PyErr_SetString(PyExc_TypeError, "open_plain() takes five arguments");
+        PyErr_SetString(PyExc_TypeError, "open_fast() takes five arguments");
         return NULL;
     }
     PyObject *tracker = args[4];
@@ -243,14 +243,14 @@ static PyObject *module_open_plain(PyObject *Py_UNUSED(module), PyObject *const 
     return owner == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : owner;
 }
 
-PyDoc_STRVAR(settle_doc, "settle_plain($module, owner, failed, back, /)\n--\n\n"
+PyDoc_STRVAR(close_doc, "close_fast($module, owner, failed, next_owner, /)\n--\n\n"
     "Close an owner of the native meter and notify listeners; return False, with nothing changed, if the fast path\n"
     "declines.");
 
-static PyObject *module_settle_plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+static PyObject *module_close_fast(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "settle_plain() takes an owner, whether it failed, and an owner or None");
+        PyErr_SetString(PyExc_TypeError, "close_fast() takes an owner, whether it failed, and an owner or None");
         return NULL;
     }
     int has_closed = coroutine_close_owner_fast(args[0], args[1] == Py_True, args[2]);
@@ -259,25 +259,25 @@ static PyObject *module_settle_plain(PyObject *Py_UNUSED(module), PyObject *cons
 
 static PyMethodDef module_functions[] = {
     {"after_fork", module_after_fork, METH_O, fork_doc},
-    {"are_in_place", module_are_in_place, METH_NOARGS, in_place_doc},
-    {"count", module_count, METH_O, count_doc},
-    {"follow_arrays", module_follow_arrays, METH_O, arrays_doc},
-    {"get_ready", module_get_ready, METH_NOARGS, ready_doc},
+    {"close_fast", (PyCFunction)(void (*)(void))module_close_fast, METH_FASTCALL, close_doc},
+    {"count_arrays", module_count_arrays, METH_O, arrays_doc},
+    {"counters_in_use", module_counters_in_use, METH_NOARGS, counters_in_use_doc},
     {"has_stopped", module_has_stopped, METH_NOARGS, stopped_doc},
-    {"meet_numpy", module_meet_numpy, METH_O, meet_doc},
+    {"hooks_in_place", module_hooks_in_place, METH_NOARGS, in_place_doc},
     {"install", module_install, METH_NOARGS, install_doc},
-    {"listen", module_listen, METH_NOARGS, listen_doc},
+    {"listen_for_interpreters", module_listen_for_interpreters, METH_NOARGS, listen_doc},
+    {"load_numpy_api", module_load_numpy_api, METH_O, load_doc},
     {"lost_blocks", module_lost_blocks, METH_NOARGS, lost_doc},
-    {"nobodys_bytes", module_nobodys_bytes, METH_NOARGS, nobodys_doc},
-    {"open_plain", (PyCFunction)(void (*)(void))module_open_plain, METH_FASTCALL, open_doc},
+    {"open_fast", (PyCFunction)(void (*)(void))module_open_fast, METH_FASTCALL, open_doc},
     {"reason", module_reason, METH_NOARGS, reason_doc},
     {"refused_blocks", module_refused_blocks, METH_NOARGS, refused_doc},
+    {"set_counting", module_set_counting, METH_O, count_doc},
     {"set_main_thread", module_set_main_thread, METH_O, main_thread_doc},
     {"set_switch_interval", module_set_switch_interval, METH_O, interval_doc},
-    {"settle_plain", (PyCFunction)(void (*)(void))module_settle_plain, METH_FASTCALL, settle_doc},
-    {"spare", module_spare, METH_O, spare_doc},
+    {"start_enforcer", module_start_enforcer, METH_NOARGS, enforcer_doc},
+    {"suspend_enforcement", module_suspend_enforcement, METH_O, suspend_doc},
     {"switch", module_switch, METH_O, switch_doc},
-    {"tallies_in_use", module_tallies_in_use, METH_NOARGS, tallies_in_use_doc},
+    {"untracked_bytes", module_untracked_bytes, METH_NOARGS, untracked_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -38,7 +38,7 @@ static _Thread_local struct {
 /* Initial values of an owner's fields. */
 static PyObject *FLOAT_ZERO, *INFINITE, *INT_ZERO, *EMPTY_STRING, *EMPTY_TUPLE;
 
-/* The types `OwnerFields`, `AccountFields` and `Slot`. */
+/* The types `OwnerFields`, `AccountFields` and `ThreadSlot`. */
 
 static int objects_make_initial_values(void)
 {
@@ -57,7 +57,7 @@ struct owner *objects_new_owner(PyTypeObject *type, PyObject *name, PyObject *ki
     if (self == NULL) {
         return NULL;
     }
-#define FIELD(field, python_name, initial) self->field = Py_NewRef(initial);
+#define FIELD(field, initial) self->field = Py_NewRef(initial);
     OWNER_FIELDS(FIELD)
 #undef FIELD
     Py_SETREF(self->name, Py_NewRef(name));
@@ -71,7 +71,7 @@ struct owner *objects_new_owner(PyTypeObject *type, PyObject *name, PyObject *ki
 static PyObject *objects_owner_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
     static char *keywords[] = {"name",   "kind",   "meter", "parent", "account", "include_children",
-                               "budget", "adrift", NULL};
+                               "budget", "is_untracked", NULL};
     PyObject *name, *kind, *meter, *parent, *account;
     PyObject *include_children = Py_True, *budget = Py_None, *is_untracked = Py_False;
     if (!PyArg_ParseTupleAndKeywords(args, names, "OOOOO|OOO:OwnerFields", keywords, &name, &kind, &meter, &parent,
@@ -90,7 +90,7 @@ static PyObject *objects_owner_new(PyTypeObject *type, PyObject *args, PyObject 
 static int objects_owner_traverse(struct owner *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
-#define FIELD(field, python_name, initial) VISIT_CONTAINER(self->field)
+#define FIELD(field, initial) VISIT_CONTAINER(self->field)
     OWNER_FIELDS(FIELD)
 #undef FIELD
     return 0;
@@ -98,7 +98,7 @@ static int objects_owner_traverse(struct owner *self, visitproc visit, void *arg
 
 static int objects_owner_clear(struct owner *self)
 {
-#define FIELD(field, python_name, initial) Py_CLEAR(self->field);
+#define FIELD(field, initial) Py_CLEAR(self->field);
     OWNER_FIELDS(FIELD)
 #undef FIELD
     return 0;
@@ -117,14 +117,14 @@ static void objects_owner_dealloc(struct owner *self)
 }
 
 static PyMemberDef owner_members[] = {
-#define FIELD(field, python_name, initial) {python_name, T_OBJECT_EX, offsetof(struct owner, field), 0, NULL},
+#define FIELD(field, initial) {#field, T_OBJECT_EX, offsetof(struct owner, field), 0, NULL},
     OWNER_FIELDS(FIELD)
 #undef FIELD
     {"__weaklistoffset__", T_PYSSIZET, offsetof(struct owner, weak_references), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
-PyDoc_STRVAR(owner_doc, "The fields of an owner; see `_owner_fields.OwnerFields`.");
+PyDoc_STRVAR(owner_doc, "The fields of an owner; see `_owner.PythonOwnerFields`.");
 
 static PyType_Slot owner_slots[] = {
     {Py_tp_doc, (void *)owner_doc},
@@ -175,27 +175,27 @@ static void objects_account_dealloc(struct account *self)
 static PyMemberDef account_members[] = {
     {"children", T_OBJECT_EX, offsetof(struct account, children), 0, NULL},
     {"_count", T_OBJECT_EX, offsetof(struct account, count), 0, NULL},
-    {"holdings", T_OBJECT_EX, offsetof(struct account, totals), 0, NULL},
+    {"totals", T_OBJECT_EX, offsetof(struct account, totals), 0, NULL},
     {"kind", T_OBJECT_EX, offsetof(struct account, kind), 0, NULL},
-    {"marks", T_OBJECT_EX, offsetof(struct account, checkpoints), 0, NULL},
+    {"checkpoints", T_OBJECT_EX, offsetof(struct account, checkpoints), 0, NULL},
     {"meter", T_OBJECT_EX, offsetof(struct account, meter), 0, NULL},
     {"name", T_OBJECT_EX, offsetof(struct account, name), 0, NULL},
     {"note", T_OBJECT_EX, offsetof(struct account, note), 0, NULL},
     {"parent", T_OBJECT_EX, offsetof(struct account, parent), 0, NULL},
     {"active", T_LONGLONG, offsetof(struct account, active), 0, NULL},
     {"ended", T_LONGLONG, offsetof(struct account, ended), 0, NULL},
-    {"entered", T_LONGLONG, offsetof(struct account, started), 0, NULL},
+    {"started", T_LONGLONG, offsetof(struct account, started), 0, NULL},
     {"failed", T_LONGLONG, offsetof(struct account, failed), 0, NULL},
     {"peak", T_LONGLONG, offsetof(struct account, peak), 0, NULL},
     {"peak_sum", T_LONGLONG, offsetof(struct account, peak_sum), 0, NULL},
     {"retained", T_LONGLONG, offsetof(struct account, retained), 0, NULL},
     {"steps", T_LONGLONG, offsetof(struct account, steps), 0, NULL},
     {"duration_s", T_DOUBLE, offsetof(struct account, duration_s), 0, NULL},
-    {"stands_alone", T_BOOL, offsetof(struct account, excludes_children), 0, NULL},
+    {"excludes_children", T_BOOL, offsetof(struct account, excludes_children), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
-PyDoc_STRVAR(account_doc, "The sums of an account; see `_accounts.Account`.");
+PyDoc_STRVAR(account_doc, "The sums of an account; see `_owner.Account`.");
 
 static PyType_Slot account_slots[] = {
     {Py_tp_doc, (void *)account_doc},
@@ -217,7 +217,7 @@ static PyType_Spec account_spec = {
 static PyObject *objects_slot_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
     if (PyTuple_GET_SIZE(args) > 0 || (names != NULL && PyDict_GET_SIZE(names) > 0)) {
-        PyErr_SetString(PyExc_TypeError, "Slot() takes no arguments");
+        PyErr_SetString(PyExc_TypeError, "ThreadSlot() takes no arguments");
         return NULL;
     }
     struct thread_slot *self = (struct thread_slot *)type->tp_alloc(type, 0);
@@ -271,14 +271,14 @@ static void objects_slot_dealloc(struct thread_slot *self)
 
 static PyMemberDef slot_members[] = {
     {"owner", T_OBJECT_EX, offsetof(struct thread_slot, owner), 0, NULL},
-    {"driver", T_OBJECT_EX, offsetof(struct thread_slot, tracker), 0, NULL},
-    {"unwatched", T_OBJECT_EX, offsetof(struct thread_slot, untracked_candidates), 0, NULL},
-    {"asked_loop", T_OBJECT_EX, offsetof(struct thread_slot, scheduled_on), 0, NULL},
+    {"tracker", T_OBJECT_EX, offsetof(struct thread_slot, tracker), 0, NULL},
+    {"untracked_candidates", T_OBJECT_EX, offsetof(struct thread_slot, untracked_candidates), 0, NULL},
+    {"scheduled_on", T_OBJECT_EX, offsetof(struct thread_slot, scheduled_on), 0, NULL},
     {"__weaklistoffset__", T_PYSSIZET, offsetof(struct thread_slot, weak_references), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
-PyDoc_STRVAR(slot_doc, "Slot()\n--\n\nWhat one thread is doing; see `_current.PureSlot`.");
+PyDoc_STRVAR(slot_doc, "ThreadSlot()\n--\n\nWhat one thread is doing; see `_owner.PythonThreadSlot`.");
 
 static PyType_Slot slot_type_slots[] = {
     {Py_tp_doc, (void *)slot_doc},
@@ -291,23 +291,23 @@ static PyType_Slot slot_type_slots[] = {
 };
 
 static PyType_Spec slot_spec = {
-    .name = "memtools.ledger._native.Slot",
+    .name = "memtools.ledger._native.ThreadSlot",
     .basicsize = sizeof(struct thread_slot),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = slot_type_slots,
 };
 
-/* The type `Tally`: a counter. */
+/* The type `Counter`. */
 
 static PyObject *objects_counter_new(PyTypeObject *type, PyObject *args, PyObject *names)
 {
     static char *keywords[] = {"parent", NULL};
     PyObject *parent = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, names, "|O:Tally", keywords, &parent)) {
+    if (!PyArg_ParseTupleAndKeywords(args, names, "|O:Counter", keywords, &parent)) {
         return NULL;
     }
     if (parent != Py_None && Py_TYPE(parent) != type) {
-        PyErr_SetString(PyExc_TypeError, "parent is neither a Tally nor None");
+        PyErr_SetString(PyExc_TypeError, "parent is neither a Counter nor None");
         return NULL;
     }
     if (counters == NULL) {
@@ -349,13 +349,13 @@ static void objects_counter_dealloc(CounterObject *self)
     Py_DECREF(type);
 }
 
-PyDoc_STRVAR(join_doc, "join($self, account, /)\n--\n\n"
+PyDoc_STRVAR(attach_doc, "attach_account($self, account, /)\n--\n\n"
     "Count the counter's own bytes in that account, and in no other one.");
 
-static PyObject *objects_counter_join(CounterObject *self, PyObject *account)
+static PyObject *objects_counter_attach_account(CounterObject *self, PyObject *account)
 {
     if (!Py_IS_TYPE(account, objects_totals_type)) {
-        PyErr_SetString(PyExc_TypeError, "not an Account");
+        PyErr_SetString(PyExc_TypeError, "not an AccountTotals");
         return NULL;
     }
     if (!self->is_shared) {
@@ -377,10 +377,10 @@ static PyObject *objects_counter_close(CounterObject *self, PyObject *Py_UNUSED(
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(widen_doc, "widen($self, /)\n--\n\n"
+PyDoc_STRVAR(process_wide_doc, "make_process_wide($self, /)\n--\n\n"
     "Report the whole process from now on, relative to its size at the opening.");
 
-static PyObject *objects_counter_widen(CounterObject *self, PyObject *Py_UNUSED(none))
+static PyObject *objects_counter_make_process_wide(CounterObject *self, PyObject *Py_UNUSED(none))
 {
     if (!self->is_shared && counters[self->number].is_open) {
         counters_set_limits(self->number, NO_LIMIT, NO_LIMIT, NULL);
@@ -399,9 +399,9 @@ static PyObject *objects_complete_tuple(PyObject *made)
     return made;
 }
 
-PyDoc_STRVAR(figures_doc, "figures($self, /)\n--\n\nReturn live, peak and allocated bytes up to now.");
+PyDoc_STRVAR(read_doc, "read($self, /)\n--\n\nReturn live, peak and allocated bytes up to now.");
 
-static PyObject *objects_counter_figures(CounterObject *self, PyObject *Py_UNUSED(none))
+static PyObject *objects_counter_read(CounterObject *self, PyObject *Py_UNUSED(none))
 {
     counters_flush();
     const struct counter *counter = &counters[self->number];
@@ -421,16 +421,17 @@ static PyObject *objects_counter_figures(CounterObject *self, PyObject *Py_UNUSE
     return objects_complete_tuple(figures);
 }
 
-PyDoc_STRVAR(tell_doc, "tell_once($self, /)\n--\n\nReturn whether this is the first call: a refusal is reported once.");
+PyDoc_STRVAR(report_doc, "report_once($self, /)\n--\n\n"
+    "Return whether this is the first call: a refusal is reported once.");
 
-static PyObject *objects_counter_tell_once(CounterObject *self, PyObject *Py_UNUSED(none))
+static PyObject *objects_counter_report_once(CounterObject *self, PyObject *Py_UNUSED(none))
 {
     int has_reported = self->has_reported;
     self->has_reported = 1;
     return PyBool_FromLong(!has_reported);
 }
 
-static PyObject *objects_counter_refused(CounterObject *self, void *Py_UNUSED(none))
+static PyObject *objects_counter_refusals(CounterObject *self, void *Py_UNUSED(none))
 {
     const struct counter *counter = &counters[self->number];
     PyObject *figures = PyTuple_New(REFUSAL_FIGURES);
@@ -452,16 +453,16 @@ static PyObject *objects_counter_is_lost(CounterObject *self, void *Py_UNUSED(no
     return PyBool_FromLong(self->session != objects_session);
 }
 
-PyDoc_STRVAR(limit_doc, "limit($self, ceiling_bytes, is_wall, stopper, /)\n--\n\n"
-    "Set the soft limit, above which `stopper(used_bytes, thread, is_refused)` is asked for an exception, until the\n"
-    "counter is closed. Large blocks are refused above the limit if `is_wall`, else above the limit and its grace.");
+PyDoc_STRVAR(limit_doc, "set_limit($self, limit_bytes, is_hard, enforcer, /)\n--\n\n"
+    "Set the soft limit, above which `enforcer(used_bytes, thread, is_refused)` is asked for an exception, until the\n"
+    "counter is closed. Large blocks are refused above the limit if `is_hard`, else above the limit and its grace.");
 
-static PyObject *objects_counter_limit(CounterObject *self, PyObject *args)
+static PyObject *objects_counter_set_limit(CounterObject *self, PyObject *args)
 {
     long long soft_limit;
     int is_hard;
     PyObject *enforcer;
-    if (!PyArg_ParseTuple(args, "LpO:limit", &soft_limit, &is_hard, &enforcer)) {
+    if (!PyArg_ParseTuple(args, "LpO:set_limit", &soft_limit, &is_hard, &enforcer)) {
         return NULL;
     }
     if (!self->is_shared && counters[self->number].is_open) {
@@ -476,24 +477,24 @@ static PyObject *objects_counter_limit(CounterObject *self, PyObject *args)
 
 static PyMethodDef counter_methods[] = {
     {"close", (PyCFunction)objects_counter_close, METH_NOARGS, close_doc},
-    {"widen", (PyCFunction)objects_counter_widen, METH_NOARGS, widen_doc},
-    {"figures", (PyCFunction)objects_counter_figures, METH_NOARGS, figures_doc},
-    {"join", (PyCFunction)objects_counter_join, METH_O, join_doc},
-    {"limit", (PyCFunction)objects_counter_limit, METH_VARARGS, limit_doc},
-    {"tell_once", (PyCFunction)objects_counter_tell_once, METH_NOARGS, tell_doc},
+    {"make_process_wide", (PyCFunction)objects_counter_make_process_wide, METH_NOARGS, process_wide_doc},
+    {"read", (PyCFunction)objects_counter_read, METH_NOARGS, read_doc},
+    {"attach_account", (PyCFunction)objects_counter_attach_account, METH_O, attach_doc},
+    {"set_limit", (PyCFunction)objects_counter_set_limit, METH_VARARGS, limit_doc},
+    {"report_once", (PyCFunction)objects_counter_report_once, METH_NOARGS, report_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef counter_attributes[] = {
     {"is_shared", (getter)objects_counter_is_shared, NULL, "Whether no number was left, so that it has its parent's.",
      NULL},
-    {"refused", (getter)objects_counter_refused, NULL,
+    {"refusals", (getter)objects_counter_refusals, NULL,
      "How many blocks were refused, and the highest live bytes that one would have led to.", NULL},
     {"is_lost", (getter)objects_counter_is_lost, NULL, "Whether the block map was cleared since it was opened.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-PyDoc_STRVAR(counter_doc, "Tally(parent=None)\n--\n\n"
+PyDoc_STRVAR(counter_doc, "Counter(parent=None)\n--\n\n"
     "Counter of an owner and its descendants; in use as long as this object lives.");
 
 static PyType_Slot counter_slots[] = {
@@ -506,13 +507,13 @@ static PyType_Slot counter_slots[] = {
 };
 
 static PyType_Spec counter_spec = {
-    .name = "memtools.ledger._native.Tally",
+    .name = "memtools.ledger._native.Counter",
     .basicsize = sizeof(CounterObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = counter_slots,
 };
 
-/* The type `Account`: the totals of an account. */
+/* The type `AccountTotals`. */
 
 typedef struct {
     PyObject_HEAD
@@ -561,7 +562,7 @@ static PyMethodDef totals_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-PyDoc_STRVAR(totals_doc, "Account()\n--\n\nThe live bytes of all owners of an account, closed ones included.");
+PyDoc_STRVAR(totals_doc, "AccountTotals()\n--\n\nThe live bytes of all owners of an account, closed ones included.");
 
 static PyType_Slot totals_slots[] = {
     {Py_tp_doc, (void *)totals_doc},
@@ -572,20 +573,20 @@ static PyType_Slot totals_slots[] = {
 };
 
 static PyType_Spec totals_spec = {
-    .name = "memtools.ledger._native.Account",
+    .name = "memtools.ledger._native.AccountTotals",
     .basicsize = sizeof(AccountTotalsObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = totals_slots,
 };
 
 /* The slot of a thread, the active owner of a context, and the current owner. Keep in step with
-   `memtools/ledger/_current.py`. */
+   `memtools/ledger/_context.py`. */
 
 static struct thread_slot *objects_slot_from_state(void)
 {
     PyObject *of_thread = PyThreadState_GetDict();
     if (of_thread == NULL || make_slot == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "follow() comes first");
+        PyErr_SetString(PyExc_RuntimeError, "set_context() comes first");
         return NULL;
     }
     PyObject *slot = PyDict_GetItemWithError(of_thread, slot_key);
@@ -600,7 +601,7 @@ static struct thread_slot *objects_slot_from_state(void)
         return NULL;
     }
     if (!Py_IS_TYPE(slot, objects_slot_type)) {
-        PyErr_SetString(PyExc_TypeError, "not a Slot");
+        PyErr_SetString(PyExc_TypeError, "not a ThreadSlot");
         Py_CLEAR(slot);
     }
     else if (PyDict_SetItem(of_thread, slot_key, slot) < 0) {
@@ -686,13 +687,13 @@ int objects_set_current(struct thread_slot *slot, PyObject *wanted)
     return failed;
 }
 
-PyDoc_STRVAR(follow_doc, "follow($module, active, make_slot, /)\n--\n\n"
+PyDoc_STRVAR(context_doc, "set_context($module, active, make_slot, /)\n--\n\n"
     "Set the context variable of the active owner and the callable that makes the slot of a new thread.");
 
-static PyObject *objects_py_follow(PyObject *Py_UNUSED(module), PyObject *args)
+static PyObject *objects_py_set_context(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *variable, *maker;
-    if (!PyArg_ParseTuple(args, "O!O:follow", &PyContextVar_Type, &variable, &maker)) {
+    if (!PyArg_ParseTuple(args, "O!O:set_context", &PyContextVar_Type, &variable, &maker)) {
         return NULL;
     }
     Py_XSETREF(active_variable, Py_NewRef(variable));
@@ -711,13 +712,13 @@ static PyObject *objects_py_active_owner(PyObject *Py_UNUSED(module), PyObject *
     return owner == NULL ? Py_NewRef(Py_None) : (PyObject *)owner;
 }
 
-PyDoc_STRVAR(give_doc, "give_turn($module, slot, owner, /)\n--\n\n"
+PyDoc_STRVAR(current_doc, "set_current($module, slot, owner, /)\n--\n\n"
     "Make `owner` the current owner of this thread, which is charged from now on; None for no owner.");
 
-static PyObject *objects_py_give_turn(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+static PyObject *objects_py_set_current(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2 || !Py_IS_TYPE(args[0], objects_slot_type)) {
-        PyErr_SetString(PyExc_TypeError, "give_turn() takes a Slot and an owner or None");
+        PyErr_SetString(PyExc_TypeError, "set_current() takes a ThreadSlot and an owner or None");
         return NULL;
     }
     return objects_set_current((struct thread_slot *)args[0], args[1]) < 0 ? NULL : Py_NewRef(Py_None);
@@ -725,8 +726,8 @@ static PyObject *objects_py_give_turn(PyObject *Py_UNUSED(module), PyObject *con
 
 static PyMethodDef context_functions[] = {
     {"active_owner", objects_py_active_owner, METH_NOARGS, active_doc},
-    {"follow", objects_py_follow, METH_VARARGS, follow_doc},
-    {"give_turn", (PyCFunction)(void (*)(void))objects_py_give_turn, METH_FASTCALL, give_doc},
+    {"set_context", objects_py_set_context, METH_VARARGS, context_doc},
+    {"set_current", (PyCFunction)(void (*)(void))objects_py_set_current, METH_FASTCALL, current_doc},
     {NULL, NULL, 0, NULL},
 };
 

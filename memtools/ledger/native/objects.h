@@ -1,9 +1,9 @@
 /* The Python types of this module, except coroutines, and the current owner of a thread.
 
-   `OwnerFields`, `AccountFields` and `Slot` hold the fields of owners, of accounts and of what a thread is doing, where
+   `OwnerFields`, `AccountFields` and `ThreadSlot` hold the fields of owners, of accounts and of thread slots, where
    C code reads them without a Python call for each step and each owner. Keep the fields in step with
-   `memtools/ledger/_owner_fields.py`, `_accounts.py` and `_current.py`, which explain them. Python code may set any
-   field to anything, or delete it, so `objects_as_owner` checks whether a field holds an owner.
+   `memtools/ledger/_owner.py`, which explains them. Python code may set any field to anything, or delete it, so
+   `objects_as_owner` checks whether a field holds an owner.
 
    Locking: every function is called under the GIL. */
 
@@ -24,52 +24,52 @@
         Py_VISIT(field);                                            \
     }
 
-/* The fields of an owner: the name in C, the name in Python, and the initial value. */
+/* The fields of an owner, and their initial values. */
 #define OWNER_FIELDS(FIELD)                                         \
-    FIELD(account, "account", Py_None)                              \
-    FIELD(is_untracked, "adrift", Py_False)                         \
-    FIELD(allocated, "allocated", Py_None)                          \
-    FIELD(baseline, "base", FLOAT_ZERO)                             \
-    FIELD(budget, "budget", Py_None)                                \
-    FIELD(nearest_budgeted, "budgeted", Py_None)                    \
-    FIELD(limit_bytes_in_flight, "ceiling", INFINITE)               \
-    FIELD(charged_to, "charged", Py_None)                           \
-    FIELD(child, "child", Py_None)                                  \
-    FIELD(children, "children", INT_ZERO)                           \
-    FIELD(detached, "detached", Py_False)                           \
-    FIELD(tracker, "driver", Py_None)                               \
-    FIELD(ended, "ended", Py_False)                                 \
-    FIELD(session, "epoch", FLOAT_ZERO)                             \
-    FIELD(final_usage, "final", Py_None)                            \
-    FIELD(freed_before, "freed_before", FLOAT_ZERO)                 \
-    FIELD(include_children, "include_children", Py_True)            \
-    FIELD(is_counted, "is_counted", Py_True)                        \
-    FIELD(is_stacked, "is_layered", Py_False)                       \
-    FIELD(kind, "kind", EMPTY_STRING)                               \
-    FIELD(largest_children, "largest", EMPTY_TUPLE)                 \
-    FIELD(live, "live", FLOAT_ZERO)                                 \
-    FIELD(meter, "meter", Py_None)                                  \
-    FIELD(name, "name", EMPTY_STRING)                               \
-    FIELD(other_threads_at_open, "neighbours", Py_None)             \
-    FIELD(is_recursive, "nested", Py_False)                         \
-    FIELD(note, "note", EMPTY_STRING)                               \
-    FIELD(opened_at, "opened_at", FLOAT_ZERO)                       \
-    FIELD(previous, "outer", Py_None)                               \
-    FIELD(exceeded_reported, "overran", Py_False)                   \
-    FIELD(parent, "parent", Py_None)                                \
-    FIELD(charging_parent, "payer", Py_None)                        \
-    FIELD(peak, "peak", FLOAT_ZERO)                                 \
-    FIELD(resident_at_open, "resident", INT_ZERO)                   \
-    FIELD(is_inline, "shared", Py_False)                            \
-    FIELD(steps_at_open, "steps_before", INT_ZERO)                  \
-    FIELD(suspension, "turn", Py_None)                              \
-    FIELD(eager_parent, "up", Py_None)                              \
-    FIELD(meter_state, "watch", Py_None)
+    FIELD(account, Py_None)                                         \
+    FIELD(allocated, Py_None)                                       \
+    FIELD(baseline, FLOAT_ZERO)                                     \
+    FIELD(budget, Py_None)                                          \
+    FIELD(charged_to, Py_None)                                      \
+    FIELD(charging_parent, Py_None)                                 \
+    FIELD(detached, Py_False)                                       \
+    FIELD(eager_parent, Py_None)                                    \
+    FIELD(ended, Py_False)                                          \
+    FIELD(exceeded_reported, Py_False)                              \
+    FIELD(final_usage, Py_None)                                     \
+    FIELD(freed_before, FLOAT_ZERO)                                 \
+    FIELD(include_children, Py_True)                                \
+    FIELD(inline_child, Py_None)                                    \
+    FIELD(is_counted, Py_True)                                      \
+    FIELD(is_eager, Py_False)                                       \
+    FIELD(is_recursive, Py_False)                                   \
+    FIELD(is_stacked, Py_False)                                     \
+    FIELD(is_untracked, Py_False)                                   \
+    FIELD(kind, EMPTY_STRING)                                       \
+    FIELD(largest_children, EMPTY_TUPLE)                            \
+    FIELD(limit_bytes_in_flight, INFINITE)                          \
+    FIELD(live, FLOAT_ZERO)                                         \
+    FIELD(meter, Py_None)                                           \
+    FIELD(meter_state, Py_None)                                     \
+    FIELD(name, EMPTY_STRING)                                       \
+    FIELD(nearest_budgeted, Py_None)                                \
+    FIELD(note, EMPTY_STRING)                                       \
+    FIELD(open_children, INT_ZERO)                                  \
+    FIELD(opened_at, FLOAT_ZERO)                                    \
+    FIELD(other_threads_at_open, Py_None)                           \
+    FIELD(parent, Py_None)                                          \
+    FIELD(peak, FLOAT_ZERO)                                         \
+    FIELD(previous, Py_None)                                        \
+    FIELD(resident_at_open, INT_ZERO)                               \
+    FIELD(session, FLOAT_ZERO)                                      \
+    FIELD(steps_at_open, INT_ZERO)                                  \
+    FIELD(suspension, Py_None)                                      \
+    FIELD(tracker, Py_None)
 
 struct owner {
     PyObject_HEAD
     PyObject *weak_references;
-#define FIELD(name, python_name, initial) PyObject *name;
+#define FIELD(name, initial) PyObject *name;
     OWNER_FIELDS(FIELD)
 #undef FIELD
 };
@@ -107,7 +107,7 @@ struct thread_slot {
     PyObject *scheduled_on;
 };
 
-/* A counter, which is in use for as long as this object lives: the Python type `Tally`. */
+/* A counter, which is in use for as long as this object lives: the Python type `Counter`. */
 typedef struct {
     PyObject_HEAD
     uint32_t number;
@@ -122,6 +122,7 @@ typedef struct {
 /* What the Python code has registered for the fast path. */
 struct runtime {
     PyObject *owner_class;
+    PyObject *usage_type;              /* a named tuple */
     PyObject *active_variable;
     PyObject *open_owners;             /* dict: by the id of each */
     PyObject *read_resident;           /* called without arguments */

@@ -56,7 +56,7 @@ static long long owners_release_counting(void)
     return hold_count;
 }
 
-/* Opening. Keep in step with `open_owner` and `_enlist` of `memtools/ledger/_book.py`. */
+/* Opening. Keep in step with `open_owner` and `_register` of `memtools/ledger/_ledger.py`. */
 
 /* Steals the reference to the new value; NULL is an exception. */
 static int owners_set_field(PyObject **field, PyObject *made)
@@ -229,7 +229,7 @@ PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int 
     }
     struct owner *owner = NULL;
     struct thread_slot *slot = NULL;
-    thread_state.enforcement_off = 1; /* keep in step with `NativeMeter.hold` (`memtools/ledger/_native_meter.py`) */
+    thread_state.enforcement_off = 1; /* as `NativeMeter.acquire` in `memtools/ledger/meters/_native.py` */
     PyObject *above = parent == NULL ? runtime.root_account : parent->account;
     struct account *account = above == NULL || !PyObject_TypeCheck(above, objects_account_type)
                                   ? NULL
@@ -254,7 +254,7 @@ PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int 
     return (PyObject *)owner;
 }
 
-/* Closing. Keep in step with `settle_owner` and `_settle_account` of `memtools/ledger/_book.py`. */
+/* Closing. Keep in step with `close_owner` and `_add_to_account` of `memtools/ledger/_ledger.py`. */
 
 static int owners_is_fast(const struct owner *owner)
 {
@@ -280,7 +280,14 @@ static int owners_is_exact(const struct owner *owner)
            PyFloat_AsDouble(owner->baseline) == (double)hooks_lost_blocks();
 }
 
-/* Fill a tuple of USAGE_FIELDS items; -1 with an exception. Starts no garbage collection. */
+/* Return a `UsageTuple` without items. It is not made by a call, which would take several times as long. */
+static PyObject *owners_new_usage(void)
+{
+    PyTypeObject *type = (PyTypeObject *)runtime.usage_type;
+    return type->tp_alloc(type, USAGE_FIELDS);
+}
+
+/* Fill a `UsageTuple` without items; -1 with an exception. Starts no garbage collection. */
 static int owners_fill_usage(PyObject *usage, const struct owner *owner, double now, long long resident, long long steps)
 {
     const struct counter *counter = &counters[((const CounterObject *)owner->meter_state)->number];
@@ -418,7 +425,7 @@ int owners_close_fast(PyObject *closing, int failed, PyObject *next, long long s
         return -1;
     }
     struct thread_slot *slot = objects_thread_slot();
-    PyObject *usage = slot == NULL ? NULL : PyTuple_New(USAGE_FIELDS);
+    PyObject *usage = slot == NULL ? NULL : owners_new_usage();
     if (usage == NULL) {
         Py_XDECREF(slot);
         return -1;
@@ -447,9 +454,9 @@ int owners_close_fast(PyObject *closing, int failed, PyObject *next, long long s
 
 /* Functions of the module. */
 
-PyDoc_STRVAR(hold_doc, "hold($module, /)\n--\n\nBegin to count until `release()`; return the number of holds.");
+PyDoc_STRVAR(acquire_doc, "acquire($module, /)\n--\n\nBegin to count until `release()`; return the number of holds.");
 
-static PyObject *owners_py_hold(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+static PyObject *owners_py_acquire(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyLong_FromLongLong(owners_hold_counting());
 }
@@ -462,64 +469,103 @@ static PyObject *owners_py_release(PyObject *Py_UNUSED(module), PyObject *Py_UNU
     return PyLong_FromLongLong(owners_release_counting());
 }
 
-PyDoc_STRVAR(keep_doc, "keep_book($module, owner_class, active, open_owners, read_resident, note_child, mark, is_heard, "
-    "tell_end, meter_name, /)\n--\n\nSet the records and the callables that the fast path uses.");
+PyDoc_STRVAR(configure_doc, "configure($module, owner_class, usage_type, active, open_owners, read_resident, "
+    "update_largest_children, checkpoint, has_listeners, emit_ended, meter_name, /)\n--\n\n"
+    "Set the records and the callables that the fast path uses.");
 
-static PyObject *owners_py_keep_book(PyObject *Py_UNUSED(module), PyObject *args)
+/* A field in the wrong place would be a wrong figure, so compare the fields with those that the C code fills. */
+static int owners_check_usage_type(PyTypeObject *type)
 {
-    PyObject *given[9];
-    if (!PyArg_ParseTuple(args, "O!O!O!OOOOOU:keep_book", &PyType_Type, &given[0], &PyContextVar_Type, &given[1],
-                          &PyDict_Type, &given[2], &given[3], &given[4], &given[5], &given[6], &given[7], &given[8])) {
+    static const char *const names[USAGE_FIELDS] = {
+#define FIELD(field, name) [field] = name,
+        EACH_USAGE_FIELD(FIELD)
+#undef FIELD
+    };
+    PyObject *fields = PyObject_GetAttrString((PyObject *)type, "_fields");
+    if (fields == NULL) {
+        return -1;
+    }
+    int is_same = PyType_IsSubtype(type, &PyTuple_Type) && type->tp_basicsize == PyTuple_Type.tp_basicsize &&
+                  PyTuple_Check(fields) && PyTuple_GET_SIZE(fields) == USAGE_FIELDS;
+    for (int n = 0; is_same && n < USAGE_FIELDS; n++) {
+        PyObject *field = PyTuple_GET_ITEM(fields, n);
+        is_same = PyUnicode_Check(field) && PyUnicode_CompareWithASCIIString(field, names[n]) == 0;
+    }
+    Py_DECREF(fields);
+    if (!is_same) {
+        PyErr_SetString(PyExc_TypeError, "the fields of UsageTuple are not those that the C code fills");
+    }
+    return is_same ? 0 : -1;
+}
+
+static PyObject *owners_py_configure(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *given[10];
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOOOU:configure", &PyType_Type, &given[0], &PyType_Type, &given[1],
+                          &PyContextVar_Type, &given[2], &PyDict_Type, &given[3], &given[4], &given[5], &given[6],
+                          &given[7], &given[8], &given[9])) {
         return NULL;
     }
     if (!PyType_IsSubtype((PyTypeObject *)given[0], objects_owner_type)) {
         PyErr_SetString(PyExc_TypeError, "not a class of owners");
         return NULL;
     }
-    PyObject **fields[9] = {
-        &runtime.owner_class,       &runtime.active_variable,         &runtime.open_owners,
-        &runtime.read_resident,     &runtime.update_largest_children, &runtime.checkpoint_account,
-        &runtime.has_listeners,     &runtime.notify_ended,            &runtime.meter_name,
+    if (owners_check_usage_type((PyTypeObject *)given[1]) < 0) {
+        return NULL;
+    }
+    PyObject **fields[10] = {
+        &runtime.owner_class,
+        &runtime.usage_type,
+        &runtime.active_variable,
+        &runtime.open_owners,
+        &runtime.read_resident,
+        &runtime.update_largest_children,
+        &runtime.checkpoint_account,
+        &runtime.has_listeners,
+        &runtime.notify_ended,
+        &runtime.meter_name,
     };
-    for (int n = 0; n < 9; n++) {
+    for (int n = 0; n < 10; n++) {
         Py_XSETREF(*fields[n], Py_NewRef(given[n]));
     }
     objects_owner_class = (PyTypeObject *)runtime.owner_class; /* borrowed: `runtime` keeps it alive */
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(root_doc, "keep_root($module, root, /)\n--\n\nSet the account that is the ancestor of all accounts.");
+PyDoc_STRVAR(root_doc, "set_root_account($module, root, /)\n--\n\n"
+    "Set the account that is the ancestor of all accounts.");
 
-static PyObject *owners_py_keep_root(PyObject *Py_UNUSED(module), PyObject *account)
+static PyObject *owners_py_set_root_account(PyObject *Py_UNUSED(module), PyObject *account)
 {
     Py_XSETREF(runtime.root_account, Py_NewRef(account));
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(meter_doc, "keep_meter($module, meter, /)\n--\n\nSet the meter whose owners may take the fast path.");
+PyDoc_STRVAR(meter_doc, "set_native_meter($module, meter, /)\n--\n\n"
+    "Set the meter whose owners may take the fast path.");
 
-static PyObject *owners_py_keep_meter(PyObject *Py_UNUSED(module), PyObject *meter)
+static PyObject *owners_py_set_native_meter(PyObject *Py_UNUSED(module), PyObject *meter)
 {
     Py_XSETREF(runtime.native_meter, Py_NewRef(meter));
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(long_doc, "go_long($module, is_on, /)\n--\n\n"
+PyDoc_STRVAR(disable_doc, "disable_fast_path($module, is_disabled, /)\n--\n\n"
     "Disable the fast path, or enable it again: openings have more to do for now.");
 
-static PyObject *owners_py_go_long(PyObject *Py_UNUSED(module), PyObject *is_on)
+static PyObject *owners_py_disable_fast_path(PyObject *Py_UNUSED(module), PyObject *is_disabled)
 {
-    runtime.fast_path_disabled = is_on == Py_True;
+    runtime.fast_path_disabled = is_disabled == Py_True;
     Py_RETURN_NONE;
 }
 
 static PyMethodDef owners_functions[] = {
-    {"go_long", owners_py_go_long, METH_O, long_doc},
-    {"hold", owners_py_hold, METH_NOARGS, hold_doc},
-    {"keep_book", owners_py_keep_book, METH_VARARGS, keep_doc},
-    {"keep_root", owners_py_keep_root, METH_O, root_doc},
-    {"keep_meter", owners_py_keep_meter, METH_O, meter_doc},
+    {"acquire", owners_py_acquire, METH_NOARGS, acquire_doc},
+    {"configure", owners_py_configure, METH_VARARGS, configure_doc},
+    {"disable_fast_path", owners_py_disable_fast_path, METH_O, disable_doc},
     {"release", owners_py_release, METH_NOARGS, release_doc},
+    {"set_native_meter", owners_py_set_native_meter, METH_O, meter_doc},
+    {"set_root_account", owners_py_set_root_account, METH_O, root_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-/* The fast path of opening and closing owners: the native meter's ordinary case of `memtools/ledger/_book.py`.
+/* The fast path of opening and closing owners: the native meter's ordinary case of `memtools/ledger/_ledger.py`.
 
    The fast path takes an owner without a budget, tracked, whose account is known, and which closes with exact figures.
    It declines every other owner before it has changed anything, and the Python code, which can do all of it, goes on.

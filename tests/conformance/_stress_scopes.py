@@ -1,7 +1,4 @@
-"""What programs do under scopes and tasks, with claims about their figures that hold whatever else goes on.
-
-Objects of every kind in nested scopes, owners that end out of order or are dropped, tasks, budgets, cycles.
-"""
+"""Programs with scopes and tasks, and claims about their figures that hold under any concurrent load."""
 
 import asyncio
 import gc
@@ -13,7 +10,8 @@ from random import Random
 
 from memtools.decorators import memory_budget
 from memtools.errors import BudgetExceeded
-from memtools.ledger import Owner, bind_to_current, choose_meter, current_usage, end_owner, open_owner, statistics
+from memtools.ledger import Owner, bind_to_current, choose_meter, statistics
+from memtools.ledger._ledger import close_owner, current_usage, open_owner
 from memtools.scopes import memory_scope, task_scope
 
 try:
@@ -25,38 +23,38 @@ SLACK = 100_000  # frames, free lists, caches of the interpreter's own
 KIB = 1024
 
 
-class Hoard:
-    """What was made in scopes, by owner; the next scope frees it."""
+class KeptObjects:
+    """Objects from closed scopes, by owner; any later program frees them."""
 
     def __init__(self) -> None:
         self.kept: deque[tuple[Owner, int, object]] = deque(maxlen=200)
-        self.watched: deque[Owner] = deque(maxlen=500)
+        self.owners: deque[Owner] = deque(maxlen=500)
 
-    def keep(self, owner: Owner, least: int, thing: object) -> None:
-        """Keep a thing that holds at least so many bytes of the owner's."""
-        self.watched.append(owner)
-        self.kept.append((owner, least, thing))
+    def keep(self, owner: Owner, min_bytes: int, made: object) -> None:
+        """Keep an object that holds at expected so many bytes of the owner."""
+        self.owners.append(owner)
+        self.kept.append((owner, min_bytes, made))
 
     def check(self) -> None:
-        """See that owners hold what is kept, and nothing when all has gone; for a quiet moment."""
-        least: dict[int, int] = {}
+        """Check that owners hold what is kept, and nothing once all is freed; at a quiet moment."""
+        expected: dict[int, int] = {}
         for kept in self.kept:
-            least[id(kept[0])] = least.get(id(kept[0]), 0) + kept[1]
+            expected[id(kept[0])] = expected.get(id(kept[0]), 0) + kept[1]
         for kept in self.kept:
             live = kept[0].live_bytes
             assert live is not None
-            assert live >= least[id(kept[0])], (live, least[id(kept[0])])
+            assert live >= expected[id(kept[0])], (live, expected[id(kept[0])])
         kept = None
         self.kept.clear()
         gc.collect()
-        for owner in self.watched:
+        for owner in self.owners:
             live = owner.live_bytes
             assert live is not None
-            assert live < SLACK, f"{owner.name} holds {live:,} bytes that cannot be reached"
-        self.watched.clear()
+            assert live < SLACK, f"{owner.name} holds {live:,} bytes that are not reachable"
+        self.owners.clear()
 
 
-class Knot:
+class Cycle:
     """Garbage for the collector, with a finaliser that allocates."""
 
     def __init__(self, size: int) -> None:
@@ -67,8 +65,8 @@ class Knot:
         self.block = [str(number) for number in range(10)]
 
 
-def stuff(rng: Random) -> tuple[int, object]:
-    """Return something, and how many bytes it certainly holds."""
+def make_object(rng: Random) -> tuple[int, object]:
+    """Return how many bytes an object holds at least, and the object."""
     count = rng.randrange(1, 200)
     kind = rng.randrange(9)
     if kind == 0:
@@ -91,23 +89,23 @@ def stuff(rng: Random) -> tuple[int, object]:
     if kind == 5:
         return 0, json.loads(json.dumps([{"id": number, "name": f"name {number}"} for number in range(count)]))
     if kind == 6:
-        return 0, Knot(count)
+        return 0, Cycle(count)
     if kind == 7:
         return 0, {frozenset({number, str(number)}) for number in range(count)}
     return count * 1000, bytes(count * 1000)
 
 
-def nested_scopes(rng: Random, hoard: Hoard) -> None:
-    """Open scopes inside scopes, make things in each, keep some."""
+def nested_scopes(rng: Random, kept_objects: KeptObjects) -> None:
+    """Open scopes inside scopes, make objects in each, keep some."""
     depth = rng.randrange(1, 5)
 
     def descend(left: int) -> None:
         with memory_scope(f"depth {left}", meter="native") as opened:
-            made = [stuff(rng) for _ in range(rng.randrange(4))]
+            made = [make_object(rng) for _ in range(rng.randrange(4))]
             if left:
                 descend(left - 1)
             if made and rng.random() < 0.5:
-                hoard.keep(opened.owner, *made[-1])
+                kept_objects.keep(opened.owner, *made[-1])
             del made
         usage = opened.usage
         assert usage.exact, usage.note
@@ -118,32 +116,32 @@ def nested_scopes(rng: Random, hoard: Hoard) -> None:
     descend(depth)
 
 
-def owners_out_of_order(rng: Random, hoard: Hoard) -> None:
-    """Open a chain of owners and end them in any order; some are never ended but by the last."""
+def owners_out_of_order(rng: Random, kept_objects: KeptObjects) -> None:
+    """Open a chain of owners and close them in any order."""
     meter = choose_meter("native")
     opened = []
     for number in range(rng.randrange(1, 6)):
         owner = open_owner(f"link {number}", "scope", meter=meter)
         opened.append(owner)
-        hoard.keep(owner, *stuff(rng))
+        kept_objects.keep(owner, *make_object(rng))
     rng.shuffle(opened)
     for owner in opened:
-        end_owner(owner, failed=rng.random() < 0.5)
+        close_owner(owner, failed=rng.random() < 0.5)
         current_usage(owner)
 
 
-def tasks(rng: Random, hoard: Hoard) -> None:
-    """Run a loop with tasks, each under its scope; some fail, some are cancelled."""
+def tasks(rng: Random, kept_objects: KeptObjects) -> None:
+    """Run a loop with tasks that have scopes; some fail, some are cancelled."""
 
     @memory_budget("100 MiB", meter="native")
     async def step(left: int) -> None:
-        kept = [stuff(rng)]
+        kept = [make_object(rng)]
         await asyncio.sleep(0)
         if left:
             await step(left - 1)
         if rng.random() < 0.1:
             raise KeyError(left)
-        await asyncio.to_thread(bind_to_current(lambda: kept.append(stuff(rng))))
+        await asyncio.to_thread(bind_to_current(lambda: kept.append(make_object(rng))))
 
     async def main() -> None:
         async with task_scope(on_error="record", max_running=rng.choice([2, 50]), meter="native") as scope:
@@ -154,8 +152,8 @@ def tasks(rng: Random, hoard: Hoard) -> None:
     asyncio.run(main())
 
 
-def runaway(rng: Random, hoard: Hoard) -> None:
-    """Cross a budget; it has to be told, in flight or at the end, and nowhere but inside the block."""
+def runaway(rng: Random, kept_objects: KeptObjects) -> None:
+    """Exceed a budget; it has to be raised, in flight or at the end, and nowhere but inside the block."""
     limit = rng.choice([200, 2_000]) * KIB
     try:
         with memory_scope("runaway", meter="native", budget=limit):
@@ -165,15 +163,15 @@ def runaway(rng: Random, hoard: Hoard) -> None:
                 if number % 100 == 0:
                     kept.append({number: [number]})
     except BudgetExceeded as error:
-        told = error
+        raised = error
     else:
-        raise AssertionError("no listener was notified that the budget was exceeded")
-    assert told.scope == "runaway"
-    assert told.used_bytes > told.budget_bytes == limit
+        raise AssertionError("no error was raised for the exceeded budget")
+    assert raised.scope == "runaway"
+    assert raised.used_bytes > raised.budget_bytes == limit
 
 
-def denied(rng: Random, hoard: Hoard) -> None:
-    """Ask for one large block too many, which is not made; what is small is, and no owner is stopped for it."""
+def denied(rng: Random, kept_objects: KeptObjects) -> None:
+    """Ask for a block that is too large and is refused; small blocks are not."""
     limit = rng.choice([200, 2_000]) * KIB
     with memory_scope("denied", meter="native", budget=limit, on_exceed="deny") as opened:
         kept = [bytes(1000) for _ in range(rng.randrange(50))]
@@ -184,12 +182,12 @@ def denied(rng: Random, hoard: Hoard) -> None:
                 continue
             raise AssertionError("a block beyond the budget was made")
         kept.clear()
-        hoard.keep(opened.owner, *stuff(rng))
+        kept_objects.keep(opened.owner, *make_object(rng))
     assert opened.usage.peak_bytes < limit
 
 
-def arrays(rng: Random, hoard: Hoard) -> None:
-    """Make arrays of numpy's, where it is there: counted, resized, freed by the next scope."""
+def arrays(rng: Random, kept_objects: KeptObjects) -> None:
+    """Make, count and resize numpy arrays, if numpy is installed; another program frees them."""
     if numpy is None:
         return
     with memory_scope("arrays", meter="native") as opened:
@@ -197,17 +195,17 @@ def arrays(rng: Random, hoard: Hoard) -> None:
         made = rng.choice([numpy.zeros, numpy.ones])(size)
         doubled = made * 2
         doubled.resize(size * 2, refcheck=False)
-        hoard.keep(opened.owner, 16 * size, doubled)
+        kept_objects.keep(opened.owner, 16 * size, doubled)
     assert opened.usage.peak_bytes >= 24 * size, opened.usage
 
 
-def short_threads(rng: Random, hoard: Hoard) -> None:
-    """Start threads that begin and end in the middle of it all."""
+def short_threads(rng: Random, kept_objects: KeptObjects) -> None:
+    """Start threads that begin and end while the other programs run."""
     failed: list[BaseException] = []
 
     def work(seed: int) -> None:
         try:
-            nested_scopes(Random(seed), hoard)
+            nested_scopes(Random(seed), kept_objects)
         except BaseException as error:
             failed.append(error)
 
@@ -220,15 +218,15 @@ def short_threads(rng: Random, hoard: Hoard) -> None:
         raise failed[0]
 
 
-def questions(rng: Random, hoard: Hoard) -> None:
-    """Ask for figures while others change them."""
+def readings(rng: Random, kept_objects: KeptObjects) -> None:
+    """Read figures while other threads change them."""
     statistics()
-    for owner in list(hoard.watched)[-5:]:
+    for owner in list(kept_objects.owners)[-5:]:
         assert owner.live_bytes is not None
     if rng.random() < 0.2:
         gc.collect()
 
 
-ACTS: tuple[Callable[[Random, Hoard], None], ...] = (
-    nested_scopes, nested_scopes, owners_out_of_order, tasks, short_threads, questions, denied, arrays,
+ACTS: tuple[Callable[[Random, KeptObjects], None], ...] = (
+    nested_scopes, nested_scopes, owners_out_of_order, tasks, short_threads, readings, denied, arrays,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whose step is it: what is thrown in, cancelled, closed, started eagerly, and what debuggers see."""
+"""The steps of tracked coroutines: exceptions thrown in, cancellation, close, eager start, and what debuggers see."""
 
 import asyncio
 import contextvars
@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Kind, Meter, Owner, TrackedCoroutine, active_owner, current_tracker, end_owner, open_owner
+from memtools.ledger import Meter, Owner, active_owner
+from memtools.ledger._context import current_tracker
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
+from memtools.ledger._owner import Kind
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -32,28 +36,28 @@ def drive(
     include_children: bool = True,
 ) -> TrackedCoroutine[Any]:
     def keep(owner: Owner, _error: BaseException | None) -> None:
-        _ended[driver] = owner
+        _ended[tracked] = owner
 
-    driver = TrackedCoroutine(inner, meter, name=name, kind=kind, include_children=include_children, on_end=keep)
-    return driver
+    tracked = TrackedCoroutine(inner, meter, name=name, kind=kind, include_children=include_children, on_end=keep)
+    return tracked
 
 
-def ended(driver: TrackedCoroutine[Any]) -> Owner:
-    assert driver.owner is None
-    assert _ended[driver].usage is not None
-    return _ended[driver]
+def ended(tracked: TrackedCoroutine[Any]) -> Owner:
+    assert tracked.owner is None
+    assert _ended[tracked].usage is not None
+    return _ended[tracked]
 
 
 async def bystander(meter: Meter) -> int:
-    """Run short steps, and say what it was charged with."""
+    """Run short steps, and return what the owner was charged with."""
 
     async def steps() -> None:
         for _ in range(30):
             await asyncio.sleep(0.001)
 
-    driver = drive(steps(), meter, "bystander")
-    await driver
-    return ended(driver).usage.retained_bytes  # type: ignore[union-attr]  # `ended` has looked
+    tracked = drive(steps(), meter, "bystander")
+    await tracked
+    return ended(tracked).usage.retained_bytes  # type: ignore[union-attr]  # `ended` has looked
 
 
 async def cleans_up(store: list[bytearray], during: asyncio.Event) -> None:
@@ -68,11 +72,11 @@ async def cleans_up(store: list[bytearray], during: asyncio.Event) -> None:
         store.append(bytearray(5 * MB))
 
 
-async def test_cleaning_up_after_a_cancellation_is_charged_rightly(session: Meter) -> None:
+async def test_clean_up_after_a_cancellation_is_charged(session: Meter) -> None:
     store: list[bytearray] = []
     started = asyncio.Event()
-    driver = drive(cleans_up(store, started), session)
-    task = asyncio.ensure_future(driver)
+    tracked = drive(cleans_up(store, started), session)
+    task = asyncio.ensure_future(tracked)
     beside = asyncio.ensure_future(bystander(session))
     await started.wait()
 
@@ -80,29 +84,29 @@ async def test_cleaning_up_after_a_cancellation_is_charged_rightly(session: Mete
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    usage = ended(driver).usage
+    usage = ended(tracked).usage
     assert usage is not None
     assert (usage.peak_bytes, usage.retained_bytes) == (near(30 * MB), near(15 * MB))
     assert await beside == near(0)
 
 
-async def test_cleaning_up_after_a_timeout_is_charged_rightly(session: Meter) -> None:
+async def test_clean_up_after_a_timeout_is_charged(session: Meter) -> None:
     store: list[bytearray] = []
-    driver = drive(cleans_up(store, asyncio.Event()), session)
+    tracked = drive(cleans_up(store, asyncio.Event()), session)
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.005):
-            await driver
+            await tracked
 
     task = asyncio.current_task()
-    usage = ended(driver).usage
+    usage = ended(tracked).usage
     assert usage is not None
     assert (usage.peak_bytes, usage.retained_bytes) == (near(30 * MB), near(15 * MB))
     assert task is not None
     assert task.cancelling() == 0
 
 
-async def test_cancelling_and_uncancel_are_what_they_are_without_a_driver(session: Meter) -> None:
+async def test_cancelling_and_uncancel_are_unchanged(session: Meter) -> None:
     seen: list[int] = []
 
     async def swallows_one() -> str:
@@ -125,18 +129,18 @@ async def test_cancelling_and_uncancel_are_what_they_are_without_a_driver(sessio
     assert seen == [1, 0, 1, 0]
 
 
-async def test_a_task_cancelled_before_its_first_step_still_ends_its_owner(session: Meter) -> None:
+async def test_task_cancelled_before_its_first_step_closes_its_owner(session: Meter) -> None:
     async def never() -> None:
         raise AssertionError("must not run")
 
-    driver = drive(never(), session)
-    task = asyncio.ensure_future(driver)
+    tracked = drive(never(), session)
+    task = asyncio.ensure_future(tracked)
     task.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert not ended(driver).is_active
+    assert not ended(tracked).is_active
 
 
 def test_close_runs_the_clean_up_inside_a_charged_step(session: Meter) -> None:
@@ -152,45 +156,45 @@ def test_close_runs_the_clean_up_inside_a_charged_step(session: Meter) -> None:
         finally:
             store.append(bytearray(10 * MB))
 
-    driver = drive(holds(), session)
-    driver.send(None)
+    tracked = drive(holds(), session)
+    tracked.send(None)
     before = session.unattributed_bytes
 
-    driver.close()
+    tracked.close()
 
-    assert ended(driver).live_bytes == near(10 * MB)
+    assert ended(tracked).live_bytes == near(10 * MB)
     assert session.unattributed_bytes - before == near(0)
 
 
-def test_closing_twice_ends_once(session: Meter) -> None:
+def test_coroutine_closed_twice_ends_once(session: Meter) -> None:
     told: list[BaseException | None] = []
 
     async def pauses() -> None:
         await asyncio.sleep(0)
 
-    driver = TrackedCoroutine(
+    tracked = TrackedCoroutine(
         pauses(), session, name="call", kind="call", on_end=lambda owner, error: told.append(error)
     )
-    driver.send(None)
+    tracked.send(None)
 
-    driver.close()
-    driver.close()
+    tracked.close()
+    tracked.close()
 
     assert told == [None]
 
 
-def test_closing_what_never_began_opens_nothing(session: Meter) -> None:
+def test_coroutine_closed_before_its_start_opens_nothing(session: Meter) -> None:
     async def never() -> None:
         raise AssertionError("must not run")
 
-    driver = drive(never(), session)
+    tracked = drive(never(), session)
 
-    driver.close()
+    tracked.close()
 
-    assert driver.owner is None
+    assert tracked.owner is None
 
 
-def test_a_suspended_call_that_is_dropped_is_closed_and_settled_as_a_coroutine_is(session: Meter) -> None:
+def test_dropped_suspended_call_closes_its_owner(session: Meter) -> None:
     store: list[bytearray] = []
 
     class Pause:
@@ -203,18 +207,18 @@ def test_a_suspended_call_that_is_dropped_is_closed_and_settled_as_a_coroutine_i
         finally:
             store.append(bytearray(10 * MB))
 
-    driver = TrackedCoroutine(holds(), session, name="call", kind="call")
-    driver.send(None)
-    owner = driver.owner
+    tracked = TrackedCoroutine(holds(), session, name="call", kind="call")
+    tracked.send(None)
+    owner = tracked.owner
     assert owner is not None
 
-    del driver
+    del tracked
 
     assert not owner.is_active
     assert owner.live_bytes == near(10 * MB)
 
 
-async def test_what_a_coroutine_raises_and_returns_passes(session: Meter) -> None:
+async def test_results_and_exceptions_of_a_coroutine_pass(session: Meter) -> None:
     async def raises() -> None:
         await asyncio.sleep(0)
         raise LookupError("mine")
@@ -231,23 +235,23 @@ async def test_what_a_coroutine_raises_and_returns_passes(session: Meter) -> Non
     assert current_tracker() is None
 
 
-def test_an_interrupt_in_the_middle_passes_and_ends_the_owner(session: Meter) -> None:
+def test_interrupt_passes_and_closes_the_owner(session: Meter) -> None:
     async def interrupted() -> None:
         await asyncio.sleep(0)
         raise KeyboardInterrupt
 
-    driver = drive(interrupted(), session)
+    tracked = drive(interrupted(), session)
 
     async def main() -> None:
-        await driver
+        await tracked
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(main())
 
-    assert not ended(driver).is_active
+    assert not ended(tracked).is_active
 
 
-async def test_children_inherit_the_owner_and_count_into_it_unless_told_otherwise(session: Meter) -> None:
+async def test_children_count_into_their_owner_unless_excluded(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def child() -> None:
@@ -266,7 +270,7 @@ async def test_children_inherit_the_owner_and_count_into_it_unless_told_otherwis
     assert ended(alone).live_bytes == near(0)
 
 
-async def test_a_task_without_an_owner_of_its_own_is_charged_to_the_one_it_was_started_in(session: Meter) -> None:
+async def test_task_without_an_owner_is_charged_to_its_starter(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def child() -> None:
@@ -276,13 +280,13 @@ async def test_a_task_without_an_owner_of_its_own_is_charged_to_the_one_it_was_s
     async def parent() -> None:
         await asyncio.gather(*(asyncio.ensure_future(drive(child(), session, None)) for _ in range(3)))
 
-    driver = drive(parent(), session)
-    await asyncio.ensure_future(driver)
+    tracked = drive(parent(), session)
+    await asyncio.ensure_future(tracked)
 
-    assert ended(driver).live_bytes == near(30 * MB)
+    assert ended(tracked).live_bytes == near(30 * MB)
 
 
-async def test_another_meter_in_between_does_not_take_the_turn_away(session: Meter) -> None:
+async def test_owner_of_another_meter_does_not_replace_the_current_one(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def call() -> None:
@@ -291,13 +295,13 @@ async def test_another_meter_in_between_does_not_take_the_turn_away(session: Met
             store.append(bytearray(10 * MB))
             await asyncio.sleep(0.001)
 
-    driver = drive(call(), session)
-    await asyncio.gather(driver, bystander(session))
+    tracked = drive(call(), session)
+    await asyncio.gather(tracked, bystander(session))
 
-    assert ended(driver).live_bytes == near(10 * MB)
+    assert ended(tracked).live_bytes == near(10 * MB)
 
 
-async def test_a_driver_of_one_meter_follows_for_the_scopes_of_another() -> None:
+async def test_tracker_of_one_meter_serves_scopes_of_another() -> None:
     from memtools.ledger import choose_meter
 
     store: list[bytearray] = []
@@ -310,11 +314,11 @@ async def test_a_driver_of_one_meter_follows_for_the_scopes_of_another() -> None
             store.append(bytearray(10 * MB))
             await asyncio.sleep(0.002)
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         await asyncio.sleep(0.001)
         store.append(bytearray(30 * MB))
 
-    await asyncio.gather(drive(call(), choose_meter("rss")), neighbour())
+    await asyncio.gather(drive(call(), choose_meter("rss")), noisy())
 
     assert scopes[0].usage.retained_bytes == near(10 * MB)
     assert scopes[0].usage.exact
@@ -330,16 +334,16 @@ async def test_steps_are_counted_for_the_call_and_for_scopes_inside(session: Met
             for _ in range(300):
                 await asyncio.sleep(0)
 
-    driver = drive(call(), session)
-    await driver
+    tracked = drive(call(), session)
+    await tracked
 
-    usage = ended(driver).usage
+    usage = ended(tracked).usage
     assert usage is not None
-    assert usage.steps == driver.steps == 302
+    assert usage.steps == tracked.steps == 302
     assert scopes[0].usage.steps == 301
 
 
-async def test_a_call_awaited_inside_a_charged_step_gives_the_turn_back(session: Meter) -> None:
+async def test_awaited_call_restores_the_current_owner(session: Meter) -> None:
     store: list[bytearray] = []
 
     async def inner() -> None:
@@ -351,14 +355,14 @@ async def test_a_call_awaited_inside_a_charged_step_gives_the_turn_back(session:
         await drive(inner(), session, "inner")
         store.append(bytearray(10 * MB))
 
-    driver = drive(outer(), session, "outer")
-    await driver
+    tracked = drive(outer(), session, "outer")
+    await tracked
 
-    assert ended(driver).live_bytes == near(25 * MB)
+    assert ended(tracked).live_bytes == near(25 * MB)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-async def test_an_eager_task_runs_inside_its_parents_step_and_is_charged_for_itself(session: Meter) -> None:
+async def test_eager_task_in_its_parents_step_is_charged_for_itself(session: Meter) -> None:
     store: list[bytearray] = []
     children: list[TrackedCoroutine[Any]] = []
     loop = asyncio.get_running_loop()
@@ -371,7 +375,7 @@ async def test_an_eager_task_runs_inside_its_parents_step_and_is_charged_for_its
         store.append(bytearray(5 * MB))
 
     async def bare() -> None:
-        # Starts in the parent's step, whose driver will not follow it.
+        # Starts in a step of the parent, whose tracker does not track it.
         assert current_tracker() is None
         async with memory_scope("bare", meter="tracemalloc") as scope:
             await asyncio.sleep(0.001)
@@ -386,26 +390,26 @@ async def test_an_eager_task_runs_inside_its_parents_step_and_is_charged_for_its
         store.append(bytearray(20 * MB))
         await asyncio.gather(*tasks)
 
-    driver = drive(parent(), session, "parent", include_children=False)
-    await driver
+    tracked = drive(parent(), session, "parent", include_children=False)
+    await tracked
 
     assert ended(children[0]).live_bytes == near(10 * MB)
-    assert ended(driver).live_bytes == near(40 * MB)
+    assert ended(tracked).live_bytes == near(40 * MB)
 
 
-async def test_an_owner_may_be_opened_in_one_context_and_ended_in_another(session: Meter) -> None:
+async def test_owner_may_be_closed_in_another_context(session: Meter) -> None:
     opened: list[Owner] = []
     elsewhere = contextvars.copy_context()
     elsewhere.run(lambda: opened.append(open_owner("there", "scope", meter=session)))
     elsewhere_too = contextvars.copy_context()
 
-    elsewhere_too.run(lambda: end_owner(opened[0]))
+    elsewhere_too.run(lambda: close_owner(opened[0]))
 
     assert elsewhere.run(active_owner) is None
     assert active_owner() is None
 
 
-async def test_a_task_that_outlives_its_scope_opens_below_the_next_one_that_is_open(session: Meter) -> None:
+async def test_task_that_outlives_its_scope_opens_below_an_open_one(session: Meter) -> None:
     parents: list[Owner | None] = []
 
     async def late() -> None:
@@ -416,9 +420,9 @@ async def test_a_task_that_outlives_its_scope_opens_below_the_next_one_that_is_o
     outer = open_owner("outer", "scope", meter=session)
     inner = open_owner("inner", "scope", meter=session)
     task = asyncio.ensure_future(drive(late(), session, None))
-    end_owner(inner)
+    close_owner(inner)
     await task
-    end_owner(outer)
+    close_owner(outer)
 
     assert parents == [outer]
 
@@ -427,15 +431,15 @@ async def test_debuggers_see_the_users_coroutine(session: Meter, capsys: pytest.
     async def my_own_coroutine() -> None:
         await asyncio.sleep(60)
 
-    driver = drive(my_own_coroutine(), session)
-    task = asyncio.get_running_loop().create_task(driver)
+    tracked = drive(my_own_coroutine(), session)
+    task = asyncio.get_running_loop().create_task(tracked)
     await asyncio.sleep(0)
 
     assert task in asyncio.all_tasks()
     assert [frame.f_code.co_name for frame in task.get_stack()] == ["my_own_coroutine"]
     assert "my_own_coroutine" in repr(task)
-    assert driver.cr_await is not None
-    assert asyncio.iscoroutine(driver)
+    assert tracked.cr_await is not None
+    assert asyncio.iscoroutine(tracked)
     task.print_stack(file=sys.stdout)
     assert "my_own_coroutine" in capsys.readouterr().out
 
@@ -444,7 +448,7 @@ async def test_debuggers_see_the_users_coroutine(session: Meter, capsys: pytest.
         await task
 
 
-def test_asyncio_debug_mode_is_served(session: Meter) -> None:
+def test_asyncio_debug_mode_works(session: Meter) -> None:
     async def call() -> int:
         await asyncio.sleep(0)
         return 3
@@ -455,7 +459,7 @@ def test_asyncio_debug_mode_is_served(session: Meter) -> None:
     assert asyncio.run(main(), debug=True) == 3
 
 
-def test_what_is_no_coroutine_is_refused_without_a_trace(session: Meter) -> None:
+def test_tracking_of_no_coroutine_raises_and_opens_nothing(session: Meter) -> None:
     with pytest.raises(AttributeError, match="send"):
         TrackedCoroutine(42, session)  # type: ignore[arg-type]  # on purpose
     gc.collect()

@@ -1,7 +1,4 @@
-"""Blocks made through the allocators' own functions, and a second account of them, kept by hand.
-
-Blocks are made in each domain, with and without the GIL; the account says to the byte what each owner holds.
-"""
+"""Blocks from the allocators' own functions, and a model of what each counter should hold, to the byte."""
 
 import ctypes
 import threading
@@ -9,9 +6,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-SMALLEST = 16  # what a block counts at least
-# What calls through ctypes leave behind in the interpreter's free lists, charged to the owner that made them first.
-LEFT_BEHIND = 16_384
+MIN_COUNTED = 16  # what a block counts at least
+# What calls through ctypes leave behind in the interpreter's free lists, charged to the first owner that made them.
+FREE_LIST_SLACK = 16_384
 MAX_BLOCKS = 4_000
 NO_LIMIT = 2**63 - 1
 SIZES = (0, 1, 15, 16, 17, 48, 511, 512, 513, 4_096, 65_535, 65_536, 65_537, 300_000)
@@ -36,32 +33,32 @@ class Domain:
         return function
 
 
-class Book:
-    """What one counter should hold; `own` is of its own blocks."""
+class ModelledCounter:
+    """What one counter should hold; `own` is the bytes of its own blocks."""
 
-    def __init__(self, counter: Any, parent: "Book | None") -> None:
+    def __init__(self, counter: Any, parent: "ModelledCounter | None") -> None:
         self.counter = counter
         self.parent = parent
         self.own = 0
         self.is_open = True
-        self.asked = 0  # how often its stopper was
+        self.checks = 0  # how often `enforce` was called
 
-    def stop(self, used_bytes: int, thread: int, is_refused: bool) -> object:
-        """Answer as a stopper: let be, or ask again."""
-        self.asked += 1
-        return None if self.asked % 3 else NotImplemented
+    def enforce(self, used_bytes: int, thread: int, is_refused: bool) -> object:
+        """Decide as an enforcer: raise nothing, or be called again."""
+        self.checks += 1
+        return None if self.checks % 3 else NotImplemented
 
 
-class Bookkeeper:
-    """All books and all blocks. Its lock guards the lists, never the calls of the allocator."""
+class Model:
+    """All modelled counters and all blocks. The lock guards the lists, never the calls of the allocator."""
 
     def __init__(self, native: Any, gate: "Gate") -> None:
         self.native = native
         self.gate = gate
         self.lock = threading.RLock()
-        self.books: list[Book] = []
-        self.gone: list[Book] = []  # dropped, perhaps with blocks
-        self.blocks: list[tuple[Domain, int, int, Book]] = []
+        self.modelled: list[ModelledCounter] = []
+        self.dropped: list[ModelledCounter] = []  # dropped, perhaps with blocks
+        self.blocks: list[tuple[Domain, int, int, ModelledCounter]] = []
         self.domains = [
             Domain("PyMem_Raw"), Domain("PyMem_Raw", bare=True), Domain("PyMem_"), Domain("PyObject_"),
         ]  # fmt: skip
@@ -70,104 +67,104 @@ class Bookkeeper:
         self.refused = 0
 
     def lift_limits(self) -> None:
-        """Let everybody hold what they like."""
-        for book in self.books:
-            if book.is_open:
-                book.counter.limit(NO_LIMIT, False, book.stop)
+        """Set all limits out of reach."""
+        for model in self.modelled:
+            if model.is_open:
+                model.counter.set_limit(NO_LIMIT, False, model.enforce)
 
     def open(self, rng: Random) -> None:
         """Open a counter somewhere in the tree; now and then with a limit."""
         with self.lock:
-            above = rng.choice(self.books) if self.books and rng.random() < 0.7 else None
+            above = rng.choice(self.modelled) if self.modelled and rng.random() < 0.7 else None
             while above is not None and not above.is_open:
                 above = above.parent
-            book = Book(self.native.Tally(None if above is None else above.counter), above)
+            model = ModelledCounter(self.native.Counter(None if above is None else above.counter), above)
             if self.has_limits and rng.random() < 0.2:
-                book.counter.limit(rng.choice(SIZES) * 10, rng.random() < 0.3, book.stop)
-            self.books.append(book)
+                model.counter.set_limit(rng.choice(SIZES) * 10, rng.random() < 0.3, model.enforce)
+            self.modelled.append(model)
 
     def close(self, rng: Random) -> None:
-        """Close one; those below it that are open move up."""
+        """Close one; its open children get its parent."""
         with self.lock:
-            if len(self.books) < 5:
+            if len(self.modelled) < 5:
                 return
-            book = rng.choice(self.books)
-            if not book.is_open:
+            model = rng.choice(self.modelled)
+            if not model.is_open:
                 return
-            book.counter.close()
-            book.is_open = False
-            for other in self.books:
-                if other.parent is book and other.is_open:
-                    other.parent = book.parent
+            model.counter.close()
+            model.is_open = False
+            for other in self.modelled:
+                if other.parent is model and other.is_open:
+                    other.parent = model.parent
 
     def drop(self, rng: Random) -> None:
-        """Let go of one that is closed: its blocks still count above it, and its number is free after the last."""
+        """Drop a closed one: its blocks still count for its ancestors, and its number is free after the last."""
         with self.lock:
-            closed = [book for book in self.books if not book.is_open]
+            closed = [model for model in self.modelled if not model.is_open]
             if len(closed) > 20:
-                book = rng.choice(closed)
-                book.counter = None
-                self.books.remove(book)
-                self.gone.append(book)
+                model = rng.choice(closed)
+                model.counter = None
+                self.modelled.remove(model)
+                self.dropped.append(model)
 
     def make(self, rng: Random) -> None:
         """Make a block."""
         domain, size = rng.choice(self.domains), rng.choice(SIZES) + rng.randrange(3)
         with self.lock:
-            if len(self.blocks) >= MAX_BLOCKS or not self.books:
+            if len(self.blocks) >= MAX_BLOCKS or not self.modelled:
                 return
-            book = rng.choice(self.books)
-            book.own += max(size, SMALLEST)
-            counter = book.counter
+            model = rng.choice(self.modelled)
+            model.own += max(size, MIN_COUNTED)
+            counter = model.counter
         zeroed = rng.random() < 0.5
         address = self._charged(domain, counter, lambda: domain.calloc(1, size) if zeroed else domain.malloc(size))
         with self.lock:
             if address:
-                self.blocks.append((domain, address, size, book))
+                self.blocks.append((domain, address, size, model))
             else:
-                self._note_refusal()
-                book.own -= max(size, SMALLEST)
+                self._count_refusal()
+                model.own -= max(size, MIN_COUNTED)
 
     def resize(self, rng: Random) -> None:
-        """Give a block another size, charged to another owner; or fail to."""
+        """Resize a block and charge it to another counter; or fail to."""
         with self.lock:
-            if not self.blocks or not self.books:
+            if not self.blocks or not self.modelled:
                 return
-            domain, address, size, book = self._take(rng)
-            heir = rng.choice(self.books)
-            counter = heir.counter
+            domain, address, size, model = self._pop_random(rng)
+            target = rng.choice(self.modelled)
+            counter = target.counter
         if rng.random() < 0.1:
             assert not self._charged(domain, counter, lambda: domain.realloc(address, 2**62))
             with self.lock:
-                self.blocks.append((domain, address, size, book))
+                self.blocks.append((domain, address, size, model))
             return
         other = rng.choice(SIZES)
         made = self._charged(domain, counter, lambda: domain.realloc(address, other))
         with self.lock:
             if not made:
-                self._note_refusal()
-                self.blocks.append((domain, address, size, book))
+                self._count_refusal()
+                self.blocks.append((domain, address, size, model))
                 return
-            book.own -= max(size, SMALLEST)
-            heir.own += max(other, SMALLEST)
-            self.blocks.append((domain, made, other, heir))
+            model.own -= max(size, MIN_COUNTED)
+            target.own += max(other, MIN_COUNTED)
+            self.blocks.append((domain, made, other, target))
 
     def free(self, rng: Random) -> None:
-        """Free a block while another owner is current."""
+        """Free a block while another counter is the current one."""
         with self.lock:
-            if not self.blocks or not self.books:
+            if not self.blocks or not self.modelled:
                 return
-            domain, address, size, book = self._take(rng)
-            counter = rng.choice(self.books).counter
+            domain, address, size, model = self._pop_random(rng)
+            counter = rng.choice(self.modelled).counter
         self._charged(domain, counter, lambda: domain.free(address))
         with self.lock:
-            book.own -= max(size, SMALLEST)
+            model.own -= max(size, MIN_COUNTED)
 
-    def _note_refusal(self) -> None:
-        assert self.has_limits, "a block was refused, and no owner has a budget"
+    def _count_refusal(self) -> None:
+        assert self.has_limits, "a block was refused, and no counter has a limit"
         self.refused += 1
 
-    def _take(self, rng: Random) -> tuple[Domain, int, int, Book]:
+    def _pop_random(self, rng: Random) -> tuple[Domain, int, int, ModelledCounter]:
         number = rng.randrange(len(self.blocks))
         self.blocks[number], self.blocks[-1] = self.blocks[-1], self.blocks[number]
         return self.blocks.pop()
@@ -186,34 +183,34 @@ class Bookkeeper:
         return (address or 0) + 0  # a new int: the one that ctypes made is the owner's
 
     def check(self) -> None:
-        """Compare the books with the figures; for a moment at which nothing else runs."""
+        """Compare the model with the figures, at a moment at which nothing else runs."""
         below: dict[int, int] = {}
-        self.gone = [book for book in self.gone if book.own]
-        for book in self.books + self.gone:
-            above: Book | None = book
+        self.dropped = [model for model in self.dropped if model.own]
+        for model in self.modelled + self.dropped:
+            above: ModelledCounter | None = model
             while above is not None:
-                below[id(above)] = below.get(id(above), 0) + book.own
+                below[id(above)] = below.get(id(above), 0) + model.own
                 above = above.parent
-        for book in self.books:
-            live, peak, allocated = book.counter.figures()
-            more = live - below[id(book)]
-            assert 0 <= more <= LEFT_BEHIND, f"live bytes are {live:,}, the books say {below[id(book)]:,}"
+        for model in self.modelled:
+            live, peak, allocated = model.counter.read()
+            more = live - below[id(model)]
+            assert 0 <= more <= FREE_LIST_SLACK, f"live bytes are {live:,}, the model says {below[id(model)]:,}"
             assert live <= peak <= allocated, (live, peak, allocated)
 
     def clear(self) -> None:
-        """Free every block, and see that nothing is left."""
-        for domain, address, size, book in self.blocks:
+        """Free every block, and check that nothing is left."""
+        for domain, address, size, model in self.blocks:
             domain.free(address)
-            book.own -= max(size, SMALLEST)
+            model.own -= max(size, MIN_COUNTED)
         self.blocks.clear()
         self.check()
-        assert not any(book.own for book in self.books + self.gone)
+        assert not any(model.own for model in self.modelled + self.dropped)
 
 
 class Gate:
     """Keeps `tracemalloc.start` and `stop` apart from calls without the GIL.
 
-    tracemalloc itself does not bear them at once: what such a call has begun may end when its tables are gone
+    tracemalloc itself breaks when they overlap: such a call may end when its tables are freed
     (python/cpython#128679, in 3.13 until 3.13.2).
     """
 
@@ -223,7 +220,7 @@ class Gate:
         self._is_shut = False
 
     def passing(self) -> "_Passing":
-        """Be let through, together with others."""
+        """Return a context in which the gate is open, for any number of threads at once."""
         return _Passing(self)
 
     def enter(self) -> None:
@@ -237,7 +234,7 @@ class Gate:
             self._changed.notify_all()
 
     def alone(self, act: Callable[[], object]) -> None:
-        """Do this while no thread passes."""
+        """Call `act` while no thread passes."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_shut)
             self._is_shut = True

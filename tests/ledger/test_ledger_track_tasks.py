@@ -1,4 +1,4 @@
-"""`track_tasks()`: every task of a loop has an account, whoever creates it and whatever factory is there."""
+"""`track_tasks()`, which gives every task of a loop an account."""
 
 import asyncio
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.ledger import TrackedCoroutine, open_owners, track_tasks
+from memtools.ledger import open_owners, track_tasks
+from memtools.ledger._coroutines import TrackedCoroutine
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -36,7 +37,7 @@ async def works(store: list[bytearray], size: int) -> None:
     store.append(bytearray(size))
 
 
-def test_tasks_are_called_by_their_name_or_by_their_coroutine(run: Callable[..., Any], accounts: Any) -> None:
+def test_tasks_are_named_by_their_name_or_their_coroutine(run: Callable[..., Any], accounts: Any) -> None:
     store: list[bytearray] = []
 
     async def main() -> None:
@@ -54,7 +55,7 @@ def test_tasks_are_called_by_their_name_or_by_their_coroutine(run: Callable[...,
     assert (accounts["works"].started, accounts["works"].kind) == (2, "task")
 
 
-def test_task_groups_and_gather_are_followed(run: Callable[..., Any], accounts: Any) -> None:
+def test_tasks_of_groups_and_gather_are_tracked(run: Callable[..., Any], accounts: Any) -> None:
     store: list[bytearray] = []
 
     async def main() -> None:
@@ -68,7 +69,7 @@ def test_task_groups_and_gather_are_followed(run: Callable[..., Any], accounts: 
     assert set(accounts.names()) == {"grouped", "works"}
 
 
-def test_closing_restores_the_loop(run: Callable[..., Any]) -> None:
+def test_close_restores_the_loop(run: Callable[..., Any]) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         before = (loop.get_task_factory(), loop.run_in_executor)
@@ -84,7 +85,7 @@ def test_closing_restores_the_loop(run: Callable[..., Any]) -> None:
     run(main())
 
 
-def test_closing_while_tasks_run_leaves_them_followed(run: Callable[..., Any], accounts: Any) -> None:
+def test_close_while_tasks_run_leaves_them_tracked(run: Callable[..., Any], accounts: Any) -> None:
     store: list[bytearray] = []
 
     async def main() -> None:
@@ -101,7 +102,7 @@ def test_closing_while_tasks_run_leaves_them_followed(run: Callable[..., Any], a
     assert open_owners() == ()
 
 
-async def test_a_factory_that_is_there_goes_on_making_the_tasks() -> None:
+async def test_existing_task_factory_still_makes_the_tasks() -> None:
     made: list[object] = []
 
     def factory(loop: Any, coro: Any, **options: Any) -> Any:
@@ -118,7 +119,7 @@ async def test_a_factory_that_is_there_goes_on_making_the_tasks() -> None:
     assert factory_after is factory
 
 
-async def test_a_factory_that_was_set_later_is_left_alone_and_not_followed_after_closing(accounts: Any) -> None:
+async def test_task_factory_set_later_survives_close(accounts: Any) -> None:
     loop = asyncio.get_running_loop()
     installation = track_tasks(meter="tracemalloc")
     ours: Any = loop.get_task_factory()
@@ -135,7 +136,7 @@ async def test_a_factory_that_was_set_later_is_left_alone_and_not_followed_after
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-async def test_eager_tasks_are_followed_from_their_first_step(accounts: Any) -> None:
+async def test_eager_tasks_are_tracked_from_their_first_step(accounts: Any) -> None:
     store: list[bytearray] = []
     loop = asyncio.get_running_loop()
     loop.set_task_factory(asyncio.eager_task_factory)
@@ -159,27 +160,27 @@ async def test_eager_tasks_are_followed_from_their_first_step(accounts: Any) -> 
     assert child.retained_bytes == pytest.approx(5 * MB, rel=0.02)
 
 
-async def test_installing_twice_is_refused() -> None:
-    with track_tasks(meter="tracemalloc"), pytest.raises(ConfigError, match="installed on already"):
+async def test_track_tasks_called_twice_raises() -> None:
+    with track_tasks(meter="tracemalloc"), pytest.raises(ConfigError, match="tracked already"):
         track_tasks(meter="tracemalloc")
 
 
-def test_installing_without_a_loop_is_refused() -> None:
+def test_track_tasks_without_a_loop_raises() -> None:
     with pytest.raises(ConfigError, match="loop"):
         track_tasks()
 
 
-async def test_an_unknown_meter_is_refused() -> None:
+async def test_track_tasks_with_an_unknown_meter_raises() -> None:
     with pytest.raises(ConfigError, match="meter"):
         track_tasks(meter="tracked")
 
 
-async def test_what_is_no_coroutine_is_refused_by_the_task_itself() -> None:
+async def test_task_of_no_coroutine_raises_its_own_error() -> None:
     with track_tasks(meter="tracemalloc"), pytest.raises(TypeError, match="coroutine was expected"):
         asyncio.get_running_loop().create_task(42)  # type: ignore[arg-type]  # on purpose
 
 
-async def test_a_driver_is_not_driven_twice(accounts: Any) -> None:
+async def test_tracked_coroutine_is_not_tracked_twice(accounts: Any) -> None:
     from memtools.ledger import choose_meter
 
     with track_tasks(meter="tracemalloc"):
@@ -189,7 +190,7 @@ async def test_a_driver_is_not_driven_twice(accounts: Any) -> None:
     assert accounts["once"].children == ()
 
 
-async def test_scopes_inside_a_followed_task_hang_below_it(accounts: Any) -> None:
+async def test_scopes_in_a_tracked_task_are_its_children(accounts: Any) -> None:
     async def call() -> None:
         async with memory_scope("inside", meter="tracemalloc"):
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Where the native ledger cannot keep its promises it says why, and the other meters do the work."""
+"""The native meter declines with a reason where it cannot count right, and another meter is used."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ pytestmark = [
 
 SOURCES = Path(__file__).parents[2] / "memtools" / "ledger" / "native"
 
-# One block of the self-check's, and no other, is not where Python promises it to be.
+# One block of the self-check, and no other, is not where Python promises it to be.
 MISALIGNS = """
 #include <Python.h>
 static PyMemAllocatorEx below;
@@ -80,7 +80,7 @@ def python(program: str, argument: Path) -> str:
     return done.stdout
 
 
-def test_a_failed_self_check_is_named_by_info_and_another_meter_is_the_default(tmp_path: Path) -> None:
+def test_failed_self_check_is_shown_and_changes_the_default(tmp_path: Path) -> None:
     source, library = tmp_path / "misaligns.c", tmp_path / "misaligns.so"
     source.write_text(MISALIGNS)
     build(library, str(source))
@@ -93,7 +93,7 @@ def test_a_failed_self_check_is_named_by_info_and_another_meter_is_the_default(t
 
 @pytest.mark.skipif(not any(SOURCES.glob("*.c")), reason="only the installed package is here, without its sources")
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="from 3.13 on these headers make objects of another shape")
-def test_a_free_threaded_build_is_declined(tmp_path: Path) -> None:
+def test_free_threaded_build_is_declined(tmp_path: Path) -> None:
     module = tmp_path / "_native.so"
     build(module, "-O0", "-DPy_GIL_DISABLED", *map(str, sorted(SOURCES.glob("*.c"))))
 

@@ -1,4 +1,4 @@
-"""Opening and ending owners: any order, any way of entering, any depth, any number of names."""
+"""Opening and closing of owners, in any order, by any kind of `with`, at any depth, under any number of names."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import Meter, Owner, TrackedCoroutine, active_owner, end_owner, open_owner, open_owners, statistics
+from memtools.ledger import Meter, Owner, active_owner, open_owners, statistics
 from memtools.ledger import _frames as frames
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.ledger._owner import MAX_NAME_LENGTH, MAX_NAMES, OTHER
 from memtools.scopes import memory_scope
 
@@ -40,7 +42,7 @@ async def by_async_generator(name: str) -> AsyncIterator[memory_scope]:
         yield opened
 
 
-def test_usage_can_be_asked_while_a_scope_is_open(session: Meter) -> None:
+def test_usage_of_an_open_scope_is_current(session: Meter) -> None:
     with scope("open") as opened:
         block = bytearray(10 * MB)
         at_peak = opened.usage
@@ -52,37 +54,42 @@ def test_usage_can_be_asked_while_a_scope_is_open(session: Meter) -> None:
     assert opened.owner.live_bytes == opened.usage.retained_bytes
 
 
-def test_scopes_that_end_out_of_order_are_charged_with_what_they_were_open_for(session: Meter) -> None:
+def test_scopes_closed_out_of_order_are_charged_while_open(session: Meter) -> None:
     store: list[bytearray] = []
     outer = open_owner("outer", "scope", meter=session)
     inner = open_owner("inner", "scope", meter=session)
     store.append(bytearray(10 * MB))
 
-    end_owner(outer)
+    close_owner(outer)
     store.append(bytearray(5 * MB))
-    end_owner(inner)
+    close_owner(inner)
 
     assert outer.live_bytes == near(10 * MB)
     assert inner.live_bytes == near(15 * MB)
     assert active_owner() is None
 
 
-def test_the_middle_of_three_may_end_first(session: Meter) -> None:
+def test_middle_of_three_owners_may_close_first(session: Meter) -> None:
     store: list[bytearray] = []
     owners = [open_owner(name, "scope", meter=session) for name in ("outer", "middle", "inner")]
-    end_owner(owners[1])
+    close_owner(owners[1])
     store.append(bytearray(4 * MB))
-    end_owner(owners[2])
+    close_owner(owners[2])
     store.append(bytearray(2 * MB))
-    end_owner(owners[0])
+    close_owner(owners[0])
 
     assert [owner.live_bytes for owner in owners] == [near(6 * MB), near(0), near(4 * MB)]
 
 
-def test_ending_twice_returns_the_same_usage(session: Meter) -> None:
+def test_owner_closed_twice_keeps_its_usage(session: Meter) -> None:
     owner = open_owner("once", "scope", meter=session)
 
-    assert end_owner(owner) == end_owner(owner)
+    close_owner(owner)
+    usage = owner.usage
+    close_owner(owner)
+
+    assert usage is not None
+    assert owner.usage == usage
 
 
 def test_sync_ways_of_entering_a_scope_agree(session: Meter) -> None:
@@ -120,7 +127,7 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
             await asyncio.sleep(0.001)
         found.extend((generator, stacked, nested))
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         kept = []
         for _ in range(8):
             kept.append(bytearray(5 * MB))
@@ -128,20 +135,18 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
 
     inner = call()
     await asyncio.gather(
-        TrackedCoroutine(inner, session, name="call", kind="call") if is_driven else inner, neighbour()
+        TrackedCoroutine(inner, session, name="call", kind="call") if is_driven else inner, noisy()
     )
 
     assert [opened.usage.retained_bytes for opened in found] == [near(3 * MB)] * 3
     assert [opened.usage.note for opened in found] == [""] * 3
 
 
-async def test_a_scope_that_nobody_follows_says_that_it_is_process_wide(
-    session: Meter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(frames, "can_follow", lambda: False)  # 3.11, or no tool id left
+async def test_untracked_scope_says_that_it_is_process_wide(session: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "is_available", lambda: False)  # 3.11, or no tool id left
     store: list[bytearray] = []
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         store.append(bytearray(30 * MB))
 
     async def call() -> memory_scope:
@@ -150,32 +155,32 @@ async def test_a_scope_that_nobody_follows_says_that_it_is_process_wide(
             await asyncio.sleep(0.001)
         return opened
 
-    opened, _ = await asyncio.gather(call(), neighbour())
+    opened, _ = await asyncio.gather(call(), noisy())
 
     assert not opened.usage.exact
     assert "process-wide" in opened.usage.note
     assert opened.usage.retained_bytes == near(35 * MB)
 
 
-def test_the_interpreters_events_are_not_to_be_had_when_all_tool_ids_are_taken(
+def test_frames_are_unavailable_when_all_tool_ids_are_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if sys.version_info < (3, 12):
-        assert not frames.can_follow()
+        assert not frames.is_available()
         return
     monkeypatch.setattr(frames, "_tool", None)
     monkeypatch.setattr(frames, "_TOOL_IDS", ())
 
-    assert not frames.can_follow()
+    assert not frames.is_available()
 
 
-async def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed(session: Meter) -> None:
+async def test_scope_that_outlives_its_function_becomes_untracked(session: Meter) -> None:
     store: list[bytearray] = []
 
     def open_for(stack: contextlib.ExitStack) -> memory_scope:
         return stack.enter_context(scope("opened for another"))
 
-    async def neighbour() -> None:
+    async def noisy() -> None:
         store.append(bytearray(30 * MB))
 
     async def call() -> memory_scope:
@@ -185,13 +190,13 @@ async def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed(sess
             await asyncio.sleep(0.002)
         return opened
 
-    opened, _ = await asyncio.gather(call(), neighbour())
+    opened, _ = await asyncio.gather(call(), noisy())
 
     assert not opened.usage.exact
     assert opened.usage.peak_bytes >= 35 * MB
 
 
-def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed_on_trio(session: Meter) -> None:
+def test_scope_that_outlives_its_function_on_trio_is_untracked(session: Meter) -> None:
     trio = pytest.importorskip("trio", reason="trio is not installed")
 
     def open_for(stack: contextlib.ExitStack) -> memory_scope:
@@ -206,7 +211,7 @@ def test_a_function_that_opens_a_scope_for_its_caller_is_not_believed_on_trio(se
     assert not trio.run(main).usage.exact
 
 
-async def test_a_coroutine_that_opens_a_scope_for_its_caller_is_not_believed(session: Meter) -> None:
+async def test_scope_that_outlives_its_coroutine_becomes_untracked(session: Meter) -> None:
     async def open_for(stack: contextlib.AsyncExitStack) -> memory_scope:
         return await stack.enter_async_context(scope("opened for another"))
 
@@ -217,16 +222,16 @@ async def test_a_coroutine_that_opens_a_scope_for_its_caller_is_not_believed(ses
     assert not opened.usage.exact
 
 
-async def test_giving_up_a_scope_leaves_its_parent_exact(session: Meter) -> None:
+async def test_untracked_child_leaves_its_parent_exact(session: Meter) -> None:
     store: list[bytearray] = []
     parent = open_owner("parent", "scope", meter=session)
     lost = open_owner("lost", "scope", meter=session)
     store.append(bytearray(4 * MB))
 
-    session.set_adrift(lost, "process-wide")
+    session.mark_untracked(lost, "process-wide")
     store.append(bytearray(2 * MB))
-    end_owner(lost)
-    end_owner(parent)
+    close_owner(lost)
+    close_owner(parent)
 
     assert parent.live_bytes == near(6 * MB)
     assert parent.usage is not None
@@ -234,7 +239,7 @@ async def test_giving_up_a_scope_leaves_its_parent_exact(session: Meter) -> None
     assert lost.live_bytes == near(6 * MB)
 
 
-async def test_many_scopes_in_one_step_leave_nothing_waiting_for_the_loop(session: Meter) -> None:
+async def test_many_scopes_in_one_step_schedule_one_callback(session: Meter) -> None:
     def sync_work() -> int:
         with scope("short") as opened:
             pass
@@ -261,24 +266,24 @@ def test_recursion_five_hundred_deep_is_one_account(session: Meter, accounts: An
     assert (entry.started, entry.active, entry.children) == (500, 0, ())
 
 
-def test_ten_thousand_names_are_bounded(accounts: Any) -> None:
+def test_ten_thousand_names_make_bounded_accounts(accounts: Any) -> None:
     for number in range(10_000):
-        end_owner(open_owner(f"request {number}", "scope"))
+        close_owner(open_owner(f"request {number}", "scope"))
 
     names = accounts.names()
     assert len(names) == MAX_NAMES + 1
     assert accounts[OTHER].started == 10_000 - MAX_NAMES
 
 
-def test_names_that_nest_without_bound_are_bounded(accounts: Any) -> None:
+def test_endlessly_nested_names_make_bounded_accounts(accounts: Any) -> None:
     owners = []
     for number in range(6_000):
         owners.append(open_owner(f"level {number}", "scope"))
         if len(owners) == 100:
             while owners:
-                end_owner(owners.pop())
+                close_owner(owners.pop())
     while owners:
-        end_owner(owners.pop())
+        close_owner(owners.pop())
 
     def count(entries: Any) -> int:
         return sum(1 + count(entry.children) for entry in entries)
@@ -286,15 +291,15 @@ def test_names_that_nest_without_bound_are_bounded(accounts: Any) -> None:
     assert count(statistics().accounts) <= 4_096 + 4_096
 
 
-def test_names_are_cut(accounts: Any) -> None:
-    end_owner(open_owner("n" * 10_000, "scope"))
+def test_long_name_is_truncated(accounts: Any) -> None:
+    close_owner(open_owner("n" * 10_000, "scope"))
 
     assert accounts.names() == ["n" * MAX_NAME_LENGTH]
 
 
-def test_resident_scopes_say_that_they_are_process_wide() -> None:
+def test_rss_scope_says_that_it_is_process_wide() -> None:
     with memory_scope("rss", meter="rss") as opened:
-        # Touched, so that it is resident; too large for memory that the allocator has kept from before.
+        # Written, so that it is resident; too large for memory that the allocator has kept.
         block = bytes(80 * MB).replace(b"\0", b"x")
 
     assert not opened.usage.exact
@@ -306,7 +311,7 @@ class Failed(Exception):
     pass
 
 
-def test_no_exception_and_no_frame_is_pinned(session: Meter) -> None:
+def test_closed_scope_keeps_no_exception_and_no_frame(session: Meter) -> None:
     class Canary:
         pass
 
@@ -353,20 +358,20 @@ def test_no_exception_and_no_frame_is_pinned(session: Meter) -> None:
     assert alive == []
 
 
-def test_owners_and_drivers_are_freed_without_the_collector(session: Meter) -> None:
+def test_owners_and_trackers_are_freed_without_the_collector(session: Meter) -> None:
     async def call() -> None:
         async with scope("inside"):
             await asyncio.sleep(0)
 
     owners: list[weakref.ref[Owner]] = []
-    drivers: list[weakref.ref[TrackedCoroutine[None]]] = []
+    tracked_coroutines: list[weakref.ref[TrackedCoroutine[None]]] = []
 
     async def main() -> None:
-        driver = TrackedCoroutine(
+        tracked = TrackedCoroutine(
             call(), session, name="call", on_end=lambda owner, _: owners.append(weakref.ref(owner))
         )
-        drivers.append(weakref.ref(driver))
-        await asyncio.ensure_future(driver)
+        tracked_coroutines.append(weakref.ref(tracked))
+        await asyncio.ensure_future(tracked)
 
     gc.collect()
     gc.disable()
@@ -375,27 +380,27 @@ def test_owners_and_drivers_are_freed_without_the_collector(session: Meter) -> N
         loop.run_until_complete(main())
         loop.close()
         del loop
-        alive = [found for found in (*owners, *drivers) if found() is not None]
+        alive = [found for found in (*owners, *tracked_coroutines) if found() is not None]
     finally:
         gc.enable()
 
     assert alive == []
 
 
-async def test_a_pending_task_that_is_dropped_with_its_loop_does_not_stay_open(session: Meter) -> None:
+async def test_pending_task_dropped_with_its_loop_is_closed(session: Meter) -> None:
     async def waits() -> None:
         await asyncio.sleep(0)
 
-    driver = TrackedCoroutine(waits(), session, name="waits")
-    driver.send(None)
+    tracked = TrackedCoroutine(waits(), session, name="waits")
+    tracked.send(None)
     assert [owner.name for owner in open_owners()] == ["waits"]
 
-    del driver
+    del tracked
 
     assert open_owners() == ()
 
 
-async def test_a_chain_of_ten_thousand_tasks_keeps_none_of_the_links(session: Meter, accounts: Any) -> None:
+async def test_chain_of_ten_thousand_tasks_keeps_no_owner(session: Meter, accounts: Any) -> None:
     owners: weakref.WeakSet[Owner] = weakref.WeakSet()
     done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     tasks: set[asyncio.Task[None]] = set()
@@ -423,8 +428,8 @@ async def test_a_chain_of_ten_thousand_tasks_keeps_none_of_the_links(session: Me
     assert accounts["link"].started == 10_001
 
 
-def test_a_name_cannot_forge_a_line_of_a_log(session: Meter) -> None:
+def test_name_cannot_forge_a_line_of_a_log(session: Meter) -> None:
     owner = open_owner("job\nERROR all is lost\x1b[31m\u202e", "scope", meter=session)
-    end_owner(owner)
+    close_owner(owner)
 
     assert owner.name == r"job\nERROR all is lost\x1b[31m\u202e"

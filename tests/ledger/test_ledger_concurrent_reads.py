@@ -1,18 +1,19 @@
-"""Asking the ledger in one thread while others open and end owners: what a scrape of metrics does."""
+"""Reading the ledger in one thread while other threads open and close owners, as a scrape of metrics does."""
 
 import sys
 import threading
 
 import pytest
 
-from memtools.ledger import current_usage, native_reason, open_owners, statistics
+from memtools.ledger import native_reason, open_owners, statistics
+from memtools.ledger._ledger import current_usage
 from memtools.scopes import memory_scope
 
 METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]
 
 
 @pytest.mark.parametrize("meter", METERS)
-def test_owners_may_be_opened_and_ended_while_another_thread_asks(meter: str) -> None:
+def test_owners_open_and_close_while_another_thread_reads(meter: str) -> None:
     enough = threading.Event()
 
     def work() -> None:

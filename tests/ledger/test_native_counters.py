@@ -1,4 +1,4 @@
-"""Numbers of owners that have ended and left blocks behind are found again, and no figure changes for it."""
+"""Counter numbers of closed owners with live blocks are reused, and no figure changes."""
 
 import random
 
@@ -13,35 +13,35 @@ from memtools.ledger import _native
 
 MOST = 32_766  # numbers
 BYTE = b"x"
-SIZES = (2, 200, 70_000)  # of each way in which the shadow remembers one
+SIZES = (2, 200, 70_000)  # of each way in which the block map stores a block
 
 
 class Program:
-    """Owners that make blocks, end, are let go or kept; what each should hold is known."""
+    """Owners that allocate, close, are dropped or kept, with a model of what each should hold."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.accounts = [_native.Account() for _ in range(5)]
+        self.accounts = [_native.AccountTotals() for _ in range(5)]
         self.account_bytes = [0] * 5
-        self.held: list[tuple[_native.Tally, list[int]]] = []  # with the bytes below each
+        self.held: list[tuple[_native.Counter, list[int]]] = []  # with the bytes of each and its children
         self.blocks: list[tuple[bytes, int, int, list[list[int]]]] = []
 
     def open(self) -> None:
         parent = self.random.choice(self.held) if self.held and self.random.random() < 0.5 else None
         account = self.random.randrange(5)
-        tally = _native.Tally(parent[0] if parent else None)
-        tally.join(self.accounts[account])
+        counter = _native.Counter(parent[0] if parent else None)
+        counter.attach_account(self.accounts[account])
         own = [0]
-        self.make(tally, account, [own] if parent is None else [own, parent[1]])
+        self.make(counter, account, [own] if parent is None else [own, parent[1]])
         if parent is None and self.random.random() < 0.001:
-            self.held.append((tally, own))
+            self.held.append((counter, own))
         else:
-            tally.close()
+            counter.close()
 
-    def make(self, tally: _native.Tally, account: int, above: list[list[int]]) -> None:
+    def make(self, counter: _native.Counter, account: int, above: list[list[int]]) -> None:
         size = self.random.choices(SIZES, (100, 10, 1))[0]
-        _native.switch(tally)
-        block = BYTE * size  # no call: the tuple of its arguments would be a block of its own
+        _native.switch(counter)
+        block = BYTE * size  # no call: its argument tuple would be another block
         _native.switch(None)
         counted = block.__sizeof__()
         for total in above:
@@ -57,16 +57,16 @@ class Program:
 
     def check(self) -> None:
         assert [account.live_bytes() for account in self.accounts] == self.account_bytes
-        for tally, own in self.held:
-            assert tally.figures()[0] == own[0]
+        for counter, own in self.held:
+            assert counter.read()[0] == own[0]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_owners_beyond_the_last_number_have_one_of_their_own_and_all_figures_stay_right(seed: int) -> None:
+def test_released_numbers_are_merged_and_figures_stay_right(seed: int) -> None:
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     try:
-        before = _native.tallies_in_use()
+        before = _native.counters_in_use()
         warm_up = Program(seed)
         for _ in range(1000):
             warm_up.open()
@@ -80,26 +80,26 @@ def test_owners_beyond_the_last_number_have_one_of_their_own_and_all_figures_sta
                 program.check()
         program.check()
 
-        late = _native.Tally()
+        late = _native.Counter()
         assert not late.is_shared
-        assert _native.tallies_in_use() < MOST
+        assert _native.counters_in_use() < MOST
         while program.blocks:
             program.drop()
         program.check()
         del late
         held = len(program.held)
-        assert _native.tallies_in_use() - before <= held + 5
+        assert _native.counters_in_use() - before <= held + 5
     finally:
         meter.release()
 
 
-def test_where_all_numbers_are_held_the_next_one_is_shared_as_before() -> None:
+def test_owner_shares_a_number_when_all_are_held() -> None:
     meter = choose_meter("native")
-    meter.hold()
+    meter.acquire()
     try:
-        crowd = [_native.Tally() for _ in range(MOST + 10)]
+        crowd = [_native.Counter() for _ in range(MOST + 10)]
         assert crowd[-1].is_shared
         del crowd
-        assert not _native.Tally().is_shared
+        assert not _native.Counter().is_shared
     finally:
         meter.release()

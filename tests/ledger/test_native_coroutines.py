@@ -1,4 +1,4 @@
-"""One contract for the driver in C and the one in Python; owners that go the quick way, held against the long one."""
+"""One contract for tracked coroutines in C and in Python, and for owners on the fast path and on the slow one."""
 
 import asyncio
 import gc
@@ -16,31 +16,27 @@ import pytest
 from memtools.errors import BudgetExceeded
 from memtools.events import Event, ScopeEnded, subscribe
 from memtools.ledger import (
-    UNUSED,
     Budget,
-    TrackedCoroutine,
     _context,
     active_owner,
     choose_meter,
-    current_tracker,
-    end_owner,
     forget_accounts,
     native_reason,
-    open_owner,
     open_owners,
     statistics,
 )
-from memtools.ledger._context import per_thread
-from memtools.ledger._coroutines import PureSteps
+from memtools.ledger._context import current_tracker, per_thread
+from memtools.ledger._coroutines import PythonTrackedCoroutine, TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
 
-# Any: what coroutines send and return, and what a driver is told, differs from test to test.
+# Any: what coroutines send and return, and the options of a tracked coroutine, differ from test to test.
 METERS = ["rss", "tracemalloc", *([] if native_reason() else ["native"])]
 MB = 1_000_000
 
 
 def _over_python() -> Any:
     body = {name: value for name, value in vars(TrackedCoroutine).items() if name != "__orig_bases__"}
-    return type("OverPython", (PureSteps, Coroutine), body)
+    return type("OverPython", (PythonTrackedCoroutine, Coroutine), body)
 
 
 @pytest.fixture(params=["as built", "in Python"])
@@ -52,7 +48,7 @@ def driver(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(params=METERS)
 def meter(request: pytest.FixtureRequest) -> Any:
     chosen = choose_meter(request.param)
-    chosen.hold()
+    chosen.acquire()
     yield chosen
     chosen.release()
 
@@ -72,7 +68,7 @@ def finish(steps: Any) -> Any:
 
 
 @pytest.mark.parametrize("result", [None, 7, (1, 2), ValueError("a result"), StopIteration(3)])
-def test_whatever_is_returned_comes_out_as_it_is(driver: Any, meter: Any, result: Any) -> None:
+def test_return_values_pass_unchanged(driver: Any, meter: Any, result: Any) -> None:
     async def returns() -> Any:
         await pause()
         return result
@@ -84,7 +80,7 @@ def test_whatever_is_returned_comes_out_as_it_is(driver: Any, meter: Any, result
     assert finish(awaits()) is result
 
 
-def test_what_is_sent_and_yielded_passes_both_ways(driver: Any, meter: Any) -> None:
+def test_sent_and_yielded_values_pass_both_ways(driver: Any, meter: Any) -> None:
     async def talks() -> list[Any]:
         return [await pause("one"), await pause("two")]
 
@@ -97,7 +93,7 @@ def test_what_is_sent_and_yielded_passes_both_ways(driver: Any, meter: Any) -> N
     assert steps.steps == 3
 
 
-def test_on_end_is_told_the_owner_and_the_exception(driver: Any, meter: Any) -> None:
+def test_on_end_gets_the_owner_and_the_exception(driver: Any, meter: Any) -> None:
     told: list[Any] = []
 
     async def ends(error: BaseException | None) -> None:
@@ -117,24 +113,24 @@ def test_on_end_is_told_the_owner_and_the_exception(driver: Any, meter: Any) -> 
     assert told == [(False, None), (False, failure)]
 
 
-def test_what_on_end_raises_takes_the_place_of_the_result_and_names_what_went_before(driver: Any, meter: Any) -> None:
+def test_exception_of_on_end_replaces_the_result(driver: Any, meter: Any) -> None:
     async def fails() -> None:
         raise LookupError("mine")
 
     def refuses(_owner: Any, _error: Any) -> None:
-        raise RuntimeError("theirs")
+        raise RuntimeError("raised by on_end")
 
-    with pytest.raises(RuntimeError, match="theirs") as caught:
+    with pytest.raises(RuntimeError, match="raised by on_end") as caught:
         finish(driver(fails(), meter, name="fails", on_end=refuses))
 
     assert isinstance(caught.value.__context__, LookupError)
     assert per_thread.slot.owner is None
-    assert per_thread.slot.driver is None
+    assert per_thread.slot.tracker is None
 
 
 @pytest.mark.parametrize("thrown", [(KeyError("k"),), (KeyError,), (KeyError, KeyError("k"), None)])
 @pytest.mark.filterwarnings("ignore:the .type, exc, tb. signature:DeprecationWarning")
-def test_what_is_thrown_in_reaches_the_coroutine(driver: Any, meter: Any, thrown: tuple[Any, ...]) -> None:
+def test_thrown_exceptions_reach_the_coroutine(driver: Any, meter: Any, thrown: tuple[Any, ...]) -> None:
     async def catches() -> str:
         try:
             await pause()
@@ -149,7 +145,7 @@ def test_what_is_thrown_in_reaches_the_coroutine(driver: Any, meter: Any, thrown
     assert finish(steps) == "done"
 
 
-def test_a_frame_that_failed_is_not_kept_alive(driver: Any, meter: Any) -> None:
+def test_failed_frame_is_not_kept_alive(driver: Any, meter: Any) -> None:
     class Held:
         pass
 
@@ -174,7 +170,7 @@ def test_a_frame_that_failed_is_not_kept_alive(driver: Any, meter: Any) -> None:
         gc.enable()
 
 
-def test_who_is_dropped_in_a_cycle_is_closed_when_it_is_collected(driver: Any, meter: Any) -> None:
+def test_coroutine_dropped_in_a_cycle_is_closed_by_the_collector(driver: Any, meter: Any) -> None:
     ended: list[str] = []
 
     async def holds(cycle: list[Any]) -> None:
@@ -197,7 +193,7 @@ def test_who_is_dropped_in_a_cycle_is_closed_when_it_is_collected(driver: Any, m
     assert not [owner for owner in open_owners() if owner.name == "holds"]
 
 
-def test_names_are_the_coroutines_until_others_are_given(driver: Any, meter: Any) -> None:
+def test_names_are_the_coroutines_until_set(driver: Any, meter: Any) -> None:
     async def mine() -> None:
         await pause()
 
@@ -214,14 +210,14 @@ def test_names_are_the_coroutines_until_others_are_given(driver: Any, meter: Any
 
     assert (steps.__name__, steps.__qualname__.rpartition(".")[2]) == ("mine", "mine")
     assert nameless.__name__ == nameless.__qualname__ == Nameless.__qualname__
-    steps.__name__ = steps.__qualname__ = "theirs"
-    assert (steps.__name__, steps.__qualname__) == ("theirs", "theirs")
+    steps.__name__ = steps.__qualname__ = "other"
+    assert (steps.__name__, steps.__qualname__) == ("other", "other")
     assert steps.cr_code is mine.__code__
     steps.close()
     nameless.close()
 
 
-def test_anything_with_the_methods_of_a_coroutine_can_be_followed(driver: Any, meter: Any) -> None:
+def test_any_object_with_coroutine_methods_can_be_tracked(driver: Any, meter: Any) -> None:
     class ByHand:
         left = 2
 
@@ -244,7 +240,7 @@ def test_anything_with_the_methods_of_a_coroutine_can_be_followed(driver: Any, m
         steps.throw(KeyError())
 
 
-async def test_a_task_over_its_budget_is_stopped_at_its_next_step(driver: Any) -> None:
+async def test_task_over_budget_is_stopped_at_its_next_step(driver: Any) -> None:
     store: list[bytearray] = []
 
     async def grows() -> None:
@@ -261,11 +257,11 @@ async def test_a_task_over_its_budget_is_stopped_at_its_next_step(driver: Any) -
         await asyncio.ensure_future(steps)
 
     assert len(store) <= 7
-    assert owners[0].overran
+    assert owners[0].exceeded_reported
     assert steps.owner is None
 
 
-async def test_meters_change_places_within_a_task_and_between_tasks(driver: Any) -> None:
+async def test_meters_alternate_within_a_task_and_between_tasks(driver: Any) -> None:
     store: list[bytearray] = []
 
     async def grows(size: int) -> None:
@@ -290,7 +286,7 @@ async def test_meters_change_places_within_a_task_and_between_tasks(driver: Any)
     assert current_tracker() is None
 
 
-def test_steps_may_be_taken_in_different_threads(driver: Any, meter: Any) -> None:
+def test_steps_may_run_in_different_threads(driver: Any, meter: Any) -> None:
     async def work() -> int:
         for _ in range(3):
             await pause()
@@ -306,7 +302,7 @@ def test_steps_may_be_taken_in_different_threads(driver: Any, meter: Any) -> Non
     assert per_thread.slot.owner is None
 
 
-def test_thousands_of_drivers_leave_nothing(driver: Any, meter: Any) -> None:
+def test_thousands_of_tracked_coroutines_leave_nothing(driver: Any, meter: Any) -> None:
     async def work(fails: bool) -> None:
         await pause()
         if fails:
@@ -323,11 +319,11 @@ def test_thousands_of_drivers_leave_nothing(driver: Any, meter: Any) -> None:
     before = sys.getallocatedblocks()
     some(3_000)
 
-    # A leak of one object a driver would be 3,000.
+    # A leak of one object per coroutine would be 3,000.
     assert sys.getallocatedblocks() - before < 300
 
 
-def test_one_that_is_over_holds_nothing_for_those_who_keep_it(driver: Any, meter: Any) -> None:
+def test_finished_coroutine_keeps_no_references(driver: Any, meter: Any) -> None:
     owners: list[weakref.ref[Any]] = []
 
     def keep(owner: Any, _error: BaseException | None) -> None:
@@ -345,11 +341,11 @@ def test_one_that_is_over_holds_nothing_for_those_who_keep_it(driver: Any, meter
     assert owners[0]() is None
 
 
-# Those that join the driver of their task.
+# Calls that nest under the tracker of their task.
 
 
 class _Ends:
-    """What `on_end` was told."""
+    """The arguments that `on_end` was called with."""
 
     def __init__(self) -> None:
         self.owners: list[Any] = []
@@ -360,7 +356,7 @@ class _Ends:
         self.errors.append(error)
 
 
-def test_one_that_joins_opens_its_owner_where_the_task_is_followed(driver: Any, meter: Any) -> None:
+def test_nested_call_opens_its_owner_under_the_tracker(driver: Any, meter: Any) -> None:
     ends = _Ends()
     seen: list[Any] = []
 
@@ -372,8 +368,11 @@ def test_one_that_joins_opens_its_owner_where_the_task_is_followed(driver: Any, 
         return number
 
     async def outer() -> list[int]:
-        # The second goes the quick way.
-        return [await driver(work(n), meter, name="joined", kind="call", joins=True, on_end=ends) for n in range(2)]
+        # The second takes the fast path.
+        return [
+            await driver(work(n), meter, name="joined", kind="call", nest_if_tracked=True, on_end=ends)
+            for n in range(2)
+        ]
 
     above = driver(outer(), meter, name="outer")
     assert finish(above) == [0, 1]
@@ -387,7 +386,7 @@ def test_one_that_joins_opens_its_owner_where_the_task_is_followed(driver: Any, 
     assert active_owner() is None
 
 
-def test_one_that_joins_follows_by_itself_where_nobody_does(driver: Any) -> None:
+def test_nested_call_without_a_tracker_tracks_itself(driver: Any) -> None:
     ends = _Ends()
 
     async def work() -> Any:
@@ -395,18 +394,18 @@ def test_one_that_joins_follows_by_itself_where_nobody_does(driver: Any) -> None
         return current_tracker()
 
     for name in (name for name in METERS if name != "rss"):
-        made = driver(work(), choose_meter(name), name="alone", joins=True, on_end=ends)
+        made = driver(work(), choose_meter(name), name="alone", nest_if_tracked=True, on_end=ends)
         assert finish(made) is made
         assert ends.owners[-1].usage.steps == 2
         assert ends.owners[-1].usage.exact
-    # Nobody needs to follow for a meter that counts the whole process.
-    assert finish(driver(work(), choose_meter("rss"), name="alone", joins=True, on_end=ends)) is None
+    # A meter that counts the whole process needs no tracker.
+    assert finish(driver(work(), choose_meter("rss"), name="alone", nest_if_tracked=True, on_end=ends)) is None
     assert ends.owners[-1].name == "alone"
     assert not ends.owners[-1].is_active
 
 
 @pytest.mark.parametrize("error", [LookupError("failed"), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
-def test_how_one_that_joined_ends_is_told_and_passes(driver: Any, meter: Any, error: BaseException) -> None:
+def test_end_of_a_nested_call_is_reported_and_passes(driver: Any, meter: Any, error: BaseException) -> None:
     ends = _Ends()
 
     async def work(*, raises: bool) -> None:
@@ -415,7 +414,7 @@ def test_how_one_that_joined_ends_is_told_and_passes(driver: Any, meter: Any, er
             raise error
 
     async def outer(*, raises: bool) -> None:
-        await driver(work(raises=raises), meter, name="joined", joins=True, on_end=ends)
+        await driver(work(raises=raises), meter, name="joined", nest_if_tracked=True, on_end=ends)
 
     with pytest.raises(type(error)) as caught:
         finish(driver(outer(raises=True), meter, name="outer"))
@@ -430,7 +429,7 @@ def test_how_one_that_joined_ends_is_told_and_passes(driver: Any, meter: Any, er
     assert active_owner() is None
 
 
-def test_one_that_joined_is_closed_with_its_task_and_settled_once(driver: Any, meter: Any) -> None:
+def test_nested_call_closed_with_its_task_is_counted_once(driver: Any, meter: Any) -> None:
     ends = _Ends()
     closed: list[str] = []
 
@@ -441,7 +440,7 @@ def test_one_that_joined_is_closed_with_its_task_and_settled_once(driver: Any, m
             closed.append(active_owner().name)  # type: ignore[union-attr]  # there is one
 
     async def outer() -> None:
-        await driver(work(), meter, name="joined", joins=True, on_end=ends)
+        await driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends)
 
     above = driver(outer(), meter, name="outer")
     above.send(None)
@@ -456,21 +455,21 @@ def test_one_that_joined_is_closed_with_its_task_and_settled_once(driver: Any, m
     assert [owner.is_active for owner in ends.owners] == [False, False]
 
 
-def test_one_that_joins_and_is_ended_before_it_begins_is_nobodys_call(driver: Any, meter: Any) -> None:
+def test_nested_call_ended_before_its_start_opens_no_owner(driver: Any, meter: Any) -> None:
     ends = _Ends()
 
     async def work() -> None:
         raise AssertionError("must not run")
 
     with pytest.raises(LookupError):
-        driver(work(), meter, name="joined", joins=True, on_end=ends).throw(LookupError())
-    driver(work(), meter, name="joined", joins=True, on_end=ends).close()
+        driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends).throw(LookupError())
+    driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends).close()
 
     assert ends.owners == []
     assert open_owners() == ()
 
 
-def test_what_on_end_raises_takes_the_place_of_a_joined_result(driver: Any, meter: Any) -> None:
+def test_exception_of_on_end_replaces_a_nested_result(driver: Any, meter: Any) -> None:
     def refuses(_owner: Any, _error: BaseException | None) -> None:
         raise BudgetExceeded("joined", 2, 1)
 
@@ -479,33 +478,33 @@ def test_what_on_end_raises_takes_the_place_of_a_joined_result(driver: Any, mete
 
     async def outer() -> str:
         with pytest.raises(BudgetExceeded):
-            await driver(work(), meter, name="joined", joins=True, on_end=refuses)
+            await driver(work(), meter, name="joined", nest_if_tracked=True, on_end=refuses)
         return "went on"
 
     assert finish(driver(outer(), meter, name="outer")) == "went on"
     assert active_owner() is None
 
 
-def test_those_that_are_made_after_an_example_are_as_it_is(driver: Any, meter: Any) -> None:
+def test_copies_have_the_options_and_names_of_the_original(driver: Any, meter: Any) -> None:
     ends = _Ends()
 
     async def work() -> str:
         await pause()
         return active_owner().name  # type: ignore[union-attr]  # there is one
 
-    example = driver(UNUSED, meter, name="made", kind="call", on_end=ends, joins=True)
-    plain = example.following(work())
+    example = driver(None, meter, name="made", kind="call", on_end=ends, nest_if_tracked=True)
+    plain = example.copy_for(work())
     example.__name__, example.__qualname__ = "shown", "shown.as"
-    named = example.following(work())
+    named = example.copy_for(work())
 
     assert (plain.__qualname__, named.__name__, named.__qualname__) == (work.__qualname__, "shown", "shown.as")
     assert (finish(plain), finish(named)) == ("made", "made")
     assert [owner.kind for owner in ends.owners] == ["call", "call"]
     with pytest.raises(AttributeError, match="send"):
-        example.following(42)
+        example.copy_for(42)
 
 
-def test_a_driver_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
+def test_tracked_coroutine_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
     async def work() -> None: ...
 
     made = driver(work(), meter, name="work")
@@ -516,12 +515,12 @@ def test_a_driver_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
     assert isinstance(made, Coroutine)
 
 
-# What is in C is chosen once, when memtools is imported: `MEMTOOLS_NATIVE=0` may have held then and no longer.
-_IN_PYTHON = any(kind.__name__ == "PureSteps" for kind in TrackedCoroutine.__mro__)
+# The implementation is chosen once, at import: `MEMTOOLS_NATIVE=0` may have been set then.
+_IN_PYTHON = any(kind.__name__ == "PythonTrackedCoroutine" for kind in TrackedCoroutine.__mro__)
 
 
 @pytest.mark.skipif(_IN_PYTHON, reason="about the steps in C")
-def test_one_that_was_never_made_refuses_and_does_not_crash() -> None:
+def test_uninitialised_object_raises_and_does_not_crash() -> None:
     steps: Any = TrackedCoroutine.__new__(TrackedCoroutine)
 
     with pytest.raises(RuntimeError, match="no coroutine"):
@@ -530,11 +529,7 @@ def test_one_that_was_never_made_refuses_and_does_not_crash() -> None:
         steps.throw(KeyError())
 
 
-# The quick way of owners.
-
-native = pytest.mark.skipif(
-    _IN_PYTHON or bool(native_reason()), reason="only the native meter has a quick way, with its parts in C"
-)
+native = pytest.mark.skipif(_IN_PYTHON or bool(native_reason()), reason="only the native meter has a fast path, in C")
 
 
 @pytest.fixture
@@ -545,17 +540,18 @@ def books() -> Any:
 
 
 @native
-def test_the_quick_way_and_the_long_one_write_the_same_books(books: None) -> None:
+def test_fast_path_and_slow_path_write_the_same_accounts(books: None) -> None:
     meter = choose_meter("native")
     store: list[bytearray] = []
 
     def one(name: str, *, layered: bool) -> Any:
-        # What is layered goes the long way.
-        owner = open_owner(name, "call", meter=meter, is_layered=layered)
+        # A stacked owner takes the slow path.
+        owner = open_owner(name, "call", meter=meter, is_stacked=layered)
         store.append(bytearray(MB))
         del store[:]
         store.append(bytearray(2000))
-        return end_owner(owner)
+        close_owner(owner)
+        return owner.usage
 
     usages = {layered: [one(f"layered {layered}", layered=layered) for _ in range(40)] for layered in (False, True)}
 
@@ -571,7 +567,7 @@ def test_the_quick_way_and_the_long_one_write_the_same_books(books: None) -> Non
 
 
 @native
-def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books: None) -> None:
+def test_recursive_calls_on_both_paths_write_the_same_accounts(books: None) -> None:
     from memtools.ledger import _native
 
     meter = choose_meter("native")
@@ -583,18 +579,18 @@ def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books:
         if depth:
             between = open_owner("between", "call", meter=meter)
             calls_itself(depth - 1)
-            end_owner(between)
-        end_owner(owner)
+            close_owner(between)
+        close_owner(owner)
 
     def books_of(goes_long: bool) -> Any:
         forget_accounts()
         store.clear()
-        _native.go_long(goes_long)
+        _native.disable_fast_path(goes_long)
         try:
             for _ in range(20):
                 calls_itself(4)
         finally:
-            _native.go_long(False)
+            _native.disable_fast_path(False)
         (entry,) = statistics().accounts
         (below,) = entry.children
         return entry, below
@@ -605,19 +601,19 @@ def test_calls_below_themselves_go_the_quick_way_and_write_the_same_books(books:
         assert quick.peak_bytes == pytest.approx(long.peak_bytes, abs=10_000)
         assert quick.live_bytes == pytest.approx(long.live_bytes, abs=50_000)
         assert [calls for calls, _ in quick.live_at_checkpoints] == [calls for calls, _ in long.live_at_checkpoints]
-        # A call below itself is in the figures of the one above already, each of the two.
+        # The outer call's figures already include a recursive one.
         assert 20 * 39_000 < quick.retained_bytes < 20 * 55_000
 
     outer = open_owner("calls itself", "call", meter=meter)
-    inner = _native.open_plain(meter, "call", "calls itself", True, None)
+    inner = _native.open_fast(meter, "call", "calls itself", True, None)
     assert inner is not None
-    assert (inner.account, inner.nested) == (outer.account, True)
-    end_owner(inner)
-    end_owner(outer)
+    assert (inner.account, inner.is_recursive) == (outer.account, True)
+    close_owner(inner)
+    close_owner(outer)
 
 
 @native
-def test_collections_do_not_look_at_those_that_are_over(books: None) -> None:
+def test_collections_do_not_visit_finished_coroutines(books: None) -> None:
     async def work() -> None:
         await pause()
 
@@ -631,21 +627,21 @@ def test_collections_do_not_look_at_those_that_are_over(books: None) -> None:
 
 
 @native
-def test_a_layer_of_a_call_is_left_to_the_long_way(books: None) -> None:
+def test_stacked_call_takes_the_slow_path(books: None) -> None:
     meter = choose_meter("native")
     for _ in range(3):
-        outer = open_owner("layered", "call", meter=meter, is_layered=True)
+        outer = open_owner("layered", "call", meter=meter, is_stacked=True)
         inner = open_owner("layered", "call", meter=meter)
         assert not inner.is_counted
-        end_owner(inner)
-        end_owner(outer)
+        close_owner(inner)
+        close_owner(outer)
 
     (entry,) = statistics().accounts
     assert (entry.started, entry.active, entry.children) == (3, 0, ())
 
 
 class _Named:
-    """Stands for the task of a loop of somebody's own."""
+    """The task of another event loop."""
 
     def __init__(self, name: object) -> None:
         self._name = name
@@ -672,7 +668,7 @@ class _Named:
     ],
     ids=repr,
 )
-def test_an_owner_without_a_name_has_its_tasks_or_its_coroutines(
+def test_unnamed_owner_takes_the_name_of_task_or_coroutine(
     driver: Any, meter: Any, books: None, monkeypatch: pytest.MonkeyPatch, of_task: Any, expected: str
 ) -> None:
     async def work() -> None:
@@ -684,7 +680,7 @@ def test_an_owner_without_a_name_has_its_tasks_or_its_coroutines(
     monkeypatch.setattr(asyncio, "_get_running_loop", lambda: loop)
     monkeypatch.setattr(asyncio, "current_task", {loop: of_task}.get)
     with _tasks_looked_up_anew():
-        for _ in range(3):  # the second goes the quick way
+        for _ in range(3):  # the second takes the fast path
             finish(driver(work(), meter, name=""))
 
     assert names == [expected] * 3
@@ -701,65 +697,67 @@ def _tasks_looked_up_anew() -> Iterator[None]:
     if running_loop is None:
         _context.current_task()
     elif _context._native is not None:
-        _context._native.know_tasks(running_loop, current_task)
+        _context._native.set_loop_getters(running_loop, current_task)
 
 
 @native
-def test_quick_owners_are_heard_listed_and_noted_by_their_parent(books: None) -> None:
+def test_fast_path_owners_are_listed_and_reported(books: None) -> None:
     meter = choose_meter("native")
-    heard: list[Event] = []
+    received: list[Event] = []
     outer = open_owner("outer", "scope", meter=meter)
-    for _ in range(2):  # the second goes the quick way
+    for _ in range(2):  # the second takes the fast path
         inner = open_owner("inner", "call", meter=meter)
         assert inner in open_owners()
         assert inner.parent is outer
         assert active_owner() is inner
         block = bytearray(MB)
-        with subscribe(heard.append):
-            end_owner(inner, failed=True)
+        with subscribe(received.append):
+            close_owner(inner, failed=True)
         del block
-    end_owner(outer)
+    close_owner(outer)
 
-    told = [event for event in heard if isinstance(event, ScopeEnded)]
+    told = [event for event in received if isinstance(event, ScopeEnded)]
     assert [(event.name, event.path, event.failed) for event in told] == [("inner", ("outer", "inner"), True)] * 2
-    assert outer.largest[0][0] == "inner"
-    assert outer.largest[0][1] >= MB
+    assert outer.largest_children[0][0] == "inner"
+    assert outer.largest_children[0][1] >= MB
     assert active_owner() is None
     assert inner not in open_owners()
 
 
 @native
-def test_a_quick_owner_that_is_ended_twice_or_by_another_thread_counts_once(books: None) -> None:
+def test_fast_path_owner_closed_by_several_threads_counts_once(books: None) -> None:
     meter = choose_meter("native")
-    end_owner(open_owner("once", "call", meter=meter))
+    close_owner(open_owner("once", "call", meter=meter))
     owner = open_owner("once", "call", meter=meter)
-    threads = [threading.Thread(target=end_owner, args=(owner,)) for _ in range(4)]
+    threads = [threading.Thread(target=close_owner, args=(owner,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    first = end_owner(owner)
+    first = owner.usage
+    close_owner(owner)
 
     entry = statistics().accounts[0]
     assert (entry.started, entry.active) == (2, 0)
-    assert end_owner(owner) == first
+    assert owner.usage == first
+    assert first is not None
 
 
 @native
-def test_quick_owners_leave_no_tally_and_no_object(books: None) -> None:
+def test_fast_path_owners_leave_no_counter_and_no_object(books: None) -> None:
     from memtools.ledger import _native
 
     meter = choose_meter("native")
 
     def some(number: int) -> None:
         for _ in range(number):
-            end_owner(open_owner("many", "call", meter=meter))
+            close_owner(open_owner("many", "call", meter=meter))
 
     some(500)
     gc.collect()
-    before, numbers = sys.getallocatedblocks(), _native.tallies_in_use()
+    before, numbers = sys.getallocatedblocks(), _native.counters_in_use()
     some(5_000)
     gc.collect()
 
     assert sys.getallocatedblocks() - before < 300
-    assert _native.tallies_in_use() <= numbers
+    assert _native.counters_in_use() <= numbers

@@ -1,4 +1,4 @@
-"""The arithmetic over the tree of owners, held against a walk that charges every ancestor with every segment."""
+"""The arithmetic over the tree of owners, compared with a model that charges every ancestor with every segment."""
 
 from dataclasses import dataclass, field
 
@@ -6,19 +6,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from memtools.ledger._counters import Tally, attach, charge, detach, inclusive, share
+from memtools.ledger._counters import Counter, aggregate_eagerly, attach, charge, detach, totals
 
 
 @dataclass
-class Truth:
-    """What a tally should say: each segment is added to it and to everything above, at once."""
+class Expected:
+    """What a counter should hold: each segment is added to it and to all its ancestors, at once."""
 
-    above: "Truth | None"
+    above: "Expected | None"
     live: int = 0
     peak: int = 0
 
     def charge(self, net: int, rise: int) -> None:
-        charged: Truth | None = self
+        charged: Expected | None = self
         while charged is not None:
             charged.peak = max(charged.peak, charged.live + rise)
             charged.live += net
@@ -27,9 +27,9 @@ class Truth:
 
 @dataclass
 class Strand:
-    """One task or thread: owners that were opened inside of each other, innermost last."""
+    """One task or thread: owners that were opened inside each other, innermost last."""
 
-    owners: list[tuple[Tally, Truth]] = field(default_factory=list)
+    owners: list[tuple[Counter, Expected]] = field(default_factory=list)
 
 
 class AnyTreeOfOwners(RuleBasedStateMachine):
@@ -37,13 +37,13 @@ class AnyTreeOfOwners(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.strands = [Strand([(Tally(), Truth(None))])]
+        self.strands = [Strand([(Counter(), Expected(None))])]
         self.open = list(self.strands[0].owners)
 
     @rule(where=st.integers(0), net=st.integers(-50, 80), above=st.integers(0, 30))
     def allocate_and_free(self, where: int, net: int, above: int) -> None:
-        tally, truth = self._strand(where).owners[-1]
-        charge(tally, net, max(net, 0) + above)
+        counter, truth = self._strand(where).owners[-1]
+        charge(counter, net, max(net, 0) + above)
         truth.charge(net, max(net, 0) + above)
 
     @rule(where=st.integers(0))
@@ -62,7 +62,7 @@ class AnyTreeOfOwners(RuleBasedStateMachine):
 
     @rule(where=st.integers(0))
     def share_in_the_middle(self, where: int) -> None:
-        share(self._strand(where).owners[0][0])
+        aggregate_eagerly(self._strand(where).owners[0][0])
 
     @precondition(lambda self: len(self.open) > 1)
     @rule(where=st.integers(0))
@@ -78,23 +78,23 @@ class AnyTreeOfOwners(RuleBasedStateMachine):
 
     @invariant()
     def everyone_knows_its_own_and_its_childrens_bytes(self) -> None:
-        told = [inclusive(tally) for tally, _ in self.open]
+        told = [totals(counter) for counter, _ in self.open]
 
         assert told == [(truth.live, truth.peak) for _, truth in self.open]
 
     def _strand(self, where: int) -> Strand:
         return self.strands[where % len(self.strands)]
 
-    def _open(self, strand: Strand, above: Tally, truth: Truth, *, in_line: bool) -> None:
-        made = (Tally(), Truth(truth))
-        attach(made[0], above, in_line=in_line)
+    def _open(self, strand: Strand, above: Counter, truth: Expected, *, in_line: bool) -> None:
+        made = (Counter(), Expected(truth))
+        attach(made[0], above, inline=in_line)
         strand.owners.append(made)
         self.open.append(made)
 
     def _end(self, strand: Strand, depth: int) -> None:
-        tally, truth = ended = strand.owners.pop(depth)
-        detach(tally)
-        assert (tally.live, tally.peak) == (truth.live, truth.peak)
+        counter, truth = ended = strand.owners.pop(depth)
+        detach(counter)
+        assert (counter.live, counter.peak) == (truth.live, truth.peak)
         self.open.remove(ended)
         if not strand.owners:
             self.strands.remove(strand)
@@ -104,23 +104,23 @@ AnyTreeOfOwners.TestCase.settings = settings(max_examples=200, stateful_step_cou
 TestAnyTreeOfOwners = AnyTreeOfOwners.TestCase
 
 
-def test_nested_owners_cost_one_addition_per_segment_whatever_the_depth() -> None:
-    outermost = innermost = Tally()
+def test_segment_of_nested_owners_costs_one_addition() -> None:
+    outermost = innermost = Counter()
     for _ in range(30):
-        child = Tally()
-        attach(child, innermost, in_line=True)
+        child = Counter()
+        attach(child, innermost, inline=True)
         innermost = child
 
     charge(innermost, 10.0, 10.0)
 
-    assert innermost.up is None
-    assert (outermost.live, inclusive(outermost)) == (0.0, (10.0, 10.0))
+    assert innermost.eager_parent is None
+    assert (outermost.live, totals(outermost)) == (0.0, (10.0, 10.0))
 
 
-def test_the_peak_of_a_child_stands_on_what_its_parent_held_then() -> None:
-    parent, child = Tally(), Tally()
+def test_peak_of_a_child_adds_to_the_bytes_of_its_parent() -> None:
+    parent, child = Counter(), Counter()
     charge(parent, 50.0, 50.0)
-    attach(child, parent, in_line=True)
+    attach(child, parent, inline=True)
     charge(child, 0.0, 5.0)
 
     detach(child)
@@ -129,10 +129,10 @@ def test_the_peak_of_a_child_stands_on_what_its_parent_held_then() -> None:
     assert (parent.live, parent.peak) == (0.0, 55.0)
 
 
-def test_two_children_at_once_have_one_common_peak() -> None:
-    parent, first, second = Tally(), Tally(), Tally()
-    attach(first, parent, in_line=False)
-    attach(second, parent, in_line=False)
+def test_concurrent_children_have_one_common_peak() -> None:
+    parent, first, second = Counter(), Counter(), Counter()
+    attach(first, parent, inline=False)
+    attach(second, parent, inline=False)
     charge(first, 50.0, 50.0)
     charge(second, 5.0, 5.0)
     charge(first, -50.0, 0.0)
@@ -143,9 +143,9 @@ def test_two_children_at_once_have_one_common_peak() -> None:
     assert (first.peak, second.peak, parent.peak, parent.live) == (50.0, 5.0, 55.0, 5.0)
 
 
-def test_detaching_twice_counts_once() -> None:
-    parent, child = Tally(), Tally()
-    attach(child, parent, in_line=True)
+def test_counter_detached_twice_counts_once() -> None:
+    parent, child = Counter(), Counter()
+    attach(child, parent, inline=True)
     charge(child, 7.0, 7.0)
 
     detach(child)
@@ -154,18 +154,18 @@ def test_detaching_twice_counts_once() -> None:
     assert parent.live == 7.0
 
 
-def test_an_owner_opened_below_a_long_row_of_ended_ones_does_not_keep_them() -> None:
-    link = Tally()
+def test_owner_below_a_chain_of_closed_ones_does_not_keep_them() -> None:
+    link = Counter()
     for _ in range(100):
-        successor = Tally()
-        attach(successor, link, in_line=False)
+        successor = Counter()
+        attach(successor, link, inline=False)
         detach(link)
         link = successor
-    last = Tally()
+    last = Counter()
 
-    attach(last, link, in_line=False)
+    attach(last, link, inline=False)
 
-    above, length = last.up, 0
+    above, length = last.eager_parent, 0
     while above is not None:
-        above, length = above.up, length + 1
+        above, length = above.eager_parent, length + 1
     assert length <= 1

@@ -1,4 +1,4 @@
-"""Threads, processes, collections and other users of tracemalloc: what runs beside us, and what it may not change."""
+"""Threads, forks, collections and other users of tracemalloc, which must not change an owner's figures."""
 
 import asyncio
 import concurrent.futures
@@ -17,17 +17,9 @@ from typing import Any
 
 import pytest
 
-from memtools.ledger import (
-    Meter,
-    Owner,
-    TrackedCoroutine,
-    bind_to_current,
-    choose_meter,
-    end_owner,
-    native_reason,
-    open_owner,
-    track_tasks,
-)
+from memtools.ledger import Meter, Owner, bind_to_current, choose_meter, native_reason, track_tasks
+from memtools.ledger._coroutines import TrackedCoroutine
+from memtools.ledger._ledger import close_owner, open_owner
 from memtools.scopes import memory_scope
 
 MB = 1_000_000
@@ -45,19 +37,19 @@ def scope(name: str) -> memory_scope:
 def sixty(store: list[bytearray]) -> None:
     for _ in range(60):
         store.append(bytearray(MB))
-        time.sleep(0.0001)  # lets the loop have its turn
+        time.sleep(0.0001)  # lets the loop run
 
 
 async def short_steps(until: asyncio.Event) -> memory_scope:
     async with scope("bystander") as opened:
-        while not until.is_set():  # noqa: ASYNC110  # the many short steps are the point
+        while not until.is_set():  # noqa: ASYNC110  # many short steps are needed
             await asyncio.sleep(0)
     return opened
 
 
 @pytest.fixture
 def no_forced_switches() -> Iterator[None]:
-    """Let threads change only where one of them waits: a change in the middle of a step is the meter's known limit."""
+    """Switch threads only where one of them waits: a switch inside a step is a known limit of the meter."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(10.0)
     yield
@@ -65,9 +57,7 @@ def no_forced_switches() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", ["to_thread", "default executor", "own executor"])
-async def test_a_thread_that_works_for_a_task_is_charged_to_it_and_not_to_a_bystander(
-    way: str, no_forced_switches: None
-) -> None:
+async def test_worker_thread_is_charged_to_the_task_that_called_it(way: str, no_forced_switches: None) -> None:
     store: list[bytearray] = []
     done = asyncio.Event()
 
@@ -95,7 +85,7 @@ async def test_a_thread_that_works_for_a_task_is_charged_to_it_and_not_to_a_byst
     assert "threads" in charged.usage.note
 
 
-def test_a_carried_function_is_charged_to_the_owner_it_comes_from(session: Meter) -> None:
+def test_bound_function_is_charged_to_its_owner(session: Meter) -> None:
     store: list[bytearray] = []
 
     with scope("sender") as opened:
@@ -106,7 +96,7 @@ def test_a_carried_function_is_charged_to_the_owner_it_comes_from(session: Meter
     assert opened.usage.retained_bytes == near(60 * MB)
 
 
-def test_a_scope_inside_a_carried_function_is_a_child_of_the_sender(session: Meter) -> None:
+def test_scope_in_bound_function_is_a_child_of_its_owner(session: Meter) -> None:
     inside: list[memory_scope] = []
 
     def work() -> None:
@@ -121,11 +111,11 @@ def test_a_scope_inside_a_carried_function_is_a_child_of_the_sender(session: Met
     assert inside[0].owner.parent is sender.owner
 
 
-def test_carrying_without_an_owner_is_the_function_itself() -> None:
+def test_bind_without_an_owner_returns_the_function_itself() -> None:
     assert bind_to_current(sixty) is sixty
 
 
-def test_a_carried_function_names_itself_and_passes_its_exception(session: Meter) -> None:
+def test_bound_function_shows_its_name_and_passes_its_exception(session: Meter) -> None:
     def fails() -> None:
         raise LookupError("mine")
 
@@ -142,7 +132,7 @@ def square(number: int) -> int:
 
 
 @pytest.mark.leaves("descriptor", reason="multiprocessing keeps its resource tracker and fork server")
-async def test_process_pools_get_the_function_as_it_is() -> None:
+async def test_process_pool_gets_the_unbound_function() -> None:
     loop = asyncio.get_running_loop()
 
     async def works() -> int:
@@ -153,7 +143,7 @@ async def test_process_pools_get_the_function_as_it_is() -> None:
         assert await asyncio.create_task(works()) == 3
 
 
-def test_two_threads_with_scopes_at_once_add_up_and_say_that_they_are_not_exact(session: Meter) -> None:
+def test_scopes_in_two_threads_add_up_and_are_not_exact(session: Meter) -> None:
     store: list[bytearray] = []
     barrier = threading.Barrier(2, timeout=10)
     found: list[memory_scope] = []
@@ -175,11 +165,11 @@ def test_two_threads_with_scopes_at_once_add_up_and_say_that_they_are_not_exact(
     assert not any(opened.usage.exact for opened in found)
 
 
-def test_an_idle_thread_pool_does_no_harm(session: Meter) -> None:
+def test_idle_thread_pool_leaves_figures_exact(session: Meter) -> None:
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert list(pool.map(square, range(4))) == [0, 1, 4, 9]
         settled = threading.Event()
-        settled.wait(0.05)  # the workers go back to their queue
+        settled.wait(0.05)  # the workers wait for their queue again
 
         with scope("beside idle threads") as opened:
             block = bytearray(MB)
@@ -190,7 +180,7 @@ def test_an_idle_thread_pool_does_no_harm(session: Meter) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_in_an_open_scope_leaves_both_sides_right(session: Meter) -> None:
+def test_fork_in_an_open_scope_leaves_both_sides_right(session: Meter) -> None:
     read, write = os.pipe()
 
     with scope("forked") as opened:
@@ -231,7 +221,7 @@ def no_collector() -> Iterator[None]:
     gc.collect()
 
 
-async def test_a_collection_in_an_innocent_step_does_not_credit_it(session: Meter, no_collector: None) -> None:
+async def test_collection_in_a_step_does_not_credit_its_task(session: Meter, no_collector: None) -> None:
     async def guilty() -> None:
         Cycle(50 * MB)
         await asyncio.sleep(0.001)
@@ -257,7 +247,7 @@ async def test_a_collection_in_an_innocent_step_does_not_credit_it(session: Mete
     assert owners["guilty"].live_bytes == near(50 * MB)
 
 
-def test_a_function_that_collects_its_own_cycles_while_alone_is_credited(no_collector: None) -> None:
+def test_function_that_collects_its_own_cycles_is_credited(no_collector: None) -> None:
     with scope("alone in its session") as opened:
         Cycle(50 * MB)
         gc.collect()
@@ -267,7 +257,7 @@ def test_a_function_that_collects_its_own_cycles_while_alone_is_credited(no_coll
     assert opened.usage.exact
 
 
-def test_a_second_collection_in_one_turn_is_credited_in_any_session(session: Meter, no_collector: None) -> None:
+def test_second_collection_in_one_segment_is_credited(session: Meter, no_collector: None) -> None:
     with scope("before"):
         Cycle(30 * MB)
 
@@ -280,7 +270,7 @@ def test_a_second_collection_in_one_turn_is_credited_in_any_session(session: Met
     assert opened.usage.exact
 
 
-def test_an_owner_whose_garbage_may_have_been_collected_says_so(session: Meter, no_collector: None) -> None:
+def test_owner_whose_garbage_may_be_collected_is_not_exact(session: Meter, no_collector: None) -> None:
     with scope("before"):
         pass
     with scope("cannot tell") as opened:
@@ -294,7 +284,7 @@ def test_an_owner_whose_garbage_may_have_been_collected_says_so(session: Meter, 
     kept.me = None  # type: ignore[assignment]  # breaks the cycle
 
 
-def test_what_a_collection_frees_is_accounted_for(session: Meter, no_collector: None) -> None:
+def test_bytes_freed_by_a_collection_are_accounted_for(session: Meter, no_collector: None) -> None:
     with scope("makes"):
         Cycle(50 * MB)
     before = session.unattributed_bytes
@@ -305,7 +295,7 @@ def test_what_a_collection_frees_is_accounted_for(session: Meter, no_collector: 
     assert session.unattributed_bytes - before == near(-50 * MB)
 
 
-def test_a_finaliser_may_open_a_scope_during_a_collection(session: Meter, no_collector: None) -> None:
+def test_finaliser_may_open_a_scope_during_a_collection(session: Meter, no_collector: None) -> None:
     found: list[memory_scope] = []
     store: list[bytearray] = []
 
@@ -327,7 +317,7 @@ def test_a_finaliser_may_open_a_scope_during_a_collection(session: Meter, no_col
     assert found[0].owner.parent is innocent.owner
 
 
-def test_collector_callbacks_are_ours_only_while_somebody_is_measured() -> None:
+def test_collector_callbacks_exist_only_while_an_owner_is_open() -> None:
     before = list(gc.callbacks)
     with scope("measured"):
         during = list(gc.callbacks)
@@ -345,7 +335,7 @@ def test_sessions_are_reference_counted_and_ended() -> None:
     assert not tracemalloc.is_tracing()
 
 
-def test_a_foreign_session_is_used_and_not_ended() -> None:
+def test_foreign_session_is_used_and_not_ended() -> None:
     tracemalloc.start(5)
     try:
         with scope("guest") as opened:
@@ -359,7 +349,7 @@ def test_a_foreign_session_is_used_and_not_ended() -> None:
         tracemalloc.stop()
 
 
-def test_a_foreign_start_while_we_trace_changes_nothing() -> None:
+def test_foreign_start_during_a_session_changes_nothing() -> None:
     with scope("host") as opened:
         tracemalloc.start(5)
         block = bytearray(5 * MB)
@@ -370,7 +360,7 @@ def test_a_foreign_start_while_we_trace_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("interference", ["stop", "clear", "stop and start"])
-def test_open_scopes_are_invalid_after_a_foreign_stop_or_clear_and_later_ones_are_right(interference: str) -> None:
+def test_foreign_stop_or_clear_makes_only_open_scopes_inexact(interference: str) -> None:
     with scope("outer") as outer:
         block = bytearray(5 * MB)
         with scope("open") as opened:
@@ -390,7 +380,7 @@ def test_open_scopes_are_invalid_after_a_foreign_stop_or_clear_and_later_ones_ar
     del block, more
 
 
-def test_a_reset_of_the_peak_by_somebody_else_leaves_retained_right() -> None:
+def test_foreign_reset_of_the_peak_leaves_retained_right() -> None:
     with scope("reset") as opened:
         block = bytearray(5 * MB)
         tracemalloc.reset_peak()
@@ -399,15 +389,15 @@ def test_a_reset_of_the_peak_by_somebody_else_leaves_retained_right() -> None:
     del block
 
 
-def test_an_owner_ended_in_another_thread_is_not_exact(session: Meter) -> None:
+def test_owner_closed_in_another_thread_is_not_exact(session: Meter) -> None:
     owner = open_owner("travels", "scope", meter=session)
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(end_owner, owner))
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(close_owner, owner))
     thread.start()
     thread.join()
 
     assert owner.usage is not None
     assert not owner.usage.exact
-    end_owner(open_owner("takes the turn from it", "scope", meter=session))
+    close_owner(open_owner("takes the turn from it", "scope", meter=session))
 
 
 def test_meters_are_chosen_by_name_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +413,7 @@ def test_meters_are_chosen_by_name_and_by_environment(monkeypatch: pytest.Monkey
         choose_meter(3)  # type: ignore[arg-type]  # on purpose
 
 
-def test_nothing_of_a_scope_is_kept_by_the_meter(session: Meter) -> None:
+def test_meter_keeps_no_reference_to_a_closed_scope(session: Meter) -> None:
     with scope("gone") as opened:
         pass
     owner = weakref.ref(opened.owner)

@@ -1,12 +1,10 @@
-"""Do everything at once under the native ledger, at random, and see that its figures stay right.
+"""Stress test of the native meter: threads, forks, tracemalloc and programs at once, at random.
 
-`python tests/conformance/native_storm.py --minutes 10 --seed 7` prints a line now and then; 0 if all held. The process
-ends as an interpreter does, with the hooks in place; with `--abrupt` in the middle of it, with threads at work.
+`python tests/conformance/native_stress.py --minutes 10 --seed 7` prints a line now and then, and returns 0 if all
+checks passed. At quiet moments, model and figures must agree to the byte, and no number and no memory of the meter may
+be lost. The process ends with the hooks installed; with `--abrupt`, also with threads running.
 
-Threads run, processes fork, tracemalloc comes and goes. At quiet moments books and figures agree to the byte, and no
-number and no memory of the ledger is lost.
-
-A seed fixes what each thread sets out to do, not in which order they come.
+A seed fixes what each thread does, but not how the threads interleave.
 """
 
 import argparse
@@ -26,8 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 
-from _storm_books import Bookkeeper, Gate
-from _storm_scopes import ACTS, Hoard, runaway
+from _stress_accounts import Gate, Model
+from _stress_scopes import ACTS, KeptObjects, runaway
 
 from memtools.ledger import _native, active_owner, choose_meter, forget_accounts, native_reason, track_tasks
 from memtools.ledger._context import per_thread
@@ -36,25 +34,25 @@ from memtools.scopes import memory_scope
 ROUND_SECONDS = 3.0
 FORK_SECONDS = 60.0
 STUCK_SECONDS = 180.0
-LEAF_KB = "8196 kB"  # how large a mapping of the shadow is
+PAGE_KB = "8196 kB"  # the size of one mapping of the block map
 # Blocks of ended owners that live on: in free lists, and as what the interpreter makes once and keeps.
-MOST_NUMBERS = 3_000
-# `tracemalloc.stop` does not free the places in the source that it has seen (24 bytes each): owners hold them still.
+MAX_NUMBERS = 3_000
+# `tracemalloc.stop` does not free the source locations that it has seen (24 bytes each): their owners still hold them.
 NUMBERS_PER_TRACING = 150
 MEMORY_SLACK = 32 * 2**20
 
 
 @dataclass
-class Standing:
-    """What the ledger holds for itself at a quiet moment."""
+class Snapshot:
+    """What the meter holds for itself at a quiet moment."""
 
-    numbers: int  # taken, without those of the books
-    shadow_bytes: int
+    numbers: int  # in use, without those of the model
+    block_map_bytes: int
     resident_bytes: int
     untracked_bytes: int
 
 
-class Storm:
+class Stress:
     """One run: threads that act at random until the round ends, and checks between rounds."""
 
     def __init__(self, seed: int, threads: int, *, forks: bool, traces: bool) -> None:
@@ -66,61 +64,62 @@ class Storm:
         self._forks_now = self._traces_now = False
         self._ends_at = 0.0
         self._failures: list[BaseException] = []
-        self.hoard = Hoard()
-        self.books = Bookkeeper(_native, self._gate)
+        self.kept_objects = KeptObjects()
+        self.model = Model(_native, self._gate)
         self.counts: dict[str, int] = {}
 
-    def round(self, number: int) -> Standing:
-        """Let it loose for a while, then look."""
-        # Not all at once: in a child that is forked while a thread frees something, tracemalloc's lock stays locked for
-        # ever.
-        self.books.has_limits = number % 3 != 0
+    def round(self, number: int) -> Snapshot:
+        """Run the threads for a while, then check."""
+        # Not all at once: in a child that is forked while a thread frees a block, tracemalloc's lock stays locked.
+        self.model.has_limits = number % 3 != 0
         self._forks_now = self._forks and number % 3 != 2
         self._traces_now = self._traces and number % 3 == 2
-        self._let_loose(number, is_daemon=False)
-        self._act(Random(f"{self._seed} {number} main"))
+        self._start_threads(number, is_daemon=False)
+        self._run_thread(Random(f"{self._seed} {number} main"))
         for thread in self._running:
             thread.join()
         if self._failures:
             raise self._failures[0]
-        self.books.lift_limits()
-        time.sleep(0.1)  # threads that are about to stop an owner
-        return self._take_stock()
+        self.model.lift_limits()
+        time.sleep(0.1)  # for enforcer threads that are about to interrupt a thread
+        return self._snapshot()
 
-    def leave_in_the_middle(self) -> None:
-        """Start threads that will be at work when the process ends, and leave scopes open."""
-        self._let_loose(-1, is_daemon=True)
+    def leave_threads_running(self) -> None:
+        """Start threads that run when the process ends, and leave scopes open."""
+        self._start_threads(-1, is_daemon=True)
         for depth in range(3):
             memory_scope(f"left open {depth}", meter="native").__enter__()
         time.sleep(0.3)
 
-    def _let_loose(self, number: int, *, is_daemon: bool) -> None:
+    def _start_threads(self, number: int, *, is_daemon: bool) -> None:
         self._ends_at = time.monotonic() + ROUND_SECONDS
         self._running = [
-            threading.Thread(target=self._act, args=(Random(f"{self._seed} {number} {who}"),), daemon=is_daemon)
-            for who in range(self._threads)
+            threading.Thread(
+                target=self._run_thread, args=(Random(f"{self._seed} {number} {index}"),), daemon=is_daemon
+            )
+            for index in range(self._threads)
         ]
         for thread in self._running:
             thread.start()
 
-    def _act(self, rng: Random) -> None:
-        books = self.books
-        small: list[Callable[[Random], None]] = [books.make] * 6 + [books.resize] * 4 + [books.free] * 5
-        small += [books.open, books.close, books.drop]
+    def _run_thread(self, rng: Random) -> None:
+        model = self.model
+        small: list[Callable[[Random], None]] = [model.make] * 6 + [model.resize] * 4 + [model.free] * 5
+        small += [model.open, model.close, model.drop]
         try:
             while time.monotonic() < self._ends_at and not self._failures:
                 for _ in range(50):
                     rng.choice(small)(rng)
-                self._act_largely(rng)
+                self._run_program(rng)
         except BaseException as error:
             self._failures.append(error)
 
-    def _act_largely(self, rng: Random) -> None:
-        act = rng.choice((*ACTS, runaway) if self.books.has_limits else ACTS)
-        act(rng, self.hoard)
+    def _run_program(self, rng: Random) -> None:
+        act = rng.choice((*ACTS, runaway) if self.model.has_limits else ACTS)
+        act(rng, self.kept_objects)
         self._count(act.__name__)
         assert active_owner() is None
-        assert per_thread.slot.owner is None, f"{per_thread.slot.owner} still has the turn after {act.__name__}"
+        assert per_thread.slot.owner is None, f"{per_thread.slot.owner} is still current after {act.__name__}"
         chance = rng.random()
         if self._forks_now and chance < 0.02:
             self._fork(rng)
@@ -141,39 +140,39 @@ class Storm:
             return
         code = 1
         try:
-            _in_a_child(self.hoard)
+            _in_a_child(self.kept_objects)
             code = 0
         except BaseException as error:
             sys.stderr.write(f"in a child: {type(error).__name__}: {error}\n")
         finally:
             os._exit(code)
 
-    def _take_stock(self) -> Standing:
+    def _snapshot(self) -> Snapshot:
         self._gate.alone(tracemalloc.stop)
-        self.hoard.check()
+        self.kept_objects.check()
         gc.collect()
-        self.books.check()
+        self.model.check()
         assert _native.lost_blocks() == 0
         assert not _native.reason()
-        numbers = _native.tallies_in_use() - len(self.books.books) - len(self.books.gone)
-        return Standing(numbers, *_memory(), _native.nobodys_bytes())
+        numbers = _native.counters_in_use() - len(self.model.modelled) - len(self.model.dropped)
+        return Snapshot(numbers, *_memory(), _native.untracked_bytes())
 
     def finish(self) -> None:
-        """Let go of everything, and see that nothing is left."""
-        self.books.clear()
-        self.books.books.clear()
-        self.books.gone.clear()
+        """Drop everything, and check that nothing is left."""
+        self.model.clear()
+        self.model.modelled.clear()
+        self.model.dropped.clear()
         gc.collect()
-        left = _native.tallies_in_use()
-        allowed = MOST_NUMBERS + NUMBERS_PER_TRACING * self.counts.get("tracemalloc", 0)
-        assert left <= allowed, f"{left} numbers are taken, and no owner is left"
+        left = _native.counters_in_use()
+        allowed = MAX_NUMBERS + NUMBERS_PER_TRACING * self.counts.get("tracemalloc", 0)
+        assert left <= allowed, f"{left} numbers are in use, and no object has them"
 
 
-def _in_a_child(hoard: Hoard) -> None:
-    # No locks of the storm's: who held them is no more.
+def _in_a_child(kept_objects: KeptObjects) -> None:
+    # Without the locks of the stress test: the threads that held them are gone.
     with memory_scope("child", meter="native") as opened:
         kept = [bytearray(10_000) for _ in range(100)]
-        hoard.kept.clear()
+        kept_objects.kept.clear()
         gc.collect()
     assert opened.usage.retained_bytes >= 1_000_000, opened.usage
     assert opened.usage.exact, opened.usage.note
@@ -197,48 +196,48 @@ def _wait_for(child: int) -> None:
 
 
 def _memory() -> tuple[int, int]:
-    """Return resident bytes of the shadow's leaves, and of the process."""
+    """Return resident bytes of the block map's pages, and of the process."""
     smaps = Path("/proc/self/smaps")
     if not smaps.exists():
         return 0, 0
     text = smaps.read_text()
-    leaves = re.findall(rf"^Size: +{LEAF_KB}\n(?:.*\n)*?Rss: +(\d+) kB", text, re.MULTILINE)
+    pages = re.findall(rf"^Size: +{PAGE_KB}\n(?:.*\n)*?Rss: +(\d+) kB", text, re.MULTILINE)
     everything = re.findall(r"^Rss: +(\d+) kB", text, re.MULTILINE)
-    return sum(map(int, leaves)) * 1024, sum(map(int, everything)) * 1024
+    return sum(map(int, pages)) * 1024, sum(map(int, everything)) * 1024
 
 
-def _judge(standings: list[Standing], toggles: int) -> None:
+def _check_growth(snapshots: list[Snapshot], toggles: int) -> None:
     # The first rounds touch new address space.
-    if len(standings) < 8:
+    if len(snapshots) < 8:
         return
-    early = standings[2 : len(standings) // 2]
-    late = standings[len(standings) // 2 :]
-    for name in ("numbers", "shadow_bytes"):
-        before = max(getattr(standing, name) for standing in early)
-        after = max(getattr(standing, name) for standing in late)
-        allowed = before * 1.5 + (MEMORY_SLACK if name == "shadow_bytes" else 200 + NUMBERS_PER_TRACING * toggles)
+    early = snapshots[2 : len(snapshots) // 2]
+    late = snapshots[len(snapshots) // 2 :]
+    for name in ("numbers", "block_map_bytes"):
+        before = max(getattr(snapshot, name) for snapshot in early)
+        after = max(getattr(snapshot, name) for snapshot in late)
+        allowed = before * 1.5 + (MEMORY_SLACK if name == "block_map_bytes" else 200 + NUMBERS_PER_TRACING * toggles)
         assert after <= allowed, f"{name} grow: {before:,} in the first half, {after:,} in the second"
 
 
 def run(options: argparse.Namespace) -> None:
     """Run rounds until the time is over."""
-    storm = Storm(options.seed, options.threads, forks=not options.no_fork, traces=not options.no_tracemalloc)
-    began = told = time.monotonic()
-    standings: list[Standing] = []
-    while time.monotonic() - began < options.minutes * 60 or not standings:
+    stress = Stress(options.seed, options.threads, forks=not options.no_fork, traces=not options.no_tracemalloc)
+    began = reported = time.monotonic()
+    snapshots: list[Snapshot] = []
+    while time.monotonic() - began < options.minutes * 60 or not snapshots:
         faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
-        standings.append(storm.round(len(standings)))
+        snapshots.append(stress.round(len(snapshots)))
         faulthandler.cancel_dump_traceback_later()
-        if len(standings) == 1 or time.monotonic() - told > 30:
-            told = time.monotonic()
-            acts = f"{storm.books.acts:,} acts  {storm.books.refused:,} refused"
-            print(f"{told - began:5.0f} s  {acts}  {storm.counts}  {standings[-1]}", flush=True)
+        if len(snapshots) == 1 or time.monotonic() - reported > 30:
+            reported = time.monotonic()
+            acts = f"{stress.model.acts:,} acts  {stress.model.refused:,} refused"
+            print(f"{reported - began:5.0f} s  {acts}  {stress.counts}  {snapshots[-1]}", flush=True)
     if options.abrupt:
-        storm.leave_in_the_middle()
+        stress.leave_threads_running()
         return
-    storm.finish()
-    _judge(standings, storm.counts.get("tracemalloc", 0))
-    print(f"all held: {len(standings)} rounds, {storm.books.acts:,} acts, {storm.counts}, {standings[-1]}")
+    stress.finish()
+    _check_growth(snapshots, stress.counts.get("tracemalloc", 0))
+    print(f"all checks passed: {len(snapshots)} rounds, {stress.model.acts:,} acts, {stress.counts}, {snapshots[-1]}")
 
 
 def main() -> int:
@@ -259,7 +258,7 @@ def main() -> int:
         return 2
     if find_spec("numpy"):
         track_tasks(numpy=True)
-    choose_meter("native").hold()
+    choose_meter("native").acquire()
     run(options)
     return 0
 

@@ -1,4 +1,4 @@
-"""Budgets that act in the middle of the work, with the native meter."""
+"""Budgets that stop an owner in the middle of its work, with the native meter."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger
 
 MIB = 2**20
 BUDGET = 20 * MIB
-ENOUGH = 30_000_000  # turns in which any of these would be far above the budget, should nobody stop it
+ENOUGH = 30_000_000  # iterations after which any of these would be far above the budget, if it were not stopped
 
 
 class Node:
@@ -38,7 +38,7 @@ def list_of_dicts() -> object:
 def append_strings() -> object:
     kept = []
     for number in range(ENOUGH):
-        kept.append(str(number))  # noqa: PERF401  # the loop is the point
+        kept.append(str(number))  # noqa: PERF401  # a loop is needed
     return kept
 
 
@@ -93,7 +93,7 @@ LARGE = "[" + ",".join(["[1.5,2.5]"] * 400_000) + "]"
 
 
 def parse_one_large_document() -> object:
-    return json.loads(LARGE)  # one call of C, and only small blocks
+    return json.loads(LARGE)  # one C call, and only small blocks
 
 
 def recurse_and_keep() -> object:
@@ -131,7 +131,7 @@ def chain_objects() -> object:
     node = None
     for _ in range(ENOUGH):
         node = Node(node)
-    while node is not None:  # or its end would be a recursion
+    while node is not None:  # or its end would recurse
         node = node.before
     return node
 
@@ -165,7 +165,7 @@ def nothing_kept() -> Iterator[None]:
 
 
 def stopped(runaway: Callable[[], object], found: list[tuple[BudgetExceeded, int]]) -> None:
-    """Run it under its budget; note the error and the peak."""
+    """Run it under a budget; record the error and the peak."""
     scope = memory_scope("runaway", meter="native", budget=BUDGET)
     try:
         with scope:
@@ -183,7 +183,7 @@ def check(found: list[tuple[BudgetExceeded, int]]) -> None:
 
 
 @pytest.mark.parametrize("runaway", RUNAWAYS, ids=lambda runaway: runaway.__name__)
-def test_a_runaway_is_stopped_at_its_budget(runaway: Callable[[], object]) -> None:
+def test_runaway_is_stopped_at_its_budget(runaway: Callable[[], object]) -> None:
     found: list[tuple[BudgetExceeded, int]] = []
 
     stopped(runaway, found)
@@ -192,7 +192,7 @@ def test_a_runaway_is_stopped_at_its_budget(runaway: Callable[[], object]) -> No
 
 
 @pytest.mark.parametrize("runaway", RUNAWAYS, ids=lambda runaway: runaway.__name__)
-def test_a_runaway_in_another_thread_is_stopped_there(runaway: Callable[[], object]) -> None:
+def test_runaway_in_another_thread_is_stopped_there(runaway: Callable[[], object]) -> None:
     found: list[tuple[BudgetExceeded, int]] = []
 
     thread = threading.Thread(target=stopped, args=(runaway, found))
@@ -203,7 +203,7 @@ def test_a_runaway_in_another_thread_is_stopped_there(runaway: Callable[[], obje
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with Python 3.12")
-def test_no_tool_id_is_kept_for_what_has_been_stopped() -> None:
+def test_no_tool_id_is_kept_after_an_owner_was_stopped() -> None:
     before = [sys.monitoring.get_tool(tool) for tool in range(6)]
     found: list[tuple[BudgetExceeded, int]] = []
 
@@ -213,10 +213,10 @@ def test_no_tool_id_is_kept_for_what_has_been_stopped() -> None:
 
     assert len(found) == 1
     assert [sys.monitoring.get_tool(tool) for tool in range(6)] == before
-    assert list_of_dicts.__code__ not in [code for watch in _enforcement._watches.values() for code in watch.codes]
+    assert list_of_dicts.__code__ not in [code for watch in _enforcement._pending.values() for code in watch.codes]
 
 
-def test_threads_over_their_budgets_at_once_are_stopped_one_by_one() -> None:
+def test_threads_over_budget_at_once_are_each_stopped() -> None:
     found: list[tuple[BudgetExceeded, int]] = []
     unharmed: list[int] = []
 
@@ -237,7 +237,7 @@ def test_threads_over_their_budgets_at_once_are_stopped_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("runaway", RUNAWAYS, ids=lambda runaway: runaway.__name__)
-async def test_a_runaway_step_of_a_coroutine_is_stopped_and_the_loop_goes_on(runaway: Callable[[], object]) -> None:
+async def test_runaway_step_is_stopped_and_the_loop_goes_on(runaway: Callable[[], object]) -> None:
     ticks: list[float] = []
 
     peaks: list[int] = []
@@ -265,7 +265,7 @@ async def test_a_runaway_step_of_a_coroutine_is_stopped_and_the_loop_goes_on(run
     assert len(ticks) == 5
 
 
-def test_the_thread_of_a_task_is_stopped_for_the_task() -> None:
+def test_worker_thread_is_stopped_for_the_budget_of_its_task() -> None:
     @memory_budget(BUDGET, meter="native")
     async def import_day() -> None:
         await asyncio.to_thread(bind_to_current(list_of_dicts))
@@ -276,7 +276,7 @@ def test_the_thread_of_a_task_is_stopped_for_the_task() -> None:
     assert "import_day" in caught.value.scope
 
 
-def test_the_innermost_that_is_over_is_stopped_and_the_outer_one_goes_on() -> None:
+def test_innermost_owner_over_budget_is_stopped_alone() -> None:
     with memory_scope("outer", meter="native", budget=10 * BUDGET) as outer:
         with pytest.raises(BudgetExceeded) as caught, memory_scope("inner", meter="native", budget=BUDGET):
             list_of_dicts()
@@ -287,7 +287,7 @@ def test_the_innermost_that_is_over_is_stopped_and_the_outer_one_goes_on() -> No
     assert len(kept) == MIB
 
 
-def test_the_budget_of_an_outer_one_holds_for_what_is_inside() -> None:
+def test_outer_budget_includes_inner_owners() -> None:
     outer = memory_scope("outer", meter="native", budget=BUDGET)
 
     with pytest.raises(BudgetExceeded) as caught, outer, memory_scope("inner", meter="native"):
@@ -296,7 +296,7 @@ def test_the_budget_of_an_outer_one_holds_for_what_is_inside() -> None:
     assert caught.value.scope == "outer"
 
 
-def test_who_catches_it_has_room_to_clean_up_and_is_stopped_again_beyond_that() -> None:
+def test_handler_of_the_error_has_grace_and_is_stopped_beyond() -> None:
     told: list[int] = []
     kept: list[object] = []
 
@@ -318,7 +318,7 @@ def test_who_catches_it_has_room_to_clean_up_and_is_stopped_again_beyond_that() 
 
 
 class Swallower:
-    """Its end makes a lot, and what is raised there is lost."""
+    """Allocates much in its finaliser, where an exception would be lost."""
 
     begun = 0
     ended = 0
@@ -341,7 +341,7 @@ def make_and_drop(kept: list[object], *, collected: bool) -> None:
 
 
 @pytest.mark.parametrize("collected", [False, True])
-def test_nobody_is_stopped_in_a_finaliser_or_a_collector_callback(collected: bool) -> None:
+def test_no_finaliser_and_no_collector_callback_is_stopped(collected: bool) -> None:
     Swallower.begun = Swallower.ended = 0
     kept: list[object] = []
     callbacks: list[int] = []
@@ -362,7 +362,7 @@ def test_nobody_is_stopped_in_a_finaliser_or_a_collector_callback(collected: boo
     assert set(callbacks) == {50}
 
 
-def test_collector_callbacks_of_ours_are_there_only_under_a_budget() -> None:
+def test_collector_callbacks_exist_only_under_a_budget() -> None:
     before = list(gc.callbacks)
 
     with memory_scope("bounded", meter="native", budget=BUDGET):
@@ -372,7 +372,7 @@ def test_collector_callbacks_of_ours_are_there_only_under_a_budget() -> None:
     assert gc.callbacks == before
 
 
-def test_it_is_told_once_as_an_event() -> None:
+def test_exceeded_budget_is_emitted_once() -> None:
     overruns: list[BudgetOverrun] = []
     with subscribe(lambda event: overruns.append(event) if isinstance(event, BudgetOverrun) else None):
         stopped(list_of_dicts, [])
@@ -380,15 +380,15 @@ def test_it_is_told_once_as_an_event() -> None:
     assert [(event.name, event.in_flight) for event in overruns] == [("runaway", True)]
 
 
-def test_a_peak_that_ends_with_its_scope_is_judged_there_once() -> None:
+def test_peak_at_the_end_of_a_scope_is_checked_once() -> None:
     with pytest.raises(BudgetExceeded) as caught, memory_scope("late", meter="native", budget=BUDGET) as late:
-        # One allocation within the grace, and no bytecode after it to be stopped at but the end of the block.
+        # One allocation within the grace, and no bytecode after it but the end of the block.
         bytearray(BUDGET + MIB)
 
     assert BUDGET + MIB <= caught.value.used_bytes <= late.usage.peak_bytes < BUDGET + 2 * MIB
 
 
-def test_what_is_freed_makes_room_again() -> None:
+def test_freed_bytes_count_no_more_against_the_budget() -> None:
     with memory_scope("tidy", meter="native", budget=BUDGET) as tidy:
         for _ in range(50):
             kept = [bytearray(1000) for _ in range(10_000)]
@@ -399,7 +399,7 @@ def test_what_is_freed_makes_room_again() -> None:
 
 
 @pytest.mark.parametrize("on_exceed", ["warn", lambda error: None])
-def test_who_only_wants_to_be_told_is_not_stopped(on_exceed: object) -> None:
+def test_owner_under_warn_is_not_stopped(on_exceed: object) -> None:
     with memory_scope("noted", meter="native", budget=MIB, on_exceed=on_exceed) as noted:  # type: ignore[arg-type]
         kept = [bytearray(1000) for _ in range(5000)]
 
@@ -407,7 +407,7 @@ def test_who_only_wants_to_be_told_is_not_stopped(on_exceed: object) -> None:
     assert len(kept) == 5000
 
 
-def test_a_bystander_in_the_same_thread_is_never_stopped() -> None:
+def test_other_task_of_the_thread_is_never_stopped() -> None:
     async def main() -> list[object]:
         @memory_budget(BUDGET, meter="native")
         async def greedy() -> None:
