@@ -79,7 +79,7 @@ def test_a_figure_that_cannot_be_read_loses_no_line(stream, monkeypatch) -> None
     def unreadable() -> int:
         raise ReadingError("no descriptor is left")
 
-    monkeypatch.setattr(logging, "resident_bytes", unreadable)
+    monkeypatch.setattr("memtools.integrations.logging.resident_bytes", unreadable)
     logging.getLogger("tests.log_lines").warning("still here")
 
     assert _lines(stream) == [["still here", "None", "-"]]

@@ -24,7 +24,7 @@ async def test_with_room_nobody_waits(make):
     async with monitor.admit("200 MiB"), monitor.admit("200 MiB"):
         inside = monitor.statistics().admissions
 
-    assert (inside.inside, inside.waited, inside.reserved_bytes) == (2, 0, 400 * MIB)
+    assert (inside.active, inside.delayed, inside.reserved_bytes) == (2, 0, 400 * MIB)
     assert monitor.statistics().admissions.active == 0
 
 
