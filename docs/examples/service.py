@@ -124,7 +124,7 @@ def make_app() -> Starlette:
         lifespan=lifespan,
     )
     # An account for each route; and while memory is critical 503, with Retry-After, instead of more work.
-    app.add_middleware(MemoryMiddleware, warn="50 MiB", monitor=monitor, spare=NEVER_REFUSED)
+    app.add_middleware(MemoryMiddleware, warn="50 MiB", monitor=monitor, exempt=NEVER_REFUSED)
     return app
 
 

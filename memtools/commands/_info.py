@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, cast
 
-from memtools.commands._run import meter_of_a_run
+from memtools.commands._run import default_meter
 from memtools.errors import ConfigError
 from memtools.ledger import choose_meter, native_reason
 from memtools.readings import ReadingError, effective_limit, headroom, read_process
@@ -44,9 +44,9 @@ _VARIABLES: Final = re.compile(
 _TOOL_IDS: Final = range(6)  # PEP 669
 
 
-def describe(*, as_json: bool) -> int:
+def print_facts(*, as_json: bool) -> int:
     """Write what is known to standard output; return the exit code."""
-    facts = collect()
+    facts = collect_facts()
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2, default=str) + "\n")
         return 0
@@ -54,11 +54,11 @@ def describe(*, as_json: bool) -> int:
     for heading, section in facts.items():
         sys.stdout.write(f"{heading}\n")
         for name, value in section.items():
-            sys.stdout.write(f"  {name:<{width}}  {_shown(value)}\n")
+            sys.stdout.write(f"  {name:<{width}}  {_format_value(value)}\n")
     return 0
 
 
-def collect() -> dict[str, dict[str, object]]:
+def collect_facts() -> dict[str, dict[str, object]]:
     """Return the facts by section and name."""
     sections: dict[str, Callable[[], dict[str, object]]] = {
         "versions": _versions,
@@ -69,10 +69,10 @@ def collect() -> dict[str, dict[str, object]]:
         "interpreter": _interpreter,
         "environment": _environment,
     }
-    return {name: _attempted(section) for name, section in sections.items()}
+    return {name: _facts_or_error(section) for name, section in sections.items()}
 
 
-def _attempted(section: Callable[[], dict[str, object]]) -> dict[str, object]:
+def _facts_or_error(section: Callable[[], dict[str, object]]) -> dict[str, object]:
     # A wrong MEMTOOLS_LIMIT is just what one would want to see here.
     try:
         return section()
@@ -96,7 +96,7 @@ def _meters() -> dict[str, object]:
     facts["default"] = choose_meter().name
     facts["native"] = native_reason() or "built, and its hooks hold what they promise"
     facts["chosen by"] = "MEMTOOLS_METER" if os.environ.get("MEMTOOLS_METER") else "default"
-    facts["of memtools run"] = meter_of_a_run().name
+    facts["of memtools run"] = default_meter().name
     return facts
 
 
@@ -163,7 +163,7 @@ def _is_free_threaded() -> bool:
     return bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):

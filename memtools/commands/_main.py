@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from memtools.commands._info import describe, memtools_version
-from memtools.commands._run import Run, meter_of_a_run, run
+from memtools.commands._info import print_facts, memtools_version
+from memtools.commands._run import RunOptions, default_meter, run
 from memtools.errors import ConfigError
 from memtools.ledger import Meter
 
@@ -32,9 +32,9 @@ def main(arguments: Sequence[str]) -> int:
     ours, theirs, is_module = _split(list(arguments))
     wishes = parser.parse_args(ours)
     if wishes.command == "info":
-        return describe(as_json=wishes.json)
+        return print_facts(as_json=wishes.json)
     if wishes.command == "run":
-        return run(_planned(parser, wishes, theirs, is_module=is_module))
+        return run(_parse_run(parser, wishes, theirs, is_module=is_module))
     parser.print_help()
     return 2
 
@@ -79,28 +79,28 @@ def _split(words: list[str]) -> tuple[list[str], list[str], bool]:
     return words[:place], words[place:], False
 
 
-def _planned(parser: argparse.ArgumentParser, wishes: argparse.Namespace, words: list[str], *, is_module: bool) -> Run:
+def _parse_run(parser: argparse.ArgumentParser, wishes: argparse.Namespace, words: list[str], *, is_module: bool) -> RunOptions:
     if not words:
         parser.error("run: a script or -m MODULE is needed")
-    return Run(
+    return RunOptions(
         program=words[0],
         is_module=is_module,
         arguments=tuple(words[1:]),
-        meter=_chosen_meter(parser, wishes.meter),
-        json_path=_writable(parser, wishes.json),
-        html_path=_writable(parser, wishes.html),
+        meter=_parse_meter(parser, wishes.meter),
+        json_path=_parse_output_path(parser, wishes.json),
+        html_path=_parse_output_path(parser, wishes.html),
         leaks=wishes.leaks,
     )
 
 
-def _chosen_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
+def _parse_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
     try:
-        return meter_of_a_run(name)
+        return default_meter(name)
     except ConfigError as error:
         parser.error(f"run: {error}")
 
 
-def _writable(parser: argparse.ArgumentParser, path: str | None) -> str | None:
+def _parse_output_path(parser: argparse.ArgumentParser, path: str | None) -> str | None:
     if path is None:
         return None
     # Absolute: the program may go elsewhere. Looked at now: an hour later would be a pity.

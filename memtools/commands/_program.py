@@ -19,14 +19,14 @@ from typing import Any, cast
 _kept: list[ModuleType] = []  # our own `__main__`, whose functions are still at work
 
 
-def execute(program: str, arguments: tuple[str, ...], *, is_module: bool) -> None:
+def run_program(program: str, arguments: tuple[str, ...], *, is_module: bool) -> None:
     """Execute the program to the end of its main module.
 
     Raises:
         SystemExit: when it exits, or when there is no such module.
         BaseException: whatever the program raises.
     """
-    _leave_main()
+    _replace_main()
     if is_module:
         sys.argv[:] = ["-m", *arguments]  # what a package sees that is imported on the way
         _run_as_main(program, alter_argv=True)
@@ -40,11 +40,11 @@ def execute(program: str, arguments: tuple[str, ...], *, is_module: bool) -> Non
         return
 
     _replace_path0(os.path.dirname(os.path.realpath(program)), always=False)
-    _dress_main(program)
-    exec(_compiled(program), sys.modules["__main__"].__dict__)
+    _prepare_main(program)
+    exec(_compile(program), sys.modules["__main__"].__dict__)
 
 
-def refuse_unreadable(program: str) -> None:
+def require_readable(program: str) -> None:
     """Say what the interpreter says of a script that it cannot open.
 
     Raises:
@@ -70,7 +70,7 @@ def _run_as_main(name: str, *, alter_argv: bool) -> None:
     cast("Any", runpy)._run_module_as_main(name, alter_argv)
 
 
-def _leave_main() -> None:
+def _replace_main() -> None:
     _kept.append(sys.modules["__main__"])
     main = ModuleType("__main__")
     main.__dict__["__builtins__"] = sys.modules["builtins"]
@@ -80,7 +80,7 @@ def _leave_main() -> None:
     sys.modules["__main__"] = main
 
 
-def _dress_main(program: str) -> None:
+def _prepare_main(program: str) -> None:
     main = sys.modules["__main__"]
     loader: type = importlib.machinery.SourceFileLoader
     if program.endswith(".pyc"):
@@ -98,7 +98,7 @@ def _replace_path0(path: str, *, always: bool) -> None:
         sys.path.insert(0, path)
 
 
-def _compiled(program: str) -> CodeType:
+def _compile(program: str) -> CodeType:
     with open(program, "rb") as file:
         if not program.endswith(".pyc"):
             return compile(file.read(), program, "exec", dont_inherit=True)

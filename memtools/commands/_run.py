@@ -23,7 +23,7 @@ from typing import Final, NoReturn, TextIO
 from memtools._gc import set_aside
 from memtools._records import record
 from memtools._text import printable
-from memtools.commands._program import execute, refuse_unreadable
+from memtools.commands._program import run_program, require_readable
 from memtools.leaks import BackgroundInvestigation, Diagnosis
 from memtools.ledger import Meter, choose_meter, end_owner, native_reason, open_owner
 from memtools.ledger._instrument import GlobalTaskTracking, track_all_loops
@@ -39,7 +39,7 @@ _OUR_FOLDER: Final = str(Path(__file__).parent)
 _INTERRUPTED: Final = 128 + signal.SIGINT  # what a shell makes of it; for interpreters without the flag below
 
 
-def end_with(error: BaseException) -> NoReturn:
+def exit_with(error: BaseException) -> NoReturn:
     """Show an uncaught exception as the interpreter does, and exit as it does.
 
     Raises:
@@ -92,7 +92,7 @@ def _mark_as_interrupted() -> None:
 # Which meter counts in `python -m memtools run`: one that can tell tasks apart, unless somebody says otherwise.
 
 
-def meter_of_a_run(name: str | None = None) -> Meter:
+def default_meter(name: str | None = None) -> Meter:
     """Return the meter of that name, else the one that `MEMTOOLS_METER` names, else the best there is.
 
     A figure per task is what one runs a program for: where the native meter cannot be had, that is the traced one, and
@@ -112,7 +112,7 @@ def meter_of_a_run(name: str | None = None) -> Meter:
 # the report says (`memtools.reports`).
 
 
-def tell(
+def write_report(
     report: Report,
     stream: TextIO | None,
     *,
@@ -188,7 +188,7 @@ _METER_VARIABLE: Final = "MEMTOOLS_METER"
 
 
 @record
-class Run:
+class RunOptions:
     """What is to be run, and where the report goes besides stderr.
 
     Attributes:
@@ -215,10 +215,10 @@ class Run:
         return self.program if self.is_module else os.path.basename(self.program.rstrip("/\\")) or self.program
 
 
-class _Watch:
+class _RunSession:
     """The owner of the whole program, from its start to its report."""
 
-    def __init__(self, wish: Run, stream: TextIO | None) -> None:
+    def __init__(self, wish: RunOptions, stream: TextIO | None) -> None:
         self._wish = wish
         self._stream = stream
         self._process = os.getpid()
@@ -247,12 +247,12 @@ class _Watch:
             return
         try:
             diagnosis = self._diagnose()
-            tell(
+            write_report(
                 self._take(), self._stream,
                 json_path=self._wish.json_path, html_path=self._wish.html_path, diagnosis=diagnosis,
             )  # fmt: skip
         except Exception as error:
-            _complain(self._stream, error)
+            _report_error(self._stream, error)
 
     def _diagnose(self) -> Diagnosis | None:
         if self._alongside is None:
@@ -260,7 +260,7 @@ class _Watch:
         try:
             return self._alongside.finish()
         except Exception as error:
-            _complain(self._stream, error, "answer about leaks")
+            _report_error(self._stream, error, "answer about leaks")
             return None
 
     def _take(self) -> Report:
@@ -271,28 +271,28 @@ class _Watch:
         return taken
 
 
-def run(wish: Run) -> int:
+def run(wish: RunOptions) -> int:
     """Run the program; return 0 when its main module comes to its end.
 
     Raises:
         SystemExit: as the program exits; 1 after an uncaught exception, whose traceback has been shown.
     """
     if not wish.is_module:
-        refuse_unreadable(wish.program)
-    watch = _Watch(wish, sys.stderr)
+        require_readable(wish.program)
+    watch = _RunSession(wish, sys.stderr)
     atexit.register(watch.finish)
     if not wish.leaks:  # who looks for leaks needs to see everything, all the time
         set_aside()
-    error = _executed(watch, wish)
+    error = _run_to_end(watch, wish)
     # Here, where no exception is being handled: what a hook of the program raises has no context then, as alone.
     if error is not None:
-        end_with(error)
+        exit_with(error)
     return 0
 
 
-def _executed(watch: _Watch, wish: Run) -> BaseException | None:
+def _run_to_end(watch: _RunSession, wish: RunOptions) -> BaseException | None:
     try:
-        execute(wish.program, wish.arguments, is_module=wish.is_module)
+        run_program(wish.program, wish.arguments, is_module=wish.is_module)
     except SystemExit as end:
         watch.failed = end.code not in (None, 0)
         raise
@@ -304,7 +304,7 @@ def _executed(watch: _Watch, wish: Run) -> BaseException | None:
     return None
 
 
-def _complain(stream: TextIO | None, error: Exception, what: str = "report") -> None:
+def _report_error(stream: TextIO | None, error: Exception, what: str = "report") -> None:
     try:
         if stream is not None:
             stream.write(f"memtools: no {what}: {type(error).__name__}: {error}\n")

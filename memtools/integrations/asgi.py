@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 #
 # Leaves to others: following (`memtools.ledger`). Whatever made the tasks before goes on making them.
 
-serves_request: Final[ContextVar[bool]] = ContextVar("memtools_serves_request", default=False)
+in_request: Final[ContextVar[bool]] = ContextVar("memtools_serves_request", default=False)
 
 _asked: "WeakSet[asyncio.AbstractEventLoop]" = WeakSet()
 
 
-def follow_tasks_of_requests() -> None:
+def track_request_tasks() -> None:
     """Have tasks followed that are started, in the loop that runs here, where `serves_request` is set.
 
     Sets a task factory, once for each loop. Without a loop of asyncio nothing happens.
@@ -54,10 +54,10 @@ def follow_tasks_of_requests() -> None:
     if loop is None or loop in _asked:
         return
     _asked.add(loop)
-    loop.set_task_factory(_Factory(loop.get_task_factory()))
+    loop.set_task_factory(_TaskFactory(loop.get_task_factory()))
 
 
-class _Factory:
+class _TaskFactory:
     """Makes tasks as before, those of requests with a driver around their coroutine. Any: as in asyncio itself."""
 
     __slots__ = ("_inner",)
@@ -66,7 +66,7 @@ class _Factory:
         self._inner = inner
 
     def __call__(self, loop: Any, coro: Any, **options: Any) -> Any:
-        if serves_request.get() and is_trackable(coro):
+        if in_request.get() and is_trackable(coro):
             owner = active_owner()
             if owner is not None and owner.meter.follows:
                 coro = TrackedCoroutine[Any](coro, owner.meter)
@@ -90,7 +90,7 @@ UNMATCHED: Final = "<unmatched>"
 Label = Callable[[Mapping[str, Any]], str | None]
 
 
-class RoutedScope(dict[str, Any]):
+class ScopeWithRoute(dict[str, Any]):
     """The scope of one request that tells when a router writes into it.
 
     Args:
@@ -104,7 +104,7 @@ class RoutedScope(dict[str, Any]):
 
     __slots__ = ("_on_routed", "is_inside_mount", "prefix")
 
-    def __init__(self, scope: Mapping[str, Any], on_routed: "Callable[[RoutedScope], object]") -> None:
+    def __init__(self, scope: Mapping[str, Any], on_routed: "Callable[[ScopeWithRoute], object]") -> None:
         super().__init__(scope)
         self._on_routed = on_routed
         self.prefix: str = str(scope.get("root_path", ""))
@@ -122,7 +122,7 @@ class RoutedScope(dict[str, Any]):
         """Take over the changes of a router, and tell of them."""
         changes: dict[str, Any] = dict(*args, **named)
         if "root_path" in changes:
-            self.prefix += self._mounted_at(changes)
+            self.prefix += self._mount_template(changes)
             self.is_inside_mount = True
         if "route" in changes:
             self.is_inside_mount = False
@@ -130,20 +130,20 @@ class RoutedScope(dict[str, Any]):
         if "root_path" in changes or "route" in changes:
             self._on_routed(self)
 
-    def _mounted_at(self, changes: Mapping[str, Any]) -> str:
+    def _mount_template(self, changes: Mapping[str, Any]) -> str:
         known: Mapping[str, Any] = self.get("path_params") or {}
         params: Mapping[str, Any] = changes.get("path_params") or {}
         piece = str(changes["root_path"]).removeprefix(str(self.get("root_path", "")))
         return _template(piece, {name: value for name, value in params.items() if name not in known})
 
 
-def route_label(scope: Mapping[str, Any]) -> str | None:
+def route_template(scope: Mapping[str, Any]) -> str | None:
     """Return the template of the route that a request has taken, with the root path in front; None where none is known.
 
     For the scopes of Starlette, FastAPI, and whatever else writes an object with a `path` into `scope["route"]`.
     """
-    prefix = scope.prefix if isinstance(scope, RoutedScope) else str(scope.get("root_path", ""))
-    if isinstance(scope, RoutedScope) and scope.is_inside_mount:
+    prefix = scope.prefix if isinstance(scope, ScopeWithRoute) else str(scope.get("root_path", ""))
+    if isinstance(scope, ScopeWithRoute) and scope.is_inside_mount:
         return prefix
     route = scope.get("route")
     if route is None:
@@ -251,30 +251,30 @@ class MemoryMiddleware:
         budget: int | str | None = None,
         monitor: HasLevel | None = None,
         retry_after: float = 5,
-        spare: Collection[str] = (),
-        label: Label = route_label,
+        exempt: Collection[str] = (),
+        label: Label = route_template,
         meter: str | None = None,
     ) -> None:
         if not callable(app):
             raise ConfigError("app", app, "an ASGI application")
         if not callable(label):
             raise ConfigError("label", label, "a callable that takes the scope of a request")
-        if isinstance(spare, str):
-            raise ConfigError("spare", spare, "a collection of paths such as ('/health',)")
+        if isinstance(exempt, str):
+            raise ConfigError("exempt", exempt, "a collection of paths such as ('/health',)")
         if monitor is not None and not hasattr(monitor, "level"):
             raise ConfigError("monitor", monitor, "a MemoryMonitor, or another object with a level")
         self._app = app
         self._label = label
         self._monitor = monitor
         self._retry_after = str(max(1, round(parse_seconds(retry_after, name="retry_after")))).encode()
-        self._spare = frozenset(spare)
+        self._spare = frozenset(exempt)
         self._warn_bytes = None if warn is None else parse_budget(warn, name="warn")
         self._plan = CallOptions(
             UNMATCHED,
             "scope",
             choose_meter(meter),
             None if budget is None else make_budget(budget),
-            on_end=self._judge if warn is not None or budget is not None else None,
+            on_end=self._check_usage if warn is not None or budget is not None else None,
         )
         self._follow = coroutine_tracker(self._plan, self._serve)
         self._has_complained = False
@@ -296,17 +296,17 @@ class MemoryMiddleware:
 
     async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         owner = active_owner()
-        before, follows = serves_request.get(), self._plan.meter.follows
+        before, follows = in_request.get(), self._plan.meter.follows
         if before is not follows:
-            serves_request.set(follows)
+            in_request.set(follows)
         if follows:
-            follow_tasks_of_requests()
-        routed = RoutedScope(scope, lambda found: self._rename(owner, found))
+            track_request_tasks()
+        routed = ScopeWithRoute(scope, lambda found: self._rename(owner, found))
         try:
             await self._app(routed, receive, send)
         finally:
             if before is not follows:
-                serves_request.set(before)
+                in_request.set(before)
             if owner is not None and owner.name == UNMATCHED:
                 self._rename(owner, routed)
             self._requests += 1
@@ -323,7 +323,7 @@ class MemoryMiddleware:
         if owner is not None and label:
             rename_owner(owner, label)
 
-    def _judge(self, owner: Owner, error: BaseException | None) -> None:
+    def _check_usage(self, owner: Owner, error: BaseException | None) -> None:
         check_usage(owner, current_usage(owner), warn_bytes=self._warn_bytes, failed=error is not None)
 
     def _is_full(self) -> bool:

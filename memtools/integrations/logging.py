@@ -10,7 +10,7 @@ from memtools.readings import ReadingError, resident_bytes
 _NOBODY = "-"
 
 
-def memory_now() -> tuple[int | None, str]:
+def log_fields() -> tuple[int | None, str]:
     """Return the resident bytes, None where they cannot be read, and the name of the innermost open owner, or `-`.
 
     The name was cut to 200 characters and escaped when the owner was opened: it ends no line. Cost: 2 us.
@@ -47,5 +47,5 @@ class MemoryFilter(logging.Filter):
         """Add the fields; return whether the record passes."""
         if not super().filter(record):
             return False
-        record.rss, record.memory_scope = memory_now()
+        record.rss, record.memory_scope = log_fields()
         return True

@@ -6,7 +6,7 @@ structlog is not imported: a processor is a callable, and needs nothing of it.
 from collections.abc import MutableMapping
 from typing import Any
 
-from memtools.integrations.logging import memory_now
+from memtools.integrations.logging import log_fields
 
 
 def add_memory(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -20,7 +20,7 @@ def add_memory(_logger: object, _method: str, event: MutableMapping[str, Any]) -
     assert event["rss"] > 0 and event["memory_scope"] == "-"
     ```
     """
-    resident, scope = memory_now()
+    resident, scope = log_fields()
     event.setdefault("rss", resident)
     event.setdefault("memory_scope", scope)
     return event

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from memtools._charts import html_page as page_around
 from memtools._text import printable
 from memtools.reports._rows import Row, notes_of
-from memtools.reports._text import leftover_line, legend, marked, mib, process_lines, seconds, share
+from memtools.reports._text import leftover_line, legend, format_figure, format_mib, process_lines, format_seconds, fraction
 
 if TYPE_CHECKING:
     from memtools.reports._report import Report
@@ -65,12 +65,12 @@ def _section(heading: str, rows: Iterable[tuple[int, Row]], whole: int, columns:
     for depth, row in rows:
         figures = (
             f"{row.calls:,}", f"{row.active:,}", f"{row.failed:,}",
-            marked(row.peak_bytes, row), marked(row.retained_bytes, row), marked(row.live_bytes, row),
-            seconds(row.duration_s),
+            format_figure(row.peak_bytes, row), format_figure(row.retained_bytes, row), format_figure(row.live_bytes, row),
+            format_seconds(row.duration_s),
         )  # fmt: skip
         indented = f"{_LEFT};padding-left:{min(depth, 12) * 1.2:.1f}em"
         cells = [_cell("td", row.name, indented), *(_cell("td", figures[column], _RIGHT) for column in columns)]
-        percent = share(row.peak_bytes, whole) * 100
+        percent = fraction(row.peak_bytes, whole) * 100
         drawn = f'<td style="{_LEFT};min-width:10em"><div style="{_BAR};width:{percent:.1f}%"></div></td>'
         lines.append(f"<tr>{''.join(cells)}{drawn}</tr>")
     return [*lines, "</tbody>"]
@@ -101,7 +101,7 @@ def _cell(tag: str, text: str, style: str) -> str:
 
 def _caption(report: "Report") -> str:
     by = f", counted by: {', '.join(report.meters)}" if report.meters else ""
-    return f"memtools: {report.title}, peak {mib(report.peak_bytes)} MiB{by}"
+    return f"memtools: {report.title}, peak {format_mib(report.peak_bytes)} MiB{by}"
 
 
 def _text(text: str) -> str:

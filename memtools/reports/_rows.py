@@ -147,19 +147,19 @@ def scope_rows(accounts: Iterable[AccountStatistics]) -> tuple[Row, ...]:
         by_name.setdefault(entry.name, []).append(entry)
 
     rows = (
-        _added_up(name, same, scope_rows(child for entry in same for child in entry.children))
+        _sum_rows(name, same, scope_rows(child for entry in same for child in entry.children))
         for name, same in by_name.items()
     )
-    return _dearest_first(rows)
+    return _by_size(rows)
 
 
 def flat_rows(accounts: Iterable[AccountStatistics], kind: str) -> tuple[Row, ...]:
     """Return one row per name of that kind (`"task"`, `"call"`), from anywhere in the tree."""
     by_name: dict[str, list[AccountStatistics]] = {}
-    for entry in _everywhere(accounts):
+    for entry in _walk(accounts):
         if entry.kind == kind:
             by_name.setdefault(entry.name, []).append(entry)
-    return _dearest_first(_added_up(name, same) for name, same in by_name.items())
+    return _by_size(_sum_rows(name, same) for name, same in by_name.items())
 
 
 def notes_of(rows: Iterable[Row]) -> dict[str, int]:
@@ -179,7 +179,7 @@ def _nearest_scopes(accounts: Iterable[AccountStatistics]) -> Iterator[AccountSt
             yield from _nearest_scopes(entry.children)
 
 
-def _everywhere(accounts: Iterable[AccountStatistics]) -> Iterator[AccountStatistics]:
+def _walk(accounts: Iterable[AccountStatistics]) -> Iterator[AccountStatistics]:
     # A stack of our own: the tree may be 4,096 deep, beyond what Python lets a function call itself.
     waiting = list(accounts)
     while waiting:
@@ -188,7 +188,7 @@ def _everywhere(accounts: Iterable[AccountStatistics]) -> Iterator[AccountStatis
         waiting.extend(entry.children)
 
 
-def _added_up(name: str, entries: list[AccountStatistics], children: tuple[Row, ...] = ()) -> Row:
+def _sum_rows(name: str, entries: list[AccountStatistics], children: tuple[Row, ...] = ()) -> Row:
     return Row(
         name=name,
         calls=sum(entry.started for entry in entries),
@@ -214,5 +214,5 @@ def _distinct(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, words)))
 
 
-def _dearest_first(rows: Iterable[Row]) -> tuple[Row, ...]:
+def _by_size(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (-round((row.live_bytes or 0) / _SHOWN), -row.peak_bytes, row.name)))

@@ -46,20 +46,20 @@ def leftover_line(leftover: Leftover) -> str:
     )
 
 
-def mib(size_bytes: float) -> str:
+def format_mib(size_bytes: float) -> str:
     """Return a size in MiB, without the unit: `1,234.56`."""
     text = f"{size_bytes / 2**20:,.2f}"
     return "0.00" if text == "-0.00" else text
 
 
-def marked(size_bytes: float | None, row: Row) -> str:
+def format_figure(size_bytes: float | None, row: Row) -> str:
     """Return a size in MiB with a `~` in front where the row is not exact; `-` where it is not known."""
     if size_bytes is None:
         return "-"
-    return mib(size_bytes) if row.exact else f"~{mib(size_bytes)}"
+    return format_mib(size_bytes) if row.exact else f"~{format_mib(size_bytes)}"
 
 
-def seconds(duration_s: float) -> str:
+def format_seconds(duration_s: float) -> str:
     """Return a duration: `0.012 s`, `12.3 s`, `1:02:03`."""
     if duration_s < 10:
         return f"{duration_s:.3f} s"
@@ -69,12 +69,12 @@ def seconds(duration_s: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-def share(part: float, whole: float) -> float:
+def fraction(part: float, whole: float) -> float:
     """Return `part / whole` between 0 and 1; 0 of nothing."""
     return min(max(part / whole, 0.0), 1.0) if whole > 0 else 0.0
 
 
-def bar(fraction: float, width: int, *, ascii_only: bool) -> str:
+def draw_bar(fraction: float, width: int, *, ascii_only: bool) -> str:
     """Return a bar of at most `width` columns; anything above nothing shows."""
     if ascii_only:
         full = round(fraction * width) or (1 if fraction > 0 else 0)
@@ -97,8 +97,8 @@ def process_lines(process: Growth) -> list[tuple[str, str, str]]:
     lines += [(label, size, why) for label, size, why in optional if size is not None]
     if process.resident_growth_bytes is None:
         # Without a first reading there is no growth that these could be parts of.
-        return [(label.strip(), mib(size), why) for label, size, why in lines]
-    return [(label, mib(size), why) for label, size, why in lines]
+        return [(label.strip(), format_mib(size), why) for label, size, why in lines]
+    return [(label, format_mib(size), why) for label, size, why in lines]
 
 
 _NARROWEST, _WIDEST = 80, 140
@@ -110,7 +110,7 @@ _HEADINGS: Final = ("calls", "open", "failed", "peak MiB", "retained", "still al
 def text_report(report: "Report", *, width: int | None, ascii_only: bool | None, most: int) -> str:
     """Return `report` as text of at most `width` columns."""
     page = _page(width, ascii_only, most)
-    page.say(f"memtools: {printable(report.title)}, peak {mib(report.peak_bytes)} MiB{_counted_by(report.meters)}")
+    page.add_line(f"memtools: {printable(report.title)}, peak {format_mib(report.peak_bytes)} MiB{_meter_suffix(report.meters)}")
     for heading, rows in report.sections:
         if rows:
             page.table(heading, rows, whole=report.peak_bytes)
@@ -158,7 +158,7 @@ class _Page:
         self._most = most
         self._lines: list[str] = []
 
-    def say(self, line: str) -> None:
+    def add_line(self, line: str) -> None:
         line = self._plain(line)
         self._lines.append(truncate_middle(line, self._width, mark=self._ellipsis))
 
@@ -168,7 +168,7 @@ class _Page:
     def table(self, heading: str, rows: Sequence[tuple[int, Row]], *, whole: int) -> None:
         shown = rows[: self._most]
         figures = [_figures(row) for _, row in shown]
-        kept = _columns_with_something_to_say([row for _, row in rows], figures)
+        kept = _visible_columns([row for _, row in rows], figures)
         widths = [
             max(len(text) for text in (_HEADINGS[column], *(line[column] for line in figures))) for column in kept
         ]
@@ -179,38 +179,38 @@ class _Page:
         self._row(heading, [_HEADINGS[column] for column in kept], widths, name_width, "share of peak")
         for (depth, row), line in zip(shown, figures, strict=True):
             name = _indented(self._plain(printable(row.name)), depth, name_width, self._ellipsis)
-            part = share(row.peak_bytes, whole)
-            drawn = f"{part:4.0%} {bar(part, bar_width, ascii_only=self._ascii_only)}"
+            part = fraction(row.peak_bytes, whole)
+            drawn = f"{part:4.0%} {draw_bar(part, bar_width, ascii_only=self._ascii_only)}"
             self._row(name, [line[column] for column in kept], widths, name_width, drawn)
         if len(rows) > len(shown):
-            self.say(f"{self._ellipsis} and {len(rows) - len(shown):,} more")
+            self.add_line(f"{self._ellipsis} and {len(rows) - len(shown):,} more")
 
     def process(self, report: "Report") -> None:
         lines = process_lines(report.process)
         label_width = max(len(label) for label, _, _ in lines)
         size_width = max(len(size) for _, size, _ in lines)
         self._lines.append("")
-        self.say(f"{'process':<{label_width}}{_GAP}{'MiB':>{size_width}}")
+        self.add_line(f"{'process':<{label_width}}{_GAP}{'MiB':>{size_width}}")
         for label, size, why in lines:
-            self.say(f"{label:<{label_width}}{_GAP}{size:>{size_width}}{_GAP}{why}")
+            self.add_line(f"{label:<{label_width}}{_GAP}{size:>{size_width}}{_GAP}{why}")
 
     def leftovers(self, report: "Report") -> None:
         if not report.leftovers:
             return
         self._lines.append("")
         for leftover in report.leftovers[:_MOST_LEFTOVERS]:
-            self.say(leftover_line(leftover))
+            self.add_line(leftover_line(leftover))
         if len(report.leftovers) > _MOST_LEFTOVERS:
-            self.say(f"{self._ellipsis} and {len(report.leftovers) - _MOST_LEFTOVERS:,} more")
+            self.add_line(f"{self._ellipsis} and {len(report.leftovers) - _MOST_LEFTOVERS:,} more")
 
     def legend(self, rows: Sequence[Row]) -> None:
         self._lines.append("")
         for line in legend(rows, shows_retained=not _all_known(rows)):
-            self.say(line)
+            self.add_line(line)
 
     def notes(self, notes: dict[str, int]) -> None:
         for note, count in notes.items():
-            self.say(f"~ not exact: {printable(note)} ({count} row{'s' if count > 1 else ''})")
+            self.add_line(f"~ not exact: {printable(note)} ({count} row{'s' if count > 1 else ''})")
 
     def _row(self, name: str, figures: list[str], widths: list[int], name_width: int, drawn: str) -> None:
         name = truncate_middle(name, name_width, mark=self._ellipsis)
@@ -232,7 +232,7 @@ def _indented(name: str, depth: int, width: int, ellipsis: str) -> str:
     return indent + truncate_middle(name, width - len(indent), mark=ellipsis)
 
 
-def _columns_with_something_to_say(rows: Sequence[Row], figures: Sequence[Sequence[str]]) -> list[int]:
+def _visible_columns(rows: Sequence[Row], figures: Sequence[Sequence[str]]) -> list[int]:
     left_out = {column for column in (1, 2) if all(line[column] == "0" for line in figures)}
     # What is still alive says what one asks of "retained", and there is no room for both.
     left_out.add(4 if _all_known(rows) else 5)
@@ -248,12 +248,12 @@ def _figures(row: Row) -> list[str]:
         f"{row.calls:,}",
         f"{row.active:,}",
         f"{row.failed:,}",
-        marked(row.peak_bytes, row),
-        marked(row.retained_bytes, row),
-        marked(row.live_bytes, row),
-        seconds(row.duration_s),
+        format_figure(row.peak_bytes, row),
+        format_figure(row.retained_bytes, row),
+        format_figure(row.live_bytes, row),
+        format_seconds(row.duration_s),
     ]
 
 
-def _counted_by(meters: tuple[str, ...]) -> str:
+def _meter_suffix(meters: tuple[str, ...]) -> str:
     return f", counted by the {' and '.join(meters)} meter{'s' if len(meters) > 1 else ''}" if meters else ""

@@ -12,7 +12,7 @@ from memtools.reports import report
 MIB = 2**20
 
 
-def test_growth_is_what_is_owned_nobodys_the_meters_and_other(
+def test_growth_is_split_into_four_parts(
     entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
     since = replace(read_process(), resident_bytes=0)
@@ -24,7 +24,7 @@ def test_growth_is_what_is_owned_nobodys_the_meters_and_other(
     assert grown.unattributed_bytes == grown.resident_bytes - 7 * MIB
 
 
-def test_without_a_first_reading_no_growth_is_claimed(
+def test_report_without_a_first_reading_has_no_growth(
     entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
     taken = report(ledger=ledger(entry("scope", "root", retained=5)))
@@ -34,7 +34,7 @@ def test_without_a_first_reading_no_growth_is_claimed(
     assert "growth" not in str(taken)
 
 
-def test_resident_figures_explain_nothing_of_the_growth(
+def test_rss_meter_explains_no_growth(
     entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
     taken = report(since=read_process(), ledger=ledger(entry("scope", "root", meter="rss")))
@@ -43,7 +43,7 @@ def test_resident_figures_explain_nothing_of_the_growth(
     assert taken.process.unattributed_bytes is None
 
 
-def test_the_default_is_the_present_state_of_this_process() -> None:
+def test_report_by_default_shows_this_process_now() -> None:
     from memtools.ledger import forget_accounts
     from memtools.scopes import memory_scope
 

@@ -35,7 +35,7 @@ def _left(entry: AccountStatistics, curve: Callable[[int], float]) -> AccountSta
     (1_000_000, lambda n: 3 * n, 0),  # less than any block
     (4_100, lambda n: -KIB * n, 0),
 ], ids=lambda value: "" if callable(value) else None)  # fmt: skip
-def test_what_every_call_leaves_is_told_from_what_the_first_ones_left(
+def test_per_call_ignores_what_only_the_first_calls_left(
     entry: Make, calls: int, curve: Callable[[int], float], found: int
 ) -> None:
     one = _left(entry("call", "f", entered=calls), curve)
@@ -43,11 +43,11 @@ def test_what_every_call_leaves_is_told_from_what_the_first_ones_left(
     assert per_call(calls, one.live_after_end_bytes, one.live_at_checkpoints) == pytest.approx(found, rel=0.01)
 
 
-def test_what_nobody_knows_is_no_leftover() -> None:
+def test_unknown_live_bytes_are_no_leftover() -> None:
     assert per_call(4_100, None, ()) == 0
 
 
-def test_the_one_that_leaves_it_is_named_and_not_those_that_call_it(entry: Make, ledger: Ledger) -> None:
+def test_leftover_names_the_inner_function_not_its_callers(entry: Make, ledger: Ledger) -> None:
     inner = _left(entry("call", "update_prices", entered=4_100), lambda n: 12_595 * n)
     handler = _left(entry("task", "handler", entered=4_100, children=(inner,)), lambda n: 12_700 * n)
     own = _left(entry("call", "logs", entered=8_200), lambda n: 500 * n)
@@ -61,7 +61,7 @@ def test_the_one_that_leaves_it_is_named_and_not_those_that_call_it(entry: Make,
     assert taken.to_dict()["leftovers"][0]["per_call_bytes"] == 12_595  # type: ignore[index]
 
 
-def test_one_function_in_two_places_is_one_leftover(entry: Make, ledger: Ledger) -> None:
+def test_function_in_two_tasks_is_one_leftover(entry: Make, ledger: Ledger) -> None:
     places = tuple(
         entry("task", name, children=(_left(entry("call", "f", entered=1_000), lambda n: 2_000 * n),)) for name in "ab"
     )
@@ -71,7 +71,7 @@ def test_one_function_in_two_places_is_one_leftover(entry: Make, ledger: Ledger)
     assert (found.calls, found.per_call_bytes, found.live_after_end_bytes) == (2_000, 2_000, 4_000_000)
 
 
-def test_rows_stand_in_the_order_of_what_is_still_alive_and_then_of_their_peaks(entry: Make, ledger: Ledger) -> None:
+def test_rows_are_sorted_by_live_bytes_then_by_peak(entry: Make, ledger: Ledger) -> None:
     def task(name: str, peak: float, live_bytes: int) -> AccountStatistics:
         return replace(
             entry("task", name, peak=peak, meter="native"), live_bytes=live_bytes, live_after_end_bytes=live_bytes
@@ -84,7 +84,7 @@ def test_rows_stand_in_the_order_of_what_is_still_alive_and_then_of_their_peaks(
     assert [row.name for row in taken.tasks] == ["d", "c", "b", "a"]
 
 
-def test_still_alive_takes_the_place_of_retained_where_every_row_knows_it(entry: Make, ledger: Ledger) -> None:
+def test_live_column_replaces_retained_when_every_row_knows_it(entry: Make, ledger: Ledger) -> None:
     known = replace(entry("task", "known", retained=7, meter="native"), live_bytes=3 * MIB, live_after_end_bytes=0)
 
     all_known = report(ledger=ledger(known)).to_text(width=100)
@@ -98,14 +98,14 @@ def test_still_alive_takes_the_place_of_retained_where_every_row_knows_it(entry:
     assert "not shown" not in some
 
 
-def test_html_has_a_column_for_it_only_where_it_is_known(entry: Make, ledger: Ledger) -> None:
+def test_html_has_a_live_column_only_when_it_is_known(entry: Make, ledger: Ledger) -> None:
     known = replace(entry("task", "known", meter="native"), live_bytes=3 * MIB, live_after_end_bytes=0)
 
     assert "still alive MiB" in html_page(report(ledger=ledger(known)))
     assert "still alive MiB" not in html_page(report(ledger=ledger(entry("task", "tracemalloc"))))
 
 
-def test_growth_with_the_native_meter_is_what_is_alive_and_what_is_unattributed(entry: Make) -> None:
+def test_growth_with_native_meter_uses_live_bytes(entry: Make) -> None:
     from memtools.readings import read_process
 
     since = replace(read_process(), resident_bytes=0)

@@ -14,7 +14,7 @@ def _names(rows: tuple[Row, ...]) -> list[str]:
     return [row.name for row in rows]
 
 
-def test_scopes_are_a_tree_that_passes_through_tasks_and_calls(entry: Make, ledger: Ledger) -> None:
+def test_scope_tree_skips_tasks_and_calls(entry: Make, ledger: Ledger) -> None:
     inner = entry("scope", "inner", peak=2)
     call = entry("call", "work", children=(inner,))
     outer = entry("scope", "outer", peak=5, children=(entry("task", "worker", children=(call,)),))
@@ -27,7 +27,7 @@ def test_scopes_are_a_tree_that_passes_through_tasks_and_calls(entry: Make, ledg
     assert _names(taken.functions) == ["work"]
 
 
-def test_one_scope_below_many_tasks_is_one_row(entry: Make, ledger: Ledger) -> None:
+def test_scope_below_many_tasks_is_one_row(entry: Make, ledger: Ledger) -> None:
     tasks = tuple(
         entry("task", f"t{n}", children=(entry("scope", "parse", peak=n, retained=n, duration_s=0.5),))
         for n in (1, 3, 2)
@@ -39,7 +39,7 @@ def test_one_scope_below_many_tasks_is_one_row(entry: Make, ledger: Ledger) -> N
     assert (parse.calls, parse.peak_bytes, parse.retained_bytes, parse.duration_s) == (3, 3 * MIB, 6 * MIB, 1.5)
 
 
-def test_functions_are_added_up_over_the_whole_tree(entry: Make, ledger: Ledger) -> None:
+def test_functions_are_summed_over_the_whole_tree(entry: Make, ledger: Ledger) -> None:
     deep = entry("scope", "s", children=(entry("call", "f", peak=7, entered=2, failed=1, active=1),))
     taken = report(ledger=ledger(deep, entry("call", "f", peak=4, entered=3), entry("call", "g", peak=5)))
 
@@ -48,7 +48,7 @@ def test_functions_are_added_up_over_the_whole_tree(entry: Make, ledger: Ledger)
     assert (first.calls, first.failed, first.active, first.peak_bytes) == (5, 1, 1, 7 * MIB)
 
 
-def test_the_dearest_come_first_and_equals_by_name(entry: Make, ledger: Ledger) -> None:
+def test_rows_are_sorted_by_peak_then_by_name(entry: Make, ledger: Ledger) -> None:
     accounts = (entry("task", "b", peak=1), entry("task", "c", peak=3), entry("task", "a", peak=1))
 
     taken = report(ledger=ledger(*accounts))
@@ -57,7 +57,7 @@ def test_the_dearest_come_first_and_equals_by_name(entry: Make, ledger: Ledger) 
     assert taken.peak_bytes == 3 * MIB
 
 
-def test_one_inexact_place_makes_the_row_inexact_and_its_reason_is_counted(entry: Make, ledger: Ledger) -> None:
+def test_row_with_one_inexact_account_is_inexact(entry: Make, ledger: Ledger) -> None:
     accounts = (
         entry("scope", "a", children=(entry("call", "f", note="threads"),)),
         entry("call", "f"),
@@ -72,7 +72,7 @@ def test_one_inexact_place_makes_the_row_inexact_and_its_reason_is_counted(entry
     assert taken.scopes[0].exact
 
 
-def test_a_report_of_nothing_is_a_report(ledger: Ledger) -> None:
+def test_report_without_accounts_is_empty(ledger: Ledger) -> None:
     taken = report(ledger=ledger())
 
     assert taken.peak_bytes == 0

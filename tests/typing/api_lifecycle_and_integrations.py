@@ -47,7 +47,7 @@ class Full:
 
 
 def a_middleware_goes_around_an_application() -> None:
-    app = MemoryMiddleware(Starlette(), warn="50 MiB", budget="10%", monitor=Full(), spare={"/health"})
+    app = MemoryMiddleware(Starlette(), warn="50 MiB", budget="10%", monitor=Full(), exempt={"/health"})
     assert_type(app.statistics(), MiddlewareStatistics)
     MemoryMiddleware(app, label=lambda scope: scope.get("template"))
     Starlette().add_middleware(MemoryMiddleware, warn="50 MiB")
