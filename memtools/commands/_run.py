@@ -28,7 +28,8 @@ from memtools.leaks import BackgroundInvestigation, Diagnosis
 from memtools.ledger import Meter, choose_meter, end_owner, native_reason, open_owner
 from memtools.ledger._instrument import GlobalTaskTracking, track_all_loops
 from memtools.readings import ProcessMemory, read_process
-from memtools.reports import Report, can_show_blocks, html_page, report
+from memtools.reports import Report, html_page, report
+from memtools.reports._text import can_show_blocks
 
 # End as the program would have ended by itself.
 #

@@ -202,7 +202,7 @@ def test_without_the_native_meter_the_traced_one_counts_and_says_what_it_does_no
     report = json.loads((program.parent / "report.json").read_text())
     assert (report["meters"], report["scopes"][0]["live_bytes"]) == (["tracemalloc"], None)
     assert "retained" in done.stderr
-    assert "still alive: not shown" in done.stderr
+    assert "live: not shown" in done.stderr
 
 
 LEAKS = """
@@ -228,7 +228,7 @@ def test_who_leaves_something_behind_stands_first_and_is_named_with_its_rate(tmp
     report = json.loads((tmp_path / "report.json").read_text())
     assert [row["name"] for row in report["functions"]] == ["update_prices", "render"]
     assert 300 * 12 * 1024 <= report["functions"][0]["live_bytes"] < 300 * 13 * 1024
-    assert "`update_prices` leaves 12.0 KiB behind per call; 300 calls, 3.5 MiB still alive" in done.stderr
+    assert "`update_prices` leaves 12.0 KiB behind per call; 300 calls, 3.5 MiB live" in done.stderr
     assert [row["name"] for row in report["leftovers"]] == ["update_prices"]
     assert "`update_prices` leaves" in (tmp_path / "report.html").read_text()
     assert done.stdout == "None\n"  # children of another Python may have no native meter

@@ -1,4 +1,4 @@
-"""Text, HTML and JSON: they fit, they say the same, and no name can harm the one who reads them."""
+"""The text, HTML and JSON of a report: width, columns, escaping."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from memtools._text import display_width, printable, truncate_middle
 from memtools.ledger import AccountStatistics, LedgerStatistics, Usage
 from memtools.reports import Report, Row, UsageTable, html_page, report
 from memtools.reports._rows import Growth
-from memtools.reports._text import draw_bar, format_mib, format_seconds, fraction
+from memtools.reports._text import draw_bar, format_mib, format_seconds, share_of
 
 Make = Callable[..., AccountStatistics]
 Ledger = Callable[..., LedgerStatistics]
@@ -24,10 +24,12 @@ LONG = "a" * 150 + "the-end"
 
 
 @pytest.fixture
-def taken(entry: Make, ledger: Ledger) -> Report:
-    inner = entry("scope", NASTY, peak=2.5, retained=-0.25, note="other threads ran meanwhile")
-    root = entry("scope", "root", peak=10, entered=1, duration_s=12.3, children=(inner, entry("task", LONG, failed=2)))
-    return report(title="my program", ledger=ledger(root, entry("call", "größe 漢字", peak=5, entered=12_345)))
+def taken(account: Make, ledger: Ledger) -> Report:
+    inner = account("scope", NASTY, peak=2.5, retained=-0.25, note="other threads ran meanwhile")
+    root = account(
+        "scope", "root", peak=10, started=1, duration_s=12.3, children=(inner, account("task", LONG, failed=2))
+    )
+    return report(title="my program", ledger=ledger(root, account("call", "größe 漢字", peak=5, started=12_345)))
 
 
 def _row(name: str) -> Row:
@@ -89,8 +91,8 @@ def test_failed_and_open_columns_are_hidden_when_zero(taken: Report) -> None:
     assert " open" not in text
 
 
-def test_rows_beyond_the_limit_are_counted(entry: Make, ledger: Ledger) -> None:
-    taken = report(ledger=ledger(*(entry("task", f"t{n}") for n in range(50))))
+def test_rows_beyond_the_limit_are_counted(account: Make, ledger: Ledger) -> None:
+    taken = report(ledger=ledger(*(account("task", f"t{n}") for n in range(50))))
 
     text = taken.to_text(width=80, ascii_only=False, limit=20)
 
@@ -221,4 +223,4 @@ def test_durations_are_short(duration: float, text: str) -> None:
 
 
 def test_fraction_is_between_zero_and_one() -> None:
-    assert (fraction(1, 0), fraction(-1, 2), fraction(3, 2)) == (0.0, 0.0, 1.0)
+    assert (share_of(1, 0), share_of(-1, 2), share_of(3, 2)) == (0.0, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""What is the process's and nobody's own."""
+"""The growth of the process, and the parts that a report splits it into."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +13,11 @@ MIB = 2**20
 
 
 def test_growth_is_split_into_four_parts(
-    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
+    account: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
     since = replace(read_process(), resident_bytes=0)
 
-    grown = report(since=since, ledger=ledger(entry("scope", "root", retained=5), nobody=2)).process
+    grown = report(since=since, ledger=ledger(account("scope", "root", retained=5), untracked=2)).process
 
     assert grown.resident_growth_bytes == grown.resident_bytes
     assert (grown.owned_bytes, grown.untracked_bytes, grown.meter_bytes) == (5 * MIB, 2 * MIB, 0)
@@ -25,9 +25,9 @@ def test_growth_is_split_into_four_parts(
 
 
 def test_report_without_a_first_reading_has_no_growth(
-    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
+    account: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
-    taken = report(ledger=ledger(entry("scope", "root", retained=5)))
+    taken = report(ledger=ledger(account("scope", "root", retained=5)))
 
     assert taken.process.resident_growth_bytes is None
     assert taken.process.unattributed_bytes is None
@@ -35,9 +35,9 @@ def test_report_without_a_first_reading_has_no_growth(
 
 
 def test_rss_meter_explains_no_growth(
-    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
+    account: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
-    taken = report(since=read_process(), ledger=ledger(entry("scope", "root", meter="rss")))
+    taken = report(since=read_process(), ledger=ledger(account("scope", "root", meter="rss")))
 
     assert taken.process.owned_bytes is None
     assert taken.process.unattributed_bytes is None
