@@ -1,11 +1,8 @@
-"""Execute a program as the interpreter would, had it been started with it.
+"""Running a program as `python` would: scripts, compiled files, folders, zip files, modules.
 
-Covers: `__main__`, `sys.argv`, `sys.path[0]`, for scripts, compiled files, folders, zip files and modules. Leaves to
-others: what follows its end (`_ends`), what is measured meanwhile (`_run`).
-
-`runpy.run_path` and `run_module` put `__main__` back when the code has ended, while threads, `atexit` calls and pickles
+`runpy.run_path` and `run_module` restore `__main__` when the code has ended, while threads, `atexit` calls and pickles
 still need it; here it stays. For modules, folders and zip files the interpreter itself calls
-`runpy._run_module_as_main`, and so do we: tracebacks show the same frames.
+`runpy._run_module_as_main`, and so does this: tracebacks show the same frames.
 """
 
 import importlib.machinery
@@ -16,11 +13,12 @@ from pkgutil import get_importer, read_code
 from types import CodeType, ModuleType
 from typing import Any, cast
 
-_kept: list[ModuleType] = []  # our own `__main__`, whose functions are still at work
+# The `__main__` of memtools, whose functions are still running.
+_kept: list[ModuleType] = []
 
 
 def run_program(program: str, arguments: tuple[str, ...], *, is_module: bool) -> None:
-    """Execute the program to the end of its main module.
+    """Run the program to the end of its main module.
 
     Raises:
         SystemExit: when it exits, or when there is no such module.
@@ -28,7 +26,7 @@ def run_program(program: str, arguments: tuple[str, ...], *, is_module: bool) ->
     """
     _replace_main()
     if is_module:
-        sys.argv[:] = ["-m", *arguments]  # what a package sees that is imported on the way
+        sys.argv[:] = ["-m", *arguments]  # as a package sees it that is imported before the module
         _run_as_main(program, alter_argv=True)
         return
 
@@ -45,10 +43,10 @@ def run_program(program: str, arguments: tuple[str, ...], *, is_module: bool) ->
 
 
 def require_readable(program: str) -> None:
-    """Say what the interpreter says of a script that it cannot open.
+    """Check that a script can be opened; if not, exit with the message and the code of the interpreter.
 
     Raises:
-        SystemExit: with its code, 2.
+        SystemExit: with code 2, when it cannot be opened.
     """
     if get_importer(program) is not None:
         return
@@ -61,12 +59,12 @@ def require_readable(program: str) -> None:
 
 
 def _absolute(program: str) -> str:
-    # What the interpreter makes of it; nothing is normalised.
+    # As the interpreter does: nothing is normalised.
     return os.path.join(os.getcwd(), program)
 
 
 def _run_as_main(name: str, *, alter_argv: bool) -> None:
-    # Private, but called by name by the interpreter's own main(), with these arguments, since 2.5.
+    # Private, but the interpreter's own main() has called it by this name, with these arguments, since Python 2.5.
     cast("Any", runpy)._run_module_as_main(name, alter_argv)
 
 
@@ -91,7 +89,7 @@ def _prepare_main(program: str) -> None:
 
 
 def _replace_path0(path: str, *, always: bool) -> None:
-    # `-m memtools` put the current folder first, unless it was told not to (-P, -I, PYTHONSAFEPATH).
+    # `-m memtools` has put the current folder first, except with -P, -I or PYTHONSAFEPATH.
     if not sys.flags.safe_path:
         sys.path[:1] = [path]
     elif always:

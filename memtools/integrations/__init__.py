@@ -1,4 +1,4 @@
-"""memtools inside other people's frames: ASGI servers, logging, structlog. None of them is imported for it."""
+"""Adapters for ASGI frameworks, logging and structlog. No framework is imported."""
 
 from memtools.integrations.asgi import UNMATCHED, MemoryMiddleware, MiddlewareStatistics, route_template
 from memtools.integrations.logging import MemoryFilter

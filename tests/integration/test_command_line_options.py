@@ -61,10 +61,10 @@ def test_what_follows_the_script_belongs_to_it(words: list[str], program: Path, 
     (["run"], "a script or -m MODULE"),
     (["run", "--meter", "precise", "program.py"], "meter='precise' is not accepted"),
     (["run", "--json", "nowhere/x.json", "program.py"], "cannot write nowhere/x.json"),
-    (["run", "--html", ".", "program.py"], "cannot write ."),
-    (["run", "-m"], "a script or -m MODULE"),
+    (["run", "--html", ".", "program.py"], "--html: . is a folder"),
+    (["run", "-m"], "-m needs the name of a module"),
     (["run", "--frobnicate", "program.py"], "--frobnicate"),
-    (["walk"], "invalid choice"),
+    (["walk"], "unknown command 'walk'"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_anything_runs(
     words: list[str], complaint: str, program: Path, run: Run
