@@ -1,4 +1,6 @@
-"""Running a program as `python` would: scripts, compiled files, folders, zip files, modules.
+"""Run a program as `python` would.
+
+A program is a script, a compiled file, a folder, a zip file or a module.
 
 `runpy.run_path` and `run_module` restore `__main__` when the code has ended, while threads, `atexit` calls and pickles
 still need it; here it stays. For modules, folders and zip files the interpreter itself calls

@@ -1,4 +1,4 @@
-"""Running a program unchanged, and reporting its memory at its very end.
+"""Run a program unchanged, and report its memory at its very end.
 
 The report is an `atexit` call that was registered before the program's own, so it runs after all of them, when the
 threads that are no daemons have been joined. A program that dies by SIGTERM, `os._exit` or `exec` dies as it would

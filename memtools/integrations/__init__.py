@@ -1,4 +1,7 @@
-"""Adapters for ASGI frameworks, logging and structlog. No framework is imported."""
+"""Adapters for ASGI frameworks, logging and structlog.
+
+No framework is imported.
+"""
 
 from memtools.integrations.asgi import UNMATCHED, MemoryMiddleware, MiddlewareStatistics, route_template
 from memtools.integrations.logging import MemoryFilter

@@ -1,4 +1,4 @@
-"""Memory levels of a process: thresholds, callbacks, clean-up, back-pressure, statistics."""
+"""A monitor that keeps a process inside its memory limit."""
 
 from memtools.monitor._admission import Admission, AdmissionReused
 from memtools.monitor._monitor import MemoryMonitor, MonitorAlreadyStarted, monitors

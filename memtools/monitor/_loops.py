@@ -1,4 +1,4 @@
-"""The sampling loop of a monitor, as a thread or as a task, and its pressure watch."""
+"""The sampling loop in a thread and in a task, and its pressure watch."""
 
 import asyncio
 import base64

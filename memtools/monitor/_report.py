@@ -1,4 +1,4 @@
-"""The report of a monitor, and its recommendations: what to change, and on which line."""
+"""The report of a monitor, and its recommendations."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Sampling: reading memory, moving the level, and choosing the time until the next sample."""
+"""The sampler: readings, the level, and the time until the next sample."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The counts of a monitor as frozen records, and the counters of operations and collections."""
+"""The statistics of a monitor, and its counters."""
 
 import gc
 import threading

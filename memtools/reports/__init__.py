@@ -1,4 +1,4 @@
-"""Reports of memory use per scope, task and function, as text, JSON and HTML."""
+"""Reports of memory use per scope, task and function."""
 
 from memtools.analysis import Leftover
 from memtools.reports._html import html_page

@@ -1,4 +1,4 @@
-"""The rows of a report from the ledger's accounts, and the growth of the process."""
+"""The rows of a report, and the growth of the process."""
 
 import sys
 from collections.abc import Iterable, Iterator

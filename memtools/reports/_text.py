@@ -1,6 +1,6 @@
-"""A report as a table for a terminal, and the texts and figures that HTML shares.
+"""A report as a table for a terminal.
 
-Without colours, so that there is nothing for `NO_COLOR` to switch off.
+Without colours, so that there is nothing for `NO_COLOR` to switch off. The HTML of a report uses its texts and figures.
 """
 
 import shutil

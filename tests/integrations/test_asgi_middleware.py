@@ -1,4 +1,4 @@
-"""What a request is charged to, in applications of Starlette and FastAPI and in bare ones."""
+"""MemoryMiddleware in applications of Starlette and FastAPI, and in bare ones."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ def fresh_accounts() -> Iterator[None]:
 
 
 def _accounts() -> dict[str, AccountStatistics]:
-    return {entry.name: entry for entry in statistics().accounts}
+    return {account.name: account for account in statistics().accounts}
 
 
 async def _get(app: Any, *paths: str, **options: Any) -> list[httpx.Response]:
@@ -62,7 +62,7 @@ def _fastapi() -> FastAPI:
     @app.get("/orders/{id}")
     @sub.get("/orders/{id}")
     @router.get("/orders/{id}")
-    async def order(id: str) -> str:  # noqa: A002  # the framework's own way
+    async def order(id: str) -> str:  # noqa: A002  # the name of the parameter in the path
         return id
 
     outer.include_router(router)
@@ -136,7 +136,7 @@ async def test_different_paths_of_a_route_are_one_name() -> None:
 
     await _get(app, *(f"/orders/{number}" for number in range(50)), *(f"/x{number}" for number in range(50)))
 
-    assert {name: entry.started for name, entry in _accounts().items()} == {"/orders/{id:int}": 50, UNMATCHED: 50}
+    assert {name: account.started for name, account in _accounts().items()} == {"/orders/{id:int}": 50, UNMATCHED: 50}
     assert app.statistics() == MiddlewareStatistics(requests=100, unmatched=50, refused=0)
 
 
@@ -175,11 +175,11 @@ async def test_streamed_body_is_charged_to_its_request(spec_version: str) -> Non
     async def stream(request: Request) -> Response:
         return StreamingResponse(chunks())
 
-    async def spoken(scope: Any, receive: Any, send: Any) -> None:
+    async def app_of_version(scope: Any, receive: Any, send: Any) -> None:
         await app(scope | {"asgi": {"version": "3.0", "spec_version": spec_version}}, receive, send)
 
     app = MemoryMiddleware(Starlette(routes=[Route("/stream", stream)]), meter="tracemalloc")
-    (answer,) = await _get(spoken, "/stream")
+    (answer,) = await _get(app_of_version, "/stream")
 
     assert answer.text == "xxx"
     assert 2_000_000 <= _accounts()["/stream"].peak_bytes < 4_000_000
@@ -254,12 +254,12 @@ async def test_warning_names_the_route(caplog) -> None:
     async def big(request: Request) -> Response:
         return PlainTextResponse(str(len(bytearray(3_000_000))))
 
-    heard: list[Any] = []
+    events: list[Any] = []
     app = MemoryMiddleware(Starlette(routes=[Route("/big/{id}", big)]), warn="1 MB", meter="tracemalloc")
-    with subscribe(heard.append), caplog.at_level(logging.WARNING):
+    with subscribe(events.append), caplog.at_level(logging.WARNING):
         await _get(app, "/big/7")
 
-    assert [event.name for event in heard if isinstance(event, HighUsage)] == ["/big/{id}"]
+    assert [event.name for event in events if isinstance(event, HighUsage)] == ["/big/{id}"]
     assert "High memory increase: /big/{id}" in caplog.text
 
 
@@ -308,20 +308,20 @@ async def test_websocket_and_lifespan_pass_unchanged() -> None:
     monitor.level = Level.CRITICAL
     middleware = MemoryMiddleware(app, monitor=monitor)
     for kind in ("websocket", "lifespan"):
-        await middleware({"type": kind}, None, None)  # type: ignore[arg-type]  # they are only passed on
+        await middleware({"type": kind}, None, None)  # type: ignore[arg-type]  # both are only passed on
 
     assert seen == [("websocket", True, None), ("lifespan", True, None)]
     assert middleware.statistics().requests == 0
 
 
 async def test_starlette_lifespan_runs() -> None:
-    said: list[str] = []
+    steps: list[str] = []
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        said.append("up")
+        steps.append("up")
         yield
-        said.append("down")
+        steps.append("down")
 
     messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     sent: list[str] = []
@@ -335,7 +335,7 @@ async def test_starlette_lifespan_runs() -> None:
     app = MemoryMiddleware(Starlette(lifespan=lifespan))
     await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
 
-    assert said == ["up", "down"]
+    assert steps == ["up", "down"]
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
@@ -354,15 +354,15 @@ async def test_custom_label_is_truncated_escaped_and_may_fail(caplog) -> None:
 
 
 async def test_client_that_disconnects_cancels_the_request() -> None:
-    began = asyncio.Event()
+    started = asyncio.Event()
 
     async def wait(request: Request) -> Response:
-        began.set()
+        started.set()
         await asyncio.sleep(3600)
         return PlainTextResponse("never")
 
     task = asyncio.create_task(_get(MemoryMiddleware(Starlette(routes=[Route("/wait", wait)])), "/wait"))
-    await began.wait()
+    await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -1,4 +1,4 @@
-"""What lines of a log say of memory."""
+"""The memory fields of log records and structlog events."""
 
 import asyncio
 import io
@@ -17,7 +17,7 @@ from memtools.readings import ReadingError, resident_bytes
 
 @pytest.fixture
 def stream():
-    """A logger that writes our fields into a stream."""
+    """The stream to which the logger `tests.log_lines` writes the fields."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.addFilter(MemoryFilter())
@@ -86,11 +86,11 @@ def test_log_line_is_kept_when_rss_cannot_be_read(stream, monkeypatch) -> None:
 
 
 def test_filter_with_a_name_passes_only_that_logger() -> None:
-    ours, other = (logging.makeLogRecord({"name": name}) for name in ("shop.orders", "lib"))
+    matching, other = (logging.makeLogRecord({"name": name}) for name in ("shop.orders", "lib"))
     memory_filter = MemoryFilter("shop")
 
-    assert (memory_filter.filter(ours), memory_filter.filter(other)) == (True, False)
-    assert ours.rss > 0
+    assert (memory_filter.filter(matching), memory_filter.filter(other)) == (True, False)
+    assert matching.rss > 0
 
 
 def test_structlog_event_has_the_same_fields() -> None:
@@ -117,6 +117,6 @@ def test_importing_integrations_imports_no_framework() -> None:
         "print([name for name in ('structlog', 'starlette', 'fastapi') if name in sys.modules])"
     )
 
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
-    assert said.stdout == "[]\n"
+    assert done.stdout == "[]\n"
