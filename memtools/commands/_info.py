@@ -48,6 +48,8 @@ def print_facts(*, as_json: bool) -> int:
         sys.stdout.write(f"{heading}\n")
         for name, value in section.items():
             sys.stdout.write(f"  {name:<{width}}  {_format_value(value)}\n")
+        if not section:
+            sys.stdout.write("  none\n")
     return 0
 
 

@@ -79,7 +79,7 @@ class Report:
             ascii_only: draw bars and marks with ASCII; by default where standard output can show nothing else.
             limit: rows per view; those left out are counted.
         """
-        return text_report(self, width=width, ascii_only=ascii_only, most=limit)
+        return text_report(self, width=width, ascii_only=ascii_only, max_rows=limit)
 
     def to_dict(self) -> dict[str, object]:
         """Return the whole report, no row left out, as a dict that JSON can hold."""

@@ -13,9 +13,9 @@ from memtools.analysis import Leftover
 from memtools.reports._rows import Growth, ReportFields, Row, notes_of
 from memtools.units import format_size
 
-_PEAK: Final = "peak: the highest amount that one call had live at once, with all that it called"
-_RETAINED: Final = "retained: what was live when each call ended, added up"
-_LIVE: Final = "live: what ended and open calls allocated and is live now, wherever it is referenced"
+_PEAK: Final = "peak: the highest live memory of one call, with all that it called"
+_RETAINED: Final = "retained: live when each call ended, added up"
+_LIVE: Final = "live: allocated by these calls, ended or open, and not freed until now"
 _NOT_KNOWN: Final = "live: not shown; only the native meter follows a block after the end of its call"
 _TIME: Final = "time: from start to end of each call, with other tasks that ran in between, added up"
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
@@ -29,9 +29,9 @@ _RETAINED_COLUMN: Final = 4
 _LIVE_COLUMN: Final = 5
 
 
-def text_report(report: ReportFields, *, width: int | None, ascii_only: bool | None, most: int) -> str:
+def text_report(report: ReportFields, *, width: int | None, ascii_only: bool | None, max_rows: int) -> str:
     """Return `report` as text of at most `width` columns."""
-    page = _page(width, ascii_only, most)
+    page = _page(width, ascii_only, max_rows)
     title, peak = printable(report.title), format_mib(report.peak_bytes)
     page.add_line(f"memtools: {title}, peak {peak} MiB{_meter_suffix(report.meters)}")
     for heading, rows in report.sections:
@@ -84,8 +84,9 @@ def leftover_line(leftover: Leftover) -> str:
 def process_lines(process: Growth) -> list[tuple[str, str, str]]:
     """Return the figures of the process as a whole: label, size in MiB, explanation."""
     lines = [("resident now", process.resident_bytes, ""), ("resident peak", process.peak_bytes, "since process start")]
+    growth = "of the whole process during the run" + ("" if process.owned_bytes is None else "; of it:")
     optional = [
-        ("resident growth", process.resident_growth_bytes, "of the whole process during the run; of it:"),
+        ("resident growth", process.resident_growth_bytes, growth),
         ("  owned", process.owned_bytes, "by the scopes, tasks and functions above"),
         ("  untracked", process.untracked_bytes, "allocated outside any scope"),
         ("  meter", process.meter_bytes, "tables of tracemalloc"),
@@ -149,10 +150,10 @@ def draw_bar(fraction: float, width: int, *, ascii_only: bool) -> str:
     return _EIGHTHS[8] * full + (_EIGHTHS[rest] if rest else "")
 
 
-def _page(width: int | None, ascii_only: bool | None, most: int) -> "_Page":
+def _page(width: int | None, ascii_only: bool | None, max_rows: int) -> "_Page":
     if ascii_only is None:
         ascii_only = not can_show_blocks(getattr(sys.stdout, "encoding", None))
-    return _Page(terminal_width() if width is None else max(width, _MIN_WIDTH), ascii_only, most)
+    return _Page(terminal_width() if width is None else max(width, _MIN_WIDTH), ascii_only, max_rows)
 
 
 class _Page:

@@ -40,6 +40,7 @@ def test_rss_meter_explains_no_growth(
     taken = report(since=read_process(), ledger=ledger(account("scope", "root", meter="rss")))
 
     assert taken.process.owned_bytes is None
+    assert "of it:" not in str(taken)
     assert taken.process.unattributed_bytes is None
 
 
