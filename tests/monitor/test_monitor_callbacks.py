@@ -8,8 +8,9 @@ from contextlib import suppress
 import pytest
 
 from memtools import ConfigError, Level
+from memtools._safe_calls import RETRY_AFTER_S
 from memtools.monitor import MemoryMonitor
-from memtools.monitor._callbacks import RETRY_AFTER_S
+from memtools.monitor._callbacks import Callback, CallbackRunner
 
 MIB = 2**20
 
@@ -110,6 +111,38 @@ def test_blocking_callback_does_not_stop_the_thread_loop(machine, make):
     blocked = next(callback for name, callback in seen.items() if name.endswith("blocks"))
     assert (blocked.calls, blocked.failures) == (1, 1)
     assert called
+
+
+def test_abandoned_callback_is_called_again_after_its_late_end():
+    release, ended = threading.Event(), threading.Event()
+
+    def blocks():
+        release.wait(30)
+
+    callback = Callback(lambda: blocks, "recycle", "blocks", time.monotonic)
+    runner = CallbackRunner(0.01, time.monotonic)
+    callback.end_late = lambda: (Callback.end_late(callback), ended.set())
+    runner.run(callback, (), in_thread=True)
+    assert callback.begin() is False
+
+    release.set()
+    assert ended.wait(10)
+
+    assert callback.begin() is True
+    seen = callback.statistics()
+    assert (seen.calls, seen.failures, seen.skipped) == (2, 1, 1)
+
+
+def test_callback_raising_system_exit_in_a_thread_is_a_failure():
+    def ends():
+        raise SystemExit
+
+    callback = Callback(lambda: ends, "recycle", "ends", time.monotonic)
+
+    CallbackRunner(5.0, time.monotonic).run(callback, (), in_thread=True)
+
+    assert callback.statistics().failures == 1
+    assert callback.begin() is True
 
 
 def _switch(machine, monitor, times):
