@@ -232,8 +232,10 @@ class CallbackRunner:
         # A coroutine is cancelled at its limit from within; only a call that does not return even then is abandoned.
         if not call.wait(self._timeout_s + 2 * _CANCEL_GRACE_S) and call.abandon():
             callback.fail(self._too_long())
-        else:
-            callback.end(call.value if call.error is None else call.error)
+            return True
+        callback.end(call.value if call.error is None else call.error)
+        if call.thread is not None:
+            call.thread.join(_CANCEL_GRACE_S)  # it is about to end: no thread is left when the monitor has stopped
         return True
 
     def _call_limited(self, callback: Callback, function: Callable[..., Any], arguments: tuple[object, ...]) -> Failure:
