@@ -1,4 +1,7 @@
-"""The door for `python -m memtools`; everything else is in `memtools.commands`."""
+"""The entry point of `python -m memtools`.
+
+A file of its own because Python runs the module of this name.
+"""
 
 import sys
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import CodeType, TracebackType
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -188,3 +189,10 @@ class AbandonableCall(Generic[T]):
             return self.value  # type: ignore[return-value]  # of type T once the call has ended without an error
         finally:
             self.error = None  # the traceback holds this frame: without this the two would keep each other alive
+
+
+def strip_own_frames(trace: TracebackType | None, is_own: Callable[[CodeType], bool]) -> TracebackType | None:
+    """Return `trace` without its first frames whose code `is_own`: what the caller would see without them."""
+    while trace is not None and is_own(trace.tb_frame.f_code):
+        trace = trace.tb_next
+    return trace

@@ -1,13 +1,13 @@
-"""Index the standard library that runs this: who imports whom, in circles too, and what is defined how often.
+"""Index the standard library: imports between its modules, import cycles, and the most frequent definitions.
 
-An ordinary asyncio program with a real appetite, for seeing memtools at work:
+An ordinary asyncio program that needs some memory, to show memtools with:
 
     python docs/examples/index_stdlib.py                            # the index
-    python -m memtools run docs/examples/index_stdlib.py            # the index, and who used how much memory for it
+    python -m memtools run docs/examples/index_stdlib.py            # the index, and the memory that it took
     python -m memtools run docs/examples/index_stdlib.py --limit 200
 
-One task per top-level package, eight at a time, each of them giving way to the others in mid-module. The syntax trees
-are what is large; nothing keeps one for longer than its module needs. What is kept of a module are its facts.
+One task per top-level package, eight at a time, each of which yields to the others within a module. The syntax trees
+are large; each is dropped as soon as its module is done. Only the facts of a module are kept.
 """
 
 import argparse
@@ -33,39 +33,39 @@ from memtools import (
 
 SKIPPED_ALWAYS = {"__pycache__", "site-packages", "dist-packages", "lib-dynload"}
 SKIPPED_BY_DEFAULT = {"test", "tests", "idle_test"}
-NODES_AT_A_TIME = 2_000  # how far one task goes before the others get their turn
-SINGLE_MODULES = "single modules"  # the name of the tasks for those that are in no package
+NODES_AT_A_TIME = 2_000  # then the task yields to the others
+SINGLE_MODULES = "single modules"  # the name of the tasks for modules outside packages
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Facts:
-    """What is worth knowing of a module, once its tree is gone."""
+    """What is kept of a module when its tree is dropped."""
 
     name: str
     lines: int
     definitions: frozenset[str]
-    imports: frozenset[str]  # modules, and what may be one: `from os import path` has "os" and "os.path"
+    imports: frozenset[str]  # modules, and names that may be modules: `from os import path` has "os" and "os.path"
 
 
 class Index:
-    """What has been found so far."""
+    """The modules indexed so far."""
 
     def __init__(self) -> None:
         self.paths: dict[str, Path] = {}
         self.lines: dict[str, int] = {}
         self.imports: dict[str, frozenset[str]] = {}
         self.defined: Counter[str] = Counter()
-        # The last ones only: a folder full of broken files must not become a list without end.
+        # The latest only: a folder full of broken files must not become a list without end.
         self.problems: BoundedList[str] = BoundedList(maxlen=20)
-        # The facts themselves may go; those that are asked for again are read again.
+        # A cache: facts that were dropped are read again.
         self.facts: WeakCache[str, Facts] = WeakCache(strong=1024)
 
     async def facts_of(self, module: str) -> Facts:
-        """Return the facts of a module: read it, unless somebody has done so, or is just doing it."""
+        """Return the facts of a module; it is read only once, even if two tasks want it at the same time."""
         return await self.facts.aget_or_create(module, lambda: read_facts(module, self.paths[module]))
 
     def add(self, facts: Facts) -> None:
-        """Take a module into the index."""
+        """Add a module to the index."""
         self.lines[facts.name] = facts.lines
         self.imports[facts.name] = facts.imports
         self.defined.update(facts.definitions)
@@ -97,7 +97,7 @@ async def read_facts(module: str, path: Path) -> Facts:
 
 @memory_budget("256 MiB")  # the largest module of the standard library needs a tenth of it
 def parse(path: Path) -> tuple[ast.Module, int]:
-    """Return tree and lines of a module; a monster fails by itself, and not the whole index with it."""
+    """Return tree and lines of a module; a module that is too large fails alone, and not the whole index."""
     source = path.read_bytes()
     return ast.parse(source, filename=str(path)), source.count(b"\n")
 
@@ -131,7 +131,7 @@ def find_modules(root: Path, *, everything: bool) -> Iterator[tuple[str, Path]]:
 
 @bounded_history(100)
 async def index_package(index: Index, modules: Iterable[str]) -> None:
-    """Take the modules of one package into the index, one after the other."""
+    """Add the modules of one package to the index, one after the other."""
     for module in modules:
         try:
             index.add(await index.facts_of(module))
@@ -140,7 +140,7 @@ async def index_package(index: Index, modules: Iterable[str]) -> None:
 
 
 async def index_everything(index: Index) -> None:
-    """Run one task per package, and a few for the modules that are in none."""
+    """Run one task per package, and a few for the modules outside packages."""
     packages: dict[str, list[str]] = {}
     for module, path in index.paths.items():
         in_package = "." in module or path.name == "__init__.py"
@@ -156,9 +156,9 @@ async def index_everything(index: Index) -> None:
 
 @profile_memory
 async def cross_reference(index: Index) -> dict[str, set[str]]:
-    """Return which module imports which, of those that are there."""
+    """Return which indexed module imports which."""
     graph: dict[str, set[str]] = {}
-    for module in reversed(index.imports):  # the last read first: those are still there
+    for module in reversed(index.imports):  # the latest first: their facts are still cached
         facts = await index.facts_of(module)
         graph[module] = {name for name in facts.imports if name in index.imports and name != module}
         await asyncio.sleep(0)
@@ -171,7 +171,7 @@ def find_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
-    standing: set[str] = set()
+    on_stack: set[str] = set()
     cycles: list[list[str]] = []
 
     for start in graph:
@@ -181,12 +181,12 @@ def find_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
             if module not in order:
                 order[module] = lowest[module] = len(order)
                 stack.append(module)
-                standing.add(module)
+                on_stack.add(module)
             for target in targets:
                 if target not in order:
                     work.append((target, iter(graph[target])))
                     break
-                if target in standing:
+                if target in on_stack:
                     lowest[module] = min(lowest[module], order[target])
             else:
                 work.pop()
@@ -194,21 +194,21 @@ def find_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
                     above = work[-1][0]
                     lowest[above] = min(lowest[above], lowest[module])
                 if lowest[module] == order[module]:
-                    cycles.append(popped_until(module, stack, standing))
+                    cycles.append(popped_until(module, stack, on_stack))
     return sorted((cycle for cycle in cycles if len(cycle) > 1), key=len, reverse=True)
 
 
-def popped_until(module: str, stack: list[str], standing: set[str]) -> list[str]:
-    """Return what stands on the stack down to `module`, taken off it."""
+def popped_until(module: str, stack: list[str], on_stack: set[str]) -> list[str]:
+    """Pop the stack down to `module`, and return what was popped."""
     group: list[str] = []
     while not group or group[-1] != module:
         group.append(stack.pop())
-        standing.discard(group[-1])
+        on_stack.discard(group[-1])
     return sorted(group)
 
 
 def show(index: Index, graph: dict[str, set[str]], cycles: list[list[str]], seconds: float) -> None:
-    """Print what was found."""
+    """Print the index."""
     imported: Counter[str] = Counter(target for targets in graph.values() for target in targets)
     edges = sum(imported.values())
     print(f"{len(graph)} modules, {sum(index.lines.values()):,} lines, {edges:,} imports, in {seconds:.1f} s")
@@ -222,7 +222,7 @@ def show(index: Index, graph: dict[str, set[str]], cycles: list[list[str]], seco
 
     calls, cache = index_package.history.summary(), index.facts.statistics()
     print(f"\nindexing a package: {calls}")
-    print(f"facts asked for: {cache.hits + cache.misses}, had: {cache.hits}, kept: {cache.strong + cache.weak}")
+    print(f"facts requested: {cache.hits + cache.misses}, cached: {cache.hits}, kept: {cache.strong + cache.weak}")
     for problem in index.problems:
         print(f"skipped {problem}")
 
@@ -237,11 +237,11 @@ def print_ranking(heading: str, counts: Counter[str]) -> None:
 async def main() -> None:
     """Read the command line, index, print."""
     parser = argparse.ArgumentParser(description="Index the standard library.")
-    parser.add_argument("--all", action="store_true", help="take the test packages in, too")
+    parser.add_argument("--all", action="store_true", help="include the test packages")
     parser.add_argument("--limit", type=int, metavar="N", help="stop after N modules")
     options = parser.parse_args()
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     index = Index()
     with memory_scope("find"):
         found = find_modules(Path(sysconfig.get_path("stdlib")), everything=options.all)
@@ -250,7 +250,7 @@ async def main() -> None:
     with memory_scope("cross-reference"):
         graph = await cross_reference(index)
         cycles = find_cycles(graph)
-    show(index, graph, cycles, time.perf_counter() - began)
+    show(index, graph, cycles, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Tests of a small price service that fail where it leaves memory behind: `pytest docs/examples/memory_tests.py`.
+"""Tests that fail where a small price service leaves memory behind: `pytest docs/examples/memory_tests.py`.
 
-Named so that only who asks for them runs them: they need the pytest plugin, which comes with an installed memtools.
+The name keeps pytest from collecting them by default: they need the pytest plugin of an installed memtools.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What `python -m memtools` can be told to do."""
+"""The commands of `python -m memtools`."""
 
 from memtools.commands._main import main
 

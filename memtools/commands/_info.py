@@ -1,8 +1,4 @@
-"""Say what a bug report needs: `python -m memtools info`.
-
-Covers: versions, meters, the effective limit and who set it, the allocator, what else wants to trace. Leaves to others:
-finding any of it out (`memtools.readings`, `memtools.ledger`).
-"""
+"""The facts that a bug report needs: `python -m memtools info`."""
 
 import json
 import os
@@ -15,17 +11,21 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, cast
 
-from memtools.commands._run import meter_of_a_run
+from memtools.commands._run import default_meter
 from memtools.errors import ConfigError
 from memtools.ledger import choose_meter, native_reason
 from memtools.readings import ReadingError, effective_limit, headroom, read_process
 from memtools.units import format_size
 
-# Which versions are at work here. Read from the metadata of what is installed: nothing is imported for it.
+# Variables that change how memory is allocated, or how memtools works.
+_VARIABLES: Final = re.compile(
+    r"PYTHON(MALLOC|TRACEMALLOC|GC|_GIL).*|MALLOC_.*|LD_PRELOAD|DYLD_INSERT_LIBRARIES|MEMTOOLS_.*"
+)
+_TOOL_IDS: Final = range(6)  # PEP 669
 
 
 def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None; from its metadata, without importing it."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -33,20 +33,13 @@ def installed_version(distribution: str) -> str | None:
 
 
 def memtools_version() -> str:
-    """Return our own version."""
-    return installed_version("memtools") or "(running from its source, not installed)"
+    """Return the version of memtools."""
+    return installed_version("memtools") or "(run from its source, not installed)"
 
 
-# What changes how memory is handed out, or what we do.
-_VARIABLES: Final = re.compile(
-    r"PYTHON(MALLOC|TRACEMALLOC|GC|_GIL).*|MALLOC_.*|LD_PRELOAD|DYLD_INSERT_LIBRARIES|MEMTOOLS_.*"
-)
-_TOOL_IDS: Final = range(6)  # PEP 669
-
-
-def describe(*, as_json: bool) -> int:
-    """Write what is known to standard output; return the exit code."""
-    facts = collect()
+def print_facts(*, as_json: bool) -> int:
+    """Write the facts to standard output; return the exit code."""
+    facts = collect_facts()
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2, default=str) + "\n")
         return 0
@@ -54,11 +47,13 @@ def describe(*, as_json: bool) -> int:
     for heading, section in facts.items():
         sys.stdout.write(f"{heading}\n")
         for name, value in section.items():
-            sys.stdout.write(f"  {name:<{width}}  {_shown(value)}\n")
+            sys.stdout.write(f"  {name:<{width}}  {_format_value(value)}\n")
+        if not section:
+            sys.stdout.write("  none\n")
     return 0
 
 
-def collect() -> dict[str, dict[str, object]]:
+def collect_facts() -> dict[str, dict[str, object]]:
     """Return the facts by section and name."""
     sections: dict[str, Callable[[], dict[str, object]]] = {
         "versions": _versions,
@@ -69,11 +64,11 @@ def collect() -> dict[str, dict[str, object]]:
         "interpreter": _interpreter,
         "environment": _environment,
     }
-    return {name: _attempted(section) for name, section in sections.items()}
+    return {name: _facts_or_error(section) for name, section in sections.items()}
 
 
-def _attempted(section: Callable[[], dict[str, object]]) -> dict[str, object]:
-    # A wrong MEMTOOLS_LIMIT is just what one would want to see here.
+def _facts_or_error(section: Callable[[], dict[str, object]]) -> dict[str, object]:
+    # An invalid MEMTOOLS_LIMIT is shown as the error that it causes: it may be the bug.
     try:
         return section()
     except (ConfigError, ReadingError, OSError) as error:
@@ -94,14 +89,14 @@ def _versions() -> dict[str, object]:
 def _meters() -> dict[str, object]:
     facts: dict[str, object] = {"available": _meter_names()}
     facts["default"] = choose_meter().name
-    facts["native"] = native_reason() or "built, and its hooks hold what they promise"
+    facts["native"] = native_reason() or "built, and its self-test passed"
     facts["chosen by"] = "MEMTOOLS_METER" if os.environ.get("MEMTOOLS_METER") else "default"
-    facts["of memtools run"] = meter_of_a_run().name
+    facts["of memtools run"] = default_meter().name
     return facts
 
 
 def _meter_names() -> list[str]:
-    # The refusal lists what there is: so the list is true whichever meters a build has.
+    # The error lists the accepted names, so the list is right for any build.
     try:
         choose_meter("?")
     except ConfigError as error:
@@ -110,15 +105,15 @@ def _meter_names() -> list[str]:
 
 
 def _limit() -> dict[str, object]:
-    limit, room = effective_limit(refresh=True), headroom(refresh=True)
+    limit, left = effective_limit(refresh=True), headroom(refresh=True)
     return {
         "limit_bytes": limit.value_bytes,
         "source": str(limit.source),
         "path": limit.path,
-        "levels above ours": limit.level,
-        "headroom_bytes": room.value_bytes,
-        "headroom source": str(room.source),
-        "unreadable files": list(dict.fromkeys([*limit.gaps, *room.gaps])),
+        "cgroup levels above": limit.level,
+        "headroom_bytes": left.value_bytes,
+        "headroom source": str(left.source),
+        "unreadable files": list(dict.fromkeys([*limit.gaps, *left.gaps])),
     }
 
 
@@ -163,7 +158,7 @@ def _is_free_threaded() -> bool:
     return bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):

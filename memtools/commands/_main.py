@@ -1,71 +1,75 @@
-"""Read the command line, and hand over.
-
-Covers: the words of the command line and what is refused. Leaves to others: running a program (`_run`), describing the
-environment (`_describing`).
-"""
+"""The command line of `python -m memtools`."""
 
 import argparse
 import os
 from collections.abc import Sequence
 from typing import Final
 
-from memtools.commands._info import describe, memtools_version
-from memtools.commands._run import Run, meter_of_a_run, run
+from memtools.commands._info import memtools_version, print_facts
+from memtools.commands._run import RunOptions, default_meter, run
 from memtools.errors import ConfigError
 from memtools.ledger import Meter
 
-_RUN_HELP: Final = "run any program unchanged and report on stderr who used how much memory"
-_LEAKS_HELP: Final = "look for leaks meanwhile, and end with the answer: one line per leak, and who holds it"
-_METER_HELP: Final = "who counts: native (the default where it can be had), tracemalloc or rss"
-_INFO_HELP: Final = "say what a bug report needs: versions, meters, the effective limit, the allocator"
+_DESCRIPTION: Final = "Measure the memory of any Python program, or print what a bug report needs."
+_RUN_HELP: Final = "run a program unchanged, and report its memory per scope, task and function on stderr"
+_LEAKS_HELP: Final = "search for leaks while the program runs; report one line per leak, with what holds it"
+_METER_HELP: Final = "native (default where available), tracemalloc or rss"
+_INFO_HELP: Final = "print what a bug report needs: versions, meters, the effective limit, the allocator"
+_RUN_USAGE: Final = (
+    "python -m memtools run [--leaks] [--json FILE] [--html FILE] [--meter NAME] (-m MODULE | SCRIPT) [ARGUMENT ...]"
+)
+_RUN_EPILOG: Final = (
+    "SCRIPT is a file, a folder or a zip file, as for python. Options of memtools stand before it; what follows it is "
+    "passed to the program."
+)
 
-_WITH_A_VALUE: Final = frozenset({"--json", "--html", "--meter"})
+_COMMANDS: Final = ("run", "info")
+_OPTIONS_WITH_VALUE: Final = frozenset({"--json", "--html", "--meter"})
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the command line says; return the exit code of everything but `run`, which ends as the program does.
+    """Run the command line; return the exit code of every command but `run`, which ends as the program does.
 
     Args:
         arguments: the command line without the interpreter's own part.
     """
-    parser = _make_parser()
-    ours, theirs, is_module = _split(list(arguments))
-    wishes = parser.parse_args(ours)
-    if wishes.command == "info":
-        return describe(as_json=wishes.json)
-    if wishes.command == "run":
-        return run(_planned(parser, wishes, theirs, is_module=is_module))
+    parser, run_parser = _make_parsers()
+    own, program, is_module = _split(list(arguments))
+    _check_command(parser, own)
+    options, unknown = parser.parse_known_args(own)
+    if unknown:
+        (run_parser if options.command == "run" else parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+    if options.command == "info":
+        return print_facts(as_json=options.json)
+    if options.command == "run":
+        return run(_parse_run(run_parser, options, program, is_module=is_module))
     parser.print_help()
     return 2
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m memtools", allow_abbrev=False)
+def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Return the parser of the command line, and that of `run`, whose errors show its own usage."""
+    parser = argparse.ArgumentParser(prog="python -m memtools", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
     commands = parser.add_subparsers(dest="command", metavar="{run,info}")
 
-    running = commands.add_parser(
-        "run",
-        help=_RUN_HELP,
-        description=_RUN_HELP,
-        allow_abbrev=False,
-        usage="python -m memtools run [--leaks] [--json FILE] [--html FILE] [--meter NAME] "
-        "(-m MODULE | SCRIPT) [ARGUMENT ...]",
+    run_parser = commands.add_parser(
+        "run", help=_RUN_HELP, description=_RUN_HELP, allow_abbrev=False, usage=_RUN_USAGE, epilog=_RUN_EPILOG
     )
-    running.add_argument("--leaks", action="store_true", help=_LEAKS_HELP)
-    running.add_argument("--json", metavar="FILE", help="write the whole report there, too")
-    running.add_argument("--html", metavar="FILE", help="write the report there as a page, too")
-    running.add_argument("--meter", metavar="NAME", help=_METER_HELP)
-    running.epilog = "SCRIPT is a file, a folder or a zip file, as for python. What follows it belongs to the program."
+    run_parser.add_argument("--leaks", action="store_true", help=_LEAKS_HELP)
+    run_parser.add_argument("--json", metavar="FILE", help="also write the whole report to FILE as JSON")
+    run_parser.add_argument("--html", metavar="FILE", help="also write the report to FILE as an HTML page")
+    run_parser.add_argument("--meter", metavar="NAME", help=_METER_HELP)
 
-    describing = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
-    describing.add_argument("--json", action="store_true", help="as JSON")
-    return parser
+    info_parser = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
+    info_parser.add_argument("--json", action="store_true", help="print it as JSON")
+    return parser, run_parser
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str], bool]:
-    """Return our own words, the program's, and whether the program is a module."""
-    # By hand: argparse takes a `--` out of a REMAINDER, drops an empty word (3.13), and reads `-mpkg --json` as ours.
+    """Return the words for memtools, those for the program, and whether the program is a module."""
+    # By hand: argparse takes a `--` out of a REMAINDER, drops an empty word (3.13), and takes the `--json` in
+    # `-mpkg --json` from the program.
     if words[:1] != ["run"]:
         return words, [], False
     place = 1
@@ -75,36 +79,46 @@ def _split(words: list[str]) -> tuple[list[str], list[str], bool]:
             return words[:place], [*filter(None, [word[2:]]), *words[place + 1 :]], True
         if word == "--":
             return words[:place], words[place + 1 :], False
-        place += 2 if word in _WITH_A_VALUE else 1
+        place += 2 if word in _OPTIONS_WITH_VALUE else 1
     return words[:place], words[place:], False
 
 
-def _planned(parser: argparse.ArgumentParser, wishes: argparse.Namespace, words: list[str], *, is_module: bool) -> Run:
+def _check_command(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    first = words[0] if words else ""
+    if first and not first.startswith("-") and first not in _COMMANDS:
+        parser.error(f"unknown command {first!r}; to run a program: python -m memtools run {first}")
+
+
+def _parse_run(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, words: list[str], *, is_module: bool
+) -> RunOptions:
     if not words:
-        parser.error("run: a script or -m MODULE is needed")
-    return Run(
+        parser.error("-m needs the name of a module" if is_module else "a script or -m MODULE is required")
+    return RunOptions(
         program=words[0],
         is_module=is_module,
         arguments=tuple(words[1:]),
-        meter=_chosen_meter(parser, wishes.meter),
-        json_path=_writable(parser, wishes.json),
-        html_path=_writable(parser, wishes.html),
-        leaks=wishes.leaks,
+        meter=_parse_meter(parser, options.meter),
+        json_path=_parse_output_path(parser, "--json", options.json),
+        html_path=_parse_output_path(parser, "--html", options.html),
+        leaks=options.leaks,
     )
 
 
-def _chosen_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
+def _parse_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
     try:
-        return meter_of_a_run(name)
+        return default_meter(name)
     except ConfigError as error:
-        parser.error(f"run: {error}")
+        parser.error(str(error))
 
 
-def _writable(parser: argparse.ArgumentParser, path: str | None) -> str | None:
+def _parse_output_path(parser: argparse.ArgumentParser, option: str, path: str | None) -> str | None:
     if path is None:
         return None
-    # Absolute: the program may go elsewhere. Looked at now: an hour later would be a pity.
+    # Absolute, since the program may change its folder; checked now, and not after the program has run for an hour.
     absolute = os.path.abspath(path)
-    if os.path.isdir(absolute) or not os.access(os.path.dirname(absolute), os.W_OK):
-        parser.error(f"run: cannot write {path}")
+    if os.path.isdir(absolute):
+        parser.error(f"{option}: {path} is a folder; give the path of a file")
+    if not os.access(os.path.dirname(absolute), os.W_OK):
+        parser.error(f"{option}: cannot write {path}: its folder does not exist or is not writable")
     return absolute

@@ -1,11 +1,10 @@
-"""Execute a program as the interpreter would, had it been started with it.
+"""Run a program as `python` would.
 
-Covers: `__main__`, `sys.argv`, `sys.path[0]`, for scripts, compiled files, folders, zip files and modules. Leaves to
-others: what follows its end (`_ends`), what is measured meanwhile (`_run`).
+A program is a script, a compiled file, a folder, a zip file or a module.
 
-`runpy.run_path` and `run_module` put `__main__` back when the code has ended, while threads, `atexit` calls and pickles
+`runpy.run_path` and `run_module` restore `__main__` when the code has ended, while threads, `atexit` calls and pickles
 still need it; here it stays. For modules, folders and zip files the interpreter itself calls
-`runpy._run_module_as_main`, and so do we: tracebacks show the same frames.
+`runpy._run_module_as_main`, and so does this: tracebacks show the same frames.
 """
 
 import importlib.machinery
@@ -16,19 +15,20 @@ from pkgutil import get_importer, read_code
 from types import CodeType, ModuleType
 from typing import Any, cast
 
-_kept: list[ModuleType] = []  # our own `__main__`, whose functions are still at work
+# The `__main__` of memtools, whose functions are still running.
+_kept: list[ModuleType] = []
 
 
-def execute(program: str, arguments: tuple[str, ...], *, is_module: bool) -> None:
-    """Execute the program to the end of its main module.
+def run_program(program: str, arguments: tuple[str, ...], *, is_module: bool) -> None:
+    """Run the program to the end of its main module.
 
     Raises:
         SystemExit: when it exits, or when there is no such module.
         BaseException: whatever the program raises.
     """
-    _leave_main()
+    _replace_main()
     if is_module:
-        sys.argv[:] = ["-m", *arguments]  # what a package sees that is imported on the way
+        sys.argv[:] = ["-m", *arguments]  # as a package sees it that is imported before the module
         _run_as_main(program, alter_argv=True)
         return
 
@@ -40,15 +40,15 @@ def execute(program: str, arguments: tuple[str, ...], *, is_module: bool) -> Non
         return
 
     _replace_path0(os.path.dirname(os.path.realpath(program)), always=False)
-    _dress_main(program)
-    exec(_compiled(program), sys.modules["__main__"].__dict__)
+    _prepare_main(program)
+    exec(_compile(program), sys.modules["__main__"].__dict__)
 
 
-def refuse_unreadable(program: str) -> None:
-    """Say what the interpreter says of a script that it cannot open.
+def require_readable(program: str) -> None:
+    """Check that a script can be opened; if not, exit with the message and the code of the interpreter.
 
     Raises:
-        SystemExit: with its code, 2.
+        SystemExit: with code 2, when it cannot be opened.
     """
     if get_importer(program) is not None:
         return
@@ -61,16 +61,16 @@ def refuse_unreadable(program: str) -> None:
 
 
 def _absolute(program: str) -> str:
-    # What the interpreter makes of it; nothing is normalised.
+    # As the interpreter does: nothing is normalised.
     return os.path.join(os.getcwd(), program)
 
 
 def _run_as_main(name: str, *, alter_argv: bool) -> None:
-    # Private, but called by name by the interpreter's own main(), with these arguments, since 2.5.
+    # Private, but the interpreter's own main() has called it by this name, with these arguments, since Python 2.5.
     cast("Any", runpy)._run_module_as_main(name, alter_argv)
 
 
-def _leave_main() -> None:
+def _replace_main() -> None:
     _kept.append(sys.modules["__main__"])
     main = ModuleType("__main__")
     main.__dict__["__builtins__"] = sys.modules["builtins"]
@@ -80,7 +80,7 @@ def _leave_main() -> None:
     sys.modules["__main__"] = main
 
 
-def _dress_main(program: str) -> None:
+def _prepare_main(program: str) -> None:
     main = sys.modules["__main__"]
     loader: type = importlib.machinery.SourceFileLoader
     if program.endswith(".pyc"):
@@ -91,14 +91,14 @@ def _dress_main(program: str) -> None:
 
 
 def _replace_path0(path: str, *, always: bool) -> None:
-    # `-m memtools` put the current folder first, unless it was told not to (-P, -I, PYTHONSAFEPATH).
+    # `-m memtools` has put the current folder first, except with -P, -I or PYTHONSAFEPATH.
     if not sys.flags.safe_path:
         sys.path[:1] = [path]
     elif always:
         sys.path.insert(0, path)
 
 
-def _compiled(program: str) -> CodeType:
+def _compile(program: str) -> CodeType:
     with open(program, "rb") as file:
         if not program.endswith(".pyc"):
             return compile(file.read(), program, "exec", dont_inherit=True)

@@ -1,6 +1,9 @@
-"""memtools inside other people's frames: ASGI servers, logging, structlog. None of them is imported for it."""
+"""Adapters for ASGI frameworks, logging and structlog.
 
-from memtools.integrations.asgi import UNMATCHED, MemoryMiddleware, MiddlewareStatistics, route_label
+No framework is imported.
+"""
+
+from memtools.integrations.asgi import UNMATCHED, MemoryMiddleware, MiddlewareStatistics, route_template
 from memtools.integrations.logging import MemoryFilter
 from memtools.integrations.structlog import add_memory
 
@@ -10,5 +13,5 @@ __all__ = [
     "MemoryMiddleware",
     "MiddlewareStatistics",
     "add_memory",
-    "route_label",
+    "route_template",
 ]

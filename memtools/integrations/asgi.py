@@ -1,14 +1,10 @@
-"""An account for each route of a web service, for every ASGI server and framework: `MemoryMiddleware`.
+"""ASGI middleware that charges each request to its route."""
 
-Covers: one scope per request, streamed bodies and background tasks included; turning requests away while memory is
-critical. Leaves to others: which route it is (`_routes`), counting (`memtools.ledger`).
-"""
-
+import asyncio
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 from weakref import WeakSet
 
 from memtools._records import record
@@ -21,72 +17,53 @@ from memtools.scopes._budgets import check_usage, make_budget, parse_budget
 from memtools.scopes._calls import CallOptions, coroutine_tracker
 from memtools.units import parse_seconds
 
-if TYPE_CHECKING:
-    import asyncio
-
-
-# Charge a request for the tasks that serve it.
-#
-# Frameworks stream bodies, and wait for clients that go away, in tasks of their own: Starlette does on every server that
-# speaks ASGI before 2.4. Such a task inherits whose it is, but what it allocates is charged to that one only if somebody
-# follows its steps. `memtools.track_tasks` does so for every task of a loop, with an account for each; here it is done for
-# the tasks that requests start, and they have no accounts.
-#
-# Leaves to others: following (`memtools.ledger`). Whatever made the tasks before goes on making them.
-
-serves_request: Final[ContextVar[bool]] = ContextVar("memtools_serves_request", default=False)
-
-_asked: "WeakSet[asyncio.AbstractEventLoop]" = WeakSet()
-
-
-def follow_tasks_of_requests() -> None:
-    """Have tasks followed that are started, in the loop that runs here, where `serves_request` is set.
-
-    Sets a task factory, once for each loop. Without a loop of asyncio nothing happens.
-    """
-    module = sys.modules.get("asyncio")
-    loop: asyncio.AbstractEventLoop | None = module._get_running_loop() if module is not None else None
-    if loop is None or loop in _asked:
-        return
-    _asked.add(loop)
-    loop.set_task_factory(_Factory(loop.get_task_factory()))
-
-
-class _Factory:
-    """Makes tasks as before, those of requests with a driver around their coroutine. Any: as in asyncio itself."""
-
-    __slots__ = ("_inner",)
-
-    def __init__(self, inner: Callable[..., Any] | None) -> None:
-        self._inner = inner
-
-    def __call__(self, loop: Any, coro: Any, **options: Any) -> Any:
-        if serves_request.get() and is_trackable(coro):
-            owner = active_owner()
-            if owner is not None and owner.meter.tracks_owners:
-                coro = TrackedCoroutine[Any](coro, owner.meter)
-        if self._inner is not None:
-            return self._inner(loop, coro, **options)
-        return sys.modules["asyncio"].Task(coro, loop=loop, **options)
-
-
-# Which route a request has taken, in the words of the program and never in those of the request.
-#
-# Covers: hearing of it while the router writes it into the request's scope, the template with what stands before it.
-# Leaves to others: what is done with the label (`_asgi`).
-#
-# Routers of Starlette and FastAPI write `route`, `root_path` and `path_params` into the scope as they go down; a mounted
-# application gets its own path as part of `root_path`, with the values of the request in it: those are put back into
-# their names here, or each tenant would be a name of its own.
-
 UNMATCHED: Final = "<unmatched>"
 
-# Any: what frameworks put into a scope is theirs.
-Label = Callable[[Mapping[str, Any]], str | None]
+# ASGI 3.0. Any: messages and scopes contain what server, framework and application agree upon.
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+Label: TypeAlias = Callable[[Mapping[str, Any]], str | None]
+
+_REFUSAL: Final = b"Memory is short here at the moment; try again later.\n"
+
+_log = logging.getLogger("memtools.integrations")
+
+_in_request: Final[ContextVar[bool]] = ContextVar("memtools_in_request", default=False)
+_loops_with_factory: "WeakSet[asyncio.AbstractEventLoop]" = WeakSet()
 
 
-class RoutedScope(dict[str, Any]):
-    """The scope of one request that tells when a router writes into it.
+class HasLevel(Protocol):
+    """An object with a memory level, such as a `MemoryMonitor`."""
+
+    @property
+    def level(self) -> Level:
+        """How short memory is."""
+        ...
+
+
+@record
+class MiddlewareStatistics:
+    """The requests of a middleware.
+
+    Attributes:
+        requests: HTTP requests that were passed on and have ended.
+        unmatched: those of them for which no route was found.
+        refused: HTTP requests that were refused with 503.
+    """
+
+    requests: int
+    unmatched: int
+    refused: int
+
+
+class _ScopeWithRoute(dict[str, Any]):
+    """The scope of one request, which notices that a router writes into it.
+
+    Routers of Starlette and FastAPI write `route`, `root_path` and `path_params` into the scope as they descend. A
+    mounted application gets its own path as part of `root_path`, with the values of the request in it: those are
+    replaced by the names of the parameters here, or each tenant would be a name of its own.
 
     Args:
         scope: the scope as the server made it.
@@ -99,7 +76,7 @@ class RoutedScope(dict[str, Any]):
 
     __slots__ = ("_on_routed", "is_inside_mount", "prefix")
 
-    def __init__(self, scope: Mapping[str, Any], on_routed: "Callable[[RoutedScope], object]") -> None:
+    def __init__(self, scope: Mapping[str, Any], on_routed: "Callable[[_ScopeWithRoute], object]") -> None:
         super().__init__(scope)
         self._on_routed = on_routed
         self.prefix: str = str(scope.get("root_path", ""))
@@ -114,10 +91,10 @@ class RoutedScope(dict[str, Any]):
             self._on_routed(self)
 
     def update(self, *args: Any, **named: Any) -> None:
-        """Take over the changes of a router, and tell of them."""
+        """Apply the changes of a router, and report them."""
         changes: dict[str, Any] = dict(*args, **named)
         if "root_path" in changes:
-            self.prefix += self._mounted_at(changes)
+            self.prefix += self._mount_template(changes)
             self.is_inside_mount = True
         if "route" in changes:
             self.is_inside_mount = False
@@ -125,34 +102,34 @@ class RoutedScope(dict[str, Any]):
         if "root_path" in changes or "route" in changes:
             self._on_routed(self)
 
-    def _mounted_at(self, changes: Mapping[str, Any]) -> str:
+    def _mount_template(self, changes: Mapping[str, Any]) -> str:
         known: Mapping[str, Any] = self.get("path_params") or {}
         params: Mapping[str, Any] = changes.get("path_params") or {}
         piece = str(changes["root_path"]).removeprefix(str(self.get("root_path", "")))
         return _template(piece, {name: value for name, value in params.items() if name not in known})
 
 
-def route_label(scope: Mapping[str, Any]) -> str | None:
+def route_template(scope: Mapping[str, Any]) -> str | None:
     """Return the template of the route that a request has taken, with the root path in front; None where none is known.
 
-    For the scopes of Starlette, FastAPI, and whatever else writes an object with a `path` into `scope["route"]`.
+    For the scopes of Starlette, FastAPI, and any framework that writes an object with a `path` into `scope["route"]`.
     """
-    prefix = scope.prefix if isinstance(scope, RoutedScope) else str(scope.get("root_path", ""))
-    if isinstance(scope, RoutedScope) and scope.is_inside_mount:
+    prefix = scope.prefix if isinstance(scope, _ScopeWithRoute) else str(scope.get("root_path", ""))
+    if isinstance(scope, _ScopeWithRoute) and scope.is_inside_mount:
         return prefix
     route = scope.get("route")
     if route is None:
         return None
-    path = _whole_path(scope, route) or getattr(route, "path", None)
+    path = _included_path(scope, route) or getattr(route, "path", None)
     return prefix.rstrip("/") + path if isinstance(path, str) else None
 
 
-def _whole_path(scope: Mapping[str, Any], route: object) -> str | None:
-    # FastAPI 0.130 and later: a route of an included router has its own path only, and the whole one is kept beside it.
-    beside: object = scope.get("fastapi")
-    if not isinstance(beside, dict):
+def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
+    # FastAPI 0.130 and later: a route of an included router has its own path only; the whole one is kept beside it.
+    fastapi: object = scope.get("fastapi")
+    if not isinstance(fastapi, dict):
         return None
-    found: object = cast("dict[str, Any]", beside).get("effective_route_context")
+    found: object = cast("dict[str, Any]", fastapi).get("effective_route_context")
     if found is None or getattr(found, "original_route", None) is not route:
         return None
     path = getattr(found, "path", None) or getattr(found, "path_format", None)
@@ -163,44 +140,42 @@ def _template(piece: str, params: Mapping[str, Any]) -> str:
     named = {str(value): name for name, value in params.items()}
     segments = piece.split("/")
     if not named.keys() <= set(segments):
-        # A value that was converted, or is more than a segment, stands in the path in another form.
+        # A value that was converted, or is more than a segment, has another form in the path.
         return "/{" + ",".join(params) + "}"
     return "/".join("{" + named[segment] + "}" if segment in named else segment for segment in segments)
 
 
-# ASGI 3.0. Any: messages and scopes hold what server, framework and application agree upon.
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+def _track_request_tasks() -> None:
+    """Track the tasks that are started on the running loop where `_in_request` is set.
 
-_BUSY: Final = b"Memory is short here at the moment; try again later.\n"
-
-_log = logging.getLogger("memtools.integrations")
-
-
-class HasLevel(Protocol):
-    """Knows how short memory is, as a `MemoryMonitor` does."""
-
-    @property
-    def level(self) -> Level:
-        """How short memory is."""
-        ...
-
-
-@record
-class MiddlewareStatistics:
-    """What came through a middleware.
-
-    Attributes:
-        requests: HTTP requests that were let through and have ended.
-        unmatched: those of them for which no route was found.
-        refused: HTTP requests that were turned away with 503.
+    Frameworks stream bodies, and wait for clients that disconnect, in tasks of their own: Starlette does on every
+    server that speaks ASGI before 2.4. Such a task inherits the current owner, but what it allocates is charged to that
+    owner only if its steps are tracked. `memtools.track_tasks` does that for every task of a loop, with an account for
+    each; the tasks of requests have none. A task factory is set, once for each loop, around the one that is there.
     """
+    loop = asyncio._get_running_loop()  # None under a loop of another library, such as trio's
+    if loop is None or loop in _loops_with_factory:
+        return
+    _loops_with_factory.add(loop)
+    loop.set_task_factory(_TaskFactory(loop.get_task_factory()))
 
-    requests: int
-    unmatched: int
-    refused: int
+
+class _TaskFactory:
+    """Makes tasks as before, those of requests with their coroutine tracked. Any: as in asyncio itself."""
+
+    __slots__ = ("_previous",)
+
+    def __init__(self, previous: Callable[..., Any] | None) -> None:
+        self._previous = previous
+
+    def __call__(self, loop: Any, coro: Any, **options: Any) -> Any:
+        if _in_request.get() and is_trackable(coro):
+            owner = active_owner()
+            if owner is not None and owner.meter.tracks_owners:
+                coro = TrackedCoroutine[Any](coro, owner.meter)
+        if self._previous is not None:
+            return self._previous(loop, coro, **options)
+        return asyncio.Task(coro, loop=loop, **options)
 
 
 class MemoryMiddleware:
@@ -215,24 +190,25 @@ class MemoryMiddleware:
     ```
 
     The name is the template of the route, as in `/orders/{id}`, and `<unmatched>` where there is none: nothing that a
-    client sends becomes a name. It is known once the router has run; what is opened before that, by another middleware,
-    stands below `<unmatched>`. Bodies that are streamed, and background tasks that the framework runs after the answer,
-    are charged to the request, in whichever task they run; not so what runs in a framework's threads, as the plain
-    functions of FastAPI do: those are charged when they are decorated. WebSockets and the lifespan pass untouched.
+    client sends becomes a name. It is known once the router has run; a scope that another middleware opens before that
+    is below `<unmatched>`. Streamed bodies, and background tasks that the framework runs after the response, are
+    charged to the request, in any task. What runs in a framework's threads, as the plain functions of FastAPI do, is
+    not; decorate those functions. WebSockets and the lifespan pass unchanged.
 
-    With a meter that follows, the first request sets a task factory on its loop, for tasks that requests start.
+    With the native meter and tracemalloc, the first request sets a task factory on its loop, for the tasks that
+    requests start.
 
     Args:
         app: the application.
-        warn: a higher peak of one request is logged as "High memory increase"; a size or a share of the limit.
+        warn: a higher peak of one request is logged as a warning; a size or a share of the limit.
         budget: the highest peak that one request may have; `BudgetExceeded` is then raised in it, which servers answer
             with 500.
-        monitor: turn requests away with 503 while the level of this is `CRITICAL`; a `MemoryMonitor`, or anything
-            with a `level`.
-        retry_after: what the 503 tells clients to wait, in seconds.
-        spare: paths that are never turned away, as `"/health"`; exactly as the request has them.
-        label: gives the name for a scope of a framework that keeps its routes elsewhere; None for no route.
-        meter: who counts; see `memory_scope`.
+        monitor: requests are refused with 503 while its level is `CRITICAL`; a `MemoryMonitor`, or another object with
+            a `level`.
+        retry_after: the `Retry-After` of the 503, in seconds.
+        exempt: paths that are never refused, as `"/health"`; exactly as the request has them.
+        label: returns the name for a scope of a framework that keeps its routes elsewhere; None for no route.
+        meter: what counts; see `memory_scope`.
 
     Raises:
         ConfigError: for an argument that makes no sense.
@@ -246,62 +222,62 @@ class MemoryMiddleware:
         budget: int | str | None = None,
         monitor: HasLevel | None = None,
         retry_after: float = 5,
-        spare: Collection[str] = (),
-        label: Label = route_label,
+        exempt: Collection[str] = (),
+        label: Label = route_template,
         meter: str | None = None,
     ) -> None:
         if not callable(app):
             raise ConfigError("app", app, "an ASGI application")
         if not callable(label):
             raise ConfigError("label", label, "a callable that takes the scope of a request")
-        if isinstance(spare, str):
-            raise ConfigError("spare", spare, "a collection of paths such as ('/health',)")
+        if isinstance(exempt, str):
+            raise ConfigError("exempt", exempt, "a collection of paths such as ('/health',)")
         if monitor is not None and not hasattr(monitor, "level"):
             raise ConfigError("monitor", monitor, "a MemoryMonitor, or another object with a level")
         self._app = app
         self._label = label
         self._monitor = monitor
         self._retry_after = str(max(1, round(parse_seconds(retry_after, name="retry_after")))).encode()
-        self._spare = frozenset(spare)
+        self._exempt = frozenset(exempt)
         self._warn_bytes = None if warn is None else parse_budget(warn, name="warn")
-        self._plan = CallOptions(
+        self._options = CallOptions(
             UNMATCHED,
             "scope",
             choose_meter(meter),
             None if budget is None else make_budget(budget),
-            on_end=self._judge if warn is not None or budget is not None else None,
+            on_end=self._check_usage if warn is not None or budget is not None else None,
         )
-        self._follow = coroutine_tracker(self._plan, self._serve)
-        self._has_complained = False
+        self._track = coroutine_tracker(self._options, self._serve)
+        self._label_error_logged = False
         self._requests = self._unmatched = self._refused = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif self._is_full() and scope.get("path") not in self._spare:
+        elif self._is_full() and scope.get("path") not in self._exempt:
             self._refused += 1
             await self._refuse(send)
         else:
-            await self._follow(self._serve(scope, receive, send))
+            await self._track(self._serve(scope, receive, send))
 
     def statistics(self) -> MiddlewareStatistics:
-        """Return what came through so far."""
+        """Return the counts so far."""
         return MiddlewareStatistics(self._requests, self._unmatched, self._refused)
 
     async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         owner = active_owner()
-        before, follows = serves_request.get(), self._plan.meter.tracks_owners
-        if before is not follows:
-            serves_request.set(follows)
-        if follows:
-            follow_tasks_of_requests()
-        routed = RoutedScope(scope, lambda found: self._rename(owner, found))
+        before, tracks = _in_request.get(), self._options.meter.tracks_owners
+        if before is not tracks:
+            _in_request.set(tracks)
+        if tracks:
+            _track_request_tasks()
+        routed = _ScopeWithRoute(scope, lambda found: self._rename(owner, found))
         try:
             await self._app(routed, receive, send)
         finally:
-            if before is not follows:
-                serves_request.set(before)
+            if before is not tracks:
+                _in_request.set(before)
             if owner is not None and owner.name == UNMATCHED:
                 self._rename(owner, routed)
             self._requests += 1
@@ -311,14 +287,16 @@ class MemoryMiddleware:
         try:
             label = self._label(scope)
         except Exception:
-            if not self._has_complained:
-                self._has_complained = True
-                _log.exception("label %r failed; requests that it fails for count as %s", self._label, UNMATCHED)
+            if not self._label_error_logged:
+                self._label_error_logged = True
+                _log.exception(
+                    "label %r failed; the requests for which it fails are counted as %s", self._label, UNMATCHED
+                )
             return
         if owner is not None and label:
             rename_owner(owner, label)
 
-    def _judge(self, owner: Owner, error: BaseException | None) -> None:
+    def _check_usage(self, owner: Owner, error: BaseException | None) -> None:
         check_usage(owner, current_usage(owner), warn_bytes=self._warn_bytes, failed=error is not None)
 
     def _is_full(self) -> bool:
@@ -327,8 +305,8 @@ class MemoryMiddleware:
     async def _refuse(self, send: Send) -> None:
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(_BUSY)).encode()),
+            (b"content-length", str(len(_REFUSAL)).encode()),
             (b"retry-after", self._retry_after),
         ]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": _BUSY})
+        await send({"type": "http.response.body", "body": _REFUSAL})

@@ -1,26 +1,29 @@
-"""Say in each line of a log how much memory is in use, and by whom: `MemoryFilter`."""
+"""logging filter that adds the memory in use to each record.
+
+A file of its own because each adapter has the name of its library.
+"""
 
 import logging
+from typing import Final
 
 from memtools.ledger import active_owner
 from memtools.readings import ReadingError, resident_bytes
 
-# What a line of a log can say of memory: how much is resident, and whose turn it is.
-
-_NOBODY = "-"
+_NO_SCOPE: Final = "-"
 
 
-def memory_now() -> tuple[int | None, str]:
+def log_fields() -> tuple[int | None, str]:
     """Return the resident bytes, None where they cannot be read, and the name of the innermost open owner, or `-`.
 
-    The name was cut to 200 characters and escaped when the owner was opened: it ends no line. Cost: 2 us.
+    The name was truncated to 200 characters and escaped when the owner was opened: it contains no line break. Cost:
+    2 us.
     """
     try:
         resident: int | None = resident_bytes()
     except ReadingError:
-        resident = None  # a line that is lost tells less than one without a figure
+        resident = None  # a lost line says less than one without a figure
     owner = active_owner()
-    return resident, _NOBODY if owner is None else owner.name
+    return resident, _NO_SCOPE if owner is None else owner.name
 
 
 class MemoryFilter(logging.Filter):
@@ -36,8 +39,8 @@ class MemoryFilter(logging.Filter):
     ```
 
     `rss` is the resident memory of the process in bytes, None where it cannot be read. `memory_scope` is the name of
-    the innermost scope, call or task in which the line was logged, `-` outside of all. Both are those of the moment at
-    which the filter is asked: put it on a handler, but not on one behind a queue. Cost: 2 us a record.
+    the innermost scope, call or task in which the line was logged, `-` outside of all. Both are read when the filter
+    runs: add it to a handler, but not to one behind a queue. Cost: 2 us a record.
 
     Args:
         name: as in `logging.Filter`: only loggers of this name and below get the fields and pass.
@@ -47,5 +50,5 @@ class MemoryFilter(logging.Filter):
         """Add the fields; return whether the record passes."""
         if not super().filter(record):
             return False
-        record.rss, record.memory_scope = memory_now()
+        record.rss, record.memory_scope = log_fields()
         return True

@@ -1,4 +1,4 @@
-"""Keep a process inside its memory limit, and say so: thresholds, levels, clean-up, back-pressure, statistics."""
+"""A monitor that keeps a process inside its memory limit."""
 
 from memtools.monitor._admission import Admission, AdmissionReused
 from memtools.monitor._monitor import MemoryMonitor, MonitorAlreadyStarted, monitors

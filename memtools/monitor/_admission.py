@@ -1,214 +1,213 @@
-"""Back-pressure: let work in while there is memory for it, the others in order of arrival.
+"""Back-pressure: blocks of work that begin when memory allows it."""
 
-Covers: who may enter, promises, waiting on loops and in threads. Leaves to others: levels and readings (`_lookout`).
-
-Always lets one in when nobody is inside, so nothing waits for ever, and nobody who does not ask for a second keeps the
-others waiting. Memory also comes back while nobody leaves, so who waits looks again every 50 ms.
-
-Threads: any, and any number of loops, share one row.
-"""
-
+import asyncio
 import threading
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from memtools.errors import MemtoolsError
 from memtools.monitor._statistics import AdmissionStatistics
 from memtools.units import format_size
 
-if TYPE_CHECKING:
-    import asyncio
-
-LOOK_AGAIN_AFTER_S: Final = 0.05
-_GIVES_WAY_AFTER_S: Final = 1.0
+RETRY_AFTER_S: Final = 0.05
+_STALE_AFTER_S: Final = 1.0
 
 
 class AdmissionReused(MemtoolsError, RuntimeError):
-    """One admission was entered a second time; ask `admit()` for each block."""
+    """One admission was entered a second time; call `admit()` for each block."""
 
     def __str__(self) -> str:
-        return "this admission was entered before: ask monitor.admit() for each block"
+        return "this admission was entered before: call monitor.admit() for each block"
 
 
-class AdmissionRow:
-    """Who is inside and who waits.
+class AdmissionQueue:
+    """The active admissions, and the queue of those that wait, in order of arrival.
+
+    One admission is always active when none is, so no work waits for ever. An admission whose task or thread does not
+    try any more is passed over after a second. Memory also comes back without a release, so waiting admissions try
+    again every 50 ms.
+
+    Not the admission of a task scope: here the waiters are threads and tasks of any number of loops, and one can vanish
+    with its loop, so each has to watch the head of the queue. A task scope has one loop, whose `asyncio.Lock` keeps the
+    order, and only its first waiter looks at memory, which costs nothing for the thousands behind it.
+
+    Threads: any, and any number of loops, share one queue.
 
     Args:
-        use: returns the use of memory and the most that may be used, in bytes, or None where there is no room now
-            whatever is asked for.
+        use: returns the use of memory and the highest use allowed, in bytes, or None where no size may be added now.
         clock: monotonic seconds.
     """
 
     def __init__(self, use: Callable[[], tuple[int, float] | None], clock: Callable[[], float]) -> None:
         self._use = use
         self._clock = clock
-        self._lock = threading.RLock()
-        self._row: deque[Admission] = deque()
-        self._inside = self._promised = self._admitted = self._waited = 0
+        self._lock = threading.RLock()  # a finaliser may release in the middle of an operation
+        # Ordered by arrival, left from anywhere at the same cost.
+        self._queue: OrderedDict[Admission, None] = OrderedDict()
+        self._active = self._reserved_bytes = self._admitted = self._delayed = 0
         self._used_when_empty = 0
 
-    def ask(self, admission: "Admission") -> bool:
-        """Let it in, or line it up; return whether it is in."""
+    def try_acquire(self, admission: "Admission") -> bool:
+        """Make it active, or put it into the queue; return whether it is active."""
         with self._lock:
-            now = admission.asked_at = self._clock()
-            if admission not in self._row:
-                self._row.append(admission)
-            if not self._is_first(admission, now) or not self._has_room(admission.size_bytes):
+            now = admission.last_try_at = self._clock()
+            self._queue.setdefault(admission)
+            if not self._is_first(admission, now) or not self._fits(admission.size_bytes):
                 return False
-            self._row.remove(admission)
-            self._inside += 1
-            self._promised += admission.size_bytes
+            del self._queue[admission]
+            self._active += 1
+            self._reserved_bytes += admission.size_bytes
             self._admitted += 1
-            self._wake_first()  # there may be room for the next as well
+            self._wake_first()  # the next one may fit as well
             return True
 
-    def give_up(self, admission: "Admission") -> None:
-        """Take it out of the row."""
+    def cancel(self, admission: "Admission") -> None:
+        """Take it out of the queue."""
         with self._lock:
-            with suppress(ValueError):
-                self._row.remove(admission)
+            self._queue.pop(admission, None)
             self._wake_first()
 
-    def leave(self, admission: "Admission") -> None:
-        """Let it out, and have the first in the row look again."""
+    def release(self, admission: "Admission") -> None:
+        """End it, and have the first in the queue try again."""
         with self._lock:
-            self._inside = max(0, self._inside - 1)
-            self._promised = max(0, self._promised - admission.size_bytes)
+            self._active = max(0, self._active - 1)
+            self._reserved_bytes = max(0, self._reserved_bytes - admission.size_bytes)
             self._wake_first()
 
-    def note_wait(self) -> None:
-        """Count one that has to wait."""
+    def count_wait(self) -> None:
+        """Count an admission that has to wait."""
         with self._lock:
-            self._waited += 1
+            self._delayed += 1
 
     def statistics(self) -> AdmissionStatistics:
-        """Return who was let in so far."""
+        """Return the counts so far."""
         with self._lock:
-            return AdmissionStatistics(self._admitted, self._waited, self._inside, len(self._row), self._promised)
+            return AdmissionStatistics(
+                self._admitted, self._delayed, self._active, len(self._queue), self._reserved_bytes
+            )
 
-    def renew(self) -> None:
-        """Empty the row: in a forked child those who wait and those inside are in the parent."""
+    def after_fork(self) -> None:
+        """Empty the queue: the admissions of the parent are not those of a forked child."""
         self._lock = threading.RLock()
-        self._row = deque()
-        self._inside = self._promised = 0
+        self._queue = OrderedDict()
+        self._active = self._reserved_bytes = 0
 
     def _is_first(self, admission: "Admission", now: float) -> bool:
-        for other in self._row:
+        for other in self._queue:
             if other is admission:
                 return True
-            # Its loop was closed, or is blocked: in its turn again when it asks again.
-            if now - other.asked_at < _GIVES_WAY_AFTER_S:
+            # A stale one has lost its loop, or is blocked; when it tries again it has its place again.
+            if now - other.last_try_at < _STALE_AFTER_S:
                 return False
         return False
 
-    def _has_room(self, size_bytes: int) -> bool:
+    def _fits(self, size_bytes: int) -> bool:
         found = self._use()
-        if not self._inside:
+        if not self._active:
             self._used_when_empty = found[0] if found is not None else 0
             return True
         if found is None:
             return False
-        used, most = found
-        # Of what was promised to those inside, only what has not been taken yet is still to come.
+        used, allowed = found
+        # Of the reserved bytes, only those that the active blocks have not taken yet are still to come.
         self._used_when_empty = min(self._used_when_empty, used)
-        expected = max(used, self._used_when_empty + self._promised)
-        return expected + size_bytes < most
+        expected = max(used, self._used_when_empty + self._reserved_bytes)
+        return expected + size_bytes < allowed
 
     def _wake_first(self) -> None:
-        if self._row:
-            self._row[0].wake()
+        first = next(iter(self._queue), None)
+        if first is not None:
+            first.wake()
 
 
 class Admission:
-    """The way in and out for one block, given by `MemoryMonitor.admit`; for `async with` and for `with`, once."""
+    """The context of one block of work, returned by `MemoryMonitor.admit`; for `async with` and for `with`, once."""
 
-    __slots__ = ("_entered", "_row", "asked_at", "size_bytes", "wake")
+    __slots__ = ("_is_used", "_queue", "last_try_at", "size_bytes", "wake")
 
-    def __init__(self, row: AdmissionRow, size_bytes: int) -> None:
+    def __init__(self, queue: AdmissionQueue, size_bytes: int) -> None:
         self.size_bytes: int = size_bytes
-        self.asked_at: float = 0.0
-        self.wake: Callable[[], object] = _nobody
-        self._row = row
-        self._entered = False
+        self.last_try_at: float = 0.0
+        self.wake: Callable[[], object] = _do_nothing
+        self._queue = queue
+        self._is_used = False
 
     async def __aenter__(self) -> Self:
-        self._begin()
-        if self._row.ask(self):
+        self._mark_used()
+        if self._queue.try_acquire(self):
             return self
-        import asyncio
-
-        self._row.note_wait()
+        self._queue.count_wait()
         loop = asyncio.get_running_loop()
-        admitted = False
+        is_active = False
         try:
-            while not admitted:
+            while not is_active:
                 await self._wait_on(loop)
-                admitted = self._row.ask(self)
+                is_active = self._queue.try_acquire(self)
         finally:
-            self.wake = _nobody
-            if not admitted:
-                self._row.give_up(self)
+            self.wake = _do_nothing
+            if not is_active:
+                self._queue.cancel(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._row.leave(self)
+        self._queue.release(self)
 
     def __enter__(self) -> Self:
-        self._begin()
-        if self._row.ask(self):
+        self._mark_used()
+        if self._queue.try_acquire(self):
             return self
-        self._row.note_wait()
+        self._queue.count_wait()
         woken = threading.Event()
         self.wake = woken.set
-        admitted = False
+        is_active = False
         try:
-            while not admitted:
-                woken.wait(LOOK_AGAIN_AFTER_S)
+            while not is_active:
+                woken.wait(RETRY_AFTER_S)
                 woken.clear()
-                admitted = self._row.ask(self)
+                is_active = self._queue.try_acquire(self)
         finally:
-            self.wake = _nobody
-            if not admitted:
-                self._row.give_up(self)
+            self.wake = _do_nothing
+            if not is_active:
+                self._queue.cancel(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._row.leave(self)
+        self._queue.release(self)
 
     def __repr__(self) -> str:
         return f"<Admission of {format_size(self.size_bytes)}>"
 
-    def _begin(self) -> None:
-        if self._entered:
+    def _mark_used(self) -> None:
+        if self._is_used:
             raise AdmissionReused
-        self._entered = True
+        self._is_used = True
 
-    async def _wait_on(self, loop: "asyncio.AbstractEventLoop") -> None:
+    async def _wait_on(self, loop: asyncio.AbstractEventLoop) -> None:
         woken = loop.create_future()
 
         def wake() -> None:
-            with suppress(RuntimeError):  # its loop was closed meanwhile
-                loop.call_soon_threadsafe(_set, woken)
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(_resolve, woken)
 
         self.wake = wake
-        timer = loop.call_later(LOOK_AGAIN_AFTER_S, _set, woken)
+        timer = loop.call_later(RETRY_AFTER_S, _resolve, woken)
         try:
             await woken
         finally:
             timer.cancel()
 
 
-def _nobody() -> None:
+def _do_nothing() -> None:
     return
 
 
-def _set(future: "asyncio.Future[None]") -> None:
+def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)

@@ -1,181 +1,171 @@
-"""What users have called at a level, and how it fares: no callback harms the monitor, or another one.
+"""The callbacks of a monitor: registration, time limit, circuit breaker.
 
-Covers: registration, the breaker, counting, the rate limit of the log, things that are held weakly.
-Leaves to others: running one with a time limit, in a thread or on a loop (`_calling`).
-
-Threads: registering, leaving and counting are safe from any thread, and from inside a callback.
+No callback can harm the monitor or another callback. Registering, removing and counting are safe from any thread, and
+from inside a callback.
 """
 
+import asyncio
 import logging
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from functools import partial
-from math import inf
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeGuard
+from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
+from memtools._safe_calls import RETRY_AFTER_S, AbandonableCall, CircuitBreaker, RateLimitedLogger
+from memtools._text import printable
 from memtools.errors import ConfigError
-from memtools.monitor._statistics import CallbackStatistics, presentable
+from memtools.monitor._statistics import MAX_NAME_LENGTH, CallbackStatistics
 
-if TYPE_CHECKING:
-    import asyncio
+Trigger: TypeAlias = Literal["warning", "critical", "normal", "exhausted", "recycle"]
+Failure: TypeAlias = BaseException | str | None  # None: the call went well
 
-Moment: TypeAlias = Literal["warning", "critical", "normal", "exhausted", "recycle"]
-
-FAILURES_IN_A_ROW: Final = 5
-BROKEN_FOR_S: Final = 300.0  # then it is tried once more
-LOG_EVERY_S: Final = 60.0
+_LOG_INTERVAL_S: Final = 60.0
+_CANCEL_GRACE_S: Final = 1.0  # for a cancelled coroutine to clean up
+_LEFT_BY_FOREIGN_ERROR: Final = "an exception such as KeyboardInterrupt ended the call"
 
 _log = logging.getLogger("memtools.monitor")
 
 
 class Callback:
-    """One registered callback. Any: what it takes is up to the moment, what it returns is awaited or dropped."""
+    """One registered callback.
 
-    def __init__(self, target: Callable[[], Callable[..., Any] | None], moment: Moment, name: str) -> None:
-        self.target = target
-        self.moment: Moment = moment
-        self.name = presentable(name)
+    Args:
+        get_function: returns the function, or None once its object is gone. Any: what it takes depends on the trigger,
+            what it returns is awaited or dropped.
+        trigger: when it is called.
+        name: what logs and statistics call it.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        get_function: Callable[[], Callable[..., Any] | None],
+        trigger: Trigger,
+        name: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self.get_function = get_function
+        self.trigger: Trigger = trigger
+        self.name = printable(name, MAX_NAME_LENGTH)
         self.calls = 0
         self.failures = 0
         self.skipped = 0
-        self._in_a_row = 0
-        self._closed_until = -inf
-        self._next_log_at = -inf
+        self._clock = clock
+        self._breaker = CircuitBreaker()
+        self._warnings = RateLimitedLogger(_log, interval_s=_LOG_INTERVAL_S, clock=clock)
         self._running = threading.Lock()  # never waited for
 
-    def begin(self, now: float) -> bool:
+    def begin(self) -> bool:
         """Return whether it may be called now: not while it is running, nor while its breaker is open."""
-        if now < self._closed_until or not self._running.acquire(blocking=False):
+        if self._breaker.is_open(self._clock()) or not self._running.acquire(blocking=False):
             self.skipped += 1
             return False
         self.calls += 1
         return True
 
-    def end(self, now: float, failure: BaseException | str | None = None) -> None:
-        """Note how the call that has begun went: an exception, a reason in words, or well."""
+    def end(self, failure: Failure) -> None:
+        """Record the outcome of the call that has begun: an exception, a reason, or None for success."""
         self._running.release()
         if failure is None:
-            self._in_a_row = 0
-            return
-        self.fail(now, failure)
+            self._breaker.record_success()
+        else:
+            self.fail(failure)
 
-    def fail(self, now: float, failure: BaseException | str) -> None:
+    def fail(self, failure: BaseException | str) -> None:
         """Count and log a failure; the fifth in a row opens the breaker."""
+        now = self._clock()
         self.failures += 1
-        self._in_a_row += 1
-        is_broken = self._in_a_row >= FAILURES_IN_A_ROW
-        if is_broken:
-            self._closed_until = now + BROKEN_FOR_S
-        if now < self._next_log_at and self._in_a_row != FAILURES_IN_A_ROW:
-            return
-        self._next_log_at = now + LOG_EVERY_S
-        self._tell(failure, is_broken)
+        self._breaker.record_failure(now)
+        is_open = self._breaker.is_open(now)
+        skipping = f"; it is not called for {RETRY_AFTER_S:.0f} s" if is_open else ""
+        error = failure if isinstance(failure, BaseException) else None
+        reason = failure if error is None else type(error).__name__
+        # The failure that opens the breaker has a key of its own, so that it is logged in any case.
+        self._warnings.error(
+            is_open, "on_%s callback %s failed (%d failures): %s%s",
+            self.trigger, self.name, self.failures, reason, skipping, error=error,
+        )  # fmt: skip
 
     def end_late(self) -> None:
-        """Note the end of a call whose failure was counted when its time was over."""
+        """Record the end of a call whose failure was counted when its time was over."""
         self._running.release()
 
-    def _tell(self, failure: BaseException | str, is_broken: bool) -> None:
-        left_out = f"; it is left out for {BROKEN_FOR_S:.0f} s" if is_broken else ""
-        error = failure if isinstance(failure, BaseException) else None
-        with suppress(MemoryError):  # it is counted; nothing is left to tell it with
-            _log.error("on_%s callback %s failed %d times: %s%s", self.moment, self.name, self.failures,
-                       failure if error is None else type(error).__name__, left_out, exc_info=error)  # fmt: skip
-
-    def renew(self) -> None:
-        """Forget a running call: in a forked child its thread is gone."""
+    def after_fork(self) -> None:
+        """Forget a running call: its thread does not exist in a forked child."""
         self._running = threading.Lock()
 
-    def statistics(self, now: float) -> CallbackStatistics:
-        """Return how it fared."""
-        is_broken = now < self._closed_until
-        return CallbackStatistics(self.name, self.moment, self.calls, self.failures, self.skipped, is_broken)
+    def statistics(self) -> CallbackStatistics:
+        """Return the counts so far."""
+        is_broken = self._breaker.is_open(self._clock())
+        return CallbackStatistics(self.name, self.trigger, self.calls, self.failures, self.skipped, is_broken)
 
 
 class Callbacks:
     """The callbacks of one monitor, in order of registration."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         # Replaced as a whole, never changed in place: a callback may register or remove others while it runs.
-        self._known: tuple[Callback, ...] = ()
+        self._registered: tuple[Callback, ...] = ()
 
-    def add(self, function: object, moment: Moment) -> None:
-        """Have `function` called at `moment`; a second registration closes an open breaker and does nothing else.
+    def add(self, function: object, trigger: Trigger) -> None:
+        """Register `function` for `trigger`; a second registration closes an open breaker and does nothing else.
 
         Raises:
-            ConfigError: for what cannot be called.
+            ConfigError: for an object that cannot be called.
         """
         if not callable(function):
-            raise ConfigError(f"on_{moment}", function, "a function or coroutine function that takes one record")
-        kept = tuple(one for one in self._known if one.moment != moment or one.target() != function)
-        self._known = (*kept, Callback(lambda: function, moment, _name_of(function)))
+            raise ConfigError(f"on_{trigger}", function, "a function or coroutine function that takes one record")
+        kept = tuple(each for each in self._registered if each.trigger != trigger or each.get_function() != function)
+        self._registered = (*kept, Callback(lambda: function, trigger, _name_of(function), self._clock))
 
-    def add_weakly(self, thing: object) -> None:
-        """Have `thing.recycle()` called at the end of a ladder that was not enough, for as long as `thing` lives.
+    def add_weak(self, target: object) -> None:
+        """Register `target.recycle()` for `"recycle"`, for as long as `target` lives.
 
         Raises:
-            ConfigError: for what cannot be weakly referenced.
+            ConfigError: for an object that cannot be weakly referenced.
         """
         try:
-            reference = weakref.ref(thing)
+            reference = weakref.ref(target)
         except TypeError:
-            raise ConfigError("thing", thing, "an object that can be weakly referenced") from None
+            raise ConfigError("target", target, "an object that can be weakly referenced") from None
 
-        def recycle() -> Callable[..., Any] | None:
+        def get_recycle() -> Callable[..., Any] | None:
             alive: Any = reference()
             return None if alive is None else alive.recycle
 
-        self._known = (*self.alive(), Callback(recycle, "recycle", f"{type(thing).__qualname__}.recycle"))
+        name = f"{type(target).__qualname__}.recycle"
+        self._registered = (*self.alive(), Callback(get_recycle, "recycle", name, self._clock))
 
-    def remove(self, function: object) -> None:
-        """Call `function`, or recycle the thing, no more; nothing happens where it was not registered."""
-        self._known = tuple(one for one in self.alive() if not _is_of(one, function))
+    def remove(self, target: object) -> None:
+        """Remove a function, or an object with `recycle()`; nothing happens where it is not registered."""
+        self._registered = tuple(each for each in self.alive() if not _matches(each, target))
 
-    def at(self, moment: Moment) -> tuple[Callback, ...]:
-        """Return those to call at `moment`, at this instant."""
-        return tuple(one for one in self._known if one.moment == moment)
+    def for_trigger(self, trigger: Trigger) -> tuple[Callback, ...]:
+        """Return those to call for `trigger`, as registered at this moment."""
+        return tuple(each for each in self._registered if each.trigger == trigger)
 
-    def is_known(self, callback: Callback) -> bool:
-        """Return whether nobody has removed it meanwhile."""
-        return callback in self._known
-
-    @property
-    def all(self) -> tuple[Callback, ...]:
-        """All of them, in order of registration."""
-        return self._known
+    def is_registered(self, callback: Callback) -> bool:
+        """Return whether it has not been removed meanwhile."""
+        return callback in self._registered
 
     def alive(self) -> tuple[Callback, ...]:
-        """Return all whose target is alive."""
-        return tuple(one for one in self._known if one.target() is not None)
+        """Return all whose function is alive."""
+        return tuple(each for each in self._registered if each.get_function() is not None)
+
+    def after_fork(self) -> None:
+        """Forget the running calls."""
+        for callback in self._registered:
+            callback.after_fork()
 
 
-def _is_of(callback: Callback, thing: object) -> bool:
-    target = callback.target()
-    return target == thing or (callback.moment == "recycle" and getattr(target, "__self__", None) is thing)
+class CallbackRunner:
+    """Runs callbacks, plain or async, with a time limit.
 
-
-def _name_of(function: object) -> str:
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
-
-
-# Run a callback, sync or async, and be back in time.
-#
-# Covers: the time limit, coroutines without a loop, callbacks that never return.
-# Leaves to others: whether it may run, and what its failure means (`_callbacks`).
-#
-# A coroutine is cancelled at its limit. A plain function cannot be: on the monitor's own thread it runs in a thread of
-# its own, which is left to itself at the limit; on a loop, or inside `check()`, it runs in place (what it touches belongs
-# to that loop) and taking too long counts as a failure.
-
-Failure: TypeAlias = BaseException | str | None  # None: it went well
-
-_GRACE_S: Final = 1.0  # for a cancelled coroutine to clean up
-
-
-class Caller:
-    """Calls callbacks with a time limit.
+    A coroutine is cancelled at the limit. A plain function cannot be: called by the monitor's own thread, it runs in a
+    thread of its own, which is abandoned at the limit; on a loop, and in `check()`, it runs in place (the objects that
+    it uses belong to that loop), and taking too long counts as a failure.
 
     Args:
         timeout_s: seconds that one call may take.
@@ -183,145 +173,132 @@ class Caller:
     """
 
     def __init__(self, timeout_s: float, clock: Callable[[], float]) -> None:
-        self.timeout_s = timeout_s
+        self._timeout_s = timeout_s
         self._clock = clock
         # Coroutines of callbacks that a `check()` inside a running loop has started: the loop itself keeps no task.
-        self._adrift: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
-    def call(self, callback: Callback, argument: tuple[object, ...], *, aside: bool = False) -> None:
-        """Call it in place, or `aside` in a thread of its own; return when it is done or its time is over."""
-        function = callback.target()
-        if function is None or not callback.begin(self._clock()):
+    def run(self, callback: Callback, arguments: tuple[object, ...], *, in_thread: bool = False) -> None:
+        """Call it in place, or in a thread of its own; return when it has ended or its time is over."""
+        function = callback.get_function()
+        if function is None or not callback.begin():
+            return
+        if in_thread and self._run_in_thread(callback, function, arguments):
             return
 
-        call = _Call(callback, partial(self._run, callback, function, argument), self._clock)
-        if not aside:
-            call.run()
-            return
-
-        thread = threading.Thread(target=call.run, name=f"memtools-callback-{callback.name}", daemon=True)
+        failure: Failure = _LEFT_BY_FOREIGN_ERROR
         try:
-            thread.start()
-        except (RuntimeError, MemoryError):  # no thread can be had: then in place, without a limit
-            call.run()
-            return
-        # A coroutine is stopped at its limit from within; only what does not return then is given up.
-        thread.join(self.timeout_s + 2 * _GRACE_S)
-        if thread.is_alive():
-            call.give_up(self._too_long())
+            failure = self._call_limited(callback, function, arguments)
+        finally:
+            callback.end(failure)
 
-    async def call_on_loop(self, callback: Callback, argument: tuple[object, ...]) -> None:
-        """Call it on the running loop; return when it is done or its time is over."""
-        function = callback.target()
-        if function is None or not callback.begin(self._clock()):
+    async def run_async(self, callback: Callback, arguments: tuple[object, ...]) -> None:
+        """Call it on the running loop; return when it has ended or its time is over."""
+        function = callback.get_function()
+        if function is None or not callback.begin():
             return
 
-        began = self._clock()
-        failure: Failure = "it was left by an exception that is not its own"
+        started = self._clock()
+        failure: Failure = _LEFT_BY_FOREIGN_ERROR
         try:
-            failure, result = _outcome(function, argument)
+            failure, result = _call(function, arguments)
             if _is_coroutine(result):
-                failure = await self._wait_for(result)
-            if failure is None and self._clock() - began > self.timeout_s:
+                failure = await self._await_limited(result)
+            if failure is None and self._clock() - started > self._timeout_s:
                 failure = self._too_long()
         finally:
-            callback.end(self._clock(), failure)
+            callback.end(failure)
 
-    async def _wait_for(self, coroutine: Coroutine[Any, Any, object]) -> Failure:
-        import asyncio  # loaded by whoever runs a loop
+    async def cancel_background(self) -> None:
+        """Cancel the coroutines that `check()` has started on the running loop, and wait for them."""
+        loop = asyncio.get_running_loop()
+        tasks = {task for task in self._background if task.get_loop() is loop}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CANCEL_GRACE_S)
 
+    def _run_in_thread(self, callback: Callback, function: Callable[..., Any], arguments: tuple[object, ...]) -> bool:
+        """Return False where no thread can be started; the call has to be made in place then, without a limit."""
+        call = AbandonableCall(
+            partial(self._call_limited, callback, function, arguments),
+            name=f"memtools-callback-{callback.name}",
+            on_late_end=callback.end_late,
+        )
+        try:
+            call.start()
+        except (RuntimeError, MemoryError):
+            return False
+        # A coroutine is cancelled at its limit from within; only a call that does not return even then is abandoned.
+        if not call.wait(self._timeout_s + 2 * _CANCEL_GRACE_S) and call.abandon():
+            callback.fail(self._too_long())
+            return True
+        callback.end(call.value if call.error is None else call.error)
+        if call.thread is not None:
+            call.thread.join(_CANCEL_GRACE_S)  # it is about to end: no thread is left when the monitor has stopped
+        return True
+
+    def _call_limited(self, callback: Callback, function: Callable[..., Any], arguments: tuple[object, ...]) -> Failure:
+        started = self._clock()
+        failure, result = _call(function, arguments)
+        if _is_coroutine(result):
+            failure = self._run_coroutine(callback, result)
+        if failure is None and self._clock() - started > self._timeout_s:
+            return self._too_long()
+        return failure
+
+    def _run_coroutine(self, callback: Callback, coroutine: Coroutine[Any, Any, object]) -> Failure:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self._await_limited(coroutine))
+        # A running loop cannot be waited for from inside: the coroutine runs as a task, which counts its own failure.
+        task = loop.create_task(self._await_in_background(callback, coroutine), name="memtools-callback")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return None
+
+    async def _await_in_background(self, callback: Callback, coroutine: Coroutine[Any, Any, object]) -> None:
+        failure = await self._await_limited(coroutine)
+        if failure is not None:
+            callback.fail(failure)
+
+    async def _await_limited(self, coroutine: Coroutine[Any, Any, object]) -> Failure:
         task = asyncio.ensure_future(coroutine)
         try:
-            # Not wait_for: that waits for ever for a task that will not be cancelled.
-            await asyncio.wait({task}, timeout=self.timeout_s)
+            # Not wait_for, which waits for ever for a task that suppresses its cancellation.
+            await asyncio.wait({task}, timeout=self._timeout_s)
         finally:
             is_late = not task.done()
             if is_late:
                 task.cancel()
-                await asyncio.wait({task}, timeout=_GRACE_S)
+                await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
         if is_late:
             return self._too_long()
         return "it was cancelled" if task.cancelled() else task.exception()
 
-    def _run(self, callback: Callback, function: Callable[..., Any], argument: tuple[object, ...]) -> Failure:
-        began = self._clock()
-        failure, result = _outcome(function, argument)
-        if _is_coroutine(result):
-            failure = self._finish(callback, result)
-        if failure is None and self._clock() - began > self.timeout_s:
-            return self._too_long()
-        return failure
-
-    def _finish(self, callback: Callback, coroutine: Coroutine[Any, Any, object]) -> Failure:
-        import asyncio
-
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(self._wait_for(coroutine))
-        # Inside a running loop nobody can wait for it: it goes on as a task, which counts its own failure.
-        task = loop.create_task(self._count_for(callback, coroutine), name="memtools-callback")
-        self._adrift.add(task)
-        task.add_done_callback(self._adrift.discard)
-        return None
-
-    async def _count_for(self, callback: Callback, coroutine: Coroutine[Any, Any, object]) -> None:
-        failure = await self._wait_for(coroutine)
-        if failure is not None:
-            callback.fail(self._clock(), failure)
-
-    async def cancel_adrift(self) -> None:
-        """Cancel what `check()` has started on the running loop, and wait for it."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        tasks = {task for task in self._adrift if task.get_loop() is loop}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_GRACE_S)
-
     def _too_long(self) -> str:
-        return f"it took longer than {self.timeout_s:g} s"
+        return f"it took longer than callback_timeout={self._timeout_s:g} s"
 
 
-class _Call:
-    """One call that may be given up while it goes on; its end is noted once, by whoever comes first."""
-
-    def __init__(self, callback: Callback, work: Callable[[], Failure], clock: Callable[[], float]) -> None:
-        self._callback = callback
-        self._work = work
-        self._clock = clock
-        self._noted = threading.Lock()
-
-    def run(self) -> None:
-        """Do the work and note how it went."""
-        failure: Failure = "it was left by an exception that is not its own"
-        try:
-            failure = self._work()
-        finally:
-            if self._noted.acquire(blocking=False):
-                self._callback.end(self._clock(), failure)
-            else:
-                self._callback.end_late()
-
-    def give_up(self, reason: str) -> None:
-        """Count it as failed, unless it has just ended; until its end it will not be called again."""
-        if self._noted.acquire(blocking=False):
-            self._callback.fail(self._clock(), reason)
-
-
-def _outcome(function: Callable[..., Any], argument: tuple[object, ...]) -> tuple[Failure, object]:
+def _call(function: Callable[..., Any], arguments: tuple[object, ...]) -> tuple[Failure, object]:
     try:
-        return None, function(*argument)
+        return None, function(*arguments)
     except Exception as error:
         return error, None
-    except BaseException as error:
-        # Raised by a plain function, a cancellation is the callback's own affair, and not that of who calls it.
-        if type(error).__name__ != "CancelledError":
-            raise
+    except asyncio.CancelledError:
+        # Raised by a plain function, a cancellation is a failure of the callback: the monitor's task was not cancelled.
         return "it raised CancelledError", None
 
 
 def _is_coroutine(result: object) -> TypeGuard[Coroutine[Any, Any, object]]:
     return isinstance(result, Coroutine)
+
+
+def _matches(callback: Callback, target: object) -> bool:
+    function = callback.get_function()
+    return function == target or (callback.trigger == "recycle" and getattr(function, "__self__", None) is target)
+
+
+def _name_of(function: object) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))

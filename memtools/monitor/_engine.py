@@ -1,9 +1,4 @@
-"""Everything that a monitor does, whoever looks: operations, the beat, `check()`.
-
-Covers: who acts on a look, faults of our own, a new beginning in a forked child, threads that could not start.
-Leaves to others: the parts themselves. `MemoryMonitor` is the face of this; it may be dropped while a beat still runs,
-which is how its finaliser can tell.
-"""
+"""The engine of a monitor: what is done at each level, and in which order."""
 
 import gc
 import logging
@@ -13,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from memtools._records import record
+from memtools._safe_calls import RateLimitedLogger
 from memtools.cleanup import Reclaimer, ReclaimResult
 from memtools.events import (
     CleanupEnded,
@@ -26,41 +22,46 @@ from memtools.events import (
     emit,
     has_listeners,
 )
-from memtools.monitor._admission import AdmissionRow
-from memtools.monitor._callbacks import Callback, Callbacks, Caller, Moment
-from memtools.monitor._levels import Marks
-from memtools.monitor._loops import PressureWatch, ThreadBeat, open_watch
+from memtools.monitor._admission import AdmissionQueue
+from memtools.monitor._callbacks import Callback, CallbackRunner, Callbacks, Trigger
+from memtools.monitor._levels import LevelBounds
+from memtools.monitor._loops import AsyncioLoop, PressureWatch, ThreadLoop, open_watch
 from memtools.monitor._report import largest_owners
-from memtools.monitor._sampler import Look, Lookout, MemorySource
-from memtools.monitor._statistics import MonitorStatistics, Operations, PauseMeter
+from memtools.monitor._sampler import MemorySource, Sample, Sampler
+from memtools.monitor._statistics import GcPauseMeter, MonitorStatistics, OperationCounters
 from memtools.readings import Level, Reading
 from memtools.units import format_size
 
-if TYPE_CHECKING:
-    from memtools.monitor._loops import TaskBeat
+REPEAT_LOG_S: Final = 300.0
+PRESSURE_GC_INTERVAL_S: Final = 15.0  # between minor collections that answer signals of pressure
+_RETRY_THREAD_S: Final = 30.0  # after the system gave none
+_RETRY_TICK_S: Final = 1.0  # after a tick that failed
+_LOGGED_OWNERS: Final = 3
+_TRIGGERS: Final[dict[Level, Trigger]] = {
+    Level.NORMAL: "normal",
+    Level.WARNING: "warning",
+    Level.CRITICAL: "critical",
+}
 
-
-# What is to be done, said as plain records, so that a thread and a loop can do it each in its own way.
-#
-# Leaves to others: deciding it (`_relief`), doing it (`_doing`).
+_log = logging.getLogger("memtools.monitor")
 
 
 @record
-class Tell:
-    """Call the callbacks of a moment.
+class RunCallbacks:
+    """An action: run the callbacks of a trigger.
 
     Attributes:
-        moment: which.
-        fact: the record that they take; None for `"recycle"`, which takes nothing.
+        trigger: which.
+        event: the record that they take; None for `"recycle"`, which takes nothing.
     """
 
-    moment: Moment
-    fact: object
+    trigger: Trigger
+    event: object
 
 
 @record
-class Ascend:
-    """Climb the ladder.
+class Reclaim:
+    """An action: run a reclaim pass.
 
     Attributes:
         level: how short memory is.
@@ -71,157 +72,141 @@ class Ascend:
     stop_below: int
 
 
-Effect: TypeAlias = Tell | Ascend
+Action: TypeAlias = RunCallbacks | Reclaim
+Actions: TypeAlias = Generator[Action, ReclaimResult | None, None]
 
 
-# Decide what is done at a level: log, events, callbacks, the ladder, light clean-up, and what comes after the ladder.
-#
-# Covers: the order of it all, what is said once and what is repeated. Leaves to others: readings and levels
-# (`_lookout`), running callbacks and climbing (`_doing`), the steps (`memtools.cleanup`).
-#
-# The decision is a generator of effects: a thread and a loop carry them out in their own ways, from the same source.
+class ReclaimPolicy:
+    """Decides what is done about a sample: log, events, callbacks, reclaim passes, minor collections.
 
-REPEAT_LOG_S: Final = 300.0
-PRESSURE_EVERY_S: Final = 15.0  # light clean-ups for the kernel's sake
-_MOMENTS: Final[dict[Level, Moment]] = {
-    Level.NORMAL: "normal",
-    Level.WARNING: "warning",
-    Level.CRITICAL: "critical",
-}
-
-_log = logging.getLogger("memtools.monitor")
-
-Response = Generator[Effect, ReclaimResult | None, None]
-
-
-class Relief:
-    """What was decided so far, and what is next.
+    The decision is a generator of actions, so that a thread and an event loop can run the same decision, each in its
+    own way.
 
     Args:
-        lookout: looks again after the ladder.
-        used: bytes in use, for clean-ups that are no climb.
+        sampler: samples again after a reclaim pass.
+        used: returns the bytes in use.
         clock: monotonic seconds.
-        cleanup_interval_s: seconds between light clean-ups; 0 for none.
+        cleanup_interval_s: seconds between minor collections; 0 for none.
         name: the monitor's name, for the log.
     """
 
     def __init__(
         self,
-        lookout: Lookout,
+        sampler: Sampler,
         used: Callable[[], int],
         clock: Callable[[], float],
         *,
         cleanup_interval_s: float,
         name: str,
     ) -> None:
-        self._lookout = lookout
+        self._sampler = sampler
         self._used = used
         self._clock = clock
-        self._interval_s = cleanup_interval_s
+        self._cleanup_interval_s = cleanup_interval_s
         self._name = name
-        self._untold: deque[Look] = deque(maxlen=64)
-        self._responding = threading.Lock()  # never waited for
-        self._light_at = clock() + cleanup_interval_s if cleanup_interval_s else inf
-        self._light_for_pressure_at = -inf
+        self._pending_changes: deque[Sample] = deque(maxlen=64)
+        self._acting = threading.Lock()  # never waited for
+        self._next_minor_gc_at = clock() + cleanup_interval_s if cleanup_interval_s else inf
+        self._next_pressure_gc_at = -inf
         self._log_again_at = -inf
-        self._is_told_in_vain = False
-        self._is_exhausted = False
-        self.cleanups = self.minor_collections = self.freed_bytes = self.in_vain = self.pressure_signals = 0
+        self._ineffective_reported = False
+        self._exhausted_reported = False
+        self.cleanups = self.minor_collections = self.freed_bytes = self.ineffective = self.pressure_signals = 0
         self.cleanup_s = 0.0
 
-    def note(self, look: Look) -> bool:
-        """Take a look into account; return whether there is something to respond to."""
-        if look.before != look.after:
-            self._untold.append(look)
+    def observe(self, sample: Sample) -> bool:
+        """Take a sample into account; return whether there is something to do."""
+        if sample.before != sample.after:
+            self._pending_changes.append(sample)
         if has_listeners():
-            emit(MemorySampled(look.reading, look.after))
-        return bool(self._untold) or look.is_short
+            emit(MemorySampled(sample.reading, sample.after))
+        return bool(self._pending_changes) or sample.is_short
 
-    def note_pressure(self, source: str) -> None:
-        """Take a signal of pressure into account: the next response cleans up lightly."""
+    def observe_pressure(self, source: str) -> None:
+        """Take a signal of pressure into account: the next actions include a minor collection."""
         self.pressure_signals += 1
         emit(PressureSignal(source))
         now = self._clock()
-        if now >= self._light_for_pressure_at:
-            self._light_for_pressure_at = now + PRESSURE_EVERY_S
-            self._light_at = now
+        if now >= self._next_pressure_gc_at:
+            self._next_pressure_gc_at = now + PRESSURE_GC_INTERVAL_S
+            self._next_minor_gc_at = now
 
-    def seconds_to_light(self) -> float:
-        """Return the seconds until the next light clean-up; infinite for none."""
-        return self._light_at - self._clock()
+    def seconds_to_minor_gc(self) -> float:
+        """Return the seconds until the next minor collection; infinite for none."""
+        return self._next_minor_gc_at - self._clock()
 
-    def respond(self, look: Look | None) -> Response:
-        """Yield what is to be done about `look`, the newest; nothing while another response is going on."""
-        if not self._responding.acquire(blocking=False):
+    def actions(self, sample: Sample | None) -> Actions:
+        """Yield what to do about `sample`, the newest; nothing while other actions are still running."""
+        if not self._acting.acquire(blocking=False):
             return
         try:
-            while self._untold:
-                yield from self._change(self._untold.popleft())
-            if look is not None and look.is_short:
-                yield from self._relieve(look)
-            elif self._clock() >= self._light_at:
-                self._clean_lightly()
+            while self._pending_changes:
+                yield from self._on_level_change(self._pending_changes.popleft())
+            if sample is not None and sample.is_short:
+                yield from self._reclaim(sample)
+            elif self._clock() >= self._next_minor_gc_at:
+                self._collect_young()
         finally:
-            # Another lock by now, if this process was forked in the middle: then nobody holds it.
+            # It is a new lock, which is free, if this process was forked in the middle.
             with suppress(RuntimeError):
-                self._responding.release()
+                self._acting.release()
 
-    def renew_lock(self) -> None:
-        """Forget a response that was going on: in a forked child nobody ends it."""
-        self._responding = threading.Lock()
+    def after_fork(self) -> None:
+        """Forget actions that were running: in a forked child no thread ends them."""
+        self._acting = threading.Lock()
 
-    def _change(self, look: Look) -> Response:
-        change = LevelChanged(look.before, look.after, look.reading, look.threshold_bytes)
+    def _on_level_change(self, sample: Sample) -> Actions:
+        change = LevelChanged(sample.before, sample.after, sample.reading, sample.threshold_bytes)
         self._log_again_at = self._clock() + REPEAT_LOG_S
-        if look.after < look.before:
-            self._is_told_in_vain = self._is_exhausted = False
+        if sample.after < sample.before:
+            self._ineffective_reported = self._exhausted_reported = False
         _log_change(self._name, change)
         emit(change)
-        yield Tell(_MOMENTS[look.after], change)
+        yield RunCallbacks(_TRIGGERS[sample.after], change)
 
-    def _relieve(self, look: Look) -> Response:
-        self._log_again(look)
-        climb = yield Ascend(look.after, look.exit_bytes)
-        if climb is None:
+    def _reclaim(self, sample: Sample) -> Actions:
+        self._repeat_warning(sample)
+        result = yield Reclaim(sample.after, sample.exit_bytes)
+        if result is None:
             return
 
-        self._note_climb(climb)
-        if not climb.exhausted:
+        self._count_pass(result)
+        if not result.exhausted:
             return
-        again = self._lookout.look(waits=True)
-        if again is not None and self.note(again) and again.is_short:
-            yield from self._give_up(again)
+        again = self._sampler.sample(wait=True)
+        if again is not None and self.observe(again) and again.is_short:
+            yield from self._on_exhausted(again)
 
-    def _note_climb(self, climb: ReclaimResult) -> None:
+    def _count_pass(self, result: ReclaimResult) -> None:
         self.cleanups += 1
-        self.cleanup_s += climb.duration_s
-        self.freed_bytes += max(0, climb.before_bytes - climb.after_bytes)
+        self.cleanup_s += result.duration_s
+        self.freed_bytes += max(0, result.before_bytes - result.after_bytes)
 
-    def _give_up(self, look: Look) -> Response:
-        used = look.reading.used_bytes
-        fact = ReclaimIneffective(look.after, used, look.exit_bytes, largest_owners(3))
-        if not self._is_told_in_vain:
-            self._is_told_in_vain = True
-            self.in_vain += 1
-            _log_in_vain(self._name, fact)
-            emit(fact)
-        if look.after is Level.CRITICAL and not self._is_exhausted:
-            self._is_exhausted = True
-            yield Tell("recycle", None)
-            yield Tell("exhausted", fact)
+    def _on_exhausted(self, sample: Sample) -> Actions:
+        used = sample.reading.used_bytes
+        event = ReclaimIneffective(sample.after, used, sample.exit_bytes, largest_owners(_LOGGED_OWNERS))
+        if not self._ineffective_reported:
+            self._ineffective_reported = True
+            self.ineffective += 1
+            _log_ineffective(self._name, event)
+            emit(event)
+        if sample.after is Level.CRITICAL and not self._exhausted_reported:
+            self._exhausted_reported = True
+            yield RunCallbacks("recycle", None)
+            yield RunCallbacks("exhausted", event)
 
-    def _clean_lightly(self) -> None:
-        began = self._clock()
-        self._light_at = began + self._interval_s if self._interval_s else inf
+    def _collect_young(self) -> None:
+        started = self._clock()
+        self._next_minor_gc_at = started + self._cleanup_interval_s if self._cleanup_interval_s else inf
         before = self._used_or_zero()
         gc.collect(0)
         self.minor_collections += 1
-        duration_s = self._clock() - began
+        duration_s = self._clock() - started
         self.cleanup_s += duration_s
         if has_listeners():
             after = self._used_or_zero()
             steps = (("collect the youngest", max(0, before - after), duration_s),)
-            emit(CleanupEnded(self._lookout.level, before, after, steps, duration_s))
+            emit(CleanupEnded(self._sampler.level, before, after, steps, duration_s))
 
     def _used_or_zero(self) -> int:
         try:
@@ -229,110 +214,104 @@ class Relief:
         except OSError:
             return 0
 
-    def _log_again(self, look: Look) -> None:
+    def _repeat_warning(self, sample: Sample) -> None:
+        # Not a rate-limited logger: the interval begins with the change of level, whose message says the same.
         now = self._clock()
         if now < self._log_again_at:
             return
         self._log_again_at = now + REPEAT_LOG_S
-        words = "%s: memory is still %s: %s; back to the level below under %s"
-        _log.warning(words, self._name, look.after.name, look.reading, format_size(look.exit_bytes))
+        message = "%s: memory is still %s: %s; the level falls when use stays below %s"
+        _log.warning(message, self._name, sample.after.name, sample.reading, format_size(sample.exit_bytes))
 
 
 def _log_change(name: str, change: LevelChanged) -> None:
-    urgency = {Level.NORMAL: logging.INFO, Level.WARNING: logging.WARNING, Level.CRITICAL: logging.ERROR}
-    words = "%s: memory is %s, it was %s: %s, threshold %s"
+    severity = {Level.NORMAL: logging.INFO, Level.WARNING: logging.WARNING, Level.CRITICAL: logging.ERROR}
+    message = "%s: memory is %s, it was %s: %s, threshold %s"
     threshold = format_size(change.threshold_bytes)
-    _log.log(urgency[change.after], words, name, change.after.name, change.before.name, change.reading, threshold)
+    _log.log(severity[change.after], message, name, change.after.name, change.before.name, change.reading, threshold)
 
 
-def _log_in_vain(name: str, fact: ReclaimIneffective) -> None:
-    owners = ", ".join(f"{owner} {format_size(size)}" for owner, size in fact.largest) or "nobody known"
+def _log_ineffective(name: str, event: ReclaimIneffective) -> None:
+    owners = ", ".join(f"{owner} {format_size(size)}" for owner, size in event.largest) or "unknown"
     _log.error(
-        "%s: everything was tried, and %s are still in use (%s wanted); most is held by %s: see monitor.report()",
-        name, format_size(fact.used_bytes), format_size(fact.target_bytes), owners,
+        "%s: all clean-up steps ran, %s still in use (target %s); largest owners: %s; see monitor.report()",
+        name, format_size(event.used_bytes), format_size(event.target_bytes), owners,
     )  # fmt: skip
 
 
-# Carry out what was decided, here and now or on a loop.
-#
-# Leaves to others: deciding it (`_relief`), the ladder (`memtools.cleanup`), running one callback (`_calling`).
+class _Executor:
+    """Runs actions, in the calling thread or on the running loop; a callback's failure stays in the callback."""
 
-
-class Doer:
-    """Does what a response asks for; what goes wrong in a callback stays there."""
-
-    def __init__(self, ladder: Reclaimer, callbacks: Callbacks, caller: Caller) -> None:
-        self._ladder = ladder
+    def __init__(self, reclaimer: Reclaimer, callbacks: Callbacks, runner: CallbackRunner) -> None:
+        self._reclaimer = reclaimer
         self._callbacks = callbacks
-        self._caller = caller
+        self._runner = runner
 
-    def carry_out(self, response: Response, *, aside: bool = False) -> None:
-        """Do it all before returning; callbacks `aside` in threads of their own, with a time limit."""
-        answer: ReclaimResult | None = None
+    def run(self, actions: Actions, *, in_thread: bool = False) -> None:
+        """Run them all before returning; callbacks `in_thread` in threads of their own, with a time limit."""
+        result: ReclaimResult | None = None
         try:
-            while (effect := _next(response, answer)) is not None:
-                answer = None
-                if isinstance(effect, Ascend):
-                    answer = self._climb(effect)
+            while (action := _next(actions, result)) is not None:
+                result = None
+                if isinstance(action, Reclaim):
+                    result = self._reclaim(action)
                     continue
-                for callback, argument in self._calls(effect):
-                    self._caller.call(callback, argument, aside=aside)
+                for callback, arguments in self._callbacks_for(action):
+                    self._runner.run(callback, arguments, in_thread=in_thread)
         finally:
-            response.close()
+            actions.close()
 
-    async def carry_out_on_loop(self, response: Response) -> None:
-        """Do it, and let the loop have its turns in between."""
-        answer: ReclaimResult | None = None
+    async def run_async(self, actions: Actions) -> None:
+        """Run them all; the loop goes on in between."""
+        result: ReclaimResult | None = None
         try:
-            while (effect := _next(response, answer)) is not None:
-                answer = None
-                if isinstance(effect, Ascend):
-                    answer = await self._climb_on_loop(effect)
+            while (action := _next(actions, result)) is not None:
+                result = None
+                if isinstance(action, Reclaim):
+                    result = await self._reclaim_async(action)
                     continue
-                for callback, argument in self._calls(effect):
-                    await self._caller.call_on_loop(callback, argument)
+                for callback, arguments in self._callbacks_for(action):
+                    await self._runner.run_async(callback, arguments)
         finally:
-            response.close()
+            actions.close()
 
-    def _calls(self, effect: Tell) -> Iterator[tuple[Callback, tuple[object, ...]]]:
-        argument = () if effect.fact is None else (effect.fact,)
-        for callback in self._callbacks.at(effect.moment):
-            if self._callbacks.is_known(callback):  # an earlier one may have removed it
-                yield callback, argument
+    def _callbacks_for(self, action: RunCallbacks) -> Iterator[tuple[Callback, tuple[object, ...]]]:
+        arguments = () if action.event is None else (action.event,)
+        for callback in self._callbacks.for_trigger(action.trigger):
+            if self._callbacks.is_registered(callback):  # an earlier one may have removed it
+                yield callback, arguments
 
-    def _climb(self, effect: Ascend) -> ReclaimResult | None:
+    def _reclaim(self, action: Reclaim) -> ReclaimResult | None:
         try:
-            return self._ladder.reclaim(effect.level, effect.stop_below)
-        except OSError:  # no reading in the middle of the climb; the next beat tries again
+            return self._reclaimer.reclaim(action.level, action.stop_below)
+        except OSError:  # no reading in the middle of the pass; the next tick tries again
             return None
 
-    async def _climb_on_loop(self, effect: Ascend) -> ReclaimResult | None:
+    async def _reclaim_async(self, action: Reclaim) -> ReclaimResult | None:
         try:
-            return await self._ladder.reclaim_async(effect.level, effect.stop_below)
+            return await self._reclaimer.reclaim_async(action.level, action.stop_below)
         except OSError:
             return None
 
 
-def _next(response: Response, answer: ReclaimResult | None) -> Effect | None:
+def _next(actions: Actions, result: ReclaimResult | None) -> Action | None:
     try:
-        return response.send(answer)
+        return actions.send(result)
     except StopIteration:
         return None
 
 
-_LOG_EVERY_S: Final = 300.0
-_TRY_AGAIN_S: Final = 30.0  # to start a thread, after the system gave none
-_AFTER_A_FAULT_S: Final = 1.0
+class Engine:
+    """The parts of one monitor, driven by operations, by the sampling loop and by `check()`.
 
-
-class Keeper:
-    """The parts of one monitor, and how they work together."""
+    `MemoryMonitor` only refers to it: so the monitor's finaliser can stop a sampling loop that is still running.
+    """
 
     def __init__(
         self,
-        gauges: MemorySource,
-        lookout: Lookout,
-        ladder: Reclaimer,
+        source: MemorySource,
+        sampler: Sampler,
+        reclaimer: Reclaimer,
         *,
         name: str,
         sample_every: int,
@@ -341,79 +320,80 @@ class Keeper:
         pressure: bool,
     ) -> None:
         self.name = name
-        self.gauges = gauges
-        self.lookout = lookout
-        self.ladder = ladder
-        self.callbacks = Callbacks()
-        self.caller = Caller(callback_timeout_s, gauges.clock)
-        self.relief = Relief(lookout, gauges.used, gauges.clock, cleanup_interval_s=cleanup_interval_s, name=name)
-        self.operations = Operations(sample_every, self.sample)
-        self.row = AdmissionRow(self._use_for_admission, gauges.clock)
-        self.pauses = PauseMeter()
-        self._doer = Doer(ladder, self.callbacks, self.caller)
+        self.source = source
+        self.sampler = sampler
+        self.callbacks = Callbacks(source.clock)
+        self.runner = CallbackRunner(callback_timeout_s, source.clock)
+        self.operations = OperationCounters(sample_every, self.sample_operation)
+        self.admissions = AdmissionQueue(self._use_for_admission, source.clock)
+        self.gc_pauses = GcPauseMeter()
+        self.loop: ThreadLoop | AsyncioLoop | None = None
+        self.wants_thread = False
+        self._policy = ReclaimPolicy(
+            sampler, source.used, source.clock, cleanup_interval_s=cleanup_interval_s, name=name
+        )
+        self._executor = _Executor(reclaimer, self.callbacks, self.runner)
+        self._warnings = RateLimitedLogger(_log, interval_s=REPEAT_LOG_S, clock=source.clock)
         self._pressure = pressure
-        self.beat_of: ThreadBeat | TaskBeat | None = None
-        self.is_thread_wanted = False
-        self._try_again_at = -inf
-        self._log_again_at = -inf
+        self._next_thread_try_at = -inf
         self._pid = os.getpid()
 
     @property
     def is_started(self) -> bool:
-        """Whether a beat was started and has not ended by itself, as one does whose loop is gone."""
-        return self.is_thread_wanted or (self.beat_of is not None and self.beat_of.is_alive)
+        """Whether a sampling loop was started and has not ended by itself, as one does whose event loop is gone."""
+        return self.wants_thread or (self.loop is not None and self.loop.is_alive)
 
     @property
-    def beat_kind(self) -> str:
-        """Who looks by time: `"thread"`, `"task"` or `"none"`."""
-        beat = self.beat_of
-        return beat.kind if beat is not None and beat.is_alive else "none"
+    def mode(self) -> str:
+        """What runs the sampling loop: `"thread"`, `"task"` or `"none"`."""
+        loop = self.loop
+        return loop.mode if loop is not None and loop.is_alive else "none"
 
-    def sample(self) -> None:
-        """Look as a sampled operation does; whatever goes wrong here is not the operation's affair."""
+    def sample_operation(self) -> None:
+        """Sample for an operation; a failure in here is logged and does not reach the operation."""
         try:
-            if self.lookout.sample():
-                self._look_for_operation()
+            if self.sampler.is_sample_due():
+                self._sample_and_act()
         except Exception as error:
-            self._note_fault(error)
+            self._log_fault(error)
 
     def check(self) -> Reading:
-        """Look, act, and return what was read."""
-        self._renew_if_forked()
+        """Sample, act, and return what was read."""
+        self._detect_fork()
         self._start_wanted_thread()
-        look = self.lookout.look(waits=True, with_room=True)
-        if look is None:  # from inside a look, by a finaliser or a signal handler
-            return Reading(self.gauges.used(), self.lookout.limit.value_bytes, self.gauges.clock())
-        self.relief.note(look)
-        self._doer.carry_out(self.relief.respond(look))
-        return look.reading
+        sample = self.sampler.sample(wait=True, with_headroom=True)
+        if sample is None:  # called in the middle of a sample, by a finaliser or a signal handler
+            return Reading(self.source.used(), self.sampler.limit.value_bytes, self.source.clock())
+        self._policy.observe(sample)
+        self._executor.run(self._policy.actions(sample))
+        return sample.reading
 
-    def beat(self) -> float:
-        """Look and act in the thread of the beat; return the seconds until the next beat."""
+    def tick(self) -> float:
+        """Sample and act in the thread of the sampling loop; return the seconds until the next tick."""
         try:
-            self._doer.carry_out(self.relief.respond(self._look_on_beat()), aside=True)
+            self._executor.run(self._policy.actions(self._sample_on_tick()), in_thread=True)
         except Exception as error:
-            self._note_fault(error)
-            return _AFTER_A_FAULT_S
-        return self._seconds()
+            self._log_fault(error)
+            return _RETRY_TICK_S
+        return self._seconds_to_next_tick()
 
-    async def beat_on_loop(self) -> float:
-        """Look and act on the loop of the beat; return the seconds until the next beat."""
+    async def tick_async(self) -> float:
+        """Sample and act on the running loop; return the seconds until the next tick."""
         try:
-            await self._doer.carry_out_on_loop(self.relief.respond(self._look_on_beat()))
+            await self._executor.run_async(self._policy.actions(self._sample_on_tick()))
         except Exception as error:
-            self._note_fault(error)
-            return _AFTER_A_FAULT_S
-        return self._seconds()
+            self._log_fault(error)
+            return _RETRY_TICK_S
+        return self._seconds_to_next_tick()
 
-    def feel(self, source: str) -> None:
-        """Note that memory was said to be short; the beat looks next."""
-        self.relief.note_pressure(source)
+    def on_pressure(self, source: str) -> None:
+        """Take a signal of pressure into account; the sampling loop ticks next."""
+        self._policy.observe_pressure(source)
 
     def start_thread(self) -> None:
-        """Start the beat in a thread; where none can be had, operations go on looking, and it is tried again."""
-        self.is_thread_wanted = True
-        self._try_again_at = -inf
+        """Start the sampling loop in a thread; where none can be started, operations go on sampling and retry it."""
+        self.wants_thread = True
+        self._next_thread_try_at = -inf
         self._start_wanted_thread()
 
     def open_watch(self) -> PressureWatch | None:
@@ -421,124 +401,115 @@ class Keeper:
         if not self._pressure:
             return None
         try:
-            return open_watch(self.gauges.headroom())
+            return open_watch(self.source.headroom())
         except Exception as error:
-            self._note_fault(error)
+            self._log_fault(error)
             return None
 
-    def renew(self) -> None:
-        """Begin anew in a forked child: new locks, no beat yet, nothing said."""
+    def after_fork(self) -> None:
+        """Make what a forked child needs: new locks, and no sampling loop yet."""
         self._pid = os.getpid()
-        self.lookout.renew()
-        self.relief.renew_lock()
-        self.operations.renew_locks()
-        self.row.renew()
-        for callback in self.callbacks.all:
-            callback.renew()
-        beat, self.beat_of = self.beat_of, None
-        if beat is None:
+        self.sampler.after_fork()
+        self._policy.after_fork()
+        self.operations.after_fork()
+        self.admissions.after_fork()
+        self.callbacks.after_fork()
+        loop, self.loop = self.loop, None
+        if loop is None:
             return
-        beat.forget()
-        if beat.kind != "thread":
-            self.pauses.stop()
-        self._try_again_at = -inf
+        loop.after_fork()
+        if loop.mode != "thread":
+            self.gc_pauses.stop()
+        self._next_thread_try_at = -inf
 
-    def _renew_if_forked(self) -> None:
+    def statistics(self) -> MonitorStatistics:
+        """Return the counts of all parts; each part is copied by itself, so they may be a moment apart."""
+        sampler, policy, now = self.sampler, self._policy, self.source.clock()
+        operations = self.operations.statistics()
+        callbacks = tuple(callback.statistics() for callback in self.callbacks.alive())
+        return MonitorStatistics(
+            name=self.name,
+            level=sampler.level,
+            level_since_s=max(0.0, now - sampler.level_since),
+            reading=sampler.reading,
+            limit=sampler.limit,
+            headroom=sampler.headroom,
+            warning_bytes=_entry(sampler.bounds, Level.WARNING),
+            critical_bytes=_entry(sampler.bounds, Level.CRITICAL),
+            mode=self.mode,
+            interval_s=sampler.interval_s,
+            operations=sum(operation.calls for operation in operations),
+            failures=sum(operation.failures for operation in operations),
+            samples=sampler.samples,
+            failed_samples=sampler.failed,
+            level_changes=dict(sampler.entered),
+            cleanups=policy.cleanups,
+            minor_collections=policy.minor_collections,
+            freed_bytes=policy.freed_bytes,
+            cleanup_s=policy.cleanup_s,
+            ineffective_reclaims=policy.ineffective,
+            pressure_signals=policy.pressure_signals,
+            callback_failures=sum(callback.failures for callback in callbacks),
+            callbacks_broken=sum(callback.is_broken for callback in callbacks),
+            admissions=self.admissions.statistics(),
+            pauses=self.gc_pauses.statistics(),
+            by_operation=operations,
+            callbacks=callbacks,
+        )
+
+    def _detect_fork(self) -> None:
         # A fork by C code (uWSGI, mod_wsgi) runs no handler of Python's.
         if os.getpid() != self._pid:
-            self.renew()
+            self.after_fork()
 
-    def _look_on_beat(self) -> Look | None:
-        look = self.lookout.look(with_room=True)
-        if look is not None:
-            self.relief.note(look)
-        return look
+    def _sample_on_tick(self) -> Sample | None:
+        sample = self.sampler.sample(with_headroom=True)
+        if sample is not None:
+            self._policy.observe(sample)
+        return sample
 
-    def _look_for_operation(self) -> None:
-        self._renew_if_forked()
+    def _sample_and_act(self) -> None:
+        self._detect_fork()
         self._start_wanted_thread()
-        look = self.lookout.look()
-        if look is None or not self.relief.note(look):
+        sample = self.sampler.sample()
+        if sample is None or not self._policy.observe(sample):
             return
-        beat = self.beat_of
-        if beat is not None and beat.is_alive:
-            beat.wake()
+        loop = self.loop
+        if loop is not None and loop.is_alive:
+            loop.wake()
             return
-        self._doer.carry_out(self.relief.respond(look))
+        self._executor.run(self._policy.actions(sample))
 
     def _start_wanted_thread(self) -> None:
-        if not self.is_thread_wanted or (self.beat_of is not None and self.beat_of.is_alive):
+        if not self.wants_thread or (self.loop is not None and self.loop.is_alive):
             return
-        now = self.gauges.clock()
-        if now < self._try_again_at:
+        now = self.source.clock()
+        if now < self._next_thread_try_at:
             return
-        self._try_again_at = now + _TRY_AGAIN_S
-        beat = ThreadBeat(self.name, self, self.open_watch)
-        self.beat_of = beat
-        if not beat.start():
-            self.beat_of = None
-            _log.warning("%s: no thread could be started; memory is looked at on operations only", self.name)
+        self._next_thread_try_at = now + _RETRY_THREAD_S
+        loop = ThreadLoop(self.name, self, self.open_watch)
+        self.loop = loop
+        if not loop.start():
+            self.loop = None
+            message = (
+                "%s: no thread could be started; memory is sampled on operations only, and a thread is tried again"
+            )
+            self._warnings.warning("thread", message, self.name)
 
-    def _seconds(self) -> float:
-        return max(min(self.lookout.interval_s, self.relief.seconds_to_light()), self.lookout.shortest_s)
+    def _seconds_to_next_tick(self) -> float:
+        return max(min(self.sampler.interval_s, self._policy.seconds_to_minor_gc()), self.sampler.min_interval_s)
 
     def _use_for_admission(self) -> tuple[int, float] | None:
         try:
-            used = self.gauges.used()
+            used = self.source.used()
         except OSError:
-            return 0, inf  # a reading that the system refuses keeps nobody waiting
-        return self.lookout.allowance(used)
+            return 0, inf  # a reading that the system refuses must not hold up the program's work
+        return self.sampler.use_and_highest_threshold(used)
 
-    def _note_fault(self, error: Exception) -> None:
-        now = self.gauges.clock()
-        if now < self._log_again_at:
-            return
-        self._log_again_at = now + _LOG_EVERY_S
-        with suppress(MemoryError):  # nothing is left to tell it with
-            _log.error("%s: a look failed, the next one comes: %s", self.name, error, exc_info=error)
+    def _log_fault(self, error: Exception) -> None:
+        self._warnings.error("sample", "%s: a sample failed; the next one is taken: %s", self.name, error, error=error)
 
 
-# Put together what the parts of a monitor have counted.
-#
-# Threads: safe; each part is copied by itself, so the parts may be a moment apart.
-
-
-def sum_up(keeper: Keeper) -> MonitorStatistics:
-    """Return the statistics of a monitor."""
-    lookout, relief, now = keeper.lookout, keeper.relief, keeper.gauges.clock()
-    operations = keeper.operations.statistics()
-    callbacks = tuple(callback.statistics(now) for callback in keeper.callbacks.alive())
-    return MonitorStatistics(
-        name=keeper.name,
-        level=lookout.level,
-        level_since_s=max(0.0, now - lookout.level_since),
-        reading=lookout.reading,
-        limit=lookout.limit,
-        headroom=lookout.headroom,
-        warning_bytes=_entry(lookout.marks, Level.WARNING),
-        critical_bytes=_entry(lookout.marks, Level.CRITICAL),
-        mode=keeper.beat_kind,
-        interval_s=lookout.interval_s,
-        operations=sum(one.calls for one in operations),
-        failures=sum(one.failures for one in operations),
-        samples=lookout.looks,
-        failed_samples=lookout.missed,
-        level_changes=dict(lookout.entered),
-        cleanups=relief.cleanups,
-        minor_collections=relief.minor_collections,
-        freed_bytes=relief.freed_bytes,
-        cleanup_s=relief.cleanup_s,
-        ineffective_reclaims=relief.in_vain,
-        pressure_signals=relief.pressure_signals,
-        callback_failures=sum(one.failures for one in callbacks),
-        callbacks_broken=sum(one.is_broken for one in callbacks),
-        admissions=keeper.row.statistics(),
-        pauses=keeper.pauses.statistics(),
-        by_operation=operations,
-        callbacks=callbacks,
-    )
-
-
-def _entry(marks: Marks, level: Level) -> int | None:
-    mark = marks.by_level.get(level)
-    return None if mark is None or mark.entry_bytes == inf else int(mark.entry_bytes)
+def _entry(bounds: LevelBounds, level: Level) -> int | None:
+    found = bounds.by_level.get(level)
+    return None if found is None or found.entry_bytes == inf else int(found.entry_bytes)

@@ -1,12 +1,4 @@
-"""Move between the three levels, and not to and fro: a pure state machine.
-
-Covers: entering on two samples, leaving after a calm, longer calms for a level that comes back again and again.
-Leaves to others: what a sample means in bytes (`_thresholds`), the clock, what is done at a level (`_relief`).
-
-Why a calm and not just a band: simulated over an hour of noise around a threshold, no band gives 2,400 changes of
-level and a band of 5 points alone 1 to 334. With the calm it is a handful, whatever the noise is like: a level that
-is entered again soon after it was left has to be calm for twice as long the next time.
-"""
+"""Thresholds in bytes, and the three levels with hysteresis."""
 
 from collections.abc import Callable
 from math import inf
@@ -17,14 +9,21 @@ from memtools.errors import ConfigError
 from memtools.readings import Level
 from memtools.units import parse_size
 
-DWELL_S: Final = 10.0  # the shortest calm, and so the shortest stay
+Size: TypeAlias = int | str
+GetLimit: TypeAlias = Callable[[], int | None]
+
+DWELL_S: Final = 10.0  # the shortest time below the exit, and so the shortest stay at a level
 LONGEST_DWELL_S: Final = 320.0  # five doublings
-RELAPSE_S: Final = 600.0  # entered again within this time of being left: the calm doubles
+RELAPSE_S: Final = 600.0  # a level that is entered again within this time after it was left dwells twice as long
+
+# A level is left 5 points below its entry: of the limit where the entry is a share of it, else of the entry itself.
+_BAND_PERCENT: Final = 5
+_FREE_BAND_PERCENT: Final = 25  # of the headroom: 5 % of a small headroom are within the noise
 
 
 @record
-class Standing:
-    """What one reading says, before any history.
+class Assessment:
+    """What one reading means by itself, without its history.
 
     Attributes:
         reached: the highest level whose entry the reading is at or beyond.
@@ -35,14 +34,37 @@ class Standing:
     held: Level
 
 
-class LevelMachine:
-    """The present level, moved by one `observe` per reading.
+@record
+class Bounds:
+    """Where one level begins and ends, in bytes.
 
-    Upward: two samples in a row, the second of which may follow at once (`needs_second_look`). Downward: when every
-    sample of the last `dwell_s` seconds was below the exit.
+    Attributes:
+        level: the level.
+        entry_bytes: the use that enters it; infinite where use does not decide.
+        exit_bytes: it is held down to this use.
+        entry_headroom_bytes: the headroom that enters it; negatively infinite where headroom does not decide.
+        exit_headroom_bytes: it is held up to this headroom.
     """
 
-    __slots__ = ("_calms_s", "_entered_at", "_held_at", "_last_reached", "_left_at", "dwell_s", "level")
+    level: Level
+    entry_bytes: float
+    exit_bytes: float
+    entry_headroom_bytes: float
+    exit_headroom_bytes: float
+
+
+class LevelMachine:
+    """The present level, moved by one `observe` per reading; pure, without a clock of its own.
+
+    Upward: two samples in a row, the second of which may follow at once (`needs_confirmation`). Downward: when every
+    sample of the last `dwell_s` seconds was below the exit.
+
+    A band alone is not enough. In a simulation of an hour of noise around a threshold, no band gives 2,400 changes of
+    level, and a band of 5 points alone gives 1 to 334. With the dwell time, which doubles for a level that is entered
+    again soon after it was left, it is a handful, whatever the noise is like.
+    """
+
+    __slots__ = ("_dwell_by_level", "_entered_at", "_held_at", "_last_reached", "_left_at", "dwell_s", "level")
 
     def __init__(self, *, dwell_s: float = DWELL_S) -> None:
         self.dwell_s = dwell_s
@@ -51,157 +73,125 @@ class LevelMachine:
         self._entered_at = 0.0
         self._left_at: dict[Level, float] = {}
         self._held_at: dict[Level, float] = {}
-        self._calms_s: dict[Level, float] = {}
+        self._dwell_by_level: dict[Level, float] = {}
 
     @property
-    def needs_second_look(self) -> bool:
+    def needs_confirmation(self) -> bool:
         """Whether the last sample alone would mean a higher level: the next should follow soon."""
         return self._last_reached > self.level
 
     @property
-    def calm_s(self) -> float:
-        """How long it has to be calm before the present level is left, in seconds."""
-        return self._calms_s.get(self.level, self.dwell_s)
+    def required_dwell_s(self) -> float:
+        """How long memory has to stay below the exit before the present level is left, in seconds."""
+        return self._dwell_by_level.get(self.level, self.dwell_s)
 
-    def observe(self, standing: Standing, now: float) -> Level | None:
+    def observe(self, assessment: Assessment, now: float) -> Level | None:
         """Take one sample at `now` (seconds, never falling); return the new level where it changed, else None."""
         for level in (Level.WARNING, Level.CRITICAL):
-            if standing.held >= level:
+            if assessment.held >= level:
                 self._held_at[level] = now
 
-        confirmed = min(standing.reached, self._last_reached)
-        self._last_reached = standing.reached
+        confirmed = min(assessment.reached, self._last_reached)
+        self._last_reached = assessment.reached
         if confirmed > self.level:
             return self._rise_to(confirmed, now)
-        is_stale = now - self._entered_at >= self.calm_s
-        if standing.held < self.level and is_stale and self._is_calm(self.level, now):
+        may_leave = now - self._entered_at >= self.required_dwell_s
+        if assessment.held < self.level and may_leave and self._has_dwelt(self.level, now):
             return self._fall(now)
         return None
 
     def _rise_to(self, level: Level, now: float) -> Level:
         for passed in (Level.WARNING, Level.CRITICAL):
             if self.level < passed <= level:
-                self._calms_s[passed] = self._next_calm_s(passed, now)
+                self._dwell_by_level[passed] = self._next_dwell_s(passed, now)
                 self._held_at[passed] = now
         self._entered_at = now
         self.level = level
         return level
 
-    def _next_calm_s(self, level: Level, now: float) -> float:
+    def _next_dwell_s(self, level: Level, now: float) -> float:
         left_at = self._left_at.get(level)
         if left_at is None or now - left_at > RELAPSE_S:
             return self.dwell_s
-        return min(2 * self._calms_s.get(level, self.dwell_s), max(LONGEST_DWELL_S, self.dwell_s))
+        return min(2 * self._dwell_by_level.get(level, self.dwell_s), max(LONGEST_DWELL_S, self.dwell_s))
 
-    def _is_calm(self, level: Level, now: float) -> bool:
-        return now - self._held_at[level] >= self._calms_s.get(level, self.dwell_s)
+    def _has_dwelt(self, level: Level, now: float) -> bool:
+        return now - self._held_at[level] >= self._dwell_by_level.get(level, self.dwell_s)
 
     def _fall(self, now: float) -> Level:
         self._left_at[self.level] = now
         self.level = Level(self.level - 1)
-        if self.level is Level.WARNING and self._is_calm(Level.WARNING, now):
+        if self.level is Level.WARNING and self._has_dwelt(Level.WARNING, now):
             self._left_at[Level.WARNING] = now
             self.level = Level.NORMAL
         self._entered_at = now
         return self.level
 
 
-# Where the monitor acts: sizes, shares of the limit, or room that has to be left.
-#
-# Covers: reading the arguments, the marks for a limit that may change at run time, what one reading means by them.
-# Leaves to others: history and hysteresis (`_levels`), how limits and room are found (`memtools.readings`).
+class LevelBounds:
+    """The bounds of all levels under one limit, and what a reading means by them. Immutable."""
 
-Size: TypeAlias = int | str
-KnownLimit: TypeAlias = Callable[[], int | None]
+    __slots__ = ("by_level", "needs_headroom")
 
-# A level is left 5 points below its entry: of the limit where the entry is a share of it, else of the entry itself.
-_BAND_PERCENT: Final = 5
-_FREE_BAND_PERCENT: Final = 25  # of the room: 5 % of a small room are within the noise
-
-
-@record
-class Mark:
-    """Where one level begins and ends, in bytes.
-
-    Attributes:
-        level: the level.
-        entry_bytes: the use that enters it; infinite where use does not decide.
-        exit_bytes: it is held down to this use.
-        entry_room_bytes: the room that enters it; negatively infinite where room does not decide.
-        exit_room_bytes: it is held up to this room.
-    """
-
-    level: Level
-    entry_bytes: float
-    exit_bytes: float
-    entry_room_bytes: float
-    exit_room_bytes: float
-
-
-class Marks:
-    """The marks for one limit, and what a reading means by them. Never changes."""
-
-    __slots__ = ("by_level", "need_room")
-
-    def __init__(self, marks: tuple[Mark, ...]) -> None:
-        self.by_level = {mark.level: mark for mark in marks}
-        self.need_room = any(mark.entry_room_bytes > -inf for mark in marks)
+    def __init__(self, bounds: tuple[Bounds, ...]) -> None:
+        self.by_level = {each.level: each for each in bounds}
+        self.needs_headroom = any(each.entry_headroom_bytes > -inf for each in bounds)
 
     @property
     def highest(self) -> Level:
         """The highest level that can be reached."""
         return max(self.by_level)
 
-    def judge(self, used_bytes: int, room_bytes: int | None) -> Standing:
-        """Return how a reading stands; a room that nobody knows decides nothing."""
-        room = inf if room_bytes is None else room_bytes
+    def assess(self, used_bytes: int, headroom_bytes: int | None) -> Assessment:
+        """Return what a reading means; an unknown headroom decides nothing."""
+        headroom = inf if headroom_bytes is None else headroom_bytes
         reached = held = Level.NORMAL
-        for level, mark in self.by_level.items():  # rising
-            if used_bytes >= mark.entry_bytes or room <= mark.entry_room_bytes:
+        for level, bounds in self.by_level.items():  # rising
+            if used_bytes >= bounds.entry_bytes or headroom <= bounds.entry_headroom_bytes:
                 reached = held = level
-            elif used_bytes >= mark.exit_bytes or room <= mark.exit_room_bytes:
+            elif used_bytes >= bounds.exit_bytes or headroom <= bounds.exit_headroom_bytes:
                 held = level
-        return Standing(reached, held)
+        return Assessment(reached, held)
 
-    def room_to_next(self, level: Level, used_bytes: int, room_bytes: int | None) -> float:
-        """Return how many bytes may be added until a level above `level` is entered; infinite where there is none."""
-        room = inf if room_bytes is None else room_bytes
-        steps = [
-            min(mark.entry_bytes - used_bytes, room - mark.entry_room_bytes)
-            for higher, mark in self.by_level.items()
+    def bytes_to_next(self, level: Level, used_bytes: int, headroom_bytes: int | None) -> float:
+        """Return how many bytes may be added until a level above `level` is entered; infinite where none is above."""
+        headroom = inf if headroom_bytes is None else headroom_bytes
+        distances = [
+            min(bounds.entry_bytes - used_bytes, headroom - bounds.entry_headroom_bytes)
+            for higher, bounds in self.by_level.items()
             if higher > level
         ]
-        return min(steps, default=inf)
+        return min(distances, default=inf)
 
-    def exit_use(self, level: Level, used_bytes: int, room_bytes: int | None) -> int:
-        """Return the use in bytes below which `level` is not held any more, everybody else's use unchanged."""
-        mark = self.by_level[level]
-        below = mark.exit_bytes
-        if room_bytes is not None and mark.exit_room_bytes > -inf:
-            below = min(below, used_bytes - max(0.0, mark.exit_room_bytes - room_bytes))
+    def exit_bytes(self, level: Level, used_bytes: int, headroom_bytes: int | None) -> int:
+        """Return the use in bytes below which `level` is left, if no other process changes its use."""
+        bounds = self.by_level[level]
+        below = bounds.exit_bytes
+        if headroom_bytes is not None and bounds.exit_headroom_bytes > -inf:
+            below = min(below, used_bytes - max(0.0, bounds.exit_headroom_bytes - headroom_bytes))
         return max(0, int(min(below, used_bytes)))
 
-    def entry_use(self, level: Level, used_bytes: int, room_bytes: int | None) -> int:
-        """Return the use in bytes that enters `level`, everybody else's use unchanged."""
-        mark = self.by_level[level]
-        entry = mark.entry_bytes
-        if room_bytes is not None and mark.entry_room_bytes > -inf:
-            entry = min(entry, used_bytes + room_bytes - mark.entry_room_bytes)
+    def entry_bytes(self, level: Level, used_bytes: int, headroom_bytes: int | None) -> int:
+        """Return the use in bytes that enters `level`, if no other process changes its use."""
+        bounds = self.by_level[level]
+        entry = bounds.entry_bytes
+        if headroom_bytes is not None and bounds.entry_headroom_bytes > -inf:
+            entry = min(entry, used_bytes + headroom_bytes - bounds.entry_headroom_bytes)
         return max(0, int(min(entry, 2**62)))
 
 
 class Thresholds:
-    """The thresholds as they were given; `marks` puts them into bytes for a limit.
+    """The thresholds as they were given; `bounds` converts them to bytes for a limit.
 
     Args:
         warning: the use that enters `WARNING`: bytes, `"500 MB"`, or a share of the effective limit, `"80%"`.
         critical: the same for `CRITICAL`.
-        free: the room below which `WARNING` is entered, `CRITICAL` at half of it; or a pair of both.
-        known_limit: gives the bytes that `"100%"` means, or None.
+        free: the headroom below which `WARNING` is entered, `CRITICAL` at half of it; or a pair of both.
+        get_limit: returns the bytes that `"100%"` means, or None.
 
     Raises:
-        ConfigError: for what makes no sense, naming it: negative, zero, not finite, bool, over 100 %, a share where no
-            limit is known, warning not below critical.
+        ConfigError: for a threshold that makes no sense, naming it: negative, zero, not finite, bool, over 100 %, a
+            share where no limit is known, warning not below critical.
     """
 
     __slots__ = ("_critical", "_free", "_warning")
@@ -211,86 +201,95 @@ class Thresholds:
         warning: Size | None,
         critical: Size | None,
         free: Size | tuple[Size, Size] | None,
-        known_limit: KnownLimit,
+        get_limit: GetLimit,
     ) -> None:
         self._warning = warning
         self._critical = critical
-        self._free = _free_pair(free, known_limit)
+        self._free = _parse_free(free, get_limit)
         if warning is None and critical is None and free is None:
             raise ConfigError("warning", None, "at least one of warning=, critical= and free=")
 
-        sizes = [_positive(size, name, known_limit) for name, size in self._uses()]
+        sizes = [_parse_positive(size, name, get_limit) for name, size in self._use_thresholds()]
         if len(sizes) == 2 and sizes[0] >= sizes[1]:
             raise ConfigError("warning", warning, f"less than critical={critical!r}")
 
-    def marks(self, limit_bytes: int | None) -> Marks:
-        """Return where the levels begin and end while the limit is this one.
+    def bounds(self, limit_bytes: int | None) -> LevelBounds:
+        """Return where the levels begin and end under this limit.
 
         Raises:
             ConfigError: where a share needs a limit and none is known any more.
         """
 
-        def known() -> int | None:
+        def get_limit() -> int | None:
             return limit_bytes
 
-        uses = {name: (_in_bytes(size, name, known), _is_share(size)) for name, size in self._uses()}
-        rooms = {} if self._free is None else dict(zip(("warning", "critical"), self._free, strict=True))
-        marks: list[Mark] = []
+        uses = {
+            name: (parse_size(size, name=name, percent_of=get_limit), _is_share(size))
+            for name, size in self._use_thresholds()
+        }
+        headrooms = {} if self._free is None else dict(zip(("warning", "critical"), self._free, strict=True))
+        bounds: list[Bounds] = []
         for level, name in ((Level.WARNING, "warning"), (Level.CRITICAL, "critical")):
-            if name not in uses and name not in rooms:
+            if name not in uses and name not in headrooms:
                 continue
-            entry, exit_ = _band(uses[name], limit_bytes) if name in uses else (inf, inf)
-            room = _in_bytes(rooms[name], "free", known) if name in rooms else -inf
-            marks.append(Mark(level, entry, exit_, room, room * (100 + _FREE_BAND_PERCENT) / 100))
-        return Marks(_in_order(tuple(marks)))
+            entry, exit_ = _entry_and_exit(uses[name], limit_bytes) if name in uses else (inf, inf)
+            headroom = -inf
+            if name in headrooms:
+                headroom = parse_size(headrooms[name], name="free", percent_of=get_limit)
+            bounds.append(Bounds(level, entry, exit_, headroom, headroom * (100 + _FREE_BAND_PERCENT) / 100))
+        return LevelBounds(_in_rising_order(tuple(bounds)))
 
-    def _uses(self) -> list[tuple[str, Size]]:
+    def _use_thresholds(self) -> list[tuple[str, Size]]:
         pairs = (("warning", self._warning), ("critical", self._critical))
         return [(name, size) for name, size in pairs if size is not None]
 
 
-def _free_pair(free: Size | tuple[Size, Size] | None, known_limit: KnownLimit) -> tuple[Size, Size] | None:
+def _parse_free(free: Size | tuple[Size, Size] | None, get_limit: GetLimit) -> tuple[Size, Size] | None:
     if free is None:
         return None
     if isinstance(free, tuple):
         pair = cast("tuple[Size, ...]", free)
         if len(pair) != 2:
             raise ConfigError("free", free, "one size, or a pair of sizes for warning and critical")
-        if _positive(pair[1], "free", known_limit) >= _positive(pair[0], "free", known_limit):
-            raise ConfigError("free", free, "more room for warning than for critical")
+        if _parse_positive(pair[1], "free", get_limit) >= _parse_positive(pair[0], "free", get_limit):
+            raise ConfigError("free", free, "a larger size for warning than for critical")
         return pair[0], pair[1]
-    whole = _positive(free, "free", known_limit)
+    whole = _parse_positive(free, "free", get_limit)
     if isinstance(free, str) and _is_share(free):
         return free, f"{float(free.strip().rstrip('%')) / 2:.9f}%"  # a share stays one: limits change
     return whole, whole // 2
 
 
-def _positive(size: object, name: str, known_limit: KnownLimit) -> int:
-    in_bytes = parse_size(size, name=name, percent_of=known_limit)
-    if in_bytes == 0:
-        raise ConfigError(name, size, "more than nothing")
-    return in_bytes
-
-
-def _in_bytes(size: Size, name: str, known_limit: KnownLimit) -> int:
-    return parse_size(size, name=name, percent_of=known_limit)
+def _parse_positive(size: object, name: str, get_limit: GetLimit) -> int:
+    size_bytes = parse_size(size, name=name, percent_of=get_limit)
+    if size_bytes == 0:
+        raise ConfigError(name, size, "a size above 0")
+    return size_bytes
 
 
 def _is_share(size: Size) -> bool:
     return isinstance(size, str) and size.rstrip().endswith("%")
 
 
-def _band(use: tuple[int, bool], limit_bytes: int | None) -> tuple[float, float]:
+def _entry_and_exit(use: tuple[int, bool], limit_bytes: int | None) -> tuple[float, float]:
     entry, is_share = use
     whole = limit_bytes if is_share and limit_bytes is not None else entry
     # A threshold of a few percent would never be left if 5 points had to be taken from it.
     return entry, entry - min(whole * _BAND_PERCENT / 100, entry / 2)
 
 
-def _in_order(marks: tuple[Mark, ...]) -> tuple[Mark, ...]:
+def _in_rising_order(bounds: tuple[Bounds, ...]) -> tuple[Bounds, ...]:
     # A share of a limit that fell may slip under a size that was given in bytes: then both are entered at once.
-    if len(marks) < 2 or marks[0].entry_bytes <= marks[1].entry_bytes:
-        return marks
-    low, high = marks
-    return (Mark(low.level, high.entry_bytes, min(low.exit_bytes, high.exit_bytes), low.entry_room_bytes,
-                 low.exit_room_bytes), high)  # fmt: skip
+    if len(bounds) < 2 or bounds[0].entry_bytes <= bounds[1].entry_bytes:
+        return bounds
+    low, high = bounds
+    return (
+        Bounds(
+            low.level,
+            high.entry_bytes,
+            min(low.exit_bytes, high.exit_bytes),
+            low.entry_headroom_bytes,
+            low.exit_headroom_bytes,
+        ),
+        high,
+    )

@@ -1,7 +1,4 @@
-"""What a monitor has seen and done so far, as frozen records.
-
-Leaves to others: counting it (each part of the room counts its own), showing it (`_report`, `memtools.exporters`).
-"""
+"""The statistics of a monitor, and its counters."""
 
 import gc
 import threading
@@ -11,7 +8,13 @@ from time import perf_counter
 from typing import Final
 
 from memtools._records import record
+from memtools._text import printable
 from memtools.readings import Headroom, Level, Limit, Reading
+
+# As in the ledger's accounts: names may come from requests.
+MAX_NAMES: Final = 256
+MAX_NAME_LENGTH: Final = 200
+OTHER: Final = "<other>"
 
 
 @record
@@ -40,14 +43,14 @@ class OperationStatistics:
 
 @record
 class CallbackStatistics:
-    """How one registered callback fared.
+    """The calls of one registered callback.
 
     Attributes:
         name: its qualified name.
-        moment: `"warning"`, `"critical"`, `"normal"`, `"exhausted"` or `"recycle"`.
+        trigger: `"warning"`, `"critical"`, `"normal"`, `"exhausted"` or `"recycle"`.
         calls: how often it was called.
         failures: how many of the calls raised or took longer than allowed.
-        skipped: how often it was left out, because it was running already or its breaker was open.
+        skipped: how often it was not called, because it was running already or its breaker was open.
         is_broken: whether its breaker is open: five failures in a row.
     """
 
@@ -61,14 +64,14 @@ class CallbackStatistics:
 
 @record
 class AdmissionStatistics:
-    """Who was let in while memory was watched.
+    """The blocks of work that `MemoryMonitor.admit` let in.
 
     Attributes:
-        admitted: how many were let in.
-        waited: how many of them had to wait.
-        inside: how many are inside now.
-        waiting: how many wait now.
-        reserved_bytes: the sizes of those inside, added up.
+        admitted: how many were admitted.
+        delayed: how many had to wait.
+        active: how many are running now.
+        queued: how many wait now.
+        reserved_bytes: the sizes of the active ones, added up.
     """
 
     admitted: int
@@ -80,11 +83,11 @@ class AdmissionStatistics:
 
 @record
 class CollectorPauses:
-    """How long the garbage collector has stopped everybody, while the monitor was started.
+    """How long the garbage collector has stopped the program, while the monitor was started.
 
     Attributes:
-        pauses: collections, of any generation, whoever asked for them.
-        total_s: what they took together, in seconds.
+        pauses: collections of any generation, automatic or explicit.
+        total_s: their total time, in seconds.
         longest_s: the longest, in seconds.
     """
 
@@ -95,34 +98,35 @@ class CollectorPauses:
 
 @record
 class MonitorStatistics:
-    """What a monitor has seen and done so far. Taking it copies figures and reads nothing anew.
+    """The counts of a monitor so far. Taking them copies figures and reads nothing anew.
 
     Attributes:
         name: the monitor's name.
         level: how short memory is.
         level_since_s: for how long it has been at this level, in seconds.
-        reading: the last reading; None before the first look.
-        limit: the limit that the thresholds were held against last; None before the first look.
-        headroom: the room that was left when the beat, or a threshold that needs it, looked last; None before.
+        reading: the last reading; None before the first sample.
+        limit: the limit of the last sample.
+        headroom: the last headroom that was read, by the sampling loop or for a threshold that needs it; None before.
         warning_bytes: the use that enters `WARNING`, at present; None where only `free=` decides.
         critical_bytes: the same for `CRITICAL`.
-        beat: who looks by time: `"task"`, `"thread"`, or `"none"` where it is not started or no thread could start.
-        interval_s: seconds until the beat's next look.
+        mode: what runs the sampling loop: `"task"`, `"thread"`, or `"none"` where the monitor is not started, or no
+            thread could start.
+        interval_s: seconds until the next sample of the sampling loop.
         operations: operations of all names.
         failures: how many of them ended with an exception.
-        looks: readings that were judged.
+        samples: readings that were assessed.
         failed_samples: readings that the system refused.
         level_changes: how often each level was entered.
-        cleanups: climbs of the ladder.
-        minor_collections: light clean-ups between them.
-        freed_bytes: by how much resident memory fell during climbs, added up.
-        cleanup_s: what climbs and light clean-ups took together, in seconds.
-        ineffective_reclaims: how often the whole ladder was not enough.
-        pressure_signals: how often the kernel, or `$MEMORY_PRESSURE_WATCH`, said that memory is short.
+        cleanups: reclaim passes.
+        minor_collections: collections of the youngest generation between them.
+        freed_bytes: by how much resident memory fell during reclaim passes, added up.
+        cleanup_s: the total time of reclaim passes and minor collections, in seconds.
+        ineffective_reclaims: how often all clean-up steps together were not enough.
+        pressure_signals: how often the kernel, or `$MEMORY_PRESSURE_WATCH`, reported that memory is short.
         callback_failures: calls of callbacks that raised or took too long.
-        callbacks_broken: how many callbacks are left out now for failing again and again.
-        admissions: who was let in by `admit()`.
-        pauses: what the garbage collector took.
+        callbacks_broken: how many callbacks are not called now, after five failures in a row.
+        admissions: the blocks that `admit()` let in.
+        pauses: the pauses of the garbage collector.
         by_operation: the operations by name, the one with the longest total first.
         callbacks: the callbacks, in order of registration.
     """
@@ -156,25 +160,12 @@ class MonitorStatistics:
     callbacks: tuple[CallbackStatistics, ...]
 
 
-# Count operations, and have every n-th of them look at memory.
-#
-# Covers: the account of each name, in bounded space; sampling. Leaves to others: functions as operations (`_watched`),
-# the look itself (`_lookout`).
-#
-# Threads: any; no call is lost. Cost: some 0.3 us for an operation that is not sampled.
+class OperationCounter:
+    """The operations of one name. `add` is the hot path of the package: some 0.3 us without a sample."""
 
-# As in the ledger's accounts: names may come from requests.
-MAX_NAMES: Final = 256
-MAX_NAME_LENGTH: Final = 200
-OTHER: Final = "<other>"
+    __slots__ = ("_every", "_number", "_sample", "calls", "failures", "lock", "longest_s", "name", "total_s")
 
-
-class Operation:
-    """The account of one name. `note` is the hot path of the whole room."""
-
-    __slots__ = ("_every", "_sample", "_tick", "calls", "failures", "lock", "longest_s", "name", "total_s")
-
-    def __init__(self, name: str, every: int, tick: Callable[[], int], sample: Callable[[], None]) -> None:
+    def __init__(self, name: str, every: int, number: Callable[[], int], sample: Callable[[], None]) -> None:
         self.name = name
         self.lock = threading.RLock()  # a finaliser may record in the middle of a record
         self.calls = 0
@@ -182,11 +173,11 @@ class Operation:
         self.total_s = 0.0
         self.longest_s = 0.0
         self._every = every
-        self._tick = tick
+        self._number = number
         self._sample = sample
 
-    def note(self, duration_s: float, failed: bool = False) -> None:
-        """Add an operation that has ended; the n-th of all names looks at memory."""
+    def add(self, duration_s: float, failed: bool = False) -> None:
+        """Add an operation that has ended; every n-th of all names samples memory."""
         with self.lock:
             self.calls += 1
             self.total_s += duration_s
@@ -194,7 +185,7 @@ class Operation:
                 self.longest_s = duration_s
             if failed:
                 self.failures += 1
-        if not self._tick() % self._every:
+        if not self._number() % self._every:
             self._sample()
 
     def statistics(self) -> OperationStatistics:
@@ -203,8 +194,8 @@ class Operation:
             return OperationStatistics(self.name, self.calls, self.failures, self.total_s, self.longest_s)
 
 
-class Operations:
-    """The operations of one monitor, by name.
+class OperationCounters:
+    """The operations of one monitor, by name, at most `MAX_NAMES` of them. Any thread may add; no operation is lost.
 
     Args:
         every: operations between two samples.
@@ -214,86 +205,75 @@ class Operations:
     def __init__(self, every: int, sample: Callable[[], None]) -> None:
         self._every = every
         self._sample = sample
-        self._tick = count(1).__next__  # one C call: no two threads get the same number
+        self._number = count(1).__next__  # one C call: no two threads get the same number
         self._lock = threading.RLock()
-        self._by_name: dict[str, Operation] = {}
+        self._by_name: dict[str, OperationCounter] = {}
 
-    def named(self, name: str) -> Operation:
-        """Return the account of `name`; of `<other>` when there are too many names already."""
+    def get(self, name: str) -> OperationCounter:
+        """Return the counter of `name`; that of `<other>` when there are too many names already."""
         known = self._by_name.get(name)
         if known is not None:
             return known
 
-        name = presentable(name)
+        name = printable(name, MAX_NAME_LENGTH)
         with self._lock:
             if name not in self._by_name:
                 if len(self._by_name) >= MAX_NAMES:
                     name = OTHER
-                self._by_name.setdefault(name, Operation(name, self._every, self._tick, self._sample))
+                self._by_name.setdefault(name, OperationCounter(name, self._every, self._number, self._sample))
             return self._by_name[name]
 
     def statistics(self) -> tuple[OperationStatistics, ...]:
-        """Return the accounts, the one with the longest total first."""
+        """Return the sums, the one with the longest total first."""
         with self._lock:
-            known = tuple(self._by_name.values())
-        return tuple(sorted((one.statistics() for one in known), key=lambda one: one.total_s, reverse=True))
+            counters = tuple(self._by_name.values())
+        found = (counter.statistics() for counter in counters)
+        return tuple(sorted(found, key=lambda operation: operation.total_s, reverse=True))
 
-    def renew_locks(self) -> None:
-        """Make new locks: in a forked child nobody will release the old ones."""
+    def after_fork(self) -> None:
+        """Make new locks: in a forked child no thread will release the old ones."""
         self._lock = threading.RLock()
-        for operation in tuple(self._by_name.values()):
-            operation.lock = threading.RLock()
+        for counter in tuple(self._by_name.values()):
+            counter.lock = threading.RLock()
 
 
-def presentable(name: str) -> str:
-    """Return `name` as logs and reports may show it: cut to 200 characters, without line breaks of its own."""
-    name = name[:MAX_NAME_LENGTH]
-    if name.isprintable():
-        return name
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+class GcPauseMeter:
+    """Adds up the pauses of the garbage collector between `start` and `stop`, with one hook in `gc.callbacks`.
 
-
-# Measure how long the garbage collector stops everybody.
-#
-# Covers: one hook in `gc.callbacks`, only while a monitor is started.
-#
-# The hook runs inside the collection, in whatever thread set it off: it adds up three figures and nothing more. One
-# collection runs at a time, so there is no lock.
-
-
-class PauseMeter:
-    """Adds up pauses between `start` and `stop`."""
+    The hook runs inside the collection, in the thread that triggered it. One collection runs at a time, so there is no
+    lock.
+    """
 
     def __init__(self) -> None:
-        self._began: float | None = None
+        self._started_at: float | None = None
         self._pauses = 0
         self._total_s = 0.0
         self._longest_s = 0.0
 
     def start(self) -> None:
-        """Begin to listen to the collector; a second call does nothing."""
-        if self._hear not in gc.callbacks:
-            gc.callbacks.append(self._hear)
+        """Add the hook; a second call does nothing."""
+        if self._on_gc not in gc.callbacks:
+            gc.callbacks.append(self._on_gc)
 
     def stop(self) -> None:
-        """Listen no more."""
-        if self._hear in gc.callbacks:
-            gc.callbacks.remove(self._hear)
-        self._began = None
+        """Remove the hook."""
+        if self._on_gc in gc.callbacks:
+            gc.callbacks.remove(self._on_gc)
+        self._started_at = None
 
     def statistics(self) -> CollectorPauses:
         """Return the figures so far."""
         return CollectorPauses(self._pauses, self._total_s, self._longest_s)
 
-    def _hear(self, phase: str, _: dict[str, int]) -> None:
+    def _on_gc(self, phase: str, _: dict[str, int]) -> None:
         now = perf_counter()
         if phase == "start":
-            self._began = now
+            self._started_at = now
             return
-        if self._began is None:
+        if self._started_at is None:
             return
-        took = now - self._began
-        self._began = None
+        duration_s = now - self._started_at
+        self._started_at = None
         self._pauses += 1
-        self._total_s += took
-        self._longest_s = max(self._longest_s, took)
+        self._total_s += duration_s
+        self._longest_s = max(self._longest_s, duration_s)

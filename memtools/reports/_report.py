@@ -1,8 +1,4 @@
-"""The report: who used how much, as one frozen record.
-
-Covers: taking it, and its forms as a dict and as JSON. Leaves to others: adding the rows up (`_rows`), the process's
-part (`_growth`), text and HTML (`_text`, `_html`).
-"""
+"""The report as a frozen record, and tables of single usages."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -23,7 +19,7 @@ _SCHEMA = 1
 
 @record
 class Report:
-    """Who used how much, per scope, per task and per function; and what was nobody's.
+    """The memory use per scope, per task and per function, and of the process as a whole.
 
     ```python
     from memtools.reports import report
@@ -32,16 +28,17 @@ class Report:
     ```
 
     Attributes:
-        title: what was looked at.
+        title: what the report is about.
         scopes: the tree of scopes.
         tasks: one row per task name.
         functions: one row per decorated function.
         process: the process as a whole.
-        leftovers: whose every call leaves something behind, as far as the meter knows; the most first.
+        leftovers: the functions and tasks whose every call leaves something behind, as far as the meter knows; the
+            largest first.
 
-    Rows stand in the order of what is still alive of theirs, to a hundredth of a MiB, then of their peaks. A row's peak
-    is that of the dearest call, its retained bytes and its time are sums. Inexact figures carry a `~`. Names are kept
-    as they were given: to show them yourself, escape them, as `str()` and `_repr_html_()` do.
+    Rows are sorted by their live bytes, to a hundredth of a MiB, then by their peaks. A row's peak is that of its
+    largest call, its retained bytes and its time are sums. Inexact figures carry a `~`. Names are kept as they were
+    given: to show them yourself, escape them, as `str()` and `_repr_html_()` do.
     """
 
     title: str
@@ -62,17 +59,17 @@ class Report:
 
     @property
     def peak_bytes(self) -> int:
-        """The highest peak of all rows: what the bars are a share of."""
+        """The highest peak of all rows: the 100% of the bars."""
         return max((row.peak_bytes for row in self._rows()), default=0)
 
     @property
     def meters(self) -> tuple[str, ...]:
-        """Who counted, in order of appearance."""
+        """The names of the meters, in order of appearance."""
         return tuple(dict.fromkeys(meter for row in self._rows() for meter in row.meters))
 
     @property
     def notes(self) -> dict[str, int]:
-        """Why figures are not exact, each with the number of rows that it stands for."""
+        """Why figures are not exact, each with its number of rows."""
         return notes_of(self._rows())
 
     def to_text(self, *, width: int | None = None, ascii_only: bool | None = None, limit: int = 20) -> str:
@@ -80,10 +77,10 @@ class Report:
 
         Args:
             width: columns; by default the terminal's, between 80 and 140.
-            ascii_only: draw bars and marks with ASCII; by default where standard output cannot do better.
-            most: rows per view; what is left out is counted.
+            ascii_only: draw bars and marks with ASCII; by default where standard output can show nothing else.
+            limit: rows per view; those left out are counted.
         """
-        return text_report(self, width=width, ascii_only=ascii_only, most=limit)
+        return text_report(self, width=width, ascii_only=ascii_only, max_rows=limit)
 
     def to_dict(self) -> dict[str, object]:
         """Return the whole report, no row left out, as a dict that JSON can hold."""
@@ -122,15 +119,15 @@ class Report:
 def report(
     *, title: str = "this process", since: ProcessMemory | None = None, ledger: LedgerStatistics | None = None
 ) -> Report:
-    """Return who used how much in this process up to now.
+    """Return the memory use of this process up to now.
 
     Args:
         title: what the report is about.
-        since: a reading from the beginning (`memtools.readings.read_process()`): growth is counted from there.
-        ledger: what the ledger knew at some moment; by default now.
+        since: an earlier reading (`memtools.readings.read_process()`), from which growth is counted.
+        ledger: statistics of the ledger taken earlier; by default those of now.
 
     Raises:
-        ReadingError: when the system does not say what the process uses.
+        ReadingError: when the memory of the process cannot be read.
 
     Threads: safe. Cost: a copy of the accounts, at most 4,096.
     """
@@ -145,14 +142,9 @@ def report(
     )
 
 
-# A few usages side by side: of one scope, of some calls, of the tasks of a task scope.
-#
-# Covers: the forms of the big report for a handful of `Usage` records. Leaves to others: taking them (`scope.usage`).
-
-
 @record
 class UsageTable:
-    """Usages as the rows of a table, in the order in which they were given.
+    """A few usages as the rows of a table, in the given order.
 
     ```python
     from memtools.reports import UsageTable
@@ -210,5 +202,5 @@ def _row(usage: Usage) -> Row:
         retained_bytes=usage.retained_bytes,
         duration_s=usage.duration_s,
         meters=(usage.meter,),
-        notes=() if usage.exact else (usage.note or "nobody knows why",),
+        notes=() if usage.exact else (usage.note or "reason unknown",),
     )

@@ -1,21 +1,17 @@
-"""Turn the ledger's tree of accounts into the three views of a report.
-
-Covers: scopes as a tree of scopes, tasks by name and functions by name, each added up over all the places where they
-were at work. Leaves to others: what an account holds (`memtools.ledger`), how a row is shown (`_text`, `_html`).
-"""
+"""The rows of a report, and the growth of the process."""
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from memtools._records import as_dict, record
+from memtools.analysis import Leftover
 from memtools.ledger import AccountStatistics
 from memtools.ledger._ledger import LedgerStatistics
 from memtools.readings import ProcessMemory
 
-# What happened to the process as a whole, and what of it is nobody's.
-#
-# Leaves to others: the readings themselves (`memtools.readings`), the meters' sums (`memtools.ledger`).
+# What the tables show of a size, hundredths of a MiB. Rows whose sizes look equal are sorted by their peaks.
+_SHOWN: Final = 2**20 / 100
 
 
 @record
@@ -24,14 +20,12 @@ class Growth:
 
     Attributes:
         resident_bytes: resident memory at the last reading.
-        peak_bytes: the most that ever was resident in this process.
+        peak_bytes: the highest resident memory of this process.
         resident_growth_bytes: change since the first reading; None without one.
-        owned_bytes: what the owners hold together, as the native meter knows it, or else the traced one; None without
-            either.
-        untracked_bytes: bytes that were added while nobody had the turn, by the same meter.
-        meter_bytes: what tracemalloc needs for its own tables; None with the native meter, which does not know it of
-            itself.
-        unattributed_bytes: growth that none of these explains: C libraries, fragments, interpreter, the native meter.
+        owned_bytes: what the owners hold together, by the native meter, or else by tracemalloc; None without either.
+        untracked_bytes: bytes that were allocated outside any scope, by the same meter.
+        meter_bytes: the size of tracemalloc's own tables; None with the native meter, which does not count its own.
+        unattributed_bytes: growth that none of these explains: C libraries, fragmentation, interpreter, native meter.
     """
 
     resident_bytes: int
@@ -48,7 +42,7 @@ class Growth:
 
 
 def measure_growth(ledger: LedgerStatistics, now: ProcessMemory, since: ProcessMemory | None) -> Growth:
-    """Return the whole process's figures beside what the ledger explains of them."""
+    """Return the figures of the whole process, and the parts that the ledger explains."""
     growth = now.resident_bytes - since.resident_bytes if since is not None else None
     meter = next(
         (name for name in ("native", "tracemalloc") if any(entry.meter == name for entry in ledger.accounts)), None
@@ -56,14 +50,14 @@ def measure_growth(ledger: LedgerStatistics, now: ProcessMemory, since: ProcessM
     if meter is None:
         return Growth(now.resident_bytes, now.peak_bytes, growth)
 
-    owned = sum(_held(entry) for entry in ledger.accounts if entry.meter == meter)
-    nobody = ledger.unattributed_bytes.get(meter, 0)
+    owned = sum(_held_bytes(entry) for entry in ledger.accounts if entry.meter == meter)
+    untracked = ledger.unattributed_bytes.get(meter, 0)
     tables = _tracemalloc_bytes() if meter == "tracemalloc" else None
-    unattributed = growth - owned - nobody - (tables or 0) if growth is not None else None
-    return Growth(now.resident_bytes, now.peak_bytes, growth, owned, nobody, tables, unattributed)
+    unattributed = growth - owned - untracked - (tables or 0) if growth is not None else None
+    return Growth(now.resident_bytes, now.peak_bytes, growth, owned, untracked, tables, unattributed)
 
 
-def _held(entry: AccountStatistics) -> int:
+def _held_bytes(entry: AccountStatistics) -> int:
     return entry.retained_bytes if entry.live_bytes is None else entry.live_bytes
 
 
@@ -72,13 +66,9 @@ def _tracemalloc_bytes() -> int:
     return tracemalloc.get_tracemalloc_memory() if tracemalloc is not None and tracemalloc.is_tracing() else 0
 
 
-# What the tables show of a size, hundredths of a MiB. Rows that hold the same to the eye go by their peaks.
-_SHOWN: Final = 2**20 / 100
-
-
 @record
 class Row:
-    """What the owners of one name used together.
+    """The owners of one name together.
 
     Attributes:
         name: the owners' name, as it was given: escape it before it is shown.
@@ -88,11 +78,11 @@ class Row:
         peak_bytes: the highest peak of one of them.
         retained_bytes: the sum of what they left alive, and of what the open ones hold.
         duration_s: the sum of their wall times, in seconds.
-        meters: who counted.
+        meters: the names of the meters that counted.
         notes: why the figures are not exact; empty when they are.
         children: scopes inside this one; empty for tasks and functions.
-        live_bytes: what of theirs, and of those below, is alive now, whether they have ended or not; None where the
-            meter does not know.
+        live_bytes: what they, and their children, allocated and is alive now, whether they have ended or not; None
+            where the meter does not know.
         live_after_end_bytes: the part of it that ended ones have left.
     """
 
@@ -111,7 +101,7 @@ class Row:
 
     @property
     def exact(self) -> bool:
-        """Whether nobody else's bytes can be in the figures."""
+        """Whether the figures contain only bytes of these owners."""
         return not self.notes
 
     def walk(self, depth: int = 0) -> "Iterator[tuple[int, Row]]":
@@ -141,30 +131,69 @@ class Row:
         return fields
 
 
+class ReportFields(Protocol):
+    """What the text and the HTML of a report are made from."""
+
+    @property
+    def title(self) -> str:
+        """What the report is about."""
+        ...
+
+    @property
+    def sections(self) -> tuple[tuple[str, tuple[tuple[int, Row], ...]], ...]:
+        """The three views with their headings: pairs of depth and row, parents first."""
+        ...
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest peak of all rows: the 100% of the bars."""
+        ...
+
+    @property
+    def meters(self) -> tuple[str, ...]:
+        """The names of the meters."""
+        ...
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """Why figures are not exact, each with its number of rows."""
+        ...
+
+    @property
+    def process(self) -> Growth:
+        """The process as a whole."""
+        ...
+
+    @property
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """The functions and tasks whose every call leaves something behind."""
+        ...
+
+
 def scope_rows(accounts: Iterable[AccountStatistics]) -> tuple[Row, ...]:
-    """Return the tree of scopes. Tasks and calls between two scopes are passed through, equal paths added up."""
+    """Return the tree of scopes. Tasks and calls between two scopes are skipped, equal paths are added up."""
     by_name: dict[str, list[AccountStatistics]] = {}
     for entry in _nearest_scopes(accounts):
         by_name.setdefault(entry.name, []).append(entry)
 
     rows = (
-        _added_up(name, same, scope_rows(child for entry in same for child in entry.children))
+        _sum_rows(name, same, scope_rows(child for entry in same for child in entry.children))
         for name, same in by_name.items()
     )
-    return _dearest_first(rows)
+    return _by_size(rows)
 
 
 def flat_rows(accounts: Iterable[AccountStatistics], kind: str) -> tuple[Row, ...]:
     """Return one row per name of that kind (`"task"`, `"call"`), from anywhere in the tree."""
     by_name: dict[str, list[AccountStatistics]] = {}
-    for entry in _everywhere(accounts):
+    for entry in _walk(accounts):
         if entry.kind == kind:
             by_name.setdefault(entry.name, []).append(entry)
-    return _dearest_first(_added_up(name, same) for name, same in by_name.items())
+    return _by_size(_sum_rows(name, same) for name, same in by_name.items())
 
 
 def notes_of(rows: Iterable[Row]) -> dict[str, int]:
-    """Return why figures are not exact, each with the number of rows that it stands for."""
+    """Return why figures are not exact, each with its number of rows."""
     counts: dict[str, int] = {}
     for row in rows:
         for note in row.notes:
@@ -180,16 +209,16 @@ def _nearest_scopes(accounts: Iterable[AccountStatistics]) -> Iterator[AccountSt
             yield from _nearest_scopes(entry.children)
 
 
-def _everywhere(accounts: Iterable[AccountStatistics]) -> Iterator[AccountStatistics]:
-    # A stack of our own: the tree may be 4,096 deep, beyond what Python lets a function call itself.
-    waiting = list(accounts)
-    while waiting:
-        entry = waiting.pop()
+def _walk(accounts: Iterable[AccountStatistics]) -> Iterator[AccountStatistics]:
+    # Not recursive: the tree may be 4,096 deep, beyond the recursion limit.
+    pending = list(accounts)
+    while pending:
+        entry = pending.pop()
         yield entry
-        waiting.extend(entry.children)
+        pending.extend(entry.children)
 
 
-def _added_up(name: str, entries: list[AccountStatistics], children: tuple[Row, ...] = ()) -> Row:
+def _sum_rows(name: str, entries: list[AccountStatistics], children: tuple[Row, ...] = ()) -> Row:
     return Row(
         name=name,
         calls=sum(entry.started for entry in entries),
@@ -211,9 +240,9 @@ def _known_sum(sizes: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def _distinct(words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(None, words)))
+def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, texts)))
 
 
-def _dearest_first(rows: Iterable[Row]) -> tuple[Row, ...]:
+def _by_size(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (-round((row.live_bytes or 0) / _SHOWN), -row.peak_bytes, row.name)))

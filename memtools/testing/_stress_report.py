@@ -11,7 +11,7 @@ from memtools._records import as_dict, record
 from memtools._text import printable
 from memtools.analysis import Verdict
 from memtools.errors import ConfigError
-from memtools.reports import can_show_blocks
+from memtools.reports._text import can_show_blocks
 from memtools.testing._leak_report import LeakReport
 from memtools.units import format_size
 

@@ -256,7 +256,7 @@ def test_monitor_with_501_high_readings_makes_4_posts_4_mails(
         clock=lambda: now[0],
     )
     ladder = Reclaimer([], read=gauges.used)
-    monitor = MemoryMonitor("60%", "80%", gauges=gauges, ladder=ladder, pressure=False, cleanup_interval=0)
+    monitor = MemoryMonitor("60%", "80%", source=gauges, reclaimer=ladder, pressure=False, cleanup_interval=0)
 
     def look(used_mib: int, times: int) -> None:
         for _ in range(times):

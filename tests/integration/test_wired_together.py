@@ -58,7 +58,7 @@ class Machine:
     def monitor(self, warning: str = "60%", critical: str = "80%") -> MemoryMonitor:
         ladder = Reclaimer([], read=self.gauges.used)
         return MemoryMonitor(
-            warning, critical, gauges=self.gauges, ladder=ladder, pressure=False, cleanup_interval=0, name="wired"
+            warning, critical, source=self.gauges, reclaimer=ladder, pressure=False, cleanup_interval=0, name="wired"
         )
 
 
@@ -129,7 +129,7 @@ class Service:
             Mount("/metrics", make_asgi_app(self.registry)),
         ]
         self.app = Starlette(routes=routes, lifespan=self.lifespan)
-        self.app.add_middleware(MemoryMiddleware, monitor=monitor, spare=("/metrics/",))
+        self.app.add_middleware(MemoryMiddleware, monitor=monitor, exempt=("/metrics/",))
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -225,7 +225,7 @@ def test_environment_alone_sets_up_monitor_and_alerts(machine: Machine) -> None:
     pager = Pager()
     settings = Config.from_env(environ=environ).monitor()
     ladder = Reclaimer([], read=machine.gauges.used)
-    monitor = MemoryMonitor(**settings, gauges=machine.gauges, ladder=ladder, pressure=False)
+    monitor = MemoryMonitor(**settings, source=machine.gauges, reclaimer=ladder, pressure=False)
     rules = [AlertRule(level, notify="pager", categories="memory") for level in ("warning", "critical")]
 
     with Alerts(rules, channels={"pager": pager}, monitor=monitor, drain=20):

@@ -1,4 +1,4 @@
-"""What a request is charged to, in applications of Starlette and FastAPI and in bare ones."""
+"""MemoryMiddleware in applications of Starlette and FastAPI, and in bare ones."""
 
 import asyncio
 import logging
@@ -32,7 +32,7 @@ def fresh_accounts() -> Iterator[None]:
 
 
 def _accounts() -> dict[str, AccountStatistics]:
-    return {entry.name: entry for entry in statistics().accounts}
+    return {account.name: account for account in statistics().accounts}
 
 
 async def _get(app: Any, *paths: str, **options: Any) -> list[httpx.Response]:
@@ -62,7 +62,7 @@ def _fastapi() -> FastAPI:
     @app.get("/orders/{id}")
     @sub.get("/orders/{id}")
     @router.get("/orders/{id}")
-    async def order(id: str) -> str:  # noqa: A002  # the framework's own way
+    async def order(id: str) -> str:  # noqa: A002  # the name of the parameter in the path
         return id
 
     outer.include_router(router)
@@ -86,7 +86,7 @@ def _fastapi() -> FastAPI:
         ("/static/pyproject.toml", "/static"),
     ],
 )
-async def test_a_request_is_named_by_its_route_in_starlette(path: str, label: str) -> None:
+async def test_starlette_request_is_named_by_its_route(path: str, label: str) -> None:
     await _get(MemoryMiddleware(_starlette(), meter="rss"), path)
 
     assert list(_accounts()) == [label]
@@ -103,13 +103,13 @@ async def test_a_request_is_named_by_its_route_in_starlette(path: str, label: st
         ("/nowhere/7", UNMATCHED),
     ],
 )
-async def test_a_request_is_named_by_its_route_in_fastapi(path: str, label: str) -> None:
+async def test_fastapi_request_is_named_by_its_route(path: str, label: str) -> None:
     await _get(MemoryMiddleware(_fastapi(), meter="rss"), path)
 
     assert list(_accounts()) == [label]
 
 
-async def test_the_servers_root_path_stands_in_front() -> None:
+async def test_route_name_begins_with_the_servers_root_path() -> None:
     app = MemoryMiddleware(_starlette(), meter="rss")
 
     await _get(app, "/proxy/orders/7", "/proxy/tenants/acme/orders/7", root_path="/proxy")
@@ -117,7 +117,7 @@ async def test_the_servers_root_path_stands_in_front() -> None:
     assert set(_accounts()) == {"/proxy/orders/{id:int}", "/proxy/tenants/{tenant}/orders/{id:int}"}
 
 
-async def test_added_in_the_framework_and_behind_another_middleware_the_route_is_found_as_well() -> None:
+async def test_route_is_found_between_other_middleware() -> None:
     async def pass_on(request: Request, call_next: Callable[[Request], Any]) -> Response:
         return await call_next(request)
 
@@ -131,16 +131,16 @@ async def test_added_in_the_framework_and_behind_another_middleware_the_route_is
     assert list(_accounts()) == ["/orders/{id:int}"]
 
 
-async def test_a_thousand_different_paths_are_one_name() -> None:
+async def test_different_paths_of_a_route_are_one_name() -> None:
     app = MemoryMiddleware(_starlette(), meter="rss")
 
     await _get(app, *(f"/orders/{number}" for number in range(50)), *(f"/x{number}" for number in range(50)))
 
-    assert {name: entry.started for name, entry in _accounts().items()} == {"/orders/{id:int}": 50, UNMATCHED: 50}
+    assert {name: account.started for name, account in _accounts().items()} == {"/orders/{id:int}": 50, UNMATCHED: 50}
     assert app.statistics() == MiddlewareStatistics(requests=100, unmatched=50, refused=0)
 
 
-async def test_requests_side_by_side_are_told_apart() -> None:
+async def test_concurrent_requests_are_charged_separately() -> None:
     gate = asyncio.Event()
 
     async def hold(request: Request) -> Response:
@@ -164,7 +164,7 @@ async def test_requests_side_by_side_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("spec_version", ["2.0", "2.4"])  # before 2.4 Starlette streams in a task of its own
-async def test_a_streamed_body_is_charged_to_its_request(spec_version: str) -> None:
+async def test_streamed_body_is_charged_to_its_request(spec_version: str) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(3):
             block = bytearray(2_000_000)
@@ -175,18 +175,18 @@ async def test_a_streamed_body_is_charged_to_its_request(spec_version: str) -> N
     async def stream(request: Request) -> Response:
         return StreamingResponse(chunks())
 
-    async def spoken(scope: Any, receive: Any, send: Any) -> None:
+    async def app_of_version(scope: Any, receive: Any, send: Any) -> None:
         await app(scope | {"asgi": {"version": "3.0", "spec_version": spec_version}}, receive, send)
 
     app = MemoryMiddleware(Starlette(routes=[Route("/stream", stream)]), meter="tracemalloc")
-    (answer,) = await _get(spoken, "/stream")
+    (answer,) = await _get(app_of_version, "/stream")
 
     assert answer.text == "xxx"
     assert 2_000_000 <= _accounts()["/stream"].peak_bytes < 4_000_000
     assert _accounts()["/stream"].children == ()
 
 
-async def test_a_background_task_is_charged_to_its_request() -> None:
+async def test_background_task_is_charged_to_its_request() -> None:
     async def later() -> None:
         bytearray(8_000_000)
 
@@ -199,7 +199,7 @@ async def test_a_background_task_is_charged_to_its_request() -> None:
     assert _accounts()["/background"].peak_bytes >= 8_000_000
 
 
-async def test_tasks_that_no_request_starts_are_left_alone_and_a_factory_goes_on_making_them() -> None:
+async def test_task_factory_is_kept_and_tracks_only_request_tasks() -> None:
     made: list[str] = []
 
     def factory(loop: Any, coro: Any, **options: Any) -> asyncio.Task[Any]:
@@ -227,7 +227,7 @@ async def _ok_app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-async def test_what_an_endpoint_opens_stands_below_its_route() -> None:
+async def test_scope_in_an_endpoint_is_below_its_route() -> None:
     async def order(request: Request) -> Response:
         async with memory_scope("load", meter="rss"):
             return PlainTextResponse("ok")
@@ -237,7 +237,7 @@ async def test_what_an_endpoint_opens_stands_below_its_route() -> None:
     assert [child.name for child in _accounts()["/orders"].children] == ["load"]
 
 
-async def test_a_failing_request_raises_as_without_us_and_counts_as_failed() -> None:
+async def test_failing_request_raises_and_is_counted_as_failed() -> None:
     async def fail(request: Request) -> Response:
         raise KeyError("x")
 
@@ -250,20 +250,20 @@ async def test_a_failing_request_raises_as_without_us_and_counts_as_failed() -> 
     assert _accounts()["/fail"].failed == 2
 
 
-async def test_a_warning_names_the_route(caplog) -> None:
+async def test_warning_names_the_route(caplog) -> None:
     async def big(request: Request) -> Response:
         return PlainTextResponse(str(len(bytearray(3_000_000))))
 
-    heard: list[Any] = []
+    events: list[Any] = []
     app = MemoryMiddleware(Starlette(routes=[Route("/big/{id}", big)]), warn="1 MB", meter="tracemalloc")
-    with subscribe(heard.append), caplog.at_level(logging.WARNING):
+    with subscribe(events.append), caplog.at_level(logging.WARNING):
         await _get(app, "/big/7")
 
-    assert [event.name for event in heard if isinstance(event, HighUsage)] == ["/big/{id}"]
+    assert [event.name for event in events if isinstance(event, HighUsage)] == ["/big/{id}"]
     assert "High peak: /big/{id}" in caplog.text
 
 
-async def test_a_request_over_its_budget_is_stopped_by_the_name_of_its_route() -> None:
+async def test_request_over_its_budget_raises_with_its_route() -> None:
     async def big(request: Request) -> Response:
         block = bytearray(3_000_000)
         await asyncio.sleep(0)
@@ -281,9 +281,9 @@ class ScriptedMonitor:
     level = Level.NORMAL
 
 
-async def test_requests_are_turned_away_while_memory_is_critical_and_only_then() -> None:
+async def test_requests_are_refused_only_while_memory_is_critical() -> None:
     monitor = ScriptedMonitor()
-    app = MemoryMiddleware(_starlette(), monitor=monitor, retry_after=7, spare=("/orders/1",), meter="rss")
+    app = MemoryMiddleware(_starlette(), monitor=monitor, retry_after=7, exempt=("/orders/1",), meter="rss")
 
     codes = []
     for monitor.level in (Level.WARNING, Level.CRITICAL, Level.NORMAL):
@@ -298,7 +298,7 @@ async def test_requests_are_turned_away_while_memory_is_critical_and_only_then()
     assert app.statistics().refused == 1
 
 
-async def test_websockets_and_the_lifespan_pass_untouched() -> None:
+async def test_websocket_and_lifespan_pass_unchanged() -> None:
     seen: list[tuple[str, bool, object]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -308,20 +308,20 @@ async def test_websockets_and_the_lifespan_pass_untouched() -> None:
     monitor.level = Level.CRITICAL
     middleware = MemoryMiddleware(app, monitor=monitor)
     for kind in ("websocket", "lifespan"):
-        await middleware({"type": kind}, None, None)  # type: ignore[arg-type]  # they are only passed on
+        await middleware({"type": kind}, None, None)  # type: ignore[arg-type]  # both are only passed on
 
     assert seen == [("websocket", True, None), ("lifespan", True, None)]
     assert middleware.statistics().requests == 0
 
 
-async def test_a_real_lifespan_runs() -> None:
-    said: list[str] = []
+async def test_starlette_lifespan_runs() -> None:
+    steps: list[str] = []
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        said.append("up")
+        steps.append("up")
         yield
-        said.append("down")
+        steps.append("down")
 
     messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     sent: list[str] = []
@@ -335,11 +335,11 @@ async def test_a_real_lifespan_runs() -> None:
     app = MemoryMiddleware(Starlette(lifespan=lifespan))
     await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
 
-    assert said == ["up", "down"]
+    assert steps == ["up", "down"]
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_a_label_of_ones_own_is_cut_escaped_and_may_fail(caplog) -> None:
+async def test_custom_label_is_truncated_escaped_and_may_fail(caplog) -> None:
     app = MemoryMiddleware(_ok_app, label=lambda scope: scope["path"] + "\n" + "x" * 1000, meter="rss")
     broken = MemoryMiddleware(_ok_app, label=lambda scope: scope["missing"], meter="rss")
 
@@ -353,16 +353,16 @@ async def test_a_label_of_ones_own_is_cut_escaped_and_may_fail(caplog) -> None:
     assert len([line for line in caplog.messages if "failed" in line]) == 1
 
 
-async def test_a_client_that_goes_away_cancels_as_without_us() -> None:
-    began = asyncio.Event()
+async def test_client_that_disconnects_cancels_the_request() -> None:
+    started = asyncio.Event()
 
     async def wait(request: Request) -> Response:
-        began.set()
+        started.set()
         await asyncio.sleep(3600)
         return PlainTextResponse("never")
 
     task = asyncio.create_task(_get(MemoryMiddleware(Starlette(routes=[Route("/wait", wait)])), "/wait"))
-    await began.wait()
+    await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -380,12 +380,12 @@ async def test_a_client_that_goes_away_cancels_as_without_us() -> None:
         ("monitor", object()),
         ("retry_after", -1),
         ("retry_after", float("nan")),
-        ("spare", "/health"),
+        ("exempt", "/health"),
         ("label", "route"),
         ("meter", "best"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(argument: str, value: object) -> None:
+def test_invalid_argument_raises_and_is_named(argument: str, value: object) -> None:
     arguments = {"app": _ok_app, argument: value}
 
     with pytest.raises(ConfigError, match=argument):

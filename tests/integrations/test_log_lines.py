@@ -1,4 +1,4 @@
-"""What lines of a log say of memory."""
+"""The memory fields of log records and structlog events."""
 
 import asyncio
 import io
@@ -17,7 +17,7 @@ from memtools.readings import ReadingError, resident_bytes
 
 @pytest.fixture
 def stream():
-    """A logger that writes our fields into a stream."""
+    """The stream to which the logger `tests.log_lines` writes the fields."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.addFilter(MemoryFilter())
@@ -34,7 +34,7 @@ def _lines(stream: io.StringIO) -> list[list[str]]:
     return [line.split("|") for line in stream.getvalue().splitlines()]
 
 
-def test_a_line_says_how_much_is_resident_and_whose_turn_it_is(stream) -> None:
+def test_log_line_has_the_rss_and_the_current_scope(stream) -> None:
     log = logging.getLogger("tests.log_lines")
     log.warning("outside")
     with memory_scope("import", meter="rss"):
@@ -52,7 +52,7 @@ def test_a_line_says_how_much_is_resident_and_whose_turn_it_is(stream) -> None:
     assert all(abs(int(rss) - resident_bytes()) < 50_000_000 for _, rss, _ in _lines(stream))
 
 
-async def test_each_task_says_its_own(stream) -> None:
+async def test_log_line_of_a_task_has_its_own_scope(stream) -> None:
     log = logging.getLogger("tests.log_lines")
 
     async def work(name: str) -> None:
@@ -65,7 +65,7 @@ async def test_each_task_says_its_own(stream) -> None:
     assert [(message, scope) for message, _, scope in _lines(stream)] == [("a", "a"), ("b", "b")]
 
 
-def test_a_name_with_line_breaks_ends_no_line(stream) -> None:
+def test_scope_name_with_line_breaks_stays_on_one_line(stream) -> None:
     with memory_scope("a\nERROR forged\u2028" + "x" * 1000, meter="rss"):
         logging.getLogger("tests.log_lines").warning("inside")
 
@@ -75,25 +75,25 @@ def test_a_name_with_line_breaks_ends_no_line(stream) -> None:
     assert len(scope) < 300
 
 
-def test_a_figure_that_cannot_be_read_loses_no_line(stream, monkeypatch) -> None:
+def test_log_line_is_kept_when_rss_cannot_be_read(stream, monkeypatch) -> None:
     def unreadable() -> int:
         raise ReadingError("no descriptor is left")
 
-    monkeypatch.setattr(logging, "resident_bytes", unreadable)
+    monkeypatch.setattr("memtools.integrations.logging.resident_bytes", unreadable)
     logging.getLogger("tests.log_lines").warning("still here")
 
     assert _lines(stream) == [["still here", "None", "-"]]
 
 
-def test_a_filter_with_a_name_lets_only_that_logger_through() -> None:
-    ours, other = (logging.makeLogRecord({"name": name}) for name in ("shop.orders", "lib"))
+def test_filter_with_a_name_passes_only_that_logger() -> None:
+    matching, other = (logging.makeLogRecord({"name": name}) for name in ("shop.orders", "lib"))
     memory_filter = MemoryFilter("shop")
 
-    assert (memory_filter.filter(ours), memory_filter.filter(other)) == (True, False)
-    assert ours.rss > 0
+    assert (memory_filter.filter(matching), memory_filter.filter(other)) == (True, False)
+    assert matching.rss > 0
 
 
-def test_an_event_of_structlog_says_the_same() -> None:
+def test_structlog_event_has_the_same_fields() -> None:
     stream = io.StringIO()
     log = structlog.wrap_logger(
         structlog.PrintLogger(stream), processors=[add_memory, structlog.processors.JSONRenderer()]
@@ -107,16 +107,16 @@ def test_an_event_of_structlog_says_the_same() -> None:
     assert abs(event["rss"] - resident_bytes()) < 50_000_000
 
 
-def test_fields_of_the_program_are_left_as_they_are() -> None:
+def test_existing_event_fields_are_kept() -> None:
     assert add_memory(None, "info", {"rss": "mine"})["rss"] == "mine"
 
 
-def test_no_framework_is_imported_for_it() -> None:
+def test_importing_integrations_imports_no_framework() -> None:
     program = (
         "import sys, memtools.integrations\n"
         "print([name for name in ('structlog', 'starlette', 'fastapi') if name in sys.modules])"
     )
 
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
-    assert said.stdout == "[]\n"
+    assert done.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""Scripted gauges: memory, limit, room and time as the test wants them."""
+"""A scripted memory source: memory, limit, headroom and time as the test sets them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ MIB = 2**20
 
 @dataclass
 class Machine:
-    """What the gauges show; a test turns the knobs."""
+    """What the memory source returns; a test sets the fields."""
 
     used: int = 100 * MIB
     limit: int | None = 1000 * MIB
-    room: int | None = 900 * MIB
+    headroom: int | None = 900 * MIB
     now: float = 1000.0
     queue: list[int] = field(default_factory=list)
     refuses: bool = False
@@ -29,22 +29,22 @@ class Machine:
             raise OSError(24, "Too many open files")
         return self.queue.pop(0) if self.queue else self.used
 
-    def gauges(self) -> MemorySource:
+    def source(self) -> MemorySource:
         return MemorySource(
             used=self.read,
             limit=lambda: Limit(self.limit, LimitSource.USER),
-            headroom=lambda: Headroom(self.room, LimitSource.USER, (), self.room),
+            headroom=lambda: Headroom(self.headroom, LimitSource.USER, (), self.headroom),
             clock=lambda: self.now,
         )
 
     def set(self, monitor: MemoryMonitor, used_mib: float, after_s: float = 1.0) -> None:
-        """Let time pass, use so much, and look."""
+        """Let time pass, set the use, and sample."""
         self.now += after_s
         self.used = int(used_mib * MIB)
         monitor.check()
 
     def raise_to(self, monitor: MemoryMonitor, used_mib: float) -> None:
-        """Use so much for two looks, which is what a level takes."""
+        """Set the use for two samples, which is what a level takes."""
         self.set(monitor, used_mib)
         self.set(monitor, used_mib)
 
@@ -57,15 +57,20 @@ def machine() -> Machine:
 @pytest.fixture
 def make(machine: Machine) -> Callable[..., MemoryMonitor]:
     def make(*args: object, **options: object) -> MemoryMonitor:
-        ladder = Reclaimer([], read=machine.read)  # nothing to give back, unless the test brings a ladder of its own
-        options = {"gauges": machine.gauges(), "pressure": False, "cleanup_interval": 0, "ladder": ladder} | options
+        reclaimer = Reclaimer([], read=machine.read)  # it has no step, unless the test passes another one
+        options = {
+            "source": machine.source(),
+            "pressure": False,
+            "cleanup_interval": 0,
+            "reclaimer": reclaimer,
+        } | options
         return MemoryMonitor(*(args or ("60%", "80%")), **options)
 
     return make
 
 
 @pytest.fixture
-def heard() -> Iterator[list[Event]]:
-    events: list[Event] = []
-    with subscribe(events.append):
-        yield events
+def events() -> Iterator[list[Event]]:
+    received: list[Event] = []
+    with subscribe(received.append):
+        yield received

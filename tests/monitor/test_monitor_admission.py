@@ -1,4 +1,4 @@
-"""Back-pressure: who waits, who is let in, in which order; on loops and in threads."""
+"""Admissions: waiting, order, reserved bytes; on event loops and in threads."""
 
 import asyncio
 import threading
@@ -14,21 +14,21 @@ MIB = 2**20
 
 async def _soon(condition):
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what is waited for is a figure, which sets no event
+        while not condition():  # noqa: ASYNC110  # a figure sets no event
             await asyncio.sleep(0.005)
 
 
-async def test_with_room_nobody_waits(make):
+async def test_admission_with_free_memory_does_not_wait(make):
     monitor = make()
 
     async with monitor.admit("200 MiB"), monitor.admit("200 MiB"):
-        inside = monitor.statistics().admissions
+        seen = monitor.statistics().admissions
 
-    assert (inside.inside, inside.waited, inside.reserved_bytes) == (2, 0, 400 * MIB)
+    assert (seen.active, seen.delayed, seen.reserved_bytes) == (2, 0, 400 * MIB)
     assert monitor.statistics().admissions.active == 0
 
 
-async def test_one_is_always_let_in(machine, make):
+async def test_admission_when_none_is_active_is_immediate(machine, make):
     monitor = make()
     machine.raise_to(monitor, 950)
 
@@ -36,7 +36,7 @@ async def test_one_is_always_let_in(machine, make):
         assert monitor.statistics().admissions.delayed == 0
 
 
-async def test_the_second_waits_while_it_is_critical_and_goes_on_when_memory_comes_back(machine, make):
+async def test_admission_at_critical_waits_until_memory_is_free(machine, make):
     monitor, order = make(), []
     machine.raise_to(monitor, 950)
 
@@ -54,7 +54,7 @@ async def test_the_second_waits_while_it_is_critical_and_goes_on_when_memory_com
     assert order == ["first", "second"]
 
 
-async def test_promises_that_are_not_spent_yet_count(make):
+async def test_admission_counts_reserved_bytes_not_yet_used(make):
     monitor, entered = make(), []  # 100 in use, critical at 800
 
     async def work():
@@ -70,7 +70,7 @@ async def test_promises_that_are_not_spent_yet_count(make):
     assert entered == [True]
 
 
-async def test_those_who_wait_come_in_order_of_arrival(machine, make):
+async def test_waiting_admissions_begin_in_order_of_arrival(machine, make):
     monitor, order = make(), []
     machine.raise_to(monitor, 950)
 
@@ -88,7 +88,7 @@ async def test_those_who_wait_come_in_order_of_arrival(machine, make):
     assert order == list(range(10))
 
 
-async def test_one_that_is_cancelled_while_it_waits_leaves_the_row(machine, make):
+async def test_admission_cancelled_while_waiting_leaves_the_queue(machine, make):
     monitor = make()
     machine.raise_to(monitor, 950)
 
@@ -105,7 +105,7 @@ async def test_one_that_is_cancelled_while_it_waits_leaves_the_row(machine, make
         assert monitor.statistics().admissions.queued == 0
 
 
-async def test_a_task_scope_takes_the_monitor_as_its_admission(machine, make):
+async def test_task_scope_accepts_the_monitor_as_its_admission(machine, make):
     monitor, running, most = make(), 0, 0
     machine.raise_to(monitor, 950)
     assert isinstance(monitor, Admission)
@@ -125,7 +125,7 @@ async def test_a_task_scope_takes_the_monitor_as_its_admission(machine, make):
     assert monitor.statistics().admissions.admitted == 5
 
 
-def test_threads_wait_in_the_same_row(machine, make):
+def test_threads_wait_in_the_same_queue(machine, make):
     monitor, order = make(), []
     machine.raise_to(monitor, 950)
 
@@ -144,7 +144,7 @@ def test_threads_wait_in_the_same_row(machine, make):
     assert order == ["first", "second"]
 
 
-def test_one_whose_loop_was_closed_keeps_nobody_waiting(machine, make):
+def test_admission_of_a_closed_loop_does_not_block_the_queue(machine, make):
     monitor, entered = make(), []
     machine.raise_to(monitor, 950)
     outer = monitor.admit()
@@ -152,15 +152,15 @@ def test_one_whose_loop_was_closed_keeps_nobody_waiting(machine, make):
 
     loop = asyncio.new_event_loop()
 
-    async def waits():
+    async def wait():
         async with monitor.admit():
             raise AssertionError
 
-    stuck = waits()
+    stuck = wait()
     task = loop.create_task(stuck)
     loop.run_until_complete(asyncio.sleep(0.01))
     machine.used = 100 * MIB
-    machine.now += 2  # it has not asked for so long
+    machine.now += 2  # it has not tried again for this long
 
     with monitor.admit():
         entered.append(True)
@@ -172,7 +172,7 @@ def test_one_whose_loop_was_closed_keeps_nobody_waiting(machine, make):
     loop.close()
 
 
-async def test_an_admission_is_for_one_block(make):
+async def test_admission_entered_twice_raises(make):
     admission = make().admit()
     async with admission:
         pass
@@ -181,12 +181,12 @@ async def test_an_admission_is_for_one_block(make):
         await admission.__aenter__()
 
 
-def test_what_is_no_size_is_refused(make):
+def test_admit_with_invalid_size_raises(make):
     with pytest.raises(ConfigError, match="size"):
         make().admit("much")
 
 
-async def test_a_reading_that_is_refused_keeps_nobody_waiting(machine, make):
+async def test_admission_without_a_reading_does_not_wait(machine, make):
     monitor = make()
     machine.refuses = True
 

@@ -1,4 +1,4 @@
-"""Callbacks that misbehave: each way, in each form; the monitor and the other callbacks go on."""
+"""Callbacks that fail, block or are cancelled, and the monitor that goes on."""
 
 import asyncio
 import threading
@@ -8,8 +8,9 @@ from contextlib import suppress
 import pytest
 
 from memtools import ConfigError, Level
+from memtools._safe_calls import RETRY_AFTER_S
 from memtools.monitor import MemoryMonitor
-from memtools.monitor._callbacks import BROKEN_FOR_S
+from memtools.monitor._callbacks import Callback, CallbackRunner
 
 MIB = 2**20
 
@@ -50,11 +51,11 @@ BAD = [_fails, _has_no_memory, _is_cancelled, _fails_later, _cancels_itself, _ne
 
 
 def _by_name(monitor):
-    return {one.name: one for one in monitor.statistics().callbacks}
+    return {callback.name: callback for callback in monitor.statistics().callbacks}
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_in_check_a_bad_callback_is_counted_and_the_next_one_is_called(machine, make, bad):
+def test_bad_callback_in_check_does_not_stop_the_next_one(machine, make, bad):
     monitor, called = make(callback_timeout=0.1), []
     monitor.on_warning(bad)
     monitor.on_warning(called.append)
@@ -66,7 +67,7 @@ def test_in_check_a_bad_callback_is_counted_and_the_next_one_is_called(machine, 
 
 
 @pytest.mark.parametrize("bad", BAD)
-async def test_on_a_loop_a_bad_callback_is_counted_and_the_next_one_is_called(machine, make, bad):
+async def test_bad_callback_on_a_loop_does_not_stop_the_next_one(machine, make, bad):
     monitor, called = make(callback_timeout=0.1, min_interval=0.01, max_interval=0.01), asyncio.Event()
     monitor.on_warning(bad)
     monitor.on_warning(lambda change: called.set())
@@ -79,7 +80,7 @@ async def test_on_a_loop_a_bad_callback_is_counted_and_the_next_one_is_called(ma
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_in_a_thread_a_bad_callback_is_counted_and_the_next_one_is_called(machine, make, bad):
+def test_bad_callback_in_a_thread_does_not_stop_the_next_one(machine, make, bad):
     monitor, called = make(callback_timeout=0.1, min_interval=0.01, max_interval=0.01), threading.Event()
     monitor.on_warning(bad)
     monitor.on_warning(lambda change: called.set())
@@ -91,7 +92,7 @@ def test_in_a_thread_a_bad_callback_is_counted_and_the_next_one_is_called(machin
     assert _by_name(monitor)[bad.__name__].failures == 1
 
 
-def test_a_callback_that_blocks_does_not_stop_the_beat_of_a_thread(machine, make):
+def test_blocking_callback_does_not_stop_the_thread_loop(machine, make):
     monitor, called, release = make(callback_timeout=0.05, min_interval=0.01, max_interval=0.01), [], threading.Event()
 
     def blocks(change):
@@ -107,9 +108,41 @@ def test_a_callback_that_blocks_does_not_stop_the_beat_of_a_thread(machine, make
         seen = _by_name(monitor)
         release.set()
 
-    blocked = next(one for name, one in seen.items() if name.endswith("blocks"))
+    blocked = next(callback for name, callback in seen.items() if name.endswith("blocks"))
     assert (blocked.calls, blocked.failures) == (1, 1)
     assert called
+
+
+def test_abandoned_callback_is_called_again_after_its_late_end():
+    release, ended = threading.Event(), threading.Event()
+
+    def blocks():
+        release.wait(30)
+
+    callback = Callback(lambda: blocks, "recycle", "blocks", time.monotonic)
+    runner = CallbackRunner(0.01, time.monotonic)
+    callback.end_late = lambda: (Callback.end_late(callback), ended.set())
+    runner.run(callback, (), in_thread=True)
+    assert callback.begin() is False
+
+    release.set()
+    assert ended.wait(10)
+
+    assert callback.begin() is True
+    seen = callback.statistics()
+    assert (seen.calls, seen.failures, seen.skipped) == (2, 1, 1)
+
+
+def test_callback_raising_system_exit_in_a_thread_is_a_failure():
+    def ends():
+        raise SystemExit
+
+    callback = Callback(lambda: ends, "recycle", "ends", time.monotonic)
+
+    CallbackRunner(5.0, time.monotonic).run(callback, (), in_thread=True)
+
+    assert callback.statistics().failures == 1
+    assert callback.begin() is True
 
 
 def _switch(machine, monitor, times):
@@ -118,43 +151,43 @@ def _switch(machine, monitor, times):
         machine.set(monitor, 100, after_s=400)
 
 
-def test_after_five_failures_a_callback_is_left_out_and_tried_again_later(machine, make, caplog):
+def test_callback_after_five_failures_is_skipped_then_retried(machine, make, caplog):
     monitor = make()
     monitor.on_warning(_fails)
 
     for _ in range(5):
-        monitor._keeper.callbacks.at("warning")[0].begin(machine.now)
-        monitor._keeper.callbacks.at("warning")[0].end(machine.now, ValueError("no"))
+        monitor._engine.callbacks.for_trigger("warning")[0].begin()
+        monitor._engine.callbacks.for_trigger("warning")[0].end(ValueError("no"))
     assert monitor.statistics().callbacks_broken == 1
     machine.raise_to(monitor, 700)
     assert _by_name(monitor)["_fails"].skipped == 1
 
-    machine.set(monitor, 100, after_s=BROKEN_FOR_S + 1)
+    machine.set(monitor, 100, after_s=RETRY_AFTER_S + 1)
     machine.raise_to(monitor, 700)
 
     seen = _by_name(monitor)["_fails"]
     assert seen.calls == 6
     assert seen.failures == 6
-    assert sum("left out" in record.message for record in caplog.records) >= 1
+    assert sum("it is not called for 300 s" in record.message for record in caplog.records) >= 1
 
 
-def test_failures_are_logged_at_most_once_a_minute(machine, make, caplog):
+def test_callback_failures_are_logged_at_most_once_a_minute(machine, make, caplog):
     monitor = make()
     monitor.on_warning(_fails)
-    callback = monitor._keeper.callbacks.at("warning")[0]
+    callback = monitor._engine.callbacks.for_trigger("warning")[0]
 
     for _ in range(4):
-        callback.begin(machine.now)
-        callback.end(machine.now, ValueError("no"))
+        callback.begin()
+        callback.end(ValueError("no"))
 
     assert len(caplog.records) == 1
 
 
-def test_a_callback_that_looks_again_is_not_called_inside_itself(machine, make):
+def test_callback_that_calls_check_is_not_reentered(machine, make):
     monitor, depth = make(), []
 
     @monitor.on_warning
-    def looks(change):
+    def checks(change):
         depth.append(change)
         monitor.check()
         machine.used = 900 * MIB
@@ -166,7 +199,7 @@ def test_a_callback_that_looks_again_is_not_called_inside_itself(machine, make):
     assert monitor.level is Level.CRITICAL
 
 
-def test_a_callback_may_leave_and_bring_others_while_it_runs(machine, make):
+def test_callback_may_remove_and_add_callbacks_while_it_runs(machine, make):
     monitor, calls = make(), []
 
     def second(change):
@@ -188,7 +221,7 @@ def test_a_callback_may_leave_and_bring_others_while_it_runs(machine, make):
     assert calls == ["first", "third"]
 
 
-def test_a_second_registration_calls_once(machine, make):
+def test_callback_registered_twice_is_called_once(machine, make):
     monitor, calls = make(), []
 
     def once(change):
@@ -201,7 +234,7 @@ def test_a_second_registration_calls_once(machine, make):
     assert len(calls) == 1
 
 
-def test_the_way_back_to_normal_is_called_too(machine, make):
+def test_on_normal_is_called_when_the_level_falls(machine, make):
     monitor, calls = make(), []
     monitor.on_normal(lambda change: calls.append(change.before))
     monitor.on_critical(lambda change: calls.append(change.after))
@@ -213,7 +246,7 @@ def test_the_way_back_to_normal_is_called_too(machine, make):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_program_passes_through(machine, make, error):
+def test_callback_raising_system_exit_is_not_suppressed(machine, make, error):
     monitor = make()
 
     @monitor.on_warning
@@ -224,19 +257,19 @@ def test_what_ends_the_program_passes_through(machine, make, error):
         machine.raise_to(monitor, 700)
 
 
-@pytest.mark.parametrize("moment", ["on_warning", "on_critical", "on_normal", "on_exhausted"])
-def test_what_cannot_be_called_is_refused(make, moment):
-    with pytest.raises(ConfigError, match=moment):
-        getattr(make(), moment)(3)
+@pytest.mark.parametrize("decorator", ["on_warning", "on_critical", "on_normal", "on_exhausted"])
+def test_callback_that_is_not_callable_raises(make, decorator):
+    with pytest.raises(ConfigError, match=decorator):
+        getattr(make(), decorator)(3)
 
 
-@pytest.mark.parametrize("thing", [object(), 3, "x"])
-def test_a_thing_that_gives_nothing_back_is_refused(make, thing):
-    with pytest.raises(ConfigError, match="thing"):
-        make().register(thing)
+@pytest.mark.parametrize("target", [object(), 3, "x"])
+def test_register_object_without_shrink_or_recycle_raises(make, target):
+    with pytest.raises(ConfigError, match="target"):
+        make().register(target)
 
 
-async def test_an_async_callback_started_by_check_inside_a_loop_ends_with_the_monitor(machine, make):
+async def test_async_callback_started_by_check_ends_with_the_monitor(machine, make):
     monitor: MemoryMonitor = make()
     ended = []
 

@@ -1,4 +1,4 @@
-"""The levels: entering, leaving, noise. The machine is driven by scripted standings; no clock, no memory."""
+"""The level machine: entering, leaving, noise; without a clock or real memory."""
 
 import random
 from itertools import pairwise
@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.monitor._levels import DWELL_S, LONGEST_DWELL_S, LevelMachine, Standing, Thresholds
+from memtools.monitor._levels import DWELL_S, LONGEST_DWELL_S, Assessment, LevelMachine, Thresholds
 from memtools.readings import Level
 
 NORMAL, WARNING, CRITICAL = Level
 
-MARKS = Thresholds("60%", "80%", None, lambda: 1000).marks(1000)
+BOUNDS = Thresholds("60%", "80%", None, lambda: 1000).bounds(1000)
 
 
 def _drive(machine, samples):
@@ -20,34 +20,34 @@ def _drive(machine, samples):
     changes = []
     for now, used in samples:
         before = machine.level
-        if machine.observe(MARKS.judge(used, None), now) is not None:
+        if machine.observe(BOUNDS.assess(used, None), now) is not None:
             changes.append((now, before, machine.level))
     return changes
 
 
-def test_one_sample_enters_nothing_and_the_second_does():
+def test_level_is_entered_by_the_second_sample():
     machine = LevelMachine()
 
-    assert machine.observe(Standing(WARNING, WARNING), 0.0) is None
-    assert machine.needs_second_look
-    assert machine.observe(Standing(WARNING, WARNING), 1.0) is WARNING
+    assert machine.observe(Assessment(WARNING, WARNING), 0.0) is None
+    assert machine.needs_confirmation
+    assert machine.observe(Assessment(WARNING, WARNING), 1.0) is WARNING
 
 
-def test_samples_that_are_not_in_a_row_enter_nothing():
+def test_samples_not_in_a_row_enter_no_level():
     assert _drive(LevelMachine(), [(0, 650), (1, 500), (2, 650), (3, 500)]) == []
 
 
-def test_critical_is_entered_from_normal_without_a_stop_at_warning():
+def test_critical_is_entered_directly_from_normal():
     assert _drive(LevelMachine(), [(0, 900), (0, 900)]) == [(0, NORMAL, CRITICAL)]
 
 
-def test_a_rise_is_never_delayed_by_the_dwell():
+def test_rise_is_not_delayed_by_the_dwell_time():
     changes = _drive(LevelMachine(), [(0, 650), (0.05, 650), (0.1, 850), (0.15, 850)])
 
     assert changes == [(0.05, NORMAL, WARNING), (0.15, WARNING, CRITICAL)]
 
 
-def test_a_level_is_left_five_points_below_its_entry_and_not_at_four():
+def test_level_is_left_five_points_below_its_entry_not_four():
     machine = LevelMachine()
     _drive(machine, [(0, 650), (1, 650)])
 
@@ -55,7 +55,7 @@ def test_a_level_is_left_five_points_below_its_entry_and_not_at_four():
     assert _drive(machine, [(t, 549) for t in range(100, 112)]) == [(109, WARNING, NORMAL)]
 
 
-def test_one_high_sample_in_the_calm_begins_it_anew():
+def test_high_sample_restarts_the_dwell_time():
     machine = LevelMachine()
     _drive(machine, [(0, 650), (1, 650)])
 
@@ -64,32 +64,32 @@ def test_one_high_sample_in_the_calm_begins_it_anew():
     assert _drive(machine, samples) == [(19, WARNING, NORMAL)]
 
 
-def test_a_calm_process_falls_from_critical_to_normal_in_one_change():
+def test_level_falls_from_critical_to_normal_in_one_change():
     machine = LevelMachine()
     _drive(machine, [(0, 900), (0, 900)])
 
     assert _drive(machine, [(t, 100) for t in range(1, 30)]) == [(10, CRITICAL, NORMAL)]
 
 
-def test_a_level_that_comes_back_soon_has_to_be_calm_for_longer():
+def test_relapse_doubles_the_dwell_time_up_to_its_bound():
     machine = LevelMachine()
-    calms = []
+    dwell_times = []
     now = 0
     for _ in range(8):
         _drive(machine, [(now, 650), (now, 650)])
         ((left, *_),) = _drive(machine, [(now + t, 100) for t in range(1, 400)])
-        calms.append(left - now)
+        dwell_times.append(left - now)
         now = left + 1
 
-    assert calms == [10, 20, 40, 80, 160, 320, 320, 320]
+    assert dwell_times == [10, 20, 40, 80, 160, 320, 320, 320]
 
 
-def test_a_level_that_comes_back_late_has_the_first_calm_again():
+def test_late_relapse_has_the_first_dwell_time():
     machine = LevelMachine()
     _drive(machine, [(0, 650), (0, 650), (20, 100), (21, 100)])
     _drive(machine, [(5000, 650), (5000, 650)])
 
-    assert machine.calm_s == DWELL_S
+    assert machine.required_dwell_s == DWELL_S
 
 
 readings = st.lists(
@@ -99,7 +99,7 @@ readings = st.lists(
 
 
 @given(readings)
-def test_whatever_the_readings_nothing_falls_within_the_dwell_and_rises_take_two_samples(steps):
+def test_any_readings_rise_by_two_samples_and_fall_after_dwell(steps):
     machine = LevelMachine()
     now, samples = 0.0, []
     for wait, used in steps:
@@ -109,7 +109,7 @@ def test_whatever_the_readings_nothing_falls_within_the_dwell_and_rises_take_two
     entered_at, last_used = None, None
     for now, used in samples:
         before = machine.level
-        after = machine.observe(MARKS.judge(used, None), now)
+        after = machine.observe(BOUNDS.assess(used, None), now)
         if after is not None and after < before:
             assert now - entered_at >= DWELL_S
             assert used < (750 if before is CRITICAL else 550)
@@ -121,21 +121,22 @@ def test_whatever_the_readings_nothing_falls_within_the_dwell_and_rises_take_two
 
 
 @given(readings)
-def test_two_samples_above_an_entry_always_mean_that_level_at_least(steps):
+def test_two_samples_above_an_entry_reach_its_level(steps):
     machine = LevelMachine()
     now = 0.0
     for (_, first), (wait, second) in pairwise(steps):
         now += wait
-        machine.observe(MARKS.judge(first, None), now)
-        machine.observe(MARKS.judge(second, None), now)
-        assert machine.level >= MARKS.judge(min(first, second), None).reached
+        machine.observe(BOUNDS.assess(first, None), now)
+        machine.observe(BOUNDS.assess(second, None), now)
+        assert machine.level >= BOUNDS.assess(min(first, second), None).reached
 
 
-# The beat looks each second while memory is short, more often while it moves; 5 s are those of operations alone.
+# The sampling loop samples each second while memory is short, more often while it moves; 5 s are those of operations
+# alone.
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("interval", "spread"), [(0.5, 20), (1.0, 5), (1.0, 50), (1.0, 100), (5.0, 20), (5.0, 50)])
 @pytest.mark.parametrize("centre", [550, 580, 600, 640, 800])
-def test_an_hour_of_noise_gives_at_most_twelve_changes(seed, spread, centre, interval):
+def test_hour_of_noise_gives_at_most_twelve_changes(seed, spread, centre, interval):
     noise = random.Random(f"{seed} {spread} {centre} {interval}")
     samples = [(step * interval, noise.gauss(centre, spread)) for step in range(int(3600 / interval))]
 
@@ -145,8 +146,8 @@ def test_an_hour_of_noise_gives_at_most_twelve_changes(seed, spread, centre, int
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_an_hour_of_slow_noise_gives_at_most_twelve_changes(seed):
-    # Each sample remembers most of the last one, as memory does: it stays above or below for half a minute.
+def test_hour_of_slow_noise_gives_at_most_twelve_changes(seed):
+    # Each sample depends on the last one, as memory does: it stays above or below for half a minute.
     noise, used, samples = random.Random(seed), 600.0, []
     for second in range(3600):
         used += (600 - used) / 30 + noise.gauss(0, 10)
@@ -155,5 +156,5 @@ def test_an_hour_of_slow_noise_gives_at_most_twelve_changes(seed):
     assert len(_drive(LevelMachine(), samples)) <= 12
 
 
-def test_the_calm_has_a_bound():
+def test_longest_dwell_time_is_five_doublings():
     assert LONGEST_DWELL_S == 320.0

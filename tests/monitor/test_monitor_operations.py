@@ -1,4 +1,4 @@
-"""Operations: `watch` and `record`, their counts, their samples, what a decorated function still is."""
+"""Operations: `watch` and `record`, their counts, their samples, watched functions."""
 
 import asyncio
 import inspect
@@ -26,7 +26,7 @@ async def later(first: int) -> int:
     return first
 
 
-def test_a_watched_function_keeps_its_name_signature_docs_and_pickles():
+def test_watched_function_keeps_its_signature_and_pickles():
     assert plain(1, second="ab") == 3
     assert plain.__name__ == "plain"
     assert plain.__doc__ == "Add."
@@ -35,12 +35,12 @@ def test_a_watched_function_keeps_its_name_signature_docs_and_pickles():
     assert not inspect.iscoroutinefunction(plain)
 
 
-async def test_a_watched_coroutine_function_stays_one():
+async def test_watched_coroutine_function_stays_one():
     assert inspect.iscoroutinefunction(later)
     assert await later(3) == 3
 
 
-def test_methods_class_methods_and_static_methods_are_counted_and_bind(make):
+def test_watched_methods_of_all_kinds_bind_and_are_counted(make):
     monitor = make()
 
     class Shop:
@@ -64,7 +64,7 @@ def test_methods_class_methods_and_static_methods_are_counted_and_bind(make):
     assert monitor.statistics().operations == 3
 
 
-def test_failures_are_counted_and_pass(make):
+def test_failed_operation_is_counted_and_raises(make):
     monitor = make()
 
     @monitor.watch(name="job")
@@ -74,10 +74,10 @@ def test_failures_are_counted_and_pass(make):
     with pytest.raises(KeyError):
         fails()
 
-    assert [(one.name, one.calls, one.failures) for one in monitor.statistics().by_operation] == [("job", 1, 1)]
+    assert [(each.name, each.calls, each.failures) for each in monitor.statistics().by_operation] == [("job", 1, 1)]
 
 
-async def test_a_cancelled_operation_is_no_failure(make):
+async def test_cancelled_operation_is_not_a_failure(make):
     monitor = make()
 
     @monitor.watch
@@ -103,12 +103,12 @@ async def _generates_later():
 
 
 @pytest.mark.parametrize("function", [3, int, _generates, _generates_later, None.__class__])
-def test_what_is_no_operation_is_refused(make, function):
+def test_watch_of_a_class_or_generator_raises(make, function):
     with pytest.raises(ConfigError, match="a function or coroutine function"):
         make().watch(function)
 
 
-def test_a_partial_is_counted_under_the_name_of_its_function(make):
+def test_watched_partial_has_the_name_of_its_function(make):
     monitor = make()
 
     monitor.watch(partial(plain.__wrapped__, 1))()
@@ -116,7 +116,7 @@ def test_a_partial_is_counted_under_the_name_of_its_function(make):
     assert monitor.statistics().by_operation[0].name.endswith("plain")
 
 
-def test_memory_is_looked_at_on_every_tenth_operation_of_all_names(machine, make):
+def test_every_tenth_operation_of_all_names_samples_memory(machine, make):
     monitor = make()
 
     for number in range(95):
@@ -124,10 +124,13 @@ def test_memory_is_looked_at_on_every_tenth_operation_of_all_names(machine, make
 
     statistics = monitor.statistics()
     assert statistics.samples == 9
-    assert {one.name: (one.calls, one.total_s) for one in statistics.by_operation} == {"a": (48, 24), "b": (47, 23.5)}
+    assert {each.name: (each.calls, each.total_s) for each in statistics.by_operation} == {
+        "a": (48, 24),
+        "b": (47, 23.5),
+    }
 
 
-def test_operations_alone_change_the_level_and_act_where_nothing_is_started(machine, make):
+def test_operations_change_the_level_of_a_stopped_monitor(machine, make):
     monitor = make(sample_every=1)
     changes = []
     monitor.on_warning(changes.append)
@@ -142,7 +145,7 @@ def test_operations_alone_change_the_level_and_act_where_nothing_is_started(mach
     assert len(changes) == 1
 
 
-def test_durations_that_are_none_count_as_nothing(make):
+def test_record_with_invalid_duration_counts_as_zero(make):
     monitor = make()
 
     for wrong in (-1.0, float("nan"), float("inf")):
@@ -151,20 +154,20 @@ def test_durations_that_are_none_count_as_nothing(make):
     assert monitor.statistics().by_operation[0].total_s == 0.0
 
 
-def test_names_have_a_bound_and_no_line_breaks(make):
+def test_operation_names_are_bounded_and_printable(make):
     monitor = make()
 
     for number in range(5000):
         monitor.record(f"name {number}\n{'x' * 500}", 0.1)
 
-    names = [one.name for one in monitor.statistics().by_operation]
+    names = [each.name for each in monitor.statistics().by_operation]
     assert len(names) == 257
     assert "<other>" in names
     assert all(len(name) <= 210 and name.isprintable() for name in names)
     assert monitor.statistics().operations == 5000
 
 
-def test_no_operation_is_lost_between_threads(make):
+def test_operations_of_many_threads_are_all_counted(make):
     monitor = make()
 
     def work():
@@ -180,7 +183,7 @@ def test_no_operation_is_lost_between_threads(make):
     assert monitor.statistics().operations == 40_000
 
 
-def test_an_operation_in_a_finaliser_is_counted(make):
+def test_operation_in_a_finaliser_is_counted(make):
     monitor = make(sample_every=1)
 
     class Loud:
@@ -195,14 +198,14 @@ def test_an_operation_in_a_finaliser_is_counted(make):
     assert monitor.statistics().operations == 200
 
 
-def test_a_look_that_breaks_breaks_no_operation(machine, make, caplog):
+def test_failing_sample_does_not_fail_the_operation(machine, make, caplog):
     monitor = make(sample_every=1)
 
     def broken():
         raise MemoryError
 
     machine.read, watched = broken, monitor.watch(len)
-    monitor._keeper.lookout._gauges = machine.gauges()
+    monitor._engine.sampler._source = machine.source()
 
     assert [watched([1]) for _ in range(5)] == [1] * 5
-    assert sum("a look failed" in record.message for record in caplog.records) == 1
+    assert sum("a sample failed" in record.message for record in caplog.records) == 1

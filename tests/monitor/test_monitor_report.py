@@ -1,4 +1,4 @@
-"""The report and its recommendations: who holds the most, and the line to change."""
+"""The report and its recommendations: the largest holders, and the line to change."""
 
 import asyncio
 import gc
@@ -7,7 +7,7 @@ import pytest
 
 from memtools import BoundedList, memory_scope
 from memtools.ledger import forget_accounts
-from memtools.monitor._report import unended_tasks
+from memtools.monitor._report import pending_tasks
 
 HOARD: list[str] = []
 RECENT = BoundedList[str](maxlen=90_000, shrinkable=True)
@@ -23,16 +23,16 @@ async def _waits_for_nothing():
 
 
 @pytest.fixture(autouse=True)
-def no_accounts_of_others():
-    """Forget what the tests before have left behind: only the largest are named."""
+def no_accounts_of_earlier_tests():
+    """Forget the accounts of the tests before: only the largest are named."""
     forget_accounts()
 
 
 def _about(monitor, subject):
-    return next(one for one in monitor.recommendations() if subject in one.subject)
+    return next(each for each in monitor.recommendations() if subject in each.subject)
 
 
-def test_a_list_of_a_module_is_named_with_the_line_where_it_is_made(make):
+def test_module_list_is_named_with_its_source_line(make):
     HOARD.extend(f"{number}" * 9 for number in range(90_000))
     try:
         found = _about(make(), "HOARD")
@@ -45,7 +45,7 @@ def test_a_list_of_a_module_is_named_with_the_line_where_it_is_made(make):
     assert "BoundedList(maxlen=...)" in found.advice
 
 
-def test_a_dict_of_an_object_is_named_by_its_class_though_the_collector_does_not_track_it(make):
+def test_dict_untracked_by_gc_is_named_by_its_class(make):
     shop = Shop()
     shop.seen.update((number, f"{number}" * 9) for number in range(90_000))
 
@@ -55,7 +55,7 @@ def test_a_dict_of_an_object_is_named_by_its_class_though_the_collector_does_not
     assert "bound this dict" in found.advice
 
 
-def test_a_bounded_list_is_to_have_a_lower_bound(make):
+def test_bounded_list_is_advised_a_lower_bound(make):
     RECENT.extend(f"{number}" * 9 for number in range(90_000))
     try:
         found = _about(make(), "RECENT")
@@ -65,7 +65,7 @@ def test_a_bounded_list_is_to_have_a_lower_bound(make):
     assert "lower its bound (maxlen=90000, keep=90000)" in found.advice
 
 
-def test_an_open_owner_is_named_with_what_it_holds(make):
+def test_open_owner_is_named_with_its_size(make):
     with memory_scope("evening", meter="tracemalloc"):
         block = bytearray(5 << 20)
         found = _about(make(), "evening")
@@ -74,7 +74,7 @@ def test_an_open_owner_is_named_with_what_it_holds(make):
     assert "still open" in found.advice
 
 
-async def test_tasks_that_never_ended_are_named_with_the_line_where_they_wait(make):
+async def test_pending_tasks_are_named_with_their_waiting_line(make):
     tasks = [asyncio.create_task(_waits_for_nothing()) for _ in range(150)]
     await asyncio.sleep(0)
     found = _about(make(), "_waits_for_nothing")
@@ -85,16 +85,16 @@ async def test_tasks_that_never_ended_are_named_with_the_line_where_they_wait(ma
     assert found.subject == "150 tasks of _waits_for_nothing"
     assert found.place.endswith("test_monitor_report.py:22")
     assert "never ended" in found.advice
-    assert not any(one.name == "_waits_for_nothing" for one in unended_tasks())
+    assert not any(each.name == "_waits_for_nothing" for each in pending_tasks())
 
 
-def test_a_threshold_above_the_limit_is_said(make):
-    found = next(one for one in make("500 MiB", "5 GiB").recommendations() if one.kind == "monitor")
+def test_threshold_above_the_limit_is_reported(make):
+    found = next(each for each in make("500 MiB", "5 GiB").recommendations() if each.kind == "monitor")
 
-    assert "critical=5.0 GiB lies above the limit of 1000.0 MiB" in found.advice
+    assert "critical=5.0 GiB is above the limit of 1000.0 MiB" in found.advice
 
 
-def test_the_report_says_it_all(machine, make):
+def test_report_contains_all_sections(machine, make):
     monitor = make(name="shop")
     monitor.record("import", 0.25)
     machine.raise_to(monitor, 700)
@@ -108,7 +108,7 @@ def test_the_report_says_it_all(machine, make):
     assert "what to change:" in text
 
 
-async def test_looking_at_everything_touches_no_dead_object_of_asyncio(make):
+async def test_recommendations_leave_asyncio_free_lists_alone(make):
     # CPython 3.12 shows the free list of _asyncio to who asks its module: this hung in the second walk.
     task = asyncio.create_task(_waits_for_nothing())
     await asyncio.sleep(0)
@@ -122,7 +122,7 @@ async def test_looking_at_everything_touches_no_dead_object_of_asyncio(make):
     assert gc.get_referrers(task)
 
 
-def test_an_owner_that_ended_and_left_much_alive_is_named_with_what_each_run_left(make):
+def test_ended_owner_is_named_with_its_bytes_per_run(make):
     kept = []
     for _ in range(5):
         with memory_scope("hourly", meter="tracemalloc"):

@@ -1,4 +1,4 @@
-"""Thresholds: what is refused, what follows the limit, what counts as free."""
+"""Thresholds: invalid arguments, shares of a changing limit, free headroom."""
 
 import math
 
@@ -10,8 +10,8 @@ from memtools.monitor._levels import Thresholds
 MIB = 2**20
 
 
-def _marks(warning=None, critical=None, free=None, limit=1000):
-    return Thresholds(warning, critical, free, lambda: limit).marks(limit)
+def _bounds(warning=None, critical=None, free=None, limit=1000):
+    return Thresholds(warning, critical, free, lambda: limit).bounds(limit)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,14 @@ def _marks(warning=None, critical=None, free=None, limit=1000):
         ({"name": " "}, "name"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(options, name):
+def test_invalid_argument_raises_and_is_named(options, name):
     with pytest.raises(ConfigError) as caught:
         MemoryMonitor(**options)
 
     assert caught.value.name == name
 
 
-def test_a_share_is_refused_where_no_limit_is_known(machine, make):
+def test_share_without_a_known_limit_raises(machine, make):
     machine.limit = None
 
     with pytest.raises(ConfigError, match="no limit is known"):
@@ -58,47 +58,47 @@ def test_a_share_is_refused_where_no_limit_is_known(machine, make):
     assert make("60 MiB", "80 MiB").level is Level.NORMAL
 
 
-def test_without_any_threshold_there_are_two(machine):
-    statistics = MemoryMonitor(gauges=machine.gauges()).statistics()
+def test_default_thresholds_are_80_and_90_percent(machine):
+    statistics = MemoryMonitor(source=machine.source()).statistics()
 
     assert (statistics.warning_bytes, statistics.critical_bytes) == (800 * MIB, 900 * MIB)
 
 
-def test_a_single_threshold_has_a_single_level():
-    assert set(_marks(warning=600).by_level) == {Level.WARNING}
-    assert set(_marks(critical=600).by_level) == {Level.CRITICAL}
+def test_single_threshold_has_a_single_level():
+    assert set(_bounds(warning=600).by_level) == {Level.WARNING}
+    assert set(_bounds(critical=600).by_level) == {Level.CRITICAL}
 
 
-def test_free_room_is_critical_at_half_of_it():
-    marks = _marks(free="10%")
+def test_free_threshold_is_critical_at_half_of_it():
+    bounds = _bounds(free="10%")
 
-    assert marks.judge(1, 101).reached is Level.NORMAL
-    assert marks.judge(1, 100).reached is Level.WARNING
-    assert marks.judge(1, 50).reached is Level.CRITICAL
-    assert marks.judge(1, 62).held is Level.CRITICAL
-    assert marks.judge(1, 126).held is Level.NORMAL
-
-
-def test_an_unknown_room_decides_nothing():
-    assert _marks(free=100).judge(10**9, None).reached is Level.NORMAL
+    assert bounds.assess(1, 101).reached is Level.NORMAL
+    assert bounds.assess(1, 100).reached is Level.WARNING
+    assert bounds.assess(1, 50).reached is Level.CRITICAL
+    assert bounds.assess(1, 62).held is Level.CRITICAL
+    assert bounds.assess(1, 126).held is Level.NORMAL
 
 
-def test_what_must_be_given_back_for_room_counts_from_the_present_use():
-    marks = _marks(free=100)
-
-    assert marks.exit_use(Level.WARNING, used_bytes=1000, room_bytes=25) == 900
+def test_unknown_headroom_decides_nothing():
+    assert _bounds(free=100).assess(10**9, None).reached is Level.NORMAL
 
 
-def test_a_share_that_slips_below_a_size_is_entered_with_it():
+def test_exit_by_headroom_counts_from_the_present_use():
+    bounds = _bounds(free=100)
+
+    assert bounds.exit_bytes(Level.WARNING, used_bytes=1000, headroom_bytes=25) == 900
+
+
+def test_share_that_falls_below_a_size_is_entered_with_it():
     thresholds = Thresholds("500 MiB", "80%", None, lambda: 1000 * MIB)
 
-    marks = thresholds.marks(100 * MIB)
+    bounds = thresholds.bounds(100 * MIB)
 
-    assert marks.judge(80 * MIB, None).reached is Level.CRITICAL
-    assert marks.judge(79 * MIB, None).reached is Level.NORMAL
+    assert bounds.assess(80 * MIB, None).reached is Level.CRITICAL
+    assert bounds.assess(79 * MIB, None).reached is Level.NORMAL
 
 
-def test_percent_thresholds_follow_a_limit_that_changes(machine, make):
+def test_share_thresholds_follow_a_changing_limit(machine, make):
     monitor = make("60%", "80%")
     machine.raise_to(monitor, 100)
     assert monitor.level is Level.NORMAL
@@ -110,7 +110,7 @@ def test_percent_thresholds_follow_a_limit_that_changes(machine, make):
     assert monitor.statistics().critical_bytes == 96 * MIB
 
 
-def test_a_limit_that_is_not_known_any_more_leaves_the_thresholds_as_they_were(machine, make):
+def test_thresholds_keep_the_last_known_limit(machine, make):
     monitor = make("60%", "80%")
 
     machine.limit = None

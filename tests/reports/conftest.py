@@ -1,4 +1,4 @@
-"""Accounts made by hand, so that a report's figures are known beforehand."""
+"""Scripted accounts, so that a report's figures are known beforehand."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,16 @@ MIB = 2**20
 
 
 @pytest.fixture
-def entry() -> Callable[..., AccountStatistics]:
-    """Make an account: `entry("scope", "name", peak=3, children=(...))`, sizes in MiB."""
+def account() -> Callable[..., AccountStatistics]:
+    """Make an account: `account("scope", "name", peak=3, children=(...))`, sizes in MiB."""
 
     def make(
-        kind: str, name: str, *, peak: float = 1, retained: float = 0, entered: int = 1, active: int = 0,
+        kind: str, name: str, *, peak: float = 1, retained: float = 0, started: int = 1, active: int = 0,
         failed: int = 0, duration_s: float = 1.0, note: str = "", meter: str = "tracemalloc",
         children: tuple[AccountStatistics, ...] = (),
     ) -> AccountStatistics:  # fmt: skip
         return AccountStatistics(
-            name=name, kind=kind, started=entered, active=active, failed=failed, peak_bytes=int(peak * MIB),
+            name=name, kind=kind, started=started, active=active, failed=failed, peak_bytes=int(peak * MIB),
             mean_peak_bytes=int(peak * MIB), retained_bytes=int(retained * MIB), duration_s=duration_s, steps=0,
             exact=not note, note=note, meter=meter, children=children,
         )  # fmt: skip
@@ -30,10 +30,10 @@ def entry() -> Callable[..., AccountStatistics]:
 
 @pytest.fixture
 def ledger() -> Callable[..., LedgerStatistics]:
-    """What the ledger would know, had it these accounts."""
+    """Make the statistics of a ledger with these accounts; sizes in MiB."""
 
-    def make(*accounts: AccountStatistics, nobody: float = 0) -> LedgerStatistics:
-        return LedgerStatistics(accounts, 0, {"tracemalloc": int(nobody * MIB)})
+    def make(*accounts: AccountStatistics, untracked: float = 0) -> LedgerStatistics:
+        return LedgerStatistics(accounts, 0, {"tracemalloc": int(untracked * MIB)})
 
     return make
 

@@ -1,4 +1,4 @@
-"""Text, HTML and JSON: they fit, they say the same, and no name can harm the one who reads them."""
+"""The text, HTML and JSON of a report: width, columns, escaping."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from memtools.ledger import AccountStatistics, Usage
 from memtools.ledger._ledger import LedgerStatistics
 from memtools.reports import Report, Row, UsageTable, html_page, report
 from memtools.reports._rows import Growth
-from memtools.reports._text import bar, mib, seconds, share
+from memtools.reports._text import draw_bar, format_mib, format_seconds, share_of
 
 Make = Callable[..., AccountStatistics]
 Ledger = Callable[..., LedgerStatistics]
@@ -25,10 +25,12 @@ LONG = "a" * 150 + "the-end"
 
 
 @pytest.fixture
-def taken(entry: Make, ledger: Ledger) -> Report:
-    inner = entry("scope", NASTY, peak=2.5, retained=-0.25, note="other threads ran meanwhile")
-    root = entry("scope", "root", peak=10, entered=1, duration_s=12.3, children=(inner, entry("task", LONG, failed=2)))
-    return report(title="my program", ledger=ledger(root, entry("call", "größe 漢字", peak=5, entered=12_345)))
+def taken(account: Make, ledger: Ledger) -> Report:
+    inner = account("scope", NASTY, peak=2.5, retained=-0.25, note="other threads ran meanwhile")
+    root = account(
+        "scope", "root", peak=10, started=1, duration_s=12.3, children=(inner, account("task", LONG, failed=2))
+    )
+    return report(title="my program", ledger=ledger(root, account("call", "größe 漢字", peak=5, started=12_345)))
 
 
 def _row(name: str) -> Row:
@@ -37,14 +39,14 @@ def _row(name: str) -> Row:
 
 @pytest.mark.parametrize("width", [80, 97, 120, 140])
 @pytest.mark.parametrize("ascii_only", [False, True])
-def test_no_line_is_wider_than_the_terminal(taken: Report, width: int, ascii_only: bool) -> None:
+def test_text_lines_fit_the_terminal(taken: Report, width: int, ascii_only: bool) -> None:
     text = taken.to_text(width=width, ascii_only=ascii_only)
 
     assert max(map(display_width, text.splitlines())) <= width
     assert text.isascii() == ascii_only
 
 
-def test_figures_of_one_table_stand_in_columns(taken: Report) -> None:
+def test_text_figures_are_aligned_in_columns(taken: Report) -> None:
     lines = taken.to_text(width=100, ascii_only=False).splitlines()
     heading = next(line for line in lines if line.startswith("function"))
     row = next(line for line in lines if line.startswith("größe"))
@@ -53,7 +55,7 @@ def test_figures_of_one_table_stand_in_columns(taken: Report) -> None:
     assert display_width(row[: row.index("5.00") + 4]) == column
 
 
-def test_the_width_is_the_terminals_within_reason(taken: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_width_is_the_terminals_between_bounds(taken: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = {}
     for columns in ("20", "100", "500"):
         monkeypatch.setenv("COLUMNS", columns)
@@ -73,7 +75,7 @@ def test_inexact_figures_are_marked_and_explained_once(taken: Report) -> None:
     assert "(1 row)" in text
 
 
-def test_a_long_name_is_cut_in_the_middle(taken: Report) -> None:
+def test_long_name_is_truncated_in_the_middle(taken: Report) -> None:
     text = taken.to_text(width=80, ascii_only=False)
 
     assert LONG not in text
@@ -81,7 +83,7 @@ def test_a_long_name_is_cut_in_the_middle(taken: Report) -> None:
     assert "the-end" in text
 
 
-def test_failed_and_open_have_columns_only_where_there_are_any(taken: Report) -> None:
+def test_failed_and_open_columns_are_hidden_when_zero(taken: Report) -> None:
     text = taken.to_text(width=100, ascii_only=False)
 
     scopes, tasks = text.index("scope  "), text.index("task  ")
@@ -90,8 +92,8 @@ def test_failed_and_open_have_columns_only_where_there_are_any(taken: Report) ->
     assert " open" not in text
 
 
-def test_what_is_left_out_of_a_table_is_counted(entry: Make, ledger: Ledger) -> None:
-    taken = report(ledger=ledger(*(entry("task", f"t{n}") for n in range(50))))
+def test_rows_beyond_the_limit_are_counted(account: Make, ledger: Ledger) -> None:
+    taken = report(ledger=ledger(*(account("task", f"t{n}") for n in range(50))))
 
     text = taken.to_text(width=80, ascii_only=False, limit=20)
 
@@ -99,7 +101,7 @@ def test_what_is_left_out_of_a_table_is_counted(entry: Make, ledger: Ledger) -> 
     assert len(taken.to_dict()["tasks"]) == 50
 
 
-def test_no_name_moves_the_cursor_or_turns_the_line(taken: Report) -> None:
+def test_text_contains_no_control_characters_of_names(taken: Report) -> None:
     for text in (str(taken), taken.to_text(width=140, ascii_only=False), repr(taken)):
         harmful = {c for c in text if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"} and c != "\n"}
         assert harmful == set()
@@ -119,7 +121,7 @@ class _Tags(HTMLParser):
         self.text += data
 
 
-def test_html_is_one_table_in_which_every_name_is_text(taken: Report) -> None:
+def test_html_escapes_every_name(taken: Report) -> None:
     parser = _Tags()
     parser.feed(taken._repr_html_())
 
@@ -130,7 +132,7 @@ def test_html_is_one_table_in_which_every_name_is_text(taken: Report) -> None:
     html_page(taken).encode("utf-8")
 
 
-def test_a_page_of_its_own_follows_the_readers_colours(taken: Report) -> None:
+def test_html_page_follows_the_readers_colour_scheme(taken: Report) -> None:
     page = html_page(taken)
 
     assert page.startswith("<!doctype html>")
@@ -138,7 +140,7 @@ def test_a_page_of_its_own_follows_the_readers_colours(taken: Report) -> None:
     assert "my program" in page
 
 
-def test_json_holds_every_row_and_name_as_they_are(taken: Report) -> None:
+def test_json_has_every_row_with_its_name_unchanged(taken: Report) -> None:
     read = json.loads(taken.to_json())
 
     assert read == json.loads(json.dumps(taken.to_dict()))
@@ -148,7 +150,7 @@ def test_json_holds_every_row_and_name_as_they_are(taken: Report) -> None:
     assert read["process"]["resident_bytes"] == taken.process.resident_bytes
 
 
-def test_str_can_be_printed_where_only_ascii_can_be_shown(taken: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_str_can_be_printed_to_an_ascii_stream(taken: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
 
@@ -158,7 +160,7 @@ def test_str_can_be_printed_where_only_ascii_can_be_shown(taken: Report, monkeyp
     assert b"##" in stream.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-def test_usages_stand_side_by_side_in_the_order_given(usage: Callable[..., Usage]) -> None:
+def test_usage_table_keeps_the_given_order(usage: Callable[..., Usage]) -> None:
     table = UsageTable.of([usage("second <b>", peak=2), usage("first", peak=8, note="threads")])
 
     text = table.to_text(width=80, ascii_only=False)
@@ -174,7 +176,7 @@ def test_usages_stand_side_by_side_in_the_order_given(usage: Callable[..., Usage
 
 
 @given(st.text())
-def test_what_is_visible_is_printable_and_plain_text_stays(name: str) -> None:
+def test_printable_text_has_no_control_characters(name: str) -> None:
     shown = printable(name)
 
     assert all(unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} for c in shown)
@@ -183,7 +185,7 @@ def test_what_is_visible_is_printable_and_plain_text_stays(name: str) -> None:
 
 
 @given(st.text(), st.integers(3, 60))
-def test_a_cut_name_fits_and_keeps_both_ends(name: str, width: int) -> None:
+def test_truncated_name_fits_and_keeps_both_ends(name: str, width: int) -> None:
     name = printable(name)
 
     shown = truncate_middle(name, width)
@@ -196,8 +198,8 @@ def test_a_cut_name_fits_and_keeps_both_ends(name: str, width: int) -> None:
 
 
 @given(st.floats(0, 1), st.integers(5, 40), st.booleans())
-def test_a_bar_is_as_long_as_its_share(fraction: float, width: int, ascii_only: bool) -> None:
-    drawn = bar(fraction, width, ascii_only=ascii_only)
+def test_bar_length_is_its_fraction(fraction: float, width: int, ascii_only: bool) -> None:
+    drawn = draw_bar(fraction, width, ascii_only=ascii_only)
 
     assert len(drawn) <= width
     assert bool(drawn) == (fraction > 0)
@@ -205,7 +207,7 @@ def test_a_bar_is_as_long_as_its_share(fraction: float, width: int, ascii_only: 
 
 
 @given(st.text(), st.integers(80, 140), st.booleans())
-def test_whatever_the_name_every_line_fits(name: str, width: int, ascii_only: bool) -> None:
+def test_text_lines_fit_with_any_name(name: str, width: int, ascii_only: bool) -> None:
     taken = Report(name, (_row(name),), (_row(name),), (), Growth(1, 1))
 
     assert max(map(display_width, taken.to_text(width=width, ascii_only=ascii_only).split("\n"))) <= width
@@ -213,13 +215,13 @@ def test_whatever_the_name_every_line_fits(name: str, width: int, ascii_only: bo
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0.00"), (-1, "0.00"), (2**20, "1.00"), (3 * 2**40, "3,145,728.00")])
 def test_sizes_are_in_mebibytes(size: int, text: str) -> None:
-    assert mib(size) == text
+    assert format_mib(size) == text
 
 
 @pytest.mark.parametrize(("duration", "text"), [(0.0123, "0.012 s"), (12.34, "12.3 s"), (3723, "1:02:03")])
 def test_durations_are_short(duration: float, text: str) -> None:
-    assert seconds(duration) == text
+    assert format_seconds(duration) == text
 
 
-def test_a_share_of_nothing_is_nothing() -> None:
-    assert (share(1, 0), share(-1, 2), share(3, 2)) == (0.0, 0.0, 1.0)
+def test_fraction_is_between_zero_and_one() -> None:
+    assert (share_of(1, 0), share_of(-1, 2), share_of(3, 2)) == (0.0, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""What is the process's and nobody's own."""
+"""The growth of the process, and the parts that a report splits it into."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,38 +13,39 @@ from memtools.reports import report
 MIB = 2**20
 
 
-def test_growth_is_what_is_owned_nobodys_the_meters_and_other(
-    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
+def test_growth_is_split_into_four_parts(
+    account: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
     since = replace(read_process(), resident_bytes=0)
 
-    grown = report(since=since, ledger=ledger(entry("scope", "root", retained=5), nobody=2)).process
+    grown = report(since=since, ledger=ledger(account("scope", "root", retained=5), untracked=2)).process
 
     assert grown.resident_growth_bytes == grown.resident_bytes
     assert (grown.owned_bytes, grown.untracked_bytes, grown.meter_bytes) == (5 * MIB, 2 * MIB, 0)
     assert grown.unattributed_bytes == grown.resident_bytes - 7 * MIB
 
 
-def test_without_a_first_reading_no_growth_is_claimed(
-    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
+def test_report_without_a_first_reading_has_no_growth(
+    account: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
-    taken = report(ledger=ledger(entry("scope", "root", retained=5)))
+    taken = report(ledger=ledger(account("scope", "root", retained=5)))
 
     assert taken.process.resident_growth_bytes is None
     assert taken.process.unattributed_bytes is None
     assert "growth" not in str(taken)
 
 
-def test_resident_figures_explain_nothing_of_the_growth(
-    entry: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
+def test_rss_meter_explains_no_growth(
+    account: Callable[..., AccountStatistics], ledger: Callable[..., LedgerStatistics]
 ) -> None:
-    taken = report(since=read_process(), ledger=ledger(entry("scope", "root", meter="rss")))
+    taken = report(since=read_process(), ledger=ledger(account("scope", "root", meter="rss")))
 
     assert taken.process.owned_bytes is None
+    assert "of it:" not in str(taken)
     assert taken.process.unattributed_bytes is None
 
 
-def test_the_default_is_the_present_state_of_this_process() -> None:
+def test_report_by_default_shows_this_process_now() -> None:
     from memtools.ledger import forget_accounts
     from memtools.scopes import memory_scope
 

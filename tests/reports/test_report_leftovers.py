@@ -1,4 +1,4 @@
-"""Who goes on leaving something behind, and who only did so at first; what is still alive, where it is known."""
+"""Leftovers per call, and the live bytes where a meter knows them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +16,10 @@ Make = Callable[..., AccountStatistics]
 Ledger = Callable[..., LedgerStatistics]
 
 
-def _left(entry: AccountStatistics, curve: Callable[[int], float]) -> AccountStatistics:
-    marks = tuple((2**power, int(curve(2**power))) for power in range(4, entry.started.bit_length()))[-4:]
-    left = int(curve(entry.started))
-    return replace(entry, live_bytes=left, live_after_end_bytes=left, live_at_checkpoints=marks, meter="native")
+def _left(account: AccountStatistics, curve: Callable[[int], float]) -> AccountStatistics:
+    checkpoints = tuple((2**power, int(curve(2**power))) for power in range(4, account.started.bit_length()))[-4:]
+    left = int(curve(account.started))
+    return replace(account, live_bytes=left, live_after_end_bytes=left, live_at_checkpoints=checkpoints, meter="native")
 
 
 @pytest.mark.parametrize(("calls", "curve", "found"), [
@@ -36,35 +36,36 @@ def _left(entry: AccountStatistics, curve: Callable[[int], float]) -> AccountSta
     (1_000_000, lambda n: 3 * n, 0),  # less than any block
     (4_100, lambda n: -KIB * n, 0),
 ], ids=lambda value: "" if callable(value) else None)  # fmt: skip
-def test_what_every_call_leaves_is_told_from_what_the_first_ones_left(
-    entry: Make, calls: int, curve: Callable[[int], float], found: int
+def test_per_call_ignores_what_only_the_first_calls_left(
+    account: Make, calls: int, curve: Callable[[int], float], found: int
 ) -> None:
-    one = _left(entry("call", "f", entered=calls), curve)
+    left = _left(account("call", "f", started=calls), curve)
 
-    assert per_call(calls, one.live_after_end_bytes, one.live_at_checkpoints) == pytest.approx(found, rel=0.01)
+    assert per_call(calls, left.live_after_end_bytes, left.live_at_checkpoints) == pytest.approx(found, rel=0.01)
 
 
-def test_what_nobody_knows_is_no_leftover() -> None:
+def test_unknown_live_bytes_are_no_leftover() -> None:
     assert per_call(4_100, None, ()) == 0
 
 
-def test_the_one_that_leaves_it_is_named_and_not_those_that_call_it(entry: Make, ledger: Ledger) -> None:
-    inner = _left(entry("call", "update_prices", entered=4_100), lambda n: 12_595 * n)
-    handler = _left(entry("task", "handler", entered=4_100, children=(inner,)), lambda n: 12_700 * n)
-    own = _left(entry("call", "logs", entered=8_200), lambda n: 500 * n)
+def test_leftover_names_the_inner_function_not_its_callers(account: Make, ledger: Ledger) -> None:
+    inner = _left(account("call", "update_prices", started=4_100), lambda n: 12_595 * n)
+    handler = _left(account("task", "handler", started=4_100, children=(inner,)), lambda n: 12_700 * n)
+    own = _left(account("call", "logs", started=8_200), lambda n: 500 * n)
 
     taken = report(title="service", ledger=ledger(handler, own))
 
     assert [leftover.name for leftover in taken.leftovers] == ["update_prices", "logs"]
-    line = "`update_prices` leaves 12.3 KiB behind per call; 4,100 calls, 49.2 MiB still alive"
+    line = "`update_prices` leaves 12.3 KiB behind per call; 4,100 calls, 49.2 MiB live"
     assert line in taken.to_text(width=100)
     assert line in html_page(taken)
     assert taken.to_dict()["leftovers"][0]["per_call_bytes"] == 12_595  # type: ignore[index]
 
 
-def test_one_function_in_two_places_is_one_leftover(entry: Make, ledger: Ledger) -> None:
+def test_function_in_two_tasks_is_one_leftover(account: Make, ledger: Ledger) -> None:
     places = tuple(
-        entry("task", name, children=(_left(entry("call", "f", entered=1_000), lambda n: 2_000 * n),)) for name in "ab"
+        account("task", name, children=(_left(account("call", "f", started=1_000), lambda n: 2_000 * n),))
+        for name in "ab"
     )
 
     (found,) = report(ledger=ledger(*places)).leftovers
@@ -72,10 +73,10 @@ def test_one_function_in_two_places_is_one_leftover(entry: Make, ledger: Ledger)
     assert (found.calls, found.per_call_bytes, found.live_after_end_bytes) == (2_000, 2_000, 4_000_000)
 
 
-def test_rows_stand_in_the_order_of_what_is_still_alive_and_then_of_their_peaks(entry: Make, ledger: Ledger) -> None:
+def test_rows_are_sorted_by_live_bytes_then_by_peak(account: Make, ledger: Ledger) -> None:
     def task(name: str, peak: float, live_bytes: int) -> AccountStatistics:
         return replace(
-            entry("task", name, peak=peak, meter="native"), live_bytes=live_bytes, live_after_end_bytes=live_bytes
+            account("task", name, peak=peak, meter="native"), live_bytes=live_bytes, live_after_end_bytes=live_bytes
         )
 
     taken = report(
@@ -85,32 +86,34 @@ def test_rows_stand_in_the_order_of_what_is_still_alive_and_then_of_their_peaks(
     assert [row.name for row in taken.tasks] == ["d", "c", "b", "a"]
 
 
-def test_still_alive_takes_the_place_of_retained_where_every_row_knows_it(entry: Make, ledger: Ledger) -> None:
-    known = replace(entry("task", "known", retained=7, meter="native"), live_bytes=3 * MIB, live_after_end_bytes=0)
+def test_live_column_replaces_retained_when_every_row_knows_it(account: Make, ledger: Ledger) -> None:
+    known = replace(account("task", "known", retained=7, meter="native"), live_bytes=3 * MIB, live_after_end_bytes=0)
 
     all_known = report(ledger=ledger(known)).to_text(width=100)
-    some = report(ledger=ledger(known, entry("task", "tracemalloc"))).to_text(width=100)
-    none = report(ledger=ledger(entry("task", "tracemalloc"))).to_text(width=100)
+    some = report(ledger=ledger(known, account("task", "tracemalloc"))).to_text(width=100)
+    none = report(ledger=ledger(account("task", "tracemalloc"))).to_text(width=100)
 
-    assert ("still alive  " in all_known, "retained" in all_known) == (True, False)
+    assert ("live MiB  " in all_known, "retained" in all_known) == (True, False)
     assert "3.00" in all_known
-    assert ("still alive: not shown" in none, "retained" in none) == (True, True)
+    assert ("live: not shown" in none, "retained" in none) == (True, True)
     assert "retained" in some
     assert "not shown" not in some
 
 
-def test_html_has_a_column_for_it_only_where_it_is_known(entry: Make, ledger: Ledger) -> None:
-    known = replace(entry("task", "known", meter="native"), live_bytes=3 * MIB, live_after_end_bytes=0)
+def test_html_has_a_live_column_only_when_it_is_known(account: Make, ledger: Ledger) -> None:
+    known = replace(account("task", "known", meter="native"), live_bytes=3 * MIB, live_after_end_bytes=0)
 
-    assert "still alive MiB" in html_page(report(ledger=ledger(known)))
-    assert "still alive MiB" not in html_page(report(ledger=ledger(entry("task", "tracemalloc"))))
+    assert "live MiB" in html_page(report(ledger=ledger(known)))
+    assert "live MiB" not in html_page(report(ledger=ledger(account("task", "tracemalloc"))))
 
 
-def test_growth_with_the_native_meter_is_what_is_alive_and_what_is_unattributed(entry: Make) -> None:
+def test_growth_with_native_meter_uses_live_bytes(account: Make) -> None:
     from memtools.readings import read_process
 
     since = replace(read_process(), resident_bytes=0)
-    root = replace(entry("scope", "root", retained=5, meter="native"), live_bytes=3 * MIB, live_after_end_bytes=3 * MIB)
+    root = replace(
+        account("scope", "root", retained=5, meter="native"), live_bytes=3 * MIB, live_after_end_bytes=3 * MIB
+    )
     ledger = LedgerStatistics((root,), 0, {"native": 2 * MIB, "tracemalloc": 7})
 
     grown = report(since=since, ledger=ledger).process

@@ -1,4 +1,4 @@
-"""The three views: scopes as a tree, tasks and functions added up."""
+"""The three views of a report: scopes as a tree, tasks and functions added up."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,10 @@ def _names(rows: tuple[Row, ...]) -> list[str]:
     return [row.name for row in rows]
 
 
-def test_scopes_are_a_tree_that_passes_through_tasks_and_calls(entry: Make, ledger: Ledger) -> None:
-    inner = entry("scope", "inner", peak=2)
-    call = entry("call", "work", children=(inner,))
-    outer = entry("scope", "outer", peak=5, children=(entry("task", "worker", children=(call,)),))
+def test_scope_tree_skips_tasks_and_calls(account: Make, ledger: Ledger) -> None:
+    inner = account("scope", "inner", peak=2)
+    call = account("call", "work", children=(inner,))
+    outer = account("scope", "outer", peak=5, children=(account("task", "worker", children=(call,)),))
 
     taken = report(ledger=ledger(outer))
 
@@ -28,29 +28,29 @@ def test_scopes_are_a_tree_that_passes_through_tasks_and_calls(entry: Make, ledg
     assert _names(taken.functions) == ["work"]
 
 
-def test_one_scope_below_many_tasks_is_one_row(entry: Make, ledger: Ledger) -> None:
+def test_scope_below_many_tasks_is_one_row(account: Make, ledger: Ledger) -> None:
     tasks = tuple(
-        entry("task", f"t{n}", children=(entry("scope", "parse", peak=n, retained=n, duration_s=0.5),))
+        account("task", f"t{n}", children=(account("scope", "parse", peak=n, retained=n, duration_s=0.5),))
         for n in (1, 3, 2)
     )
 
-    taken = report(ledger=ledger(entry("scope", "root", peak=9, children=tasks)))
+    taken = report(ledger=ledger(account("scope", "root", peak=9, children=tasks)))
 
     (parse,) = taken.scopes[0].children
     assert (parse.calls, parse.peak_bytes, parse.retained_bytes, parse.duration_s) == (3, 3 * MIB, 6 * MIB, 1.5)
 
 
-def test_functions_are_added_up_over_the_whole_tree(entry: Make, ledger: Ledger) -> None:
-    deep = entry("scope", "s", children=(entry("call", "f", peak=7, entered=2, failed=1, active=1),))
-    taken = report(ledger=ledger(deep, entry("call", "f", peak=4, entered=3), entry("call", "g", peak=5)))
+def test_functions_are_summed_over_the_whole_tree(account: Make, ledger: Ledger) -> None:
+    deep = account("scope", "s", children=(account("call", "f", peak=7, started=2, failed=1, active=1),))
+    taken = report(ledger=ledger(deep, account("call", "f", peak=4, started=3), account("call", "g", peak=5)))
 
     assert _names(taken.functions) == ["f", "g"]
     first = taken.functions[0]
     assert (first.calls, first.failed, first.active, first.peak_bytes) == (5, 1, 1, 7 * MIB)
 
 
-def test_the_dearest_come_first_and_equals_by_name(entry: Make, ledger: Ledger) -> None:
-    accounts = (entry("task", "b", peak=1), entry("task", "c", peak=3), entry("task", "a", peak=1))
+def test_rows_are_sorted_by_peak_then_by_name(account: Make, ledger: Ledger) -> None:
+    accounts = (account("task", "b", peak=1), account("task", "c", peak=3), account("task", "a", peak=1))
 
     taken = report(ledger=ledger(*accounts))
 
@@ -58,11 +58,11 @@ def test_the_dearest_come_first_and_equals_by_name(entry: Make, ledger: Ledger) 
     assert taken.peak_bytes == 3 * MIB
 
 
-def test_one_inexact_place_makes_the_row_inexact_and_its_reason_is_counted(entry: Make, ledger: Ledger) -> None:
+def test_row_with_one_inexact_account_is_inexact(account: Make, ledger: Ledger) -> None:
     accounts = (
-        entry("scope", "a", children=(entry("call", "f", note="threads"),)),
-        entry("call", "f"),
-        entry("call", "g", note="threads"),
+        account("scope", "a", children=(account("call", "f", note="threads"),)),
+        account("call", "f"),
+        account("call", "g", note="threads"),
     )
 
     taken = report(ledger=ledger(*accounts))
@@ -73,7 +73,7 @@ def test_one_inexact_place_makes_the_row_inexact_and_its_reason_is_counted(entry
     assert taken.scopes[0].exact
 
 
-def test_a_report_of_nothing_is_a_report(ledger: Ledger) -> None:
+def test_report_without_accounts_is_empty(ledger: Ledger) -> None:
     taken = report(ledger=ledger())
 
     assert taken.peak_bytes == 0

@@ -47,7 +47,7 @@ class CriticalMonitor:
 
 
 def middleware_accepts_an_application() -> None:
-    app = MemoryMiddleware(Starlette(), warn="50 MiB", budget="10%", monitor=CriticalMonitor(), spare={"/health"})
+    app = MemoryMiddleware(Starlette(), warn="50 MiB", budget="10%", monitor=CriticalMonitor(), exempt={"/health"})
     assert_type(app.statistics(), MiddlewareStatistics)
     MemoryMiddleware(app, label=lambda scope: scope.get("template"))
     Starlette().add_middleware(MemoryMiddleware, warn="50 MiB")

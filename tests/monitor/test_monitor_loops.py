@@ -1,4 +1,4 @@
-"""The beat: as a task, as a thread, started and stopped, woken, left behind, refused."""
+"""The sampling loop in a thread and in a task: start, stop, wake, failures."""
 
 import asyncio
 import gc
@@ -10,7 +10,7 @@ import pytest
 
 from memtools import Level
 from memtools.monitor import MonitorAlreadyStarted, monitors
-from memtools.monitor._sampler import Pace
+from memtools.monitor._sampler import SamplingInterval
 
 MIB = 2**20
 
@@ -21,7 +21,7 @@ def _descriptors():
 
 # The kernel takes some 10 ms to give up a pressure trigger: fewer rounds with it.
 @pytest.mark.parametrize(("pressure", "rounds"), [(False, 1000), (True, 30)])
-def test_started_and_stopped_a_thousand_times_leaves_no_thread_and_no_descriptor(make, pressure, rounds):
+def test_thousand_thread_starts_leave_no_thread_or_descriptor(make, pressure, rounds):
     monitor = make(pressure=pressure)
     with monitor:
         pass
@@ -36,7 +36,7 @@ def test_started_and_stopped_a_thousand_times_leaves_no_thread_and_no_descriptor
 
 
 @pytest.mark.parametrize(("pressure", "rounds"), [(False, 1000), (True, 30)])
-async def test_started_and_stopped_a_thousand_times_on_a_loop_leaves_no_task_and_no_descriptor(make, pressure, rounds):
+async def test_thousand_task_starts_leave_no_task_or_descriptor(make, pressure, rounds):
     monitor = make(pressure=pressure)
     async with monitor:
         await asyncio.sleep(0)
@@ -51,7 +51,7 @@ async def test_started_and_stopped_a_thousand_times_on_a_loop_leaves_no_task_and
     assert monitors() == ()
 
 
-def test_a_started_monitor_is_listed_and_refuses_a_second_start(make):
+def test_started_monitor_is_listed_and_a_second_start_raises(make):
     monitor = make(name="mine")
 
     with monitor:
@@ -63,7 +63,7 @@ def test_a_started_monitor_is_listed_and_refuses_a_second_start(make):
     assert monitor.statistics().mode == "none"
 
 
-async def test_a_level_is_seen_by_the_beat_alone(machine, make):
+async def test_sampling_loop_alone_changes_the_level(machine, make):
     monitor, changed = make(min_interval=0.01, max_interval=0.01), asyncio.Event()
     monitor.on_critical(lambda change: changed.set())
     machine.used = 900 * MIB
@@ -75,7 +75,7 @@ async def test_a_level_is_seen_by_the_beat_alone(machine, make):
     assert monitor.level is Level.CRITICAL
 
 
-async def test_an_operation_wakes_the_beat(machine, make):
+async def test_operation_wakes_the_asyncio_loop(machine, make):
     monitor, changed = make(sample_every=1, min_interval=3600.0, max_interval=3600.0), asyncio.Event()
     monitor.on_critical(lambda change: changed.set())
     async with monitor:
@@ -87,7 +87,7 @@ async def test_an_operation_wakes_the_beat(machine, make):
         await asyncio.wait_for(changed.wait(), 10)
 
 
-def test_an_operation_wakes_the_thread(machine, make):
+def test_operation_wakes_the_thread_loop(machine, make):
     monitor, changed = make(sample_every=1, min_interval=3600.0, max_interval=3600.0), threading.Event()
     monitor.on_critical(lambda change: changed.set())
     with monitor:
@@ -100,29 +100,29 @@ def test_an_operation_wakes_the_thread(machine, make):
         assert changed.wait(10)
 
 
-def test_a_loop_that_was_closed_under_it_leaves_a_monitor_that_starts_again(make):
+def test_monitor_starts_again_after_its_loop_was_closed(make):
     monitor = make()
 
-    async def begins():
+    async def start():
         await monitor.__aenter__()
 
-    asyncio.run(begins())  # cancels what is left on its loop
+    asyncio.run(start())  # cancels what is left on its loop
     assert monitor.statistics().mode == "none"
 
-    async def begins_again():
+    async def start_again():
         async with monitor:
             await asyncio.sleep(0)
             assert monitor.statistics().mode == "task"
 
-    asyncio.run(begins_again())
-    asyncio.run(begins_again())
+    asyncio.run(start_again())
+    asyncio.run(start_again())
 
 
-def test_two_loops_in_two_threads_have_a_monitor_each(machine, make):
+def test_monitors_run_on_two_loops_in_two_threads(machine, make):
     machine.used = 900 * MIB
     found = []
 
-    def runs(name):
+    def run(name):
         async def main():
             monitor, changed = make(name=name, min_interval=0.01, max_interval=0.01), asyncio.Event()
             monitor.on_critical(lambda change: changed.set())
@@ -132,7 +132,7 @@ def test_two_loops_in_two_threads_have_a_monitor_each(machine, make):
 
         asyncio.run(main())
 
-    threads = [threading.Thread(target=runs, args=(name,)) for name in ("one", "two")]
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "two")]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -141,12 +141,12 @@ def test_two_loops_in_two_threads_have_a_monitor_each(machine, make):
     assert sorted(found) == ["one", "two"]
 
 
-def test_where_no_thread_can_be_had_operations_go_on_looking(machine, make, monkeypatch, caplog):
-    def refuses(self):
+def test_operations_sample_when_no_thread_can_be_started(machine, make, monkeypatch, caplog):
+    def fail(self):
         raise RuntimeError("can't start new thread")
 
     monitor = make(sample_every=1)
-    monkeypatch.setattr(threading.Thread, "start", refuses)
+    monkeypatch.setattr(threading.Thread, "start", fail)
 
     with monitor:
         machine.used = 900 * MIB
@@ -162,7 +162,7 @@ def test_where_no_thread_can_be_had_operations_go_on_looking(machine, make, monk
     assert "no thread could be started" in caplog.text
 
 
-def test_a_monitor_that_was_never_stopped_says_so(make):
+def test_monitor_never_stopped_gives_a_resource_warning(make):
     monitor = make(name="forgotten")
     monitor.start()
 
@@ -170,7 +170,7 @@ def test_a_monitor_that_was_never_stopped_says_so(make):
         del monitor
 
 
-async def test_a_reading_that_is_refused_does_not_end_the_beat(machine, make, caplog):
+async def test_refused_reading_does_not_end_the_sampling_loop(machine, make, caplog):
     monitor = make()
     machine.refuses = True
 
@@ -179,10 +179,10 @@ async def test_a_reading_that_is_refused_does_not_end_the_beat(machine, make, ca
         assert monitor.statistics().mode == "task"
 
     assert monitor.statistics().failed_samples == 1
-    assert "a look failed" in caplog.text
+    assert "a sample failed" in caplog.text
 
 
-def test_collections_are_measured_while_it_is_started(make):
+def test_gc_pauses_are_measured_while_started(make):
     monitor = make()
     with monitor:
         gc.collect()
@@ -192,18 +192,18 @@ def test_collections_are_measured_while_it_is_started(make):
     assert pauses.longest_s > 0
 
 
-def test_far_from_a_threshold_the_beat_is_slow_and_near_or_filling_it_is_fast():
-    pace = Pace()
-    pace.note(0, 0.0)
+def test_sampling_interval_shrinks_near_a_threshold():
+    interval = SamplingInterval()
+    interval.observe(0, 0.0)
 
-    assert pace.seconds(1000, 1000, is_short=False, is_pending=False) == 5.0
-    assert pace.seconds(20, 1000, is_short=False, is_pending=False) == 1.0
-    assert pace.seconds(1000, 1000, is_short=True, is_pending=False) == 1.0
-    assert pace.seconds(1000, 1000, is_short=False, is_pending=True) == 0.05
+    assert interval.seconds(1000, 1000, is_short=False, is_pending=False) == 5.0
+    assert interval.seconds(20, 1000, is_short=False, is_pending=False) == 1.0
+    assert interval.seconds(1000, 1000, is_short=True, is_pending=False) == 1.0
+    assert interval.seconds(1000, 1000, is_short=False, is_pending=True) == 0.05
 
-    pace.note(100, 1.0)
-    assert pace.seconds(800, 1000, is_short=False, is_pending=False) == 2.0
-    pace.note(100, 2.0)
-    assert pace.seconds(800, 1000, is_short=False, is_pending=False) == 4.0
-    pace.note(10**9, 2.1)
-    assert pace.seconds(800, 1000, is_short=False, is_pending=False) == 0.05
+    interval.observe(100, 1.0)
+    assert interval.seconds(800, 1000, is_short=False, is_pending=False) == 2.0
+    interval.observe(100, 2.0)
+    assert interval.seconds(800, 1000, is_short=False, is_pending=False) == 4.0
+    interval.observe(10**9, 2.1)
+    assert interval.seconds(800, 1000, is_short=False, is_pending=False) == 0.05
