@@ -279,7 +279,7 @@ class Subscription:
     def __repr__(self) -> str:
         return f"Subscription({getattr(self._hook, '__qualname__', type(self._hook).__name__)})"
 
-    def _call(self, event: Event) -> "_HookResult":
+    def deliver(self, event: Event) -> "_HookResult":
         thread = threading.get_ident()
         # Without this a hook that is profiled, or that opens a scope, would be called with its own events for ever.
         if self._closed or thread in self._threads:
@@ -342,7 +342,7 @@ class _Dispatcher:
             self.subscriptions = tuple(other for other in self.subscriptions if other is not subscription)
 
     def dispatch(self, event: Event) -> None:
-        results = [subscription._call(event) for subscription in self.subscriptions]
+        results = [subscription.deliver(event) for subscription in self.subscriptions]
         with self.lock:
             self._emitted += 1
             self._failed += results.count(_HookResult.FAILED)
