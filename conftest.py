@@ -44,5 +44,5 @@ def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def pytest_report_header() -> list[str]:
     """Say which copy of memtools is tested, the installed one or the checkout, and which list stands below ours."""
-    seat = next(kind for kind in memtools.BoundedList.__mro__ if kind.__name__ in ("FastWindow", "PureWindow"))
+    seat = next(kind for kind in memtools.BoundedList.__mro__ if kind.__name__ in ("FastWindow", "PyBoundedListCore"))
     return [f"memtools: {os.path.dirname(memtools.__file__)}", f"bounded lists: {seat.__name__}"]

@@ -173,18 +173,3 @@ class RecursiveFactory(MemtoolsError, RuntimeError):
 
     def __str__(self) -> str:
         return f"the factory for key {self.key} waits for that key itself, directly or through other factories"
-
-
-class NotPicklable(MemtoolsError, TypeError):
-    """A cache was to be pickled.
-
-    Attributes:
-        kind: the name of the cache's type.
-    """
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
-        self.kind = kind
-
-    def __str__(self) -> str:
-        return f"cannot pickle {self.kind}: its values belong to others; pickle dict(cache.items()) if you want a copy"

@@ -115,7 +115,7 @@ def make_diagnosis(
     """
     if not verdict.is_leak:
         return Diagnosis(verdict, (), note)
-    filling = answers[0].ways[0].filling if answers and answers[0].ways else ""
+    filling = answers[0].paths[0].filling if answers and answers[0].paths else ""
     if filling and not leftovers:
         # A leak beside a cache that fills up shows when the cache is full.
         quiet = LeakVerdict(LeakKind.NONE, 0.0, 0.0, verdict.seconds, f"what grows may be {filling}")
@@ -123,7 +123,7 @@ def make_diagnosis(
     held = [Leak(verdict.kind, 0.0, *_told(answer)) for answer in answers]
     left = [Leak(verdict.kind, 0.0, _told_of(leftover)) for leftover in leftovers]
     # A root says more than a function that only called; and a function says more than no root at all.
-    rooted = bool(answers) and answers[0].ways[0].is_rooted
+    rooted = bool(answers) and answers[0].paths[0].is_rooted
     found = [*held[:1], *left[:1], *held[1:], *left[1:]] if rooted else [*left[:1], *held, *left[1:]]
     found = found or [Leak(verdict.kind, 0.0, _UNSEEN[verdict.kind], (), _WHAT_TO_DO[verdict.kind])]
     first = found[0]
@@ -135,7 +135,7 @@ def _told(answer: WhyAlive) -> tuple[str, tuple[str, ...], str]:
     what = str(answer.growth) if answer.growth is not None else answer.what
     if answer.example:
         what += f", newest {answer.example}"
-    return what, answer.ways[0].holders, answer.hint
+    return what, answer.paths[0].holders, answer.hint
 
 
 def _told_of(leftover: Leftover) -> str:

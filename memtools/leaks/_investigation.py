@@ -220,9 +220,9 @@ def _suspects(grown: Sequence[HeapGrowth]) -> list[HeapGrowth]:
 
 
 def _tells_something(answer: WhyAlive, found: Sequence[WhyAlive]) -> bool:
-    if not answer.ways or not answer.ways[0].holders:
+    if not answer.paths or not answer.paths[0].holders:
         return False
-    way = answer.ways[0]
+    way = answer.paths[0]
     if way.is_rooted and way.holders[-1].startswith(("memtools.", "class memtools.")):
         return False  # our own books
     return not (_is_type(answer) and any(_root(answer) == _root(other) for other in found))
@@ -245,10 +245,10 @@ def _rate(answer: WhyAlive) -> float:
 
 
 def _is_of_the_program(answer: WhyAlive) -> bool:
-    way = answer.ways[0]
+    way = answer.paths[0]
     names = [holder.removeprefix("class ").partition(".")[0] for holder in way.holders]
     return way.is_rooted and any(name not in sys.stdlib_module_names or name == "__main__" for name in names[-2:])
 
 
 def _root(answer: WhyAlive) -> str:
-    return _PLACES.sub("[]", answer.ways[0].holders[-1])
+    return _PLACES.sub("[]", answer.paths[0].holders[-1])

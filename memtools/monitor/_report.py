@@ -272,7 +272,7 @@ def measured_containers(most: int = 5) -> tuple[Container, ...]:
     """Return the containers with at least 1,000 items that hold the most, by a sample of their items."""
     found: list[Any] = [thing for thing in registered() if isinstance(thing, (BoundedList, WeakCache))]
     bounded = set(map(id, found))
-    found += [thing for thing in largest_containers(4 * most, least=_LEAST_ITEMS) if id(thing) not in bounded]
+    found += [thing for thing in largest_containers(4 * most, minimum=_LEAST_ITEMS) if id(thing) not in bounded]
     weights = {id(thing): _weight(thing) for thing in found}
     heaviest = sorted((one for one in found if weights[id(one)]), key=lambda one: weights[id(one)], reverse=True)[:most]
     found.clear()  # or it would be among the holders

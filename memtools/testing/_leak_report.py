@@ -53,7 +53,7 @@ class Culprits:
         grown = growth_between(*self._counts, limit=_MOST_NAMED, minimum=2)[:_MOST_NAMED]
         self._counts.clear()  # they are not what leaks
         answers = (why_alive(one, timeout=_SHORT_S) for one in grown)
-        return tuple(answer for answer in answers if answer.ways and not _is_our_book(answer))
+        return tuple(answer for answer in answers if answer.paths and not _is_our_book(answer))
 
     def left(self) -> tuple[str, ...]:
         """Return which tasks, threads and descriptors there are more of than before, one line each."""
@@ -63,7 +63,7 @@ class Culprits:
 
 def _is_our_book(answer: HeapAnswer) -> bool:
     # Owners that are open are listed there: it grows along with tasks that do not end, and says nothing more.
-    return answer.ways[0].holders[-1:] == ("memtools.ledger._ledger._open",)
+    return answer.paths[0].holders[-1:] == ("memtools.ledger._ledger._open",)
 
 
 def _names() -> Counter[str]:
@@ -177,7 +177,7 @@ def sum_up(name: str, hunt: Hunt, culprits: Culprits | None, meter: str, duratio
 
 def _what_fills_up(held: Sequence[Holding]) -> str:
     # The largest growth decides: a leak beside a cache that fills up shows when the cache is full.
-    filling = held[0].ways[0].filling if held else ""
+    filling = held[0].paths[0].filling if held else ""
     return f"it may be {filling}" if filling else ""
 
 

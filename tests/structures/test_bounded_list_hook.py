@@ -1,4 +1,5 @@
 import logging
+from functools import partial
 
 import pytest
 
@@ -59,7 +60,8 @@ def test_failures_are_logged_again_after_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([100.0, 159.9, 160.0])
-    monkeypatch.setattr(_eviction, "monotonic", lambda: next(clock))
+    logger = partial(_eviction.RateLimitedLogger, clock=lambda: next(clock))
+    monkeypatch.setattr(_eviction, "RateLimitedLogger", logger)
     recent = BoundedList((), 0, on_evict=lambda gone: 1 / 0)
 
     for number in range(3):

@@ -13,7 +13,7 @@ import pytest
 
 from memtools import structures
 from memtools.structures import BoundedList
-from memtools.structures._window import pick_seat
+from memtools.structures._window import choose_core
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -40,14 +40,14 @@ def test_this_run_has_the_c_type() -> None:
     names = [kind.__name__ for kind in BoundedList.__mro__]
 
     assert "FastWindow" in names
-    assert "PureWindow" not in names
+    assert "PyBoundedListCore" not in names
 
 
 @needs_native
 def test_the_python_type_passes_the_same_suites() -> None:
     suite = run("-m", "pytest", "-p", "no:cacheprovider", *map(str, SUITES), MEMTOOLS_NATIVE="0")
 
-    assert "bounded lists: PureWindow" in suite.stdout
+    assert "bounded lists: PyBoundedListCore" in suite.stdout
     assert suite.returncode == 0, suite.stdout[-4000:]
     assert len(SUITES) > 6
 
@@ -79,14 +79,14 @@ def test_each_item_that_goes_is_counted_once_however_many_threads_add() -> None:
 def test_the_environment_can_forbid_the_c_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMTOOLS_NATIVE", "0")
 
-    assert pick_seat().__name__ == "PureWindow"
+    assert choose_core().__name__ == "PyBoundedListCore"
 
 
 def test_without_the_c_type_there_is_the_python_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "memtools.structures._fast_window", None)  # what a missing file looks like
     monkeypatch.delattr(structures, "_fast_window", raising=False)
 
-    assert pick_seat().__name__ == "PureWindow"
+    assert choose_core().__name__ == "PyBoundedListCore"
 
 
 def test_a_pickle_does_not_say_which_type_made_it() -> None:

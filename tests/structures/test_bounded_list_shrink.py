@@ -52,14 +52,14 @@ class Scripted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, move_s: float, let_go_s: float) -> None:
         self.now = 100.0
         self.lengths: list[int] = []
-        drop = BoundedList._drop
+        drop = BoundedList._evict
 
         def moving_on(recent: BoundedList[int], stale: slice, count: int) -> None:
             self.now += move_s * len(recent) + let_go_s * count
             self.lengths.append(len(recent))
             drop(recent, stale, count)
 
-        monkeypatch.setattr(BoundedList, "_drop", moving_on)
+        monkeypatch.setattr(BoundedList, "_evict", moving_on)
         monkeypatch.setattr(_bounded_list, "monotonic", lambda: self.now)
         monkeypatch.setattr(_bounded_list, "thread_time", lambda: self.now)
 

@@ -74,8 +74,8 @@ def wait_until_joined(cache, key):
     """Return when another thread has joined the run for `key`."""
     deadline = threading.Event()
     for _ in range(3000):
-        flight = cache._pending.by_threads.get(key)
-        if flight is not None and flight.is_awaited:
+        flight = cache._calls.in_threads.get(key)
+        if flight is not None and flight.has_waiters:
             return
         deadline.wait(0.01)
     raise AssertionError("nobody joined")
@@ -118,7 +118,7 @@ def test_an_interrupt_of_the_first_thread_lets_the_next_one_try():
             interrupted.append(1)
 
     def second():
-        while not len(cache._pending):
+        while not len(cache._calls):
             pass
         got.append(cache.get_or_create("key", lambda: "second"))
 
@@ -401,7 +401,7 @@ def test_a_child_forked_while_another_thread_is_at_work_is_not_stuck():
     threads = [threading.Thread(target=make), threading.Thread(target=hold)]
     for thread in threads:
         thread.start()
-        while thread is threads[0] and not len(cache._pending):
+        while thread is threads[0] and not len(cache._calls):
             pass
     assert holds.wait(PATIENCE_S)
 
