@@ -366,7 +366,9 @@ class CacheStore(Generic[K, V]):
     def _set_up(self, settings: CacheSettings[K, V]) -> None:
         self._settings = settings
         self._lock = threading.RLock()
-        self._hook: EvictionHook[dict[K, V]] = EvictionHook(settings.on_evict, arguments=dict.items)
+        self._hook: EvictionHook[dict[K, V]] | None = None
+        if settings.on_evict is not None:
+            self._hook = EvictionHook(settings.on_evict, arguments=dict.items)
         self._calls: CallsInProgress[K, V] = CallsInProgress()
         self._hits = 0
         self._misses = 0
@@ -444,7 +446,7 @@ class CacheStore(Generic[K, V]):
                 self._hot = self._tier.young
                 if evicted:
                     self._evict(evicted)
-        if evicted:
+        if evicted and self._hook is not None:
             self._hook.notify(evicted)
 
     def _peek(self, key: K) -> V | Missing:
@@ -520,8 +522,9 @@ class CacheStore(Generic[K, V]):
         return entries
 
     def _notify(self, evicted: list[dict[K, V]]) -> None:
-        for entries in evicted:
-            self._hook.notify(entries)
+        if self._hook is not None:
+            for entries in evicted:
+                self._hook.notify(entries)
 
     # The methods up to `_remove` are called with the lock held.
 
@@ -660,7 +663,7 @@ class CacheStore(Generic[K, V]):
             self._evict(values)
         value = MISSING
 
-        self._hook.notify(values)
+        self._notify([values])
         sizes = [self._size_of(entry, values[entry.key]) for entry in entries]
         values.clear()
         return sum(

@@ -30,7 +30,7 @@ class EvictionHook(Generic[B]):
     Fork: the queue of each thread is thread-local, so a child process has nothing to renew.
 
     Args:
-        hook: the user's function; None for a hook that does nothing.
+        hook: the user's function.
         arguments: splits a batch of evicted items into the arguments of each call of `hook`.
 
     Attributes:
@@ -39,9 +39,7 @@ class EvictionHook(Generic[B]):
 
     __slots__ = ("_arguments", "_hook", "_logger", "_thread", "failures")
 
-    def __init__(
-        self, hook: Callable[..., object] | None, *, arguments: Callable[[B], Iterable[tuple[Any, ...]]]
-    ) -> None:
+    def __init__(self, hook: Callable[..., object], *, arguments: Callable[[B], Iterable[tuple[Any, ...]]]) -> None:
         self._hook = hook
         self._arguments = arguments
         self._thread = local()  # its `queue` exists while the thread is in the hook
@@ -50,7 +48,7 @@ class EvictionHook(Generic[B]):
 
     def notify(self, evicted: B) -> None:
         """Call the hook for a batch of evicted items: now, or after the call of the hook that this thread is in."""
-        if self._hook is None or not evicted:
+        if not evicted:
             return
         queue: deque[B] | None = getattr(self._thread, "queue", None)
         if queue is not None:
@@ -59,25 +57,27 @@ class EvictionHook(Generic[B]):
 
         self._thread.queue = queue = deque([evicted])
         try:
-            self._notify_queued(queue, self._hook)
+            self._notify_queued(queue)
         finally:
             del self._thread.queue
 
-    def _notify_queued(self, queue: deque[B], hook: Callable[..., object]) -> None:
+    def _notify_queued(self, queue: deque[B]) -> None:
         for _ in range(_MAX_ROUNDS):
             if not queue:
                 return
             for arguments in self._arguments(queue.popleft()):
                 try:
-                    hook(*arguments)
+                    self._hook(*arguments)
                 except Exception:
-                    self._record_failure("on_evict %r failed on evicted items; statistics() counts its failures", hook)
+                    self._record_failure("on_evict %r failed on evicted items; statistics() counts its failures")
 
         unreported = sum(map(len, queue))
         if unreported:
             message = "on_evict %r puts items back into a full container without end; %d evicted items went unreported"
-            self._record_failure(message, hook, unreported)
+            self._record_failure(message, unreported)
 
     def _record_failure(self, message: str, *arguments: object) -> None:
         self.failures += 1
-        self._logger.error("on_evict", message, *arguments)  # one key: all failures of one hook share the rate limit
+        self._logger.error(
+            "on_evict", message, self._hook, *arguments
+        )  # one key: all failures of one hook share the rate limit

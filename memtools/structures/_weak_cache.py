@@ -329,7 +329,7 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
                 evictions=self._evictions,
                 expirations=self._expirations,
                 in_progress=len(self._calls),
-                hook_failures=self._hook.failures,
+                hook_failures=0 if self._hook is None else self._hook.failures,
             )
 
     def _renew_after_fork(self) -> None:

@@ -198,9 +198,7 @@ def test_why_alive_leaves_no_snapshot_of_variables() -> None:
     assert work()
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="since Python 3.13 `locals()` is a copy each time"
-)
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="since Python 3.13 `locals()` is a copy each time")
 def test_why_alive_leaves_locals_of_the_program_as_they_were() -> None:
     def work() -> dict[str, object]:
         order = [1]
