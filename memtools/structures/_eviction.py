@@ -78,6 +78,5 @@ class EvictionHook(Generic[B]):
 
     def _record_failure(self, message: str, *arguments: object) -> None:
         self.failures += 1
-        self._logger.error(
-            "on_evict", message, self._hook, *arguments
-        )  # one key: all failures of one hook share the rate limit
+        # One key, so that all failures of a hook share the rate limit.
+        self._logger.error("on_evict", message, self._hook, *arguments)

@@ -354,3 +354,13 @@ async def test_why_alive_async_lets_other_tasks_run() -> None:
 
     assert answer.paths[0].is_rooted
     assert turns > 1
+
+
+def test_control_characters_in_names_and_keys_are_escaped() -> None:
+    cls = type("Order\x1b[31m", (), {})
+    registry["\u202egnp"] = target = cls()
+
+    text = str(why_alive(target))
+
+    assert "Order\\x1b[31m (1 alive) <- dict['\\u202egnp']" in text
+    assert text.isprintable()

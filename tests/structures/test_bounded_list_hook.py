@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from threading import Event, Thread, get_ident
 
 import pytest
 
@@ -139,3 +140,25 @@ def test_hook_of_one_list_may_fill_another() -> None:
     recent.extend(range(3, 50))
 
     assert archive + recent == list(range(50))
+
+
+def test_hook_in_another_thread_does_not_delay_reports() -> None:
+    entered, leave = Event(), Event()
+    reported: list[tuple[int, list[int]]] = []
+
+    def hook(evicted: list[int]) -> None:
+        reported.append((get_ident(), evicted))
+        if evicted == [1]:
+            entered.set()
+            leave.wait(30)
+
+    recent = BoundedList([1], 1, on_evict=hook)
+    thread = Thread(target=recent.append, args=(2,))
+    thread.start()
+    assert entered.wait(30)
+
+    recent.append(3)
+    leave.set()
+    thread.join(30)
+
+    assert reported == [(thread.ident, [1]), (get_ident(), [2])]

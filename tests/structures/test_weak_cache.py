@@ -588,7 +588,7 @@ def test_cache_leaves_no_reference_cycle():
 def test_cache_is_registered_unless_not_shrinkable():
     ours, not_ours = WeakCache(), WeakCache(shrinkable=False)
 
-    found = [id(thing) for thing in registered()]
+    found = [id(shrinkable) for shrinkable in registered()]
 
     assert id(ours) in found
     assert id(not_ours) not in found

@@ -55,7 +55,7 @@ def ask(cache, work, count=1):
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_left():
+async def no_error_and_no_task_left():
     """Fail if the exception handler of the loop was called, or a task is left."""
     contexts = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: contexts.append(context))
