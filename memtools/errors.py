@@ -140,21 +140,6 @@ class RecursiveFactory(MemtoolsError, RuntimeError):
         return f"the factory for key {self.key} waits for that key itself, directly or through other factories"
 
 
-class NotPicklable(MemtoolsError, TypeError):
-    """A cache cannot be pickled.
-
-    Attributes:
-        kind: the name of the cache's type.
-    """
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
-        self.kind = kind
-
-    def __str__(self) -> str:
-        return f"cannot pickle {self.kind}: its values are shared; pickle dict(cache.items()) if you want a copy"
-
-
 class LeakError(MemtoolsError, AssertionError):
     """The tested function leaks: something grows with each call.
 

@@ -1,4 +1,4 @@
-"""Which objects live, which of them grow, and who keeps them alive."""
+"""Which objects live, which of them grow, and what keeps them alive."""
 
 from memtools.heap._census import Census, HeapGrowth, count_in_slices, growth_between, heap_census, largest_containers
 from memtools.heap._describe import source_line

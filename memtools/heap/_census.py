@@ -1,13 +1,9 @@
-"""Count what lives: which containers are how long, and how many objects of each type there are.
+"""Census of the heap: lengths of containers, numbers of objects by type.
 
-Covers: one walk over what the garbage collector knows, in slices, so that no stop is long; what grew between two
-counts.
-Leaves to others: who keeps it (`_climbing`), how it is told (`_answers`).
+A census holds numbers and names, never an object: a container is known by its address and is found again by it. Because
+an address may be used again, type and length are compared as well.
 
-A count holds numbers only, never an object: containers are known by their address and are found again by it. An
-address may be used again; type and length are then compared as well.
-
-Cost: about 0.3 s for 750,000 objects in stops of at most some 50 ms (docs/performance.md, heap).
+A census takes about 0.3 s for 750,000 objects, in slices of at most some 50 ms.
 """
 
 import gc
@@ -26,41 +22,46 @@ from memtools.errors import ConfigError
 from memtools.heap._inspect import (
     ITERATORS,
     LENGTHS,
-    REVERSED,
+    REVERSE_ITERATORS,
     all_objects,
-    class_of,
-    kind_of,
+    container_kind,
     newest_items,
+    real_type,
+    skip_modules,
     type_name,
-    without_modules,
 )
 from memtools.units import parse_count
 
-# Shorter ones are seldom a leak yet, and most of the heap.
-LEAST_LENGTH: Final = 64
-# Objects looked at in one go: with their referents some 10 ms.
-_SLICE: Final = 25_000
+MIN_LENGTH: Final = 64  # shorter containers are most of the heap, and hardly ever a leak
+MIN_GROWTH: Final = 16  # items or objects; any program grows by fewer meanwhile
+_OBJECTS_PER_SLICE: Final = 25_000  # with their referents some 10 ms
+_OBJECTS_PER_SEARCH: Final = 50_000
+
+# Types that grow along with any container or instance, and say nothing by themselves.
+_EVERYDAY: Final = frozenset(
+    ("dict", "list", "tuple", "set", "frozenset", "cell", "function", "weakref.ReferenceType", "method",
+     "builtin_function_or_method", "code", "generator", "coroutine", "collections.deque", "frame")
+)  # fmt: skip
 
 _IS_DICT: Final = id(dict).__eq__
 
 
-class _Own(dict[int, Any]):  # Any: numbers and names
-    """A dict of this room's, so that no count finds the others growing."""
+class _OwnDict(dict[int, Any]):  # Any: numbers and names
+    """A dict of this package, which no census counts."""
 
     __slots__ = ()
 
 
 @record
 class Census:
-    """What lived at one moment; numbers and names, no objects.
+    """The containers and types that lived at one moment; numbers and names, no objects.
 
     Attributes:
-        containers: for each container of at least 64 items (or the length that was asked for): its address, and
-            (address of its type, length).
-        types: how many objects of each type, by the address of the type.
+        containers: (address of the type, length) of each container of at least 64 items (or of `minimum`), by address.
+        types: the number of objects of each type, by the address of the type.
         names: the names of the types, by the address of the type.
-        objects: how many objects were looked at.
-        at: when, in seconds of `time.monotonic()`.
+        objects: how many objects were counted.
+        at: when the census ended, in seconds of `time.monotonic()`.
     """
 
     containers: dict[int, tuple[int, int]]
@@ -71,21 +72,21 @@ class Census:
 
     def __str__(self) -> str:
         largest = sorted(self.types.items(), key=lambda item: -item[1])[:10]
-        lines = [f"{self.objects:,} objects, {len(self.containers):,} containers of {LEAST_LENGTH} items or more"]
+        lines = [f"{self.objects:,} objects, {len(self.containers):,} containers of {MIN_LENGTH} items or more"]
         lines += [f"{count:>12,}  {self.names[kind]}" for kind, count in largest]
         return "\n".join(lines)
 
 
 @record
 class HeapGrowth:
-    """A container, or a type, that has more than before.
+    """A container with more items, or a type with more objects, than at an earlier census.
 
     Attributes:
-        type_name: what it is.
-        before: its items, or the objects of the type, at the first census.
-        after: the same at the second one.
-        per_second: how fast it grew.
-        address: where the container is, 0 for a type.
+        type_name: the type of the container, or the type itself.
+        before: the number of items or objects at the first census.
+        after: the same at the last census.
+        per_second: items or objects per second.
+        address: the address of the container; 0 for a type.
     """
 
     type_name: str
@@ -99,14 +100,14 @@ class HeapGrowth:
         return f"{self.type_name} +{self.per_second:,.3g} {what}/s ({self.after:,} now)"
 
 
-def heap_census(*, minimum: int = LEAST_LENGTH) -> Census:
-    """Count all containers and types in one go.
+def heap_census(*, minimum: int = MIN_LENGTH) -> Census:
+    """Count all containers and all objects by type.
 
     Args:
-        least: the length from which on a container is counted.
+        minimum: the number of items from which on a container is counted.
 
     Raises:
-        ConfigError: for anything but a whole number of at least 1.
+        ConfigError: if `minimum` is not a whole number of at least 1.
     """
     steps = count_in_slices(minimum=minimum)
     while (counted := next(steps)) is None:
@@ -114,108 +115,94 @@ def heap_census(*, minimum: int = LEAST_LENGTH) -> Census:
     return counted
 
 
-def count_in_slices(*, minimum: int = LEAST_LENGTH) -> Iterator[Census | None]:
-    """Count, yielding None between the slices and the census at the end.
+def count_in_slices(*, minimum: int = MIN_LENGTH) -> Iterator[Census | None]:
+    """Yield None after each slice of the heap, and the census at the end, so that the caller can pause between slices.
 
     Args:
-        least: the length from which on a container is counted.
+        minimum: the number of items from which on a container is counted.
 
     Raises:
-        ConfigError: for anything but a whole number of at least 1, at the first step.
+        ConfigError: if `minimum` is not a whole number of at least 1, at the first step.
     """
-    count = _Count(parse_count(minimum, name="least"))
+    builder = _CensusBuilder(parse_count(minimum, name="minimum"))
     objects = all_objects()
     while objects:
-        count.add(objects[-_SLICE:])
-        del objects[-_SLICE:]  # what died meanwhile dies here, a slice at a time
+        builder.add(objects[-_OBJECTS_PER_SLICE:])
+        del objects[-_OBJECTS_PER_SLICE:]  # objects that only this list kept alive die here, a slice at a time
         yield None
-    yield count.result()
+    yield builder.build()
 
 
-class _Count:
-    """What was counted so far. All loops over objects are loops in C that call nothing of theirs."""
+class _CensusBuilder:
+    """The counts so far. All loops over objects are loops in C, which run no code of the objects."""
 
-    def __init__(self, least: int) -> None:
-        self._is_long = least.__le__
-        self._kinds: dict[int, type | None] = _Own()  # of types: the container that they are
-        self._names: dict[int, str] = _Own()
-        self._types: dict[int, int] = _Own()
-        self._containers: dict[int, tuple[int, int]] = _Own()
+    def __init__(self, minimum: int) -> None:
+        self._is_long = minimum.__le__
+        self._kinds: dict[int, type | None] = _OwnDict()  # by address of a type: the built-in container that it is
+        self._names: dict[int, str] = _OwnDict()
+        self._types: dict[int, int] = _OwnDict()
+        self._containers: dict[int, tuple[int, int]] = _OwnDict()
         self._objects = 0
 
-    def add(self, objects: list[Any]) -> None:  # Any: strangers
+    def add(self, objects: list[Any]) -> None:  # Any: foreign objects
         types = list(map(type, objects))
         addresses = list(map(id, types))
         self._objects += len(objects)
         for address, number in Counter(addresses).items():
             self._types[address] = self._types.get(address, 0) + number
-        self._learn(dict(zip(addresses, types, strict=True)))
+        self._record_types(dict(zip(addresses, types, strict=True)))
         for kind in LENGTHS:
             wanted = {address for address, found in self._kinds.items() if found is kind}
-            self._weigh(kind, list(compress(objects, map(wanted.__contains__, addresses))))
+            self._measure(kind, list(compress(objects, map(wanted.__contains__, addresses))))
 
-        # A dict of plain values only is not tracked: it is found through who refers to it.
-        referents = gc.get_referents(*without_modules(objects))
+        # The garbage collector does not track a dict of plain values only: it is found as a referent of other objects.
+        referents = gc.get_referents(*skip_modules(objects))
         dicts = list(compress(referents, map(_IS_DICT, map(id, map(type, referents)))))
-        self._weigh(dict, list(compress(dicts, map(not_, map(gc.is_tracked, dicts)))))
+        self._measure(dict, list(compress(dicts, map(not_, map(gc.is_tracked, dicts)))))
 
-    def _learn(self, types: dict[int, type]) -> None:
+    def _record_types(self, types: dict[int, type]) -> None:
         for address, cls in types.items():
             if address not in self._kinds:
-                self._kinds[address] = kind_of(cls) if cls is not _Own else None
+                self._kinds[address] = container_kind(cls) if cls is not _OwnDict else None
                 self._names[address] = type_name(cls)
 
-    def _weigh(self, kind: type, containers: list[Any]) -> None:
+    def _measure(self, kind: type, containers: list[Any]) -> None:
         lengths = list(map(LENGTHS[kind], containers))
-        for one, length in compress(zip(containers, lengths, strict=True), map(self._is_long, lengths)):
-            self._containers[id(one)] = (id(class_of(one)), length)
-            self._names.setdefault(id(class_of(one)), type_name(class_of(one)))
+        for container, length in compress(zip(containers, lengths, strict=True), map(self._is_long, lengths)):
+            cls = real_type(container)
+            self._containers[id(container)] = (id(cls), length)
+            self._names.setdefault(id(cls), type_name(cls))
 
-    def result(self) -> Census:
-        self._types.pop(id(_Own), None)
+    def build(self) -> Census:
+        self._types.pop(id(_OwnDict), None)
         return Census(self._containers, self._types, self._names, self._objects, time.monotonic())
 
 
-# What grew between two counts of the heap.
-#
-# Covers: containers first, by the rate of their growth; types of objects where no container explains them. Pure: numbers
-# in, numbers out.
-# Leaves to others: counting (`_census`), who keeps it (`_answers`).
+def growth_between(*counts: Census, limit: int = 10, minimum: int = MIN_GROWTH) -> tuple[HeapGrowth, ...]:
+    """Return what grew from each census to the next: containers, then types, each sorted by rate.
 
-# What grows along with any container or instance, and tells nothing by itself.
-_EVERYDAY: Final = frozenset(
-    ("dict", "list", "tuple", "set", "frozenset", "cell", "function", "weakref.ReferenceType", "method",
-     "builtin_function_or_method", "code", "generator", "coroutine", "collections.deque", "frame")
-)  # fmt: skip
-LEAST_GROWTH: Final = 16
-
-
-def growth_between(*counts: Census, limit: int = 10, minimum: int = LEAST_GROWTH) -> tuple[HeapGrowth, ...]:
-    """Return what grew from each count to the next, the fastest containers first, then the fastest types.
-
-    What was not there at the first count comes after what was.
-
-    A container that became shorter in between is at work, and no leak.
+    Containers and types that the first census has come before new ones. A container that was shorter in between is left
+    out: it is in use, and no leak.
 
     Args:
         counts: two or more, in the order in which they were taken; 10 to 30 s apart for a service.
-        most: how many containers and how many types to return at most.
-        least: how much more there must be; fewer than 16 is what any program does meanwhile.
+        limit: how many containers and how many types to return at most.
+        minimum: how many items or objects more there must be.
 
     Raises:
-        ConfigError: for fewer than two counts.
+        ConfigError: for fewer than two.
     """
     if len(counts) < 2:
-        raise ConfigError("counts", len(counts), "two or more counts, as `census()` returns them")
+        raise ConfigError("counts", len(counts), "two or more results of heap_census()")
     seconds = max(counts[-1].at - counts[0].at, 1e-9)
     return (*_containers(counts, seconds, minimum)[:limit], *_types(counts, seconds, minimum)[:limit])
 
 
-def _containers(counts: Sequence[Census], seconds: float, least: int) -> list[HeapGrowth]:
+def _containers(counts: Sequence[Census], seconds: float, minimum: int) -> list[HeapGrowth]:
     found: list[HeapGrowth] = []
     for address, (cls, after) in counts[-1].containers.items():
         lengths = _lengths(counts, address, cls)
-        if lengths is None or after - lengths[0] < least or lengths != sorted(lengths):
+        if lengths is None or after - lengths[0] < minimum or lengths != sorted(lengths):
             continue
         found.append(HeapGrowth(counts[-1].names[cls], lengths[0], after, (after - lengths[0]) / seconds, address))
     return sorted(found, key=_rate)
@@ -231,69 +218,61 @@ def _lengths(counts: Sequence[Census], address: int, cls: int) -> list[int] | No
     return lengths
 
 
-def _types(counts: Sequence[Census], seconds: float, least: int) -> list[HeapGrowth]:
+def _types(counts: Sequence[Census], seconds: float, minimum: int) -> list[HeapGrowth]:
     found: list[HeapGrowth] = []
     for cls, after in counts[-1].types.items():
         name = counts[-1].names[cls]
         if name in _EVERYDAY or name.startswith("memtools.heap."):
             continue
         numbers = [count.types.get(cls, 0) for count in counts]
-        if after - numbers[0] >= least and numbers == sorted(numbers):
+        if after - numbers[0] >= minimum and numbers == sorted(numbers):
             found.append(HeapGrowth(name, numbers[0], after, (after - numbers[0]) / seconds))
     return sorted(found, key=_rate)
 
 
-def _rate(one: HeapGrowth) -> tuple[bool, float]:
-    # What was there before and grew says more than what has come since.
-    return (not one.before, -one.per_second)
+def _rate(growth: HeapGrowth) -> tuple[bool, float]:
+    # Growth of what existed before says more than what is new.
+    return (not growth.before, -growth.per_second)
 
 
-# Find again what was counted, and pick objects to climb from.
-#
-# Covers: the container at an address, the newest objects of a type, and which of them are nobody's leak.
-# Leaves to others: climbing (`_climbing`).
-
-_NEWEST_SLICE: Final = 50_000
-
-
-def at_addresses(wanted: dict[int, HeapGrowth]) -> list[Any]:  # Any: strangers
+def find_by_address(wanted: dict[int, HeapGrowth]) -> list[Any]:  # Any: foreign objects
     """Return the containers that are still at their addresses, of the same type."""
     found = _among(all_objects(), wanted)
     if len(found) < len(wanted):
-        found += _among_untracked(wanted.keys() - {id(one) for one in found}, wanted)
+        found += _among_untracked(wanted.keys() - set(map(id, found)), wanted)
     return found
 
 
 def _among(objects: list[Any], wanted: dict[int, HeapGrowth]) -> list[Any]:
     candidates = list(compress(objects, map(wanted.__contains__, map(id, objects))))
-    return [one for one in candidates if type_name(class_of(one)) == wanted[id(one)].type_name]
+    return [found for found in candidates if type_name(real_type(found)) == wanted[id(found)].type_name]
 
 
 def _among_untracked(missing: set[int], wanted: dict[int, HeapGrowth]) -> list[Any]:
     found: dict[int, Any] = {}
     objects = all_objects()
     while objects and len(found) < len(missing):
-        referents = gc.get_referents(*without_modules(objects[-_NEWEST_SLICE:]))
-        del objects[-_NEWEST_SLICE:]
+        referents = gc.get_referents(*skip_modules(objects[-_OBJECTS_PER_SEARCH:]))
+        del objects[-_OBJECTS_PER_SEARCH:]
         known = compress(referents, map(missing.__contains__, map(id, referents)))
-        found.update((id(one), one) for one in known if class_of(one) is dict)
-    return [one for one in found.values() if wanted[id(one)].type_name == "dict"]
+        found.update((id(referent), referent) for referent in known if real_type(referent) is dict)
+    return [container for container in found.values() if wanted[id(container)].type_name == "dict"]
 
 
-def newest_of(cls: type, most: int) -> tuple[list[Any], int]:
-    """Return up to `most` of the youngest objects of exactly this class, and how many there are."""
-    mine: list[Any] = []
+def newest_instances(cls: type, limit: int) -> tuple[list[Any], int]:
+    """Return up to `limit` of the youngest objects of exactly this class, and how many there are."""
+    newest: list[Any] = []
     alive = 0
     for generation in range(3):
         objects = all_objects(generation)
         found = list(compress(objects, map(id(cls).__eq__, map(id, map(type, objects)))))
         alive += len(found)
-        mine += found[: -most - 1 : -1]  # within a generation the youngest come last
-    return mine[:most], alive
+        newest += found[: -limit - 1 : -1]  # within a generation the youngest come last
+    return newest[:limit], alive
 
 
-def type_called(name: str) -> type | None:
-    """Return the class of the youngest object whose class has this name, as `type_name` tells it."""
+def find_type(name: str) -> type | None:
+    """Return the class of the youngest object whose class has this name, as `type_name` returns it."""
     classes: dict[int, type] = {}
     for generation in range(3):
         types = list(map(type, all_objects(generation)))
@@ -301,49 +280,44 @@ def type_called(name: str) -> type | None:
     return next((cls for cls in classes.values() if type_name(cls) == name), None)
 
 
-def is_weak_inside(container: Any) -> bool:
-    """Return whether a container is the inside of a weak set or mapping: what it lists is kept by others."""
-    newest = newest_in(container)
-    return newest is not None and any(issubclass(class_of(one), weakref.ref) for one in newest)
+def is_weak_storage(container: Any) -> bool:
+    """Return whether a container is the storage of a weak set or mapping, which does not keep its items alive."""
+    newest = newest_item(container)
+    return newest is not None and any(issubclass(real_type(part), weakref.ref) for part in newest)
 
 
-def newest_in(container: Any) -> tuple[Any, Any] | None:
-    """Return key and value of the newest item; a list's key is None, and so is a set's."""
-    kind = kind_of(class_of(container))
+def newest_item(container: Any) -> tuple[Any, Any] | None:
+    """Return key and value of the newest item of a container; the key is None but for a dict."""
+    kind = container_kind(real_type(container))
     if kind is None or not LENGTHS[kind](container):
         return None
     try:
         if kind is dict:
             return next(newest_items(container), None)
-        return None, next((ITERATORS.get(kind) or REVERSED[kind])(container))
+        return None, next((ITERATORS.get(kind) or REVERSE_ITERATORS[kind])(container))
     except (StopIteration, RuntimeError):
         return None
 
 
-# The longest containers there are, and who holds each: what holds the most, whether it grows or not.
-#
-# Leaves to others: counting (`_census`), climbing and naming (`_answers`), what each weighs.
+def largest_containers(limit: int = 5, *, minimum: int = 1000) -> list[Any]:  # Any: foreign objects
+    """Return the longest containers, the longest first; the caller holds them, and should release them soon.
 
-
-def largest_containers(limit: int = 5, *, least: int = 1000) -> list[Any]:  # Any: strangers
-    """Return the longest containers, the longest first; the caller holds them, and should let go of them soon.
-
-    The insides of weak sets and mappings are left out, and so are tables of the interpreter.
+    The storage of weak sets and mappings is left out, and so are tables of the interpreter.
 
     Args:
-        most: how many.
-        least: the length from which on a container counts.
+        limit: how many containers to return at most.
+        minimum: the number of items from which on a container is considered.
 
     Raises:
-        ConfigError: if `least` is no whole number of at least 1.
+        ConfigError: if `minimum` is not a whole number of at least 1.
     """
-    counted = heap_census(minimum=least)
-    # More than asked for: some are left out below.
-    longer = sorted(counted.containers.items(), key=lambda one: one[1][1], reverse=True)[: 2 * limit + 8]
-    wanted = {address: HeapGrowth(counted.names[cls], 0, length, 0.0, address) for address, (cls, length) in longer}
-    found = {id(thing): thing for thing in at_addresses(wanted) if not _is_nobodys(thing)}
+    counted = heap_census(minimum=minimum)
+    # More than `limit`, because some are left out below.
+    longest = sorted(counted.containers.items(), key=lambda item: item[1][1], reverse=True)[: 2 * limit + 8]
+    wanted = {address: HeapGrowth(counted.names[cls], 0, length, 0.0, address) for address, (cls, length) in longest}
+    found = {id(container): container for container in find_by_address(wanted) if not _is_no_leak(container)}
     return [found[address] for address in wanted if address in found][:limit]
 
 
-def _is_nobodys(thing: object) -> bool:
-    return thing is sys.modules or thing is linecache.cache or is_weak_inside(thing)
+def _is_no_leak(container: object) -> bool:
+    return container is sys.modules or container is linecache.cache or is_weak_storage(container)

@@ -1,10 +1,7 @@
-"""Put the way from an object to its root into words.
+"""Description of the path from an object to its root.
 
-Covers: what each holder is called, by which attribute, key, variable or cell it holds, and what such a holder usually
-means.
-Leaves to others: finding the way (`_climbing`).
-
-Nothing of a stranger's is called here; see `_looking`.
+How each holder is called, by which attribute, key, variable or cell it holds the object, what such a holder usually
+means, and the source line where it is made. No code of an inspected object runs.
 """
 
 import functools
@@ -20,217 +17,222 @@ from typing import Any, Final
 
 from memtools.heap._inspect import (
     ITERATORS,
-    LRU,
-    REVERSED,
+    LRU_CACHE,
+    REVERSE_ITERATORS,
     attribute_of,
     attributes_of,
     class_items,
-    class_of,
+    generator_kind,
     instance_dict,
+    is_any_of,
     is_kind,
-    is_one_of,
     key_text,
     length_of,
     newest_items,
-    plain_name,
-    stepper,
+    printable_name,
+    real_type,
     type_name,
 )
 
-# What a way to a root usually means, and the line to change.
-#
-# Covers: the patterns that leak again and again, known by the holders on the way.
-# Leaves to others: finding and naming the way (`_climbing`, `_naming`).
+_NAMED: Final[tuple[type, ...]] = (types.MethodType, LRU_CACHE, functools.partial)
+# Items of a long container among which the held object is searched, the newest first.
+_MAX_ITEMS: Final = 200_000
+_OPTIMIZED: Final = 0x1  # inspect.CO_OPTIMIZED: the variables of the frame are not kept in a dict
+_HELD_BY_FRAME: Final = 3  # references: of the frame, of the variable in `locals_of`, of the argument of `getrefcount`
 
 
-def hint_for(way: Sequence[object], names: Sequence[str]) -> str:
-    """Return what to do about it; empty where nothing better can be said than who keeps it.
+def hint_for(path: Sequence[object], names: Sequence[str]) -> str:
+    """Return what such a path usually means and what to change; empty if the pattern is not known.
 
     Args:
-        way: the objects from the one asked about up to the root.
-        names: the holders in words, the nearest first.
+        path: the objects from the inspected one to the root.
+        names: the descriptions of the holders, the nearest first.
     """
-    told = " <- ".join(names)
-    return next((hint for known, hint in _PATTERNS if known(way, told)), "")
+    text = " <- ".join(names)
+    return next((hint for matches, hint in _PATTERNS if matches(path, text)), "")
 
 
-def filling(way: Sequence[object]) -> str:
-    """Return which bounded cache on the way is not full yet, empty if there is none: what it holds is no leak."""
-    for one in way:
-        if class_of(one) is LRU:
-            _, _, most, now = LRU.cache_info(one)  # a method in C, which calls nothing of the user's
-            if most is not None and now < most:
-                return f"an lru_cache that may have {most:,} entries and has {now:,}"
+def filling_cache(path: Sequence[object]) -> str:
+    """Describe a bounded cache on the path that is not full yet: its growth is no leak. Empty if there is none."""
+    for holder in path:
+        if real_type(holder) is LRU_CACHE:
+            _, _, maxsize, size = LRU_CACHE.cache_info(holder)  # a C method, which calls no code of the program
+            if maxsize is not None and size < maxsize:
+                return f"an lru_cache that may have {maxsize:,} entries and has {size:,}"
     return ""
 
 
-def _has(module: str, name: str) -> Callable[[Sequence[object], str], bool]:
-    return lambda way, _: any(is_kind(class_of(one), module, name) for one in way)
+def _includes(module: str, name: str) -> Callable[[Sequence[object], str], bool]:
+    return lambda path, _: any(is_kind(real_type(holder), module, name) for holder in path)
 
 
-def _tells(*words: str) -> Callable[[Sequence[object], str], bool]:
-    return lambda _, told: any(word in told for word in words)
+def _mentions(*words: str) -> Callable[[Sequence[object], str], bool]:
+    return lambda _, text: any(word in text for word in words)
 
 
-def _is_cache_of_a_method(way: Sequence[object], told: str) -> bool:
-    return any(class_of(one) is LRU for one in way) and "lru_cache wrapper" in told and "class " in told
+def _is_method_cache(path: Sequence[object], text: str) -> bool:
+    return any(real_type(holder) is LRU_CACHE for holder in path) and "lru_cache wrapper" in text and "class " in text
 
 
-def _is_exception(way: Sequence[object], _: str) -> bool:
-    return any(class_of(one) is types.TracebackType or issubclass(class_of(one), BaseException) for one in way)
+def _includes_exception(path: Sequence[object], _: str) -> bool:
+    classes = map(real_type, path)
+    return any(cls is types.TracebackType or issubclass(cls, BaseException) for cls in classes)
 
 
-def _starts_with_queue(way: Sequence[object], told: str) -> bool:
-    return "Queue._queue" in told or "Queue.queue" in told or _has("_queue", "SimpleQueue")(way, told)
+def _includes_queue(path: Sequence[object], text: str) -> bool:
+    return "Queue._queue" in text or "Queue.queue" in text or _includes("_queue", "SimpleQueue")(path, text)
 
 
 _PATTERNS: Final[tuple[tuple[Callable[[Sequence[object], str], bool], str], ...]] = (
-    (_is_cache_of_a_method, "lru_cache on a method keeps self: cache on the instance, or weakly"),
-    (_tells("lru_cache wrapper"), "lru_cache keeps its arguments and results: give it a maxsize"),
+    (_is_method_cache, "lru_cache on a method keeps self: cache on the instance, or weakly"),
+    (_mentions("lru_cache wrapper"), "lru_cache keeps its arguments and results: give it a maxsize"),
     (
-        _tells("__warningregistry__"),
-        "a warning of a new text each time is remembered for good: warn with a constant text",
+        _mentions("__warningregistry__"),
+        "a warning with a new text each time is stored for good: warn with a constant text",
     ),
-    (_tells("finalize._registry"), "weakref.finalize keeps its arguments: none of them may lead back to the object"),
+    (_mentions("finalize._registry"), "weakref.finalize keeps its arguments: none of them may refer to the object"),
     (
-        _tells("singledispatch", "dispatch_cache"),
-        "singledispatch remembers each type it has seen: register types that last",
+        _mentions("singledispatch", "dispatch_cache"),
+        "singledispatch stores each type that it has seen: do not make types at run time",
     ),
-    (_tells("loggerDict", "Manager.loggerMap"), "a logger of a new name is kept for good: name loggers by module"),
-    (_tells(".handlers"), "handlers are added and never removed: add it once, or removeHandler when done"),
-    (_tells("._metrics", "_labelvalues"), "label values are never forgotten: use few, or remove() them"),
-    (_starts_with_queue, "an unbounded queue: give it a maxsize, or see why its consumer is slower"),
+    (_mentions("loggerDict", "Manager.loggerMap"), "a logger with a new name is kept for good: name loggers by module"),
+    (_mentions(".handlers"), "handlers are added and never removed: add a handler once, or call removeHandler"),
+    (_mentions("._metrics", "_labelvalues"), "label values are kept for good: use few, or remove() them"),
+    (_includes_queue, "an unbounded queue: give it a maxsize, or find out why its consumer is slower"),
     (
-        _tells("._scheduled", "TimerHandle"),
-        "a timer keeps its arguments until it is due: cancel it when it is not needed",
+        _mentions("._scheduled", "TimerHandle"),
+        "a timer keeps its arguments until it is due: cancel it when it is no longer needed",
     ),
-    (_tells("_ncallbacks", "atexit"), "what is registered at exit is kept until then: unregister it"),
-    (_is_exception, "an exception keeps its traceback, and with it every variable on the way: keep str(error) instead"),
-    (_has("_asyncio", "Task"), "tasks are kept or never end: discard each when it is done, or use task_scope"),
-    (_has("threading", "Thread"), "a thread that does not end keeps what its function holds"),
+    (_mentions("_ncallbacks", "atexit"), "functions registered with atexit are kept until exit: unregister them"),
     (
-        _tells("Context", "hamt"),
-        "a context is kept by whatever was started in it: reset the variable, or start with a context of its own",
+        _includes_exception,
+        "an exception keeps its traceback, and with it the variables of each frame: keep str(error) instead",
     ),
-    (_tells("_local"), "a thread's local values live as long as the thread: drop them when its work is done"),
+    (
+        _includes("_asyncio", "Task"),
+        "tasks are kept after their end, or never end: discard each when it is done, or use task_scope",
+    ),
+    (_includes("threading", "Thread"), "a thread that does not end keeps what its function holds"),
+    (
+        _mentions("Context", "hamt"),
+        "a task or callback keeps the context that it was started in: reset the variable, or start it in another one",
+    ),
+    (_mentions("_local"), "thread-local values live as long as the thread: delete them when its work is done"),
 )
 
-_NAMED: Final[tuple[type, ...]] = (types.MethodType, LRU, functools.partial)
-# Items looked at for the place of one in a long container; the newest are looked at first.
-_MOST_ITEMS: Final = 200_000
 
-
-def name_way(way: Sequence[object], module: str | None) -> tuple[str, ...]:
-    """Return the holders of `way[0]`, the nearest first.
+def describe_path(path: Sequence[object], module: str | None) -> tuple[str, ...]:
+    """Return the descriptions of the holders of `path[0]`, the nearest first.
 
     Args:
-        way: the object, who refers to it, and so on, up to a root.
+        path: the object, a referrer of it, and so on, up to a root.
         module: the name of the module whose dict the root is, if it is one.
     """
     names: list[str] = []
-    place = 1
-    while place < len(way):
-        text, taken = _name_holder(way, place, module if place == len(way) - 1 else None)
+    index = 1
+    while index < len(path):
+        text, described = _describe_holder(path, index, module if index == len(path) - 1 else None)
         if text:
             names.append(text)
-        place += taken
+        index += described
     return tuple(names)
 
 
-def _name_holder(way: Sequence[object], place: int, module: str | None) -> tuple[str, int]:
-    # One holder may take several objects: an instance and its dict, a function, its closure and the cell in it.
-    child, holder = way[place - 1], way[place]
-    # Any: looked at by its exact type only
-    above: Any = way[place + 1] if place + 1 < len(way) else None
-    cls = class_of(holder)
+def _describe_holder(path: Sequence[object], index: int, module: str | None) -> tuple[str, int]:
+    # Returns the text, and how many objects of the path it describes: an instance and its dict are one holder, and so
+    # are a function, its closure and the cell in it.
+    child, holder = path[index - 1], path[index]
+    # Any: read by its exact type only
+    above: Any = path[index + 1] if index + 1 < len(path) else None
+    cls = real_type(holder)
     if module is not None:
         return f"{module}.{_plain_key(_key_of(child, holder))}", 1
     if issubclass(cls, dict) and above is not None:
-        named = _name_owner_of_dict(child, holder, above)
-        if named:
-            return named, 2
+        text = _describe_owner_of_dict(child, holder, above)
+        if text:
+            return text, 2
     if cls is types.CellType:
         return "", 1
-    if cls is tuple and above is not None and class_of(above) is types.FunctionType and above.__closure__ is holder:
-        return f"closure of {name_thing(above)}, {_variable_in(child, above)}", 2
-    return _name_plain(child, holder), 1
+    if cls is tuple and above is not None and real_type(above) is types.FunctionType and above.__closure__ is holder:
+        return f"closure of {describe_object(above)}, {_variable_in(child, above)}", 2
+    return _describe_single(child, holder), 1
 
 
-def _name_owner_of_dict(child: object, found: Any, owner: object) -> str:
+def _describe_owner_of_dict(child: object, found: Any, owner: object) -> str:
     key = _plain_key(_key_of(child, found))
-    if issubclass(class_of(owner), type):
+    if issubclass(real_type(owner), type):
         return f"class {type_name(owner)}.{key}"  # type: ignore[arg-type]  # it is a class
     if instance_dict(owner) is not found:
         return ""
-    return f"{name_thing(owner)}.{key}"
+    return f"{describe_object(owner)}.{key}"
 
 
-def _name_plain(child: object, holder: Any) -> str:
-    cls = class_of(holder)
-    name = name_thing(holder)
-    words = stepper(cls)
-    if words is not None:
-        variable = _local_of(child, getattr(holder, words[1]))
+def _describe_single(child: object, holder: Any) -> str:
+    cls = real_type(holder)
+    name = describe_object(holder)
+    generator = generator_kind(cls)
+    if generator is not None:
+        variable = _local_of(child, getattr(holder, generator[1]))
         return f"{name}, {variable}" if variable else name
     if cls is types.FrameType:
         variable = _local_of(child, holder)
         return f"{name}, {variable}" if variable else name
     if issubclass(cls, dict):
-        return f"{type_name(class_of(holder))}[{_key_of(child, holder)}]"
+        return f"{type_name(real_type(holder))}[{_key_of(child, holder)}]"
     if issubclass(cls, (list, tuple, deque)):
-        return f"{type_name(class_of(holder))}[{_index_of(child, holder)}]"
-    if issubclass(cls, (set, frozenset)) or is_one_of(cls, _NAMED):
+        return f"{type_name(real_type(holder))}[{_index_of(child, holder)}]"
+    if issubclass(cls, (set, frozenset)) or is_any_of(cls, _NAMED):
         return name
-    if issubclass(class_of(holder), type):
+    if issubclass(real_type(holder), type):
         return f"class {type_name(holder)}{_member(child, class_items(holder).items())}"
     if cls is types.FunctionType:
         return f"{name}{_part_of_function(child, holder)}"
     return f"{name}{_member(child, attributes_of(holder))}"
 
 
-def name_thing(thing: Any) -> str:  # Any: looked at by its exact type only
-    """Return what a single object is called."""
-    cls = class_of(thing)
-    words = stepper(cls)
-    if words is not None:
-        kind, frame = words
-        running = getattr(thing, frame)
+def describe_object(found: Any) -> str:  # Any: read by its exact type only
+    """Return the description of an object by itself."""
+    cls = real_type(found)
+    generator = generator_kind(cls)
+    if generator is not None:
+        kind, frame = generator
+        running = getattr(found, frame)
         where = f" at line {running.f_lineno}" if running is not None else ""
-        return f"{kind} {plain_name(thing.__qualname__)}{where}"
+        return f"{kind} {printable_name(found.__qualname__)}{where}"
     if cls is types.FrameType:
-        return f"frame of {thing.f_code.co_qualname} at line {thing.f_lineno}"
+        return f"frame of {found.f_code.co_qualname} at line {found.f_lineno}"
     if cls is types.ModuleType:
-        return plain_name(attribute_of(thing, "__name__"), "a module")
-    if issubclass(class_of(thing), type):
-        return f"class {type_name(thing)}"
+        return printable_name(attribute_of(found, "__name__"), "a module")
+    if issubclass(real_type(found), type):
+        return f"class {type_name(found)}"
     if cls is types.FunctionType:
-        return f"function {plain_name(thing.__qualname__)}"
+        return f"function {printable_name(found.__qualname__)}"
     if cls is types.MethodType:
-        return f"bound method {_function_name(thing.__func__)}"
-    if cls is LRU:
-        return f"lru_cache wrapper of {_function_name(attribute_of(thing, '__wrapped__'))}"
+        return f"bound method {_function_name(found.__func__)}"
+    if cls is LRU_CACHE:
+        return f"lru_cache wrapper of {_function_name(attribute_of(found, '__wrapped__'))}"
     if cls is functools.partial:
-        return f"partial of {_function_name(thing.func)}"
+        return f"partial of {_function_name(found.func)}"
     if is_kind(cls, "_asyncio", "Task"):
-        return f"task {plain_name(sys.modules['_asyncio'].Task.get_name(thing))!r}"
+        return f"task {printable_name(sys.modules['_asyncio'].Task.get_name(found))!r}"
     if is_kind(cls, "threading", "Thread"):
-        return f"thread {plain_name(attribute_of(thing, '_name'))!r}"
+        return f"thread {printable_name(attribute_of(found, '_name'))!r}"
     return type_name(cls)
 
 
 def _function_name(function: Any) -> str:
-    if class_of(function) is types.FunctionType:
-        return plain_name(function.__qualname__)
-    return type_name(class_of(function))
+    if real_type(function) is types.FunctionType:
+        return printable_name(function.__qualname__)
+    return type_name(real_type(function))
 
 
 def _key_of(child: object, found: Any) -> str:
-    for place, (key, value) in enumerate(newest_items(found)):
+    for number, (key, value) in enumerate(newest_items(found)):
         if value is child:
             return key_text(key)
         if key is child:
             return f"as the key {key_text(key)}"
-        if place > _MOST_ITEMS:
+        if number > _MAX_ITEMS:
             break
     return "…"
 
@@ -241,19 +243,19 @@ def _plain_key(key: str) -> str:
 
 
 def _index_of(child: object, found: Any) -> str:
-    kind = next(kind for kind in (*REVERSED, *ITERATORS) if issubclass(class_of(found), kind))
-    items = (REVERSED.get(kind) or ITERATORS[kind])(found)
+    kind = next(kind for kind in (*REVERSE_ITERATORS, *ITERATORS) if issubclass(real_type(found), kind))
+    items = (REVERSE_ITERATORS.get(kind) or ITERATORS[kind])(found)
     try:
-        place = next((place for place, item in enumerate(islice(items, _MOST_ITEMS)) if item is child), None)
+        index = next((index for index, item in enumerate(islice(items, _MAX_ITEMS)) if item is child), None)
     except RuntimeError:
-        return "…"  # another thread changed it: the place is not worth a second try
-    if place is None:
+        return "…"  # another thread changed the container
+    if index is None:
         return "…"
-    return str(place if kind is tuple else length_of(found) - 1 - place)
+    return str(index if kind is tuple else length_of(found) - 1 - index)
 
 
 def _member(child: object, members: Any) -> str:
-    return next((f".{plain_name(name)}" for name, value in members if value is child), "")
+    return next((f".{printable_name(name)}" for name, value in members if value is child), "")
 
 
 def _part_of_function(child: object, function: types.FunctionType) -> str:
@@ -275,14 +277,14 @@ def _local_of(child: object, frame: types.FrameType | None) -> str:
     if frame is None:
         return ""
     name = next((name for name, value in locals_of(frame) if value is child), None)
-    return f"variable {plain_name(name)}" if name else ""
+    return f"variable {printable_name(name)}" if name else ""
 
 
 def locals_of(frame: types.FrameType) -> list[tuple[str, object]]:
     """Return the variables of a frame.
 
-    Before 3.13 asking makes a snapshot, which would keep every variable alive until the frame ends. It is emptied
-    again where nobody else has it.
+    Before Python 3.13, `f_locals` makes a snapshot, which would keep every variable alive until the function returns.
+    It is cleared again unless other code refers to it.
     """
     found = frame.f_locals
     items = list(found.items())
@@ -292,20 +294,10 @@ def locals_of(frame: types.FrameType) -> list[tuple[str, object]]:
     return items
 
 
-_OPTIMIZED: Final = 0x1  # CO_OPTIMIZED: the variables of the frame are not in a dict of their own
-_HELD_BY_FRAME: Final = 3  # references: the frame's, the variable's above, the argument of `getrefcount`
-
-
-# The line of the program where a holder is made.
-#
-# Covers: globals, attributes of classes and of instances, by the name that an answer gives them.
-# Leaves to others: those names (`_naming`).
-
-
 def source_line(holder: str) -> str:
     """Return `file:line` where a holder such as `shop.Desk.orders` or `shop.registry` is made, empty if not found.
 
-    The file is read as it is now.
+    Globals and attributes of classes and instances are found, in the file as it is now.
     """
     module, names = _module_of(holder.removeprefix("class "))
     if module is None or not 1 <= len(names) <= 2:
@@ -320,16 +312,16 @@ def _module_of(holder: str) -> tuple[ModuleType | None, list[str]]:
     parts = holder.split(".")
     for length in range(len(parts) - 1, 0, -1):
         module = sys.modules.get(".".join(parts[:length]))
-        if class_of(module) is ModuleType:
+        if real_type(module) is ModuleType:
             return module, parts[length:]
     # Classes of the program that was started are named without their module.
     main = sys.modules.get("__main__")
-    return (main, parts) if class_of(main) is ModuleType else (None, parts)
+    return (main, parts) if real_type(main) is ModuleType else (None, parts)
 
 
 def _search(module: ModuleType, pattern: str, *, after: str = "") -> str:
     path = attribute_of(module, "__file__")
-    if class_of(path) is not str or not path.endswith(".py"):
+    if real_type(path) is not str or not path.endswith(".py"):
         return ""
     is_reached = not after
     for number, line in enumerate(linecache.getlines(path), 1):

@@ -1,11 +1,9 @@
-"""Look at strangers' objects without touching them.
+"""Inspection of foreign objects without running their code.
 
-Covers: types, names, lengths and attributes of objects whose own methods must not run: no `repr`, no attribute access,
-no `len()`, no `isinstance`, no comparison and no hash of theirs.
-Leaves to others: which objects are looked at (`_census`, `_climbing`).
-
-`isinstance(x, dict)` asks `x.__class__`, a set of classes asks their metaclass for a hash, `cls.__name__` may be a
-property of the metaclass. `type(x)`, `issubclass` between real classes, and the slots of `type` itself ask nobody.
+The methods of an inspected object must not run: no `repr`, no attribute access, no `len()`, no `isinstance`, no
+comparison and no hash. `isinstance(x, dict)` reads `x.__class__`, a set of classes calls `__hash__` of their metaclass,
+and `cls.__name__` may be a property of the metaclass. `type(x)`, `issubclass` between real classes, and the descriptors
+of `type` itself call none of them.
 """
 
 import functools
@@ -19,32 +17,33 @@ from operator import not_
 from typing import Any, Final
 
 from memtools._gc import unfreeze
+from memtools._text import printable
 
-# Descriptors of `type` itself, called by hand so that no metaclass is asked.
+# Descriptors of `type` itself, called explicitly so that no code of a metaclass runs.
 _name_of: Final = type.__dict__["__qualname__"].__get__
 _module_of: Final = type.__dict__["__module__"].__get__
 _mro_of: Final = type.__dict__["__mro__"].__get__
 _dict_of: Final = type.__dict__["__dict__"].__get__
 _module_dict_of: Final[Callable[[Any], dict[str, Any]]] = _dict_of(types.ModuleType)["__dict__"].__get__
 
-MAX_TEXT: Final = 120  # characters of a name of the user's; nested classes have long ones
-MAX_KEY: Final = 60  # characters of a key
+MAX_NAME_LENGTH: Final = 120  # characters; nested classes have long names
+MAX_KEY_LENGTH: Final = 60  # characters
 
-# What is asked of containers by the methods of their built-in class, not by those of a subclass.
+# Methods of the built-in containers, which a subclass cannot override.
 _items_of: Final[Callable[[Any], Any]] = vars(dict)["items"]
 ITERATORS: Final[dict[type, Callable[[Any], Iterator[Any]]]] = {
     set: vars(set)["__iter__"],
     tuple: vars(tuple)["__iter__"],
 }
-REVERSED: Final[dict[type, Callable[[Any], Iterator[Any]]]] = {
+REVERSE_ITERATORS: Final[dict[type, Callable[[Any], Iterator[Any]]]] = {
     list: vars(list)["__reversed__"],
     deque: vars(deque)["__reversed__"],
 }
 
-_PLAIN: Final = (int, float, bool, bytes, type(None))
+_PLAIN_VALUES: Final = (int, float, bool, bytes, type(None))
 
-# The containers that grow without end, and the length that asks no subclass.
-LENGTHS: Final[dict[type, Callable[[Any], int]]] = {  # Any: each takes its own kind
+# The containers that can grow, and their own `__len__`.
+LENGTHS: Final[dict[type, Callable[[Any], int]]] = {  # Any: each takes its own type
     dict: vars(dict)["__len__"],
     list: vars(list)["__len__"],
     set: vars(set)["__len__"],
@@ -52,22 +51,38 @@ LENGTHS: Final[dict[type, Callable[[Any], int]]] = {  # Any: each takes its own 
 }
 
 
-def class_of(thing: object) -> type[Any]:  # Any: a checker that narrows by it would only lose track
-    """Return the real class of an object, whatever its `__class__` says."""
-    return type(thing)
+LRU_CACHE: Final[Any] = type(functools.lru_cache(lambda: None))  # Any: the class has no public name
+
+# How each kind of suspended function is called, and the attribute that holds its frame.
+GENERATOR_KINDS: Final[dict[type, tuple[str, str]]] = {
+    types.CoroutineType: ("coroutine", "cr_frame"),
+    types.GeneratorType: ("generator", "gi_frame"),
+    types.AsyncGeneratorType: ("async generator", "ag_frame"),
+}
+
+_MAX_SAMPLE: Final = 200  # items of a container whose sizes are taken
+_BUILT_IN: Final = (
+    str, bytes, int, float, complex, bool, list, dict, set, tuple, frozenset, bytearray, type(None)
+)  # fmt: skip
+_basic_size_of: Final[Any] = type.__dict__["__basicsize__"].__get__
+
+
+def real_type(target: object) -> type[Any]:  # Any: type checkers must not narrow by it
+    """Return the class of an object, whatever its `__class__` returns."""
+    return type(target)
 
 
 def all_objects(generation: int | None = None) -> list[Any]:
-    """Return the objects that collections know, all or those of one generation."""
+    """Return the objects that the garbage collector tracks, all or those of one generation."""
     unfreeze()
     return gc.get_objects(generation)
 
 
-def without_modules(objects: list[Any]) -> Iterator[Any]:
-    """Return all but the modules, to be asked whom they refer to.
+def skip_modules(objects: list[Any]) -> Iterator[Any]:
+    """Return the objects but for modules, so that `gc.get_referents` can be called with them.
 
-    `gc.get_referents` of the module `_asyncio` of CPython 3.12.1 shows dead objects of its free lists; giving those
-    back corrupts the list, and the next walk over all objects never ends. What a module holds is in its dict as well.
+    On CPython 3.12.1, `gc.get_referents` of the module `_asyncio` returns dead objects of its free lists; releasing
+    them corrupts the lists, and the next walk over all objects never ends. What a module holds is in its dict as well.
     """
     types_ = list(map(type, objects))
     modules = {
@@ -76,70 +91,70 @@ def without_modules(objects: list[Any]) -> Iterator[Any]:
     return compress(objects, map(not_, map(modules.__contains__, map(id, types_))))
 
 
-def is_one_of(cls: type, kinds: Iterable[type]) -> bool:
-    """Return whether `cls` is among `kinds`; `in` would ask its metaclass for `==` or for a hash."""
+def is_any_of(cls: type, kinds: Iterable[type]) -> bool:
+    """Return whether `cls` is one of `kinds`; `in` would call `__eq__` or `__hash__` of its metaclass."""
     return any(cls is kind for kind in kinds)
 
 
-def kind_of(cls: type) -> type | None:
-    """Return the container that `cls` is or derives from, None for all else."""
+def container_kind(cls: type) -> type | None:
+    """Return the built-in container that `cls` is or derives from, None for any other class."""
     for kind in LENGTHS:
         if issubclass(cls, kind):
             return kind
     return None
 
 
-def length_of(thing: object) -> int:
-    """Return the length of a container of a kind in `LENGTHS`, 0 for all else."""
-    kind = kind_of(class_of(thing))
-    return LENGTHS[kind](thing) if kind is not None else 0
+def length_of(target: object) -> int:
+    """Return the length of a container of a type in `LENGTHS`, 0 for any other object."""
+    kind = container_kind(real_type(target))
+    return LENGTHS[kind](target) if kind is not None else 0
 
 
 def type_name(cls: type) -> str:
-    """Return the name of a class: bare for built-ins, with its module for the others."""
-    name = _plain(_name_of(cls))
+    """Return the name of a class, with its module unless it is built in or of the main program."""
+    name = _printable(_name_of(cls))
     try:
         module = _module_of(cls)
     except AttributeError:
         module = ""
-    if class_of(module) is not str or module in ("builtins", "__main__", ""):
+    if real_type(module) is not str or module in ("builtins", "__main__", ""):
         return name
     return f"{module}.{name}"
 
 
-def attributes_of(thing: object) -> Iterator[tuple[str, object]]:
-    """Yield the attributes that an object itself holds, by name: of its dict and of its slots.
+def attributes_of(target: object) -> Iterator[tuple[str, object]]:
+    """Yield the names and values of the attributes in the slots and the dict of an object.
 
-    An object that keeps its attributes in place gets its dict from this; it would get it from `vars()` as well.
+    An object with inline attributes gets a dict by this, as it would by `vars()`.
     """
-    for cls in _mro_of(class_of(thing)):
+    for cls in _mro_of(real_type(target)):
         for name, member in _dict_of(cls).items():
-            if class_of(member) is types.MemberDescriptorType:
+            if real_type(member) is types.MemberDescriptorType:
                 try:
-                    yield _plain(name), member.__get__(thing)
+                    yield _printable(name), member.__get__(target)
                 except AttributeError:
                     continue  # a slot without a value
-    yield from newest_items(instance_dict(thing) or {})
+    yield from newest_items(instance_dict(target) or {})
 
 
-def instance_dict(thing: object) -> dict[str, object] | None:
-    """Return the dict of an instance where the class has it the ordinary way, else None."""
-    if issubclass(class_of(thing), types.ModuleType):
-        return _module_dict_of(thing)
-    for cls in _mro_of(class_of(thing)):
+def instance_dict(target: object) -> dict[str, object] | None:
+    """Return the dict of an instance; None if its class has none, or replaces `__dict__`."""
+    if issubclass(real_type(target), types.ModuleType):
+        return _module_dict_of(target)
+    for cls in _mro_of(real_type(target)):
         member = _dict_of(cls).get("__dict__")
         if member is None:
             continue
-        if class_of(member) is not types.GetSetDescriptorType:
-            return None  # a property of the user's
-        found = member.__get__(thing)
-        return found if class_of(found) is dict else None
+        if real_type(member) is not types.GetSetDescriptorType:
+            return None  # a property of the program
+        found = member.__get__(target)
+        return found if real_type(found) is dict else None
     return None
 
 
-def attribute_of(thing: object, name: str) -> Any:  # Any: whatever is kept under that name
-    """Return one attribute from the dict of an instance, None where it has none of that name."""
-    return (instance_dict(thing) or {}).get(name)
+def attribute_of(target: object, name: str) -> Any:  # Any: any object may be found
+    """Return one attribute from the dict of an instance, None if it is not there."""
+    return (instance_dict(target) or {}).get(name)
 
 
 def class_items(cls: type) -> Mapping[str, object]:
@@ -148,8 +163,8 @@ def class_items(cls: type) -> Mapping[str, object]:
     return found
 
 
-def newest_items(found: dict[Any, object]) -> Iterator[tuple[Any, object]]:  # Any: whatever is a key there
-    """Yield the items of a dict, the newest first; ends early where another thread changes it meanwhile."""
+def newest_items(found: dict[Any, object]) -> Iterator[tuple[Any, object]]:  # Any: keys of any type
+    """Yield the items of a dict, the newest first; end early if another thread changes it meanwhile."""
     items = reversed(_items_of(found))
     while True:
         try:
@@ -160,90 +175,68 @@ def newest_items(found: dict[Any, object]) -> Iterator[tuple[Any, object]]:  # A
 
 
 def key_text(key: Any) -> str:  # Any: read by its exact type only
-    """Return how a key reads: plain values as they are, cut; all else by its type."""
-    if class_of(key) is str:
-        return repr(_cut(_plain(key), MAX_KEY))
-    if class_of(key) is int and key.bit_length() > 200:
-        return "<a long int>"  # thousands of digits would be an error
-    if is_one_of(class_of(key), _PLAIN):
-        return _cut(repr(key[:MAX_KEY]) if class_of(key) is bytes else repr(key), MAX_KEY)
-    if class_of(key) is tuple:
+    """Return a key as text: plain values truncated, any other object as its type."""
+    if real_type(key) is str:
+        return repr(_truncate(key, MAX_KEY_LENGTH))
+    if real_type(key) is int and key.bit_length() > 200:
+        return "<a long int>"  # `repr` raises ValueError for thousands of digits
+    if is_any_of(real_type(key), _PLAIN_VALUES):
+        return _truncate(repr(key[:MAX_KEY_LENGTH]) if real_type(key) is bytes else repr(key), MAX_KEY_LENGTH)
+    if real_type(key) is tuple:
         parts = [key_text(part) for part in key[:4]]
-        return _cut(f"({', '.join(parts)}{', …' if len(key) > 4 else ''})", MAX_KEY)
-    return f"<{type_name(class_of(key))}>"
+        return _truncate(f"({', '.join(parts)}{', …' if len(key) > 4 else ''})", MAX_KEY_LENGTH)
+    return f"<{type_name(real_type(key))}>"
 
 
-def plain_name(value: object, otherwise: str = "?") -> str:
-    """Return a name that is a real string, cut and printable; else `otherwise`."""
-    return _plain(value) if issubclass(class_of(value), str) else otherwise
+def printable_name(value: object, otherwise: str = "?") -> str:
+    """Return a name truncated and made printable; `otherwise` if it is not a string."""
+    return _printable(value) if issubclass(real_type(value), str) else otherwise
 
 
-def _plain(text: Any) -> str:  # Any: a str, or a subclass of it with methods of its own
-    head = str.__getitem__(text, slice(MAX_TEXT))
-    return _cut("".join(char if char.isprintable() else "?" for char in head), MAX_TEXT)
+def _printable(text: Any) -> str:  # Any: a str, or a subclass of it with methods of its own
+    head = str.__getitem__(text, slice(MAX_NAME_LENGTH))
+    return _truncate(printable(head), MAX_NAME_LENGTH)
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) < most else text[: most - 1] + "…"
+def _truncate(text: str, length: int) -> str:
+    return text if len(text) < length else text[: length - 1] + "…"
 
 
-# The kinds of holders that are known by their class, some of them of modules that may not be loaded.
-#
-# Leaves to others: what they are called (`_naming`), where a climb stops (`_climbing`), what they mean (`_hints`).
-
-LRU: Final[Any] = class_of(functools.lru_cache(lambda: None))  # Any: it has no name
-
-# What each is called, and the attribute that holds its frame.
-STEPPERS: Final[dict[type, tuple[str, str]]] = {
-    types.CoroutineType: ("coroutine", "cr_frame"),
-    types.GeneratorType: ("generator", "gi_frame"),
-    types.AsyncGeneratorType: ("async generator", "ag_frame"),
-}
-
-
-def stepper(cls: type) -> tuple[str, str] | None:
-    """Return what a coroutine or generator is called and which attribute holds its frame, None for all else."""
-    return next((words for kind, words in STEPPERS.items() if cls is kind), None)
+def generator_kind(cls: type) -> tuple[str, str] | None:
+    """Return the entry of `GENERATOR_KINDS` for a class of coroutines or generators, None for any other class."""
+    return next((entry for kind, entry in GENERATOR_KINDS.items() if cls is kind), None)
 
 
 def is_kind(cls: type, module: str, name: str) -> bool:
-    """Return whether `cls` is or derives from a class of a module that may not be loaded."""
-    known: Any = attribute_of(sys.modules.get(module), name)  # Any: of that name there might be something else
-    return class_of(known) is type and issubclass(cls, known)
-
-
-# What a container and its items weigh: its own size, and that of its items by a sample of them, shallow.
-#
-# No method of a stranger is called: what is no built-in object counts with the size that its class gives each.
-
-_SAMPLE: Final = 200  # items that stand for all
-_BUILT_IN: Final = (
-    str, bytes, int, float, complex, bool, list, dict, set, tuple, frozenset, bytearray, type(None)
-)  # fmt: skip
-_basic_size_of: Final[Any] = type.__dict__["__basicsize__"].__get__
+    """Return whether `cls` is or derives from the class `name` of `module`, which may not be loaded."""
+    known: Any = attribute_of(sys.modules.get(module), name)  # Any: the program may have replaced it
+    return real_type(known) is type and issubclass(cls, known)
 
 
 def shallow_size(container: object) -> int:
-    """Return the bytes of a container and its items, the newest of them standing for all; 0 for what is none."""
-    kind = kind_of(class_of(container))
+    """Return the bytes of a container and its items, estimated from its newest items; 0 for other objects.
+
+    No method of an item is called: an item that is not built in counts with the basic size of its class.
+    """
+    kind = container_kind(real_type(container))
     if kind is None:
         return 0
     try:
         if kind is dict:
-            sample = list(islice(newest_items(container), _SAMPLE))  # type: ignore[arg-type]  # it is a dict
-            items = sum(map(_size, chain.from_iterable(sample)))
+            sample = list(islice(newest_items(container), _MAX_SAMPLE))  # type: ignore[arg-type]  # it is a dict
+            items = sum(map(_item_size, chain.from_iterable(sample)))
         else:
-            sample = list(islice((ITERATORS.get(kind) or REVERSED[kind])(container), _SAMPLE))
-            items = sum(map(_size, sample))
+            sample = list(islice((ITERATORS.get(kind) or REVERSE_ITERATORS[kind])(container), _MAX_SAMPLE))
+            items = sum(map(_item_size, sample))
     except RuntimeError:
         return 0  # another thread changed it
-    return _size_of_itself(container, kind) + (items * length_of(container) // len(sample) if sample else 0)
+    return _own_size(container, kind) + (items * length_of(container) // len(sample) if sample else 0)
 
 
-def _size(thing: object) -> int:
-    cls = class_of(thing)
-    return sys.getsizeof(thing) if is_one_of(cls, _BUILT_IN) else int(_basic_size_of(cls))
+def _item_size(target: object) -> int:
+    cls = real_type(target)
+    return sys.getsizeof(target) if is_any_of(cls, _BUILT_IN) else int(_basic_size_of(cls))
 
 
-def _size_of_itself(container: Any, kind: type[Any]) -> int:
+def _own_size(container: Any, kind: type[Any]) -> int:
     return int(vars(kind)["__sizeof__"](container))

@@ -1,11 +1,7 @@
-"""Climb from objects to the roots that keep them alive.
+"""Walk from objects over their referrers to the roots that keep them alive.
 
-Covers: one walk over the heap per level, for all samples of the level at once; where a climb stops; the shortest way
-from a sample to a root.
-Leaves to others: what the ways are called (`_naming`), which samples to take (`_census`, `_samples`).
-
-Each walk is `gc.get_referrers`, which stops the process for as long as it takes: some 60 ms for 750,000 objects. The
-caller gets a word between the walks. Nothing is kept afterwards: `drop()` lets go of every object.
+Each step is one `gc.get_referrers` for all objects of a level, which stops the process for as long as it takes: some 60
+ms for 750,000 objects. The caller gets control back between the steps.
 """
 
 import gc
@@ -16,212 +12,208 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from memtools._gc import unfreeze
-from memtools.heap._describe import locals_of, name_thing
-from memtools.heap._inspect import class_of, instance_dict, is_kind, stepper
+from memtools.heap._describe import describe_object, locals_of
+from memtools.heap._inspect import generator_kind, instance_dict, is_kind, real_type
 
-# Who has more referrers is reached by another way as well; and labelling would take long.
-FAN_OUT: Final = 40  # of one type, and three times as many of all
-DEPTH: Final = 12  # walks at most; the dict of an instance is a level of its own
-# `get_referrers` compares every reference of the heap with every sample.
-MOST_SAMPLES: Final = 24
+# An object with more referrers is reachable by other paths as well, and describing all of them would take long. The
+# limit is for the referrers of one type; three times as many are kept in all.
+MAX_REFERRERS_PER_TYPE: Final = 40
+MAX_DEPTH: Final = 12  # levels; the dict of an instance is a level of its own
+MAX_SAMPLES: Final = 24  # `get_referrers` compares every reference of the heap with every sample
 
-# Modules that may not be loaded: who has not loaded asyncio has no event loop.
+# Classes of modules that may not be loaded.
 _ROOT_CLASSES: Final = (("threading", "Thread"), ("asyncio.events", "AbstractEventLoop"), ("_asyncio", "Task"))
+_PACKAGE_FOLDER: Final = __file__.rpartition("_referrers")[0]
 
 
-class Climb:
-    """One climb, from a few samples.
+class ReferrerWalk:
+    """One referrer walk, from a few objects.
 
     Args:
-        samples: the objects to climb from; the climb holds them until `drop()`.
-        unseen: objects of the caller's that refer to the samples and are nobody's leak.
+        samples: the objects to start from; held until `clear()`.
+        excluded: objects of the caller that refer to the samples and are left out of the paths.
     """
 
-    def __init__(self, samples: Sequence[object], unseen: Sequence[object] = ()) -> None:
-        self._ours = {id(self), id(samples), id(unseen), *map(id, unseen)}
-        self._parents: dict[int, list[Any]] = {}  # Any: strangers
-        self._fans: Counter[tuple[int, int]] = Counter()  # by child and type of the parent
+    def __init__(self, samples: Sequence[object], excluded: Sequence[object] = ()) -> None:
+        self._excluded = {id(self), id(samples), id(excluded), *map(id, excluded)}
+        self._parents: dict[int, list[Any]] = {}  # Any: foreign objects
+        self._referrer_counts: Counter[tuple[int, int]] = Counter()  # by child and type of the parent
         self._roots: set[int] = set()
         self._modules = _module_dicts()
         unfreeze()
-        self._samples = list(samples[:MOST_SAMPLES])
+        self._samples = list(samples[:MAX_SAMPLES])
         self._frontier: list[object] = self._samples
 
-    def walk(self) -> Iterator[None]:
-        """Walk up level by level; each step is one walk over the heap."""
+    def run(self) -> Iterator[None]:
+        """Walk level by level until each sample has a path to a root; each step is one walk over the heap."""
         for sample in self._samples:
-            self._note_root(sample)
-        for _ in range(DEPTH):
+            self._record_root(sample)
+        for _ in range(MAX_DEPTH):
             if not self._frontier:
                 return
             self._step()
             yield
-            if all(self.way(sample) for sample in self._samples):
+            if all(self.path_to_root(sample) for sample in self._samples):
                 return
 
     def _step(self) -> None:
-        climbing = [one for one in self._frontier if id(one) not in self._roots]
-        known = {id(one): one for one in climbing}
-        for one in climbing:
-            self._parents.setdefault(id(one), [])
-        following: dict[int, object] = {}
-        asked = tuple(climbing)  # the very tuple that the call gets: it refers to all of them
-        hide = self._hidden(climbing, known, following, asked)
-        for referrer in gc.get_referrers(*asked) if asked else ():
-            if id(referrer) in hide or _is_of_this_room(referrer):
+        level = [found for found in self._frontier if id(found) not in self._roots]
+        known = {id(found): found for found in level}
+        for found in level:
+            self._parents.setdefault(id(found), [])
+        next_level: dict[int, object] = {}
+        targets = tuple(level)  # the tuple that the call below gets: it refers to all of them
+        own = self._own_objects(level, known, next_level, targets)
+        for referrer in gc.get_referrers(*targets) if targets else ():
+            if id(referrer) in own or _is_own_frame(referrer):
                 continue
-            if issubclass(class_of(referrer), types.ModuleType):
-                continue  # its dict is there as well; see `without_modules`
-            self._connect(referrer, known, following)
-        self._frontier = _mixed(following.values())[: MOST_SAMPLES * 2]
+            if issubclass(real_type(referrer), types.ModuleType):
+                continue  # its dict is a referrer as well; see `skip_modules`
+            self._connect(referrer, known, next_level)
+        self._frontier = _interleave_by_type(next_level.values())[: MAX_SAMPLES * 2]
 
-    def _hidden(self, *others: object) -> set[int]:
-        mine = (self.__dict__, self._parents, self._samples, self._frontier, *self._parents.values())
-        return self._ours | {id(one) for one in (*mine, *others)}
+    def _own_objects(self, *local: object) -> set[int]:
+        held = (self.__dict__, self._parents, self._samples, self._frontier, *self._parents.values())
+        return self._excluded | {id(own) for own in (*held, *local)}
 
-    def _connect(self, referrer: Any, known: dict[int, object], following: dict[int, object]) -> None:
+    def _connect(self, referrer: Any, known: dict[int, object], next_level: dict[int, object]) -> None:
         children = {id(child) for child in gc.get_referents(referrer)} & known.keys()
         for child in children:
             parents = self._parents[child]
-            # Of each type some: the young come first, and a thousand bound methods would hide the one who lasts.
-            fan = child, id(class_of(referrer))
-            self._fans[fan] += 1
-            if self._fans[fan] > FAN_OUT or len(parents) >= 3 * FAN_OUT:
+            # The limit is per type: `get_referrers` lists young objects first, and 1,000 bound methods would crowd out
+            # the long-lived holder.
+            edge = child, id(real_type(referrer))
+            self._referrer_counts[edge] += 1
+            if self._referrer_counts[edge] > MAX_REFERRERS_PER_TYPE or len(parents) >= 3 * MAX_REFERRERS_PER_TYPE:
                 continue
             parents.append(referrer)
         if id(referrer) not in self._parents and id(referrer) not in self._roots:
-            self._note_root(referrer)
-            following[id(referrer)] = referrer
+            self._record_root(referrer)
+            next_level[id(referrer)] = referrer
 
-    def _note_root(self, one: object) -> None:
-        if id(one) in self._modules or is_root(one):
-            self._roots.add(id(one))
+    def _record_root(self, found: object) -> None:
+        if id(found) in self._modules or is_root(found):
+            self._roots.add(id(found))
 
-    def way(self, sample: object) -> tuple[object, ...]:
-        """Return the shortest way from `sample` to a root, both included; empty while none is known."""
+    def path_to_root(self, sample: object) -> tuple[object, ...]:
+        """Return the shortest path from `sample` to a root, both included; empty while none is known."""
         before: dict[int, object] = {id(sample): None}
         level: list[object] = [sample]
         while level:
-            rooted = [one for one in level if id(one) in self._roots]
-            if rooted:
-                return _back(min(rooted, key=_rank), before)
-            above: list[object] = []
-            for one in level:
-                for parent in self._parents.get(id(one), ()):
-                    if id(parent) not in before:
-                        before[id(parent)] = one
-                        above.append(parent)
-            level = above
+            roots = [found for found in level if id(found) in self._roots]
+            if roots:
+                return _trace_back(min(roots, key=_lifetime_rank), before)
+            level = self._referrers_of(level, before)
         return ()
 
-    def farthest(self, sample: object) -> tuple[object, ...]:
-        """Return a longest known way up from `sample`: for one that no root was found for."""
+    def longest_path(self, sample: object) -> tuple[object, ...]:
+        """Return a longest known path from `sample`, for a sample without a path to a root."""
         before: dict[int, object] = {id(sample): None}
         level: list[object] = [sample]
         last = level
         while level:
             last = level
-            level = []
-            for one in last:
-                for parent in self._parents.get(id(one), ()):
-                    if id(parent) not in before:
-                        before[id(parent)] = one
-                        level.append(parent)
-        return _back(last[0], before)
+            level = self._referrers_of(last, before)
+        return _trace_back(last[0], before)
+
+    def _referrers_of(self, level: list[object], before: dict[int, object]) -> list[object]:
+        """Return the known referrers of a level that are new to the search, with their child recorded in `before`."""
+        found: list[object] = []
+        for child in level:
+            for referrer in self._parents.get(id(child), ()):
+                if id(referrer) not in before:
+                    before[id(referrer)] = child
+                    found.append(referrer)
+        return found
 
     def module_name(self, found: object) -> str | None:
-        """Return the name of the module whose dict this is, None if it is none's."""
+        """Return the name of the module whose dict this is, None for any other object."""
         return self._modules.get(id(found))
 
-    def drop(self) -> None:
-        """Let go of every object."""
+    def clear(self) -> None:
+        """Release every object."""
         self._parents.clear()
         self._samples = []
         self._frontier = []
 
 
-def is_root(one: object) -> bool:
-    """Return whether a climb stops here: a module, class, frame, coroutine or generator, thread or event loop."""
-    cls = class_of(one)
+def is_root(found: object) -> bool:
+    """Return whether a walk stops here: a module, class, frame, coroutine, generator, thread, task or event loop."""
+    cls = real_type(found)
     return (
         issubclass(cls, (types.ModuleType, type, types.FrameType))
-        or stepper(cls) is not None
+        or generator_kind(cls) is not None
         or any(is_kind(cls, module, name) for module, name in _ROOT_CLASSES)
     )
 
 
-def _rank(root: object) -> int:
-    # Of several roots at one distance, the one that lasts is named: a frame ends some time.
-    cls = class_of(root)
+def _lifetime_rank(root: object) -> int:
+    # Of several roots at the same distance, the one that lives longest comes first: a frame ends.
+    cls = real_type(root)
     if issubclass(cls, (types.ModuleType, dict)):
         return 0
     return 1 if issubclass(cls, type) else 3 if issubclass(cls, types.FrameType) else 2
 
 
-def _mixed(found: Iterable[object]) -> list[object]:
+def _interleave_by_type(found: Iterable[object]) -> list[object]:
     # The first of each type, then the second of each, and so on.
     seen: Counter[int] = Counter()
-    places: list[tuple[int, object]] = []
-    for one in found:
-        kind = id(class_of(one))
-        places.append((seen[kind], one))
+    ranked: list[tuple[int, object]] = []
+    for referrer in found:
+        kind = id(real_type(referrer))
+        ranked.append((seen[kind], referrer))
         seen[kind] += 1
-    places.sort(key=lambda pair: pair[0])
-    return [one for _, one in places]
+    ranked.sort(key=lambda pair: pair[0])
+    return [referrer for _, referrer in ranked]
 
 
-def _back(root: object, before: dict[int, object]) -> tuple[object, ...]:
-    way: list[object] = [root]
-    while (below := before[id(way[-1])]) is not None:
-        way.append(below)
-    return tuple(reversed(way))
+def _trace_back(root: object, before: dict[int, object]) -> tuple[object, ...]:
+    path: list[object] = [root]
+    while (child := before[id(path[-1])]) is not None:
+        path.append(child)
+    return tuple(reversed(path))
 
 
 def _module_dicts() -> dict[int, str]:
     found: dict[int, str] = {}
     for name, module in list(sys.modules.items()):
-        # What is in there need not be a module, nor its name a string.
-        if class_of(name) is str and issubclass(class_of(module), types.ModuleType):
+        # `sys.modules` may hold any object under any key.
+        if real_type(name) is str and issubclass(real_type(module), types.ModuleType):
             found[id(instance_dict(module))] = name
     return found
 
 
-def _is_of_this_room(one: Any) -> bool:
-    # What runs here holds what it looks at: frames (while traced), and the generators of the walks.
-    cls = class_of(one)
+def _is_own_frame(found: Any) -> bool:  # Any: read by its exact type only
+    # The frames (while a tracer is set) and generators of this package hold the objects that they inspect.
+    cls = real_type(found)
     if cls is types.FrameType:
-        code = one.f_code
+        code = found.f_code
     elif cls is types.GeneratorType:
-        code = one.gi_code
+        code = found.gi_code
     elif cls is types.CoroutineType:
-        code = one.cr_code
+        code = found.cr_code
     else:
         return False
-    return bool(code.co_filename.startswith(_ROOM))
+    return bool(code.co_filename.startswith(_PACKAGE_FOLDER))
 
 
-_ROOM: Final = __file__.rpartition("_referrers")[0]
+def variable_of_running_frame(found: object) -> str:
+    """Return the function and the variable, in any thread, that holds an object; empty if there is none.
 
-
-# Which variable of a function that runs now holds an object.
-#
-# The collector does not see the variables of running functions (their frames belong to it only once they have ended), so
-# a climb ends below them without a root.
-
-
-def variable_of_running_frame(thing: object) -> str:
-    """Return the function and the variable, of any thread, that holds `thing`; empty if none does."""
+    The garbage collector does not track the variables of running functions (a frame is tracked only once its function
+    has returned), so a walk ends at such an object without a root.
+    """
     frames = list(sys._current_frames().values())  # pyright: ignore[reportPrivateUsage]  # documented
     frame = None
     try:
         while frames:
             frame = frames.pop()
             frames += [frame.f_back] if frame.f_back is not None else []
-            if frame.f_code.co_filename.startswith(_ROOM):
+            if frame.f_code.co_filename.startswith(_PACKAGE_FOLDER):
                 continue
-            name = next((name for name, value in locals_of(frame) if value is thing), None)
+            name = next((name for name, value in locals_of(frame) if value is found), None)
             if name is not None:
-                return f"{name_thing(frame)}, variable {name}"
+                return f"{describe_object(frame)}, variable {name}"
         return ""
     finally:
-        del frames, frame  # one of them is this one: they would keep each other alive, and `thing`
+        del frames, frame  # the frame of this function is among them: a reference cycle that would keep `found` alive

@@ -113,7 +113,7 @@ def make_diagnosis(
     """
     if not verdict.is_leak:
         return Diagnosis(verdict, (), note)
-    filling = answers[0].ways[0].filling if answers and answers[0].ways else ""
+    filling = answers[0].paths[0].filling if answers and answers[0].paths else ""
     if filling and not leftovers:
         # A leak beside a cache that fills up becomes visible when the cache is full.
         unknown = LeakVerdict(LeakKind.UNKNOWN, 0.0, 0.0, verdict.seconds, f"what grows may be {filling}")
@@ -121,7 +121,7 @@ def make_diagnosis(
     held = [Leak(verdict.kind, 0.0, *_growth_and_holders(answer)) for answer in answers]
     left = [Leak(verdict.kind, 0.0, _describe_leftover(leftover)) for leftover in leftovers]
     # A root says more than a function that made the calls, and a function says more than a path without a root.
-    rooted = bool(answers) and answers[0].ways[0].is_rooted
+    rooted = bool(answers) and answers[0].paths[0].is_rooted
     found = [*held[:1], *left[:1], *held[1:], *left[1:]] if rooted else [*left[:1], *held, *left[1:]]
     found = found or [Leak(verdict.kind, 0.0, _NO_HOLDER[verdict.kind], (), _WHAT_TO_DO[verdict.kind])]
     first = found[0]
@@ -133,7 +133,7 @@ def _growth_and_holders(answer: WhyAlive) -> tuple[str, tuple[str, ...], str]:
     what = str(answer.growth) if answer.growth is not None else answer.what
     if answer.example:
         what += f", newest {answer.example}"
-    return what, answer.ways[0].holders, answer.hint
+    return what, answer.paths[0].holders, answer.hint
 
 
 def _describe_leftover(leftover: Leftover) -> str:

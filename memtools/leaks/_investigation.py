@@ -218,10 +218,10 @@ def _suspects(grown: Sequence[HeapGrowth]) -> list[HeapGrowth]:
 
 
 def _is_informative(answer: WhyAlive, found: Sequence[WhyAlive]) -> bool:
-    if not answer.ways or not answer.ways[0].holders:
+    if not answer.paths or not answer.paths[0].holders:
         return False
-    way = answer.ways[0]
-    if way.is_rooted and way.holders[-1].startswith(("memtools.", "class memtools.")):
+    path = answer.paths[0]
+    if path.is_rooted and path.holders[-1].startswith(("memtools.", "class memtools.")):
         return False  # a registry of memtools, which grows along
     return not (_is_type(answer) and any(_root(answer) == _root(other) for other in found))
 
@@ -243,10 +243,10 @@ def _rate(answer: WhyAlive) -> float:
 
 
 def _is_held_by_program(answer: WhyAlive) -> bool:
-    way = answer.ways[0]
-    names = [holder.removeprefix("class ").partition(".")[0] for holder in way.holders]
-    return way.is_rooted and any(name not in sys.stdlib_module_names or name == "__main__" for name in names[-2:])
+    path = answer.paths[0]
+    names = [holder.removeprefix("class ").partition(".")[0] for holder in path.holders]
+    return path.is_rooted and any(name not in sys.stdlib_module_names or name == "__main__" for name in names[-2:])
 
 
 def _root(answer: WhyAlive) -> str:
-    return _VARYING_PARTS.sub("[]", answer.ways[0].holders[-1])
+    return _VARYING_PARTS.sub("[]", answer.paths[0].holders[-1])

@@ -255,7 +255,7 @@ def sized_containers(count: int = 5) -> tuple[Container, ...]:
     """
     found: list[Any] = [each for each in registered() if isinstance(each, (BoundedList, WeakCache))]
     bounded = set(map(id, found))
-    found += [each for each in largest_containers(4 * count, least=_MIN_ITEMS) if id(each) not in bounded]
+    found += [each for each in largest_containers(4 * count, minimum=_MIN_ITEMS) if id(each) not in bounded]
     sizes = {id(each): _container_bytes(each) for each in found}
     largest = sorted((each for each in found if sizes[id(each)]), key=lambda each: sizes[id(each)], reverse=True)
     del largest[count:]

@@ -1,6 +1,6 @@
-"""Containers that cannot grow without end."""
+"""Containers with a bounded size."""
 
-from memtools.errors import NotPicklable, NotWeakReferenceable, RecursiveFactory
+from memtools.errors import NotWeakReferenceable, RecursiveFactory
 from memtools.structures._bounded_list import BoundedList, BoundedListStatistics
 from memtools.structures._cache_store import CacheStatistics
 from memtools.structures._weak_cache import WeakCache
@@ -9,7 +9,6 @@ __all__ = [
     "BoundedList",
     "BoundedListStatistics",
     "CacheStatistics",
-    "NotPicklable",
     "NotWeakReferenceable",
     "RecursiveFactory",
     "WeakCache",

@@ -1,92 +1,89 @@
-"""A list that is bounded by bytes as well: each item's shallow size is taken once and remembered.
+"""Lists with `max_bytes`: the size of each item is remembered.
 
-Covers: the sizes, kept in the order of the items through every mutator.
-Leaves to others: the bound on the number of items (`_window`), who gets this class (`_bounded_list`).
-
-The sizes stand in a list of their own, one place per item, and each mutator does to it what it did to the items. It is
-a class apart so that a list without `max_bytes` keeps the C methods for all that removes and reorders.
+The sizes are kept in a list of their own, which every mutator changes in the same way as the items. This is a class
+apart so that a list without `max_bytes` keeps the C methods for everything that removes or reorders items.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, SupportsIndex, TypeVar, cast, overload
 
 from memtools.errors import ConfigError
-from memtools.structures._window import ListBounds, Window
+from memtools.structures._window import BoundedListBase, ListBounds
 
 T = TypeVar("T")
-W = TypeVar("W", bound=Window[Any])
+L = TypeVar("L", bound=BoundedListBase[Any])
 
 
-class Weighed(Window[T]):
-    """A window whose items together have at most `max_bytes`, by remembered size."""
+class ByteBoundedMixin(BoundedListBase[T]):
+    """The methods of a list whose items have at most `max_bytes` together, by their remembered sizes."""
 
     __slots__ = ()
 
-    def _bind(self, bounds: ListBounds) -> None:
-        super()._bind(bounds)
+    def _set_bounds(self, bounds: ListBounds) -> None:
+        super()._set_bounds(bounds)
         self._sizes = []
-        self._bytes = 0
-        self._most = bounds.max_bytes or 0
+        self._size_bytes = 0
+        self._max_bytes = bounds.max_bytes or 0
 
     def append(self, item: T, /) -> None:
-        """Add `item` at the end; where the list is full, by number or by bytes, the oldest go."""
-        size = self._weigh(item)
-        self._align()
-        self._app(item)
+        """Add `item` at the end; when the list is full, by number or by bytes, the oldest items are evicted."""
+        size = self._size_of(item)
+        self._sync_sizes()
+        self._list_append(item)
         self._sizes.append(size)
-        self._bytes += size
-        if self._bytes > self._most or len(self) > self._limit:
+        self._size_bytes += size
+        if self._size_bytes > self._max_bytes or len(self) > self._limit:
             self._fit()
 
     def extend(self, iterable: Iterable[T], /) -> None:
-        """Add all of `iterable` at the end; of an iterator, never more than the bounds hold and one item wait."""
-        # A list that was filled behind our back weighs more than may wait: it would be cut while it is read.
+        """Add all items of `iterable` at the end; those of an iterator one by one, so that few exist at once."""
+        # The list may exceed its bounds (`list.append(x, item)`), and would then be trimmed while it is read.
         self._feed(iter(self[:] if iterable is self else iterable))
 
     def insert(self, index: SupportsIndex, item: T, /) -> None:
-        """Put `item` before `index`; where the list is full, the oldest go: at the front, `item` itself."""
-        self._align()
-        size = self._weigh(item)
-        self._ins(index, item)
+        """Put `item` before `index`; when the list is full, the oldest are evicted: at the front, `item` itself."""
+        self._sync_sizes()
+        size = self._size_of(item)
+        self._list_insert(index, item)
         self._sizes.insert(index, size)
-        self._bytes += size
+        self._size_bytes += size
         self._fit()
 
     @overload
     def __setitem__(self, index: SupportsIndex, value: T, /) -> None: ...
     @overload
     def __setitem__(self, index: slice, value: Iterable[T], /) -> None: ...
-    def __setitem__(self, index: SupportsIndex | slice, value: Any, /) -> None:  # as wide as both forms
-        self._align()
-        # What is replaced lives until the sizes are in step: a finaliser of it may add to this very list.
+    def __setitem__(self, index: SupportsIndex | slice, value: Any, /) -> None:  # Any: as wide as both forms
+        self._sync_sizes()
+        # The replaced items live until the sizes are in step, because a finaliser may add to this very list.
         if isinstance(index, slice):
             items: list[T] = list(value)
-            sizes = list(map(self._weigh, items))
+            sizes = list(map(self._size_of, items))
             _replaced = self[index]
-            self._set(index, items)
-            self._bytes += sum(sizes) - sum(self._sizes[index])
+            self._list_setitem(index, items)
+            self._size_bytes += sum(sizes) - sum(self._sizes[index])
             self._sizes[index] = sizes
         else:
-            size = self._weigh(value)
+            size = self._size_of(value)
             _replaced = [self[index]]
-            self._set(index, value)
-            self._bytes += size - self._sizes[index]
+            self._list_setitem(index, value)
+            self._size_bytes += size - self._sizes[index]
             self._sizes[index] = size
         self._fit()
 
     def __delitem__(self, index: SupportsIndex | slice, /) -> None:
-        self._align()
+        self._sync_sizes()
         _removed = self[index]  # lives until the sizes are in step
-        self._cut(index)
+        self._list_delitem(index)
         sizes = self._sizes[index]
-        self._bytes -= sum(sizes) if isinstance(sizes, list) else sizes
+        self._size_bytes -= sum(sizes) if isinstance(sizes, list) else sizes
         del self._sizes[index]
 
     def pop(self, index: SupportsIndex = -1, /) -> T:
         """Remove the item at `index` and return it."""
-        self._align()
-        item: T = self._pop(index)
-        self._bytes -= self._sizes.pop(index)
+        self._sync_sizes()
+        item: T = self._list_pop(index)
+        self._size_bytes -= self._sizes.pop(index)
         return item
 
     def remove(self, item: T, /) -> None:
@@ -104,47 +101,47 @@ class Weighed(Window[T]):
 
     def sort(self, *, key: Any = None, reverse: bool = False) -> None:
         """Sort the items in place, as a list does."""
-        self._align()
-        before = self[:]  # keeps the items alive, so that no id changes hands
+        self._sync_sizes()
+        before = self[:]  # keeps the items alive, so that no id is used again
         size_of = dict(zip(map(id, before), self._sizes, strict=True))
         try:
             super().sort(key=key, reverse=reverse)
         finally:
             self._sizes = [size_of[id(item)] for item in self]
-            self._bytes = sum(self._sizes)  # one object in two places may have been weighed twice
+            self._size_bytes = sum(self._sizes)  # an object that is in two places may have two sizes
             self._fit()
 
-    def _weigh(self, item: T) -> int:
-        size = cast("object", self._bounds.sizeof(item))  # the user's function may give what it never promised
+    def _size_of(self, item: T) -> int:
+        size = cast("object", self._bounds.sizeof(item))  # the function may return anything
         if isinstance(size, int) and size >= 0:
             return size
-        raise ConfigError("sizeof", self._bounds.sizeof, f"a function that returns bytes, not {size!r}")
+        raise ConfigError("sizeof", self._bounds.sizeof, f"a function that returns a number of bytes, not {size!r}")
 
-    def _adopt(self, other: Window[T]) -> None:
-        self._take(other[:], other._sizes[:])  # an item may have grown: it is not asked again
+    def _extend_unchecked(self, other: BoundedListBase[T]) -> None:
+        self._extend_sized(other[:], other._sizes[:])  # the remembered sizes: an item may have grown since
 
-    def _take(self, items: list[T], sizes: list[int]) -> None:
-        self._align()
-        self._ext(items)
+    def _extend_sized(self, items: list[T], sizes: list[int]) -> None:
+        self._sync_sizes()
+        self._list_extend(items)
         self._sizes += sizes
-        self._bytes += sum(sizes)
+        self._size_bytes += sum(sizes)
 
-    def _align(self) -> None:
-        # `list.append(x, item)`, `heapq` and the like add behind our back: then all are weighed anew.
+    def _sync_sizes(self) -> None:
+        # `list.append(x, item)`, `heapq.heappush` and the like bypass these methods.
         if len(self._sizes) != len(self):
-            self._reweigh()
+            self._recompute_sizes()
 
-    def _reweigh(self) -> None:
-        self._sizes = list(map(self._weigh, self))
-        self._bytes = sum(self._sizes)
+    def _recompute_sizes(self) -> None:
+        self._sizes = list(map(self._size_of, self))
+        self._size_bytes = sum(self._sizes)
 
     def _repeat(self, times: int) -> None:
-        self._align()
-        enough = min(times, self._most // self._bytes + 1) if self._bytes else times
-        _before = self[:] if enough <= 0 else None  # lives until the sizes are in step
-        self._rep(enough)
+        self._sync_sizes()
+        enough = min(times, self._max_bytes // self._size_bytes + 1) if self._size_bytes else times
+        _removed = self[:] if enough <= 0 else None  # lives until the sizes are in step
+        self._imul(enough)
         self._sizes *= enough
-        self._bytes = sum(self._sizes)
+        self._size_bytes = sum(self._sizes)
         self._fit()
 
     def _feed(self, feed: Iterator[T]) -> None:
@@ -155,54 +152,59 @@ class Weighed(Window[T]):
 
         try:
             for item in feed:
-                size = self._weigh(item)
+                size = self._size_of(item)
                 waiting.append(item)
                 sizes.append(size)
                 waiting_bytes += size
-                if waiting_bytes > self._most or len(waiting) > self._limit:
-                    self._take(waiting, sizes)
+                if waiting_bytes > self._max_bytes or len(waiting) > self._limit:
+                    self._extend_sized(waiting, sizes)
                     waiting, sizes, waiting_bytes = [], [], 0
-                    overflowed = self._cut_to(self._limit) or overflowed
+                    overflowed = self._trim_to(self._limit) or overflowed
                     self._fit()
         finally:
-            self._take(waiting, sizes)
+            self._extend_sized(waiting, sizes)
             if overflowed:
-                self._cut_to(self._keep)
+                self._trim_to(self._keep)
             self._fit()
 
     def _fit(self) -> None:
-        """Cut an overflow by number, then by bytes."""
-        excess = self._bytes - self._most
-        over = len(self) - self._keep if len(self) > self._limit else 0
-        if over == 0 and excess <= 0:
+        """Enforce the bound on the number of items, then the bound in bytes."""
+        excess_bytes = self._size_bytes - self._max_bytes
+        count = len(self) - self._keep if len(self) > self._limit else 0
+        if count == 0 and excess_bytes <= 0:
             return
 
-        excess -= sum(self._sizes[:over])
-        while excess > 0 and over < len(self._sizes):
-            excess -= self._sizes[over]
-            over += 1
-        self._drop(slice(None, over), over)
+        excess_bytes -= sum(self._sizes[:count])
+        while excess_bytes > 0 and count < len(self._sizes):
+            excess_bytes -= self._sizes[count]
+            count += 1
+        self._evict(slice(None, count), count)
 
-    def _drop(self, stale: slice, count: int) -> None:
-        gone = self[stale]  # lives until the sizes are in step
-        self._bytes -= sum(self._sizes[stale])
-        del self._sizes[stale]
-        self._cut(stale)
+    def _evict(self, evicted: slice, count: int) -> None:
+        items = self[evicted]  # lives until the sizes are in step
+        self._size_bytes -= sum(self._sizes[evicted])
+        del self._sizes[evicted]
+        self._list_delitem(evicted)
         self._evicted += count
-        if self._eviction is not None:
-            self._eviction.tell(gone)
+        if self._hook is not None:
+            self._hook.notify(items)
 
 
-def weighed(kind: type[W]) -> type[W]:
-    """Return the class whose instances are `kind`s bounded by bytes; the same one each time.
+def byte_bounded(public_class: type[L]) -> type[L]:
+    """Return the class of the lists of `public_class` with `max_bytes`; the same class each time.
 
-    It stands as if `kind` had been derived from `Weighed`, so that overrides in `kind` still come first and reach it
-    by `super()`.
+    The mixin comes after `public_class` in the order of methods, so that overrides come first and reach it by
+    `super()`.
     """
-    found = kind.__dict__.get("_weighed_kind")
+    found = public_class.__dict__.get("_byte_bounded_class")
     if found is None:
-        names = {"__slots__": (), "__module__": kind.__module__, "__qualname__": kind.__qualname__, "_plain_kind": kind}
-        metaclass = cast("Callable[..., Any]", type(kind))
-        found = metaclass(kind.__name__, (kind, Weighed), names)
-        kind._weighed_kind = found  # type: ignore[attr-defined]  # a note of ours on a class that may be the user's
-    return cast("type[W]", found)
+        names = {
+            "__slots__": (),
+            "__module__": public_class.__module__,
+            "__qualname__": public_class.__qualname__,
+            "_public_class": public_class,
+        }
+        metaclass = cast("Callable[..., Any]", type(public_class))
+        found = metaclass(public_class.__name__, (public_class, ByteBoundedMixin), names)
+        public_class._byte_bounded_class = found  # type: ignore[attr-defined]  # a cache on the class of the user
+    return cast("type[L]", found)

@@ -1,19 +1,11 @@
-"""One run of an async factory for all tasks of a loop that miss the same key at the same time.
+"""Single-flight calls: one run of a factory for all that miss a key at once.
 
-Covers: the task that runs the factory, those who wait for it, cancellation of either.
-Leaves to others: threads (`_flights`), where the value is kept
-(`_store`).
-
-The factory runs in a task of its own, in a copy of the context of the one who came first. So nobody who waits, not even
-the first, takes the run along when cancelled. When the last one is cancelled nobody wants the value: the run is
-cancelled, and the last one waits for its end, as it would have with a plain `await`.
-
-Everything here happens in the thread of one loop.
+A plain function runs in the thread that came first, and the other threads wait for it. A coroutine function runs in a
+task of its own, and the tasks of that event loop wait for it. Waits that can never end are refused, over all caches of
+the process.
 """
 
 import asyncio
-import os
-import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
@@ -22,155 +14,100 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 from weakref import ref
 
+from memtools._forks import register_after_fork
 from memtools.errors import RecursiveFactory
 
 K = TypeVar("K")
+V = TypeVar("V")
 
 
-class Absence(Enum):
-    """The answer "nothing there" where None may be a value."""
+class _Missing(Enum):
+    """The type of a sentinel that type checkers can narrow by."""
 
     MISSING = "missing"
 
 
-MISSING: Final = Absence.MISSING
-Missing: TypeAlias = Literal[Absence.MISSING]
+MISSING: Final = _Missing.MISSING  # "no value", where None may be a value
+Missing: TypeAlias = Literal[_Missing.MISSING]
 
-
-# Who waits for whom, so that a circle of factories is an error and not a silence.
-#
-# Covers: threads and tasks that wait for a flight, over all caches of the process.
-# Leaves to others: the waiting itself (`_flights`, `_tasks`).
-#
-# A flight is one run of a factory that several may wait for. Its runner is the thread or the task that runs the factory.
-# A wait is refused when the runner itself waits, over any number of steps, for the one who asks. A task that the factory
-# starts and waits for is another runner, which is not followed.
-
-# A number and not the thing itself, and flights only weakly: a task whose loop was abandoned must not live on for us.
+# The thread or task that runs a factory. A number and not the task itself, because a task whose event loop was
+# abandoned must not be kept alive here.
 Runner: TypeAlias = tuple[str, int]
 
 
-class Flight(Protocol):
-    """One run of a factory."""
+class Call(Protocol):
+    """One run of a factory that several threads or tasks may wait for.
+
+    Attributes:
+        runner: the thread or task that runs the factory; None before and after the run.
+    """
 
     runner: Runner | None
 
 
-_lock = threading.RLock()  # a finaliser may ask a cache in the middle of this
-_awaited: dict[Runner, ref[Flight]] = {}
-
-
-def this_thread() -> Runner:
-    """Return the running thread."""
-    return "thread", threading.get_ident()
-
-
-def this_task() -> Runner:
-    """Return the running task."""
-    return "task", id(asyncio.current_task())
-
-
-@contextmanager
-def waiting(waiter: Runner, flight: Flight, key: object) -> Generator[None, None, None]:
-    """Note for the length of the block that `waiter` waits for `flight`, which makes the value of `key`.
-
-    Raises:
-        RecursiveFactory: if the flight cannot end before `waiter` goes on.
-    """
-    with _lock:
-        _refuse_circle(waiter, flight, key)
-        before = _awaited.get(waiter)
-        _awaited[waiter] = ref(flight)
-    try:
-        yield
-    finally:
-        with _lock:
-            _awaited.pop(waiter, None)
-            if before is not None:  # we are in a finaliser, in the middle of another wait of the same thread
-                _awaited[waiter] = before
-
-
-def _refuse_circle(waiter: Runner, flight: Flight, key: object) -> None:
-    step: Flight | None = flight
-    while step is not None and step.runner is not None:
-        if step.runner == waiter:
-            raise RecursiveFactory.of(key)
-        awaited = _awaited.get(step.runner)
-        step = None if awaited is None else awaited()
-
-
-def _renew() -> None:
-    global _lock
-    _lock = threading.RLock()
-    # The threads that waited are not in the child; a task that waits takes itself out, and does not mind.
-    _awaited.clear()
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_renew)
-
-
-# One run of a factory for all threads that miss the same key at the same time.
-#
-# Covers: waiting for another thread's run, handing out its value or its failure.
-# Leaves to others: tasks (`_tasks`), where the value is kept
-# (`_store`).
-
-V = TypeVar("V")
-
-
-class ThreadFlight(Generic[V]):
-    """One run of a factory in the thread that made this object.
+class ThreadCall(Generic[V]):
+    """One run of a factory, in the thread that makes this object.
 
     Attributes:
         runner: that thread.
-        is_awaited: whether another thread has joined; set while the cache is locked.
+        has_waiters: whether another thread waits; set while the cache is locked.
     """
 
-    __slots__ = ("__weakref__", "_ended", "_error", "_trace", "_value", "is_awaited", "runner")
+    __slots__ = ("__weakref__", "_ended", "_error", "_traceback", "_value", "has_waiters", "runner")
 
     def __init__(self) -> None:
-        self.runner: Runner | None = this_thread()
-        self.is_awaited = False
+        self.runner: Runner | None = current_thread()
+        self.has_waiters = False
         self._ended = threading.Event()
         self._value: V | Missing = MISSING
         self._error: Exception | None = None
-        self._trace: TracebackType | None = None
+        self._traceback: TracebackType | None = None
 
-    def land(self, value: V) -> None:
-        """Hand `value` to all who wait."""
+    def set_result(self, value: V) -> None:
+        """Return `value` from every `wait`."""
         self._value = value
         self._ended.set()
 
-    def fail(self, error: BaseException) -> None:
-        """Hand `error` to all who wait; what was meant for one thread (`KeyboardInterrupt`) stays there."""
-        # Not kept for nobody: the traceback may know this object, and the circle would keep the factory's frames.
-        if self.is_awaited and isinstance(error, Exception):
-            self._error, self._trace = error, error.__traceback__
+    def set_exception(self, error: BaseException) -> None:
+        """Raise `error` from every `wait`; what was meant for one thread (`KeyboardInterrupt`) is not passed on."""
+        # Kept only if a thread waits: the traceback may refer to this object, and the cycle would keep the frames of
+        # the factory alive.
+        if self.has_waiters and isinstance(error, Exception):
+            self._error, self._traceback = error, error.__traceback__
         self._ended.set()
 
     def wait(self, key: object) -> V | Missing:
-        """Wait for the end; return the value, or `MISSING` where the run was broken off and someone has to try again.
+        """Wait for the end of the run and return the value; `MISSING` if it was interrupted and has to be repeated.
 
         Raises:
             RecursiveFactory: if this thread makes the value of `key` itself, or the run waits for this thread.
             Exception: what the factory raised.
         """
-        with waiting(this_thread(), self, key):
+        with record_wait(current_thread(), self, key):
             self._ended.wait()
 
         if self._error is None:
             return self._value
         try:
-            # One exception is raised in many threads: each starts from the factory's traceback, or it would grow.
-            raise self._error.with_traceback(self._trace)
+            # Several threads raise the same exception: each starts from the traceback of the factory, or it would grow.
+            raise self._error.with_traceback(self._traceback)
         finally:
-            # The traceback holds this frame, and through it this object and the exception: a circle.
+            # The traceback holds this frame, and through it this object and the exception: a reference cycle.
             del self
 
 
-class TaskFlight(Generic[V]):
-    """One run of an async factory, in a task of the running loop.
+class TaskCall(Generic[V]):
+    """One run of an async factory, in a task of its own on the running event loop.
+
+    No waiting task takes the run along when it is cancelled, not even the task that came first. When the last waiting
+    task is cancelled, the run is cancelled as well, and that task waits for the end of the run, as it would with a
+    plain `await`.
+
+    All methods are called in the thread of the event loop.
+
+    Args:
+        loop: the running event loop.
+        on_end: called with this object when no further task may wait for it; may be called more than once.
 
     Attributes:
         runner: the task, while it runs.
@@ -178,44 +115,44 @@ class TaskFlight(Generic[V]):
 
     __slots__ = ("__weakref__", "_loop", "_on_end", "_task", "_waiters", "runner")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_end: Callable[["TaskFlight[V]"], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_end: Callable[["TaskCall[V]"], None]) -> None:
         self.runner: Runner | None = None
         self._loop = loop
-        self._on_end = on_end  # nobody may join any more
+        self._on_end = on_end
         self._task: asyncio.Task[V] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def start(self, make: Callable[[], Coroutine[Any, Any, V]]) -> None:
-        """Begin the run."""
-        run = self._run(make)
+    def start(self, create: Callable[[], Coroutine[Any, Any, V]]) -> None:
+        """Start the task, in a copy of the current context."""
+        coroutine = self._run(create)
         try:
-            task = self._loop.create_task(run, name="WeakCache factory")
+            task = self._loop.create_task(coroutine, name="WeakCache factory")
         except BaseException:
-            run.close()
+            coroutine.close()
             raise
         self._task = task
-        task.add_done_callback(self._land)
+        task.add_done_callback(self._on_task_done)
 
-    async def join(self, key: object) -> V:
-        """Wait for the end and return the value.
+    async def wait(self, key: object) -> V:
+        """Wait for the end of the run and return the value.
 
         Raises:
             RecursiveFactory: if this task makes the value of `key` itself, or the run waits for this task.
             BaseException: what the factory raised.
         """
         try:
-            with waiting(this_task(), self, key):
-                await self._wait()
+            with record_wait(current_task(), self, key):
+                await self._wait_for_task()
             assert self._task is not None
             return self._task.result()
         finally:
-            self._leave()
+            self._release_task()
 
-    async def _run(self, make: Callable[[], Coroutine[Any, Any, V]]) -> V:
-        self.runner = this_task()
-        return await make()
+    async def _run(self, create: Callable[[], Coroutine[Any, Any, V]]) -> V:
+        self.runner = current_task()
+        return await create()
 
-    async def _wait(self) -> None:
+    async def _wait_for_task(self) -> None:
         if self._task is not None and self._task.done():
             return
         waiter = self._loop.create_future()
@@ -225,13 +162,13 @@ class TaskFlight(Generic[V]):
         except asyncio.CancelledError:
             self._waiters.discard(waiter)
             if not self._waiters:
-                await self._abandon()
+                await self._cancel_task()
             raise
         finally:
             self._waiters.discard(waiter)
 
-    async def _abandon(self) -> None:
-        # Whoever comes now starts a run of his own, this one is doomed.
+    async def _cancel_task(self) -> None:
+        # A task that misses the key from now on starts a run of its own.
         self._on_end(self)
         task = self._task
         if task is None or task.done():
@@ -242,67 +179,114 @@ class TaskFlight(Generic[V]):
         if error is not None:
             raise error
 
-    def _land(self, task: asyncio.Task[V]) -> None:
+    def _on_task_done(self, task: asyncio.Task[V]) -> None:
         self.runner = None
         self._on_end(self)
         if not task.cancelled():
-            task.exception()  # seen, so that asyncio does not call it "never retrieved" when all waiters were cancelled
+            task.exception()  # or asyncio logs "exception was never retrieved" when all waiting tasks were cancelled
         for waiter in self._waiters:
-            # The waiter only wakes up and looks at the task: a future with an exception would be one more to retrieve.
+            # The future only wakes the waiting task: with an exception it would be one more to retrieve.
             if not waiter.done():
                 waiter.set_result(None)
-        self._leave()
+        self._release_task()
 
-    def _leave(self) -> None:
-        # The last one out breaks the circle: flight, task, exception, traceback, frames, flight.
+    def _release_task(self) -> None:
+        # The last waiting task breaks the cycle of call, task, exception, traceback, frames and call.
         if not self._waiters and self._task is not None and self._task.done():
             self._on_end(self)
             self._task = None
 
 
-# The runs of factories that somebody may still join: one table for the threads, one for each event loop.
-#
-# Leaves to others: running and waiting (`_flights`, `_tasks`).
-#
-# A run is never joined from another loop, nor by a thread from a task: a loop may stop for good at any moment, and those
-# who wait elsewhere would never hear of it.
-#
-# Threads: the caller holds the cache's lock.
+class CallsInProgress(Generic[K, V]):
+    """The calls that run now, by key: one table for the threads and one for each event loop.
 
-
-class Pending(Generic[K, V]):
-    """Who makes the value of which key now.
+    Neither a thread nor a task of another loop waits for the task of a loop: a loop may stop for good at any moment,
+    and such a wait would never end. The caller of each method holds the lock of the cache.
 
     Attributes:
-        by_threads: the runs of plain factories.
+        in_threads: the calls of plain factories.
     """
 
-    __slots__ = ("_by_loops", "by_threads")
+    __slots__ = ("_in_loops", "in_threads")
 
     def __init__(self) -> None:
-        self.by_threads: dict[K, ThreadFlight[V]] = {}
-        self._by_loops: dict[asyncio.AbstractEventLoop, dict[K, TaskFlight[V]]] = {}
+        self.in_threads: dict[K, ThreadCall[V]] = {}
+        self._in_loops: dict[asyncio.AbstractEventLoop, dict[K, TaskCall[V]]] = {}
 
     def __len__(self) -> int:
-        return len(self.by_threads) + sum(map(len, self._by_loops.values()))
+        return len(self.in_threads) + sum(map(len, self._in_loops.values()))
 
-    def of_loop(self, loop: asyncio.AbstractEventLoop) -> dict[K, TaskFlight[V]]:
-        """Return the table of `loop`; those of loops that have been closed, perhaps in mid-run, go."""
-        table = self._by_loops.get(loop)
+    def for_loop(self, loop: asyncio.AbstractEventLoop) -> dict[K, TaskCall[V]]:
+        """Return the table of `loop`; when it is new, the tables of closed loops are removed."""
+        table = self._in_loops.get(loop)
         if table is None:
-            for other in [other for other in self._by_loops if other.is_closed()]:
-                del self._by_loops[other]
-            table = self._by_loops[loop] = {}
+            for other in [other for other in self._in_loops if other.is_closed()]:
+                del self._in_loops[other]
+            table = self._in_loops[loop] = {}
         return table
 
     def forget(self, key: K) -> None:
-        """Let nobody join the runs for `key`, nor keep what they make: the key has just been removed."""
-        self.by_threads.pop(key, None)
-        for table in self._by_loops.values():
+        """Forget the calls for `key`, which was just removed: no further waiters, and their values are not stored."""
+        self.in_threads.pop(key, None)
+        for table in self._in_loops.values():
             table.pop(key, None)
 
     def forget_all(self) -> None:
-        """Do the same for every key."""
-        self.by_threads.clear()
-        for table in self._by_loops.values():
+        """Forget the calls for all keys."""
+        self.in_threads.clear()
+        for table in self._in_loops.values():
             table.clear()
+
+
+_lock = threading.RLock()  # re-entrant: a finaliser may use a cache while this thread holds it
+_awaited: dict[Runner, ref[Call]] = {}
+
+
+def current_thread() -> Runner:
+    """Return the running thread."""
+    return "thread", threading.get_ident()
+
+
+def current_task() -> Runner:
+    """Return the running task."""
+    return "task", id(asyncio.current_task())
+
+
+@contextmanager
+def record_wait(waiter: Runner, call: Call, key: object) -> Generator[None, None, None]:
+    """Record, for the length of the block, that `waiter` waits for `call`, which makes the value of `key`.
+
+    Raises:
+        RecursiveFactory: if the call cannot end before `waiter` goes on.
+    """
+    with _lock:
+        _raise_on_deadlock(waiter, call, key)
+        outer = _awaited.get(waiter)
+        _awaited[waiter] = ref(call)
+    try:
+        yield
+    finally:
+        with _lock:
+            _awaited.pop(waiter, None)
+            if outer is not None:  # this block ran in a finaliser, during another wait of the same thread
+                _awaited[waiter] = outer
+
+
+def _raise_on_deadlock(waiter: Runner, call: Call, key: object) -> None:
+    # Follow who waits for which runner. A task that a factory starts and awaits is another runner, and is not followed.
+    step: Call | None = call
+    while step is not None and step.runner is not None:
+        if step.runner == waiter:
+            raise RecursiveFactory.of(key)
+        awaited = _awaited.get(step.runner)
+        step = None if awaited is None else awaited()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+    # The threads that waited do not exist in the child; a task that waits removes its own entry, present or not.
+    _awaited.clear()
+
+
+register_after_fork(_renew_lock)

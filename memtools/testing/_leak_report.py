@@ -43,7 +43,7 @@ class HolderSearch:
         grown = growth_between(*self._counts, limit=_MAX_HOLDERS, minimum=2)[:_MAX_HOLDERS]
         self._counts.clear()  # the counts are not part of the leak
         answers = (why_alive(one, timeout=_WALK_TIMEOUT_S) for one in grown)
-        return tuple(answer for answer in answers if answer.ways and not _is_own_registry(answer))
+        return tuple(answer for answer in answers if answer.paths and not _is_own_registry(answer))
 
     def new_resources(self) -> tuple[str, ...]:
         """Return the new tasks, threads and descriptors by name, one line for each name with more than one."""
@@ -53,7 +53,7 @@ class HolderSearch:
 
 def _is_own_registry(answer: WhyAlive) -> bool:
     # The ledger's own list of open owners grows along with tasks that do not end, and adds no information.
-    return answer.ways[0].holders[-1:] == ("memtools.ledger._ledger._open",)
+    return answer.paths[0].holders[-1:] == ("memtools.ledger._ledger._open",)
 
 
 def _names() -> Counter[str]:
@@ -165,7 +165,7 @@ def build_report(
 
 def _filling_cache(held: Sequence[WhyAlive]) -> str:
     # The largest growth decides: a leak beside a cache that fills up becomes visible when the cache is full.
-    filling = held[0].ways[0].filling if held else ""
+    filling = held[0].paths[0].filling if held else ""
     return f"it may be {filling}" if filling else ""
 
 

@@ -1,4 +1,4 @@
-"""What the census counts, and what it says grew."""
+"""The census of the heap, and the growth between two of them."""
 
 import asyncio
 import gc
@@ -8,14 +8,14 @@ from collections import Counter, OrderedDict, defaultdict, deque
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.heap import Census, HeapGrowth, count_in_slices, growth_between, heap_census
+from memtools.heap import Census, HeapGrowth, count_in_slices, growth_between, heap_census, why_alive
 
 
 @pytest.mark.parametrize(
     "container",
     [
         {number: [number] for number in range(500)},
-        {number: number for number in range(500)},  # not tracked by the collector before 3.14
+        {number: number for number in range(500)},  # not tracked by the garbage collector before Python 3.14
         [[number] for number in range(500)],
         set(range(500)),
         deque(range(500)),
@@ -25,7 +25,7 @@ from memtools.heap import Census, HeapGrowth, count_in_slices, growth_between, h
     ],
     ids=lambda container: type(container).__name__,
 )
-def test_every_container_that_can_grow_is_counted(container: object) -> None:
+def test_census_counts_every_growing_container(container: object) -> None:
     holder = [container]
 
     counted = heap_census()
@@ -34,7 +34,7 @@ def test_every_container_that_can_grow_is_counted(container: object) -> None:
     assert counted.names[counted.containers[id(container)][0]].endswith(type(container).__name__)
 
 
-def test_short_containers_are_left_out() -> None:
+def test_census_leaves_out_short_containers() -> None:
     short = [[number] for number in range(63)]
     long = [[number] for number in range(64)]
 
@@ -44,7 +44,7 @@ def test_short_containers_are_left_out() -> None:
     assert id(long) in counted.containers
 
 
-def test_types_are_counted_by_number() -> None:
+def test_census_counts_objects_by_type() -> None:
     class Order: ...
 
     kept = [Order() for _ in range(321)]
@@ -55,7 +55,7 @@ def test_types_are_counted_by_number() -> None:
     assert "Order" in counted.names[id(Order)]
 
 
-def test_counting_in_slices_gives_the_same_as_at_once() -> None:
+def test_census_in_slices_gives_the_same_result() -> None:
     kept = [{"a": [number]} for number in range(120_000)]
 
     steps = list(count_in_slices())
@@ -66,19 +66,19 @@ def test_counting_in_slices_gives_the_same_as_at_once() -> None:
     assert steps[-1].types[id(dict)] >= len(kept)
 
 
-def test_what_grows_is_named_with_its_rate() -> None:
+def test_growth_has_lengths_and_rate() -> None:
     rows: list[list[int]] = [[number] for number in range(100)]
     first = heap_census()
 
     rows.extend([number] for number in range(400))
-    (found,) = [one for one in growth_between(first, heap_census()) if one.address == id(rows)]
+    (found,) = [growth for growth in growth_between(first, heap_census()) if growth.address == id(rows)]
 
     assert (found.before, found.after) == (100, 500)
     assert found.per_second > 0
     assert str(found).startswith("list +")
 
 
-def test_a_container_that_shrank_in_between_is_no_leak() -> None:
+def test_growth_leaves_out_a_container_that_shrank_in_between() -> None:
     rows = [[number] for number in range(1_000)]
     first = heap_census()
     del rows[500:]
@@ -87,28 +87,28 @@ def test_a_container_that_shrank_in_between_is_no_leak() -> None:
 
     found = growth_between(first, second, heap_census())
 
-    assert id(rows) not in {one.address for one in found}
+    assert id(rows) not in {growth.address for growth in found}
 
 
-def test_a_container_that_is_new_grows_from_nothing() -> None:
+def test_growth_of_a_new_container_starts_at_zero() -> None:
     first = heap_census()
     rows = [[number] for number in range(1_000)]
 
     found = growth_between(first, heap_census())
 
-    assert [one.before for one in found if one.address == id(rows)] == [0]
+    assert [growth.before for growth in found if growth.address == id(rows)] == [0]
 
 
-def test_its_own_counts_do_not_grow() -> None:
+def test_growth_leaves_out_earlier_censuses() -> None:
     counts = [heap_census() for _ in range(4)]
 
     found = growth_between(*counts)
 
-    assert not [one for one in found if "memtools.heap" in one.type_name]
-    assert not [one for one in found if one.address in {id(count.types) for count in counts}]
+    assert not [growth for growth in found if "memtools.heap" in growth.type_name]
+    assert not [growth for growth in found if growth.address in {id(count.types) for count in counts}]
 
 
-def test_a_type_without_a_container_is_found_by_its_number() -> None:
+def test_growth_of_a_type_without_container_is_found() -> None:
     class Link:
         def __init__(self, before: "Link | None") -> None:
             self.before = before
@@ -121,22 +121,22 @@ def test_a_type_without_a_container_is_found_by_its_number() -> None:
     found = growth_between(first, heap_census())
 
     assert last is not None
-    assert [one.after for one in found if one.type_name.endswith("Link")] == [200]
+    assert [growth.after for growth in found if growth.type_name.endswith("Link")] == [200]
 
 
-def test_growth_needs_two_counts() -> None:
+def test_growth_of_a_single_census_is_refused() -> None:
     with pytest.raises(ConfigError, match="two or more"):
         growth_between(heap_census())
 
 
-def test_an_address_that_was_used_again_is_no_growth() -> None:
+def test_growth_leaves_out_a_reused_address() -> None:
     before = Census({1: (10, 100)}, {}, {10: "list", 20: "dict"}, 0, 0.0)
     after = Census({1: (20, 500)}, {}, {10: "list", 20: "dict"}, 0, 1.0)
 
     assert growth_between(before, after) == ()
 
 
-def test_rates_are_per_second() -> None:
+def test_growth_rate_is_per_second() -> None:
     before = Census({1: (10, 100)}, {10: 5}, {10: "shop.Order"}, 0, 0.0)
     after = Census({1: (10, 600)}, {10: 105}, {10: "shop.Order"}, 0, 10.0)
 
@@ -146,7 +146,7 @@ def test_rates_are_per_second() -> None:
     )
 
 
-async def test_a_count_in_slices_lets_the_loop_have_its_turn() -> None:
+async def test_census_in_slices_lets_other_tasks_run() -> None:
     turns = 0
 
     async def other() -> None:
@@ -163,23 +163,21 @@ async def test_a_count_in_slices_lets_the_loop_have_its_turn() -> None:
     assert turns > 0
 
 
-def test_the_inside_of_a_weak_set_is_nobodys_leak() -> None:
-    from memtools.heap import why_alive
+def test_storage_of_a_weak_set_is_not_reported() -> None:
+    class Order: ...
 
-    class Thing: ...
-
-    things = [Thing() for _ in range(100)]
-    weak = weakref.WeakSet(things)
+    orders = [Order() for _ in range(100)]
+    weak = weakref.WeakSet(orders)
     first = heap_census()
-    things.extend(Thing() for _ in range(300))
-    weak.update(things)
+    orders.extend(Order() for _ in range(300))
+    weak.update(orders)
 
-    inside = [one for one in growth_between(first, heap_census()) if one.address == id(weak.data)]
+    storage = [found for found in growth_between(first, heap_census()) if found.address == id(weak.data)]
 
-    assert [why_alive(one).ways for one in inside] == [()]
+    assert [why_alive(found).paths for found in storage] == [()]
 
 
-def test_a_census_reads_as_a_table() -> None:
+def test_census_as_text_is_a_table() -> None:
     text = str(heap_census())
 
     assert "objects" in text.splitlines()[0]

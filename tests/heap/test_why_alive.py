@@ -1,4 +1,4 @@
-"""Who is named for what: the holders that leak again and again."""
+"""The holders that `why_alive` names for common leaks."""
 
 import asyncio
 import contextvars
@@ -32,7 +32,7 @@ class Service:
     def __init__(self) -> None:
         self.orders: dict[str, list[int]] = {}
 
-    @functools.cache  # noqa: B019  # the leak that is looked for
+    @functools.cache  # noqa: B019  # the leak that the test finds
     def area(self, side: int) -> list[int]:
         return [side * side]
 
@@ -44,50 +44,50 @@ class Slotted:
         self.rows: list[list[int]] = []
 
 
-def test_a_global_is_named_with_its_module() -> None:
+def test_global_is_named_with_its_module() -> None:
     registry["nightly"] = target = [1]
 
     assert str(why_alive(target)) == f"list (1 alive) <- dict['nightly'] <- {__name__}.registry"
 
 
-def test_an_attribute_is_named_with_its_class() -> None:
+def test_attribute_is_named_with_its_class() -> None:
     service = registry["service"] = Service()
     service.orders["AAPL"] = target = [1]
 
-    holders = why_alive(target).ways[0].holders
+    holders = why_alive(target).paths[0].holders
 
     assert holders[:3] == ("dict['AAPL']", f"{__name__}.Service.orders", "dict['service']")
 
 
-def test_a_slot_is_named() -> None:
+def test_slot_is_named() -> None:
     slotted = registry["slotted"] = Slotted()
     slotted.rows.append(target := [1])
 
-    assert why_alive(target).ways[0].holders[:2] == ("list[0]", f"{__name__}.Slotted.rows")
+    assert why_alive(target).paths[0].holders[:2] == ("list[0]", f"{__name__}.Slotted.rows")
 
 
-def test_a_class_attribute_is_named() -> None:
+def test_class_attribute_is_named() -> None:
     Service.prices["AAPL"] = target = [1]
     try:
         answer = why_alive(target)
     finally:
         Service.prices.clear()
 
-    assert answer.ways[0].holders == ("dict['AAPL']", f"class {__name__}.Service.prices")
+    assert answer.paths[0].holders == ("dict['AAPL']", f"class {__name__}.Service.prices")
 
 
-def test_a_cache_on_a_method_is_told_with_its_cure() -> None:
+def test_cache_on_a_method_has_a_hint() -> None:
     service = Service()
     target = service.area(3)
 
     answer = why_alive(target)
     Service.area.cache_clear()
 
-    assert answer.ways[0].holders[1:] == ("lru_cache wrapper of Service.area", f"class {__name__}.Service.area")
+    assert answer.paths[0].holders[1:] == ("lru_cache wrapper of Service.area", f"class {__name__}.Service.area")
     assert "lru_cache on a method keeps self" in answer.hint
 
 
-def test_a_closure_is_named_with_its_variable() -> None:
+def test_closure_is_named_with_its_variable() -> None:
     def make() -> Callable[[int], list[int]]:
         seen: dict[int, list[int]] = {}
 
@@ -99,15 +99,15 @@ def test_a_closure_is_named_with_its_variable() -> None:
     registry["remember"] = remember = make()
     target = remember(7)
 
-    holders = why_alive(target).ways[0].holders
+    holders = why_alive(target).paths[0].holders
 
     assert holders[0] == "dict[7]"
     assert holders[1].startswith("closure of function")
     assert holders[1].endswith(", variable seen")
 
 
-def test_a_default_of_a_function_is_named() -> None:
-    def collect(row: int, rows: list[list[int]] = []) -> list[list[int]]:  # noqa: B006  # the leak that is looked for
+def test_default_of_a_function_is_named() -> None:
+    def collect(row: int, rows: list[list[int]] = []) -> list[list[int]]:  # noqa: B006  # the leak that the test finds
         rows.append([row])
         return rows
 
@@ -117,7 +117,7 @@ def test_a_default_of_a_function_is_named() -> None:
     assert "collect, a default" in str(why_alive(target))
 
 
-async def test_a_stuck_task_is_named_with_its_line_and_variable() -> None:
+async def test_stuck_task_is_named_with_its_line_and_variable() -> None:
     class Order: ...
 
     never = asyncio.Event()
@@ -135,13 +135,13 @@ async def test_a_stuck_task_is_named_with_its_line_and_variable() -> None:
     await asyncio.gather(*tasks)
 
     assert answer.alive == 5
-    assert len(answer.ways) == 1
-    assert answer.ways[0].count == 5
-    assert "coroutine test_a_stuck_task" in str(answer)
+    assert len(answer.paths) == 1
+    assert answer.paths[0].count == 5
+    assert "coroutine test_stuck_task" in str(answer)
     assert "variable order" in str(answer)
 
 
-async def test_a_task_is_named_with_what_it_is_held_by() -> None:
+async def test_task_is_named() -> None:
     never = asyncio.Event()
     task = asyncio.create_task(never.wait(), name="price feed")
     await asyncio.sleep(0)
@@ -153,7 +153,7 @@ async def test_a_task_is_named_with_what_it_is_held_by() -> None:
     assert "task 'price feed'" in str(answer)
 
 
-async def test_a_timer_keeps_its_arguments() -> None:
+async def test_timer_is_found_as_holder() -> None:
     payload = [1]
     handle = asyncio.get_running_loop().call_later(3600, print, payload)
     holder = weakref.ref(handle)
@@ -167,7 +167,7 @@ async def test_a_timer_keeps_its_arguments() -> None:
     assert "_scheduled" in str(found) or "Handle" in str(found)
 
 
-def test_an_unbounded_queue_is_told_with_its_cure() -> None:
+def test_unbounded_queue_has_a_hint() -> None:
     backlog: queue.Queue[list[int]] = queue.Queue()
     registry["backlog"] = backlog
     backlog.put(target := [1])
@@ -178,7 +178,7 @@ def test_an_unbounded_queue_is_told_with_its_cure() -> None:
     assert "maxsize" in answer.hint
 
 
-def test_an_exception_that_is_kept_is_told_with_its_cure() -> None:
+def test_kept_exception_is_named_with_its_frame() -> None:
     class Order: ...
 
     def fail() -> None:
@@ -199,7 +199,7 @@ def test_an_exception_that_is_kept_is_told_with_its_cure() -> None:
     assert "fail" in str(answer)
 
 
-def test_a_logging_handler_is_told_with_its_cure() -> None:
+def test_logging_handler_has_a_path() -> None:
     logger = logging.getLogger("memtools.tests.heap")
     handler = logging.NullHandler()
     logger.addHandler(handler)
@@ -208,10 +208,10 @@ def test_a_logging_handler_is_told_with_its_cure() -> None:
     finally:
         logger.removeHandler(handler)
 
-    assert answer.ways
+    assert answer.paths
 
 
-def test_a_thread_is_named_with_what_it_runs() -> None:
+def test_thread_is_named_with_its_running_function() -> None:
     started, release = threading.Event(), threading.Event()
 
     class Order: ...
@@ -236,7 +236,7 @@ def test_a_thread_is_named_with_what_it_runs() -> None:
     assert "variable order" in str(answer)
 
 
-def test_a_value_of_a_context_is_named() -> None:
+def test_context_is_named_as_holder() -> None:
     variable: contextvars.ContextVar[list[int]] = contextvars.ContextVar("request")
     context = registry["context"] = contextvars.copy_context()
     target = [1]
@@ -245,16 +245,16 @@ def test_a_value_of_a_context_is_named() -> None:
     assert "Context" in str(why_alive(target))
 
 
-def test_the_variable_of_the_caller_is_named_as_such() -> None:
+def test_variable_of_the_caller_is_named() -> None:
     mine = [1]
 
     answer = why_alive(mine)
 
     assert "variable mine" in str(answer)
-    assert answer.ways[0].is_rooted
+    assert answer.paths[0].is_rooted
 
 
-def test_a_cycle_without_a_root_says_so() -> None:
+def test_cycle_without_a_root_has_a_hint() -> None:
     class Node: ...
 
     gc.collect()
@@ -269,11 +269,11 @@ def test_a_cycle_without_a_root_says_so() -> None:
         gc.collect()
 
     assert answer.alive == 1
-    assert not answer.ways[0].is_rooted
-    assert "the collector is off" in answer.hint
+    assert not answer.paths[0].is_rooted
+    assert "the garbage collector is off" in answer.hint
 
 
-def test_ways_that_differ_in_a_key_only_are_told_once() -> None:
+def test_paths_that_differ_in_a_key_only_are_grouped() -> None:
     class Order: ...
 
     book = registry["book"] = {f"AAPL {number}": Order() for number in range(50)}
@@ -281,26 +281,26 @@ def test_ways_that_differ_in_a_key_only_are_told_once() -> None:
     answer = why_alive(Order, samples=10)
 
     assert len(book) == answer.alive == 50
-    assert [way.count for way in answer.ways] == [10]
-    assert answer.ways[0].holders[-1] == f"{__name__}.registry"
+    assert [path.count for path in answer.paths] == [10]
+    assert answer.paths[0].holders[-1] == f"{__name__}.registry"
 
 
-def test_a_class_without_instances_says_so() -> None:
+def test_class_without_instances_has_no_paths() -> None:
     class Order: ...
 
     answer = why_alive(Order)
 
-    assert answer.ways == ()
-    assert "nothing of it is alive" in str(answer)
+    assert answer.paths == ()
+    assert "no such object is alive" in str(answer)
 
 
-def test_growth_is_answered_with_rate_example_and_root() -> None:
+def test_growth_has_rate_example_and_root() -> None:
     orders: dict[str, list[int]] = registry.setdefault("orders", {})
     orders.update({f"old {number}": [number] for number in range(100)})
     first = heap_census()
     orders.update({f"new {number}": [number] for number in range(500)})
 
-    (grown,) = [one for one in growth_between(first, heap_census()) if one.address == id(orders)]
+    (grown,) = [growth for growth in growth_between(first, heap_census()) if growth.address == id(orders)]
     answer = why_alive(grown)
 
     assert answer.example == "'new 499': list"
@@ -308,17 +308,17 @@ def test_growth_is_answered_with_rate_example_and_root() -> None:
     assert str(answer).endswith(f"(600 now) <- dict['orders'] <- {__name__}.registry")
 
 
-def test_a_container_that_has_gone_since_is_answered() -> None:
+def test_growth_of_a_deleted_container_has_no_paths() -> None:
     rows = [[number] for number in range(100)]
     first = heap_census()
     rows.extend([number] for number in range(100))
-    (grown,) = [one for one in growth_between(first, heap_census()) if one.address == id(rows)]
+    (grown,) = [growth for growth in growth_between(first, heap_census()) if growth.address == id(rows)]
     del rows
 
-    assert why_alive(grown).ways == ()
+    assert why_alive(grown).paths == ()
 
 
-def test_time_that_runs_out_is_said() -> None:
+def test_timeout_gives_an_incomplete_answer() -> None:
     target = [1]
     deep: Any = target
     for _ in range(8):
@@ -333,12 +333,12 @@ def test_time_that_runs_out_is_said() -> None:
 
 
 @pytest.mark.parametrize("samples", [0, 25, -1, True, "3"])
-def test_nonsense_is_refused(samples: Any) -> None:
+def test_invalid_samples_are_refused(samples: Any) -> None:
     with pytest.raises(ConfigError, match="samples"):
         why_alive(Service, samples=samples)
 
 
-async def test_the_loop_has_its_turn_between_the_walks() -> None:
+async def test_why_alive_async_lets_other_tasks_run() -> None:
     registry["deep"] = [[[[target := [1]]]]]
     turns = 0
 
@@ -352,5 +352,15 @@ async def test_the_loop_has_its_turn_between_the_walks() -> None:
     answer = await why_alive_async(target)
     task.cancel()
 
-    assert answer.ways[0].is_rooted
+    assert answer.paths[0].is_rooted
     assert turns > 1
+
+
+def test_control_characters_in_names_and_keys_are_escaped() -> None:
+    cls = type("Order\x1b[31m", (), {})
+    registry["\u202egnp"] = target = cls()
+
+    text = str(why_alive(target))
+
+    assert "Order\\x1b[31m (1 alive) <- dict['\\u202egnp']" in text
+    assert text.isprintable()

@@ -1,3 +1,5 @@
+"""`BoundedList` as a list: adding, extending, repeating, bypassed bounds."""
+
 import bisect
 import heapq
 import json
@@ -44,7 +46,7 @@ def test_exact_window_keeps_the_last_items() -> None:
     assert recent.statistics().evicted == 1
 
 
-def test_lower_keep_cuts_in_one_stroke() -> None:
+def test_lower_keep_trims_in_one_batch() -> None:
     recent = BoundedList(range(10), 10, keep=4)
 
     recent.append(10)
@@ -53,7 +55,7 @@ def test_lower_keep_cuts_in_one_stroke() -> None:
     assert recent.statistics().evicted == 7
 
 
-def test_keep_of_nothing_empties_the_list_on_overflow() -> None:
+def test_keep_of_zero_empties_the_list_on_overflow() -> None:
     recent = BoundedList([1, 2], 2, keep=0)
 
     recent.append(3)
@@ -62,7 +64,7 @@ def test_keep_of_nothing_empties_the_list_on_overflow() -> None:
     assert recent.statistics().evicted == 3
 
 
-def test_list_of_no_items_stays_empty() -> None:
+def test_maxlen_of_zero_keeps_the_list_empty() -> None:
     nothing: BoundedList[int] = BoundedList(maxlen=0)
 
     nothing.append(1)
@@ -76,7 +78,7 @@ def test_list_of_no_items_stays_empty() -> None:
     assert nothing.statistics().evicted == 8
 
 
-def test_it_is_a_list_to_everyone() -> None:
+def test_bounded_list_is_a_list() -> None:
     recent = BoundedList([3, 1, 2], 3)
 
     assert isinstance(recent, list)
@@ -92,7 +94,7 @@ def test_it_is_a_list_to_everyone() -> None:
 def test_slices_and_sums_are_plain_lists() -> None:
     recent = BoundedList([1, 2, 3], 3)
 
-    more: list[Any] = recent + [4]  # noqa: RUF005  # the operator is what is tested
+    more: list[Any] = recent + [4]  # noqa: RUF005  # the operator is tested
     results: list[Any] = [more, recent[:2], recent[::-1], recent * 2, 2 * recent]
 
     assert [type(result) for result in results] == [list] * 5
@@ -100,20 +102,20 @@ def test_slices_and_sums_are_plain_lists() -> None:
 
 
 @pytest.mark.parametrize("name", ["__getitem__", "__len__", "__iter__", "__contains__", "__eq__", "__reversed__"])
-def test_reading_is_left_to_the_list(name: str) -> None:
+def test_reading_methods_are_those_of_list(name: str) -> None:
     assert getattr(BoundedList, name) is getattr(list, name)
 
 
 @pytest.mark.parametrize("name", ["pop", "remove", "clear", "sort", "reverse", "index", "count"])
-def test_removing_and_reordering_is_left_to_the_list(name: str) -> None:
+def test_removing_and_reordering_methods_are_those_of_list(name: str) -> None:
     assert getattr(BoundedList, name) is getattr(list, name)
 
 
-def test_deleting_is_left_to_c_code() -> None:
+def test_deleting_is_done_in_c() -> None:
     assert type(BoundedList.__delitem__) is type(list.__delitem__)
 
 
-def test_list_has_no_attributes_of_its_own() -> None:
+def test_list_has_no_instance_dict() -> None:
     recent = BoundedList([1], 1)
 
     with pytest.raises(AttributeError):
@@ -121,7 +123,7 @@ def test_list_has_no_attributes_of_its_own() -> None:
     assert not hasattr(recent, "__dict__")
 
 
-def test_insert_at_the_front_of_a_full_list_lets_the_item_go() -> None:
+def test_insert_at_the_front_of_a_full_list_evicts_the_item() -> None:
     recent = BoundedList([1, 2, 3], 3)
 
     recent.insert(0, 0)
@@ -146,7 +148,7 @@ def test_slice_assignment_stays_within_the_bound() -> None:
         recent[::2] = [1]
 
 
-def test_extending_by_itself_doubles_once() -> None:
+def test_extend_by_itself_doubles_once() -> None:
     recent = BoundedList([1, 2, 3], 10)
 
     recent.extend(recent)
@@ -157,7 +159,7 @@ def test_extending_by_itself_doubles_once() -> None:
 
 
 @pytest.mark.parametrize("length", [5, 1000, 3000, 50_000])
-def test_extending_by_a_view_of_itself_reads_the_items_as_they_were(length: int) -> None:
+def test_extend_by_a_view_of_itself_reads_the_old_items(length: int) -> None:
     recent = BoundedList(range(length), length)
     expected = list(reversed(recent))
 
@@ -166,7 +168,7 @@ def test_extending_by_a_view_of_itself_reads_the_items_as_they_were(length: int)
     assert recent == expected
 
 
-def test_sum_in_place_is_the_same_object() -> None:
+def test_iadd_returns_the_same_object() -> None:
     recent = before = BoundedList([1, 2], 3)
 
     recent += (3, 4)
@@ -175,10 +177,10 @@ def test_sum_in_place_is_the_same_object() -> None:
     assert recent == [2, 3, 4]
 
 
-def test_repeating_makes_no_copies_that_could_not_stay() -> None:
+def test_imul_makes_no_copies_that_would_be_evicted() -> None:
     recent = BoundedList([1, 2, 3], 7, keep=5)
 
-    recent *= 10**18  # a list would need all the memory there is
+    recent *= 10**18  # a list would need more memory than exists
 
     assert recent == [2, 3, 1, 2, 3]
     recent *= 1
@@ -189,7 +191,7 @@ def test_repeating_makes_no_copies_that_could_not_stay() -> None:
     assert recent == []
 
 
-def test_repeating_by_something_else_is_refused_as_a_list_does() -> None:
+def test_imul_by_another_type_raises_as_in_list() -> None:
     recent = BoundedList([1], 3)
 
     with pytest.raises(TypeError, match="multiply sequence by non-int"):
@@ -198,7 +200,7 @@ def test_repeating_by_something_else_is_refused_as_a_list_does() -> None:
     assert recent == [1]
 
 
-def test_generator_never_has_more_than_the_bound_and_a_portion_alive(witnesses: type[Witness]) -> None:
+def test_generator_has_at_most_bound_and_one_portion_alive(witnesses: type[Witness]) -> None:
     recent: BoundedList[Witness] = BoundedList(maxlen=100)
 
     recent.extend(witnesses() for _ in range(20_000))
@@ -209,7 +211,7 @@ def test_generator_never_has_more_than_the_bound_and_a_portion_alive(witnesses: 
     recent.clear()
 
 
-def test_generator_into_a_full_list_waits_in_portions(witnesses: type[Witness]) -> None:
+def test_generator_into_a_full_list_is_read_in_portions(witnesses: type[Witness]) -> None:
     recent: BoundedList[Witness | None] = BoundedList([None] * 5000, 5000)
 
     recent.extend(witnesses() for _ in range(20_000))
@@ -219,7 +221,7 @@ def test_generator_into_a_full_list_waits_in_portions(witnesses: type[Witness]) 
 
 
 @pytest.mark.parametrize("length", [1024, 2047, 2048, 2049, 4096])
-def test_overflow_in_the_middle_of_an_iterator_leaves_keep_at_its_end(length: int) -> None:
+def test_overflow_within_an_iterator_leaves_keep_items(length: int) -> None:
     recent = BoundedList(range(100), 100, keep=30)
 
     recent.extend(iter(range(length)))
@@ -228,16 +230,16 @@ def test_overflow_in_the_middle_of_an_iterator_leaves_keep_at_its_end(length: in
 
 
 @pytest.mark.parametrize("length", [3, 1024, 2048, 5000])
-def test_full_list_extended_by_itself_is_what_it_was(length: int) -> None:
+def test_full_list_extended_by_itself_is_unchanged(length: int) -> None:
     recent = BoundedList(range(length), length)
-    list.append(recent, length)  # behind its back
+    list.append(recent, length)  # bypasses the bound
 
     recent.extend(recent)
 
     assert recent == list(range(1, length + 1))
 
 
-def test_iterator_leaves_what_a_list_of_the_same_items_leaves() -> None:
+def test_extend_by_iterator_and_by_list_are_equal() -> None:
     by_list = BoundedList(range(90), 100, keep=30)
     by_iterator = BoundedList(range(90), 100, keep=30)
 
@@ -248,14 +250,14 @@ def test_iterator_leaves_what_a_list_of_the_same_items_leaves() -> None:
     assert by_list.statistics() == by_iterator.statistics()
 
 
-def test_iterator_that_fails_leaves_what_it_gave() -> None:
+def test_iterator_that_fails_leaves_its_items() -> None:
     def broken() -> Iterator[int]:
         yield from range(5000)
-        raise OSError("gone")
+        raise OSError("evicted")
 
     recent = BoundedList([-1], 10)
 
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises(OSError, match="evicted"):
         recent.extend(broken())
 
     assert recent == list(range(4990, 5000))
@@ -274,7 +276,7 @@ def test_interrupt_in_an_iterator_passes() -> None:
     assert recent == [1]
 
 
-def test_extend_takes_a_range_that_would_not_fit_into_memory_in_portions() -> None:
+def test_extend_reads_a_huge_range_in_portions() -> None:
     recent: BoundedList[int] = BoundedList(maxlen=3)
 
     recent.extend(islice(count(), 100_000))
@@ -282,7 +284,7 @@ def test_extend_takes_a_range_that_would_not_fit_into_memory_in_portions() -> No
     assert recent == [99_997, 99_998, 99_999]
 
 
-def test_extending_by_what_is_no_iterable_changes_nothing() -> None:
+def test_extend_by_no_iterable_changes_nothing() -> None:
     recent = BoundedList([1], 3)
 
     with pytest.raises(TypeError, match="not iterable"):
@@ -291,7 +293,7 @@ def test_extending_by_what_is_no_iterable_changes_nothing() -> None:
     assert recent == [1]
 
 
-def test_second_construction_replaces_items_and_bounds() -> None:
+def test_second_init_replaces_items_and_bounds() -> None:
     recent = BoundedList(range(10), 5)
 
     recent.__init__("abc", 2, keep=1)  # type: ignore[misc]
@@ -300,7 +302,7 @@ def test_second_construction_replaces_items_and_bounds() -> None:
     assert (recent.maxlen, recent.keep, recent.statistics().evicted) == (2, 1, 2)
 
 
-def test_bypassing_calls_are_mended_by_the_next_addition() -> None:
+def test_bypassed_bound_is_restored_by_the_next_extend() -> None:
     recent = BoundedList(range(3), 3)
 
     list.append(recent, 3)
@@ -308,18 +310,18 @@ def test_bypassing_calls_are_mended_by_the_next_addition() -> None:
     assert len(recent) == 5
     recent.append(5)
 
-    assert len(recent) == 5  # an exact window gives one for one
+    assert len(recent) == 5  # an exact window evicts one item for each new one
     recent.extend([6])
     assert recent == [4, 5, 6]
 
 
-def test_bypassing_calls_are_mended_by_check() -> None:
+def test_bypassed_bound_is_restored_by_check() -> None:
     recent = BoundedList([5, 6, 7], 3)
     heapq.heappush(recent, 8)
 
-    gone = recent.check()
+    evicted = recent.check()
 
-    assert gone == 1
+    assert evicted == 1
     assert recent == [6, 7, 8]
     assert recent.check() == 0
 
@@ -352,7 +354,7 @@ def test_finalisers_of_evicted_items_may_add_to_the_list() -> None:
 
 
 @pytest.mark.parametrize("keep", [50, 30])
-def test_threads_together_never_leave_more_than_the_bound(keep: int) -> None:
+def test_threads_leave_no_more_than_the_bound(keep: int) -> None:
     recent: BoundedList[int] = BoundedList(maxlen=50, keep=keep)
     start = threading.Barrier(4)
     failures: list[BaseException] = []
@@ -383,7 +385,7 @@ def test_threads_together_never_leave_more_than_the_bound(keep: int) -> None:
     assert len(recent) <= 50
 
 
-def test_deque_agrees_on_a_long_run() -> None:
+def test_list_agrees_with_deque_on_a_long_run() -> None:
     recent: BoundedList[int] = BoundedList(maxlen=7)
     peer: deque[int] = deque(maxlen=7)
 
@@ -393,7 +395,7 @@ def test_deque_agrees_on_a_long_run() -> None:
         assert recent == list(peer)
 
 
-def test_subclass_goes_through_its_own_methods() -> None:
+def test_subclass_overrides_are_called() -> None:
     seen: list[str] = []
 
     class Noted(BoundedList[int]):
@@ -409,11 +411,11 @@ def test_subclass_goes_through_its_own_methods() -> None:
     assert noted == [2, 3]
 
 
-def test_list_emptied_by_another_thread_in_the_middle_of_an_append_is_left_empty() -> None:
+def test_append_to_a_list_emptied_meanwhile_leaves_it_empty() -> None:
     class Raced(BoundedList[int]):
         def __len__(self) -> int:
             length = super().__len__()
-            self.clear()  # where another thread may get its turn
+            self.clear()  # as another thread may do here
             return length
 
     raced = Raced([1], 1)

@@ -1,3 +1,5 @@
+"""Arguments and statistics of `BoundedList`."""
+
 import sys
 from typing import Any
 
@@ -7,7 +9,7 @@ from memtools.errors import ConfigError
 from memtools.structures import BoundedList
 
 
-async def hook(gone: list[object]) -> None: ...
+async def hook(evicted: list[object]) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ async def hook(gone: list[object]) -> None: ...
         ({"maxlen": 5, "shrinkable": 1}, "shrinkable"),
     ],
 )
-def test_bounds_that_make_no_sense_are_refused_by_name(arguments: dict[str, Any], name: str) -> None:
+def test_invalid_bounds_are_refused_by_name(arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         BoundedList([1, 2, 3], **arguments)
 
@@ -51,14 +53,14 @@ def test_refused_bounds_leave_the_list_as_it_was() -> None:
     assert (recent.maxlen, recent.keep) == (3, 2)
 
 
-def test_iterable_has_no_name_and_bounds_after_maxlen_have_one() -> None:
+def test_iterable_is_positional_and_bounds_are_keywords() -> None:
     with pytest.raises(TypeError):
         BoundedList(iterable=[1], maxlen=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
         BoundedList([1], 3, 2)  # type: ignore[misc]
 
 
-def test_keep_is_maxlen_unless_said_otherwise() -> None:
+def test_keep_is_maxlen_by_default() -> None:
     assert BoundedList((), 5).keep == 5
     assert BoundedList((), 5, keep=0).keep == 0
     assert BoundedList((), max_bytes="1 KiB").keep is None
@@ -81,7 +83,7 @@ def test_largest_bound_is_accepted() -> None:
     assert len(recent) == 5010
 
 
-def test_statistics_tell_bounds_and_what_went() -> None:
+def test_statistics_have_bounds_and_evictions() -> None:
     recent = BoundedList(range(12), 10, keep=8)
 
     figures = recent.statistics()

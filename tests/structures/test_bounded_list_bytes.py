@@ -1,3 +1,5 @@
+"""`BoundedList(max_bytes=...)`."""
+
 import math
 from typing import Any
 
@@ -7,47 +9,47 @@ from memtools.errors import ConfigError
 from memtools.structures import BoundedList
 
 
-class Parcel:
-    """Weighs what it says; counts how often it was asked."""
+class Item:
+    """An item with a given size, which counts how often its size was taken."""
 
-    def __init__(self, weight: int) -> None:
-        self.weight = weight
-        self.asked = 0
-
-
-def weigh(parcel: Parcel) -> int:
-    parcel.asked += 1
-    return parcel.weight
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.calls = 0
 
 
-def weights(parcels: list[Parcel]) -> list[int]:
-    return [parcel.weight for parcel in parcels]
+def size_of(item: Item) -> int:
+    item.calls += 1
+    return item.size
 
 
-def make(*given: int, max_bytes: int = 100, **choices: Any) -> BoundedList[Parcel]:
-    return BoundedList(map(Parcel, given), max_bytes=max_bytes, sizeof=weigh, **choices)
+def sizes(items: list[Item]) -> list[int]:
+    return [item.size for item in items]
 
 
-def test_oldest_go_until_the_rest_fits() -> None:
-    parcels = make(40, 30, 20)
+def make(*given: int, max_bytes: int = 100, **choices: Any) -> BoundedList[Item]:
+    return BoundedList(map(Item, given), max_bytes=max_bytes, sizeof=size_of, **choices)
 
-    parcels.append(Parcel(60))
 
-    assert weights(parcels) == [20, 60]
-    assert parcels.statistics().size_bytes == 80
-    assert parcels.statistics().evicted == 2
+def test_oldest_items_are_evicted_until_the_rest_fits() -> None:
+    items = make(40, 30, 20)
+
+    items.append(Item(60))
+
+    assert sizes(items) == [20, 60]
+    assert items.statistics().size_bytes == 80
+    assert items.statistics().evicted == 2
 
 
 def test_item_larger_than_the_bound_cannot_stay() -> None:
-    parcels = make(40, 30)
+    items = make(40, 30)
 
-    parcels.append(Parcel(101))
+    items.append(Item(101))
 
-    assert parcels == []
-    assert parcels.statistics().evicted == 3
+    assert items == []
+    assert items.statistics().evicted == 3
 
 
-def test_sizes_are_shallow_unless_said_otherwise() -> None:
+def test_sizes_are_shallow_by_default() -> None:
     texts = BoundedList(["x" * 1000 for _ in range(20)], max_bytes="10 KiB")
 
     assert len(texts) == 9
@@ -55,102 +57,102 @@ def test_sizes_are_shallow_unless_said_otherwise() -> None:
 
 
 def test_number_and_bytes_bound_together() -> None:
-    parcels = make(1, 1, 1, 1, maxlen=4, keep=2)
+    items = make(1, 1, 1, 1, maxlen=4, keep=2)
 
-    parcels.append(Parcel(1))
-    assert weights(parcels) == [1, 1]
+    items.append(Item(1))
+    assert sizes(items) == [1, 1]
 
-    parcels.append(Parcel(99))
-    assert weights(parcels) == [1, 99]
-    parcels.append(Parcel(100))
-    assert weights(parcels) == [100]
-
-
-def test_hook_is_told_what_went_by_bytes() -> None:
-    told: list[list[int]] = []
-    parcels = make(40, 30, 20, on_evict=lambda gone: told.append(weights(gone)))
-
-    parcels.append(Parcel(60))
-    parcels.extend(map(Parcel, [30, 80, 90]))
-
-    assert told[0] == [40, 30]
-    assert [weight for gone in told for weight in gone] == [40, 30, 20, 60, 30, 80]
-    assert weights(parcels) == [90]
+    items.append(Item(99))
+    assert sizes(items) == [1, 99]
+    items.append(Item(100))
+    assert sizes(items) == [100]
 
 
-def test_size_is_asked_once_and_remembered() -> None:
-    parcels = make(10, 20, 30)
-    first = list(parcels)
+def test_hook_gets_items_evicted_by_bytes() -> None:
+    reported: list[list[int]] = []
+    items = make(40, 30, 20, on_evict=lambda evicted: reported.append(sizes(evicted)))
 
-    for parcel in first:
-        parcel.weight = 99
-    parcels.append(Parcel(5))
-    parcels.sort(key=lambda parcel: parcel.asked)
-    parcels.reverse()
-    parcels.copy()
+    items.append(Item(60))
+    items.extend(map(Item, [30, 80, 90]))
 
-    assert [parcel.asked for parcel in first] == [1, 1, 1]
-    assert parcels.statistics().size_bytes == 65
+    assert reported[0] == [40, 30]
+    assert [size for evicted in reported for size in evicted] == [40, 30, 20, 60, 30, 80]
+    assert sizes(items) == [90]
+
+
+def test_sizeof_is_called_once_per_item() -> None:
+    items = make(10, 20, 30)
+    first = list(items)
+
+    for item in first:
+        item.size = 99
+    items.append(Item(5))
+    items.sort(key=lambda item: item.calls)
+    items.reverse()
+    items.copy()
+
+    assert [item.calls for item in first] == [1, 1, 1]
+    assert items.statistics().size_bytes == 65
 
 
 @pytest.mark.parametrize(
     ("act", "left"),
     [
-        (lambda parcels: parcels.pop(), [10, 20, 30]),
-        (lambda parcels: parcels.pop(0), [20, 30, 40]),
-        (lambda parcels: parcels.pop(-2), [10, 20, 40]),
-        (lambda parcels: parcels.remove(parcels[1]), [10, 30, 40]),
-        (lambda parcels: parcels.clear(), []),
-        (lambda parcels: parcels.reverse(), [40, 30, 20, 10]),
-        (lambda parcels: parcels.sort(key=lambda parcel: -parcel.weight), [40, 30, 20, 10]),
-        (lambda parcels: parcels.__delitem__(slice(None, None, 2)), [20, 40]),
-        (lambda parcels: parcels.__delitem__(-1), [10, 20, 30]),
-        (lambda parcels: parcels.__setitem__(0, Parcel(1)), [1, 20, 30, 40]),
-        (lambda parcels: parcels.__setitem__(-1, Parcel(50)), [20, 30, 50]),
-        (lambda parcels: parcels.__setitem__(slice(1, 3), map(Parcel, (1, 2, 3))), [10, 1, 2, 3, 40]),
-        (lambda parcels: parcels.__setitem__(slice(None, None, 2), (Parcel(1), Parcel(2))), [1, 20, 2, 40]),
-        (lambda parcels: parcels.insert(1, Parcel(5)), [5, 20, 30, 40]),
-        (lambda parcels: parcels.insert(0, Parcel(5)), [10, 20, 30, 40]),
-        (lambda parcels: parcels.insert(4, Parcel(5)), [20, 30, 40, 5]),
-        (lambda parcels: parcels.extend(map(Parcel, (1, 2))), [20, 30, 40, 1, 2]),
-        (lambda parcels: parcels.extend(parcels), [10, 20, 30, 40]),
-        (lambda parcels: parcels.extend(reversed(parcels)), [40, 30, 20, 10]),
-        (lambda parcels: parcels.__iadd__([Parcel(70)]), [70]),
-        (lambda parcels: parcels.__imul__(3), [10, 20, 30, 40]),
-        (lambda parcels: parcels.__imul__(10**18), [10, 20, 30, 40]),
-        (lambda parcels: parcels.__imul__(0), []),
+        (lambda items: items.pop(), [10, 20, 30]),
+        (lambda items: items.pop(0), [20, 30, 40]),
+        (lambda items: items.pop(-2), [10, 20, 40]),
+        (lambda items: items.remove(items[1]), [10, 30, 40]),
+        (lambda items: items.clear(), []),
+        (lambda items: items.reverse(), [40, 30, 20, 10]),
+        (lambda items: items.sort(key=lambda item: -item.size), [40, 30, 20, 10]),
+        (lambda items: items.__delitem__(slice(None, None, 2)), [20, 40]),
+        (lambda items: items.__delitem__(-1), [10, 20, 30]),
+        (lambda items: items.__setitem__(0, Item(1)), [1, 20, 30, 40]),
+        (lambda items: items.__setitem__(-1, Item(50)), [20, 30, 50]),
+        (lambda items: items.__setitem__(slice(1, 3), map(Item, (1, 2, 3))), [10, 1, 2, 3, 40]),
+        (lambda items: items.__setitem__(slice(None, None, 2), (Item(1), Item(2))), [1, 20, 2, 40]),
+        (lambda items: items.insert(1, Item(5)), [5, 20, 30, 40]),
+        (lambda items: items.insert(0, Item(5)), [10, 20, 30, 40]),
+        (lambda items: items.insert(4, Item(5)), [20, 30, 40, 5]),
+        (lambda items: items.extend(map(Item, (1, 2))), [20, 30, 40, 1, 2]),
+        (lambda items: items.extend(items), [10, 20, 30, 40]),
+        (lambda items: items.extend(reversed(items)), [40, 30, 20, 10]),
+        (lambda items: items.__iadd__([Item(70)]), [70]),
+        (lambda items: items.__imul__(3), [10, 20, 30, 40]),
+        (lambda items: items.__imul__(10**18), [10, 20, 30, 40]),
+        (lambda items: items.__imul__(0), []),
     ],
 )
-def test_bytes_stay_right_through_every_mutator(act: Any, left: list[int]) -> None:
-    parcels = make(10, 20, 30, 40)
+def test_size_bytes_is_right_after_every_mutator(act: Any, left: list[int]) -> None:
+    items = make(10, 20, 30, 40)
 
-    act(parcels)
+    act(items)
 
-    assert weights(parcels) == left
-    assert parcels.statistics().size_bytes == sum(weights(parcels)) <= 100
-    parcels.append(Parcel(100))  # the sizes stand in the order of the items: exactly the new one is left
-    assert weights(parcels) == [100]
+    assert sizes(items) == left
+    assert items.statistics().size_bytes == sum(sizes(items)) <= 100
+    items.append(Item(100))  # the sizes are in the order of the items: only the new item is left
+    assert sizes(items) == [100]
 
 
 def test_failed_changes_change_nothing() -> None:
-    parcels = make(10, 20)
+    items = make(10, 20)
 
     for fail, kind in (
-        (lambda: parcels.pop(5), IndexError),
-        (lambda: parcels.remove(Parcel(1)), ValueError),
-        (lambda: parcels.__setitem__(5, Parcel(1)), IndexError),
-        (lambda: parcels.__setitem__(slice(None, None, 2), [Parcel(1), Parcel(1)]), ValueError),
-        (lambda: parcels.__delitem__(2), IndexError),
-        (lambda: parcels.sort(), TypeError),
+        (lambda: items.pop(5), IndexError),
+        (lambda: items.remove(Item(1)), ValueError),
+        (lambda: items.__setitem__(5, Item(1)), IndexError),
+        (lambda: items.__setitem__(slice(None, None, 2), [Item(1), Item(1)]), ValueError),
+        (lambda: items.__delitem__(2), IndexError),
+        (lambda: items.sort(), TypeError),
     ):
         with pytest.raises(kind):
             fail()
 
-    assert sorted(weights(parcels)) == [10, 20]
-    assert parcels.statistics().size_bytes == 30
+    assert sorted(sizes(items)) == [10, 20]
+    assert items.statistics().size_bytes == 30
 
 
-def test_size_that_is_none_is_refused_before_the_item_enters() -> None:
+def test_invalid_size_is_refused_before_the_item_is_added() -> None:
     answers = iter([5, -1, "many"])
     numbers: BoundedList[int] = BoundedList([1], max_bytes=10, sizeof=lambda item: next(answers))
 
@@ -162,7 +164,7 @@ def test_size_that_is_none_is_refused_before_the_item_enters() -> None:
     assert numbers.statistics().size_bytes == 5
 
 
-def test_sizeof_that_fails_in_the_middle_leaves_the_items_before() -> None:
+def test_sizeof_that_fails_midway_leaves_the_items_before() -> None:
     def fussy(item: int) -> int:
         return 10 // item
 
@@ -175,7 +177,7 @@ def test_sizeof_that_fails_in_the_middle_leaves_the_items_before() -> None:
     assert numbers.statistics().size_bytes == 7
 
 
-def test_generator_never_has_more_than_the_bounds_and_one_item_alive() -> None:
+def test_generator_has_at_most_bounds_and_one_item_alive() -> None:
     alive = most = 0
 
     class Heavy:
@@ -197,132 +199,132 @@ def test_generator_never_has_more_than_the_bounds_and_one_item_alive() -> None:
     heavy.clear()
 
 
-def test_bypassing_calls_are_weighed_at_the_next_change_or_check() -> None:
-    parcels = make(10, 20)
+def test_bypassing_items_get_a_size_at_the_next_change_or_check() -> None:
+    items = make(10, 20)
 
-    list.append(parcels, Parcel(90))
-    assert parcels.check() == 2
-    assert weights(parcels) == [90]
+    list.append(items, Item(90))
+    assert items.check() == 2
+    assert sizes(items) == [90]
 
-    list.append(parcels, Parcel(5))
-    parcels.append(Parcel(6))
-    assert weights(parcels) == [5, 6]
-    assert parcels.statistics().size_bytes == 11
-
-
-def test_list_filled_behind_its_back_can_be_extended_by_itself() -> None:
-    parcels = make(60)
-    list.extend(parcels, [Parcel(70), Parcel(80)])
-
-    parcels.extend(parcels)
-
-    assert weights(parcels) == [80]
+    list.append(items, Item(5))
+    items.append(Item(6))
+    assert sizes(items) == [5, 6]
+    assert items.statistics().size_bytes == 11
 
 
-def test_overflow_by_number_in_the_middle_of_an_iterator_leaves_keep_at_its_end() -> None:
-    parcels = make(maxlen=10, keep=3)
+def test_list_with_bypassed_bounds_can_be_extended_by_itself() -> None:
+    items = make(60)
+    list.extend(items, [Item(70), Item(80)])
 
-    parcels.extend(map(Parcel, range(15)))
+    items.extend(items)
 
-    assert weights(parcels) == [12, 13, 14]
+    assert sizes(items) == [80]
 
 
-def test_check_weighs_items_that_have_grown() -> None:
-    parcels = make(10, 20)
-    parcels[0].weight = 90
+def test_overflow_by_number_within_an_iterator_leaves_keep_items() -> None:
+    items = make(maxlen=10, keep=3)
 
-    assert parcels.check() == 1
-    assert weights(parcels) == [20]
+    items.extend(map(Item, range(15)))
+
+    assert sizes(items) == [12, 13, 14]
+
+
+def test_check_takes_the_sizes_anew() -> None:
+    items = make(10, 20)
+    items[0].size = 90
+
+    assert items.check() == 1
+    assert sizes(items) == [20]
 
 
 def test_object_in_two_places_counts_twice() -> None:
-    parcel = Parcel(30)
+    item = Item(30)
 
-    parcels: BoundedList[Parcel] = BoundedList([parcel, parcel], max_bytes=100, sizeof=weigh)
-    parcels.sort(key=id)
+    items: BoundedList[Item] = BoundedList([item, item], max_bytes=100, sizeof=size_of)
+    items.sort(key=id)
 
-    assert parcels.statistics().size_bytes == 60
+    assert items.statistics().size_bytes == 60
 
 
-def test_finaliser_that_adds_in_the_middle_of_a_removal_leaves_the_sizes_in_step() -> None:
-    parcels: BoundedList[Parcel] = BoundedList(max_bytes=100, sizeof=weigh)
+def test_sizes_stay_in_step_if_a_finaliser_adds_items() -> None:
+    items: BoundedList[Item] = BoundedList(max_bytes=100, sizeof=size_of)
 
-    class Echo(Parcel):
+    class Echo(Item):
         def __del__(self) -> None:
-            if self.weight == 20:
-                parcels.append(Parcel(3))
+            if self.size == 20:
+                items.append(Item(3))
 
     changes: list[Any] = [
-        lambda: parcels.clear(),
-        lambda: parcels.__delitem__(0),
-        lambda: parcels.__setitem__(0, Parcel(1)),
-        lambda: parcels.__setitem__(-1, Parcel(1)),
-        lambda: parcels.__setitem__(slice(None), []),
-        lambda: parcels.__imul__(0),
-        lambda: parcels.append(Parcel(99)),
-        lambda: parcels.__init__(max_bytes=100, sizeof=weigh),  # type: ignore[misc]
+        lambda: items.clear(),
+        lambda: items.__delitem__(0),
+        lambda: items.__setitem__(0, Item(1)),
+        lambda: items.__setitem__(-1, Item(1)),
+        lambda: items.__setitem__(slice(None), []),
+        lambda: items.__imul__(0),
+        lambda: items.append(Item(99)),
+        lambda: items.__init__(max_bytes=100, sizeof=size_of),  # type: ignore[misc]
     ]
     for change in changes:
-        parcels.clear()
-        parcels.append(Echo(20))
+        items.clear()
+        items.append(Echo(20))
         change()
-        assert parcels.statistics().size_bytes == sum(weights(parcels))
-        assert 3 in weights(parcels)
+        assert items.statistics().size_bytes == sum(sizes(items))
+        assert 3 in sizes(items)
 
 
-def test_key_that_changes_the_list_while_it_sorts_leaves_the_sizes_in_step() -> None:
-    parcels = make(10, 20, 30)
+def test_sizes_stay_in_step_if_a_sort_key_adds_items() -> None:
+    items = make(10, 20, 30)
 
-    def meddle(parcel: Parcel) -> int:
-        parcels.append(Parcel(7))
-        return parcel.weight
+    def meddle(item: Item) -> int:
+        items.append(Item(7))
+        return item.size
 
     with pytest.raises(ValueError, match="modified during sort"):
-        parcels.sort(key=meddle)
+        items.sort(key=meddle)
 
-    assert parcels.statistics().size_bytes == sum(weights(parcels))
+    assert items.statistics().size_bytes == sum(sizes(items))
 
 
 def test_subclass_bounded_by_bytes_keeps_its_class_and_overrides() -> None:
-    class Postbag(BoundedList[Parcel]):
+    class History(BoundedList[Item]):
         __slots__ = ("posted",)
 
         def __init__(self) -> None:
             self.posted = 0
-            super().__init__(max_bytes=100, sizeof=weigh)
+            super().__init__(max_bytes=100, sizeof=size_of)
 
-        def append(self, item: Parcel, /) -> None:
+        def append(self, item: Item, /) -> None:
             super().append(item)
             self.posted += 1
 
-    first, second = Postbag(), Postbag()
-    for weight in (50, 40, 30):
-        first.append(Parcel(weight))
+    first, second = History(), History()
+    for size in (50, 40, 30):
+        first.append(Item(size))
 
-    assert isinstance(first, Postbag)
+    assert isinstance(first, History)
     assert type(first) is type(second)
-    assert type(first).__name__ == "Postbag"
-    assert weights(first) == [40, 30]
+    assert type(first).__name__ == "History"
+    assert sizes(first) == [40, 30]
     assert first.posted == 3
     assert first.statistics().size_bytes == 70
 
 
-def test_second_construction_takes_up_and_drops_the_bound_by_bytes() -> None:
-    parcels: BoundedList[Parcel] = BoundedList(maxlen=3)
-    plain = type(parcels)
+def test_second_init_adds_and_removes_max_bytes() -> None:
+    items: BoundedList[Item] = BoundedList(maxlen=3)
+    plain = type(items)
 
-    parcels.__init__([Parcel(60), Parcel(50)], max_bytes=100, sizeof=weigh)  # type: ignore[misc]
-    assert weights(parcels) == [50]
+    items.__init__([Item(60), Item(50)], max_bytes=100, sizeof=size_of)  # type: ignore[misc]
+    assert sizes(items) == [50]
 
-    parcels.__init__([Parcel(60), Parcel(50)], 3)  # type: ignore[misc]
-    assert weights(parcels) == [60, 50]
-    assert type(parcels) is plain
+    items.__init__([Item(60), Item(50)], 3)  # type: ignore[misc]
+    assert sizes(items) == [60, 50]
+    assert type(items) is plain
 
 
-def test_bound_of_zero_bytes_holds_only_what_weighs_nothing() -> None:
-    parcels = make(0, 1, 0, 0, max_bytes=0)
+def test_max_bytes_of_zero_keeps_items_of_size_zero() -> None:
+    items = make(0, 1, 0, 0, max_bytes=0)
 
-    assert weights(parcels) == [0, 0]
-    parcels *= 2
-    assert weights(parcels) == [0] * 4
-    assert parcels.shrink(0, math.inf) == 0  # type: ignore[arg-type]
+    assert sizes(items) == [0, 0]
+    items *= 2
+    assert sizes(items) == [0] * 4
+    assert items.shrink(0, math.inf) == 0  # type: ignore[arg-type]

@@ -1,3 +1,5 @@
+"""Copies and pickles of `BoundedList`."""
+
 import copy
 import pickle
 from collections.abc import Callable
@@ -23,7 +25,7 @@ class Slotted(BoundedList[Any]):
 
 
 class Restoring(BoundedList[Any]):
-    """A subclass that brings and takes its state itself."""
+    """A subclass that defines `__getstate__` and `__setstate__`."""
 
     def __getstate__(self) -> object:
         return {"from": "getstate"}
@@ -33,7 +35,7 @@ class Restoring(BoundedList[Any]):
 
 
 class Reduced(BoundedList[Any]):
-    """A subclass that knows better how it is made again."""
+    """A subclass that defines `__reduce__`."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Named, ("made again",)
@@ -68,36 +70,36 @@ def bounds_of(recent: BoundedList[Any]) -> tuple[object, ...]:
 def test_copies_keep_class_items_and_bounds(way: Callable[[Any], Any], bounds: dict[str, Any]) -> None:
     original = BoundedList(["a", "bb", "ccc"], **bounds)
 
-    twin = way(original)
+    copied = way(original)
 
-    assert twin == original
-    assert twin is not original
-    assert type(twin) is type(original)
-    assert bounds_of(twin) == bounds_of(original)
-    assert twin.statistics() == original.statistics()
-    twin.extend(["d"] * 6000)
-    assert len(twin) < 6000
+    assert copied == original
+    assert copied is not original
+    assert type(copied) is type(original)
+    assert bounds_of(copied) == bounds_of(original)
+    assert copied.statistics() == original.statistics()
+    copied.extend(["d"] * 6000)
+    assert len(copied) < 6000
     assert len(original) == 3
 
 
 @every_way
-def test_copies_of_a_full_list_lose_nothing_on_the_way(way: Callable[[Any], Any]) -> None:
+def test_copies_of_a_full_list_have_all_items(way: Callable[[Any], Any]) -> None:
     original = BoundedList(range(1000), 1000, keep=10)
 
-    twin = way(original)
+    copied = way(original)
 
-    assert twin == list(range(1000))
-    assert twin.statistics().evicted == 0
+    assert copied == list(range(1000))
+    assert copied.statistics().evicted == 0
 
 
 @every_way
-def test_subclass_keeps_what_it_added_without_its_constructor(way: Callable[[Any], Any]) -> None:
+def test_subclass_attributes_are_copied_without_its_init(way: Callable[[Any], Any]) -> None:
     original = Named("ticks")
     original.extend([1, 2, 3])
 
-    twin = way(original)
+    copied = way(original)
 
-    assert (type(twin), twin, twin.name, bounds_of(twin)) == (Named, [1, 2, 3], "ticks", (4, 2, None))
+    assert (type(copied), copied, copied.name, bounds_of(copied)) == (Named, [1, 2, 3], "ticks", (4, 2, None))
 
 
 @every_way
@@ -106,35 +108,35 @@ def test_slots_of_a_subclass_are_copied(way: Callable[[Any], Any], bounds: dict[
     original = Slotted([1, 2], **bounds)
     original.note = ["n"]
 
-    twin = way(original)
+    copied = way(original)
 
-    assert twin.note == ["n"]
-    assert (twin.note is original.note) == (way in (by_method, copy.copy))
+    assert copied.note == ["n"]
+    assert (copied.note is original.note) == (way in (by_method, copy.copy))
 
 
 @every_way
-def test_state_of_a_subclass_is_its_own_business(way: Callable[[Any], Any]) -> None:
+def test_subclass_may_define_its_state(way: Callable[[Any], Any]) -> None:
     assert way(Restoring([1], 2)).state == {"from": "getstate"}
 
 
 @pytest.mark.parametrize("way", WAYS[3:])
-def test_subclass_may_say_itself_how_it_is_pickled(way: Callable[[Any], Any]) -> None:
+def test_subclass_may_define_reduce(way: Callable[[Any], Any]) -> None:
     assert way(Reduced([1], 2)).name == "made again"
 
 
 @pytest.mark.parametrize("way", WAYS[2:])
-def test_list_that_holds_itself_is_copied_as_one(way: Callable[[Any], Any]) -> None:
+def test_deepcopy_of_a_list_that_holds_itself(way: Callable[[Any], Any]) -> None:
     original: BoundedList[Any] = BoundedList([1], 3)
     original.append(original)
 
-    twin = way(original)
+    copied = way(original)
 
-    assert twin[1] is twin
-    assert twin[0] == 1
-    assert len(twin) == 2
+    assert copied[1] is copied
+    assert copied[0] == 1
+    assert len(copied) == 2
 
 
-def test_deep_copies_have_items_of_their_own() -> None:
+def test_deepcopy_copies_the_items() -> None:
     original = BoundedList([[1]], 3)
 
     shallow, deep = copy.copy(original), copy.deepcopy(original)
@@ -144,48 +146,48 @@ def test_deep_copies_have_items_of_their_own() -> None:
 
 
 class Service:
-    """Owns what cannot be copied."""
+    """A subclass whose attribute cannot be copied."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.reported: list[Any] = []
 
     def __reduce__(self) -> Any:
         raise TypeError("a service is not copied")
 
-    def archive(self, gone: list[Any]) -> None:
-        self.told += gone
+    def archive(self, evicted: list[Any]) -> None:
+        self.reported += evicted
 
 
 @pytest.mark.parametrize("way", WAYS[:3])
-def test_copies_in_the_process_share_the_hook(way: Callable[[Any], Any]) -> None:
+def test_copies_share_the_hook(way: Callable[[Any], Any]) -> None:
     service = Service()
     original = BoundedList([1], 1, on_evict=service.archive)
 
     way(original).append(2)
 
-    assert service.told == [1]
+    assert service.reported == [1]
 
 
 @pytest.mark.parametrize("way", WAYS[3:])
-def test_pickles_leave_the_hook_behind(way: Callable[[Any], Any]) -> None:
+def test_pickles_leave_out_the_hook(way: Callable[[Any], Any]) -> None:
     service = Service()
     original = BoundedList([1], 1, on_evict=service.archive)
 
-    twin = way(original)
-    twin.append(2)
+    copied = way(original)
+    copied.append(2)
 
-    assert twin == [2]
-    assert service.told == []
+    assert copied == [2]
+    assert service.reported == []
 
 
-def test_copy_is_not_told_as_an_eviction() -> None:
-    told: list[Any] = []
+def test_copy_is_not_reported_as_an_eviction() -> None:
+    reported: list[Any] = []
     grown: list[list[int]] = [[], []]
-    original = BoundedList(grown, max_bytes=10, sizeof=len, on_evict=told.extend)
+    original = BoundedList(grown, max_bytes=10, sizeof=len, on_evict=reported.extend)
     for item in grown:
         item += range(100)
 
-    twin = original.copy()
+    copied = original.copy()
 
-    assert twin == original
-    assert told == []
+    assert copied == original
+    assert reported == []

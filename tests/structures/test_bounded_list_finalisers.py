@@ -1,4 +1,4 @@
-"""What runs in the middle of a call that adds: finalisers, hooks, collections, other threads."""
+"""Code that runs during a call that adds: finalisers, hooks, collections, other threads."""
 
 import gc
 import inspect
@@ -18,13 +18,13 @@ BOUNDS: list[dict[str, Any]] = [
     {"maxlen": 5},
     {"maxlen": 5, "keep": 2},
     {"maxlen": 5, "keep": 0},
-    {"maxlen": 5, "keep": 3, "on_evict": lambda gone: None},
+    {"maxlen": 5, "keep": 3, "on_evict": lambda evicted: None},
     {"maxlen": 5, "max_bytes": 10_000},
 ]
 
 
 class Last:
-    """Does something at its end."""
+    """Calls a function when it is finalised."""
 
     def __init__(self, act: Callable[[], object]) -> None:
         self.act = act
@@ -54,7 +54,7 @@ ADDITIONS: dict[str, Callable[[BoundedList[Any], Any], object]] = {
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 @pytest.mark.parametrize("add", ADDITIONS.values(), ids=ADDITIONS)
 @pytest.mark.parametrize("act", ["append", "clear", "extend", "del", "set"])
-def test_a_finaliser_may_change_the_list_that_lets_its_object_go(
+def test_finaliser_may_change_the_list_that_evicts_its_object(
     bounds: dict[str, Any], add: Callable[[BoundedList[Any], Any], object], act: str
 ) -> None:
     recent: BoundedList[Any] = BoundedList(**bounds, shrinkable=False)
@@ -110,32 +110,32 @@ def test_no_reference_is_lost_or_kept(bounds: dict[str, Any], add: Callable[[Bou
     assert sys.getrefcount(item) == before
 
 
-def test_a_list_that_holds_itself_is_collected() -> None:
+def test_list_that_holds_itself_is_collected() -> None:
     recent: BoundedList[Any] = BoundedList(maxlen=2)
     for _ in range(5):
         recent.append(recent)
-    gone = weakref.ref(recent)
+    evicted = weakref.ref(recent)
 
     del recent
     gc.collect()
 
-    assert gone() is None
+    assert evicted() is None
 
 
-def test_a_class_made_at_run_time_is_collected_with_its_lists() -> None:
+def test_class_made_at_run_time_is_collected_with_its_lists() -> None:
     class Passing(BoundedList[Any]):
         pass
 
-    recent = Passing([Passing], 3)  # the list holds its class, the class is held by its list
-    gone = weakref.ref(Passing)
+    recent = Passing([Passing], 3)  # the list holds its class, and its class is held by the list
+    evicted = weakref.ref(Passing)
 
     del recent, Passing
     gc.collect()
 
-    assert gone() is None
+    assert evicted() is None
 
 
-def test_lists_within_lists_go_without_a_deep_stack() -> None:
+def test_nested_lists_are_freed_without_a_deep_stack() -> None:
     nested: BoundedList[Any] = BoundedList(maxlen=1, shrinkable=False)
 
     for _ in range(100_000):
@@ -166,14 +166,14 @@ def test_several_threads_append_within_the_bound() -> None:
     assert set(map(type, recent)) == {int}
 
 
-def test_a_list_without_bounds_says_so() -> None:
+def test_list_before_init_raises_attribute_error() -> None:
     recent: BoundedList[int] = BoundedList.__new__(BoundedList)
 
     with pytest.raises(AttributeError):
         recent.append(1)
 
 
-def test_adding_in_place_goes_by_the_extend_of_a_subclass() -> None:
+def test_iadd_calls_extend_of_a_subclass() -> None:
     class Doubling(BoundedList[int]):
         def extend(self, iterable: Any, /) -> None:
             super().extend([2 * item for item in iterable])
@@ -184,7 +184,7 @@ def test_adding_in_place_goes_by_the_extend_of_a_subclass() -> None:
     assert recent == [2, 4]
 
 
-def test_wrong_arguments_are_refused_as_a_list_refuses_them() -> None:
+def test_wrong_arguments_raise_as_in_list() -> None:
     recent: Any = BoundedList([1, 2], 3)
 
     for wrong in ((), (1,), ("0", 1), (1, 2, 3)):
@@ -201,7 +201,7 @@ def test_wrong_arguments_are_refused_as_a_list_refuses_them() -> None:
     assert recent == [1, 2]
 
 
-def test_sorting_notices_that_its_key_adds() -> None:
+def test_sort_detects_a_key_that_adds_items() -> None:
     recent: BoundedList[int] = BoundedList([3, 1, 2], 3)
 
     def key(item: int) -> int:
@@ -215,10 +215,10 @@ def test_sorting_notices_that_its_key_adds() -> None:
 
 
 @pytest.mark.parametrize("name", ["append", "extend", "insert"])
-def test_the_calls_that_add_show_what_they_take(name: str) -> None:
+def test_adding_methods_have_signatures(name: str) -> None:
     method = getattr(BoundedList, name)
 
     kinds = {parameter.kind for parameter in inspect.signature(method).parameters.values()}
 
     assert kinds == {inspect.Parameter.POSITIONAL_ONLY}
-    assert "the oldest go" in method.__doc__ or "`keep`" in method.__doc__
+    assert "the oldest" in method.__doc__ or "`keep`" in method.__doc__

@@ -1,4 +1,4 @@
-"""WeakCache as a mapping: what it finds, what it forgets, what it says about itself."""
+"""`WeakCache` as a mapping: tiers, expiry, bytes, hooks and statistics."""
 
 import copy
 import gc
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from memtools.cleanup import registered
 from memtools.errors import ConfigError, MemtoolsError
-from memtools.structures import NotPicklable, NotWeakReferenceable, WeakCache
+from memtools.structures import NotWeakReferenceable, WeakCache
 
 
 class Value:
@@ -23,7 +23,7 @@ class Value:
 
 
 class Clock:
-    """A clock that goes when told."""
+    """A clock that the test sets."""
 
     def __init__(self):
         self.now = 1000.0
@@ -33,15 +33,12 @@ class Clock:
 
 
 def fill(cache, count, start=0):
-    """Set so many values that nobody else holds."""
+    """Set `count` values that only the cache holds."""
     for number in range(start, start + count):
         cache[number] = Value(number)
 
 
-# What is kept
-
-
-def test_a_value_is_found_while_somebody_holds_it_and_not_after():
+def test_value_is_found_as_long_as_it_is_held():
     cache = WeakCache(strong=0)
     value = Value()
     cache["key"] = value
@@ -54,7 +51,7 @@ def test_a_value_is_found_while_somebody_holds_it_and_not_after():
     assert len(cache) == 0
 
 
-def test_the_strong_tier_keeps_the_last_reference_for_a_while():
+def test_strong_tier_keeps_the_last_values_alive():
     cache = WeakCache(strong=4)
 
     fill(cache, 100)
@@ -63,7 +60,7 @@ def test_the_strong_tier_keeps_the_last_reference_for_a_while():
 
 
 @pytest.mark.parametrize("strong", [1, 2, 3, 4, 5, 127, 128])
-def test_the_strong_tier_never_holds_more_than_it_may_nor_less_than_the_last_half(strong):
+def test_strong_tier_holds_the_last_half_and_at_most_strong(strong):
     cache = WeakCache(strong=strong)
 
     for number in range(3 * strong + 7):
@@ -74,7 +71,7 @@ def test_the_strong_tier_never_holds_more_than_it_may_nor_less_than_the_last_hal
         assert all(key in cache for key in last)
 
 
-def test_a_use_keeps_an_entry_from_growing_old():
+def test_used_entry_stays_in_the_strong_tier():
     cache = WeakCache(strong=4)
     cache["used"] = Value()
 
@@ -86,7 +83,7 @@ def test_a_use_keeps_an_entry_from_growing_old():
     assert 50 not in cache
 
 
-def test_a_hit_in_the_weak_tier_makes_the_entry_strong_again():
+def test_hit_in_the_weak_tier_makes_the_entry_strong():
     cache = WeakCache(strong=2)
     value = Value("kept elsewhere")
     cache["key"] = value
@@ -98,7 +95,7 @@ def test_a_hit_in_the_weak_tier_makes_the_entry_strong_again():
     assert "key" in cache
 
 
-def test_asking_whether_a_key_is_there_is_not_a_use():
+def test_contains_is_not_a_use():
     cache = WeakCache(strong=2)
     cache["key"] = Value()
     before = cache.statistics()
@@ -112,7 +109,7 @@ def test_asking_whether_a_key_is_there_is_not_a_use():
 
 
 @pytest.mark.parametrize("value", [1, "text", (1, 2), {"a": 1}, [1], None, 1.5])
-def test_a_value_that_cannot_be_weakly_referenced_lives_in_the_strong_tier_only(value):
+def test_strong_only_value_lives_in_the_strong_tier(value):
     cache = WeakCache(strong=2)
 
     cache["key"] = value
@@ -123,12 +120,12 @@ def test_a_value_that_cannot_be_weakly_referenced_lives_in_the_strong_tier_only(
     assert found is value
     assert strong_only == 1
     assert "key" not in cache
-    assert cache.get("key", "gone") == "gone"
+    assert cache.get("key", "evicted") == "evicted"
     assert cache.statistics().strong_only == 0
 
 
 @pytest.mark.parametrize("settings", [{"weak_only": True}, {"strong": 0}])
-def test_a_cache_of_weak_references_only_refuses_what_cannot_be_one(settings):
+def test_weak_only_cache_refuses_other_values(settings):
     cache = WeakCache(**settings)
     kept = Value()
     cache["key"] = kept
@@ -152,7 +149,7 @@ def test_none_is_a_value():
     assert "key" not in cache
 
 
-def test_a_new_value_takes_the_place_of_the_old_one():
+def test_new_value_replaces_the_old_one():
     cache = WeakCache(strong=0)
     first, second = Value(), Value()
     cache["key"] = first
@@ -164,7 +161,7 @@ def test_a_new_value_takes_the_place_of_the_old_one():
     assert len(cache) == 1
 
 
-def test_the_death_of_a_replaced_value_does_not_remove_the_new_one():
+def test_death_of_a_replaced_value_keeps_the_new_one():
     cache = WeakCache(strong=0)
     first = Value()
     cache["key"] = first
@@ -181,7 +178,7 @@ def test_the_death_of_a_replaced_value_does_not_remove_the_new_one():
     assert len(cache) == 1
 
 
-def test_the_index_does_not_grow_with_the_dead():
+def test_index_does_not_grow_with_dead_entries():
     cache = WeakCache(strong=0)
 
     for number in range(10_000):
@@ -191,7 +188,7 @@ def test_the_index_does_not_grow_with_the_dead():
     assert len(cache._dead) <= 1
 
 
-def test_values_in_circles_are_found_dead_after_the_collector():
+def test_values_in_cycles_are_dead_after_a_collection():
     cache = WeakCache(strong=0)
     value = Value()
     value.me = value
@@ -203,10 +200,7 @@ def test_values_in_circles_are_found_dead_after_the_collector():
     assert len(cache) == 0
 
 
-# The mapping
-
-
-def test_pop_and_del_and_popitem_and_clear_remove():
+def test_pop_del_popitem_and_clear_remove_entries():
     cache = WeakCache()
     values = [Value(number) for number in range(6)]
     cache.update(enumerate(values))
@@ -222,7 +216,7 @@ def test_pop_and_del_and_popitem_and_clear_remove():
 
 
 @pytest.mark.parametrize("act", [lambda c: c["no"], lambda c: c.pop("no"), lambda c: c.popitem()])
-def test_what_is_not_there_is_a_key_error_without_a_history(act):
+def test_missing_key_raises_key_error_without_context(act):
     with pytest.raises(KeyError) as caught:
         act(WeakCache())
 
@@ -237,7 +231,7 @@ def test_setdefault_keeps_the_first_value():
     assert cache.setdefault("key", second) is first
 
 
-def test_iteration_is_over_a_snapshot_and_leaves_out_what_dies_on_the_way():
+def test_iteration_is_over_a_snapshot_without_dead_values():
     cache = WeakCache(strong=0)
     values = {number: Value() for number in range(5)}
     cache.update(values)
@@ -251,7 +245,7 @@ def test_iteration_is_over_a_snapshot_and_leaves_out_what_dies_on_the_way():
     assert seen == [0, 2, 4]
 
 
-def test_a_walk_over_items_keeps_no_value_alive():
+def test_iteration_over_items_keeps_no_value_alive():
     cache = WeakCache(strong=0)
     values = [Value(number) for number in range(3)]
     cache.update(enumerate(values))
@@ -263,7 +257,7 @@ def test_a_walk_over_items_keeps_no_value_alive():
     assert list(walk) == []
 
 
-def test_views_know_what_is_in_them_without_using_it():
+def test_contains_of_views_is_not_a_use():
     cache = WeakCache()
     value = Value()
     cache["key"] = value
@@ -276,7 +270,7 @@ def test_views_know_what_is_in_them_without_using_it():
     assert cache.statistics().hits == 0
 
 
-def test_an_unhashable_key_is_refused_and_changes_nothing():
+def test_unhashable_key_is_refused():
     cache = WeakCache()
 
     with pytest.raises(TypeError, match="unhashable"):
@@ -287,23 +281,23 @@ def test_an_unhashable_key_is_refused_and_changes_nothing():
     assert len(cache) == 0
 
 
-def test_a_copy_has_the_entries_and_the_settings_and_goes_its_own_way():
+def test_copy_has_the_same_entries_and_settings():
     cache = WeakCache(strong=2)
     value = Value()
     cache["key"] = value
 
-    twin = copy.copy(cache)
+    copied = copy.copy(cache)
     deep = copy.deepcopy(cache)
-    fill(twin, 3)
+    fill(copied, 3)
 
-    assert twin["key"] is value
+    assert copied["key"] is value
     assert deep["key"] is value
     assert len(cache) == 1
-    assert twin.statistics().strong <= 2
+    assert copied.statistics().strong <= 2
 
 
-def test_a_cache_cannot_be_pickled_and_says_what_to_do():
-    with pytest.raises(NotPicklable, match=r"pickle dict\(cache.items\(\)\)"):
+def test_pickling_raises_and_names_the_alternative():
+    with pytest.raises(TypeError, match=r"cannot pickle 'WeakCache' object.*pickle dict\(cache.items\(\)\)"):
         pickle.dumps(WeakCache())
 
 
@@ -311,7 +305,7 @@ def test_a_cache_cannot_be_pickled_and_says_what_to_do():
     st.integers(0, 6),
     st.lists(st.tuples(st.sampled_from(["set", "get", "pop", "drop", "default"]), st.integers(0, 8)), max_size=60),
 )
-def test_it_agrees_with_a_dict_about_all_that_is_held(strong, acts):
+def test_cache_agrees_with_a_dict_on_held_values(strong, acts):
     cache = WeakCache(strong=strong)
     model = {}  # also what keeps the values alive
 
@@ -336,10 +330,7 @@ def test_it_agrees_with_a_dict_about_all_that_is_held(strong, acts):
         assert figures.strong + figures.weak == len(cache) == len(list(cache)) >= len(model)
 
 
-# Age
-
-
-def test_an_entry_ends_when_its_time_is_over_whoever_holds_it():
+def test_entry_expires_even_if_its_value_is_held():
     clock = Clock()
     cache = WeakCache(ttl=10, clock=clock)
     value = Value()
@@ -356,7 +347,7 @@ def test_an_entry_ends_when_its_time_is_over_whoever_holds_it():
     assert cache.statistics().strong == 0
 
 
-def test_a_hit_does_not_prolong_an_entry_but_setting_it_does():
+def test_setting_prolongs_an_entry_and_a_hit_does_not():
     clock = Clock()
     cache = WeakCache(ttl=10, clock=clock)
     cache["read"], cache["set"] = 1, 2
@@ -369,7 +360,7 @@ def test_a_hit_does_not_prolong_an_entry_but_setting_it_does():
     assert dict(cache) == {"set": 3}
 
 
-def test_what_is_too_old_goes_without_being_asked_for():
+def test_expired_entries_are_removed_by_later_writes():
     clock = Clock()
     cache = WeakCache(strong=1000, ttl=10, clock=clock)
     fill(cache, 100)
@@ -381,7 +372,7 @@ def test_what_is_too_old_goes_without_being_asked_for():
     assert len(cache._index) == 10
 
 
-def test_the_order_of_age_survives_replacing():
+def test_replaced_entry_expires_last():
     clock = Clock()
     cache = WeakCache(ttl=10, clock=clock)
     cache["first"], cache["second"] = 1, 2
@@ -392,7 +383,7 @@ def test_the_order_of_age_survives_replacing():
     assert list(cache) == ["first"]
 
 
-def test_pop_of_what_is_too_old_is_a_miss():
+def test_pop_of_an_expired_entry_is_a_miss():
     clock = Clock()
     cache = WeakCache(ttl=1, clock=clock)
     cache["key"] = 1
@@ -403,10 +394,7 @@ def test_pop_of_what_is_too_old_is_a_miss():
         cache.popitem()
 
 
-# Bytes
-
-
-def test_the_strong_tier_stays_within_its_bytes():
+def test_strong_tier_stays_within_max_bytes():
     cache = WeakCache(strong=1000, max_bytes=100, sizeof=lambda value: value.name)
 
     for size in [10, 20, 30, 40, 50, 60, 70, 10, 10, 100, 1, 0]:
@@ -417,19 +405,19 @@ def test_the_strong_tier_stays_within_its_bytes():
         assert size in cache
 
 
-def test_a_value_larger_than_all_is_only_held_weakly():
-    gone = []
-    cache = WeakCache(max_bytes="1 kB", sizeof=len, on_evict=lambda key, value: gone.append(key))
+def test_value_larger_than_max_bytes_is_not_held_strongly():
+    evicted = []
+    cache = WeakCache(max_bytes="1 kB", sizeof=len, on_evict=lambda key, value: evicted.append(key))
     cache["small"] = b"1"
 
     cache["large"] = b"1" * 1001
 
-    assert gone == ["large"]
+    assert evicted == ["large"]
     assert "large" not in cache
     assert "small" in cache
 
 
-def test_bytes_follow_replacing_and_removing():
+def test_strong_bytes_follow_replacing_and_removing():
     cache = WeakCache(max_bytes=1000, sizeof=len)
     cache["a"], cache["b"] = b"12345", b"123"
 
@@ -439,7 +427,7 @@ def test_bytes_follow_replacing_and_removing():
     assert cache.statistics().strong_bytes == 1
 
 
-def test_a_sizeof_that_fails_leaves_the_cache_as_it_was():
+def test_sizeof_that_fails_leaves_the_cache_unchanged():
     def sizeof(value):
         raise LookupError
 
@@ -456,7 +444,7 @@ def test_a_sizeof_that_fails_leaves_the_cache_as_it_was():
     st.integers(0, 40),
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30), st.booleans()), max_size=60),
 )
-def test_neither_bound_is_ever_passed(strong, max_bytes, sets):
+def test_bounds_hold_at_random(strong, max_bytes, sets):
     cache = WeakCache(strong=strong, max_bytes=max_bytes, sizeof=lambda value: value[1])
 
     for key, size, is_read in sets:
@@ -472,12 +460,9 @@ def test_neither_bound_is_ever_passed(strong, max_bytes, sets):
         assert figures.strong == figures.strong_only == len(cache)
 
 
-# Telling
-
-
-def test_the_hook_is_told_of_what_goes_by_itself_and_of_nothing_else():
-    gone = []
-    cache = WeakCache(strong=2, on_evict=lambda key, value: gone.append((key, value)))
+def test_hook_gets_evicted_entries_only():
+    evicted = []
+    cache = WeakCache(strong=2, on_evict=lambda key, value: evicted.append((key, value)))
     cache["a"] = 1
     cache["a"] = 2
     del cache["a"]
@@ -487,23 +472,23 @@ def test_the_hook_is_told_of_what_goes_by_itself_and_of_nothing_else():
     cache.clear()
     cache["d"], cache["e"], cache["f"] = 5, 6, 7
 
-    assert gone == [("d", 5)]
+    assert evicted == [("d", 5)]
     assert cache.statistics().evictions == 1
 
 
-def test_the_hook_is_told_of_strong_entries_that_end_by_age():
+def test_hook_gets_strong_entries_that_expire():
     clock = Clock()
-    gone = []
-    cache = WeakCache(ttl=5, clock=clock, on_evict=lambda key, value: gone.append(key))
+    evicted = []
+    cache = WeakCache(ttl=5, clock=clock, on_evict=lambda key, value: evicted.append(key))
     cache["key"] = 1
     clock.now += 5
 
     cache.get("key")
 
-    assert gone == ["key"]
+    assert evicted == ["key"]
 
 
-def test_the_hook_runs_outside_the_lock():
+def test_hook_runs_outside_the_lock():
     free = []
 
     def on_evict(key, value):
@@ -517,7 +502,7 @@ def test_the_hook_runs_outside_the_lock():
     assert free == [True] * 4
 
 
-def test_a_hook_that_fails_is_logged_once_and_counted(caplog):
+def test_hook_that_fails_is_logged_once_and_counted(caplog):
     def on_evict(key, value):
         raise ValueError("broken")
 
@@ -530,7 +515,7 @@ def test_a_hook_that_fails_is_logged_once_and_counted(caplog):
     assert cache.statistics().strong == 1
 
 
-def test_a_hook_that_puts_everything_back_comes_to_an_end(caplog):
+def test_hook_that_puts_all_entries_back_is_stopped(caplog):
     cache = WeakCache(strong=8, on_evict=lambda key, value: cache.update({key: value}))
 
     with caplog.at_level(logging.ERROR, "memtools.structures"):
@@ -538,10 +523,10 @@ def test_a_hook_that_puts_everything_back_comes_to_an_end(caplog):
             cache[number] = number
 
     assert len(cache) <= 8
-    assert "puts entries back" in caplog.text
+    assert "puts items back" in caplog.text
 
 
-def test_an_interrupt_in_the_hook_passes():
+def test_interrupt_in_the_hook_passes():
     def on_evict(key, value):
         raise KeyboardInterrupt
 
@@ -552,9 +537,6 @@ def test_an_interrupt_in_the_hook_passes():
         cache[2] = 2
     with pytest.raises(KeyboardInterrupt):
         cache[3] = 3
-
-
-# Saying
 
 
 def test_statistics_count_what_happened():
@@ -574,7 +556,7 @@ def test_statistics_count_what_happened():
     assert WeakCache().statistics().hit_ratio == 0
 
 
-def test_repr_is_one_line_and_does_not_call_the_values():
+def test_repr_is_one_line_without_repr_of_values():
     class Loud:
         def __repr__(self):
             raise AssertionError
@@ -587,7 +569,7 @@ def test_repr_is_one_line_and_does_not_call_the_values():
     assert loud is not None
 
 
-def test_a_cache_leaves_no_circle_behind():
+def test_cache_leaves_no_reference_cycle():
     cache = WeakCache(on_evict=print, ttl=5)
     cache["key"] = value = Value()
     seen = weakref.ref(cache)
@@ -603,10 +585,10 @@ def test_a_cache_leaves_no_circle_behind():
     assert value is not None
 
 
-def test_it_registers_as_shrinkable_unless_told_not_to():
+def test_cache_is_registered_unless_not_shrinkable():
     ours, not_ours = WeakCache(), WeakCache(shrinkable=False)
 
-    found = [id(thing) for thing in registered()]
+    found = [id(shrinkable) for shrinkable in registered()]
 
     assert id(ours) in found
     assert id(not_ours) not in found
@@ -631,7 +613,7 @@ def test_it_registers_as_shrinkable_unless_told_not_to():
         {"clock": 5},
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     (name,) = settings
 
     with pytest.raises(ConfigError) as caught:
@@ -640,7 +622,7 @@ def test_settings_that_make_no_sense_are_refused(settings):
     assert caught.value.name == name
 
 
-def test_all_is_the_same_where_every_hit_takes_the_lock(monkeypatch):
+def test_cache_works_if_every_hit_takes_the_lock(monkeypatch):
     monkeypatch.setattr("memtools.structures._cache_store.HITS_NEED_LOCK", True)  # as without the GIL
     cache = WeakCache(strong=2)
     cache["key"] = value = Value()

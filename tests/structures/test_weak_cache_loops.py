@@ -1,4 +1,4 @@
-"""WeakCache.aget_or_create on several event loops: one after the other, in several threads, closed in mid-run."""
+"""`WeakCache.aget_or_create` on several event loops, in several threads, and on closed loops."""
 
 import asyncio
 import gc
@@ -10,7 +10,7 @@ import pytest
 
 from memtools.structures import WeakCache
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 class Value:
@@ -19,7 +19,7 @@ class Value:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uvloop has no build for Windows")
 @pytest.mark.leaves("descriptor", reason="libuv keeps one pipe for signals for the whole process")
-def test_uvloop_keeps_the_same_promises():
+def test_uvloop_passes_the_task_tests():
     import uvloop
 
     async def main():
@@ -59,12 +59,12 @@ def in_threads(*works):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
         assert not thread.is_alive()
     assert errors == []
 
 
-def test_loops_in_several_threads_and_plain_threads_end_with_one_value():
+def test_loops_and_threads_end_with_one_value():
     cache = WeakCache()
     kept = []
     together = threading.Barrier(4)
@@ -77,11 +77,11 @@ def test_loops_in_several_threads_and_plain_threads_end_with_one_value():
         return await asyncio.gather(*(cache.aget_or_create("key", factory) for _ in range(50)))
 
     def with_loop():
-        together.wait(PATIENCE_S)
+        together.wait(TIMEOUT_S)
         kept.extend(asyncio.run(many()))
 
     def plain():
-        together.wait(PATIENCE_S)
+        together.wait(TIMEOUT_S)
         kept.append(cache.get_or_create("key", Value))
 
     in_threads(with_loop, with_loop, with_loop, plain)
@@ -91,10 +91,10 @@ def test_loops_in_several_threads_and_plain_threads_end_with_one_value():
     assert cache.statistics().in_progress == 0
 
 
-def test_a_loop_that_was_closed_in_mid_run_holds_nobody_up():
+def test_loop_closed_during_a_call_blocks_no_other_loop():
     cache = WeakCache()
     loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda loop, context: None)  # it will say that a task was destroyed, as for any task
+    loop.set_exception_handler(lambda loop, context: None)  # it is called for the destroyed task
 
     async def endless():
         await asyncio.Event().wait()
@@ -117,7 +117,7 @@ def test_a_loop_that_was_closed_in_mid_run_holds_nobody_up():
     task.get_coro().close()
 
 
-def test_the_end_of_a_loop_ends_the_run():
+def test_end_of_a_loop_ends_the_call():
     cache = WeakCache()
     ended = []
 
@@ -139,7 +139,7 @@ def test_the_end_of_a_loop_ends_the_run():
     assert cache.statistics().in_progress == 0
 
 
-def test_a_loop_that_was_abandoned_is_not_kept_alive():
+def test_abandoned_loop_is_not_kept_alive():
     async def endless():
         await asyncio.Event().wait()
 

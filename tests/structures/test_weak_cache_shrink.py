@@ -1,4 +1,4 @@
-"""WeakCache when memory runs short."""
+"""`WeakCache.shrink`."""
 
 import sys
 import time
@@ -14,14 +14,14 @@ class Value:
 
 
 def filled(**settings):
-    """Return a cache with 8 young and 8 old entries that nobody else holds."""
+    """Return a cache with 8 young and 8 old entries whose values only the cache holds."""
     cache = WeakCache(strong=16, **settings)
     for number in range(16):
         cache[number] = Value()
     return cache
 
 
-def test_a_warning_costs_the_old_half():
+def test_warning_releases_the_old_generation():
     cache = filled(sizeof=lambda value: 100)
 
     freed_bytes = cache.shrink(Level.WARNING, NEVER)
@@ -30,7 +30,7 @@ def test_a_warning_costs_the_old_half():
     assert freed_bytes == 800
 
 
-def test_critical_costs_the_whole_strong_tier():
+def test_critical_releases_the_whole_strong_tier():
     cache = filled(sizeof=lambda value: 100)
 
     freed_bytes = cache.shrink(Level.CRITICAL, NEVER)
@@ -39,14 +39,14 @@ def test_critical_costs_the_whole_strong_tier():
     assert freed_bytes == 1600
 
 
-def test_normal_costs_nothing():
+def test_normal_releases_nothing():
     cache = filled()
 
     assert cache.shrink(Level.NORMAL, NEVER) == 0
     assert len(cache) == 16
 
 
-def test_what_others_hold_is_still_found_and_not_counted_as_given_back():
+def test_values_held_elsewhere_are_found_and_not_counted():
     cache = filled(sizeof=lambda value: 100)
     cache["kept"] = kept = Value()  # the first of a new young generation, so 8 old ones are left
 
@@ -56,7 +56,7 @@ def test_what_others_hold_is_still_found_and_not_counted_as_given_back():
     assert freed_bytes == 800
 
 
-def test_values_that_cannot_be_weakly_referenced_go_and_count():
+def test_strong_only_values_are_released_and_counted():
     cache = WeakCache(max_bytes=10_000, sizeof=len)
     cache["key"] = b"12345"
 
@@ -67,29 +67,29 @@ def test_values_that_cannot_be_weakly_referenced_go_and_count():
     assert cache.statistics().strong_bytes == 0
 
 
-def test_the_hook_is_told_and_may_keep_a_value():
-    gone = {}
-    cache = filled(sizeof=lambda value: 100, on_evict=gone.__setitem__)
+def test_hook_may_keep_a_released_value():
+    evicted = {}
+    cache = filled(sizeof=lambda value: 100, on_evict=evicted.__setitem__)
 
     freed_bytes = cache.shrink(Level.WARNING, NEVER)
 
-    assert sorted(gone) == list(range(8))
+    assert sorted(evicted) == list(range(8))
     assert freed_bytes == 0
     assert cache.statistics().evictions == 8
 
 
-def test_nothing_happens_after_the_deadline():
+def test_passed_deadline_releases_nothing():
     cache = filled()
 
     assert cache.shrink(Level.CRITICAL, time.monotonic()) == 0
     assert len(cache) == 16
 
 
-def test_a_large_tier_goes_in_slices_until_the_deadline(monkeypatch):
+def test_large_tier_is_released_in_slices_until_the_deadline(monkeypatch):
     cache = WeakCache(strong=2000, sizeof=lambda value: 1)
     for number in range(2000):
         cache[number] = number
-    now = iter([0.0, 0.0, 0.4, 0.8, 1.2])  # one look before what is too old, then one before each slice
+    now = iter([0.0, 0.0, 0.4, 0.8, 1.2])  # one reading before the purge, then one before each slice
     monkeypatch.setattr("memtools.structures._cache_store.time.monotonic", lambda: next(now))
 
     freed_bytes = cache.shrink(Level.CRITICAL, 1.0)
@@ -100,7 +100,7 @@ def test_a_large_tier_goes_in_slices_until_the_deadline(monkeypatch):
     assert 0 not in cache
 
 
-def test_a_sizeof_that_fails_stops_nobody_from_giving_memory_back():
+def test_sizeof_that_fails_does_not_stop_shrink():
     def sizeof(value):
         raise LookupError
 
@@ -110,7 +110,7 @@ def test_a_sizeof_that_fails_stops_nobody_from_giving_memory_back():
     assert len(cache) == 0
 
 
-def test_a_cache_without_a_strong_tier_has_nothing_to_give():
+def test_cache_without_strong_tier_releases_nothing():
     cache = WeakCache(strong=0)
     value = cache.setdefault("key", Value())
 
@@ -118,7 +118,7 @@ def test_a_cache_without_a_strong_tier_has_nothing_to_give():
     assert cache["key"] is value
 
 
-def test_a_large_tier_goes_on_where_it_stopped(monkeypatch):
+def test_shrink_continues_where_it_stopped(monkeypatch):
     cache = WeakCache(strong=2000, sizeof=lambda value: 1)
     for number in range(2000):
         cache[number] = number
@@ -135,20 +135,20 @@ def test_a_large_tier_goes_on_where_it_stopped(monkeypatch):
     assert not cache.is_shrinking
 
 
-def test_a_tier_of_more_keys_than_are_listed_at_once_goes_whole_and_oldest_first(monkeypatch):
+def test_tier_of_several_listings_is_released_oldest_first(monkeypatch):
     monkeypatch.setattr("memtools.structures._cache_store._LISTED", 300)
-    gone = []
-    cache = WeakCache(strong=2000, on_evict=lambda key, value: gone.append(key))
+    evicted = []
+    cache = WeakCache(strong=2000, on_evict=lambda key, value: evicted.append(key))
     for number in range(2000):
         cache[number] = number
 
     cache.shrink(Level.CRITICAL, NEVER)
 
-    assert gone == list(range(2000))
+    assert evicted == list(range(2000))
     assert len(cache) == 0
 
 
-def test_what_a_hook_puts_back_cannot_keep_the_ladder_busy():
+def test_hook_that_puts_entries_back_cannot_prolong_shrink():
     cache = WeakCache(strong=1000, on_evict=lambda key, value: cache.__setitem__(key, value))
     for number in range(1000):
         cache[number] = number
@@ -159,7 +159,7 @@ def test_what_a_hook_puts_back_cannot_keep_the_ladder_busy():
     assert not cache.is_shrinking
 
 
-def test_values_that_die_by_shrinking_leave_no_work_for_the_next_caller():
+def test_shrink_purges_the_entries_of_released_values():
     cache = WeakCache(strong=10_000)
     for number in range(10_000):
         cache[number] = Value()
@@ -169,7 +169,7 @@ def test_values_that_die_by_shrinking_leave_no_work_for_the_next_caller():
     assert len(cache._dead) <= 512
 
 
-def test_the_dead_are_buried_in_portions(monkeypatch):
+def test_dead_entries_are_purged_in_slices(monkeypatch):
     values = [Value() for _ in range(2000)]
     cache = WeakCache(strong=0)
     cache.update(enumerate(values))
@@ -183,7 +183,7 @@ def test_the_dead_are_buried_in_portions(monkeypatch):
     assert len(cache._dead) == 2000 - 2 * 256
 
 
-def test_the_tables_of_a_cache_count_as_its_size():
+def test_getsizeof_includes_the_tables():
     small, large = WeakCache(), WeakCache(strong=10_000)
     large.update((number, number) for number in range(10_000))
 

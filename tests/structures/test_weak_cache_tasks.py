@@ -1,4 +1,4 @@
-"""WeakCache.aget_or_create: one run for all tasks of a loop, whoever is cancelled."""
+"""`WeakCache.aget_or_create`: one call for all tasks of an event loop, and cancellation."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import pytest
 
 from memtools.structures import RecursiveFactory, WeakCache
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 class Value:
@@ -19,7 +19,7 @@ class Value:
 
 
 class Work:
-    """An async factory that ends when told, and remembers how it fared."""
+    """An async factory that ends when the test sets `go`, and records whether it was cancelled."""
 
     def __init__(self, make=Value):
         self.make = make
@@ -45,7 +45,7 @@ def fail():
 
 
 async def settle():
-    """Let every task that can run do so."""
+    """Let all other tasks run until they wait."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -55,20 +55,20 @@ def ask(cache, work, count=1):
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_left():
-    """Fail if the loop was told of a lost exception, or a task is left."""
-    complaints = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+async def no_error_and_no_task_left():
+    """Fail if the exception handler of the loop was called, or a task is left."""
+    contexts = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: contexts.append(context))
     before = asyncio.all_tasks()
     yield
     await settle()
     gc.collect()
     await settle()
-    assert complaints == []
+    assert contexts == []
     assert asyncio.all_tasks() <= before | {asyncio.current_task()}
 
 
-async def test_a_thousand_tasks_that_miss_share_one_run():
+async def test_a_thousand_missing_tasks_share_one_call():
     cache = WeakCache()
     work = Work()
     tasks = ask(cache, work, 1000)
@@ -86,7 +86,7 @@ async def test_a_thousand_tasks_that_miss_share_one_run():
     assert work.runs == 1
 
 
-async def test_a_pure_weak_cache_hands_the_value_to_all_before_it_dies():
+async def test_cache_without_strong_tier_returns_the_value_to_all():
     cache = WeakCache(strong=0)
     work = Work()
     tasks = ask(cache, work, 3)
@@ -102,7 +102,7 @@ async def test_a_pure_weak_cache_hands_the_value_to_all_before_it_dies():
     assert len(cache) == 0
 
 
-async def test_a_failure_goes_to_all_who_wait_and_is_not_kept():
+async def test_failure_is_raised_in_all_waiters_and_not_stored():
     cache = WeakCache()
     work = Work(fail)
     tasks = ask(cache, work, 10)
@@ -120,7 +120,7 @@ async def test_a_failure_goes_to_all_who_wait_and_is_not_kept():
 
 
 @pytest.mark.parametrize("cancelled", [0, 1, 2])
-async def test_a_cancelled_waiter_takes_nobody_along_not_even_the_first(cancelled):
+async def test_cancelled_waiter_does_not_affect_the_others(cancelled):
     cache = WeakCache()
     work = Work()
     tasks = ask(cache, work, 3)
@@ -136,7 +136,7 @@ async def test_a_cancelled_waiter_takes_nobody_along_not_even_the_first(cancelle
     assert (work.runs, work.was_cancelled) == (1, False)
 
 
-async def test_the_last_waiter_takes_the_run_along_and_waits_for_its_end():
+async def test_last_cancelled_waiter_cancels_and_awaits_the_call():
     cache = WeakCache()
     work = Work()
     tasks = ask(cache, work, 2)
@@ -151,7 +151,7 @@ async def test_the_last_waiter_takes_the_run_along_and_waits_for_its_end():
     assert cache.statistics().in_progress == 0
 
 
-async def test_whoever_comes_while_a_doomed_run_ends_starts_one_of_his_own():
+async def test_miss_during_a_cancelled_call_starts_a_new_call():
     cache = WeakCache()
     doomed, work = Work(), Work()
     (first,) = ask(cache, doomed)
@@ -168,7 +168,7 @@ async def test_whoever_comes_while_a_doomed_run_ends_starts_one_of_his_own():
     assert first.cancelled()
 
 
-async def test_a_timeout_of_the_only_waiter_ends_the_run():
+async def test_timeout_of_the_only_waiter_cancels_the_call():
     cache = WeakCache()
     work = Work()
 
@@ -180,15 +180,15 @@ async def test_a_timeout_of_the_only_waiter_ends_the_run():
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_second_cancel_does_not_wait_for_a_slow_end():
+async def test_second_cancel_does_not_wait_for_the_call():
     cache = WeakCache()
-    let_go = asyncio.Event()
+    release = asyncio.Event()
 
     async def stubborn():
         try:
             await asyncio.Event().wait()
         finally:
-            await let_go.wait()
+            await release.wait()
 
     (task,) = ask(cache, stubborn)
     await settle()
@@ -200,10 +200,10 @@ async def test_a_second_cancel_does_not_wait_for_a_slow_end():
 
     assert waited
     assert task.cancelled()
-    let_go.set()
+    release.set()
 
 
-async def test_what_fails_while_it_is_cancelled_is_not_swallowed():
+async def test_failure_during_cancellation_is_raised():
     cache = WeakCache()
 
     async def breaks():
@@ -220,14 +220,14 @@ async def test_what_fails_while_it_is_cancelled_is_not_swallowed():
         await task
 
 
-async def test_a_failure_that_nobody_waits_for_any_more_is_not_complained_about():
+async def test_failure_without_waiters_is_not_logged():
     cache = WeakCache()
     work = Work(fail)
     tasks = ask(cache, work, 2)
     await settle()
 
     work.go.set()
-    await asyncio.sleep(0)  # the run goes on, those who wait have not heard of it
+    await asyncio.sleep(0)  # the call has ended, the waiting tasks have not run yet
     for task in tasks:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -235,7 +235,7 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_not_complained_about(
     assert {type(result) for result in results} <= {ValueError, asyncio.CancelledError}
 
 
-async def test_a_cancelled_run_is_a_cancellation_for_all_who_wait():
+async def test_cancelled_call_cancels_all_waiters():
     cache = WeakCache()
     work = Work()
     tasks = ask(cache, work, 2)
@@ -249,7 +249,7 @@ async def test_a_cancelled_run_is_a_cancellation_for_all_who_wait():
     assert "key" not in cache
 
 
-async def test_the_run_has_the_context_of_the_first():
+async def test_call_has_the_context_of_the_first_task():
     cache = WeakCache()
     request = contextvars.ContextVar("request", default="none")
 
@@ -263,7 +263,7 @@ async def test_the_run_has_the_context_of_the_first():
     assert await asyncio.create_task(first()) == "first"
 
 
-async def test_a_factory_that_waits_for_its_own_key_is_an_error():
+async def test_factory_that_waits_for_its_own_key_raises():
     cache = WeakCache()
 
     async def factory():
@@ -275,7 +275,7 @@ async def test_a_factory_that_waits_for_its_own_key_is_an_error():
     assert cache.statistics().in_progress == 0
 
 
-async def test_factories_that_wait_in_a_circle_are_an_error_and_no_silence():
+async def test_factories_that_wait_for_each_other_raise():
     cache, other = WeakCache(), WeakCache()
 
     async def one():
@@ -286,7 +286,7 @@ async def test_factories_that_wait_in_a_circle_are_an_error_and_no_silence():
         await asyncio.sleep(0)
         return await cache.aget_or_create("a", one)
 
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         results = await asyncio.gather(
             cache.aget_or_create("a", one), other.aget_or_create("b", two), return_exceptions=True
         )
@@ -294,7 +294,7 @@ async def test_factories_that_wait_in_a_circle_are_an_error_and_no_silence():
     assert [type(result) for result in results] == [RecursiveFactory] * 2
 
 
-async def test_a_nested_factory_for_another_key_is_fine():
+async def test_nested_factory_for_another_key_works():
     cache = WeakCache()
 
     async def inner():
@@ -306,7 +306,7 @@ async def test_a_nested_factory_for_another_key_is_fine():
     assert await cache.aget_or_create("a", outer) == "ab"
 
 
-async def test_a_value_set_in_the_meantime_is_returned_by_all():
+async def test_value_set_meanwhile_is_returned_to_all():
     cache = WeakCache()
     work = Work()
     tasks = ask(cache, work, 2)
@@ -317,7 +317,7 @@ async def test_a_value_set_in_the_meantime_is_returned_by_all():
     assert await asyncio.gather(*tasks) == [explicit, explicit]
 
 
-async def test_a_value_whose_key_was_removed_in_the_meantime_is_not_kept():
+async def test_value_of_a_removed_key_is_not_stored():
     cache = WeakCache()
     stale, fresh = Work(), Work()
     (first,) = ask(cache, stale)
@@ -334,7 +334,7 @@ async def test_a_value_whose_key_was_removed_in_the_meantime_is_not_kept():
     assert cache["key"] is values[1]
 
 
-async def test_a_failed_run_keeps_no_frame_alive():
+async def test_failed_call_keeps_no_frame_alive():
     cache = WeakCache()
     seen = []
 
@@ -359,7 +359,7 @@ async def test_a_failed_run_keeps_no_frame_alive():
     assert died == [True]
 
 
-async def test_a_hit_does_not_suspend():
+async def test_hit_does_not_suspend():
     cache = WeakCache()
     cache["key"] = value = Value()
     hit = cache.aget_or_create("key", Work())
@@ -372,7 +372,7 @@ async def test_a_hit_does_not_suspend():
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 @pytest.mark.parametrize("make", [Value, fail])
-async def test_eager_tasks_share_one_run_as_well(make):
+async def test_eager_tasks_share_one_call(make):
     loop = asyncio.get_running_loop()
     cache = WeakCache()
     runs = []
@@ -403,7 +403,7 @@ async def test_eager_tasks_share_one_run_as_well(make):
     assert cache.statistics().in_progress == 0
 
 
-async def test_a_task_factory_that_fails_leaves_nothing_pending():
+async def test_task_factory_that_fails_leaves_no_call():
     loop = asyncio.get_running_loop()
     cache = WeakCache()
 

@@ -1,21 +1,22 @@
-"""WeakCache under many threads, under finalisers, after a fork and at the end of the interpreter."""
+"""`WeakCache` with many threads, with finalisers, after a fork and at interpreter shutdown."""
 
 import contextlib
 import gc
 import os
 import subprocess
 import sys
-import textwrap
 import threading
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from memtools.structures import RecursiveFactory, WeakCache
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
+PROGRAM = Path(__file__).parent / "programs" / "cache_at_shutdown.py"
 
 
 class Value:
@@ -23,23 +24,20 @@ class Value:
 
 
 class Node(Value):
-    """A value in a circle, which only the collector ends."""
+    """A value in a reference cycle."""
 
     def __init__(self):
         self.me = self
 
 
 def run_all(*works):
-    """Run each work in a thread of its own; return when all have ended, in time and without error."""
+    """Run each function in a thread of its own; return when all have ended in time and without an error."""
     with ThreadPoolExecutor(len(works)) as pool:
         for future in [pool.submit(work) for work in works]:
-            future.result(timeout=PATIENCE_S)
+            future.result(timeout=TIMEOUT_S)
 
 
-# One run for all
-
-
-def test_a_thousand_threads_that_miss_share_one_run():
+def test_a_thousand_missing_threads_share_one_call():
     cache = WeakCache()
     runs = []
     go = threading.Event()
@@ -47,7 +45,7 @@ def test_a_thousand_threads_that_miss_share_one_run():
 
     def factory():
         runs.append(1)
-        go.wait(PATIENCE_S)
+        go.wait(TIMEOUT_S)
         return Value()
 
     def ask():
@@ -59,10 +57,10 @@ def test_a_thousand_threads_that_miss_share_one_run():
     for thread in threads:
         thread.start()
     for _ in threads:
-        assert missed.acquire(timeout=PATIENCE_S)
+        assert missed.acquire(timeout=TIMEOUT_S)
     go.set()
     for thread in threads:
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
 
     assert len(runs) == 1
     assert len(got) == 1000
@@ -70,24 +68,24 @@ def test_a_thousand_threads_that_miss_share_one_run():
     assert cache.statistics().in_progress == 0
 
 
-def wait_until_joined(cache, key):
-    """Return when another thread has joined the run for `key`."""
+def wait_for_waiter(cache, key):
+    """Return when another thread waits for the call of `key`."""
     deadline = threading.Event()
     for _ in range(3000):
-        flight = cache._pending.by_threads.get(key)
-        if flight is not None and flight.is_awaited:
+        call = cache._calls.in_threads.get(key)
+        if call is not None and call.has_waiters:
             return
         deadline.wait(0.01)
-    raise AssertionError("nobody joined")
+    raise AssertionError("no thread waits")
 
 
-def test_a_failure_goes_to_all_who_wait_and_is_not_kept():
+def test_failure_is_raised_in_all_waiters_and_not_stored():
     cache = WeakCache()
     error = ValueError("no")
     seen = []
 
     def failing():
-        wait_until_joined(cache, "key")
+        wait_for_waiter(cache, "key")
         raise error
 
     def ask():
@@ -103,12 +101,12 @@ def test_a_failure_goes_to_all_who_wait_and_is_not_kept():
     assert later == "fine"
 
 
-def test_an_interrupt_of_the_first_thread_lets_the_next_one_try():
+def test_interrupted_call_is_repeated_by_the_next_thread():
     cache = WeakCache()
     interrupted = []
 
     def interrupt():
-        wait_until_joined(cache, "key")
+        wait_for_waiter(cache, "key")
         raise KeyboardInterrupt
 
     def first():
@@ -118,7 +116,7 @@ def test_an_interrupt_of_the_first_thread_lets_the_next_one_try():
             interrupted.append(1)
 
     def second():
-        while not len(cache._pending):
+        while not len(cache._calls):
             pass
         got.append(cache.get_or_create("key", lambda: "second"))
 
@@ -129,7 +127,7 @@ def test_an_interrupt_of_the_first_thread_lets_the_next_one_try():
     assert got == ["second"]
 
 
-def test_a_factory_that_asks_for_its_own_key_is_an_error():
+def test_factory_that_asks_for_its_own_key_raises():
     cache = WeakCache()
 
     def factory():
@@ -142,17 +140,17 @@ def test_a_factory_that_asks_for_its_own_key_is_an_error():
     assert cache.get_or_create("key", lambda: 1) == 1
 
 
-def test_two_factories_that_wait_for_each_other_are_an_error_and_no_silence():
+def test_factories_that_wait_for_each_other_raise():
     cache, other = WeakCache(), WeakCache()
     both = threading.Barrier(2)
     failed = []
 
     def one():
-        both.wait(PATIENCE_S)
+        both.wait(TIMEOUT_S)
         return other.get_or_create("b", lambda: "b alone")
 
     def two():
-        both.wait(PATIENCE_S)
+        both.wait(TIMEOUT_S)
         return cache.get_or_create("a", lambda: "a alone")
 
     def ask(which, key, factory):
@@ -166,7 +164,7 @@ def test_two_factories_that_wait_for_each_other_are_an_error_and_no_silence():
     assert failed
 
 
-def test_a_nested_factory_for_another_key_is_fine():
+def test_nested_factory_for_another_key_works():
     cache = WeakCache()
 
     made = cache.get_or_create("a", lambda: ("a", cache.get_or_create("b", lambda: "b")))
@@ -174,7 +172,7 @@ def test_a_nested_factory_for_another_key_is_fine():
     assert made == ("a", "b")
 
 
-def test_a_value_set_in_the_meantime_is_returned_by_all():
+def test_value_set_meanwhile_is_returned_to_all():
     cache = WeakCache()
     explicit = Value()
 
@@ -186,7 +184,7 @@ def test_a_value_set_in_the_meantime_is_returned_by_all():
 
 
 @pytest.mark.parametrize("remove", [lambda c: c.pop("key", None), lambda c: c.clear()])
-def test_a_value_whose_key_was_removed_in_the_meantime_is_not_kept(remove):
+def test_value_of_a_removed_key_is_not_stored(remove):
     cache = WeakCache()
 
     def factory():
@@ -200,7 +198,7 @@ def test_a_value_whose_key_was_removed_in_the_meantime_is_not_kept(remove):
     assert cache.statistics().in_progress == 0
 
 
-def test_a_value_that_may_not_be_kept_is_an_error_of_the_run():
+def test_value_that_cannot_be_stored_raises():
     cache = WeakCache(strong=0)
 
     with pytest.raises(TypeError, match="cannot be weakly referenced"):
@@ -209,7 +207,7 @@ def test_a_value_that_may_not_be_kept_is_an_error_of_the_run():
     assert cache.statistics().in_progress == 0
 
 
-def test_a_failed_run_keeps_no_frame_alive():
+def test_failed_call_keeps_no_frame_alive():
     cache = WeakCache()
     seen = []
 
@@ -229,15 +227,15 @@ def test_a_failed_run_keeps_no_frame_alive():
     assert died
 
 
-def test_a_shared_failure_keeps_no_frame_alive():
+def test_shared_failure_keeps_no_frame_alive():
     cache = WeakCache()
     seen = []
 
     def failing():
         local = Value()
         seen.append(weakref.ref(local))
-        if len(seen) == 1:  # who comes when the first run has failed has one of its own, and nobody to wait for
-            wait_until_joined(cache, "key")
+        if len(seen) == 1:  # a thread that misses after the first call has failed starts its own, without waiters
+            wait_for_waiter(cache, "key")
         raise ValueError
 
     def ask():
@@ -250,7 +248,7 @@ def test_a_shared_failure_keeps_no_frame_alive():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(PATIENCE_S)
+            thread.join(TIMEOUT_S)
         died = [reference() is None for reference in seen]
     finally:
         gc.enable()
@@ -258,15 +256,12 @@ def test_a_shared_failure_keeps_no_frame_alive():
     assert died == [True] * len(seen)
 
 
-# Finalisers
-
-
-def test_a_storm_of_finalisers_deadlocks_nothing():
+def test_many_finalisers_cause_no_deadlock():
     cache = WeakCache(strong=8, on_evict=lambda key, value: cache.get(key))
 
     class Busy(Node):
         def __del__(self):
-            # In the middle of any line of the cache: the collector runs where it likes.
+            # In the middle of any line of the cache: a collection may start at any allocation.
             cache[id(self) % 50] = Node()
             cache.get(id(self) % 50)
             len(cache)
@@ -291,7 +286,7 @@ def test_a_storm_of_finalisers_deadlocks_nothing():
     assert figures.strong + figures.weak == len(cache) == len(list(cache)) <= 8
 
 
-def test_the_callback_of_the_weak_references_runs_no_python_code():
+def test_weakref_callback_runs_no_python_code():
     cache = WeakCache(strong=0)
     value = Value()
     cache["key"] = value
@@ -302,10 +297,7 @@ def test_the_callback_of_the_weak_references_runs_no_python_code():
     assert callback.__qualname__ == "deque.append"
 
 
-# Threads
-
-
-def test_no_hit_is_lost_between_threads():
+def test_hits_of_all_threads_are_counted():
     cache = WeakCache()
     cache["key"] = Value()
     interval = sys.getswitchinterval()
@@ -323,7 +315,7 @@ def test_no_hit_is_lost_between_threads():
     assert cache.statistics().hits == 80_000
 
 
-def test_threads_that_do_everything_leave_a_cache_that_adds_up():
+def test_concurrent_use_leaves_consistent_statistics():
     cache = WeakCache(strong=16, max_bytes=4000, sizeof=lambda value: 100, ttl=60)
     kept = [Value() for _ in range(50)]
     interval = sys.getswitchinterval()
@@ -353,7 +345,7 @@ def test_threads_that_do_everything_leave_a_cache_that_adds_up():
     assert all(value is kept[key] for key, value in cache.items())
 
 
-def test_a_removed_entry_is_never_found_again():
+def test_removed_entry_is_not_found_again():
     cache = WeakCache(strong=4)
     values = [Value() for _ in range(20)]
     stop = threading.Event()
@@ -381,11 +373,8 @@ def test_a_removed_entry_is_never_found_again():
     assert cache.statistics().strong == 0
 
 
-# Fork, end
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_child_forked_while_another_thread_is_at_work_is_not_stuck():
+def test_fork_while_another_thread_holds_the_lock():
     cache = WeakCache()
     cache["key"] = 1
     holds, leave = threading.Event(), threading.Event()
@@ -393,17 +382,17 @@ def test_a_child_forked_while_another_thread_is_at_work_is_not_stuck():
     def hold():
         with cache._lock:
             holds.set()
-            leave.wait(PATIENCE_S)
+            leave.wait(TIMEOUT_S)
 
     def make():
-        return cache.get_or_create("made", lambda: leave.wait(PATIENCE_S))
+        return cache.get_or_create("made", lambda: leave.wait(TIMEOUT_S))
 
     threads = [threading.Thread(target=make), threading.Thread(target=hold)]
     for thread in threads:
         thread.start()
-        while thread is threads[0] and not len(cache._pending):
+        while thread is threads[0] and not len(cache._calls):
             pass
-    assert holds.wait(PATIENCE_S)
+    assert holds.wait(TIMEOUT_S)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is the subject
@@ -414,14 +403,14 @@ def test_a_child_forked_while_another_thread_is_at_work_is_not_stuck():
     _, status = os.waitpid(child, 0)
     leave.set()
     for thread in threads:
-        thread.join(PATIENCE_S)
+        thread.join(TIMEOUT_S)
 
     assert os.waitstatus_to_exitcode(status) == 0
     assert cache["key"] == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_child_has_the_entries_when_nobody_was_at_work():
+def test_forked_child_has_the_entries():
     cache = WeakCache()
     cache["key"] = 1
 
@@ -435,23 +424,7 @@ def test_a_child_has_the_entries_when_nobody_was_at_work():
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_the_end_of_the_interpreter_is_quiet():
-    program = """
-        from memtools.structures import WeakCache
-
-        class Value:
-            def __del__(self):
-                cache.get("key")
-                cache["late"] = self
-
-        cache = WeakCache(on_evict=lambda key, value: None, ttl=100)
-        for number in range(200):
-            cache[number] = Value()
-        everything = [cache, Value()]
-        everything.append(everything)
-    """
-    run = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60
-    )
+def test_interpreter_shutdown_is_silent():
+    run = subprocess.run([sys.executable, "-X", "dev", str(PROGRAM)], capture_output=True, text=True, timeout=60)
 
     assert (run.returncode, run.stderr) == (0, "")

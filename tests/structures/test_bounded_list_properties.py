@@ -1,4 +1,4 @@
-"""Long random lives of a `BoundedList` beside a model that is too simple to be wrong."""
+"""Property tests: random operations on a `BoundedList` and on a simple model."""
 
 from collections import deque
 from typing import Any
@@ -40,7 +40,7 @@ of_lists = st.one_of(
 
 
 def act(subject: Any, name: str, *given_: Any) -> object:
-    """Do one thing to a list or a deque; return what it gave or which error it raised."""
+    """Do one operation on a list or a deque; return its result or the type of its error."""
     try:
         return _act(subject, name, *given_)
     except (IndexError, ValueError) as error:
@@ -72,7 +72,7 @@ def _act(subject: Any, name: str, *given_: Any) -> object:
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 6), batches, st.lists(additions | removals, max_size=40))
-def test_exact_window_lives_as_a_deque_does(maxlen: int, first: list[int], life: list[tuple[Any, ...]]) -> None:
+def test_exact_window_agrees_with_deque_at_random(maxlen: int, first: list[int], life: list[tuple[Any, ...]]) -> None:
     recent, peer = BoundedList(first, maxlen), deque(first, maxlen)
 
     for step in life:
@@ -82,30 +82,30 @@ def test_exact_window_lives_as_a_deque_does(maxlen: int, first: list[int], life:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data(), batches, st.lists(additions | removals | of_lists, max_size=40))
-def test_bounded_list_lives_as_a_list_that_is_cut_after_each_step(
+def test_keep_agrees_with_a_trimmed_list_at_random(
     data: st.DataObject, first: list[int], life: list[tuple[Any, ...]]
 ) -> None:
     maxlen = data.draw(st.integers(0, 8))
     keep = data.draw(st.integers(0, maxlen))
-    told: list[int] = []
-    recent = BoundedList(first, maxlen, keep=keep, on_evict=told.extend)
-    model, gone = list(first), []
+    reported: list[int] = []
+    recent = BoundedList(first, maxlen, keep=keep, on_evict=reported.extend)
+    model, evicted = list(first), []
 
     for step in [("clear nothing",), *life]:
         if step != ("clear nothing",):
             assert act(recent, *step) == act(model, *step), step
         excess = len(model) - keep if len(model) > maxlen else 0
-        gone += model[:excess]
+        evicted += model[:excess]
         del model[:excess]
         assert recent == model, step
-        if step[0] == "*=":  # copies that could not stay were not made, so they were not told
-            gone, told[:] = [], []
-        assert told == gone, step
+        if step[0] == "*=":  # copies that would be evicted were not made
+            evicted, reported[:] = [], []
+        assert reported == evicted, step
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.lists(additions | removals | of_lists, max_size=40))
-def test_bytes_are_those_of_the_items_after_each_step(data: st.DataObject, life: list[tuple[Any, ...]]) -> None:
+def test_size_bytes_agrees_with_the_items_at_random(data: st.DataObject, life: list[tuple[Any, ...]]) -> None:
     max_bytes = data.draw(st.integers(0, 60))
     maxlen = data.draw(st.none() | st.integers(0, 8))
     recent: BoundedList[int] = BoundedList(maxlen=maxlen, max_bytes=max_bytes, sizeof=lambda item: item)
@@ -117,12 +117,12 @@ def test_bytes_are_those_of_the_items_after_each_step(data: st.DataObject, life:
             del model[0]
         assert recent == model, step
         assert recent.statistics().size_bytes == sum(model), step
-        assert recent._sizes == model, step  # each size stands in its item's place
+        assert recent._sizes == model, step  # each size is at the index of its item
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 9000), st.data())
-def test_iterator_and_list_leave_the_same(maxlen: int, length: int, data: st.DataObject) -> None:
+def test_iterator_and_list_agree_at_random(maxlen: int, length: int, data: st.DataObject) -> None:
     keep = data.draw(st.integers(0, maxlen))
     before = data.draw(st.integers(0, maxlen))
     by_list = BoundedList(range(-before, 0), maxlen, keep=keep)

@@ -1,4 +1,4 @@
-"""The longest containers, what they weigh, who holds them, and the line where they are made."""
+"""The longest containers: their size, their holders, and the line where they are made."""
 
 import sys
 from collections import deque
@@ -13,26 +13,26 @@ HOARD: list[str] = []
 
 
 class Shop:
-    closed: dict[int, str] = {}  # noqa: RUF012  # what is looked for
+    closed: dict[int, str] = {}  # noqa: RUF012  # the leak that the tests find
 
     def __init__(self) -> None:
         self.seen: dict[int, int] = {}
 
 
-def test_the_longest_come_first() -> None:
+def test_largest_containers_are_sorted_by_length() -> None:
     kept = [deque(range(5_000_000)), list(range(4_000_000))]
 
     found = largest_containers(2)
 
-    assert [one is other for one, other in zip(found, kept, strict=True)] == [True, True]
+    assert [container is expected for container, expected in zip(found, kept, strict=True)] == [True, True]
 
 
-def test_short_ones_are_left_out() -> None:
-    assert all(len(one) >= 100_000 for one in largest_containers(1000, least=100_000))
+def test_largest_containers_leave_out_short_ones() -> None:
+    assert all(len(found) >= 100_000 for found in largest_containers(1000, minimum=100_000))
 
 
-def test_the_tables_of_the_interpreter_are_nobodys() -> None:
-    assert not [one for one in largest_containers(10_000, least=10) if one is sys.modules]
+def test_largest_containers_leave_out_interpreter_tables() -> None:
+    assert not [found for found in largest_containers(10_000, minimum=10) if found is sys.modules]
 
 
 @pytest.mark.parametrize(
@@ -43,20 +43,20 @@ def test_the_tables_of_the_interpreter_are_nobodys() -> None:
         {f"{number:050}" for number in range(2_000)},
         {number: f"{number:050}" for number in range(2_000)},
     ],
-    ids=lambda one: type(one).__name__,
+    ids=lambda container: type(container).__name__,
 )
-def test_the_weight_is_near_the_sum(container: Any) -> None:
+def test_shallow_size_is_near_the_sum_of_sizes(container: Any) -> None:
     items = [*container.keys(), *container.values()] if isinstance(container, dict) else container
     truth = sys.getsizeof(container) + sum(map(sys.getsizeof, items))
 
     assert truth * 0.95 < shallow_size(container) < truth * 1.05
 
 
-def test_what_is_no_container_weighs_nothing_here() -> None:
+def test_shallow_size_of_other_objects_is_zero() -> None:
     assert shallow_size(b"x" * 1000) == 0
 
 
-def test_a_subclass_is_weighed_without_its_methods() -> None:
+def test_shallow_size_calls_no_method_of_a_subclass() -> None:
     class Liar(list[int]):
         def __len__(self) -> int:
             raise AssertionError
@@ -69,7 +69,7 @@ def test_a_subclass_is_weighed_without_its_methods() -> None:
     assert shallow_size(liar) > 8_000
 
 
-def test_each_of_several_things_is_answered_in_their_order() -> None:
+def test_paths_are_returned_in_the_order_of_objects() -> None:
     shop = Shop()
     kept = {"shop": shop}
     HOARD.append("x")
@@ -83,7 +83,7 @@ def test_each_of_several_things_is_answered_in_their_order() -> None:
     assert third.holders == (f"class {__name__}.Shop.closed",)
 
 
-def test_too_many_at_once_are_refused() -> None:
+def test_paths_to_too_many_objects_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 24"):
         paths_to([object()] * 25)
 
@@ -101,7 +101,7 @@ def test_too_many_at_once_are_refused() -> None:
         ("", None),
     ],
 )
-def test_the_line_where_a_holder_is_made(holder: str, line: int | None) -> None:
+def test_source_line_of_a_holder(holder: str, line: int | None) -> None:
     found = source_line(holder)
 
     assert found == ("" if line is None else f"{__file__}:{line}")

@@ -1,4 +1,4 @@
-"""The calls that add come from C or from Python: both pass one suite, and who has no compiler has the other one."""
+"""The C core and the Python core of `BoundedList`: both pass the same tests."""
 
 import importlib.util
 import operator
@@ -13,7 +13,7 @@ import pytest
 
 from memtools import structures
 from memtools.structures import BoundedList
-from memtools.structures._window import pick_seat
+from memtools.structures._window import choose_core
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -24,11 +24,11 @@ SUITES = [
 IS_BUILT = importlib.util.find_spec("memtools.structures._fast_window") is not None
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
-needs_native = pytest.mark.skipif(not (IS_BUILT and HAS_GIL), reason="the C list was not built, or declines itself")
+needs_native = pytest.mark.skipif(not (IS_BUILT and HAS_GIL), reason="the C core was not built, or needs the GIL")
 
 
 def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    # -P: the package that this run tests, which may be an installed one, and not the files beside the tests.
+    # -P keeps the working folder off `sys.path`, so that the package of this run is tested, installed or not.
     command = [sys.executable, "-P", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=timeout
@@ -36,34 +36,34 @@ def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess
 
 
 @needs_native
-def test_this_run_has_the_c_type() -> None:
+def test_this_run_uses_the_c_core() -> None:
     names = [kind.__name__ for kind in BoundedList.__mro__]
 
     assert "FastWindow" in names
-    assert "PureWindow" not in names
+    assert "PyBoundedListCore" not in names
 
 
 @needs_native
-def test_the_python_type_passes_the_same_suites() -> None:
+def test_python_core_passes_the_same_tests() -> None:
     suite = run("-m", "pytest", "-p", "no:cacheprovider", *map(str, SUITES), MEMTOOLS_NATIVE="0")
 
-    assert "bounded lists: PureWindow" in suite.stdout
+    assert "bounded lists: PyBoundedListCore" in suite.stdout
     assert suite.returncode == 0, suite.stdout[-4000:]
     assert len(SUITES) > 6
 
 
 @needs_native
-def test_every_way_of_adding_in_place_is_bounded() -> None:
+def test_operator_iconcat_is_bounded() -> None:
     recent: BoundedList[int] = BoundedList([1, 2], 3)
 
-    same = operator.iconcat(recent, [3, 4])  # asks another slot than `+=`; a `__iadd__` in Python does not fill it
+    same = operator.iconcat(recent, [3, 4])  # uses another slot than `+=`, which a `__iadd__` in Python does not fill
 
     assert same is recent
     assert recent == [2, 3, 4]
 
 
 @needs_native
-def test_each_item_that_goes_is_counted_once_however_many_threads_add() -> None:
+def test_evictions_by_several_threads_are_counted_once() -> None:
     recent: BoundedList[int] = BoundedList(maxlen=50)
 
     threads = [Thread(target=lambda: [recent.append(number) for number in range(20_000)]) for _ in range(4)]
@@ -76,20 +76,20 @@ def test_each_item_that_goes_is_counted_once_however_many_threads_add() -> None:
     assert recent.statistics().evicted == 80_000 - 50
 
 
-def test_the_environment_can_forbid_the_c_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_can_disable_the_c_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMTOOLS_NATIVE", "0")
 
-    assert pick_seat().__name__ == "PureWindow"
+    assert choose_core().__name__ == "PyBoundedListCore"
 
 
-def test_without_the_c_type_there_is_the_python_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "memtools.structures._fast_window", None)  # what a missing file looks like
+def test_python_core_is_used_if_the_c_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "memtools.structures._fast_window", None)  # as if the file were missing
     monkeypatch.delattr(structures, "_fast_window", raising=False)
 
-    assert pick_seat().__name__ == "PureWindow"
+    assert choose_core().__name__ == "PyBoundedListCore"
 
 
-def test_a_pickle_does_not_say_which_type_made_it() -> None:
+def test_pickle_is_independent_of_the_core() -> None:
     program = (
         "import pickle, sys; from memtools import BoundedList; "
         "sys.stdout.write(pickle.dumps(BoundedList(range(9), 4, keep=2, max_bytes='1 MiB')).hex())"
@@ -107,10 +107,10 @@ def test_a_pickle_does_not_say_which_type_made_it() -> None:
     [{"CC": "false"}, {"MEMTOOLS_NATIVE": "0"}],
     ids=["no compiler", "MEMTOOLS_NATIVE=0"],
 )
-def test_building_goes_on_without_it(environment: dict[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", minversion="77", reason="building takes setuptools 77 or later")
+def test_build_succeeds_without_the_c_core(environment: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77", reason="the build requires setuptools 77 or later")
     if os.name != "posix" or not (ROOT / "memtools").is_dir():
-        pytest.skip("takes a checkout, and a compiler that CC names")
+        pytest.skip("requires a checkout and a compiler named by CC")
 
     built = run(
         "setup.py", "build_ext", "--force", "--build-lib", str(tmp_path), "--build-temp", str(tmp_path), **environment

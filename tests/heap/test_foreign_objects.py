@@ -1,4 +1,4 @@
-"""No object that is looked at has a method of its own called, and none is kept."""
+"""Inspected objects: none of their code runs, and none of them is kept alive."""
 
 import functools
 import gc
@@ -19,7 +19,7 @@ _touched: list[str] = []
 
 def _trap(name: str) -> Any:
     def touch(*args: object, **_: object) -> Any:
-        # Only while somebody looks: the test itself builds and drops these objects.
+        # Only while the heap is inspected: the test itself builds and drops these objects.
         if _armed.is_set():
             _touched.append(name)
         return NotImplemented
@@ -51,7 +51,7 @@ _OF_CLASSES = ("__repr__", "__eq__", "__hash__", "__getattribute__", "__instance
 
 
 class _Meta(type):
-    """A metaclass whose every answer is a trap."""
+    """A metaclass whose methods are traps."""
 
 
 def _traps(*bases: type, leave: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -59,7 +59,6 @@ def _traps(*bases: type, leave: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _make(*bases: type) -> Any:
-    # `__getattribute__` of the real thing is needed by the interpreter for nothing here.
     return _Meta("Trapped" + bases[0].__name__.title(), bases, _traps(*bases))
 
 
@@ -74,7 +73,7 @@ class _Armed:
 
 @pytest.fixture
 def heap() -> Any:
-    """Trapped objects of every kind, which hold each other and are held by a named list."""
+    """Trapped objects of every kind, which hold each other and are held by a dict."""
     kept: dict[str, Any] = {}
     plain = _make(object)
     for base in (dict, list, set, deque, OrderedDict, str, tuple, Exception, ModuleType):
@@ -89,7 +88,7 @@ def heap() -> Any:
         OrderedDict.__setitem__(kept["OrderedDict"], number, [item])
         set.add(kept["set"], number)
     object.__setattr__(kept["module"], "kept", [object.__new__(plain)])
-    # The metaclass joins last: with it, making a class would already be touching it.
+    # The metaclass gets its traps last: making a class would already call them.
     for name in _OF_CLASSES:
         setattr(_Meta, name, _trap(f"metaclass.{name}"))
     yield kept
@@ -97,7 +96,7 @@ def heap() -> Any:
         delattr(_Meta, name)
 
 
-def test_a_census_touches_nobody(heap: dict[str, Any]) -> None:
+def test_census_runs_no_code_of_objects(heap: dict[str, Any]) -> None:
     with _Armed():
         counted = heap_census()
 
@@ -107,7 +106,7 @@ def test_a_census_touches_nobody(heap: dict[str, Any]) -> None:
     assert any(name.endswith("TrappedDict") for name in counted.names.values())
 
 
-def test_growth_and_its_answer_touch_nobody(heap: dict[str, Any]) -> None:
+def test_growth_and_why_alive_run_no_code_of_objects(heap: dict[str, Any]) -> None:
     first = heap_census()
     for number in range(200, 300):
         dict.__setitem__(heap["dict"], number, [number])
@@ -123,7 +122,7 @@ def test_growth_and_its_answer_touch_nobody(heap: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dict", "list", "deque", "OrderedDict", "set", "str", "tuple", "Exception", "module"])
-def test_why_alive_touches_nobody(heap: dict[str, Any], kind: str) -> None:
+def test_why_alive_runs_no_code_of_the_target(heap: dict[str, Any], kind: str) -> None:
     target = heap[kind]
 
     with _Armed():
@@ -134,7 +133,7 @@ def test_why_alive_touches_nobody(heap: dict[str, Any], kind: str) -> None:
     assert "dict" in text or "heap" in text
 
 
-def test_why_alive_climbs_through_trapped_holders_untouched(heap: dict[str, Any]) -> None:
+def test_why_alive_runs_no_code_of_holders(heap: dict[str, Any]) -> None:
     kept_in_module = ModuleType.__dict__["__dict__"].__get__(heap["module"])["kept"]
     targets = [dict.__getitem__(heap["dict"], 7), list.__getitem__(heap["list"], 3), kept_in_module]
 
@@ -146,61 +145,61 @@ def test_why_alive_climbs_through_trapped_holders_untouched(heap: dict[str, Any]
     assert "TrappedList[3]" in answers[1]
 
 
-def test_the_traps_do_catch() -> None:
+def test_traps_record_calls() -> None:
     cls = _make(object)
-    with _Armed(), suppress(TypeError):  # a trap answers nonsense
+    with _Armed(), suppress(TypeError):  # a trap returns no string
         repr(object.__new__(cls))
 
     assert _touched == ["object.__repr__"]
 
 
-def test_an_answer_keeps_nobody_alive() -> None:
+def test_why_alive_keeps_no_object_alive() -> None:
     class Order: ...
 
     kept = [Order() for _ in range(100)]
-    gone = weakref.ref(kept[-1])
+    reference = weakref.ref(kept[-1])
 
     answer = why_alive(Order)
     direct = why_alive(kept[-1])
     kept.clear()
 
-    assert gone() is None
+    assert reference() is None
     assert answer.alive == 100
     assert direct.alive == 1
 
 
-def test_counting_keeps_nobody_alive() -> None:
+def test_census_keeps_no_object_alive() -> None:
     class Order: ...
 
     kept = {number: Order() for number in range(100)}
-    gone = weakref.ref(kept[5])
+    reference = weakref.ref(kept[5])
     gc.disable()
     try:
         counted = heap_census()
         kept.clear()
 
-        assert gone() is None
+        assert reference() is None
         assert counted.objects > 100
     finally:
         gc.enable()
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="since 3.13 asking for variables makes no snapshot")
-def test_looking_for_a_variable_leaves_no_snapshot_of_it() -> None:
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="since Python 3.13 `f_locals` makes no snapshot")
+def test_why_alive_leaves_no_snapshot_of_variables() -> None:
     class Order: ...
 
     def work() -> bool:
         order = Order()
         why_alive(order)
-        gone = weakref.ref(order)
+        reference = weakref.ref(order)
         del order
-        return gone() is None
+        return reference() is None
 
     assert work()
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="since 3.13 `locals()` of a function is a copy each time")
-def test_a_program_keeps_the_locals_that_it_asked_for() -> None:
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="since Python 3.13 `locals()` is a copy each time")
+def test_why_alive_leaves_locals_of_the_program_as_they_were() -> None:
     def work() -> dict[str, object]:
         order = [1]
         mine = locals()
@@ -210,7 +209,7 @@ def test_a_program_keeps_the_locals_that_it_asked_for() -> None:
     assert work()["order"] == [1]
 
 
-def test_why_alive_in_other_threads_at_work() -> None:
+def test_why_alive_while_another_thread_changes_the_target() -> None:
     stop = threading.Event()
     shared: dict[int, list[int]] = {}
 
@@ -229,10 +228,10 @@ def test_why_alive_in_other_threads_at_work() -> None:
         stop.set()
         thread.join()
 
-    assert all(answer.ways for answer in answers)
+    assert all(answer.paths for answer in answers)
 
 
-def test_a_cached_function_is_looked_into_without_a_call() -> None:
+def test_why_alive_does_not_call_a_cached_function() -> None:
     calls: list[int] = []
 
     @functools.cache
