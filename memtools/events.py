@@ -280,6 +280,7 @@ class Subscription:
         return f"Subscription({getattr(self._hook, '__qualname__', type(self._hook).__name__)})"
 
     def deliver(self, event: Event) -> "_HookResult":
+        """Call the hook with `event`; the dispatcher does that for each subscription."""
         thread = threading.get_ident()
         # Without this a hook that is profiled, or that opens a scope, would be called with its own events for ever.
         if self._closed or thread in self._threads:

@@ -1,8 +1,15 @@
 """Pure verdicts on figures: no clock, no process, no object of the program."""
 
-from memtools.analysis._growth_by_call import MIN_ROUNDS, GrowthVerdict, Round, Verdict, judge_growth_by_call
+from memtools.analysis._growth_by_call import (
+    MIN_ROUNDS,
+    GrowthVerdict,
+    Leftover,
+    Round,
+    Verdict,
+    find_leftovers,
+    judge_growth_by_call,
+)
 from memtools.analysis._leak_kind import LeakKind, LeakVerdict, judge_leak
-from memtools.analysis._leftovers import Leftover, find_leftovers
 
 __all__ = [
     "MIN_ROUNDS",

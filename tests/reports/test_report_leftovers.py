@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from memtools.analysis._leftovers import per_call
+from memtools.analysis._growth_by_call import per_call
 from memtools.ledger import AccountStatistics
 from memtools.ledger._ledger import LedgerStatistics
 from memtools.reports import html_page, report
