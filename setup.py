@@ -43,6 +43,6 @@ def extension(name: str, sources: list[str], headers: list[str]) -> Extension:
 
 # The folder of the ledger must not be an include directory: it has a `limits.h`, like the C library.
 ledger = extension("memtools.ledger._native", sorted(glob(f"{LEDGER}/*.c")), sorted(glob(f"{LEDGER}/*.h")))
-window = extension("memtools.structures._fast_window", ["memtools/structures/_fast_window.c"], [])
+window = extension("memtools.structures._list_core", ["memtools/structures/_list_core.c"], [])
 
 setup(ext_modules=[ledger, window] if os.environ.get("MEMTOOLS_NATIVE") != "0" else [])

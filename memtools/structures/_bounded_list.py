@@ -144,7 +144,7 @@ class BoundedList(BoundedListBase[T]):
         """
         before = self._evicted
         self._recompute_sizes()
-        self._fit()
+        self._enforce_bounds()
         return self._evicted - before
 
     @property
@@ -220,7 +220,7 @@ class BoundedList(BoundedListBase[T]):
     def __copy__(self) -> Self:
         copied: Self = _make_empty(_public_class(type(self)), self._bounds)
         copied._extend_unchecked(self)
-        copied._fit()
+        copied._enforce_bounds()
         _restore(copied, self.__getstate__())
         return copied
 

@@ -33,12 +33,12 @@ class ByteBoundedMixin(BoundedListBase[T]):
         self._sizes.append(size)
         self._size_bytes += size
         if self._size_bytes > self._max_bytes or len(self) > self._limit:
-            self._fit()
+            self._enforce_bounds()
 
     def extend(self, iterable: Iterable[T], /) -> None:
         """Add all items of `iterable` at the end; those of an iterator one by one, so that few exist at once."""
         # The list may exceed its bounds (`list.append(x, item)`), and would then be trimmed while it is read.
-        self._feed(iter(self[:] if iterable is self else iterable))
+        self._extend_from_iterator(iter(self[:] if iterable is self else iterable))
 
     def insert(self, index: SupportsIndex, item: T, /) -> None:
         """Put `item` before `index`; when the list is full, the oldest are evicted: at the front, `item` itself."""
@@ -47,7 +47,7 @@ class ByteBoundedMixin(BoundedListBase[T]):
         self._list_insert(index, item)
         self._sizes.insert(index, size)
         self._size_bytes += size
-        self._fit()
+        self._enforce_bounds()
 
     @overload
     def __setitem__(self, index: SupportsIndex, value: T, /) -> None: ...
@@ -69,7 +69,7 @@ class ByteBoundedMixin(BoundedListBase[T]):
             self._list_setitem(index, value)
             self._size_bytes += size - self._sizes[index]
             self._sizes[index] = size
-        self._fit()
+        self._enforce_bounds()
 
     def __delitem__(self, index: SupportsIndex | slice, /) -> None:
         self._sync_sizes()
@@ -109,7 +109,7 @@ class ByteBoundedMixin(BoundedListBase[T]):
         finally:
             self._sizes = [size_of[id(item)] for item in self]
             self._size_bytes = sum(self._sizes)  # an object that is in two places may have two sizes
-            self._fit()
+            self._enforce_bounds()
 
     def _size_of(self, item: T) -> int:
         size = cast("object", self._bounds.sizeof(item))  # the function may return anything
@@ -142,16 +142,16 @@ class ByteBoundedMixin(BoundedListBase[T]):
         self._imul(enough)
         self._sizes *= enough
         self._size_bytes = sum(self._sizes)
-        self._fit()
+        self._enforce_bounds()
 
-    def _feed(self, feed: Iterator[T]) -> None:
+    def _extend_from_iterator(self, iterator: Iterator[T]) -> None:
         waiting: list[T] = []
         sizes: list[int] = []
         waiting_bytes = 0
         overflowed = False
 
         try:
-            for item in feed:
+            for item in iterator:
                 size = self._size_of(item)
                 waiting.append(item)
                 sizes.append(size)
@@ -160,14 +160,14 @@ class ByteBoundedMixin(BoundedListBase[T]):
                     self._extend_sized(waiting, sizes)
                     waiting, sizes, waiting_bytes = [], [], 0
                     overflowed = self._trim_to(self._limit) or overflowed
-                    self._fit()
+                    self._enforce_bounds()
         finally:
             self._extend_sized(waiting, sizes)
             if overflowed:
                 self._trim_to(self._keep)
-            self._fit()
+            self._enforce_bounds()
 
-    def _fit(self) -> None:
+    def _enforce_bounds(self) -> None:
         """Enforce the bound on the number of items, then the bound in bytes."""
         excess_bytes = self._size_bytes - self._max_bytes
         count = len(self) - self._keep if len(self) > self._limit else 0

@@ -23,7 +23,7 @@ T = TypeVar("T")
 Sizeof = Callable[[Any], int]
 OnEvict = Callable[[list[Any]], object]
 
-_MIN_PORTION: Final = 1024  # items; from here on, the cost of a portion is small against the cost of its items
+_MIN_CHUNK: Final = 1024  # items; from here on, the cost of a portion is small against the cost of its items
 
 
 @record
@@ -103,14 +103,14 @@ class PyBoundedListCore(list[T]):
     tests.
     """
 
-    __slots__ = ("_evicted", "_is_exact", "_is_told", "_keep", "_limit", "_portion")
+    __slots__ = ("_evicted", "_is_exact", "_has_hook", "_keep", "_limit", "_chunk")
 
     _limit: int
     _keep: int
-    _portion: int  # items of a list or tuple that are added at once; larger ones are added like an iterator
+    _chunk: int  # items of a list or tuple that are added at once; larger ones are added like an iterator
     _evicted: int
     _is_exact: bool  # each item that is added evicts one, and there is no hook
-    _is_told: bool  # there is a hook
+    _has_hook: bool  # there is a hook
 
     if TYPE_CHECKING:  # provided by `BoundedListBase`
         _evict_slice: slice
@@ -121,8 +121,8 @@ class PyBoundedListCore(list[T]):
         _list_setitem: ClassVar[Callable[..., None]]
         _list_delitem: ClassVar[Callable[..., None]]
 
-        def _feed(self, feed: Iterator[T]) -> None: ...
-        def _fit(self) -> None: ...
+        def _extend_from_iterator(self, iterator: Iterator[T]) -> None: ...
+        def _enforce_bounds(self) -> None: ...
 
     def append(self, item: T, /) -> None:
         """Add `item` at the end; when the list is full, the oldest items are evicted."""
@@ -135,7 +135,7 @@ class PyBoundedListCore(list[T]):
                     return
                 self._evicted += 1
             else:
-                self._fit()
+                self._enforce_bounds()
 
     def extend(self, iterable: Iterable[T], /) -> None:
         """Add all items of `iterable` at the end; when they are too many, the last `keep` items are left.
@@ -144,22 +144,22 @@ class PyBoundedListCore(list[T]):
         them than the bound and one portion. If the iterator fails, the items before the failure stay, as in a list.
         """
         kind = type(iterable)
-        if (kind is list or kind is tuple) and len(iterable) <= self._portion:  # type: ignore[arg-type]
+        if (kind is list or kind is tuple) and len(iterable) <= self._chunk:  # type: ignore[arg-type]
             self._list_extend(iterable)
             if len(self) > self._limit:
-                if self._is_told:
-                    self._fit()
+                if self._has_hook:
+                    self._enforce_bounds()
                 else:
                     self._evicted += len(self) - self._keep
                     self._list_delitem(self._evict_slice)
         else:
-            self._feed(iter(iterable))
+            self._extend_from_iterator(iter(iterable))
 
     def insert(self, index: SupportsIndex, item: T, /) -> None:
         """Put `item` before `index`; when the list is full, the oldest are evicted: at the front, `item` itself."""
         self._list_insert(index, item)
         if len(self) > self._limit:
-            self._fit()
+            self._enforce_bounds()
 
     @overload
     def __setitem__(self, index: SupportsIndex, value: T, /) -> None: ...
@@ -168,7 +168,7 @@ class PyBoundedListCore(list[T]):
     def __setitem__(self, index: Any, value: Any, /) -> None:  # Any: as wide as both forms
         self._list_setitem(index, value)
         if len(self) > self._limit:
-            self._fit()
+            self._enforce_bounds()
 
     # Narrower than `__add__` by the rules of the language; typeshed silences this for `list` as well.
     def __iadd__(self, iterable: Iterable[T], /) -> Self:  # type: ignore[override, misc]
@@ -183,10 +183,10 @@ def choose_core() -> type[list[Any]]:
 
     try:
         # Not at the top: it is missing where there was no compiler, and refuses the import where there is no GIL.
-        from memtools.structures import _fast_window
+        from memtools.structures import _list_core
     except ImportError:
         return PyBoundedListCore
-    return _fast_window.FastWindow
+    return _list_core.CBoundedListCore
 
 
 if TYPE_CHECKING:
@@ -236,8 +236,8 @@ class BoundedListBase(BoundedListCore[T]):
         self._is_exact = self._keep == self._limit > 0 and bounds.on_evict is None
         # Counted from the end: when two threads delete it at once, no more is deleted than by one of them.
         self._evict_slice = slice(None, -self._keep or None)
-        self._is_told = bounds.on_evict is not None
-        self._portion = max(_MIN_PORTION, self._limit // 8, self._limit - self._keep)
+        self._has_hook = bounds.on_evict is not None
+        self._chunk = max(_MIN_CHUNK, self._limit // 8, self._limit - self._keep)
         self._evicted = 0
         self._hook = None if bounds.on_evict is None else EvictionHook(bounds.on_evict, arguments=_one_argument)
 
@@ -254,9 +254,9 @@ class BoundedListBase(BoundedListCore[T]):
 
     def _repeat(self, times: int) -> None:
         self._imul(times)
-        self._fit()
+        self._enforce_bounds()
 
-    def _feed(self, feed: Iterator[T]) -> None:
+    def _extend_from_iterator(self, iterator: Iterator[T]) -> None:
         """Extend the list from an iterator."""
         # The iterator may read this very list (`x.extend(x)`, `reversed(x)`), and deleting items would move the others
         # under it. So the items wait outside until there are more of them than the list had: then the iterator reads
@@ -268,8 +268,8 @@ class BoundedListBase(BoundedListCore[T]):
         try:
             while True:
                 before = len(waiting)
-                waiting.extend(islice(feed, self._portion))
-                if len(waiting) - before < self._portion:
+                waiting.extend(islice(iterator, self._chunk))
+                if len(waiting) - before < self._chunk:
                     return
                 if len(waiting) > must_wait:
                     self._list_extend(waiting)
@@ -288,7 +288,7 @@ class BoundedListBase(BoundedListCore[T]):
     def _recompute_sizes(self) -> None:
         """Do nothing: without `max_bytes` there are no sizes."""
 
-    def _fit(self) -> None:
+    def _enforce_bounds(self) -> None:
         """Enforce the bounds."""
         if len(self) > self._limit:
             self._evict(self._evict_slice, len(self) - self._keep)

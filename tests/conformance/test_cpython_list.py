@@ -64,16 +64,16 @@ class TestListByName(test_list.ListTest):  # type: ignore[misc]
             monkeypatch.setattr(module, "list", ItemBounded, raising=False)
 
     @unittest.skip(
-        "`list` lets a subclass with a `__new__` of its own take any keyword; ours names what it does not know"
+        "`list` lets a subclass with a `__new__` of its own take any keyword; BoundedList names an unknown one"
     )
     def test_keywords_in_subclass(self) -> None: ...
 
-    @unittest.skip("our fields, beside those of a list, take bytes of their own")
+    @unittest.skip("the fields beside those of a list take bytes, too")
     def test_preallocation(self) -> None: ...
 
 
 def test_suites_are_not_empty() -> None:
-    suites = (TestSequenceCounted, TestListCommonCounted, TestListCounted)
+    suites = (TestSequenceItemBounded, TestListCommonItemBounded, TestListItemBounded)
 
     counts = [unittest.defaultTestLoader.loadTestsFromTestCase(suite).countTestCases() for suite in suites]
 

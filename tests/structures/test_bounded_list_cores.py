@@ -21,7 +21,7 @@ SUITES = [
     *sorted(path for path in FOLDER.glob("test_bounded_list*.py") if path != Path(__file__)),
     FOLDER.parent / "conformance" / "test_cpython_list.py",
 ]
-IS_BUILT = importlib.util.find_spec("memtools.structures._fast_window") is not None
+IS_BUILT = importlib.util.find_spec("memtools.structures._list_core") is not None
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 needs_native = pytest.mark.skipif(not (IS_BUILT and HAS_GIL), reason="the C core was not built, or needs the GIL")
@@ -39,7 +39,7 @@ def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess
 def test_this_run_uses_the_c_core() -> None:
     names = [kind.__name__ for kind in BoundedList.__mro__]
 
-    assert "FastWindow" in names
+    assert "CBoundedListCore" in names
     assert "PyBoundedListCore" not in names
 
 
@@ -83,8 +83,8 @@ def test_environment_can_disable_the_c_core(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_python_core_is_used_if_the_c_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "memtools.structures._fast_window", None)  # as if the file were missing
-    monkeypatch.delattr(structures, "_fast_window", raising=False)
+    monkeypatch.setitem(sys.modules, "memtools.structures._list_core", None)  # as if the file were missing
+    monkeypatch.delattr(structures, "_list_core", raising=False)
 
     assert choose_core().__name__ == "PyBoundedListCore"
 

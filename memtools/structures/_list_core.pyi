@@ -3,13 +3,13 @@ from typing import Self, SupportsIndex, TypeVar, overload
 
 _T = TypeVar("_T")
 
-class FastWindow(list[_T]):
+class CBoundedListCore(list[_T]):
     _limit: int
     _keep: int
-    _portion: int
+    _chunk: int
     _evicted: int
     _is_exact: bool
-    _is_told: bool
+    _has_hook: bool
 
     def append(self, item: _T, /) -> None: ...
     def extend(self, iterable: Iterable[_T], /) -> None: ...
