@@ -266,7 +266,7 @@ class _Box:
 
 def _losing(alert: Alert, lost: int) -> Alert:
     made: Any = alert  # what every record has is not declared
-    changed: Alert = made.__replace__(lost=alert.dropped + lost)
+    changed: Alert = made.__replace__(dropped=alert.dropped + lost)
     return changed
 
 

@@ -279,7 +279,7 @@ def _about(value: object, *, thresholded: bool) -> tuple[About, ...]:
         return ("memory",) if thresholded else ABOUT
     words = listed(value)
     if not words or not all(word in ABOUT for word in words):
-        raise ConfigError("about", value, " or ".join(map(repr, ABOUT)))
+        raise ConfigError("categories", value, " or ".join(map(repr, ABOUT)))
     if thresholded and set(words) != {"memory"}:
-        raise ConfigError("about", value, "'memory': a threshold says nothing about anything else")
+        raise ConfigError("categories", value, "'memory': a threshold says nothing about anything else")
     return tuple(word for word in ABOUT if word in words)

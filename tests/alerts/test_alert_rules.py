@@ -57,10 +57,10 @@ def test_log_warning_tells_the_log_once() -> None:
         (lambda: AlertRule("warning", notify=()), "notify"),
         (lambda: AlertRule("warning", notify=7), "notify"),
         (lambda: AlertRule("warning", notify=["slack", 7]), "notify"),
-        (lambda: AlertRule("warning", notify="log", categories="weather"), "about"),
-        (lambda: AlertRule("warning", notify="log", categories=()), "about"),
-        (lambda: AlertRule("warning", notify="log", categories=[["memory"]]), "about"),
-        (lambda: AlertRule("warning", "50%", notify="log", categories="budget"), "about"),
+        (lambda: AlertRule("warning", notify="log", categories="weather"), "categories"),
+        (lambda: AlertRule("warning", notify="log", categories=()), "categories"),
+        (lambda: AlertRule("warning", notify="log", categories=[["memory"]]), "categories"),
+        (lambda: AlertRule("warning", "50%", notify="log", categories="budget"), "categories"),
     ],
 )
 def test_a_rule_that_makes_no_sense_is_refused(make: Callable[[], object], name: str) -> None:

@@ -51,7 +51,7 @@ def test_a_scope_is_told_with_kind_and_name(collect) -> None:
 
     told = collect()
 
-    (entered,) = told["memtools.scope.started"]
+    (entered,) = told["memtools.scope.entered"]
     assert (entered.value, dict(entered.attributes)) == (1, {"kind": "scope", "name": "import"})
     assert told["memtools.scope.peak"][0].value >= len(kept)
 
@@ -80,7 +80,7 @@ def test_units_are_those_of_the_convention(readers) -> None:
 
     assert units["memtools.scope.growth"] == units["memtools.scope.peak"] == "By"
     assert units["memtools.scope.duration"] == "s"
-    assert units["memtools.scope.started"] == ""
+    assert units["memtools.scope.entered"] == ""
 
 
 def test_each_round_of_each_reader_tells_the_present(collect) -> None:
@@ -88,7 +88,7 @@ def test_each_round_of_each_reader_tells_the_present(collect) -> None:
     for reader in (0, 1, 0, 0, 1):
         with memory_scope("import", meter="rss"):
             pass
-        counts.append(collect(reader)["memtools.scope.started"][0].value)
+        counts.append(collect(reader)["memtools.scope.entered"][0].value)
 
     assert counts == [1, 2, 3, 4, 5]
 
@@ -121,7 +121,7 @@ def test_names_are_few_here_too(collect) -> None:
 
     told = collect()
 
-    for metric in ("memtools.scope.started", "memtools.scope.growth"):
+    for metric in ("memtools.scope.entered", "memtools.scope.growth"):
         names = {point.attributes["name"] for point in told[metric]}
         assert len(names) == 4
         assert "<other>" in names

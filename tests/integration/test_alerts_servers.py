@@ -398,7 +398,7 @@ def test_what_was_dropped_while_a_server_was_away_is_told_by_the_next_message_th
             emit(BudgetOverrun(f"owner {number}", "call", 2 * MIB, MIB, "peak", in_flight=False))
         wait_until(lambda: of(alerts, "hook").waiting == 0 and of(alerts, "hook").delivered > 0)
 
-    told = sum(int(str(body["lost"])) for body in office.bodies)
+    told = sum(int(str(body["dropped"])) for body in office.bodies)
     assert told == of(alerts, "hook").dropped > 0
     assert told + len(office.bodies) == 10
 
@@ -412,7 +412,7 @@ def test_a_refusal_for_good_is_not_tried_again(office: PostOffice, caplog: pytes
         emit(level(Level.NORMAL, Level.WARNING))
 
     assert len(office.attempts) == 2
-    assert office.bodies[0]["lost"] == 1
+    assert office.bodies[0]["dropped"] == 1
     assert "An alert to hook was refused and is dropped: HTTP 404" in caplog.text
 
 
