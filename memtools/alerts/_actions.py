@@ -15,9 +15,9 @@ from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
 from memtools._safe_calls import RateLimitedLogger
+from memtools.alerts._delivery import Deadline
 from memtools.alerts._incidents import Act, exit_bytes
 from memtools.alerts._rules import AlertRule
-from memtools.alerts._transport import Deadline
 from memtools.cleanup import Reclaimer, default_steps
 from memtools.errors import ConfigError
 from memtools.readings import effective_limit, resident_bytes
@@ -187,7 +187,7 @@ class Actions:
                 hand.thread.join(min(self._timeout_s, 1.0))
             rule = hand.rule
             if hand.thread.is_alive() and rule is not None:
-                words = "Alerts end while the action %s is still at it; its thread is left behind"
+                words = "Alerts stopped while action %s was running; its thread was abandoned"
                 self._problems.warning("end", words, rule.action_name)
 
     def _work(self, hand: "_Hand") -> None:

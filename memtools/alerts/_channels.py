@@ -7,47 +7,29 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from memtools._records import as_dict
+from memtools.alerts._delivery import Channel, Deadline
 from memtools.alerts._message import Alert, AlertKind, lines_of, slack_text, subject_of
-from memtools.alerts._rules import LOG, AlertRule, Secret, Target, listed, parse_name, parse_secret, unshown
-from memtools.alerts._transport import Deadline, Posting
+from memtools.alerts._rules import (
+    LOG,
+    AlertRule,
+    Secret,
+    Target,
+    listed,
+    parse_address,
+    parse_name,
+    parse_secret,
+    unshown,
+)
 from memtools.alerts.apprise import AppriseChannel
 from memtools.errors import ConfigError
 from memtools.readings import Level
 from memtools.units import parse_choice, parse_count
 
 if TYPE_CHECKING:
-    from memtools.alerts._transport import Mailer
-
-
-# What a channel is: a way to tell people.
-#
-# Leaves to others: the ways that there are (`_log_channel`, `_slack`, `_webhook`, `_mail`, `apprise`).
-
-
-class Channel(Protocol):
-    """A way to tell people, called by one thread at a time. Write your own: these three methods are all."""
-
-    def open(self) -> None:
-        """Import and prepare all that `send` needs. Called at the start, while there is memory.
-
-        What it raises comes out of the start of `Alerts`.
-        """
-        ...
-
-    def send(self, alert: Alert, deadline: Deadline, /) -> None:
-        """Deliver `alert`, or give up when `deadline.left_s` is 0.
-
-        Raises:
-            DeliveryFailed: when it could not, with whether to try again. Any other exception is tried again.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of what `open` took. Called at the end."""
-        ...
+    from memtools.alerts._transport import HttpClient, SmtpClient
 
 
 # Tell the log: the channel that is always there.
@@ -83,6 +65,7 @@ def _severity(alert: Alert) -> int:
 
 Security: TypeAlias = Literal["starttls", "tls", "none"]
 
+_TLS_PORT: Final = 465  # "submissions", RFC 8314
 _ADDRESS: Final = re.compile(r"[^\s<>()\[\],;:\\\"@]{1,64}@[^\s<>()\[\],;:\\\"@]{1,255}")
 
 
@@ -91,39 +74,40 @@ class EmailChannel:
 
     Args:
         host: the mail server; its certificate has to be for this name.
-        port: 587 for STARTTLS, 465 for TLS, 25 for neither, as a rule.
+        port: 465 with `security="tls"` and 587 otherwise, unless given; 25 is usual for servers without either.
         sender: the address that mails come from.
         recipients: one address, or several.
         username: for servers that want to know who sends.
         password: for the same; never shown.
-        security: `"starttls"`, `"tls"` from the first byte, or `"none"`. Certificates are checked, always.
+        security: `"starttls"`, `"tls"` from the first byte, or `"none"`. Unless given, `"tls"` on port 465, which is
+            defined for it (RFC 8314), and `"starttls"` on any other. Certificates are checked, always.
         cafile: a file of certificates to trust instead of those of the system.
 
     Raises:
-        ConfigError: for values that make no sense, and for a password that would be sent in the clear.
+        ConfigError: for values that make no sense, for STARTTLS on port 465, and for a password that would be sent in
+            the clear.
     """
 
     def __init__(
         self,
         host: str,
-        port: int = 587,
+        port: int | None = None,
         *,
         sender: str,
         recipients: str | Iterable[str],
         username: str | None = None,
         password: str | None = None,
-        security: Security = "starttls",
+        security: Security | None = None,
         cafile: str | None = None,
     ) -> None:
         self._host = _host(host)
-        self._port = parse_count(port, name="port")
+        self._port, self._security = _port_and_security(port, security)
         self._sender = _address(sender, "sender")
         self._recipients = _addresses(recipients)
         self._username = parse_secret(username, name="username")
         self._password = parse_secret(password, name="password")
-        self._security = parse_choice(security, ("starttls", "tls", "none"), name="security")
         self._cafile = cafile
-        self._mailer: Mailer | None = None
+        self._client: SmtpClient | None = None
         if (username is None) != (password is None):
             raise ConfigError("username", None, "username and password together, or neither")
         if self._security == "none" and password is not None:
@@ -139,23 +123,23 @@ class EmailChannel:
         Raises:
             DeliveryFailed: with the code of the server, or why there was none.
         """
-        mailer = self._mailer if self._mailer is not None else self._opened()
-        mailer.mail(alert, deadline)
+        client = self._client if self._client is not None else self._opened()
+        client.send(alert, deadline)
 
     def close(self) -> None:
-        """Let go of the mail client."""
-        self._mailer = None
+        """Release the mail client."""
+        self._client = None
 
     def __repr__(self) -> str:
         return f"EmailChannel({self._host}:{self._port}, {self._security}, {len(self._recipients)} recipients)"
 
-    def _opened(self) -> "Mailer":
-        from memtools.alerts._transport import Mailer
+    def _opened(self) -> "SmtpClient":
+        from memtools.alerts._transport import SmtpClient
 
         login = None
         if self._username is not None and self._password is not None:
             login = self._username, self._password
-        self._mailer = Mailer(
+        self._client = SmtpClient(
             self._host,
             self._port,
             sender=self._sender,
@@ -164,7 +148,19 @@ class EmailChannel:
             security=self._security,
             cafile=self._cafile,
         )
-        return self._mailer
+        return self._client
+
+
+def _port_and_security(port: int | None, security: str | None) -> tuple[int, str]:
+    number = 587 if port is None else parse_count(port, name="port")
+    if security is None:
+        return number, "tls" if number == _TLS_PORT else "starttls"
+    chosen = parse_choice(security, ("starttls", "tls", "none"), name="security")
+    if port is None and chosen == "tls":
+        return _TLS_PORT, chosen
+    if number == _TLS_PORT and chosen == "starttls":
+        raise ConfigError("security", security, "'tls' on port 465, which takes TLS from the first byte; or port 587")
+    return number, chosen
 
 
 def _host(value: object) -> str:
@@ -188,7 +184,7 @@ def _addresses(value: object) -> tuple[str, ...]:
 
 # Tell a Slack channel, by an incoming webhook.
 #
-# Leaves to others: the request itself (`_posting`).
+# Leaves to others: the request itself (`_endpoint`).
 # Source of the sizes: https://api.slack.com/reference/block-kit/blocks (section: 3,000 characters; header: 150; a field:
 # 2,000; ten fields) and https://api.slack.com/methods/chat.postMessage (text: 4,000 as a rule).
 
@@ -196,6 +192,43 @@ _SECTION_AT_MOST: Final = 3_000
 _FIELD_AT_MOST: Final = 2_000
 _FIELDS_AT_MOST: Final = 10
 _SIGNS: Final = {Level.WARNING: ":warning:", Level.CRITICAL: ":rotating_light:"}
+
+
+class _HttpEndpoint:
+    """One address to post to, whose HTTP client is imported when it is opened, not before.
+
+    Args:
+        url: the address, hidden from here on.
+        cafile: a file of certificates to trust instead of those of the system.
+
+    Raises:
+        ConfigError: for what is no http or https URL.
+    """
+
+    def __init__(self, url: str, cafile: str | None) -> None:
+        self._url = parse_address(url, name="url")
+        self._cafile = cafile
+        self._client: HttpClient | None = None
+
+    def open(self) -> "HttpClient":
+        """Import the HTTP client and read the certificates."""
+        from memtools.alerts._transport import HttpClient
+
+        self._client = HttpClient(self._url, self._cafile)
+        return self._client
+
+    def post(self, body: bytes, headers: Mapping[str, str], deadline: Deadline) -> None:
+        """Post `body`.
+
+        Raises:
+            DeliveryFailed: when it was not taken.
+        """
+        client = self._client if self._client is not None else self.open()
+        client.post(body, headers, deadline)
+
+    def close(self) -> None:
+        """Release the HTTP client."""
+        self._client = None
 
 
 class SlackChannel:
@@ -210,11 +243,11 @@ class SlackChannel:
     """
 
     def __init__(self, url: str, *, cafile: str | None = None) -> None:
-        self._posting = Posting(url, cafile)
+        self._endpoint = _HttpEndpoint(url, cafile)
 
     def open(self) -> None:
         """Import the HTTP client and read the certificates."""
-        self._posting.open()
+        self._endpoint.open()
 
     def send(self, alert: Alert, deadline: Deadline, /) -> None:
         """Post `alert`.
@@ -223,11 +256,11 @@ class SlackChannel:
             DeliveryFailed: with what Slack answered, or why it did not.
         """
         body = json.dumps(message_of(alert)).encode("ascii")
-        self._posting.post(body, {"Content-Type": "application/json; charset=utf-8"}, deadline)
+        self._endpoint.post(body, {"Content-Type": "application/json; charset=utf-8"}, deadline)
 
     def close(self) -> None:
         """Let go of the HTTP client."""
-        self._posting.close()
+        self._endpoint.close()
 
     def __repr__(self) -> str:
         return "SlackChannel(url=<hidden>)"
@@ -250,7 +283,7 @@ def message_of(alert: Alert) -> dict[str, object]:
 
 # Tell any service that takes JSON by HTTP.
 #
-# Leaves to others: the request itself (`_posting`).
+# Leaves to others: the request itself (`_endpoint`).
 
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: a token
 
@@ -270,12 +303,12 @@ class WebhookChannel:
     """
 
     def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, cafile: str | None = None) -> None:
-        self._posting = Posting(url, cafile)
+        self._endpoint = _HttpEndpoint(url, cafile)
         self._headers = _headers(headers or {})
 
     def open(self) -> None:
         """Import the HTTP client and read the certificates."""
-        self._posting.open()
+        self._endpoint.open()
 
     def send(self, alert: Alert, deadline: Deadline, /) -> None:
         """Post `alert`.
@@ -288,11 +321,11 @@ class WebhookChannel:
             "Idempotency-Key": f"{alert.incident}-{alert.number}",
             **{name: value.reveal() for name, value in self._headers.items()},
         }
-        self._posting.post(body_of(alert), headers, deadline)
+        self._endpoint.post(body_of(alert), headers, deadline)
 
     def close(self) -> None:
         """Let go of the HTTP client."""
-        self._posting.close()
+        self._endpoint.close()
 
     def __repr__(self) -> str:
         return "WebhookChannel(url=<hidden>)"

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
 
+from memtools.alerts._delivery import Deadline, DeliveryFailed
 from memtools.alerts._message import Alert, AlertKind, lines_of, subject_of
 from memtools.alerts._rules import Secret, parse_secret, unshown
-from memtools.alerts._transport import Deadline, DeliveryFailed
 from memtools.errors import ConfigError, MissingExtraError
 from memtools.readings import Level
 
@@ -69,7 +69,7 @@ class AppriseChannel:
             self.open()
         body = "\n".join(f"{label}: {text}" for label, text in lines_of(alert))
         with _hushed(logging.WARNING):
-            arrived = _finish(self._notify(alert, body), deadline.require())
+            arrived = _finish(self._notify(alert, body), deadline.remaining_or_raise())
         if not arrived:
             raise DeliveryFailed("apprise says that it did not arrive")
 

@@ -197,7 +197,7 @@ def test_an_action_that_blocks_at_the_end_is_left_behind_within_the_drain(
 
     alerts.stop(drain=0.05)
 
-    assert "Alerts end while the action" in caplog.text
+    assert "Alerts stopped while action" in caplog.text
     release.set()
 
 

@@ -26,8 +26,9 @@ from memtools.alerts import (
     SlackChannel,
     WebhookChannel,
 )
+from memtools.alerts._delivery import as_delivery_failure
 from memtools.alerts._rules import Secret
-from memtools.alerts._transport import failure_of, retry_after_s
+from memtools.alerts._transport import retry_after_s
 from memtools.errors import ConfigError
 from memtools.readings import Level
 
@@ -81,6 +82,28 @@ def test_a_mail_channel_refuses_what_makes_no_sense(changes: dict[str, object], 
 
     assert caught.value.name == name
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, "EmailChannel(localhost:587, starttls, 1 recipients)"),
+        ({"port": 465}, "EmailChannel(localhost:465, tls, 1 recipients)"),
+        ({"security": "tls"}, "EmailChannel(localhost:465, tls, 1 recipients)"),
+        ({"port": 2525}, "EmailChannel(localhost:2525, starttls, 1 recipients)"),
+        ({"port": 587, "security": "tls"}, "EmailChannel(localhost:587, tls, 1 recipients)"),
+        ({"security": "none"}, "EmailChannel(localhost:587, none, 1 recipients)"),
+    ],
+)
+def test_mail_security_follows_the_port_unless_given(changes: dict[str, object], shown: str) -> None:
+    assert repr(mail(**changes)) == shown
+
+
+def test_starttls_on_the_port_of_implicit_tls_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'tls' on port 465") as caught:
+        mail(port=465, security="starttls")
+
+    assert caught.value.name == "security"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +173,7 @@ def test_retry_after_is_read_in_both_its_forms(text: str | None, seconds: float 
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="the words for error numbers are those of POSIX")
 def test_of_a_stranger_s_error_no_text_is_kept(error: Exception, reason: str) -> None:
-    failure = failure_of(error)
+    failure = as_delivery_failure(error)
 
     assert str(failure) == reason
     assert failure.retry

@@ -7,17 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.alerts import Alert, DeliveryFailed
-from memtools.alerts._delivery import RETRY_AFTER_AT_MOST_S, Outbox, Parcel, Patience
+from memtools.alerts._delivery import MAX_RETRY_AFTER_S, DeliveryQueue, QueuedMessage, RetryPolicy
 from memtools.alerts._rules import Target
 
 A, B = Target("a"), Target("b")
 
 
-def outbox(size: int = 3, first_s: float = 1, most_s: float = 60, give_up_s: float = 3600) -> Outbox:
-    return Outbox([A, B], size=size, patience=Patience(first_s, most_s, give_up_s), jitter=lambda: 1.0)
+def outbox(size: int = 3, first_s: float = 1, max_s: float = 60, give_up_s: float = 3600) -> DeliveryQueue:
+    return DeliveryQueue([A, B], size=size, retry=RetryPolicy(first_s, max_s, give_up_s), jitter=lambda: 1.0)
 
 
-def take(box: Outbox, now: float) -> Parcel:
+def take(box: DeliveryQueue, now: float) -> QueuedMessage:
     parcel = box.take(now)
     assert parcel is not None
     return parcel
@@ -30,13 +30,13 @@ def test_the_longest_wait_goes_first_and_each_channel_keeps_its_order(alert: Ale
 
     taken = [take(box, 10.0) for _ in range(3)]
 
-    assert [(parcel.target, parcel.alert.number) for parcel in taken] == [(A, 1), (B, 2), (A, 3)]
+    assert [(parcel.recipient, parcel.alert.number) for parcel in taken] == [(A, 1), (B, 2), (A, 3)]
     assert box.take(10.0) is None
     assert box.next_due() == float("inf")
 
 
 def test_pauses_double_up_to_the_longest_and_hold_up_one_channel_only(alert: Alert) -> None:
-    box = outbox(most_s=5)
+    box = outbox(max_s=5)
     box.put(A, alert, 0.0)
     box.put(B, alert, 0.0)
 
@@ -46,7 +46,7 @@ def test_pauses_double_up_to_the_longest_and_hold_up_one_channel_only(alert: Ale
         assert pause is not None
         pauses.append(pause)
         if now == 0.0:
-            assert take(box, now).target == B
+            assert take(box, now).recipient == B
             assert box.take(now) is None
         now += pause
 
@@ -65,7 +65,7 @@ def test_a_delivery_ends_the_pauses(alert: Alert) -> None:
     assert box.failed(take(box, 3.0), DeliveryFailed("no"), 3.0) == 1
 
 
-@pytest.mark.parametrize(("asked", "pause"), [(30.0, 30.0), (0.0, 1.0), (10.0**9, RETRY_AFTER_AT_MOST_S), (None, 1.0)])
+@pytest.mark.parametrize(("asked", "pause"), [(30.0, 30.0), (0.0, 1.0), (10.0**9, MAX_RETRY_AFTER_S), (None, 1.0)])
 def test_who_asks_to_be_left_alone_is_left_alone_within_bounds(alert: Alert, asked: float | None, pause: float) -> None:
     box = outbox()
     box.put(A, alert, 0.0)
@@ -109,7 +109,7 @@ def test_what_is_left_at_the_end_is_counted_by_channel(alert: Alert) -> None:
     box.put(A, alert, 0.0)
     box.put(A, alert, 0.0)
 
-    assert box.leave() == {"a": 2}
+    assert box.discard_all() == {"a": 2}
     assert (box.statistics()[0].left, box.statistics()[0].lost, box.statistics()[0].waiting) == (2, 2, 0)
 
 
@@ -132,7 +132,7 @@ def test_every_message_is_delivered_waiting_or_said_to_be_lost(steps: list[tuple
         now += pause if what == "wait" else 0.0
         if what in ("put", "overflow"):
             put[target] += 1
-            box.put(target, alert, now) if what == "put" else box.note_overflow(target, 1)
+            box.put(target, alert, now) if what == "put" else box.count_overflow(target, 1)
         parcel = box.take(now) if what in ("deliver", "fail", "refuse") else None
         if parcel is None:
             continue
@@ -146,6 +146,6 @@ def test_every_message_is_delivered_waiting_or_said_to_be_lost(steps: list[tuple
         assert figures.delivered + figures.waiting + figures.lost == put[target]
         assert figures.waiting <= 3
     # What was said by messages that arrived is true, and the rest is still to be said.
-    assert said + sum(one.unsaid for one in box._boxes.values()) + sum(
-        parcel.alert.dropped for one in box._boxes.values() for parcel in one._waiting
+    assert said + sum(one.unreported for one in box._queues.values()) + sum(
+        parcel.alert.dropped for one in box._queues.values() for parcel in one._waiting
     ) == sum(figures.lost for figures in box.statistics())

@@ -133,7 +133,7 @@ def test_an_end_does_not_wait_for_what_cannot_be_tried_before_it(
 
     assert time.monotonic() - begun < 30
     assert alerts.statistics().channels[0].left == 1
-    assert "Alerts end with 1 undelivered to people" in caplog.text
+    assert "Alerts stopped with 1 undelivered to people" in caplog.text
 
 
 class Stubborn:
@@ -165,7 +165,7 @@ def test_an_end_waits_for_no_channel_longer_than_its_drain(
     alerts.stop(drain=0.05)
 
     assert time.monotonic() - begun < 5
-    assert "its thread is left behind" in caplog.text
+    assert "deliveries to people were running; their threads were abandoned (1)" in caplog.text
     release.set()
 
 
@@ -223,7 +223,7 @@ def test_an_end_without_ever_a_thread_says_what_was_left(
         emit(change(Level.WARNING))
 
     assert alerts.statistics().channels[0].left == 1
-    assert "Alerts end with 1 undelivered to people" in caplog.text
+    assert "Alerts stopped with 1 undelivered to people" in caplog.text
 
 
 @contextmanager
@@ -381,7 +381,7 @@ def test_short_of_address_space_the_service_goes_on() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "served\n"
     assert "No thread can be started" in done.stderr
-    assert "Alerts end with 100 undelivered to log" in done.stderr
+    assert "Alerts stopped with 100 undelivered to log" in done.stderr
 
 
 def _descriptors() -> int:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from memtools.alerts import Alert, AlertKind
 from memtools.alerts._channels import body_of, message_of
 from memtools.alerts._incidents import signals_of
-from memtools.alerts._message import letter_of, lines_of, plain, slack_text, subject_of, text_of
+from memtools.alerts._message import lines_of, plain, slack_text, subject_of, text_of
+from memtools.alerts._transport import email_message
 from memtools.events import BudgetOverrun, TaskAbandoned
 from memtools.readings import Level
 
@@ -77,7 +78,7 @@ def test_a_message_to_slack_keeps_to_the_sizes_of_slack(text: str) -> None:
 def test_a_mail_has_the_headers_that_it_was_given_and_no_others(text: str) -> None:
     alert = replace(EXAMPLE, summary=plain(text), source=plain(text), details=(("owner", text),))
 
-    letter = letter_of(alert, sender="a@example.org", recipients=("b@example.org", "c@example.org"))
+    letter = email_message(alert, sender="a@example.org", recipients=("b@example.org", "c@example.org"))
     sent = message_from_bytes(letter.as_bytes(), policy=default)
 
     assert sorted(set(sent.keys())) == [

@@ -363,6 +363,91 @@ def test_a_server_that_drips_is_given_up_in_time_and_tried_again(office: PostOff
     assert (of(alerts, "hook").failures, of(alerts, "hook").lost) == (1, 0)
 
 
+def test_server_that_never_answers_holds_up_no_other_channel(office: PostOffice) -> None:
+    rule = AlertRule("warning", notify=("silent", "hook", "mail"))
+    begun = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, and nothing is ever read
+        port = silent.getsockname()[1]
+        channels = {
+            "silent": WebhookChannel(f"http://127.0.0.1:{port}/{TOKEN}"),
+            "mail": EmailChannel("127.0.0.1", port, sender="a@example.org", recipients="b@example.org"),
+            "hook": WebhookChannel(office.url()),
+        }
+        with Alerts([rule], channels=channels, timeout=60, drain=0.1) as alerts:
+            emit(level(Level.WARNING))
+            wait_until(lambda: of(alerts, "hook").delivered == 1)
+
+    assert time.monotonic() - begun < 15
+    assert (of(alerts, "silent").left, of(alerts, "mail").left) == (1, 1)
+
+
+def test_silent_servers_are_given_up_by_the_timeout_of_the_socket(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        channels = {
+            "hook": WebhookChannel(f"http://127.0.0.1:{port}/{TOKEN}"),
+            "mail": EmailChannel("127.0.0.1", port, sender="a@example.org", recipients="b@example.org"),
+        }
+        with Alerts([AlertRule("warning", notify=tuple(channels))], channels=channels, timeout=0.3, drain=0) as alerts:
+            emit(level(Level.WARNING))
+            wait_until(lambda: all(channel.failures for channel in alerts.statistics().channels))
+
+    assert (of(alerts, "hook").abandoned, of(alerts, "mail").abandoned) == (0, 0)
+    assert caplog.text.count("do not arrive: no answer in time;") == 2
+
+
+class ImplicitTlsServer:
+    """An SMTP server that takes TLS from the first byte."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.subjects: list[str] = []
+        self._context = context
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._thread.join()
+        self._server.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._server.accept()
+        with self._context.wrap_socket(connection, server_side=True) as secure, secure.makefile("rwb") as stream:
+
+            def say(line: bytes) -> None:
+                stream.write(line + b"\r\n")
+                stream.flush()
+
+            say(b"220 localhost")
+            for line in stream:
+                if line.upper().startswith(b"DATA"):
+                    say(b"354 go on")
+                    lines = list(iter(stream.readline, b".\r\n"))
+                    self.subjects += [text.decode() for text in lines if text.startswith(b"Subject:")]
+                say(b"221 bye" if line.upper().startswith(b"QUIT") else b"250 ok")
+
+
+def test_mail_goes_by_tls_from_the_first_byte(authority: tuple[Path, ssl.SSLContext]) -> None:
+    server = ImplicitTlsServer(authority[1])
+    channel = EmailChannel(
+        "localhost",
+        server.port,
+        sender="memtools@example.org",
+        recipients="ops@example.org",
+        security="tls",
+        cafile=str(authority[0]),
+    )
+
+    with Alerts([AlertRule("warning", notify="mail")], channels={"mail": channel}, drain=PATIENCE_S) as alerts:
+        emit(level(Level.WARNING))
+    server.close()
+
+    assert of(alerts, "mail").delivered == 1
+    assert len(server.subjects) == 1
+    assert server.subjects[0].startswith("Subject: [warning]")
+
+
 def test_a_dead_endpoint_holds_up_nobody_else_and_what_is_lost_is_said(
     office: PostOffice, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -382,7 +467,7 @@ def test_a_dead_endpoint_holds_up_nobody_else_and_what_is_lost_is_said(
     figures = of(alerts, "dead")
     assert figures.lost == 20
     assert figures.dropped + figures.left == 20
-    assert f"Alerts end with {figures.left} undelivered to dead" in caplog.text
+    assert f"Alerts stopped with {figures.left} undelivered to dead" in caplog.text
     assert "Alerts to dead do not arrive: ConnectionRefusedError" in caplog.text
     assert len(office.bodies) == of(alerts, "hook").delivered
 
