@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from memtools._safe_calls import AbandonableCall, RateLimitedLogger
-from memtools.alerts._actions import Actions, Checking, Cleanup, parse_cleaner
-from memtools.alerts._channels import channels_for
+from memtools.alerts._actions import Actions, Cleanup, MonitorLike, parse_cleanup
+from memtools.alerts._channels import resolve_channels
 from memtools.alerts._delivery import (
     AlertStatistics,
     Channel,
@@ -28,9 +28,9 @@ from memtools.alerts._delivery import (
     ExclusiveChannel,
     RetryPolicy,
 )
-from memtools.alerts._incidents import Board, Decision, Notify, has_listeners, signals_of
-from memtools.alerts._message import plain
-from memtools.alerts._rules import AlertRule, Target, listed
+from memtools.alerts._incidents import Decision, IncidentTracker, SendAlert, is_observed, observations
+from memtools.alerts._message import one_line
+from memtools.alerts._rules import AlertRule, Recipient, as_tuple
 from memtools.cleanup import Reclaimer
 from memtools.errors import ConfigError
 from memtools.events import Event, Subscription, subscribe
@@ -42,7 +42,7 @@ _PROBLEM_INTERVAL_S: Final = 300.0  # as the monitor repeats its warnings
 _POLL_S: Final = 0.01  # how often an event loop looks whether the threads have ended
 _CLOSE_S: Final = 1.0  # how long the end waits for a channel to be closed
 
-_Channels = Mapping[Target, ExclusiveChannel]
+_Channels = Mapping[Recipient, ExclusiveChannel]
 
 
 class Alerts:
@@ -62,7 +62,7 @@ class Alerts:
         action_timeout: how long an action may take, in seconds.
         queue_size: how many messages wait for a channel that does not answer; beyond it, the oldest is dropped.
         retry_first: the pause after a failure, in seconds; it doubles with each, with jitter.
-        retry_most: the longest pause, in seconds; a longer `Retry-After` is honoured, up to an hour.
+        retry_max: the longest pause, in seconds; a longer `Retry-After` is honoured, up to an hour.
         give_up_after: the age at which an undelivered message is given up, in seconds.
         drain: how long the end waits for what is not delivered yet, in seconds.
 
@@ -80,20 +80,20 @@ class Alerts:
         rules: Iterable[AlertRule],
         *,
         channels: Mapping[str, Channel] | None = None,
-        monitor: Checking | Cleanup | Reclaimer | Callable[[], Any] | None = None,  # Any: its result is ignored
+        monitor: MonitorLike | Cleanup | Reclaimer | Callable[[], Any] | None = None,  # Any: its result is ignored
         service: str | None = None,
         cooldown: float = 900.0,
         timeout: float = 10.0,
         action_timeout: float = 30.0,
         queue_size: int = 100,
         retry_first: float = 1.0,
-        retry_most: float = 60.0,
+        retry_max: float = 60.0,
         give_up_after: float = 3600.0,
         drain: float = 5.0,
     ) -> None:
         self._rules = _rules(rules)
-        self._channels = _exclusive(channels_for(self._rules, channels or {}))
-        self._clean_up = parse_cleaner(monitor)
+        self._channels = _exclusive(resolve_channels(self._rules, channels or {}))
+        self._clean_up = parse_cleanup(monitor)
         self._service = _service(service)
         self._cooldown_s = parse_seconds(cooldown, name="cooldown")
         self._timeout_s = _positive(timeout, name="timeout")
@@ -101,7 +101,7 @@ class Alerts:
         self._queue_size = parse_count(queue_size, name="queue_size")
         self._retry = RetryPolicy(
             parse_seconds(retry_first, name="retry_first"),
-            parse_seconds(retry_most, name="retry_most"),
+            parse_seconds(retry_max, name="retry_max"),
             parse_seconds(give_up_after, name="give_up_after"),
         )
         self._drain_s = parse_seconds(drain, name="drain")
@@ -185,10 +185,10 @@ class Alerts:
 
     def __repr__(self) -> str:
         state = "running" if self.is_running else "not running"
-        return f"Alerts({len(self._rules)} rules, {', '.join(target.name for target in self._channels)}; {state})"
+        return f"Alerts({len(self._rules)} rules, {', '.join(recipient.name for recipient in self._channels)}; {state})"
 
     def _on_event(self, event: Event) -> None:
-        if has_listeners(event):
+        if is_observed(event):
             self._process().put(event)
 
     def _process(self) -> "_Process":
@@ -200,10 +200,10 @@ class Alerts:
     def _make_process(self) -> "_Process":
         pid = os.getpid()
         problems = RateLimitedLogger(_log, interval_s=_PROBLEM_INTERVAL_S)
-        board = Board(
+        tracker = IncidentTracker(
             self._rules,
             cooldown_s=self._cooldown_s,
-            source=plain(f"{self._service} on {socket.gethostname()} (process {pid})"),
+            source=one_line(f"{self._service} on {socket.gethostname()} (process {pid})"),
             token=os.urandom(5).hex(),
             wall=time.time,
         )
@@ -222,13 +222,13 @@ class Alerts:
             timeout_s=self._timeout_s,
             problems=problems,
         )
-        return _Process(board, actions, lambda on_timer: make_worker(on_timer=on_timer), channels)
+        return _Process(tracker, actions, lambda on_timer: make_worker(on_timer=on_timer), channels)
 
     def _channels_here(self) -> _Channels:
         if os.getpid() == self._pid or not self._pid:
             return self._channels
         # A forked child: a thread of its parent that is in a channel is not in the child's.
-        return {target: channel.copy() for target, channel in self._channels.items()}
+        return {recipient: channel.copy() for recipient, channel in self._channels.items()}
 
     def _unsubscribe(self) -> "_Process | None":
         subscription, self._subscription = self._subscription, None
@@ -248,7 +248,7 @@ class _Process:
     """Alerts at work in one process: from the event to the threads that deliver and act.
 
     Args:
-        board: the open incidents.
+        tracker: the open incidents.
         actions: the thread that runs actions.
         make_worker: makes the delivery worker, given what it has to call at certain times.
         channels: the channels of the worker.
@@ -259,12 +259,12 @@ class _Process:
 
     def __init__(
         self,
-        board: Board,
+        tracker: IncidentTracker,
         actions: Actions,
         make_worker: Callable[[Callable[[float], float]], DeliveryWorker],
         channels: _Channels,
     ) -> None:
-        self._board = board
+        self._tracker = tracker
         self._actions = actions
         self._worker = make_worker(self._on_timer)
         self._channels = channels
@@ -297,7 +297,7 @@ class _Process:
 
     def request_stop(self, deadline: Deadline) -> None:
         """Have the threads end once all is done, or at the deadline."""
-        self._actions.ask_to_end()
+        self._actions.request_stop()
         self._worker.request_stop(deadline)
 
     def end(self, deadline: Deadline) -> None:
@@ -310,7 +310,7 @@ class _Process:
         """Return how alerts fared."""
         actions = self._actions
         return AlertStatistics(
-            open_incidents=self._board.open_incidents,
+            open_incidents=self._tracker.open_incidents,
             received=self._received,
             sent=self._sent,
             actions_run=actions.run,
@@ -322,54 +322,54 @@ class _Process:
     def _evaluate(self, event: Event | None) -> None:
         now = time.monotonic()
         if self._next_expiry is not None and now >= self._next_expiry:
-            self._dispatch(self._board.expire(now))
+            self._dispatch(self._tracker.resolve_stale(now))
         if event is not None:
             self._received += 1
-            for signal in signals_of(event):
-                self._dispatch(self._board.feel(signal, now))
-        before, self._next_expiry = self._next_expiry, self._board.next_expiry()
+            for observation in observations(event):
+                self._dispatch(self._tracker.observe(observation, now))
+        before, self._next_expiry = self._next_expiry, self._tracker.next_expiry()
         if before is None and self._next_expiry is not None:
             self._worker.wake()
 
     def _dispatch(self, decisions: list[Decision]) -> None:
         for decision in decisions:
-            if isinstance(decision, Notify):
+            if isinstance(decision, SendAlert):
                 self._sent += 1
-                self._worker.put(decision.target, decision.alert)
+                self._worker.put(decision.recipient, decision.alert)
             else:
-                self._actions.post(decision)
+                self._actions.submit(decision)
                 self._worker.wake()  # it notices an action that takes too long
 
     def _on_timer(self, now: float) -> float:
         """Do what is due by the time, in the thread of the worker; return when to be called again."""
-        self._actions.look_after()
+        self._actions.check_overdue()
         expiry = self._next_expiry
         if expiry is not None and now >= expiry:
             self.put(None)
             expiry = self._next_expiry
-        return min(float("inf") if expiry is None else expiry, self._actions.late_at())
+        return min(float("inf") if expiry is None else expiry, self._actions.overdue_at())
 
 
-def _exclusive(channels: Mapping[Target, Channel]) -> _Channels:
+def _exclusive(channels: Mapping[Recipient, Channel]) -> _Channels:
     # One channel under two names is still one channel.
     made = {id(channel): ExclusiveChannel(channel) for channel in channels.values()}
-    return {target: made[id(channel)] for target, channel in channels.items()}
+    return {recipient: made[id(channel)] for recipient, channel in channels.items()}
 
 
 def _open(channels: _Channels) -> None:
-    opened: dict[Target, ExclusiveChannel] = {}
+    opened: dict[Recipient, ExclusiveChannel] = {}
     try:
-        for target, channel in channels.items():
+        for recipient, channel in channels.items():
             if channel not in opened.values():
                 channel.open()
-                opened[target] = channel
+                opened[recipient] = channel
     except BaseException:
         _close(opened)
         raise
 
 
 def _close(channels: _Channels) -> None:
-    names = {channel: target.name for target, channel in channels.items()}
+    names = {channel: recipient.name for recipient, channel in channels.items()}
     for channel, name in names.items():
         call = AbandonableCall(channel.close, name="memtools-alerts-close")
         try:
@@ -382,7 +382,7 @@ def _close(channels: _Channels) -> None:
 
 
 def _rules(value: object) -> tuple[AlertRule, ...]:
-    given = listed(value)
+    given = as_tuple(value)
     rules = tuple(rule for rule in given if isinstance(rule, AlertRule))
     if not rules or len(rules) < len(given):
         raise ConfigError("rules", value, "AlertRules, one at least")

@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 from memtools._records import record
 from memtools._safe_calls import AbandonableCall, RateLimitedLogger
 from memtools.alerts._message import Alert
-from memtools.alerts._rules import Target
+from memtools.alerts._rules import Recipient
 from memtools.errors import MemtoolsError
 
 _log = logging.getLogger("memtools.alerts")
@@ -319,12 +319,12 @@ class QueuedMessage:
         since: when it was put into the queue, in seconds.
     """
 
-    recipient: Target
+    recipient: Recipient
     alert: Alert
     since: float
 
 
-def _always(_: Target) -> bool:
+def _always(_: Recipient) -> bool:
     return True
 
 
@@ -344,21 +344,21 @@ class DeliveryQueue:
     """
 
     def __init__(
-        self, recipients: Iterable[Target], *, size: int, retry: RetryPolicy, jitter: Callable[[], float]
+        self, recipients: Iterable[Recipient], *, size: int, retry: RetryPolicy, jitter: Callable[[], float]
     ) -> None:
         self._queues = {recipient: _ChannelQueue(recipient.name, size) for recipient in recipients}
         self._retry = retry
         self._jitter = jitter
 
-    def put(self, recipient: Target, alert: Alert, now: float) -> None:
+    def put(self, recipient: Recipient, alert: Alert, now: float) -> None:
         """Have `alert` delivered; when the queue is full, the oldest message is dropped."""
         self._queues[recipient].put(QueuedMessage(recipient, alert, now))
 
-    def count_overflow(self, recipient: Target, count: int) -> None:
+    def count_overflow(self, recipient: Recipient, count: int) -> None:
         """Count `count` messages that were dropped before they reached the queue."""
         self._queues[recipient].count_overflow(count)
 
-    def take(self, now: float, is_free: Callable[[Target], bool] = _always) -> QueuedMessage | None:
+    def take(self, now: float, is_free: Callable[[Recipient], bool] = _always) -> QueuedMessage | None:
         """Remove and return the next message that is due at a channel that is free; None when there is none."""
         for queue in self._queues.values():
             queue.expire(now - self._retry.give_up_s)
@@ -367,7 +367,7 @@ class DeliveryQueue:
             return None
         return min(due, key=_ChannelQueue.ready_at).take()
 
-    def next_due(self, is_free: Callable[[Target], bool] = _always) -> float:
+    def next_due(self, is_free: Callable[[Recipient], bool] = _always) -> float:
         """Return when the next message for a channel that is free is due; infinite when none waits."""
         times = (queue.ready_at() for recipient, queue in self._queues.items() if is_free(recipient))
         return min(times, default=float("inf"))
@@ -402,11 +402,11 @@ class DeliveryQueue:
         """Give up all that waits; return how much that was, by the name of the channel."""
         return {queue.name: count for queue in self._queues.values() if (count := queue.discard_all())}
 
-    def lost_count(self, recipient: Target) -> int:
+    def lost_count(self, recipient: Recipient) -> int:
         """Return how many messages to this channel were lost."""
         return self._queues[recipient].statistics(0).lost
 
-    def statistics(self, overflowed: Mapping[Target, int] | None = None) -> tuple[ChannelStatistics, ...]:
+    def statistics(self, overflowed: Mapping[Recipient, int] | None = None) -> tuple[ChannelStatistics, ...]:
         """Return how each channel fared; the messages in `overflowed` count as dropped, too."""
         extra = overflowed or {}
         return tuple(queue.statistics(extra.get(recipient, 0)) for recipient, queue in self._queues.items())
@@ -553,7 +553,7 @@ class DeliveryWorker:
 
     def __init__(
         self,
-        channels: Mapping[Target, ExclusiveChannel],
+        channels: Mapping[Recipient, ExclusiveChannel],
         queue: DeliveryQueue,
         *,
         size: int,
@@ -568,7 +568,7 @@ class DeliveryWorker:
         self._timeout_s = timeout_s
         self._on_timer = on_timer
         self._problems = problems
-        self._inbox: SimpleQueue[tuple[Target, Alert] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[Recipient, Alert] | None] = SimpleQueue()
         self._inbox_size = size * max(len(channels), 1)
         self._overflowed = dict.fromkeys(channels, 0)
         self._counted = dict.fromkeys(channels, 0)  # of those, the ones that the queue has counted
@@ -597,7 +597,7 @@ class DeliveryWorker:
             return
         self._thread = thread
 
-    def put(self, recipient: Target, alert: Alert) -> None:
+    def put(self, recipient: Recipient, alert: Alert) -> None:
         """Have `alert` delivered; never waits."""
         # The queue bounds what the thread has taken in; this bounds the inbox while the thread is busy.
         if self._inbox.qsize() >= self._inbox_size:
@@ -652,7 +652,7 @@ class DeliveryWorker:
             return True
         return not self._under_way and self._inbox.empty() and self._queue.next_due(self._is_free) > self._stop_at
 
-    def _is_free(self, recipient: Target) -> bool:
+    def _is_free(self, recipient: Recipient) -> bool:
         return self._channels[recipient].is_free
 
     def _start_attempts(self) -> float:

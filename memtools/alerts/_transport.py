@@ -20,7 +20,7 @@ from html import escape
 from typing import Any, Final, TypeAlias
 
 from memtools.alerts._delivery import Deadline, DeliveryFailed, as_delivery_failure
-from memtools.alerts._message import Alert, lines_of, plain, subject_of, text_of
+from memtools.alerts._message import Alert, detail_lines, one_line, subject, text
 from memtools.alerts._rules import Secret
 
 # The first connection would import this codec, when memory may be short.
@@ -204,7 +204,7 @@ def email_message(alert: Alert, *, sender: str, recipients: Sequence[str]) -> Em
     """
     domain = sender.rpartition("@")[2]
     message = EmailMessage(policy=SMTP)
-    message["Subject"] = plain(subject_of(alert), _MAX_SUBJECT_LENGTH)
+    message["Subject"] = one_line(subject(alert), _MAX_SUBJECT_LENGTH)
     message["From"] = sender
     message["To"] = ", ".join(recipients)
     message["Date"] = formatdate(alert.at, usegmt=True)
@@ -212,7 +212,7 @@ def email_message(alert: Alert, *, sender: str, recipients: Sequence[str]) -> Em
     if alert.number > 1:
         message["In-Reply-To"] = message["References"] = _message_id(alert, 1, domain)
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answers by machines
-    message.set_content(text_of(alert))
+    message.set_content(text(alert))
     message.add_alternative(_html(alert), subtype="html")
     return message
 
@@ -222,9 +222,9 @@ def _message_id(alert: Alert, number: int, domain: str) -> str:
 
 
 def _html(alert: Alert) -> str:
-    lines = lines_of(alert)
+    lines = detail_lines(alert)
     rows = "".join(f"<tr><th align=left>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in lines)
-    return f"<html><body><p><b>{escape(subject_of(alert))}</b></p><table>{rows}</table></body></html>\n"
+    return f"<html><body><p><b>{escape(subject(alert))}</b></p><table>{rows}</table></body></html>\n"
 
 
 def _quit_quietly(client: smtplib.SMTP) -> None:

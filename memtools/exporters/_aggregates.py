@@ -35,7 +35,7 @@ from memtools.units import parse_count
 
 
 @record
-class Growth:
+class HistogramSnapshot:
     """The growth of the owners of one label, up to one moment.
 
     Attributes:
@@ -47,7 +47,7 @@ class Growth:
     sum_bytes: int
 
 
-class Buckets:
+class Histogram:
     """Running counts behind a `Growth`; the caller sees to threads."""
 
     __slots__ = ("_bounds", "_counts", "_sum_bytes")
@@ -62,9 +62,9 @@ class Buckets:
         self._counts[bisect_left(self._bounds, grown_bytes)] += 1
         self._sum_bytes += grown_bytes
 
-    def growth(self) -> Growth:
+    def snapshot(self) -> HistogramSnapshot:
         """Return the counts up to now."""
-        return Growth(tuple(accumulate(self._counts)), self._sum_bytes)
+        return HistogramSnapshot(tuple(accumulate(self._counts)), self._sum_bytes)
 
 
 # Wait with what events tell until somebody may count it.
@@ -78,15 +78,15 @@ class Buckets:
 
 # How many events wait at most for somebody to count them; beyond it the oldest are lost, which takes a thread that
 # holds the lock for as long as it takes the others to tell so many.
-_MOST_WAITING: Final = 65_536
-_PORTION: Final = 256
+_MAX_WAITING: Final = 65_536
+_BATCH: Final = 256
 
 Counted = ScopeEnded | HighUsage | BudgetOverrun | TaskAbandoned
 
-_all: "WeakSet[Heard]" = WeakSet()
+_all: "WeakSet[EventBuffer]" = WeakSet()
 
 
-class Heard:
+class EventBuffer:
     """Events on their way from where they happened to where they are counted.
 
     Args:
@@ -100,15 +100,15 @@ class Heard:
     def __init__(self, count: Callable[[Counted], object], may_count: Callable[[], bool] = lambda: True) -> None:
         self._count = count
         self._may_count = may_count
-        self._waiting: deque[Counted] = deque(maxlen=_MOST_WAITING)
+        self._waiting: deque[Counted] = deque(maxlen=_MAX_WAITING)
         self._subscription: Subscription | None = None
         self.lock = threading.Lock()
         _all.add(self)
 
-    def listen(self) -> None:
+    def subscribe(self) -> None:
         """Begin to hear events; a second call does nothing."""
         if self._subscription is None:
-            self._subscription = subscribe(self._hear)
+            self._subscription = subscribe(self._on_event)
 
     def close(self) -> None:
         """Hear no more; what waits can still be counted."""
@@ -116,7 +116,7 @@ class Heard:
             self._subscription.close()
             self._subscription = None
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Count all that waits. The caller holds the lock."""
         waiting = self._waiting
         # Not `while waiting`: threads that go on telling must not keep a reader here.
@@ -131,16 +131,16 @@ class Heard:
         """Make the lock anew in the child of a fork: the thread that held it may not be there."""
         self.lock = threading.Lock()
 
-    def _hear(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         if not isinstance(event, Counted):
             return
         self._waiting.append(event)
-        if len(self._waiting) < _PORTION or not self._may_count():
+        if len(self._waiting) < _BATCH or not self._may_count():
             return
         lock = self.lock
         if lock.acquire(blocking=False):
             try:
-                self.settle()
+                self.drain()
             finally:
                 lock.release()
 
@@ -158,13 +158,13 @@ if hasattr(os, "register_at_fork"):
 #
 # Leaves to others: which names there are (`_aggregates`), escaping them (the exposition format).
 
-MOST_NAMES: Final = 100
+MAX_NAMES: Final = 100
 OTHER: Final = "<other>"
 
 _log = logging.getLogger("memtools.exporters")
 
 
-class Names:
+class LabelLimiter:
     """The first `most` names that come keep their own label; all later ones share `<other>`.
 
     A name that has got its label keeps it, so that counters only rise. The caller sees to threads.
@@ -176,20 +176,20 @@ class Names:
         ConfigError: for less than one name.
     """
 
-    __slots__ = ("_known", "_most", "_warned")
+    __slots__ = ("_known", "_max_names", "_warned")
 
-    def __init__(self, most: int = MOST_NAMES) -> None:
-        self._most = parse_count(most, name="most_names")
+    def __init__(self, most: int = MAX_NAMES) -> None:
+        self._max_names = parse_count(most, name="most_names")
         self._known: set[str] = set()
         self._warned = False
 
-    def label(self, name: str) -> str:
+    def label_for(self, name: str) -> str:
         """Return the label value for `name`."""
         if name in self._known:
             return name
         if name == OTHER:
             return OTHER
-        if len(self._known) < self._most:
+        if len(self._known) < self._max_names:
             self._known.add(name)
             return name
 
@@ -198,7 +198,7 @@ class Names:
             _log.warning(
                 "more than %d names of scopes, calls and tasks: the figures of the further ones are exported as %s; "
                 "name a scope after what it does, not after whom it does it for",
-                self._most,
+                self._max_names,
                 OTHER,
             )
         return OTHER
@@ -228,20 +228,20 @@ class StructureFigures:
     evictions: dict[str, int]
 
 
-class Structures:
+class StructureCollector:
     """Looks at the registered things; the caller sees to threads.
 
     What a structure evicts between the last look and its death is not counted.
     """
 
-    __slots__ = ("_names", "_past", "_seen")
+    __slots__ = ("_dead_evictions", "_labels", "_seen")
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
-        self._past: Counter[str] = Counter()
+    def __init__(self, names: LabelLimiter) -> None:
+        self._labels = names
+        self._dead_evictions: Counter[str] = Counter()
         self._seen: dict[int, _Seen] = {}
 
-    def look(self) -> StructureFigures:
+    def collect(self) -> StructureFigures:
         """Return the figures of this moment."""
         alive: Counter[str] = Counter()
         items: Counter[str] = Counter()
@@ -249,7 +249,7 @@ class Structures:
         seen: dict[int, _Seen] = {}
 
         for thing in registered():
-            label = self._names.label(_type_name(type(thing)))
+            label = self._labels.label_for(_type_name(type(thing)))
             alive[label] += 1
             figures = _figures(thing)
             if figures is None:
@@ -260,9 +260,9 @@ class Structures:
 
         for number, (reference, label, gone) in self._seen.items():
             if number not in seen or seen[number][0] is not reference:
-                self._past[label] += gone
+                self._dead_evictions[label] += gone
         self._seen = seen
-        evictions.update(self._past)
+        evictions.update(self._dead_evictions)
         return StructureFigures(dict(alive), dict(items), dict(evictions))
 
     def _reference(self, thing: Shrinkable) -> "ref[Shrinkable]":
@@ -295,7 +295,7 @@ def _type_name(kind: type[Shrinkable]) -> str:
 # and read nothing anew. Without a monitor the limit and the headroom are read here: some hundred microseconds.
 
 
-def worst_level() -> Level | None:
+def highest_level() -> Level | None:
     """Return the highest level of the monitors that are started, or None where there is none."""
     return max((monitor.level for monitor in monitors()), default=None)
 
@@ -381,7 +381,7 @@ class Snapshot:
     """
 
     samples: Samples
-    growth: dict[Labels, Growth]
+    growth: dict[Labels, HistogramSnapshot]
 
 
 class Aggregates:
@@ -399,55 +399,55 @@ class Aggregates:
 
     def __init__(
         self,
-        most_names: int = MOST_NAMES,
+        most_names: int = MAX_NAMES,
         *,
         grown: Callable[[Labels, int], object] | None = None,
         may_count: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._names = Names(most_names)
-        self._structures = Structures(Names(most_names))
-        self._growth: dict[Labels, Buckets] = defaultdict(lambda: Buckets(GROWTH_BOUNDS))
-        self._told: Samples = defaultdict(lambda: defaultdict(float))
+        self._labels = LabelLimiter(most_names)
+        self._structures = StructureCollector(LabelLimiter(most_names))
+        self._growth: dict[Labels, Histogram] = defaultdict(lambda: Histogram(GROWTH_BOUNDS))
+        self._event_counts: Samples = defaultdict(lambda: defaultdict(float))
         self._limits: dict[Labels, float] = {}
         self._grown = grown or self._sort_into_bucket
-        self._heard = Heard(self._count, may_count)
+        self._events = EventBuffer(self._count, may_count)
 
-    def listen(self) -> None:
+    def subscribe(self) -> None:
         """Begin to count events."""
-        self._heard.listen()
+        self._events.subscribe()
 
     def close(self) -> None:
         """Count no more events."""
-        self._heard.close()
+        self._events.close()
 
     def snapshot(self) -> Snapshot:
         """Return the figures of this moment."""
-        with self._heard.lock:
-            self._heard.settle()
-            samples: Samples = {name: dict(values) for name, values in self._told.items()}
+        with self._events.lock:
+            self._events.drain()
+            samples: Samples = {name: dict(values) for name, values in self._event_counts.items()}
             self._add_accounts(samples)
             self._add_budgets(samples)
             self._add_structures(samples)
-            growth = {labels: buckets.growth() for labels, buckets in self._growth.items()}
+            growth = {labels: buckets.snapshot() for labels, buckets in self._growth.items()}
         samples |= monitor_samples()
         samples["hooks.broken"] = {(): hub_statistics().broken}
         return Snapshot(samples, growth)
 
     def _label(self, kind: str, name: str) -> Labels:
-        return kind, self._names.label(name)
+        return kind, self._labels.label_for(name)
 
     def _count(self, event: Counted) -> None:
         if isinstance(event, ScopeEnded):
             # A histogram whose sum can fall is none: who freed more than it allocated has not grown.
             self._grown(self._label(event.kind, event.name), max(0, event.retained_bytes))
         elif isinstance(event, HighUsage):
-            self._told["scope.warnings"][self._label(event.kind, event.name)] += 1
+            self._event_counts["scope.warnings"][self._label(event.kind, event.name)] += 1
         elif isinstance(event, BudgetOverrun):
             labels = self._label(event.kind, event.name)
-            self._told["budget.exceeded"][labels] += 1
+            self._event_counts["budget.exceeded"][labels] += 1
             self._limits[labels] = event.budget_bytes
         else:
-            self._told["tasks.abandoned"][self._names.label(event.scope),] += 1
+            self._event_counts["tasks.abandoned"][self._labels.label_for(event.scope),] += 1
 
     def _sort_into_bucket(self, labels: Labels, grown_bytes: int) -> None:
         self._growth[labels].add(grown_bytes)
@@ -487,7 +487,7 @@ class Aggregates:
         samples["budget.used"] = dict.fromkeys(self._limits, 0.0) | used
 
     def _add_structures(self, samples: Samples) -> None:
-        figures = self._structures.look()
+        figures = self._structures.collect()
         samples["structures"] = {(label,): count for label, count in figures.alive.items()}
         samples["structure.items"] = {(label,): count for label, count in figures.items.items()}
         samples["structure.evictions"] = {(label,): count for label, count in figures.evictions.items()}

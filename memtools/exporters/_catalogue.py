@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeAlias
 
 from memtools._records import record
 
-Sort: TypeAlias = Literal["counter", "gauge"]
+MetricType: TypeAlias = Literal["counter", "gauge"]
 Unit: TypeAlias = Literal["", "bytes", "seconds"]
 
 _OWNER: Final = ("kind", "name")
@@ -28,15 +28,15 @@ class Family:
     """
 
     name: str
-    sort: Sort
+    type: MetricType
     unit: Unit
     labels: tuple[str, ...]
-    says: str
+    description: str
 
     @property
     def prometheus_name(self) -> str:
         """Its name as Prometheus shows it, `_total` included."""
-        words = ["memtools", *self.name.split("."), self.unit, "total" if self.sort == "counter" else ""]
+        words = ["memtools", *self.name.split("."), self.unit, "total" if self.type == "counter" else ""]
         return "_".join(filter(None, words))
 
 

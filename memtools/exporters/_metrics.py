@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from memtools._records import as_dict, record
-from memtools.exporters._aggregates import headroom_bytes, limit_bytes, worst_level
+from memtools.exporters._aggregates import headroom_bytes, limit_bytes, highest_level
 from memtools.readings import Level, read_process
 from memtools.units import format_size
 
@@ -21,7 +21,7 @@ from memtools.units import format_size
 _SHORTEST_S: Final = 0.1  # below it the clock of the processor is too coarse for a share; psutil's own advice
 
 
-class Busyness:
+class CpuPercent:
     """The share of one core that this process used between two questions.
 
     Args:
@@ -46,7 +46,7 @@ class Busyness:
         self._mark = (pid(), wall(), cpu())
         self._percent = 0.0
 
-    def percent(self) -> float:
+    def update(self) -> float:
         """Return the share in percent since the last question, over 100 with several busy threads.
 
         Within 0.1 s of the last question its answer is given again. The child of a fork begins anew, as its
@@ -106,7 +106,7 @@ class Metrics:
         return f"{format_size(self.rss_mb * _MB)} resident{left}{level}, {self.cpu_percent:.0f} % of a core"
 
 
-_busyness = Busyness()
+_cpu_percent = CpuPercent()
 
 
 def collect_metrics() -> Metrics:
@@ -121,11 +121,11 @@ def collect_metrics() -> Metrics:
     return Metrics(
         rss_mb=memory.resident_bytes / _MB,
         vms_mb=memory.virtual_bytes / _MB,
-        cpu_percent=_busyness.percent(),
+        cpu_percent=_cpu_percent.update(),
         gc_collections=tuple(generation["collections"] for generation in gc.get_stats()),
         gc_thresholds=gc.get_threshold(),
         limit_bytes=limit_bytes(),
         headroom_bytes=headroom_bytes(),
-        level=worst_level(),
+        level=highest_level(),
         at=time.time(),
     )

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from memtools.errors import MissingExtraError
-from memtools.exporters._aggregates import MOST_NAMES, Aggregates, Labels, Snapshot
+from memtools.exporters._aggregates import MAX_NAMES, Aggregates, Labels, Snapshot
 from memtools.exporters._catalogue import FAMILIES, GROWTH, GROWTH_BOUNDS, Family
 
 try:
@@ -44,10 +44,10 @@ class MemtoolsInstruments:
     thread where a scope ends.
     """
 
-    def __init__(self, provider: MeterProvider | None = None, *, most_names: int = MOST_NAMES) -> None:
+    def __init__(self, provider: MeterProvider | None = None, *, most_names: int = MAX_NAMES) -> None:
         meter = (provider or get_meter_provider()).get_meter("memtools")
         self._histogram = meter.create_histogram(
-            f"memtools.{GROWTH.name}", "By", GROWTH.says, explicit_bucket_boundaries_advisory=list(GROWTH_BOUNDS)
+            f"memtools.{GROWTH.name}", "By", GROWTH.description, explicit_bucket_boundaries_advisory=list(GROWTH_BOUNDS)
         )
         self._aggregates = Aggregates(most_names, grown=self._record, may_count=_is_outside_telemetry)
         self._lock = threading.Lock()
@@ -56,7 +56,7 @@ class MemtoolsInstruments:
         self._is_closed = False
         for family in FAMILIES:
             self._instrument(meter, family)
-        self._aggregates.listen()
+        self._aggregates.subscribe()
 
     def close(self) -> None:
         """Report nothing more; a second call does nothing."""
@@ -72,8 +72,8 @@ class MemtoolsInstruments:
         self.close()
 
     def _instrument(self, meter: Meter, family: Family) -> None:
-        create = meter.create_observable_counter if family.sort == "counter" else meter.create_observable_gauge
-        create(f"memtools.{family.name}", [partial(self._observe, family)], _UNITS[family.unit], family.says)
+        create = meter.create_observable_counter if family.type == "counter" else meter.create_observable_gauge
+        create(f"memtools.{family.name}", [partial(self._observe, family)], _UNITS[family.unit], family.description)
 
     def _observe(self, family: Family, options: CallbackOptions) -> Iterable[Observation]:  # noqa: ARG002  # theirs
         if self._is_closed:

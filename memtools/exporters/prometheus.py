@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from memtools.errors import MissingExtraError
-from memtools.exporters._aggregates import MOST_NAMES, Aggregates, Growth
+from memtools.exporters._aggregates import MAX_NAMES, Aggregates, HistogramSnapshot
 from memtools.exporters._catalogue import FAMILIES, GROWTH, GROWTH_BOUNDS, Family
 
 try:
@@ -57,12 +57,12 @@ class MemtoolsCollector(Collector):
     waits for nobody but another scrape. Not for prometheus_client's multiprocess mode, which leaves out all collectors.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = REGISTRY, *, most_names: int = MOST_NAMES) -> None:
+    def __init__(self, registry: CollectorRegistry | None = REGISTRY, *, most_names: int = MAX_NAMES) -> None:
         self._aggregates = Aggregates(most_names)
         self._registry = registry
         if registry is not None:
             registry.register(self)
-        self._aggregates.listen()
+        self._aggregates.subscribe()
 
     def describe(self) -> Iterable[Metric]:
         """Return the metrics without samples: a registry compares their names and need not collect for it."""
@@ -96,15 +96,15 @@ class MemtoolsCollector(Collector):
 
 
 def _empty(family: Family) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = CounterMetricFamily if family.sort == "counter" else GaugeMetricFamily
-    return kind(family.prometheus_name, family.says, labels=family.labels)
+    kind = CounterMetricFamily if family.type == "counter" else GaugeMetricFamily
+    return kind(family.prometheus_name, family.description, labels=family.labels)
 
 
 def _empty_growth() -> HistogramMetricFamily:
-    return HistogramMetricFamily(GROWTH.prometheus_name, GROWTH.says, labels=GROWTH.labels)
+    return HistogramMetricFamily(GROWTH.prometheus_name, GROWTH.description, labels=GROWTH.labels)
 
 
-def _filled_growth(growth: dict[tuple[str, ...], Growth]) -> HistogramMetricFamily:
+def _filled_growth(growth: dict[tuple[str, ...], HistogramSnapshot]) -> HistogramMetricFamily:
     metric = _empty_growth()
     for labels, grown in growth.items():
         metric.add_metric(labels, list(zip(_BOUNDS, grown.counts, strict=True)), grown.sum_bytes)

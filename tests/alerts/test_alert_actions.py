@@ -176,7 +176,7 @@ def test_an_action_that_blocks_holds_up_no_other_action_and_no_message(
         release.set()
 
     assert skipped == 5
-    assert "has not come back after 0.05 s" in caplog.text
+    assert "has not ended after 0.05 s and was abandoned" in caplog.text
     assert alerts.statistics().actions_failed == 1
     assert alerts.statistics().channels[0].delivered == 6
 

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.alerts import Alert, AlertRule
-from memtools.alerts._incidents import OPEN_AT_MOST, OTHER, Act, Board, Notify, has_listeners, signals_of
+from memtools.alerts._incidents import (
+    MAX_OPEN_INCIDENTS,
+    OTHER,
+    IncidentTracker,
+    RunAction,
+    SendAlert,
+    is_observed,
+    observations,
+)
 from memtools.events import (
     BudgetOverrun,
     CleanupEnded,
@@ -30,27 +38,27 @@ class Stage:
 
     def __init__(self, *rules: AlertRule, cooldown_s: float = 900) -> None:
         self.now = 0.0
-        self.board = Board(rules, cooldown_s=cooldown_s, source="here", token="t", wall=lambda: 1e9)
+        self.board = IncidentTracker(rules, cooldown_s=cooldown_s, source="here", token="t", wall=lambda: 1e9)
 
     def hear(self, event: Event, after: float = 1.0) -> list[str]:
         """Hear of a fact after a pause; return what was decided."""
         self.now += after
-        decisions = self.board.expire(self.now)
-        for signal in signals_of(event):
-            decisions += self.board.feel(signal, self.now)
+        decisions = self.board.resolve_stale(self.now)
+        for signal in observations(event):
+            decisions += self.board.observe(signal, self.now)
         return [shown(decision) for decision in decisions]
 
     def wait(self, seconds: float) -> list[str]:
         """Let time pass; return what was decided."""
         self.now += seconds
-        return [shown(decision) for decision in self.board.expire(self.now)]
+        return [shown(decision) for decision in self.board.resolve_stale(self.now)]
 
 
-def shown(decision: Notify | Act) -> str:
+def shown(decision: SendAlert | RunAction) -> str:
     alert = decision.alert
-    if isinstance(decision, Act):
+    if isinstance(decision, RunAction):
         return f"run {decision.rule.action_name} {alert.level.name.lower()}"
-    return f"{decision.target.name} {alert.kind} {alert.level.name.lower()}"
+    return f"{decision.recipient.name} {alert.kind} {alert.level.name.lower()}"
 
 
 def changed(after: Level) -> LevelChanged:
@@ -85,8 +93,8 @@ def test_the_name_of_an_incident_is_the_same_for_all_its_messages_and_new_for_th
     stage = Stage(AlertRule("warning", notify=("slack", "email")))
     alerts: list[Alert] = []
     for level in (WARNING, NORMAL, WARNING):
-        for signal in signals_of(changed(level)):
-            alerts += [decision.alert for decision in stage.board.feel(signal, 0.0)]
+        for signal in observations(changed(level)):
+            alerts += [decision.alert for decision in stage.board.observe(signal, 0.0)]
 
     assert [(alert.incident, alert.number) for alert in alerts] == [
         ("t-1", 1), ("t-1", 1), ("t-1", 2), ("t-1", 2), ("t-2", 1), ("t-2", 1),
@@ -204,8 +212,8 @@ def test_thousands_of_names_are_at_most_a_hundred_incidents() -> None:
 
     told = [word for number in range(5000) for word in stage.hear(overrun(f"/user/{number}"), after=0)]
 
-    assert stage.board.open_incidents == OPEN_AT_MOST + 1
-    assert len(told) == OPEN_AT_MOST + 1
+    assert stage.board.open_incidents == MAX_OPEN_INCIDENTS + 1
+    assert len(told) == MAX_OPEN_INCIDENTS + 1
     assert OTHER == "<other>"
 
 
@@ -215,5 +223,5 @@ def test_facts_that_alerts_are_not_about_are_not_heard() -> None:
         CleanupEnded(WARNING, 2, 1, (), 0.1),
     )
 
-    assert [has_listeners(event) for event in silent] == [False, False]
-    assert [signals_of(event) for event in silent] == [(), ()]
+    assert [is_observed(event) for event in silent] == [False, False]
+    assert [observations(event) for event in silent] == [(), ()]

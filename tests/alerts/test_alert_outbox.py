@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from memtools.alerts import Alert, DeliveryFailed
 from memtools.alerts._delivery import MAX_RETRY_AFTER_S, DeliveryQueue, QueuedMessage, RetryPolicy
-from memtools.alerts._rules import Target
+from memtools.alerts._rules import Recipient
 
-A, B = Target("a"), Target("b")
+A, B = Recipient("a"), Recipient("b")
 
 
 def outbox(size: int = 3, first_s: float = 1, max_s: float = 60, give_up_s: float = 3600) -> DeliveryQueue:
@@ -124,7 +124,7 @@ _STEPS = st.lists(
 
 
 @given(_STEPS)
-def test_every_message_is_delivered_waiting_or_said_to_be_lost(steps: list[tuple[str, Target, float]]) -> None:
+def test_every_message_is_delivered_waiting_or_said_to_be_lost(steps: list[tuple[str, Recipient, float]]) -> None:
     alert = Alert("opened", 1, "memory", "", "x", (), 0, 0, "i", 1, "s", 0.0)  # type: ignore[arg-type]  # a stand-in
     box, now, said = outbox(give_up_s=600), 0.0, 0
     put = {A: 0, B: 0}

@@ -128,7 +128,7 @@ def test_an_end_does_not_wait_for_what_cannot_be_tried_before_it(
     recorder.failures = [OSError("away")]
     begun = time.monotonic()
 
-    with Alerts([RULE], channels={"people": recorder}, retry_first=3600, retry_most=3600, drain=60) as alerts:
+    with Alerts([RULE], channels={"people": recorder}, retry_first=3600, retry_max=3600, drain=60) as alerts:
         emit(change(Level.WARNING))
 
     assert time.monotonic() - begun < 30
@@ -174,7 +174,7 @@ async def test_a_cancelled_end_still_ends_and_is_still_cancelled(change: Change,
     left = asyncio.Event()
 
     async def serve() -> None:
-        async with Alerts([RULE], channels={"people": recorder}, retry_first=0.01, retry_most=0.01, drain=600):
+        async with Alerts([RULE], channels={"people": recorder}, retry_first=0.01, retry_max=0.01, drain=600):
             emit(change(Level.WARNING))
             left.set()
 
@@ -357,7 +357,7 @@ def test_a_program_that_never_stops_its_alerts_still_tells_and_is_told() -> None
     done = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 0
-    assert "task import of nightly goes on" in done.stderr
+    assert "task import of nightly still runs" in done.stderr
     assert "was never stopped" in done.stderr
 
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.alerts import Alert, AlertKind
-from memtools.alerts._channels import body_of, message_of
-from memtools.alerts._incidents import signals_of
-from memtools.alerts._message import lines_of, plain, slack_text, subject_of, text_of
+from memtools.alerts._channels import slack_message, webhook_body
+from memtools.alerts._incidents import observations
+from memtools.alerts._message import detail_lines, one_line, slack_text, subject, text
 from memtools.alerts._transport import email_message
 from memtools.events import BudgetOverrun, TaskAbandoned
 from memtools.readings import Level
@@ -24,21 +24,21 @@ EXAMPLE = Alert(AlertKind.OPENED, Level.WARNING, "budget", "report", "report is 
 def test_an_alert_reads_as_a_person_would_say_it(alert: Alert) -> None:
     again = replace(alert, kind=AlertKind.REPEATED, suppressed=1234, dropped=2)
 
-    assert subject_of(alert) == "[critical] prices on host-1 (process 7): memory is at 900.0 MiB"
-    assert subject_of(again).startswith("[repeated] prices")
-    assert lines_of(again) == (
+    assert subject(alert) == "[critical] prices on host-1 (process 7): memory is at 900.0 MiB"
+    assert subject(again).startswith("[repeated] prices")
+    assert detail_lines(again) == (
         ("level", "critical"),
         ("change", "normal to critical"),
         ("seen again", "1,234 times since the last message"),
         ("lost before", "2 earlier messages could not be delivered here"),
         ("incident", "a1b2-1, message 1"),
     )
-    assert text_of(alert).splitlines()[:2] == [subject_of(alert), ""]
+    assert text(alert).splitlines()[:2] == [subject(alert), ""]
 
 
 @given(ANY_TEXT, st.integers(1, 300))
 def test_a_plain_name_is_printable_on_one_line_and_short(name: str, at_most: int) -> None:
-    shown = plain(name, at_most)
+    shown = one_line(name, at_most)
 
     assert shown.isprintable()
     assert len(shown) <= at_most
@@ -64,7 +64,7 @@ def test_slack_escapes_survive_the_cut() -> None:
 def test_a_message_to_slack_keeps_to_the_sizes_of_slack(text: str) -> None:
     alert = replace(EXAMPLE, summary=text * 30, details=tuple((f"label {n}", text * 30) for n in range(20)))
 
-    message = message_of(alert)
+    message = slack_message(alert)
 
     assert message["text"]
     (section,) = message["blocks"]  # type: ignore[misc]  # a list, as JSON has it
@@ -76,7 +76,7 @@ def test_a_message_to_slack_keeps_to_the_sizes_of_slack(text: str) -> None:
 
 @given(ANY_TEXT)
 def test_a_mail_has_the_headers_that_it_was_given_and_no_others(text: str) -> None:
-    alert = replace(EXAMPLE, summary=plain(text), source=plain(text), details=(("owner", text),))
+    alert = replace(EXAMPLE, summary=one_line(text), source=one_line(text), details=(("owner", text),))
 
     letter = email_message(alert, sender="a@example.org", recipients=("b@example.org", "c@example.org"))
     sent = message_from_bytes(letter.as_bytes(), policy=default)
@@ -89,7 +89,7 @@ def test_a_mail_has_the_headers_that_it_was_given_and_no_others(text: str) -> No
 
 @given(ANY_TEXT)
 def test_a_webhook_gets_json_whatever_the_name(text: str) -> None:
-    body = json.loads(body_of(replace(EXAMPLE, name=text, level=Level.CRITICAL, details=(("largest", "a"),))))
+    body = json.loads(webhook_body(replace(EXAMPLE, name=text, level=Level.CRITICAL, details=(("largest", "a"),))))
 
     assert (body["name"], body["level"], body["kind"]) == (text, "critical", "opened")
     assert body["details"] == {"largest": "a"}
@@ -100,8 +100,8 @@ def test_names_are_made_plain_before_anything_is_told(text: str) -> None:
     events = BudgetOverrun(text * 10, "call", 2, 1, "peak", in_flight=True), TaskAbandoned(text, text, 1.0)
 
     for event in events:
-        (signal,) = signals_of(event)
+        (signal,) = observations(event)
         assert signal.name.isprintable()
-        summary, _ = signal.words()
+        summary, _ = signal.describe()
         assert summary.isprintable()
         assert len(summary) < 600

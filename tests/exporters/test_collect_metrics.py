@@ -10,8 +10,8 @@ import pytest
 from memtools import collect_metrics
 from memtools.errors import ConfigError
 from memtools.exporters import Metrics
-from memtools.exporters._aggregates import Names
-from memtools.exporters._metrics import Busyness
+from memtools.exporters._aggregates import LabelLimiter
+from memtools.exporters._metrics import CpuPercent
 from memtools.readings import Level, resident_bytes, virtual_bytes
 
 
@@ -88,8 +88,8 @@ class Clock:
     def __init__(self) -> None:
         self.wall, self.cpu, self.pid = 100.0, 7.0, 1
 
-    def busyness(self) -> Busyness:
-        return Busyness(lambda: self.wall, lambda: self.cpu, lambda: self.pid)
+    def busyness(self) -> CpuPercent:
+        return CpuPercent(lambda: self.wall, lambda: self.cpu, lambda: self.pid)
 
 
 def test_the_share_of_a_core_is_that_since_the_last_question() -> None:
@@ -97,9 +97,9 @@ def test_the_share_of_a_core_is_that_since_the_last_question() -> None:
     busyness = clock.busyness()
 
     clock.wall, clock.cpu = 102.0, 8.0
-    first = busyness.percent()
+    first = busyness.update()
     clock.wall, clock.cpu = 103.0, 10.0
-    second = busyness.percent()
+    second = busyness.update()
 
     assert (first, second) == (50.0, 200.0)
 
@@ -108,11 +108,11 @@ def test_a_question_too_soon_gets_the_last_answer() -> None:
     clock = Clock()
     busyness = clock.busyness()
     clock.wall, clock.cpu = 102.0, 8.0
-    busyness.percent()
+    busyness.update()
 
     clock.wall, clock.cpu = 102.05, 8.05
 
-    assert busyness.percent() == 50.0
+    assert busyness.update() == 50.0
 
 
 def test_a_forked_child_begins_anew() -> None:
@@ -120,28 +120,28 @@ def test_a_forked_child_begins_anew() -> None:
     busyness = clock.busyness()
 
     clock.pid, clock.wall, clock.cpu = 2, 110.0, 0.5
-    first = busyness.percent()
+    first = busyness.update()
     clock.wall, clock.cpu = 111.0, 0.75
 
-    assert (first, busyness.percent()) == (0.0, 25.0)
+    assert (first, busyness.update()) == (0.0, 25.0)
 
 
 def test_names_keep_their_place_and_the_rest_share_one() -> None:
-    names = Names(2)
+    names = LabelLimiter(2)
 
-    labels = [names.label(name) for name in ("a", "b", "c", "a", "<other>")]
+    labels = [names.label_for(name) for name in ("a", "b", "c", "a", "<other>")]
 
     assert labels == ["a", "b", "<other>", "a", "<other>"]
 
 
 def test_the_shared_label_takes_no_place_of_its_own() -> None:
-    names = Names(1)
-    names.label("<other>")
+    names = LabelLimiter(1)
+    names.label_for("<other>")
 
-    assert names.label("a") == "a"
+    assert names.label_for("a") == "a"
 
 
 @pytest.mark.parametrize("most", [0, -1, True, 1.5, "9"])
 def test_a_bound_that_makes_no_sense_is_refused(most) -> None:
     with pytest.raises(ConfigError, match="most_names"):
-        Names(most)
+        LabelLimiter(most)

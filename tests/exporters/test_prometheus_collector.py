@@ -330,7 +330,7 @@ def test_scrapes_and_scopes_in_many_threads_lose_nothing(scrape) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_forked_while_the_parent_counts_can_count_itself() -> None:
     with MemtoolsCollector(CollectorRegistry()) as collector:
-        with collector._aggregates._heard.lock:
+        with collector._aggregates._events.lock:
             child = os.fork()
             if child == 0:
                 os._exit(0 if collector._aggregates.snapshot().samples else 1)

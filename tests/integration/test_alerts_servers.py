@@ -477,7 +477,7 @@ def test_what_was_dropped_while_a_server_was_away_is_told_by_the_next_message_th
     rule = AlertRule("warning", notify="hook")
 
     with Alerts(
-        [rule], channels={"hook": WebhookChannel(office.url())}, queue_size=2, retry_first=0.05, retry_most=0.05
+        [rule], channels={"hook": WebhookChannel(office.url())}, queue_size=2, retry_first=0.05, retry_max=0.05
     ) as alerts:
         for number in range(10):
             emit(BudgetOverrun(f"owner {number}", "call", 2 * MIB, MIB, "peak", in_flight=False))

@@ -309,7 +309,7 @@ def test_no_secret_is_shown_by_anything_of_a_service_in_trouble(
     rule = AlertRule("warning", notify=tuple(channels), action=lambda alert: 1 / 0)
 
     with subscribe(heard.append), MemtoolsCollector(registry):
-        with Alerts([rule], channels=channels, monitor=monitor, retry_first=0.01, retry_most=0.01, drain=1) as alerts:
+        with Alerts([rule], channels=channels, monitor=monitor, retry_first=0.01, retry_max=0.01, drain=1) as alerts:
             monitor.on_warning(lambda change: 1 / 0)
             machine.look(monitor, 700)
             _wait_until(lambda: sum(one.refused + one.failures for one in alerts.statistics().channels) >= 3)
