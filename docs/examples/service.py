@@ -141,7 +141,7 @@ def serve(port: int) -> None:
 # The demonstration ---------------------------------------------------------------------------------------------------
 
 MIB = 2**20
-SHOWN = ("monitor_level", "monitor_changes", "cleanup_climbs", "cleanup_freed", "scope_entered", "scope_live")
+SHOWN = ("monitor_level", "monitor_changes", "cleanup_passes", "cleanup_freed", "scope_entered", "scope_live")
 
 
 @dataclass

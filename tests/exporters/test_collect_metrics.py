@@ -143,5 +143,5 @@ def test_the_shared_label_takes_no_place_of_its_own() -> None:
 
 @pytest.mark.parametrize("most", [0, -1, True, 1.5, "9"])
 def test_a_bound_that_makes_no_sense_is_refused(most) -> None:
-    with pytest.raises(ConfigError, match="most_names"):
+    with pytest.raises(ConfigError, match="max_names"):
         LabelLimiter(most)

@@ -29,7 +29,7 @@ def readers() -> Iterator[list[InMemoryMetricReader]]:
     """Two readers of a provider that has our instruments."""
     readers = [InMemoryMetricReader(), InMemoryMetricReader()]
     provider = MeterProvider(metric_readers=readers, shutdown_on_exit=False)
-    with MemtoolsInstruments(provider, most_names=3):
+    with MemtoolsInstruments(provider, max_names=3):
         yield readers
     provider.shutdown()
 

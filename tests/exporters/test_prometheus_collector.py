@@ -186,9 +186,9 @@ def test_a_monitor_is_told_by_name(scrape, monitored) -> None:
 
     assert told["memtools_monitor_level"] == {(("name", "main"),): 1, (("name", "other"),): 0}
     assert told["memtools_monitor_changes_total"][("name", "main"), ("to", "warning")] == 3
-    assert told["memtools_cleanup_climbs_total"][("name", "main"),] == 2
+    assert told["memtools_cleanup_passes_total"][("name", "main"),] == 2
     assert told["memtools_cleanup_freed_bytes_total"][("name", "main"),] == 4096
-    assert told["memtools_admission_waiting"][("name", "main"),] == 1
+    assert told["memtools_admission_queued"][("name", "main"),] == 1
     assert told["memtools_gc_pause_seconds_total"][("name", "main"),] == 0.5
     assert told["memtools_effective_limit_bytes"][()] == 1000
     assert told["memtools_headroom_bytes"][()] == 300
@@ -270,8 +270,8 @@ def test_a_closed_collector_has_left_the_registry_and_listens_no_more() -> None:
 
 
 def test_no_names_at_all_is_refused() -> None:
-    with pytest.raises(ConfigError, match="most_names"):
-        MemtoolsCollector(None, most_names=0)
+    with pytest.raises(ConfigError, match="max_names"):
+        MemtoolsCollector(None, max_names=0)
 
 
 def test_a_scope_that_ends_in_a_finaliser_in_the_middle_of_counting_does_not_hang(scrape) -> None:

@@ -27,7 +27,7 @@ def a_record_cannot_be_changed(taken: Metrics) -> None:
 
 
 def a_collector_ends_with_its_block(registry: CollectorRegistry) -> None:
-    with MemtoolsCollector(registry, most_names=10) as collector:
+    with MemtoolsCollector(registry, max_names=10) as collector:
         assert_type(collector, MemtoolsCollector)
     MemtoolsCollector(None).close()
     with MemtoolsInstruments() as instruments:
