@@ -185,7 +185,7 @@ class TestEndWithHungChannel:
         release.set()
         wait_until(lambda: blocking.calls == ["open", "close"])
 
-    def test_restart_does_not_enter_the_channel_before_the_late_call_ends(
+    def test_restart_waits_for_the_late_call_of_the_channel(
         self, change: Change, wait_until: Wait, blocking: BlockingChannel, release: threading.Event
     ) -> None:
         alerts = Alerts([AlertRule("warning", notify="hung")], channels={"hung": blocking}, timeout=60)
