@@ -10,8 +10,8 @@ from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
 from memtools._safe_calls import AbandonableCall, CircuitBreaker, RateLimitedLogger
-from memtools.alerts._delivery import Deadline
 from memtools.alerts._incidents import RunAction, exit_bytes
+from memtools.alerts._protocol import Deadline
 from memtools.alerts._rules import AlertRule
 from memtools.cleanup import Reclaimer, default_steps
 from memtools.errors import ConfigError

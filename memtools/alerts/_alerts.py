@@ -1,4 +1,4 @@
-"""Alerts as services start and stop them, and how they work in one process."""
+"""Alerts: configuration, start and stop, and the work in one process."""
 
 import asyncio
 import atexit
@@ -19,17 +19,10 @@ from typing import Any, Final, Self
 from memtools._safe_calls import AbandonableCall, RateLimitedLogger
 from memtools.alerts._actions import Actions, Cleanup, MonitorLike, parse_cleanup
 from memtools.alerts._channels import resolve_channels
-from memtools.alerts._delivery import (
-    AlertStatistics,
-    Channel,
-    Deadline,
-    DeliveryQueue,
-    DeliveryWorker,
-    ExclusiveChannel,
-    RetryPolicy,
-)
+from memtools.alerts._delivery import AlertStatistics, DeliveryQueue, DeliveryWorker, ExclusiveChannel, RetryPolicy
 from memtools.alerts._incidents import Decision, IncidentTracker, SendAlert, is_observed, observations
 from memtools.alerts._message import one_line
+from memtools.alerts._protocol import Channel, Deadline
 from memtools.alerts._rules import AlertRule, Recipient, as_tuple
 from memtools.cleanup import Reclaimer
 from memtools.errors import ConfigError
@@ -253,8 +246,8 @@ class _Process:
         make_worker: makes the delivery worker, given what it has to call at certain times.
         channels: the channels of the worker.
 
-    Threads: `put` may be called from any thread, and by a finaliser in the middle of itself. The thread that gets the
-    lock processes what the other threads bring meanwhile; these return at once.
+    Threads: `put` is thread-safe and re-entrant, so a finaliser may call it. The thread that gets the lock processes
+    what the other threads put meanwhile; these return at once.
     """
 
     def __init__(
@@ -370,14 +363,18 @@ def _open(channels: _Channels) -> None:
 
 def _close(channels: _Channels) -> None:
     names = {channel: recipient.name for recipient, channel in channels.items()}
+    calls: list[tuple[str, AbandonableCall[None]]] = []
     for channel, name in names.items():
         call = AbandonableCall(channel.close, name="memtools-alerts-close")
         try:
             call.start()
         except (RuntimeError, MemoryError):
-            channel.close()  # without a thread there is no way to bound it
-            continue
-        if not call.wait(_CLOSE_S) and call.abandon():
+            channel.close()  # without a thread its time cannot be bounded
+        else:
+            calls.append((name, call))
+    deadline = Deadline(_CLOSE_S)
+    for name, call in calls:
+        if not call.wait(deadline.left_s) and call.abandon():
             _log.warning("The channel %s was not closed within %g s; its thread was abandoned", name, _CLOSE_S)
 
 

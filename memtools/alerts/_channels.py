@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from memtools._records import as_dict
-from memtools.alerts._delivery import Channel, Deadline
 from memtools.alerts._message import Alert, AlertKind, detail_lines, slack_text, subject
+from memtools.alerts._protocol import Channel, Deadline
 from memtools.alerts._rules import (
     LOG,
     AlertRule,

@@ -1,4 +1,4 @@
-"""Delivery of alerts: channels, their queues, and the threads that send.
+"""Delivery of alerts: the queues of the channels, and the threads that send.
 
 One thread, the worker, keeps the queues and the time; it never calls a channel itself. Senders, threads beside it, make
 the calls. As a rule there is one; while it has been in a channel for longer than half a second, another sender serves
@@ -6,25 +6,20 @@ the other channels. A call that is late as a whole is abandoned together with it
 the lookup of a name, or the channel of a user.
 """
 
-import errno
 import logging
-import os
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from ssl import SSLError
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from memtools._records import record
 from memtools._safe_calls import AbandonableCall, RateLimitedLogger
 from memtools.alerts._message import Alert
+from memtools.alerts._protocol import Channel, Deadline, DeliveryFailed, as_delivery_failure
 from memtools.alerts._rules import Recipient
-from memtools.errors import MemtoolsError
 
 _log = logging.getLogger("memtools.alerts")
 
@@ -34,134 +29,6 @@ _ABANDON_GRACE_S: Final = 0.5  # between the deadline that a channel is given an
 _START_RETRY_S: Final = 1.0  # between two attempts to start a thread
 _JOIN_S: Final = 1.0  # for threads to end after the deadline of the end
 _MAX_WAIT_S: Final = 3600.0  # `SimpleQueue.get` rejects what is too long
-
-
-class Connection(Protocol):
-    """A client with a socket: those of `http.client` and `smtplib`."""
-
-    @property
-    def sock(self) -> Any:  # Any: a socket, or None while there is none
-        """The socket."""
-        ...
-
-
-class Deadline:
-    """The moment at which a delivery has to be over, by `time.monotonic()`.
-
-    Args:
-        seconds: how long from now.
-
-    Threads: the thread that delivers asks and registers; `expire` may be called from any.
-    """
-
-    __slots__ = ("_at", "_connections")
-
-    def __init__(self, seconds: float) -> None:
-        self._at = time.monotonic() + seconds
-        self._connections: list[Connection] = []
-
-    @property
-    def left_s(self) -> float:
-        """The seconds that are left, 0 when it is over."""
-        return max(0.0, self._at - time.monotonic())
-
-    def remaining_or_raise(self) -> float:
-        """Return the seconds that are left.
-
-        Raises:
-            TimeoutError: when there are none.
-        """
-        left = self.left_s
-        if not left:
-            raise TimeoutError
-        return left
-
-    def register(self, connection: Connection) -> None:
-        """Have the socket of `connection` shut down by `expire`."""
-        self._connections.append(connection)
-
-    def expire(self) -> None:
-        """Make it over now: a thread that waits at a registered connection wakes up."""
-        self._at = float("-inf")
-        for connection in self._connections.copy():
-            sock = connection.sock
-            if sock is not None:
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-
-
-class DeliveryFailed(MemtoolsError, OSError):
-    """A channel could not deliver an alert.
-
-    Channels raise it; it never leaves the package. Any other exception means the same with `retry=True`, and of it only
-    the name of its class is shown: its text may hold an address.
-
-    Attributes:
-        reason: what went wrong, free of secrets, for the log.
-        retry: whether trying again makes sense.
-        retry_after_s: the pause that the other side asks for, in seconds, if it does.
-    """
-
-    def __init__(self, reason: str, retry: bool = True, retry_after_s: float | None = None) -> None:
-        super().__init__(reason, retry, retry_after_s)
-        self.reason = reason
-        self.retry = retry
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-def as_delivery_failure(error: BaseException) -> DeliveryFailed:
-    """Return what an exception of a channel means; nothing of its text is kept, which may hold an address."""
-    if isinstance(error, DeliveryFailed):
-        return error
-    return DeliveryFailed(_reason_of(error))
-
-
-def _reason_of(error: BaseException) -> str:
-    # urllib wraps the error of the socket; of a TLS error it is a constant such as CERTIFICATE_VERIFY_FAILED.
-    wrapped = getattr(error, "reason", None)
-    if isinstance(wrapped, OSError):
-        error = wrapped
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    name = type(error).__name__
-    if isinstance(error, socket.gaierror):
-        return "the name of the host cannot be resolved"
-    # Numbers and constants only: the text of an error may name the address.
-    if isinstance(error, SSLError):
-        return f"{name} ({wrapped})" if isinstance(wrapped, str) and wrapped.isupper() else name
-    number = error.errno if isinstance(error, OSError) else None
-    if number is not None and number in errno.errorcode:
-        return f"{name} ({os.strerror(number)})"
-    return name
-
-
-class Channel(Protocol):
-    """A way to send alerts, called by one thread at a time. Write your own: these three methods are all."""
-
-    def open(self) -> None:
-        """Import and prepare all that `send` needs. Called at the start, while there is memory.
-
-        What it raises comes out of the start of `Alerts`.
-        """
-        ...
-
-    def send(self, alert: Alert, deadline: Deadline, /) -> None:
-        """Deliver `alert`, or give up when `deadline.left_s` is 0.
-
-        A call that goes on for longer is abandoned: its thread runs on, and the channel is not called again before the
-        call has ended.
-
-        Raises:
-            DeliveryFailed: when it could not, with whether to try again. Any other exception is tried again.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release what `open` took. Called at the end, or once a call that was abandoned has ended."""
-        ...
 
 
 class ExclusiveChannel:
@@ -563,7 +430,7 @@ class DeliveryWorker:
     ) -> None:
         self._channels = channels
         for channel in channels.values():
-            channel.on_late_release = self.wake
+            channel.on_late_release = self._on_call_end
         self._queue = queue
         self._timeout_s = timeout_s
         self._on_timer = on_timer
@@ -635,7 +502,9 @@ class DeliveryWorker:
         return self._queue.statistics(uncounted)
 
     def _run(self) -> None:
-        self._idle += filter(None, [self._take_sender(time.monotonic())])  # now, and not first when memory is short
+        sender = self._take_sender(time.monotonic())  # now: later memory may be too short for a thread
+        if sender is not None:
+            self._idle.append(sender)
         while True:
             timer_at = self._on_timer(time.monotonic())
             self._finish_attempts(time.monotonic())
@@ -651,6 +520,10 @@ class DeliveryWorker:
         if self._ended or time.monotonic() >= self._stop_at:
             return True
         return not self._under_way and self._inbox.empty() and self._queue.next_due(self._is_free) > self._stop_at
+
+    def _on_call_end(self) -> None:
+        # Not `wake`: the call may end before `start` has noted that the thread runs.
+        self._inbox.put(None)
 
     def _is_free(self, recipient: Recipient) -> bool:
         return self._channels[recipient].is_free
@@ -678,7 +551,7 @@ class DeliveryWorker:
             self._no_sender_before = max(self._no_sender_before, slow_at)
         if now < self._no_sender_before:
             return None
-        sender = _Sender(self.wake)
+        sender = _Sender(self._on_call_end)
         try:
             sender.thread.start()
         except (RuntimeError, MemoryError):

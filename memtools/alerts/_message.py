@@ -1,5 +1,7 @@
 """Alerts and their texts.
 
+A file of its own because rules, incidents, channels and clients all need it.
+
 Names of owners and tasks may come from requests: they may hold line ends, escapes, markup, or a megabyte.
 """
 

@@ -19,8 +19,8 @@ from functools import partial
 from html import escape
 from typing import Any, Final, TypeAlias
 
-from memtools.alerts._delivery import Deadline, DeliveryFailed, as_delivery_failure
 from memtools.alerts._message import Alert, detail_lines, one_line, subject, text
+from memtools.alerts._protocol import Deadline, DeliveryFailed, as_delivery_failure
 from memtools.alerts._rules import Secret
 
 # The first connection would import this codec, when memory may be short.

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
 
-from memtools.alerts._delivery import Deadline, DeliveryFailed
 from memtools.alerts._message import Alert, AlertKind, detail_lines, subject
+from memtools.alerts._protocol import Deadline, DeliveryFailed
 from memtools.alerts._rules import Secret, hidden, parse_secret
 from memtools.errors import ConfigError, MissingExtraError
 from memtools.readings import Level

@@ -1,5 +1,7 @@
 """The metrics that are exported, one line for each.
 
+A file of its own because both adapters and the sums behind them read it.
+
 What the metrics `process_*` and `python_gc_*` of the libraries show already is not among them.
 """
 

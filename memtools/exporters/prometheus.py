@@ -1,4 +1,7 @@
-"""Prometheus collector (extra `prometheus`)."""
+"""Prometheus collector (extra `prometheus`).
+
+A file of its own because it imports an optional library.
+"""
 
 from collections.abc import Iterable, Iterator
 from types import TracebackType

@@ -27,7 +27,7 @@ from memtools.alerts import (
     SlackChannel,
     WebhookChannel,
 )
-from memtools.alerts._delivery import as_delivery_failure
+from memtools.alerts._protocol import as_delivery_failure
 from memtools.alerts._rules import Secret
 from memtools.alerts._transport import retry_after_s
 from memtools.errors import ConfigError

@@ -54,7 +54,7 @@ def test_the_example_tells_the_webhook_when_memory_is_short_and_when_it_gets_wor
     alerts = _section(story, "alerts that reached the webhook")
 
     assert re.search(r"opened +warning +memory is at", alerts)
-    assert re.search(r"opened +warning +every step of the clean-up was taken", alerts)
+    assert re.search(r"opened +warning +all clean-up steps ran", alerts)
     assert re.search(r"escalated +critical", alerts) or re.search(r"opened +critical", alerts)
 
 
