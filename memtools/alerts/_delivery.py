@@ -394,14 +394,26 @@ class _Attempt:
     __slots__ = ("call", "channel", "deadline", "late_at", "message", "sender", "started_at")
 
     def __init__(
-        self, message: QueuedMessage, channel: ExclusiveChannel, sender: _Sender, call: AbandonableCall[None]
+        self,
+        message: QueuedMessage,
+        channel: ExclusiveChannel,
+        sender: _Sender,
+        *,
+        seconds: float,
+        grace_s: float,
+        now: float,
     ) -> None:
         self.message = message
         self.channel = channel
         self.sender = sender
-        self.call = call
-        self.deadline: Deadline
-        self.started_at = self.late_at = 0.0
+        self.started_at = now
+        self.late_at = now + seconds + grace_s
+        self.deadline = Deadline(seconds)
+        self.call = AbandonableCall(
+            partial(channel.send, message.alert, self.deadline),
+            name=sender.thread.name,
+            on_late_end=channel.release_late,
+        )
 
 
 class DeliveryWorker:
@@ -443,7 +455,7 @@ class DeliveryWorker:
         self._idle: list[_Sender] = []
         self._under_way: list[_Attempt] = []
         self._abandoned: list[_Attempt] = []
-        self._no_sender_before = float("-inf")
+        self._start_retry_at = float("-inf")
         self._stop_at: float | None = None
         self._ended = False
 
@@ -534,7 +546,7 @@ class DeliveryWorker:
         while (due_at := self._queue.next_due(self._is_free)) <= now:
             sender = self._take_sender(now)
             if sender is None:
-                due_at = self._no_sender_before
+                due_at = self._next_sender_at()
                 break
             message = self._queue.take(now, self._is_free)
             if message is None:  # it has expired
@@ -543,19 +555,21 @@ class DeliveryWorker:
                 self._start(message, sender, now)
         return min([due_at, *(attempt.late_at for attempt in self._under_way)])
 
+    def _next_sender_at(self) -> float:
+        # The latest call may be over in a moment: then its sender is free again.
+        slow_at = self._under_way[-1].started_at + SLOW_CALL_S if self._under_way else float("-inf")
+        return max(slow_at, self._start_retry_at)
+
     def _take_sender(self, now: float) -> _Sender | None:
         if self._idle:
             return self._idle.pop()
-        if self._under_way:  # the latest call may be over in a moment
-            slow_at = self._under_way[-1].started_at + SLOW_CALL_S
-            self._no_sender_before = max(self._no_sender_before, slow_at)
-        if now < self._no_sender_before:
+        if now < self._next_sender_at():
             return None
         sender = _Sender(self._on_call_end)
         try:
             sender.thread.start()
         except (RuntimeError, MemoryError):
-            self._no_sender_before = now + _START_RETRY_S
+            self._start_retry_at = now + _START_RETRY_S
             self._warn_of_no_thread()
             return None
         return sender
@@ -569,17 +583,10 @@ class DeliveryWorker:
         seconds = self._timeout_s
         if self._stop_at is not None:
             seconds = min(seconds, max(self._stop_at - now, 0.0))
-        deadline = Deadline(seconds)
-        call = AbandonableCall(
-            partial(channel.send, message.alert, deadline),
-            name=sender.thread.name,
-            on_late_end=channel.release_late,
-        )
-        attempt = _Attempt(message, channel, sender, call)
-        attempt.deadline, attempt.started_at = deadline, now
-        attempt.late_at = now + seconds + min(self._timeout_s, _ABANDON_GRACE_S)
+        grace_s = min(self._timeout_s, _ABANDON_GRACE_S)
+        attempt = _Attempt(message, channel, sender, seconds=seconds, grace_s=grace_s, now=now)
         self._under_way.append(attempt)
-        sender.submit(call)
+        sender.submit(attempt.call)
 
     def _finish_attempts(self, now: float) -> None:
         """Record how those went whose calls have ended, and abandon those that are late at `now`."""

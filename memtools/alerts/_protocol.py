@@ -77,9 +77,9 @@ class Deadline:
         """Make it over now: a thread that waits at a registered connection wakes up."""
         self._at = float("-inf")
         for connection in self._connections.copy():
-            sock = connection.sock
-            if sock is not None:
-                with suppress(OSError):
+            with suppress(Exception):  # of a client that the other thread may be closing at this moment
+                sock = connection.sock
+                if sock is not None:
                     sock.shutdown(socket.SHUT_RDWR)
 
 
