@@ -2,11 +2,11 @@
 
 from memtools.alerts._actions import Cleanup
 from memtools.alerts._alerts import Alerts
-from memtools.alerts._channels import Channel, EmailChannel, LogChannel, SlackChannel, WebhookChannel
+from memtools.alerts._channels import EmailChannel, LogChannel, SlackChannel, WebhookChannel
 from memtools.alerts._delivery import AlertStatistics, ChannelStatistics
 from memtools.alerts._message import Alert, AlertKind
+from memtools.alerts._protocol import Channel, Deadline, DeliveryFailed
 from memtools.alerts._rules import AlertRule
-from memtools.alerts._transport import Deadline, DeliveryFailed
 from memtools.alerts.apprise import AppriseChannel
 
 __all__ = [

@@ -1,38 +1,33 @@
-"""Run the actions of rules in a thread of their own, so that one that blocks or breaks harms nobody.
-
-Covers: what they raise, how long they take, coroutines on the loop of the service, the breaker.
-Leaves to others: when they run (`_board`).
-
-A thread cannot be ended from outside: one whose action takes too long is left to it, and another goes on with the rest.
-That rule is not run again until its action has come back, so there is at most one such thread per rule.
-"""
+"""Actions of rules, run in a thread of their own."""
 
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
-from memtools._safe_calls import RateLimitedLogger
-from memtools.alerts._incidents import Act, exit_bytes
+from memtools._safe_calls import AbandonableCall, CircuitBreaker, RateLimitedLogger
+from memtools.alerts._incidents import RunAction, exit_bytes
+from memtools.alerts._protocol import Deadline
 from memtools.alerts._rules import AlertRule
-from memtools.alerts._transport import Deadline
 from memtools.cleanup import Reclaimer, default_steps
 from memtools.errors import ConfigError
 from memtools.readings import effective_limit, resident_bytes
 
-# What `immediate_cleanup` does: it asks a monitor, a ladder, or whatever gives memory back.
-#
-# Leaves to others: when it is asked (`_actions`), the steps (`memtools.cleanup`).
+# Any: the result is ignored, unless it can be awaited.
+CleanUpFunction: TypeAlias = Callable[[AlertRule], Any]
 
-# Any: what it returns is not looked at, unless it can be awaited.
-CleanUp: TypeAlias = Callable[[AlertRule], Any]
+MAX_QUEUED_ACTIONS: Final = 100  # as many as messages for a channel, by default
+_MAX_CANCEL_S: Final = 2.0  # how long a coroutine that was cancelled may take to end
+_JOIN_S: Final = 1.0  # for the thread to end after the deadline of the end
 
 
 @runtime_checkable
 class Cleanup(Protocol):
-    """Something of your own that gives memory back when asked; `clean_up` may be a coroutine function."""
+    """An object of the program that gives memory back when asked; `clean_up` may be a coroutine function."""
 
     def clean_up(self) -> Any:  # Any: as above
         """Give memory back now."""
@@ -40,47 +35,43 @@ class Cleanup(Protocol):
 
 
 @runtime_checkable
-class Checking(Protocol):
-    """A `MemoryMonitor`, as far as alerts know it."""
+class MonitorLike(Protocol):
+    """A `MemoryMonitor`, as far as alerts use it."""
 
     def check(self) -> Any:  # Any: as above
-        """Look at memory now, and act by its own thresholds."""
+        """Read memory now, and act by the thresholds of the monitor."""
         ...
 
 
-def parse_cleaner(value: object) -> CleanUp:
-    """Return what cleans up for a rule.
+def parse_cleanup(value: object) -> CleanUpFunction:
+    """Return the function that `immediate_cleanup` calls with its rule.
 
     Raises:
-        ConfigError: for what is no monitor, ladder, cleaner or callable.
+        ConfigError: for anything but a monitor, a reclaimer, a `Cleanup` or a callable.
     """
     if value is None:
-        return _by_ladder(Reclaimer(default_steps(), read=resident_bytes))
+        return _via_reclaimer(Reclaimer(default_steps(), read=resident_bytes))
     if isinstance(value, Reclaimer):
-        return _by_ladder(value)
+        return _via_reclaimer(value)
     if isinstance(value, Cleanup):
         clean_up = value.clean_up
         return lambda _: clean_up()
-    if isinstance(value, Checking):
-        return _by_monitor(value)
+    if isinstance(value, MonitorLike):
+        return _via_monitor(value)
     if callable(value):
         return lambda _: value()
-    accepted = "a MemoryMonitor, a Reclaimer, something with a method clean_up, or a callable"
+    accepted = "a MemoryMonitor, a Reclaimer, an object with a method clean_up, or a callable"
     raise ConfigError("monitor", value, accepted)
 
 
-def _by_monitor(monitor: Checking) -> CleanUp:
-    ladder = Reclaimer(default_steps(), read=resident_bytes)
-
-    def clean_up(rule: AlertRule) -> Any:  # Any: as above
-        # The monitor acts by its own thresholds, which may stand above the rule's.
-        return ladder.reclaim(rule.level, _target_bytes(rule)) if rule.is_thresholded else monitor.check()
-
-    return clean_up
+def _via_monitor(monitor: MonitorLike) -> CleanUpFunction:
+    reclaim = _via_reclaimer(Reclaimer(default_steps(), read=resident_bytes))
+    # The monitor acts by its own thresholds, which may be above the rule's.
+    return lambda rule: reclaim(rule) if rule.is_thresholded else monitor.check()
 
 
-def _by_ladder(ladder: Reclaimer) -> CleanUp:
-    return lambda rule: ladder.reclaim(rule.level, _target_bytes(rule))
+def _via_reclaimer(reclaimer: Reclaimer) -> CleanUpFunction:
+    return lambda rule: reclaimer.reclaim(rule.level, _target_bytes(rule))
 
 
 def _target_bytes(rule: AlertRule) -> int:
@@ -90,23 +81,25 @@ def _target_bytes(rule: AlertRule) -> int:
     return 0 if entry_bytes is None else exit_bytes(entry_bytes, limit_bytes)
 
 
-BREAKER_AFTER: Final = 5  # failures in a row; as callbacks of the monitor
-QUEUED_AT_MOST: Final = 100  # as messages for a channel
-
-
 class Actions:
     """The thread that runs actions, started when the first one is due or by `start`.
+
+    An action that takes too long is abandoned with its thread, and another thread goes on with the rest. Its rule is
+    not run again until the action has ended, so there is at most one such thread for each rule. A rule whose action
+    fails several times in a row is not run any more.
 
     Args:
         clean_up: what `immediate_cleanup` calls.
         loop: where coroutines run; None for a loop of their own.
         timeout_s: how long an action may take.
-        problems: where failures are said.
+        problems: where failures are logged.
+
+    Threads: `submit` and `check_overdue` are called by one thread at a time each.
     """
 
     def __init__(
         self,
-        clean_up: CleanUp,
+        clean_up: CleanUpFunction,
         loop: asyncio.AbstractEventLoop | None,
         *,
         timeout_s: float,
@@ -116,173 +109,187 @@ class Actions:
         self._loop = loop
         self._timeout_s = timeout_s
         self._problems = problems
-        self._queue: SimpleQueue[Act | None] = SimpleQueue()
-        self._hand: _Hand | None = None
-        self._stuck: set[AlertRule] = set()  # those whose action takes too long and has not come back
-        self._in_a_row: dict[AlertRule, int] = {}
+        self._queue: SimpleQueue[RunAction | None] = SimpleQueue()
+        self._worker: _WorkerThread | None = None
+        self._abandoned: set[AlertRule] = set()  # those whose action was abandoned and has not ended
+        self._breakers: dict[AlertRule, CircuitBreaker] = defaultdict(
+            lambda: CircuitBreaker(retry_after_s=float("inf"))
+        )
         self._ended = False
         self.run = self.failed = self.skipped = 0
 
     @property
     def is_alive(self) -> bool:
         """Whether a thread runs that will go on to the next action."""
-        return self._hand is not None and self._hand.thread.is_alive()
+        return self._worker is not None and self._worker.thread.is_alive()
 
-    def post(self, act: Act) -> None:
+    def submit(self, action: RunAction) -> None:
         """Have an action run soon; never waits."""
-        if not self._may_run(act.rule) or self._queue.qsize() >= QUEUED_AT_MOST:
+        if not self._may_run(action.rule) or self._queue.qsize() >= MAX_QUEUED_ACTIONS:
             self.skipped += 1
             return
-        self._queue.put(act)
+        self._queue.put(action)
         self.start()
 
     def start(self) -> None:
-        """Have a thread that is free; where none can be started, the next action tries again."""
-        hand = self._hand
-        if self._ended or (self.is_alive and hand is not None and not hand.reported):
+        """Start a thread unless one is free; where none can be started, the next action tries again."""
+        worker = self._worker
+        if self._ended or (self.is_alive and worker is not None and not worker.is_abandoned):
             return
-        fresh = _Hand()
-        fresh.thread = threading.Thread(target=self._work, args=(fresh,), name="memtools-alerts-actions", daemon=True)
-        self._hand = fresh  # before it starts: it looks whether it is the one
+        fresh = _WorkerThread(self._work)
+        self._worker = fresh  # before it starts: the thread checks whether it is the current one
         try:
             fresh.thread.start()
         except (RuntimeError, MemoryError):
-            self._hand = hand
+            self._worker = worker
             self._problems.warning("thread", "No thread can be started for the actions of alerts: they wait")
 
-    def look_after(self) -> None:
-        """Notice an action that takes too long: say so, and have another thread go on with the rest."""
-        hand = self._hand
-        rule = None if hand is None else hand.rule
-        if hand is not None and rule is not None and hand.is_late(self._timeout_s) and not hand.reported:
-            hand.reported = True
-            self._stuck.add(rule)
-            self._note_failure(rule, f"has not come back after {self._timeout_s:g} s", None)
+    def check_overdue(self) -> None:
+        """Abandon an action that takes too long, and have another thread go on with the rest."""
+        worker = self._worker
+        if worker is not None and time.monotonic() > worker.overdue_at(self._timeout_s):
+            self._abandon(worker)
         if not self._queue.empty():
             self.start()
 
-    def late_at(self) -> float:
-        """Return when to look after the action that runs now; infinite when none runs."""
-        hand = self._hand
-        if hand is None or hand.reported or (hand.rule is None and self._queue.empty()):
+    def overdue_at(self) -> float:
+        """Return when to call `check_overdue` next; infinite when no action runs."""
+        worker = self._worker
+        if worker is None or worker.is_abandoned or (worker.rule is None and self._queue.empty()):
             return float("inf")
-        # One that has been posted and not begun is looked after in time if this is asked again when it may be late.
-        return min(hand.late_at(self._timeout_s), time.monotonic() + self._timeout_s)
+        # One that is queued and has not begun is checked in time if this is asked again when it may be late.
+        return min(worker.overdue_at(self._timeout_s), time.monotonic() + self._timeout_s)
 
-    def ask_to_end(self) -> None:
+    def request_stop(self) -> None:
         """Have the thread end once what is queued has run."""
         self._queue.put(None)
 
     def end(self, deadline: Deadline) -> None:
         """Wait for the thread, at most until the deadline; what has not run by then is skipped."""
-        hand = self._hand
-        if hand is None:
+        worker = self._worker
+        if worker is None:
             return
-        if hand.thread is not threading.current_thread() and hand.thread.is_alive():
-            hand.thread.join(deadline.left_s)
+        if worker.thread is not threading.current_thread() and worker.thread.is_alive():
+            worker.thread.join(deadline.left_s)
         self._ended = True
-        if hand.thread.is_alive():
-            if hand.future is not None:
-                hand.future.cancel()
-                hand.thread.join(min(self._timeout_s, 1.0))
-            rule = hand.rule
-            if hand.thread.is_alive() and rule is not None:
-                words = "Alerts end while the action %s is still at it; its thread is left behind"
-                self._problems.warning("end", words, rule.action_name)
+        if worker.thread.is_alive():
+            if worker.future is not None:
+                worker.future.cancel()
+                worker.thread.join(min(self._timeout_s, _JOIN_S))
+            rule = worker.rule
+            if worker.thread.is_alive() and rule is not None:
+                text = "Alerts stopped while action %s was running; its thread was abandoned"
+                self._problems.warning("end", text, rule.action_name)
 
-    def _work(self, hand: "_Hand") -> None:
-        while self._hand is hand and not self._ended:
-            act = self._queue.get()
-            if act is None:
-                if self._hand is not hand:
-                    self._queue.put(None)  # it was meant for the one that took over
+    def _work(self, worker: "_WorkerThread") -> None:
+        while self._worker is worker and not self._ended:
+            action = self._queue.get()
+            if action is None:
+                if self._worker is not worker:
+                    self._queue.put(None)  # it was meant for the thread that replaces this one
                 return
-            if not self._may_run(act.rule):
+            if self._may_run(action.rule):
+                self._run(action, worker)
+            else:
                 self.skipped += 1
-                continue
-            hand.begin(act.rule)
-            try:
-                self._run(act, hand)
-            finally:
-                hand.rest()
-                self._stuck.discard(act.rule)
 
-    def _run(self, act: Act, hand: "_Hand") -> None:
-        rule = act.rule
-        try:
-            outcome: Any = self._call(act)
-            if isinstance(outcome, Awaitable):
-                self._wait_for(cast("Awaitable[object]", outcome), hand)
-        except BaseException as error:  # this thread is nobody's: there is no one to pass it on to
-            self._note_failure(rule, f"failed ({type(error).__name__})", error)
+    def _run(self, action: RunAction, worker: "_WorkerThread") -> None:
+        rule = action.rule
+        call = AbandonableCall(
+            partial(self._call, action, worker),
+            name=worker.thread.name,
+            on_late_end=partial(self._on_late_end, rule, worker),
+        )
+        worker.begin(rule, call)
+        call.run()
+        worker.idle()
+        if worker.has_ended_late:  # it has been counted as failed
             return
-        if not hand.reported:  # as too late: then it counts as failed, though it came back in the end
+        error, call.error = call.error, None
+        if error is not None:
+            self._record_failure(rule, f"failed ({type(error).__name__})", error)
+        else:
             self.run += 1
-            self._in_a_row[rule] = 0
+            self._breakers[rule].record_success()
+
+    def _abandon(self, worker: "_WorkerThread") -> None:
+        rule = worker.rule
+        if rule is None or worker.is_abandoned:
+            return
+        self._abandoned.add(rule)  # before the call is abandoned: its late end removes the rule
+        if worker.call is None or not worker.call.abandon():
+            self._abandoned.discard(rule)
+            return
+        worker.is_abandoned = True
+        self._record_failure(rule, f"has not ended after {self._timeout_s:g} s and was abandoned", None)
+
+    def _on_late_end(self, rule: AlertRule, worker: "_WorkerThread") -> None:
+        worker.has_ended_late = True
+        self._abandoned.discard(rule)
 
     def _may_run(self, rule: AlertRule) -> bool:
-        return rule not in self._stuck and self._in_a_row.get(rule, 0) < BREAKER_AFTER
+        return rule not in self._abandoned and not self._breakers[rule].is_open(time.monotonic())
 
-    def _call(self, act: Act) -> object:
-        action = act.rule.action
-        if callable(action):
-            return action(act.alert)
-        return self._clean_up(act.rule)
+    def _call(self, action: RunAction, worker: "_WorkerThread") -> None:
+        function = action.rule.action
+        result: Any = function(action.alert) if callable(function) else self._clean_up(action.rule)
+        if isinstance(result, Awaitable):
+            self._wait_for(cast("Awaitable[object]", result), worker)
 
-    def _wait_for(self, outcome: Awaitable[object], hand: "_Hand") -> None:
-        waiting = _bounded(outcome, self._timeout_s)
+    def _wait_for(self, awaitable: Awaitable[object], worker: "_WorkerThread") -> None:
+        bounded = _bounded(awaitable, self._timeout_s)
         if self._loop is None:
-            asyncio.run(waiting)
+            asyncio.run(bounded)
             return
         if not self._loop.is_running():
-            waiting.close()
-            if asyncio.iscoroutine(outcome):
-                outcome.close()
+            bounded.close()
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
             raise RuntimeError("the event loop in which alerts were started has ended")
-        hand.future = asyncio.run_coroutine_threadsafe(waiting, self._loop)
+        worker.future = asyncio.run_coroutine_threadsafe(bounded, self._loop)
         try:
-            # The loop itself may be blocked, or end, before it comes to cancel what takes too long.
-            hand.future.result(self._timeout_s + min(self._timeout_s, 1.0))
+            # The loop may be blocked, or end, before it comes to cancel what takes too long.
+            worker.future.result(self._timeout_s + min(self._timeout_s, 1.0))
         finally:
-            hand.future.cancel()
-            hand.future = None
+            worker.future.cancel()
+            worker.future = None
 
-    def _note_failure(self, rule: AlertRule, words: str, error: BaseException | None) -> None:
+    def _record_failure(self, rule: AlertRule, text: str, error: BaseException | None) -> None:
         self.failed += 1
-        failures = self._in_a_row[rule] = self._in_a_row.get(rule, 0) + 1
-        if failures == BREAKER_AFTER:
-            said = "The action %s of alerts %s, %d times in a row: it is not run any more"
-            self._problems.warning(f"breaker {id(rule)}", said, rule.action_name, words, failures, error=error)
+        breaker = self._breakers[rule]
+        breaker.record_failure(time.monotonic())
+        if breaker.is_open(time.monotonic()):
+            message = "The action %s of alerts %s, %d times in a row: it is not run any more"
+            failures = breaker.failures_in_a_row
+            self._problems.warning(f"breaker {id(rule)}", message, rule.action_name, text, failures, error=error)
         else:
-            said = "The action %s of alerts %s; the service goes on"
-            self._problems.warning(f"action {id(rule)}", said, rule.action_name, words, error=error)
+            message = "The action %s of alerts %s; the service goes on"
+            self._problems.warning(f"action {id(rule)}", message, rule.action_name, text, error=error)
 
 
-class _Hand:
-    """A thread that runs actions, and what it is at."""
+class _WorkerThread:
+    """A daemon thread that runs actions, and the one that it runs now."""
 
-    thread: threading.Thread
-
-    def __init__(self) -> None:
+    def __init__(self, work: Callable[["_WorkerThread"], object]) -> None:
+        self.thread = threading.Thread(target=work, args=(self,), name="memtools-alerts-actions", daemon=True)
         self.rule: AlertRule | None = None
-        self.future: Any = None  # of whatever the action returned
-        self.reported = False
+        self.call: AbandonableCall[None] | None = None
+        self.future: Any = None  # Any: of whatever the action returned
+        self.is_abandoned = self.has_ended_late = False
         self._since = 0.0
 
-    def begin(self, rule: AlertRule) -> None:
-        self._since, self.reported, self.rule = time.monotonic(), False, rule
+    def begin(self, rule: AlertRule, call: AbandonableCall[None]) -> None:
+        self.is_abandoned = self.has_ended_late = False
+        self._since, self.call, self.rule = time.monotonic(), call, rule
 
-    def rest(self) -> None:
-        self.rule = None
+    def idle(self) -> None:
+        self.rule = self.call = None
 
-    def late_at(self, timeout_s: float) -> float:
-        # A coroutine is ended by its own timeout: it is given a moment for that.
-        return float("inf") if self.rule is None else self._since + timeout_s + min(timeout_s, 2.0)
-
-    def is_late(self, timeout_s: float) -> bool:
-        return time.monotonic() > self.late_at(timeout_s)
+    def overdue_at(self, timeout_s: float) -> float:
+        # A coroutine is cancelled at its timeout: it is given a moment to end.
+        return float("inf") if self.rule is None else self._since + timeout_s + min(timeout_s, _MAX_CANCEL_S)
 
 
-async def _bounded(outcome: Awaitable[object], timeout_s: float) -> None:
+async def _bounded(awaitable: Awaitable[object], timeout_s: float) -> None:
     async with asyncio.timeout(timeout_s):
-        await outcome
+        await awaitable

@@ -1,8 +1,4 @@
-"""Tell people, and act, when memory is short: the part that services start and stop.
-
-Covers: the configuration, the beginning and the end, forks.
-Leaves to others: what happens in between (`_session`).
-"""
+"""Alerts: configuration, start and stop, and the work in one process."""
 
 import asyncio
 import atexit
@@ -20,164 +16,56 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
-from memtools._safe_calls import RateLimitedLogger
-from memtools.alerts._actions import Actions, Checking, Cleanup, parse_cleaner
-from memtools.alerts._channels import Channel, channels_for
-from memtools.alerts._delivery import AlertStatistics, Outbox, Patience, Postman
-from memtools.alerts._incidents import Board, Decision, Notify, has_listeners, signals_of
-from memtools.alerts._message import plain
-from memtools.alerts._rules import AlertRule, listed
-from memtools.alerts._transport import Deadline
+from memtools._safe_calls import AbandonableCall, RateLimitedLogger
+from memtools.alerts._actions import Actions, Cleanup, MonitorLike, parse_cleanup
+from memtools.alerts._channels import resolve_channels
+from memtools.alerts._delivery import AlertStatistics, DeliveryQueue, DeliveryWorker, ExclusiveChannel, RetryPolicy
+from memtools.alerts._incidents import Decision, IncidentTracker, SendAlert, is_observed, observations
+from memtools.alerts._message import one_line
+from memtools.alerts._protocol import Channel, Deadline
+from memtools.alerts._rules import AlertRule, Recipient, as_tuple
 from memtools.cleanup import Reclaimer
 from memtools.errors import ConfigError
 from memtools.events import Event, Subscription, subscribe
 from memtools.units import parse_count, parse_seconds
 
-# Alerts at work in one process: from the fact that is heard to those who deliver and act.
-#
-# Covers: judging facts one at a time without ever waiting for anybody.
-# Leaves to others: what is open (`_board`), delivering (`_postman`), acting (`_actions`), when all this begins and ends
-# (`_alerts`).
-#
-# Threads: `hear` may be called from any thread, and in a finaliser in the middle of itself. Whoever comes first judges
-# what the others bring meanwhile; nobody waits.
-
 _log = logging.getLogger("memtools.alerts")
+
 _PROBLEM_INTERVAL_S: Final = 300.0  # as the monitor repeats its warnings
+_POLL_S: Final = 0.01  # how often an event loop looks whether the threads have ended
+_CLOSE_S: Final = 1.0  # how long the end waits for a channel to be closed
 
-
-def _problem_log() -> RateLimitedLogger:
-    return RateLimitedLogger(_log, interval_s=_PROBLEM_INTERVAL_S)
-
-
-class Session:
-    """Joins a board to those who carry out what it decides.
-
-    Args:
-        board: what is open.
-        actions: who acts.
-        hire: makes the postman, given the beat that it has to keep.
-    """
-
-    def __init__(self, board: Board, actions: Actions, hire: Callable[[Callable[[float], float]], Postman]) -> None:
-        self._board = board
-        self._actions = actions
-        self._postman = hire(self._beat)
-        self._heard: deque[Event | None] = deque()
-        self._judging = threading.Lock()
-        self._count = self._told = 0
-        self._next_expiry: float | None = None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether a thread of this session runs."""
-        return self._postman.is_alive or self._actions.is_alive
-
-    def start(self, *, acting: bool) -> None:
-        """Start the threads: the postman's, and that for actions if there are any."""
-        self._postman.start()
-        if acting:
-            self._actions.start()
-
-    def hear(self, event: Event) -> None:
-        """Take a fact of a kind that alerts are about."""
-        self._take(event)
-
-    def ask_to_end(self, deadline: Deadline) -> None:
-        """Have the threads end once all is done, or at the deadline."""
-        self._actions.ask_to_end()
-        self._postman.ask_to_end(deadline)
-
-    def end(self, deadline: Deadline) -> None:
-        """Wait for the threads to end, at most until the deadline."""
-        self._actions.end(deadline)
-        self._postman.end(deadline)
-
-    def statistics(self) -> AlertStatistics:
-        """Return how alerts fared."""
-        actions = self._actions
-        return AlertStatistics(
-            open_incidents=self._board.open_incidents,
-            received=self._count,
-            sent=self._told,
-            actions_run=actions.run,
-            actions_failed=actions.failed,
-            actions_skipped=actions.skipped,
-            channels=self._postman.statistics(),
-        )
-
-    def _take(self, event: Event | None) -> None:
-        self._heard.append(event)
-        # Asked again after the lock is given back: somebody may have brought a fact just before.
-        while self._heard and self._judging.acquire(blocking=False):
-            try:
-                while self._heard:
-                    self._judge(self._heard.popleft())
-            finally:
-                self._judging.release()
-
-    def _judge(self, event: Event | None) -> None:
-        now = time.monotonic()
-        if self._next_expiry is not None and now >= self._next_expiry:
-            self._carry_out(self._board.expire(now))
-        if event is not None:
-            self._count += 1
-            for signal in signals_of(event):
-                self._carry_out(self._board.feel(signal, now))
-        before, self._next_expiry = self._next_expiry, self._board.next_expiry()
-        if before is None and self._next_expiry is not None:
-            self._postman.wake()
-
-    def _carry_out(self, decisions: list[Decision]) -> None:
-        for decision in decisions:
-            if isinstance(decision, Notify):
-                self._told += 1
-                self._postman.post(decision.target, decision.alert)
-            else:
-                self._actions.post(decision)
-                self._postman.wake()  # who looks after it
-
-    def _beat(self, now: float) -> float:
-        # Called by the postman between deliveries.
-        self._actions.look_after()
-        expiry = self._next_expiry
-        if expiry is not None and now >= expiry:
-            self._take(None)
-            expiry = self._next_expiry
-        late = self._actions.late_at()
-        return min(expiry if expiry is not None else float("inf"), late)
-
-
-_POLL_S = 0.01  # how often the end of the threads is looked for in an event loop
+_Channels = Mapping[Recipient, ExclusiveChannel]
 
 
 class Alerts:
-    """Hears what memtools finds out, and tells people and acts by a table of rules.
+    """Notifies people, and acts, by a table of rules when memtools emits an event.
 
     Works between its start and its end: `with`, `async with`, or `start()` and `stop()`.
 
     Args:
         rules: the table.
-        channels: name to channel; `"log"` is always there, apprise URLs need none.
-        monitor: what `immediate_cleanup` asks: a `MemoryMonitor`, which looks and acts at once; a `Reclaimer`, which is
-            climbed; something with a method `clean_up`; a callable. Without one, and for rules with thresholds of
-            their own, a ladder of the house.
-        service: what to call this service in messages; the name of the program by default.
-        cooldown: how long a receiver is spared what is no news, in seconds.
-        timeout: how long one delivery may take, in seconds.
+        channels: name to channel; `"log"` always exists, apprise URLs need none.
+        monitor: what `immediate_cleanup` runs: the check of a `MemoryMonitor`, which reads memory and acts at once; a
+            pass of a `Reclaimer`; the method `clean_up` of an object; a callable. Without one, and for rules with
+            thresholds of their own, a pass of a reclaimer with the default steps.
+        service: the name of this service in messages; the name of the program by default.
+        cooldown: the time after a message in which a recipient is not sent the same again, in seconds.
+        timeout: how long one delivery may take, in seconds; a call of a channel that takes longer is abandoned.
         action_timeout: how long an action may take, in seconds.
-        queue_size: how many messages wait for a channel that does not answer; of more, the oldest go.
+        queue_size: how many messages wait for a channel that does not answer; beyond it, the oldest is dropped.
         retry_first: the pause after a failure, in seconds; it doubles with each, with jitter.
-        retry_most: the longest pause, in seconds; a longer `Retry-After` is honoured, up to an hour.
+        retry_max: the longest pause, in seconds; a longer `Retry-After` is honoured, up to an hour.
         give_up_after: the age at which an undelivered message is given up, in seconds.
         drain: how long the end waits for what is not delivered yet, in seconds.
 
     Raises:
         ConfigError: for values that make no sense.
 
-    Threads: one delivers; one runs actions, if any rule has one. Facts are judged in the thread where they happen, in
-    some microseconds, which never waits.
-    Forks: a child starts with nothing open and nothing queued, and threads of its own when it has something to tell.
+    Threads: one keeps the queues and one sends; while a channel is slow, another sends to the rest. One runs actions,
+    if any rule has one. All are daemon threads. Events are evaluated in the thread that emits them, in some
+    microseconds; it never waits.
+    Forks: a child starts with nothing open and nothing queued, and starts its threads with its first message.
     """
 
     def __init__(
@@ -185,47 +73,43 @@ class Alerts:
         rules: Iterable[AlertRule],
         *,
         channels: Mapping[str, Channel] | None = None,
-        monitor: Checking
-        | Cleanup
-        | Reclaimer
-        | Callable[[], Any]
-        | None = None,  # Any: what it returns is not looked at
+        monitor: MonitorLike | Cleanup | Reclaimer | Callable[[], Any] | None = None,  # Any: its result is ignored
         service: str | None = None,
         cooldown: float = 900.0,
         timeout: float = 10.0,
         action_timeout: float = 30.0,
         queue_size: int = 100,
         retry_first: float = 1.0,
-        retry_most: float = 60.0,
+        retry_max: float = 60.0,
         give_up_after: float = 3600.0,
         drain: float = 5.0,
     ) -> None:
         self._rules = _rules(rules)
-        self._channels = channels_for(self._rules, channels or {})
-        self._clean_up = parse_cleaner(monitor)
+        self._channels = _exclusive(resolve_channels(self._rules, channels or {}))
+        self._clean_up = parse_cleanup(monitor)
         self._service = _service(service)
         self._cooldown_s = parse_seconds(cooldown, name="cooldown")
         self._timeout_s = _positive(timeout, name="timeout")
         self._action_timeout_s = _positive(action_timeout, name="action_timeout")
         self._queue_size = parse_count(queue_size, name="queue_size")
-        self._patience = Patience(
+        self._retry = RetryPolicy(
             parse_seconds(retry_first, name="retry_first"),
-            parse_seconds(retry_most, name="retry_most"),
+            parse_seconds(retry_max, name="retry_max"),
             parse_seconds(give_up_after, name="give_up_after"),
         )
         self._drain_s = parse_seconds(drain, name="drain")
         self._subscription: Subscription | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
-        self._sessions: dict[int, Session] = {}  # of this process and of those it was forked from
+        self._processes: dict[int, _Process] = {}  # by process number: this process and those it was forked from
 
     @property
     def is_running(self) -> bool:
-        """Whether facts are heard now."""
+        """Whether events are received now."""
         return self._subscription is not None
 
     def start(self) -> None:
-        """Open the channels, start the threads and listen; nothing happens when that has been done.
+        """Open the channels, start the threads and subscribe to events; a second call does nothing.
 
         Raises:
             MissingExtraError: when a rule names an apprise URL and apprise is not installed.
@@ -234,32 +118,34 @@ class Alerts:
         """
         if self._subscription is not None:
             return
-        self._open_channels()
+        self._channels = self._channels_here()
+        _open(self._channels)
         self._pid = os.getpid()
         self._loop = _running_loop()
-        session = self._make_session()
-        self._sessions = {self._pid: session}
-        session.start(acting=any(rule.has_action for rule in self._rules))
-        atexit.register(self._end_at_exit)
-        self._subscription = subscribe(self._hear)
+        process = self._make_process()
+        self._processes = {self._pid: process}
+        process.start(with_actions=any(rule.has_action for rule in self._rules))
+        atexit.register(self._stop_at_exit)
+        self._subscription = subscribe(self._on_event)
 
     def stop(self, *, drain: float | None = None) -> None:
-        """Listen no more, deliver what waits for at most `drain` seconds, end the threads; says what was left.
+        """Unsubscribe, deliver what waits for at most `drain` seconds, and end the threads; what is left is logged.
+
+        A channel or an action that hangs is not waited for any longer: its thread is abandoned, which the log says.
 
         Raises:
             ConfigError: if `drain` is no number of seconds.
         """
         deadline = Deadline(self._drain_s if drain is None else parse_seconds(drain, name="drain"))
-        session = self._listen_no_more()
-        if session is None:
+        process = self._unsubscribe()
+        if process is None:
             return
-        session.ask_to_end(deadline)
-        session.end(deadline)
-        self._close_channels()
+        process.request_stop(deadline)
+        process.end(deadline)
 
     def statistics(self) -> AlertStatistics:
-        """Return how alerts fared since the start, in this process; after the end, until the end."""
-        return self._session().statistics()
+        """Return how alerts fared in this process, from the start until now or until the end."""
+        return self._process().statistics()
 
     def __enter__(self) -> Self:
         self.start()
@@ -278,40 +164,39 @@ class Alerts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         deadline = Deadline(self._drain_s)
-        session = self._listen_no_more()
-        if session is None:
+        process = self._unsubscribe()
+        if process is None:
             return
-        session.ask_to_end(deadline)
+        process.request_stop(deadline)
         try:
             # The loop goes on meanwhile: actions may be coroutines on it.
-            while session.is_alive and deadline.left_s:  # noqa: ASYNC110  # what is waited for are threads
+            while process.is_alive and deadline.left_s:  # noqa: ASYNC110  # it waits for threads
                 await asyncio.sleep(_POLL_S)
         finally:
-            deadline.cut()
-            session.end(deadline)
-            self._close_channels()
+            deadline.expire()
+            process.end(deadline)
 
     def __repr__(self) -> str:
         state = "running" if self.is_running else "not running"
-        return f"Alerts({len(self._rules)} rules, {', '.join(target.name for target in self._channels)}; {state})"
+        return f"Alerts({len(self._rules)} rules, {', '.join(recipient.name for recipient in self._channels)}; {state})"
 
-    def _hear(self, event: Event) -> None:
-        if has_listeners(event):
-            self._session().hear(event)
+    def _on_event(self, event: Event) -> None:
+        if is_observed(event):
+            self._process().put(event)
 
-    def _session(self) -> Session:
+    def _process(self) -> "_Process":
         pid = os.getpid()
-        session = self._sessions.get(pid)
-        # Made anew in a forked child, at the first fact: its parent's threads are not there, its incidents not its own.
-        return session if session is not None else self._sessions.setdefault(pid, self._make_session())
+        process = self._processes.get(pid)
+        # A forked child makes its own at the first event: it has neither the threads nor the incidents of its parent.
+        return process if process is not None else self._processes.setdefault(pid, self._make_process())
 
-    def _make_session(self) -> Session:
+    def _make_process(self) -> "_Process":
         pid = os.getpid()
-        problems = _problem_log()
-        board = Board(
+        problems = RateLimitedLogger(_log, interval_s=_PROBLEM_INTERVAL_S)
+        tracker = IncidentTracker(
             self._rules,
             cooldown_s=self._cooldown_s,
-            source=plain(f"{self._service} on {socket.gethostname()} (process {pid})"),
+            source=one_line(f"{self._service} on {socket.gethostname()} (process {pid})"),
             token=os.urandom(5).hex(),
             wall=time.time,
         )
@@ -321,54 +206,180 @@ class Alerts:
             timeout_s=self._action_timeout_s,
             problems=problems,
         )
-        outbox = Outbox(self._channels, size=self._queue_size, patience=self._patience, jitter=_jitter)
-        hire = partial(
-            Postman,
-            self._channels,
-            outbox,
+        channels = self._channels_here()
+        make_worker = partial(
+            DeliveryWorker,
+            channels,
+            DeliveryQueue(channels, size=self._queue_size, retry=self._retry, jitter=_jitter),
             size=self._queue_size,
             timeout_s=self._timeout_s,
             problems=problems,
         )
-        return Session(board, actions, lambda beat: hire(beat=beat))
+        return _Process(tracker, actions, lambda on_timer: make_worker(on_timer=on_timer), channels)
 
-    def _listen_no_more(self) -> Session | None:
+    def _channels_here(self) -> _Channels:
+        if os.getpid() == self._pid or not self._pid:
+            return self._channels
+        # A forked child: a thread of its parent that is in a channel is not in the child's.
+        return {recipient: channel.copy() for recipient, channel in self._channels.items()}
+
+    def _unsubscribe(self) -> "_Process | None":
         subscription, self._subscription = self._subscription, None
         if subscription is None:
             return None
         subscription.close()
-        atexit.unregister(self._end_at_exit)
-        return self._session()
+        atexit.unregister(self._stop_at_exit)
+        return self._process()
 
-    def _open_channels(self) -> None:
-        opened: list[Channel] = []
-        try:
-            for channel in dict.fromkeys(self._channels.values()):
-                channel.open()
-                opened.append(channel)
-        except BaseException:
-            _close(opened)
-            raise
-
-    def _close_channels(self) -> None:
-        _close(dict.fromkeys(self._channels.values()))
-
-    def _end_at_exit(self) -> None:
-        # The last chance to tell: what brought the program down may be waiting here.
+    def _stop_at_exit(self) -> None:
+        # What brought the program down may be waiting to be delivered.
         warnings.warn(f"{self!r} was never stopped", ResourceWarning, stacklevel=2)
         self.stop()
 
 
-def _close(channels: Iterable[Channel]) -> None:
-    for channel in channels:
+class _Process:
+    """Alerts at work in one process: from the event to the threads that deliver and act.
+
+    Args:
+        tracker: the open incidents.
+        actions: the thread that runs actions.
+        make_worker: makes the delivery worker, given what it has to call at certain times.
+        channels: the channels of the worker.
+
+    Threads: `put` is thread-safe and re-entrant, so a finaliser may call it. The thread that gets the lock processes
+    what the other threads put meanwhile; these return at once.
+    """
+
+    def __init__(
+        self,
+        tracker: IncidentTracker,
+        actions: Actions,
+        make_worker: Callable[[Callable[[float], float]], DeliveryWorker],
+        channels: _Channels,
+    ) -> None:
+        self._tracker = tracker
+        self._actions = actions
+        self._worker = make_worker(self._on_timer)
+        self._channels = channels
+        self._events: deque[Event | None] = deque()
+        self._lock = threading.Lock()
+        self._received = self._sent = 0
+        self._next_expiry: float | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread that delivers or the one that acts runs."""
+        return self._worker.is_alive or self._actions.is_alive
+
+    def start(self, *, with_actions: bool) -> None:
+        """Start the threads that deliver, and the one that acts if it is wanted."""
+        self._worker.start()
+        if with_actions:
+            self._actions.start()
+
+    def put(self, event: Event | None) -> None:
+        """Process an event, None to process only what is due by the time."""
+        self._events.append(event)
+        # Asked again after the lock is free: another thread may have put an event just before.
+        while self._events and self._lock.acquire(blocking=False):
+            try:
+                while self._events:
+                    self._evaluate(self._events.popleft())
+            finally:
+                self._lock.release()
+
+    def request_stop(self, deadline: Deadline) -> None:
+        """Have the threads end once all is done, or at the deadline."""
+        self._actions.request_stop()
+        self._worker.request_stop(deadline)
+
+    def end(self, deadline: Deadline) -> None:
+        """Wait for the threads to end, at most until the deadline, and close the channels."""
+        self._actions.end(deadline)
+        self._worker.end(deadline)
+        _close(self._channels)
+
+    def statistics(self) -> AlertStatistics:
+        """Return how alerts fared."""
+        actions = self._actions
+        return AlertStatistics(
+            open_incidents=self._tracker.open_incidents,
+            received=self._received,
+            sent=self._sent,
+            actions_run=actions.run,
+            actions_failed=actions.failed,
+            actions_skipped=actions.skipped,
+            channels=self._worker.statistics(),
+        )
+
+    def _evaluate(self, event: Event | None) -> None:
+        now = time.monotonic()
+        if self._next_expiry is not None and now >= self._next_expiry:
+            self._dispatch(self._tracker.resolve_stale(now))
+        if event is not None:
+            self._received += 1
+            for observation in observations(event):
+                self._dispatch(self._tracker.observe(observation, now))
+        before, self._next_expiry = self._next_expiry, self._tracker.next_expiry()
+        if before is None and self._next_expiry is not None:
+            self._worker.wake()
+
+    def _dispatch(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            if isinstance(decision, SendAlert):
+                self._sent += 1
+                self._worker.put(decision.recipient, decision.alert)
+            else:
+                self._actions.submit(decision)
+                self._worker.wake()  # it notices an action that takes too long
+
+    def _on_timer(self, now: float) -> float:
+        """Do what is due by the time, in the thread of the worker; return when to be called again."""
+        self._actions.check_overdue()
+        expiry = self._next_expiry
+        if expiry is not None and now >= expiry:
+            self.put(None)
+            expiry = self._next_expiry
+        return min(float("inf") if expiry is None else expiry, self._actions.overdue_at())
+
+
+def _exclusive(channels: Mapping[Recipient, Channel]) -> _Channels:
+    # One channel under two names is still one channel.
+    made = {id(channel): ExclusiveChannel(channel) for channel in channels.values()}
+    return {recipient: made[id(channel)] for recipient, channel in channels.items()}
+
+
+def _open(channels: _Channels) -> None:
+    opened: dict[Recipient, ExclusiveChannel] = {}
+    try:
+        for recipient, channel in channels.items():
+            if channel not in opened.values():
+                channel.open()
+                opened[recipient] = channel
+    except BaseException:
+        _close(opened)
+        raise
+
+
+def _close(channels: _Channels) -> None:
+    names = {channel: recipient.name for recipient, channel in channels.items()}
+    calls: list[tuple[str, AbandonableCall[None]]] = []
+    for channel, name in names.items():
+        call = AbandonableCall(channel.close, name="memtools-alerts-close")
         try:
-            channel.close()
-        except Exception as error:
-            _problem_log().warning("close", "A channel of alerts could not be closed: %s", type(error).__name__)
+            call.start()
+        except (RuntimeError, MemoryError):
+            channel.close()  # without a thread its time cannot be bounded
+        else:
+            calls.append((name, call))
+    deadline = Deadline(_CLOSE_S)
+    for name, call in calls:
+        if not call.wait(deadline.left_s) and call.abandon():
+            _log.warning("The channel %s was not closed within %g s; its thread was abandoned", name, _CLOSE_S)
 
 
 def _rules(value: object) -> tuple[AlertRule, ...]:
-    given = listed(value)
+    given = as_tuple(value)
     rules = tuple(rule for rule in given if isinstance(rule, AlertRule))
     if not rules or len(rules) < len(given):
         raise ConfigError("rules", value, "AlertRules, one at least")

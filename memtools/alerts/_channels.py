@@ -1,72 +1,59 @@
-"""Tell people by mail.
-
-Leaves to others: the conversation with the server (`_smtp`), the text of the letter (`_letter`).
-"""
+"""Channels of memtools: the log, Slack, webhooks and mail."""
 
 import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from memtools._records import as_dict
-from memtools.alerts._message import Alert, AlertKind, lines_of, slack_text, subject_of
-from memtools.alerts._rules import LOG, AlertRule, Secret, Target, listed, parse_name, parse_secret, unshown
-from memtools.alerts._transport import Deadline, Posting
+from memtools.alerts._message import Alert, AlertKind, detail_lines, slack_text, subject
+from memtools.alerts._protocol import Channel, Deadline
+from memtools.alerts._rules import (
+    LOG,
+    AlertRule,
+    Recipient,
+    Secret,
+    as_tuple,
+    hidden,
+    parse_address,
+    parse_name,
+    parse_secret,
+)
 from memtools.alerts.apprise import AppriseChannel
 from memtools.errors import ConfigError
 from memtools.readings import Level
 from memtools.units import parse_choice, parse_count
 
 if TYPE_CHECKING:
-    from memtools.alerts._transport import Mailer
-
-
-# What a channel is: a way to tell people.
-#
-# Leaves to others: the ways that there are (`_log_channel`, `_slack`, `_webhook`, `_mail`, `apprise`).
-
-
-class Channel(Protocol):
-    """A way to tell people, called by one thread at a time. Write your own: these three methods are all."""
-
-    def open(self) -> None:
-        """Import and prepare all that `send` needs. Called at the start, while there is memory.
-
-        What it raises comes out of the start of `Alerts`.
-        """
-        ...
-
-    def send(self, alert: Alert, deadline: Deadline, /) -> None:
-        """Deliver `alert`, or give up when `deadline.left_s` is 0.
-
-        Raises:
-            DeliveryFailed: when it could not, with whether to try again. Any other exception is tried again.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of what `open` took. Called at the end."""
-        ...
-
-
-# Tell the log: the channel that is always there.
-#
-# Leaves to others: where the log goes (the `logging` of the service).
+    from memtools.alerts._transport import HttpClient, SmtpClient
 
 _log = logging.getLogger("memtools.alerts")
 
+Security: TypeAlias = Literal["starttls", "tls", "none"]
+
+_TLS_PORT: Final = 465  # "submissions", RFC 8314
+_ADDRESS: Final = re.compile(r"[^\s<>()\[\],;:\\\"@]{1,64}@[^\s<>()\[\],;:\\\"@]{1,255}")
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: a token
+
+# Characters. Sources: https://api.slack.com/reference/block-kit/blocks (section, fields) and
+# https://api.slack.com/methods/chat.postMessage (the text: 4,000 as a rule).
+_MAX_SECTION_LENGTH: Final = 3_000
+_MAX_FIELD_LENGTH: Final = 2_000
+_MAX_FIELDS: Final = 10
+_EMOJIS: Final = {Level.WARNING: ":warning:", Level.CRITICAL: ":rotating_light:"}
+
 
 class LogChannel:
-    """Writes alerts to the logger `memtools.alerts`: as warning, critical, and information when it is over."""
+    """Writes alerts to the logger `memtools.alerts`: as warning or critical, and as information when resolved."""
 
     def open(self) -> None:
         """Do nothing: a logger needs no preparation."""
 
-    def send(self, alert: Alert, deadline: Deadline, /) -> None:  # noqa: ARG002  # a logger knows no deadline
+    def send(self, alert: Alert, deadline: Deadline, /) -> None:  # noqa: ARG002  # loggers take no deadline
         """Log `alert` in one line."""
-        more = "; ".join(f"{label} {text}" for label, text in lines_of(alert))
-        _log.log(_severity(alert), "%s (%s)", subject_of(alert), more)
+        more = "; ".join(f"{label} {text}" for label, text in detail_lines(alert))
+        _log.log(_severity(alert), "%s (%s)", subject(alert), more)
 
     def close(self) -> None:
         """Do nothing."""
@@ -75,15 +62,119 @@ class LogChannel:
         return "LogChannel()"
 
 
-def _severity(alert: Alert) -> int:
-    if alert.kind is AlertKind.RESOLVED:
-        return logging.INFO
-    return logging.CRITICAL if alert.level is Level.CRITICAL else logging.WARNING
+class SlackChannel:
+    """Posts alerts to an incoming webhook of Slack or a compatible service (Mattermost, Rocket.Chat).
+
+    Args:
+        url: the address of the webhook; it works without a password, so it is never shown.
+        cafile: a file of certificates to trust instead of those of the system.
+
+    Raises:
+        ConfigError: for anything but an http or https URL.
+    """
+
+    def __init__(self, url: str, *, cafile: str | None = None) -> None:
+        self._endpoint = _HttpEndpoint(url, cafile)
+
+    def open(self) -> None:
+        """Import the HTTP client and read the certificates."""
+        self._endpoint.open()
+
+    def send(self, alert: Alert, deadline: Deadline, /) -> None:
+        """Post `alert`.
+
+        Raises:
+            DeliveryFailed: with the status of the answer, or why there was none.
+        """
+        body = json.dumps(slack_message(alert)).encode("ascii")
+        self._endpoint.post(body, {"Content-Type": "application/json; charset=utf-8"}, deadline)
+
+    def close(self) -> None:
+        """Release the HTTP client."""
+        self._endpoint.close()
+
+    def __repr__(self) -> str:
+        return "SlackChannel(url=<hidden>)"
 
 
-Security: TypeAlias = Literal["starttls", "tls", "none"]
+class WebhookChannel:
+    """Posts alerts as JSON: the fields of `Alert`, the level by its name, the details as an object.
 
-_ADDRESS: Final = re.compile(r"[^\s<>()\[\],;:\\\"@]{1,64}@[^\s<>()\[\],;:\\\"@]{1,255}")
+    A message that may have arrived is posted again, with the same `Idempotency-Key`.
+
+    Args:
+        url: the address; it may hold a token, so it is never shown.
+        headers: more headers, such as `Authorization`; never shown.
+        cafile: a file of certificates to trust instead of those of the system.
+
+    Raises:
+        ConfigError: for anything but an http or https URL, and for headers that are not text of one line.
+    """
+
+    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, cafile: str | None = None) -> None:
+        self._endpoint = _HttpEndpoint(url, cafile)
+        self._headers = _headers(headers or {})
+
+    def open(self) -> None:
+        """Import the HTTP client and read the certificates."""
+        self._endpoint.open()
+
+    def send(self, alert: Alert, deadline: Deadline, /) -> None:
+        """Post `alert`.
+
+        Raises:
+            DeliveryFailed: with the status of the answer, or why there was none.
+        """
+        headers = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": f"{alert.incident}-{alert.number}",
+            **{name: value.reveal() for name, value in self._headers.items()},
+        }
+        self._endpoint.post(webhook_body(alert), headers, deadline)
+
+    def close(self) -> None:
+        """Release the HTTP client."""
+        self._endpoint.close()
+
+    def __repr__(self) -> str:
+        return "WebhookChannel(url=<hidden>)"
+
+
+class _HttpEndpoint:
+    """An address to post to; its HTTP client is imported when it is opened, not before.
+
+    Args:
+        url: the address, hidden from here on.
+        cafile: a file of certificates to trust instead of those of the system.
+
+    Raises:
+        ConfigError: for anything but an http or https URL.
+    """
+
+    def __init__(self, url: str, cafile: str | None) -> None:
+        self._url = parse_address(url, name="url")
+        self._cafile = cafile
+        self._client: HttpClient | None = None
+
+    def open(self) -> "HttpClient":
+        """Import the HTTP client and read the certificates."""
+        from memtools.alerts._transport import HttpClient
+
+        self._client = HttpClient(self._url, self._cafile)
+        return self._client
+
+    def post(self, body: bytes, headers: Mapping[str, str], deadline: Deadline) -> None:
+        """Post `body`.
+
+        Raises:
+            DeliveryFailed: when it was not taken.
+        """
+        client = self._client if self._client is not None else self.open()
+        client.post(body, headers, deadline)
+
+    def close(self) -> None:
+        """Release the HTTP client."""
+        self._client = None
 
 
 class EmailChannel:
@@ -91,39 +182,40 @@ class EmailChannel:
 
     Args:
         host: the mail server; its certificate has to be for this name.
-        port: 587 for STARTTLS, 465 for TLS, 25 for neither, as a rule.
+        port: 465 with `security="tls"` and 587 otherwise, unless given; 25 is usual for servers without either.
         sender: the address that mails come from.
         recipients: one address, or several.
-        username: for servers that want to know who sends.
+        username: for servers that ask for it; never shown.
         password: for the same; never shown.
-        security: `"starttls"`, `"tls"` from the first byte, or `"none"`. Certificates are checked, always.
+        security: `"starttls"`, `"tls"` from the first byte, or `"none"`. Unless given, `"tls"` on port 465, which is
+            defined for it (RFC 8314), and `"starttls"` on any other. Certificates are checked, always.
         cafile: a file of certificates to trust instead of those of the system.
 
     Raises:
-        ConfigError: for values that make no sense, and for a password that would be sent in the clear.
+        ConfigError: for values that make no sense, for STARTTLS on port 465, and for a password that would be sent in
+            the clear.
     """
 
     def __init__(
         self,
         host: str,
-        port: int = 587,
+        port: int | None = None,
         *,
         sender: str,
         recipients: str | Iterable[str],
         username: str | None = None,
         password: str | None = None,
-        security: Security = "starttls",
+        security: Security | None = None,
         cafile: str | None = None,
     ) -> None:
         self._host = _host(host)
-        self._port = parse_count(port, name="port")
+        self._port, self._security = _port_and_security(port, security)
         self._sender = _address(sender, "sender")
         self._recipients = _addresses(recipients)
         self._username = parse_secret(username, name="username")
         self._password = parse_secret(password, name="password")
-        self._security = parse_choice(security, ("starttls", "tls", "none"), name="security")
         self._cafile = cafile
-        self._mailer: Mailer | None = None
+        self._client: SmtpClient | None = None
         if (username is None) != (password is None):
             raise ConfigError("username", None, "username and password together, or neither")
         if self._security == "none" and password is not None:
@@ -139,23 +231,23 @@ class EmailChannel:
         Raises:
             DeliveryFailed: with the code of the server, or why there was none.
         """
-        mailer = self._mailer if self._mailer is not None else self._opened()
-        mailer.mail(alert, deadline)
+        client = self._client if self._client is not None else self._opened()
+        client.send(alert, deadline)
 
     def close(self) -> None:
-        """Let go of the mail client."""
-        self._mailer = None
+        """Release the mail client."""
+        self._client = None
 
     def __repr__(self) -> str:
         return f"EmailChannel({self._host}:{self._port}, {self._security}, {len(self._recipients)} recipients)"
 
-    def _opened(self) -> "Mailer":
-        from memtools.alerts._transport import Mailer
+    def _opened(self) -> "SmtpClient":
+        from memtools.alerts._transport import SmtpClient
 
         login = None
         if self._username is not None and self._password is not None:
             login = self._username, self._password
-        self._mailer = Mailer(
+        self._client = SmtpClient(
             self._host,
             self._port,
             sender=self._sender,
@@ -164,7 +256,95 @@ class EmailChannel:
             security=self._security,
             cafile=self._cafile,
         )
-        return self._mailer
+        return self._client
+
+
+def resolve_channels(rules: Iterable[AlertRule], given: Mapping[str, Channel]) -> dict[Recipient, Channel]:
+    """Return the channel of each recipient that the rules name.
+
+    Raises:
+        ConfigError: for a name without a channel, and for an object without the methods of a channel.
+    """
+    known: dict[Recipient, Channel] = {LOG: LogChannel()}
+    for name, channel in given.items():
+        if not all(callable(getattr(channel, method, None)) for method in ("open", "send", "close")):
+            raise ConfigError("channels", type(channel), "channels, which have the methods open, send and close")
+        known[parse_name(name, name="channels")] = channel
+
+    found: dict[Recipient, Channel] = {}
+    for recipient in (recipient for rule in rules for recipient in rule.recipients):
+        if recipient.url is not None and recipient not in found:
+            found[recipient] = AppriseChannel(recipient.url.reveal())
+        elif recipient.url is None:
+            found[recipient] = _channel_named(recipient, known)
+    return found
+
+
+def _channel_named(recipient: Recipient, known: Mapping[Recipient, Channel]) -> Channel:
+    if recipient not in known:
+        names = ", ".join(repr(other.name) for other in known)
+        raise ConfigError("notify", recipient.name, f"one of the channels: {names}")
+    return known[recipient]
+
+
+def _severity(alert: Alert) -> int:
+    if alert.kind is AlertKind.RESOLVED:
+        return logging.INFO
+    return logging.CRITICAL if alert.level is Level.CRITICAL else logging.WARNING
+
+
+def slack_message(alert: Alert) -> dict[str, object]:
+    """Return `alert` as a message for Slack, escaped and cut; notifications show `text`."""
+    title = slack_text(subject(alert), _MAX_SECTION_LENGTH - 50)
+    emoji = ":white_check_mark:" if alert.kind is AlertKind.RESOLVED else _EMOJIS[alert.level]
+    fields = [
+        {"type": "mrkdwn", "text": slack_text(f"*{label}*\n{text}", _MAX_FIELD_LENGTH)}
+        for label, text in detail_lines(alert)
+    ]
+    section = {
+        "type": "section",
+        "text": {"type": "mrkdwn", "text": f"{emoji} {title}"},
+        "fields": fields[:_MAX_FIELDS],
+    }
+    return {"text": title, "blocks": [section]}
+
+
+def webhook_body(alert: Alert) -> bytes:
+    """Return `alert` as JSON in ASCII, which is UTF-8 as well."""
+    fields = as_dict(alert) | {
+        "kind": alert.kind.value,
+        "level": alert.level.name.lower(),
+        "details": dict(alert.details),
+    }
+    return json.dumps(fields).encode("ascii")
+
+
+def _headers(value: object) -> dict[str, Secret]:
+    accepted = "a mapping of names to values, both text of one line in ASCII"
+    if not isinstance(value, Mapping):
+        raise ConfigError("headers", hidden(), accepted)
+    headers = cast("Mapping[object, object]", value)
+    return dict(_header(name, text, accepted) for name, text in headers.items())
+
+
+def _header(name: object, text: object, accepted: str) -> tuple[str, Secret]:
+    if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
+        raise ConfigError("headers", hidden(), accepted)
+    if not (isinstance(text, str) and text.isascii() and text.isprintable()):
+        raise ConfigError("headers", hidden(), accepted)
+    return name, Secret(text)
+
+
+def _port_and_security(port: int | None, security: str | None) -> tuple[int, str]:
+    number = 587 if port is None else parse_count(port, name="port")
+    if security is None:
+        return number, "tls" if number == _TLS_PORT else "starttls"
+    chosen = parse_choice(security, ("starttls", "tls", "none"), name="security")
+    if port is None and chosen == "tls":
+        return _TLS_PORT, chosen
+    if number == _TLS_PORT and chosen == "starttls":
+        raise ConfigError("security", security, "'tls' on port 465, which takes TLS from the first byte; or port 587")
+    return number, chosen
 
 
 def _host(value: object) -> str:
@@ -180,178 +360,7 @@ def _address(value: object, name: str) -> str:
 
 
 def _addresses(value: object) -> tuple[str, ...]:
-    given = listed(value)
+    given = as_tuple(value)
     if not given:
         raise ConfigError("recipients", value, "one address such as 'ops@example.org', or several")
-    return tuple(dict.fromkeys(_address(one, "recipients") for one in given))
-
-
-# Tell a Slack channel, by an incoming webhook.
-#
-# Leaves to others: the request itself (`_posting`).
-# Source of the sizes: https://api.slack.com/reference/block-kit/blocks (section: 3,000 characters; header: 150; a field:
-# 2,000; ten fields) and https://api.slack.com/methods/chat.postMessage (text: 4,000 as a rule).
-
-_SECTION_AT_MOST: Final = 3_000
-_FIELD_AT_MOST: Final = 2_000
-_FIELDS_AT_MOST: Final = 10
-_SIGNS: Final = {Level.WARNING: ":warning:", Level.CRITICAL: ":rotating_light:"}
-
-
-class SlackChannel:
-    """Posts alerts to an incoming webhook of Slack, or of what speaks as it does (Mattermost, Rocket.Chat).
-
-    Args:
-        url: the address of the webhook; it lets anybody in, so it is never shown.
-        cafile: a file of certificates to trust instead of those of the system.
-
-    Raises:
-        ConfigError: for what is no http or https URL.
-    """
-
-    def __init__(self, url: str, *, cafile: str | None = None) -> None:
-        self._posting = Posting(url, cafile)
-
-    def open(self) -> None:
-        """Import the HTTP client and read the certificates."""
-        self._posting.open()
-
-    def send(self, alert: Alert, deadline: Deadline, /) -> None:
-        """Post `alert`.
-
-        Raises:
-            DeliveryFailed: with what Slack answered, or why it did not.
-        """
-        body = json.dumps(message_of(alert)).encode("ascii")
-        self._posting.post(body, {"Content-Type": "application/json; charset=utf-8"}, deadline)
-
-    def close(self) -> None:
-        """Let go of the HTTP client."""
-        self._posting.close()
-
-    def __repr__(self) -> str:
-        return "SlackChannel(url=<hidden>)"
-
-
-def message_of(alert: Alert) -> dict[str, object]:
-    """Return `alert` as a message of Slack, escaped and cut; `text` is what notifications show."""
-    title = slack_text(subject_of(alert), _SECTION_AT_MOST - 50)
-    sign = ":white_check_mark:" if alert.kind is AlertKind.RESOLVED else _SIGNS[alert.level]
-    fields = [
-        {"type": "mrkdwn", "text": slack_text(f"*{label}*\n{text}", _FIELD_AT_MOST)} for label, text in lines_of(alert)
-    ]
-    section = {
-        "type": "section",
-        "text": {"type": "mrkdwn", "text": f"{sign} {title}"},
-        "fields": fields[:_FIELDS_AT_MOST],
-    }
-    return {"text": title, "blocks": [section]}
-
-
-# Tell any service that takes JSON by HTTP.
-#
-# Leaves to others: the request itself (`_posting`).
-
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2: a token
-
-
-class WebhookChannel:
-    """Posts alerts as JSON: the fields of `Alert`, the level as a word, details as an object.
-
-    A message that may have arrived is posted again; `Idempotency-Key` is then the same.
-
-    Args:
-        url: the address; it may hold a token, so it is never shown.
-        headers: more headers, such as `Authorization`; never shown.
-        cafile: a file of certificates to trust instead of those of the system.
-
-    Raises:
-        ConfigError: for what is no http or https URL, and for headers that are no text, or of more than one line.
-    """
-
-    def __init__(self, url: str, *, headers: Mapping[str, str] | None = None, cafile: str | None = None) -> None:
-        self._posting = Posting(url, cafile)
-        self._headers = _headers(headers or {})
-
-    def open(self) -> None:
-        """Import the HTTP client and read the certificates."""
-        self._posting.open()
-
-    def send(self, alert: Alert, deadline: Deadline, /) -> None:
-        """Post `alert`.
-
-        Raises:
-            DeliveryFailed: with the status of the answer, or why there was none.
-        """
-        headers = {
-            "Content-Type": "application/json",
-            "Idempotency-Key": f"{alert.incident}-{alert.number}",
-            **{name: value.reveal() for name, value in self._headers.items()},
-        }
-        self._posting.post(body_of(alert), headers, deadline)
-
-    def close(self) -> None:
-        """Let go of the HTTP client."""
-        self._posting.close()
-
-    def __repr__(self) -> str:
-        return "WebhookChannel(url=<hidden>)"
-
-
-def body_of(alert: Alert) -> bytes:
-    """Return `alert` as JSON in ASCII, which is UTF-8 as well."""
-    fields = as_dict(alert) | {
-        "kind": alert.kind.value,
-        "level": alert.level.name.lower(),
-        "details": dict(alert.details),
-    }
-    return json.dumps(fields).encode("ascii")
-
-
-def _headers(value: object) -> dict[str, Secret]:
-    accepted = "a mapping of names to values, both text of one line in ASCII"
-    if not isinstance(value, Mapping):
-        raise ConfigError("headers", unshown(), accepted)
-    headers = cast("Mapping[object, object]", value)
-    return dict(_header(name, text, accepted) for name, text in headers.items())
-
-
-def _header(name: object, text: object, accepted: str) -> tuple[str, Secret]:
-    if not (isinstance(name, str) and _HEADER_NAME.fullmatch(name)):
-        raise ConfigError("headers", unshown(), accepted)
-    if not (isinstance(text, str) and text.isascii() and text.isprintable()):
-        raise ConfigError("headers", unshown(), accepted)
-    return name, Secret(text)
-
-
-# Find what stands behind the names that rules use.
-#
-# Leaves to others: the channels themselves.
-
-
-def channels_for(rules: Iterable[AlertRule], given: Mapping[str, Channel]) -> dict[Target, Channel]:
-    """Return the channel of each target that the rules tell.
-
-    Raises:
-        ConfigError: for a name without a channel, and a channel that is none.
-    """
-    known: dict[Target, Channel] = {LOG: LogChannel()}
-    for name, channel in given.items():
-        if not all(callable(getattr(channel, method, None)) for method in ("open", "send", "close")):
-            raise ConfigError("channels", type(channel), "channels, which have the methods open, send and close")
-        known[parse_name(name, name="channels")] = channel
-
-    found: dict[Target, Channel] = {}
-    for target in (target for rule in rules for target in rule.recipients):
-        if target.url is not None and target not in found:
-            found[target] = AppriseChannel(target.url.reveal())
-        elif target.url is None:
-            found[target] = _known(target, known)
-    return found
-
-
-def _known(target: Target, known: Mapping[Target, Channel]) -> Channel:
-    if target not in known:
-        names = ", ".join(repr(other.name) for other in known)
-        raise ConfigError("notify", target.name, f"one of the channels that there are: {names}")
-    return known[target]
+    return tuple(dict.fromkeys(_address(item, "recipients") for item in given))

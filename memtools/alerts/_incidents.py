@@ -1,10 +1,6 @@
-"""What is open now: facts go in, decisions come out.
+"""Open incidents: observations go in, messages and actions come out.
 
-Covers: which rules a fact concerns, one life per incident and receiver, incidents that end by silence, the bound on how
-many there are.
-Leaves to others: the life itself (`_life`), carrying out (`_outbox`, `_actions`), clocks and threads (`_alerts`).
-
-Threads: one at a time.
+Pure state, without a clock or a thread: the caller passes the time and calls from one thread at a time.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,189 +8,178 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from memtools._records import record
-from memtools.alerts._message import Alert, AlertKind, largest_in_words, plain
-from memtools.alerts._rules import About, AlertRule, Target
+from memtools.alerts._message import Alert, AlertKind, format_owners, one_line
+from memtools.alerts._rules import AlertRule, Category, Recipient
 from memtools.events import BudgetOverrun, Event, LevelChanged, MemorySampled, ReclaimIneffective, TaskAbandoned
 from memtools.readings import Level, Reading
 from memtools.units import format_size
 
-# The life of an alert: it opens, escalates, repeats after a cooldown, resolves.
-#
-# A state machine without a clock: it is told how serious things are, and when. It speaks at edges only.
-# Leaves to others: what makes things serious (`_board`), what is done then (`_outbox`, `_actions`).
-#
-#     closed --level--> OPENED --higher level--> ESCALATED
-#                         |  `--the same or lower, after the cooldown--> REPEATED, with the count of what was swallowed
-#                         `--normal--> RESOLVED
+# As the monitor leaves its levels: 5 points of the limit below the entry, and not before 10 s.
+_BAND: Final = 0.05
+_DWELL_S: Final = 10.0
+
+MAX_OPEN_INCIDENTS: Final = 100  # of one category; as many as a metric has label values
+OTHER: Final = "<other>"
+
+_OBSERVED: Final = frozenset({LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned})
+
+# A summary in one line, and more as (label, text).
+Description: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 
 @record
-class Step:
-    """What is to be told now.
+class Transition:
+    """A change of state that a listener is notified of.
 
     Attributes:
-        kind: where in its life the alert stands.
-        level: how serious it is; of a resolved one, what was told last.
-        swallowed: how often it was felt since the last step, and not told.
-        number: 1 for the first step of a life, and so on.
+        kind: opened, escalated, repeated or resolved.
+        level: how serious it is; of a resolved one, the level of the last notification.
+        suppressed: how often it was observed since the last transition without one.
+        number: 1 for the first transition after the opening, that one included, and so on.
     """
 
     kind: AlertKind
     level: Level
-    swallowed: int
+    suppressed: int
     number: int
 
 
-class Life:
-    """One alert for one receiver.
+class IncidentState:
+    """The state of one incident for one listener.
+
+        closed --level--> OPENED --higher level--> ESCALATED
+                            |  `--the same or lower, after the cooldown--> REPEATED, with the suppressed count
+                            `--normal--> RESOLVED
 
     Args:
-        cooldown_s: how long to swallow what is no news, in seconds.
+        cooldown_s: how long the same or a lower level is suppressed after a notification, in seconds.
     """
 
-    __slots__ = ("_cooldown_s", "_number", "_swallowed", "_told", "_told_at")
+    __slots__ = ("_cooldown_s", "_level", "_notified_at", "_number", "_suppressed")
 
     def __init__(self, cooldown_s: float) -> None:
         self._cooldown_s = cooldown_s
-        self._told = Level.NORMAL
-        self._told_at = 0.0
-        self._swallowed = 0
+        self._level = Level.NORMAL
+        self._notified_at = 0.0
+        self._suppressed = 0
         self._number = 0
 
     @property
     def is_open(self) -> bool:
-        """Whether it was told and has not been resolved."""
-        return self._told is not Level.NORMAL
+        """Whether it was opened and has not been resolved."""
+        return self._level is not Level.NORMAL
 
-    def feel(self, level: Level, at: float) -> Step | None:
-        """Take how serious things are at `at` (seconds, never backwards); return what is to be told, if anything."""
+    def update(self, level: Level, at: float) -> Transition | None:
+        """Take the level at `at` (seconds, never backwards); return the transition that it causes, if any."""
         if level is Level.NORMAL:
             return self._close() if self.is_open else None
         if not self.is_open:
-            return self._tell(AlertKind.OPENED, level, at)
-        if level > self._told:
-            return self._tell(AlertKind.ESCALATED, level, at)
-        if at - self._told_at >= self._cooldown_s:
-            return self._tell(AlertKind.REPEATED, level, at)
+            return self._transition(AlertKind.OPENED, level, at)
+        if level > self._level:
+            return self._transition(AlertKind.ESCALATED, level, at)
+        if at - self._notified_at >= self._cooldown_s:
+            return self._transition(AlertKind.REPEATED, level, at)
 
-        self._swallowed += 1
+        self._suppressed += 1
         return None
 
-    def _tell(self, kind: AlertKind, level: Level, at: float) -> Step:
+    def _transition(self, kind: AlertKind, level: Level, at: float) -> Transition:
         self._number += 1
-        step = Step(kind, level, self._swallowed, self._number)
-        self._told, self._told_at, self._swallowed = level, at, 0
-        return step
+        transition = Transition(kind, level, self._suppressed, self._number)
+        self._level, self._notified_at, self._suppressed = level, at, 0
+        return transition
 
-    def _close(self) -> Step:
-        step = Step(AlertKind.RESOLVED, self._told, self._swallowed, self._number + 1)
-        self._told, self._swallowed, self._number = Level.NORMAL, 0, 0
-        return step
-
-
-# What a fact means for alerts: about what it is, how serious, in which words.
-#
-# Leaves to others: which rules it concerns (`_board`).
-#
-# Most facts are no news, so their words are put together only when they are told.
-
-# A summary in one line, and more as (label, text).
-Words: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
-
-_HEARD: Final = frozenset({LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned})
+    def _close(self) -> Transition:
+        transition = Transition(AlertKind.RESOLVED, self._level, self._suppressed, self._number + 1)
+        self._level, self._suppressed, self._number = Level.NORMAL, 0, 0
+        return transition
 
 
 @record
-class Signal:
-    """One fact as alerts see it.
+class Observation:
+    """What one event means for alerts.
 
     Attributes:
-        about: which part of the service it is about.
+        category: what it is about.
         name: the owner or task; empty for the whole process.
         level: how serious it is; `NORMAL` where it is over.
-        lasts: True for a state that somebody will say the end of; False for what merely happened.
-        words: puts it into words.
+        is_state: True if a later event reports its end; False for one-off events.
+        describe: makes its text, which most observations never need.
         reading: the reading that decided, for rules with thresholds of their own.
     """
 
-    about: About
+    category: Category
     name: str
     level: Level
-    lasts: bool
-    words: Callable[[], Words]
+    is_state: bool
+    describe: Callable[[], Description]
     reading: Reading | None = None
 
 
-def has_listeners(event: Event) -> bool:
-    """Return whether alerts are about this kind of fact."""
-    return type(event) in _HEARD
+def is_observed(event: Event) -> bool:
+    """Return whether an event of this type leads to observations."""
+    return type(event) in _OBSERVED
 
 
-def signals_of(event: Event) -> tuple[Signal, ...]:
-    """Return what `event` means; nothing for facts that alerts are not about."""
+def observations(event: Event) -> tuple[Observation, ...]:
+    """Return what `event` means for alerts; nothing for the types that rules cannot name."""
     match event:
         case MemorySampled():
-            return _memory(event.reading, event.level, partial(_reading_in_words, event.reading))
+            return _memory_observations(event.reading, event.level, partial(_describe_reading, event.reading))
         case LevelChanged():
-            return _memory(event.reading, event.after, partial(_change_in_words, event))
+            return _memory_observations(event.reading, event.after, partial(_describe_change, event))
         case ReclaimIneffective():
-            return (Signal("reclaim", "", event.level, True, partial(_reclaim_in_words, event)),)
+            return (Observation("reclaim", "", event.level, True, partial(_describe_reclaim, event)),)
         case BudgetOverrun():
-            return (Signal("budget", plain(event.name), Level.WARNING, False, partial(_budget_in_words, event)),)
+            return (
+                Observation("budget", one_line(event.name), Level.WARNING, False, partial(_describe_budget, event)),
+            )
         case TaskAbandoned():
-            name = f"{plain(event.scope)}/{plain(event.task)}"
-            return (Signal("task", name, Level.WARNING, False, partial(_task_in_words, event)),)
+            name = f"{one_line(event.scope)}/{one_line(event.task)}"
+            return (Observation("task", name, Level.WARNING, False, partial(_describe_task, event)),)
         case _:
             return ()
 
 
-def _memory(reading: Reading, level: Level, words: Callable[[], Words]) -> tuple[Signal, ...]:
-    signal = Signal("memory", "", level, True, words, reading)
+def _memory_observations(
+    reading: Reading, level: Level, describe: Callable[[], Description]
+) -> tuple[Observation, ...]:
+    observation = Observation("memory", "", level, True, describe, reading)
     if level is not Level.NORMAL:
-        return (signal,)
-    return signal, Signal("reclaim", "", Level.NORMAL, True, words)
+        return (observation,)
+    return observation, Observation("reclaim", "", Level.NORMAL, True, describe)
 
 
-def _reading_in_words(reading: Reading) -> Words:
+def _describe_reading(reading: Reading) -> Description:
     return f"memory is at {reading}", ()
 
 
-def _change_in_words(event: LevelChanged) -> Words:
+def _describe_change(event: LevelChanged) -> Description:
     levels = f"{event.before.name.lower()} to {event.after.name.lower()}"
     return f"memory is at {event.reading}", (("change", f"{levels}, threshold {format_size(event.threshold_bytes)}"),)
 
 
-def _reclaim_in_words(event: ReclaimIneffective) -> Words:
+def _describe_reclaim(event: ReclaimIneffective) -> Description:
     summary = (
-        f"every step of the clean-up was taken, and memory is at {format_size(event.used_bytes)}, "
+        f"all clean-up steps ran, and memory is at {format_size(event.used_bytes)}, "
         f"not below {format_size(event.target_bytes)}"
     )
-    return summary, (("largest owners", largest_in_words(event.largest)),) if event.largest else ()
+    return summary, (("largest owners", format_owners(event.largest)),) if event.largest else ()
 
 
-def _budget_in_words(event: BudgetOverrun) -> Words:
+def _describe_budget(event: BudgetOverrun) -> Description:
     used, budget = format_size(event.used_bytes), format_size(event.budget_bytes)
     when = "while it ran" if event.in_flight else "at its end"
-    return f"{plain(event.name)} ({event.kind}) used {used}, budget {budget} ({event.measure})", (("seen", when),)
+    return f"{one_line(event.name)} ({event.kind}) used {used}, budget {budget} ({event.measure})", (("seen", when),)
 
 
-def _task_in_words(event: TaskAbandoned) -> Words:
-    return f"task {plain(event.task)} of {plain(event.scope)} goes on {event.grace_s:.1f} s after its cancellation", ()
+def _describe_task(event: TaskAbandoned) -> Description:
+    task = f"task {one_line(event.task)} of {one_line(event.scope)}"
+    return f"{task} still runs {event.grace_s:.1f} s after its cancellation", ()
 
 
-# Whether memory is above a threshold, without changing its mind at every reading.
-#
-# Leaves to others: the monitor's own levels, which have a hysteresis of their own (`memtools.monitor`).
-#
-# The band and the dwell are the monitor's: it is left 5 points (of the limit) below the entry, where there is a limit,
-# else 5 % of the threshold below it, and not before 10 s.
-
-_BAND: Final = 0.05
-_DWELL_S: Final = 10.0
-
-
-class ThresholdEdge:
-    """One threshold, entered at once and left late."""
+class Hysteresis:
+    """Whether memory is above one threshold: entered at once, left below a band and not before a dwell time."""
 
     __slots__ = ("_entered_at", "is_above")
 
@@ -202,10 +187,10 @@ class ThresholdEdge:
         self.is_above = False
         self._entered_at = 0.0
 
-    def judge(self, reading: Reading, entry_bytes: int | None) -> bool:
-        """Take a reading, and the used bytes at which the threshold is entered now; return whether we are above it.
+    def update(self, reading: Reading, entry_bytes: int | None) -> bool:
+        """Take a reading, and the used bytes at which the threshold is entered now; return whether memory is above it.
 
-        An entry of None, which cannot be said under an unknown limit, is never entered.
+        A threshold without an entry, a share of an unknown limit, is never entered.
         """
         if entry_bytes is None:
             self.is_above = False
@@ -218,44 +203,40 @@ class ThresholdEdge:
 
 
 def exit_bytes(entry_bytes: int, limit_bytes: int | None) -> int:
-    """Return the used bytes below which a threshold is left."""
+    """Return the used bytes below which a threshold is left: 5 points of the limit, else 5 % of it, below its entry."""
     band = int(_BAND * (limit_bytes if limit_bytes and limit_bytes >= entry_bytes else entry_bytes))
     # A threshold within the lowest 5 points would never be left.
     return entry_bytes - band if band < entry_bytes else max(entry_bytes // 2, 1)
 
 
-OPEN_AT_MOST: Final = 100  # incidents of one kind; as label values of metrics
-OTHER: Final = "<other>"
-
-
 @record
-class Notify:
-    """Have the channel behind `target` deliver `alert`."""
+class SendAlert:
+    """Have the channel of `recipient` deliver `alert`."""
 
-    target: Target
+    recipient: Recipient
     alert: Alert
 
 
 @record
-class Act:
+class RunAction:
     """Have the action of `rule` run."""
 
     rule: AlertRule
     alert: Alert
 
 
-Decision: TypeAlias = Notify | Act
-Receiver: TypeAlias = Target | AlertRule  # a channel that is told, or a rule whose action is run
+Decision: TypeAlias = SendAlert | RunAction
+Listener: TypeAlias = Recipient | AlertRule  # a channel that is notified, or a rule whose action is run
 
 
-class Board:
+class IncidentTracker:
     """The incidents of one process.
 
     Args:
         rules: the table.
-        cooldown_s: how long a receiver is spared what is no news; and the silence after which what merely happened
-            counts as over.
-        source: who we are, in words.
+        cooldown_s: the time after a notification in which a listener is not notified of the same again; and the time
+            without another one after which a one-off event is resolved. In seconds.
+        source: the service, its host and process, for messages.
         token: begins the name of every incident; another one in each process.
         wall: seconds since the epoch.
     """
@@ -268,9 +249,9 @@ class Board:
         self._token = token
         self._wall = wall
         self._rules = tuple(rules)
-        self._edges = {rule: ThresholdEdge() for rule in rules if rule.is_thresholded}
-        self._receivers = tuple(_receivers(rules))
-        self._open: dict[tuple[About, str], _Incident] = {}
+        self._hysteresis = {rule: Hysteresis() for rule in rules if rule.is_thresholded}
+        self._listeners = tuple(_listeners(rules))
+        self._open: dict[tuple[Category, str], _Incident] = {}
         self._opened = 0
 
     @property
@@ -278,135 +259,138 @@ class Board:
         """How many incidents are open."""
         return len(self._open)
 
-    def feel(self, signal: Signal, now: float) -> list[Decision]:
-        """Take a fact at `now`, in seconds that never go back; return what is to be done."""
-        key = self._key(signal)
+    def observe(self, observation: Observation, now: float) -> list[Decision]:
+        """Take an observation at `now`, in seconds that never go back; return what is to be done."""
+        key = self._key_of(observation)
         incident = self._open.get(key)
-        if incident is None and signal.level is Level.NORMAL and signal.reading is None:
+        if incident is None and observation.level is Level.NORMAL and observation.reading is None:
             return []
-        holding = [rule for rule in self._rules if self._holds(rule, signal)]
+        holding = [rule for rule in self._rules if self._matches(rule, observation)]
         if incident is None and not holding:
             return []
 
         if incident is None:
             self._opened += 1
             incident = self._open[key] = _Incident(f"{self._token}-{self._opened}", self._cooldown_s)
-        incident.last, incident.felt_at = signal, now
-        decisions = self._tell(incident, signal, _levels(holding), now)
+        incident.last, incident.last_seen = observation, now
+        decisions = self._notify(incident, observation, _levels_of(holding), now)
         if not incident.is_open:
             del self._open[key]
         return decisions
 
-    def expire(self, now: float) -> list[Decision]:
-        """Resolve what merely happened and has not been seen again for a cooldown."""
-        silent = [
+    def resolve_stale(self, now: float) -> list[Decision]:
+        """Resolve the one-off events that have not been observed again for a cooldown."""
+        stale = [
             (key, incident)
             for key, incident in self._open.items()
-            if not incident.last.lasts and now - incident.felt_at >= self._cooldown_s
+            if not incident.last.is_state and now - incident.last_seen >= self._cooldown_s
         ]
         decisions: list[Decision] = []
-        for key, incident in silent:
+        for key, incident in stale:
             del self._open[key]
             last = incident.last
-            over = Signal(last.about, last.name, Level.NORMAL, False, partial(_silent, self._cooldown_s, last))
-            decisions += self._tell(incident, over, {}, now)
+            over = Observation(
+                last.category, last.name, Level.NORMAL, False, partial(_resolved_text, self._cooldown_s, last)
+            )
+            decisions += self._notify(incident, over, {}, now)
         return decisions
 
     def next_expiry(self) -> float | None:
-        """Return when `expire` may next have something to do."""
-        felt = [incident.felt_at for incident in self._open.values() if not incident.last.lasts]
-        return min(felt) + self._cooldown_s if felt else None
+        """Return when `resolve_stale` may next have something to do."""
+        seen = [incident.last_seen for incident in self._open.values() if not incident.last.is_state]
+        return min(seen) + self._cooldown_s if seen else None
 
-    def _holds(self, rule: AlertRule, signal: Signal) -> bool:
-        if signal.about not in rule.categories:
+    def _matches(self, rule: AlertRule, observation: Observation) -> bool:
+        if observation.category not in rule.categories:
             return False
-        edge = self._edges.get(rule)
-        if edge is None:
-            return signal.level >= rule.level
-        if signal.reading is None:
+        hysteresis = self._hysteresis.get(rule)
+        if hysteresis is None:
+            return observation.level >= rule.level
+        if observation.reading is None:
             return False
-        return edge.judge(signal.reading, rule.entry_bytes(signal.reading.limit_bytes))
+        return hysteresis.update(observation.reading, rule.entry_bytes(observation.reading.limit_bytes))
 
-    def _key(self, signal: Signal) -> tuple[About, str]:
-        key = signal.about, signal.name
-        if key in self._open or not signal.name:
+    def _key_of(self, observation: Observation) -> tuple[Category, str]:
+        key = observation.category, observation.name
+        if key in self._open or not observation.name:
             return key
-        alike = sum(about == signal.about for about, _ in self._open)
-        return key if alike < OPEN_AT_MOST else (signal.about, OTHER)
+        of_category = sum(category == observation.category for category, _ in self._open)
+        return key if of_category < MAX_OPEN_INCIDENTS else (observation.category, OTHER)
 
-    def _tell(self, incident: "_Incident", signal: Signal, levels: dict[Receiver, Level], now: float) -> list[Decision]:
+    def _notify(
+        self, incident: "_Incident", observation: Observation, levels: dict[Listener, Level], now: float
+    ) -> list[Decision]:
         decisions: list[Decision] = []
-        for receiver in self._receivers:
-            step = incident.life(receiver).feel(levels.get(receiver, Level.NORMAL), now)
-            if step is None:
+        for listener in self._listeners:
+            transition = incident.state_of(listener).update(levels.get(listener, Level.NORMAL), now)
+            if transition is None:
                 continue
-            alert = self._alert(incident, signal, step)
-            if isinstance(receiver, Target):
-                decisions.append(Notify(receiver, alert))
-            elif receiver in levels and receiver.acts_on(signal.about):
-                decisions.append(Act(receiver, alert))
+            alert = self._alert(incident, observation, transition)
+            if isinstance(listener, Recipient):
+                decisions.append(SendAlert(listener, alert))
+            elif listener in levels and listener.acts_on(observation.category):
+                decisions.append(RunAction(listener, alert))
         return decisions
 
-    def _alert(self, incident: "_Incident", signal: Signal, step: Step) -> Alert:
-        summary, details = signal.words()
+    def _alert(self, incident: "_Incident", observation: Observation, transition: Transition) -> Alert:
+        summary, details = observation.describe()
         return Alert(
-            kind=step.kind,
-            level=step.level,
-            category=signal.about,
-            name=signal.name,
+            kind=transition.kind,
+            level=transition.level,
+            category=observation.category,
+            name=observation.name,
             summary=summary,
             details=details,
-            suppressed=step.swallowed,
+            suppressed=transition.suppressed,
             dropped=0,
             incident=incident.name,
-            number=step.number,
+            number=transition.number,
             source=self._source,
             at=self._wall(),
         )
 
 
 class _Incident:
-    """Something that is the matter, and what each receiver knows of it."""
+    """An open incident, and its state for each listener."""
 
-    __slots__ = ("_cooldown_s", "_lives", "felt_at", "last", "name")
+    __slots__ = ("_cooldown_s", "_states", "last", "last_seen", "name")
 
-    last: Signal
-    felt_at: float
+    last: Observation
+    last_seen: float
 
     def __init__(self, name: str, cooldown_s: float) -> None:
         self.name = name
         self._cooldown_s = cooldown_s
-        self._lives: dict[Receiver, Life] = {}
+        self._states: dict[Listener, IncidentState] = {}
 
     @property
     def is_open(self) -> bool:
-        return any(life.is_open for life in self._lives.values())
+        return any(state.is_open for state in self._states.values())
 
-    def life(self, receiver: Receiver) -> Life:
-        if receiver not in self._lives:
-            self._lives[receiver] = Life(self._cooldown_s)
-        return self._lives[receiver]
+    def state_of(self, listener: Listener) -> IncidentState:
+        if listener not in self._states:
+            self._states[listener] = IncidentState(self._cooldown_s)
+        return self._states[listener]
 
 
-def _silent(seconds: float, last: Signal) -> Words:
-    summary, details = last.words()
+def _resolved_text(seconds: float, last: Observation) -> Description:
+    summary, details = last.describe()
     return f"not seen again for {seconds:.0f} s: {summary}", details
 
 
-def _receivers(rules: Iterable[AlertRule]) -> dict[Receiver, None]:
-    found: dict[Receiver, None] = {}
+def _listeners(rules: Iterable[AlertRule]) -> dict[Listener, None]:
+    found: dict[Listener, None] = {}
     for rule in rules:
         if rule.has_action:
-            found[rule] = None  # before its channels: what helps comes before what tells
-        for target in rule.recipients:
-            found[target] = None
+            found[rule] = None  # before its channels: the action is to run before the message is sent
+        found |= dict.fromkeys(rule.recipients)
     return found
 
 
-def _levels(holding: Iterable[AlertRule]) -> dict[Receiver, Level]:
-    levels: dict[Receiver, Level] = {}
+def _levels_of(holding: Iterable[AlertRule]) -> dict[Listener, Level]:
+    levels: dict[Listener, Level] = {}
     for rule in holding:
-        receivers: tuple[Receiver, ...] = (rule, *rule.recipients)
-        for receiver in receivers:
-            levels[receiver] = max(levels.get(receiver, Level.NORMAL), rule.level)
+        listeners: tuple[Listener, ...] = (rule, *rule.recipients)
+        for listener in listeners:
+            levels[listener] = max(levels.get(listener, Level.NORMAL), rule.level)
     return levels

@@ -1,30 +1,27 @@
-"""Put an alert into words, and a stranger's name into a form that harms nobody who reads it.
+"""Alerts and their texts.
 
-Covers: names cut and made visible, the subject line, the lines of the text, the markup of Slack.
-Leaves to others: HTML and mail headers (`_letter`), JSON (`_webhook`).
+A file of its own because rules, incidents, channels and clients all need it.
 
 Names of owners and tasks may come from requests: they may hold line ends, escapes, markup, or a megabyte.
 """
 
-from collections.abc import Sequence
-from email.message import EmailMessage
-from email.policy import SMTP
-from email.utils import formatdate
 from enum import StrEnum
-from html import escape
 from typing import Final
 
 from memtools._records import record
+from memtools._text import printable
 from memtools.readings import Level
 from memtools.units import format_size
 
-# What is told: one message about one incident.
-#
-# Leaves to others: when it is told (`_life`, `_board`), to whom (`_outbox`), in which form (the channels).
+MAX_NAME_LENGTH: Final = 200  # characters; as the accounts of the ledger
+_MAX_TEXT_LENGTH: Final = 1_000  # characters of a summary or of one detail
+
+# The three characters that Slack asks to be escaped; `<` begins its mentions and links.
+_SLACK_ESCAPES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 class AlertKind(StrEnum):
-    """Where in the life of its incident an alert stands."""
+    """The change of its incident that an alert reports."""
 
     OPENED = "opened"
     ESCALATED = "escalated"
@@ -38,17 +35,17 @@ class Alert:
 
     Attributes:
         kind: opened, escalated, repeated or resolved.
-        level: how serious it is; of a resolved one, how serious it was when it was last told.
-        about: `"memory"`, `"reclaim"`, `"budget"` or `"task"`.
+        level: how serious it is; of a resolved one, the level of the message before.
+        category: `"memory"`, `"reclaim"`, `"budget"` or `"task"`.
         name: the owner or task that it is about, cut and free of control characters; empty for the whole process.
         summary: what happened, in one line.
         details: more, as (label, text).
-        swallowed: how often the same was seen since the last message, and not told.
-        lost: messages to this channel that were dropped since the last that was delivered.
-        incident: the same for all messages of one incident to one receiver.
-        number: 1 for the first message of the incident to this receiver, and so on.
+        suppressed: how often the same was observed since the last message without another one.
+        dropped: messages to this channel that were dropped since the last one that was delivered.
+        incident: the same for all messages of one incident to one recipient.
+        number: 1 for the first message of the incident to this recipient, and so on.
         source: the service, its host and process.
-        at: when it was told, in seconds since the epoch.
+        at: when it was made, in seconds since the epoch.
     """
 
     kind: AlertKind
@@ -65,100 +62,50 @@ class Alert:
     at: float
 
 
-NAME_AT_MOST: Final = 200  # characters; as the accounts of the ledger
-_TEXT_AT_MOST: Final = 1_000  # characters of a summary or of one detail
-
-# The three characters that Slack asks to be escaped; `<` begins its mentions and links.
-_SLACK_MARKS: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
-
-def plain(name: str, at_most: int = NAME_AT_MOST) -> str:
-    """Return `name` on one line of at most `at_most` characters, with nothing in it that is not printed."""
-    # Cut first: what is a megabyte long is not looked through.
-    shown = name[: at_most + 1]
+def one_line(name: str, max_length: int = MAX_NAME_LENGTH) -> str:
+    """Return `name` on one line of at most `max_length` characters, all of them printable."""
+    # Cut first: a name of a megabyte is not searched.
+    shown = printable(name, max_length + 1)
     if not shown.isprintable():
-        shown = "".join(map(_shown, shown))
-    return shown if len(shown) <= at_most else f"{shown[: at_most - 1]}…"
+        shown = "".join(character if character.isprintable() else " " for character in shown)  # spaces of other widths
+    return shown if len(shown) <= max_length else f"{shown[: max_length - 1]}…"
 
 
-def subject_of(alert: Alert) -> str:
+def subject(alert: Alert) -> str:
     """Return the alert in one line, for a subject or a notification."""
     word = alert.kind.value if alert.kind is not AlertKind.OPENED else alert.level.name.lower()
-    return plain(f"[{word}] {alert.source}: {alert.summary}", _TEXT_AT_MOST)
+    return one_line(f"[{word}] {alert.source}: {alert.summary}", _MAX_TEXT_LENGTH)
 
 
-def lines_of(alert: Alert) -> tuple[tuple[str, str], ...]:
-    """Return what is known besides the summary, as (label, text)."""
+def detail_lines(alert: Alert) -> tuple[tuple[str, str], ...]:
+    """Return the level, the details and the counts, as (label, text)."""
     lines = [("level", alert.level.name.lower()), *alert.details]
     if alert.suppressed:
         lines.append(("seen again", f"{alert.suppressed:,} times since the last message"))
     if alert.dropped:
         lines.append(("lost before", f"{alert.dropped:,} earlier messages could not be delivered here"))
     lines.append(("incident", f"{alert.incident}, message {alert.number}"))
-    return tuple((label, plain(text, _TEXT_AT_MOST)) for label, text in lines)
+    return tuple((label, one_line(text, _MAX_TEXT_LENGTH)) for label, text in lines)
 
 
-def text_of(alert: Alert) -> str:
+def text(alert: Alert) -> str:
     """Return the alert as text of several lines."""
-    return "\n".join([subject_of(alert), "", *(f"{label}: {text}" for label, text in lines_of(alert))])
+    return "\n".join([subject(alert), "", *(f"{label}: {text}" for label, text in detail_lines(alert))])
 
 
-def slack_text(text: str, at_most: int) -> str:
-    """Return `text` escaped for Slack, in at most `at_most` characters; no escape is cut in two."""
+def slack_text(text: str, max_length: int) -> str:
+    """Return `text` escaped for Slack, in at most `max_length` characters; no escape is cut in two."""
     parts: list[str] = []
-    room = at_most - 1
+    left = max_length - 1
     for character in text:
-        part = _SLACK_MARKS.get(character, character)
-        if len(part) > room:
+        part = _SLACK_ESCAPES.get(character, character)
+        if len(part) > left:
             return "".join(parts) + "…"
         parts.append(part)
-        room -= len(part)
+        left -= len(part)
     return "".join(parts)
 
 
-def largest_in_words(largest: tuple[tuple[str, int], ...]) -> str:
-    """Return owners and their sizes in words."""
-    return ", ".join(f"{plain(name)} {format_size(size)}" for name, size in largest)
-
-
-def _shown(character: str) -> str:
-    # Controls (line ends, escapes), bidirectional marks, surrogates, blanks that are none.
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-
-
-# Put an alert into a mail: headers, plain text, HTML.
-#
-# Leaves to others: sending it (`_smtp`).
-
-_SUBJECT_AT_MOST: Final = 200  # characters; more is cut by whoever shows it
-
-
-def letter_of(alert: Alert, *, sender: str, recipients: Sequence[str]) -> EmailMessage:
-    """Return `alert` as a mail.
-
-    All mails of one incident refer to the same first message, whether or not that one has arrived. One that is sent
-    again has the same Message-ID, by which mail programs know it.
-    """
-    domain = sender.rpartition("@")[2]
-    letter = EmailMessage(policy=SMTP)
-    letter["Subject"] = plain(subject_of(alert), _SUBJECT_AT_MOST)
-    letter["From"] = sender
-    letter["To"] = ", ".join(recipients)
-    letter["Date"] = formatdate(alert.at, usegmt=True)
-    letter["Message-ID"] = _message_id(alert, alert.number, domain)
-    if alert.number > 1:
-        letter["In-Reply-To"] = letter["References"] = _message_id(alert, 1, domain)
-    letter["Auto-Submitted"] = "auto-generated"  # RFC 3834: no answers by machines
-    letter.set_content(text_of(alert))
-    letter.add_alternative(_html(alert), subtype="html")
-    return letter
-
-
-def _message_id(alert: Alert, number: int, domain: str) -> str:
-    return f"<memtools.{alert.incident}.{number}@{domain}>"
-
-
-def _html(alert: Alert) -> str:
-    lines = lines_of(alert)
-    rows = "".join(f"<tr><th align=left>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in lines)
-    return f"<html><body><p><b>{escape(subject_of(alert))}</b></p><table>{rows}</table></body></html>\n"
+def format_owners(largest: tuple[tuple[str, int], ...]) -> str:
+    """Return the owners with their sizes, as text."""
+    return ", ".join(f"{one_line(name)} {format_size(size)}" for name, size in largest)

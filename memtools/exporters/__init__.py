@@ -1,6 +1,6 @@
-"""Figures for those who watch from outside: one record of the process, Prometheus, OpenTelemetry.
+"""Metrics of the process, for a record, Prometheus and OpenTelemetry.
 
-The doors to the libraries are `memtools.exporters.prometheus` and `memtools.exporters.opentelemetry`.
+The adapters of the libraries are `memtools.exporters.prometheus` and `memtools.exporters.opentelemetry`.
 """
 
 from memtools.exporters._metrics import Metrics, collect_metrics

@@ -1,26 +1,24 @@
-"""Everything that is exported, added up by label at one moment.
+"""The figures that are exported, summed by label.
 
-Covers: adding up accounts by name, budgets of open owners, what events have told. Leaves to others: what it is called
-(`_catalogue`), how many names there may be (`_names`), structures (`_structures`), the process (`_process`).
-
-Cost: it walks the ledger's accounts (at most 4,096), the open owners and the registered things; see docs/metrics.md.
+Cost: a snapshot walks the accounts of the ledger (at most 4,096), the open owners and the registered structures; see
+docs/metrics.md.
 """
 
 import logging
-import os
 import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Final, TypeAlias
-from weakref import WeakSet, ref
+from weakref import ref
 
+from memtools._forks import register_object_after_fork
 from memtools._records import record
 from memtools.cleanup import Shrinkable, registered
 from memtools.errors import ConfigError
 from memtools.events import BudgetOverrun, Event, HighUsage, ScopeEnded, Subscription, TaskAbandoned, subscribe
-from memtools.events import statistics as hub_statistics
+from memtools.events import statistics as dispatch_statistics
 from memtools.exporters._catalogue import GROWTH_BOUNDS
 from memtools.ledger import AccountStatistics, Owner, open_owners
 from memtools.ledger import statistics as ledger_statistics
@@ -30,14 +28,26 @@ from memtools.readings import Level, effective_limit, headroom
 from memtools.structures import BoundedList, WeakCache
 from memtools.units import parse_count
 
-# How much scopes, calls and tasks had left alive when they ended, sorted into buckets.
-#
-# Leaves to others: who ended (`_heard`), the form in which a library wants it.
+_log = logging.getLogger("memtools.exporters")
+
+MAX_NAMES: Final = 100
+OTHER: Final = "<other>"
+
+# When more events wait, the oldest are dropped. That happens when a thread holds the lock for as long as the other
+# threads take to emit so many.
+_MAX_WAITING: Final = 65_536
+_BATCH: Final = 256  # so many events are counted where the last of them is emitted
+
+Labels: TypeAlias = tuple[str, ...]
+Samples: TypeAlias = dict[str, dict[Labels, float]]  # by the name of the metric, then by the values of its labels
+
+_CountedEvent: TypeAlias = ScopeEnded | HighUsage | BudgetOverrun | TaskAbandoned
+_Known: TypeAlias = tuple[ref[Shrinkable], str, int]  # the structure, its label, its evictions at the last snapshot
 
 
 @record
-class Growth:
-    """The growth of the owners of one label, up to one moment.
+class HistogramSnapshot:
+    """How much the owners of one label had left alive at their ends, up to one moment.
 
     Attributes:
         counts: how many had grown by no more than each bound, and how many there were in all: cumulative.
@@ -48,351 +58,27 @@ class Growth:
     sum_bytes: int
 
 
-class Buckets:
-    """Running counts behind a `Growth`; the caller sees to threads."""
-
-    __slots__ = ("_bounds", "_counts", "_sum_bytes")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum_bytes = 0
-
-    def add(self, grown_bytes: int) -> None:
-        """Count one that grew by `grown_bytes`, never negative."""
-        self._counts[bisect_left(self._bounds, grown_bytes)] += 1
-        self._sum_bytes += grown_bytes
-
-    def growth(self) -> Growth:
-        """Return the counts up to now."""
-        return Growth(tuple(accumulate(self._counts)), self._sum_bytes)
-
-
-# Wait with what events tell until somebody may count it.
-#
-# Covers: a hook that only appends, so that it can be called anywhere; when the waiting events are taken.
-# Leaves to others: what is counted (`_aggregates`, `opentelemetry`).
-#
-# A hook may run inside a finaliser, in the middle of any line, that of our own counting included: a lock taken there
-# would deadlock itself. So the hook puts the event into a queue, which is one C call, and whoever can have the lock
-# without waiting empties the queue. While one thread counts, the others only append.
-
-# How many events wait at most for somebody to count them; beyond it the oldest are lost, which takes a thread that
-# holds the lock for as long as it takes the others to tell so many.
-_MOST_WAITING: Final = 65_536
-_PORTION: Final = 256
-
-Counted = ScopeEnded | HighUsage | BudgetOverrun | TaskAbandoned
-
-_all: "WeakSet[Heard]" = WeakSet()
-
-
-class Heard:
-    """Events on their way from where they happened to where they are counted.
-
-    Args:
-        count: called with one event at a time, never twice at once.
-        may_count: asked, when enough events wait, whether they may be counted here.
-
-    Attributes:
-        lock: held while `count` runs; whoever reads what it writes takes it as well.
-    """
-
-    def __init__(self, count: Callable[[Counted], object], may_count: Callable[[], bool] = lambda: True) -> None:
-        self._count = count
-        self._may_count = may_count
-        self._waiting: deque[Counted] = deque(maxlen=_MOST_WAITING)
-        self._subscription: Subscription | None = None
-        self.lock = threading.Lock()
-        _all.add(self)
-
-    def listen(self) -> None:
-        """Begin to hear events; a second call does nothing."""
-        if self._subscription is None:
-            self._subscription = subscribe(self._hear)
-
-    def close(self) -> None:
-        """Hear no more; what waits can still be counted."""
-        if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
-
-    def settle(self) -> None:
-        """Count all that waits. The caller holds the lock."""
-        waiting = self._waiting
-        # Not `while waiting`: threads that go on telling must not keep a reader here.
-        for _ in range(len(waiting)):
-            try:
-                event = waiting.popleft()
-            except IndexError:
-                return  # the child of a fork that happened in here
-            self._count(event)
-
-    def renew_lock(self) -> None:
-        """Make the lock anew in the child of a fork: the thread that held it may not be there."""
-        self.lock = threading.Lock()
-
-    def _hear(self, event: Event) -> None:
-        if not isinstance(event, Counted):
-            return
-        self._waiting.append(event)
-        if len(self._waiting) < _PORTION or not self._may_count():
-            return
-        lock = self.lock
-        if lock.acquire(blocking=False):
-            try:
-                self.settle()
-            finally:
-                lock.release()
-
-
-def _renew_locks() -> None:
-    for heard in _all:
-        heard.renew_lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
-
-
-# Keep the names that become label values few: each of them is a time series for as long as the server remembers it.
-#
-# Leaves to others: which names there are (`_aggregates`), escaping them (the exposition format).
-
-MOST_NAMES: Final = 100
-OTHER: Final = "<other>"
-
-_log = logging.getLogger("memtools.exporters")
-
-
-class Names:
-    """The first `most` names that come keep their own label; all later ones share `<other>`.
-
-    A name that has got its label keeps it, so that counters only rise. The caller sees to threads.
-
-    Args:
-        most: how many names get a label of their own.
-
-    Raises:
-        ConfigError: for less than one name.
-    """
-
-    __slots__ = ("_known", "_most", "_warned")
-
-    def __init__(self, most: int = MOST_NAMES) -> None:
-        self._most = parse_count(most, name="most_names")
-        self._known: set[str] = set()
-        self._warned = False
-
-    def label(self, name: str) -> str:
-        """Return the label value for `name`."""
-        if name in self._known:
-            return name
-        if name == OTHER:
-            return OTHER
-        if len(self._known) < self._most:
-            self._known.add(name)
-            return name
-
-        if not self._warned:
-            self._warned = True
-            _log.warning(
-                "more than %d names of scopes, calls and tasks: the figures of the further ones are exported as %s; "
-                "name a scope after what it does, not after whom it does it for",
-                self._most,
-                OTHER,
-            )
-        return OTHER
-
-
-# What bounded lists, caches and other registered things hold, and what had to go from them, by type.
-#
-# Covers: counters that do not fall when a structure dies. Leaves to others: who is registered (`memtools.cleanup`).
-#
-# Only our own structures are asked for figures: what a stranger's `statistics()` costs, or waits for, is unknown.
-
-_Seen: TypeAlias = tuple[ref[Shrinkable], str, int]  # the thing, its label, its evictions when it was looked at last
-
-
-@record
-class StructureFigures:
-    """What is alive of one type.
-
-    Attributes:
-        alive: how many things, by type.
-        items: what they hold, by type; only for our own types.
-        evictions: what had to go from them, those included that have died since they were last looked at.
-    """
-
-    alive: dict[str, int]
-    items: dict[str, int]
-    evictions: dict[str, int]
-
-
-class Structures:
-    """Looks at the registered things; the caller sees to threads.
-
-    What a structure evicts between the last look and its death is not counted.
-    """
-
-    __slots__ = ("_names", "_past", "_seen")
-
-    def __init__(self, names: Names) -> None:
-        self._names = names
-        self._past: Counter[str] = Counter()
-        self._seen: dict[int, _Seen] = {}
-
-    def look(self) -> StructureFigures:
-        """Return the figures of this moment."""
-        alive: Counter[str] = Counter()
-        items: Counter[str] = Counter()
-        evictions: Counter[str] = Counter()
-        seen: dict[int, _Seen] = {}
-
-        for thing in registered():
-            label = self._names.label(_type_name(type(thing)))
-            alive[label] += 1
-            figures = _figures(thing)
-            if figures is None:
-                continue
-            items[label] += figures[0]
-            evictions[label] += figures[1]
-            seen[id(thing)] = (self._reference(thing), label, figures[1])
-
-        for number, (reference, label, gone) in self._seen.items():
-            if number not in seen or seen[number][0] is not reference:
-                self._past[label] += gone
-        self._seen = seen
-        evictions.update(self._past)
-        return StructureFigures(dict(alive), dict(items), dict(evictions))
-
-    def _reference(self, thing: Shrinkable) -> "ref[Shrinkable]":
-        # An id is given to another thing after death; a reference that still leads to the thing is the thing's own.
-        known = self._seen.get(id(thing))
-        return known[0] if known is not None and known[0]() is thing else ref(thing)
-
-
-def _figures(thing: Shrinkable) -> tuple[int, int] | None:
-    if isinstance(thing, BoundedList):
-        bounded = thing.statistics()
-        return bounded.length, bounded.evicted
-    if isinstance(thing, WeakCache):
-        cache = thing.statistics()
-        return cache.strong, cache.evictions
-    return None
-
-
-def _type_name(kind: type[Shrinkable]) -> str:
-    # The list bounded by bytes is of a class of its own, of which nobody need know.
-    for ours in (BoundedList, WeakCache):
-        if issubclass(kind, ours) and kind.__module__.startswith("memtools."):
-            return ours.__name__
-    return kind.__qualname__
-
-
-# What the started monitors have seen and done, and what the process may use.
-#
-# Leaves to others: watching (`memtools.monitor`), reading limits (`memtools.readings`). A monitor's statistics are copied
-# and read nothing anew. Without a monitor the limit and the headroom are read here: some hundred microseconds.
-
-
-def worst_level() -> Level | None:
-    """Return the highest level of the monitors that are started, or None where there is none."""
-    return max((monitor.level for monitor in monitors()), default=None)
-
-
-def limit_bytes() -> int | None:
-    """Return what this process may use: the least of what the monitors were told and found, else the effective limit.
-
-    None where no limit is known, or `MEMTOOLS_LIMIT` is no size.
-    """
-    return _limit_of([monitor.statistics() for monitor in monitors()])
-
-
-def headroom_bytes() -> int | None:
-    """Return what is left to the first wall, negative beyond it; None where that is not known."""
-    return _headroom_of([monitor.statistics() for monitor in monitors()])
-
-
-def monitor_samples() -> "Samples":
-    """Return the samples of monitors, limit and headroom."""
-    found = [monitor.statistics() for monitor in monitors()]
-    samples: Samples = {}
-    for one in found:
-        for family, value in _monitor_figures(one).items():
-            samples.setdefault(family, {})[one.name,] = value
-        for level in Level:
-            samples.setdefault("monitor.changes", {})[one.name, level.name.lower()] = one.level_changes.get(level, 0)
-
-    for family, room in (("effective.limit", _limit_of(found)), ("headroom", _headroom_of(found))):
-        if room is not None:
-            samples[family] = {(): room}
-    return samples
-
-
-def _monitor_figures(one: MonitorStatistics) -> dict[str, float]:
-    return {
-        "monitor.level": one.level,
-        "monitor.operations": one.operations,
-        "monitor.failures": one.failures,
-        "pressure.signals": one.pressure_signals,
-        "cleanup.climbs": one.cleanups,
-        "cleanup.light": one.minor_collections,
-        "cleanup.freed": one.freed_bytes,
-        "cleanup.duration": one.cleanup_s,
-        "cleanup.ineffective": one.ineffective_reclaims,
-        "admission.waiting": one.admissions.queued,
-        "admission.inside": one.admissions.active,
-        "gc.pause": one.pauses.total_s,
-    }
-
-
-def _limit_of(found: list[MonitorStatistics]) -> int | None:
-    told = [one.limit.value_bytes for one in found if one.limit is not None and one.limit.value_bytes is not None]
-    if told:
-        return min(told)
-    try:
-        return effective_limit().value_bytes
-    except ConfigError:
-        return None  # what tells of the process shall not fail for a wrong word in its environment
-
-
-def _headroom_of(found: list[MonitorStatistics]) -> int | None:
-    told = [one.headroom.value_bytes for one in found if one.headroom is not None]
-    known = [room for room in told if room is not None]
-    if known:
-        return min(known)
-    try:
-        return headroom().value_bytes
-    except ConfigError:
-        return None
-
-
-Labels: TypeAlias = tuple[str, ...]
-Samples: TypeAlias = dict[str, dict[Labels, float]]  # by the family's name, then by the values of its labels
-
-
 @record
 class Snapshot:
     """The figures of one moment.
 
     Attributes:
-        samples: values by family and label values; a family without any is left out.
+        samples: values by metric and label values; a metric without any is left out.
         growth: the histogram, by (kind, name).
     """
 
     samples: Samples
-    growth: dict[Labels, Growth]
+    growth: dict[Labels, HistogramSnapshot]
 
 
 class Aggregates:
-    """Adds up what is exported. Safe from any thread.
+    """Sums what is exported. Safe from any thread.
 
     Args:
-        most_names: how many names get a label of their own; later ones share `<other>`.
-        grown: told the labels and the growth in bytes of each owner that has ended, where somebody else sorts them
-            into buckets; the histogram is empty then.
-        may_count: asked, when enough events wait, whether they may be counted in the thread that emits.
+        max_names: how many names get a label of their own; later ones share `<other>`.
+        on_growth: called with the labels and the growth in bytes of each owner that has ended, for a library that has
+            histograms of its own; the histogram of the snapshot is empty then.
+        may_count: called when enough events wait: whether they may be counted in the thread that emits.
 
     Raises:
         ConfigError: for less than one name.
@@ -400,55 +86,55 @@ class Aggregates:
 
     def __init__(
         self,
-        most_names: int = MOST_NAMES,
+        max_names: int = MAX_NAMES,
         *,
-        grown: Callable[[Labels, int], object] | None = None,
+        on_growth: Callable[[Labels, int], object] | None = None,
         may_count: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._names = Names(most_names)
-        self._structures = Structures(Names(most_names))
-        self._growth: dict[Labels, Buckets] = defaultdict(lambda: Buckets(GROWTH_BOUNDS))
-        self._told: Samples = defaultdict(lambda: defaultdict(float))
+        self._labels = LabelLimiter(max_names)
+        self._structures = StructureCollector(LabelLimiter(max_names))
+        self._growth: dict[Labels, Histogram] = defaultdict(lambda: Histogram(GROWTH_BOUNDS))
+        self._event_counts: Samples = defaultdict(lambda: defaultdict(float))
         self._limits: dict[Labels, float] = {}
-        self._grown = grown or self._sort_into_bucket
-        self._heard = Heard(self._count, may_count)
+        self._on_growth = on_growth or self._sort_into_bucket
+        self._events = EventBuffer(self._count, may_count)
 
-    def listen(self) -> None:
+    def subscribe(self) -> None:
         """Begin to count events."""
-        self._heard.listen()
+        self._events.subscribe()
 
     def close(self) -> None:
         """Count no more events."""
-        self._heard.close()
+        self._events.close()
 
     def snapshot(self) -> Snapshot:
         """Return the figures of this moment."""
-        with self._heard.lock:
-            self._heard.settle()
-            samples: Samples = {name: dict(values) for name, values in self._told.items()}
+        with self._events.lock:
+            self._events.drain()
+            samples: Samples = {name: dict(values) for name, values in self._event_counts.items()}
             self._add_accounts(samples)
             self._add_budgets(samples)
             self._add_structures(samples)
-            growth = {labels: buckets.growth() for labels, buckets in self._growth.items()}
+            growth = {labels: histogram.snapshot() for labels, histogram in self._growth.items()}
         samples |= monitor_samples()
-        samples["hooks.broken"] = {(): hub_statistics().failed}
+        samples["hooks.broken"] = {(): dispatch_statistics().failed}
         return Snapshot(samples, growth)
 
     def _label(self, kind: str, name: str) -> Labels:
-        return kind, self._names.label(name)
+        return kind, self._labels.label_for(name)
 
-    def _count(self, event: Counted) -> None:
+    def _count(self, event: _CountedEvent) -> None:
         if isinstance(event, ScopeEnded):
-            # A histogram whose sum can fall is none: who freed more than it allocated has not grown.
-            self._grown(self._label(event.kind, event.name), max(0, event.retained_bytes))
+            # The sum of a histogram never falls: an owner that freed more than it allocated counts as 0.
+            self._on_growth(self._label(event.kind, event.name), max(0, event.retained_bytes))
         elif isinstance(event, HighUsage):
-            self._told["scope.warnings"][self._label(event.kind, event.name)] += 1
+            self._event_counts["scope.warnings"][self._label(event.kind, event.name)] += 1
         elif isinstance(event, BudgetOverrun):
             labels = self._label(event.kind, event.name)
-            self._told["budget.exceeded"][labels] += 1
+            self._event_counts["budget.exceeded"][labels] += 1
             self._limits[labels] = event.budget_bytes
         else:
-            self._told["tasks.abandoned"][self._names.label(event.scope),] += 1
+            self._event_counts["tasks.abandoned"][self._labels.label_for(event.scope),] += 1
 
     def _sort_into_bucket(self, labels: Labels, grown_bytes: int) -> None:
         self._growth[labels].add(grown_bytes)
@@ -488,10 +174,288 @@ class Aggregates:
         samples["budget.used"] = dict.fromkeys(self._limits, 0.0) | used
 
     def _add_structures(self, samples: Samples) -> None:
-        figures = self._structures.look()
-        samples["structures"] = {(label,): count for label, count in figures.alive.items()}
+        figures = self._structures.collect()
+        samples["structures"] = {(label,): count for label, count in figures.live.items()}
         samples["structure.items"] = {(label,): count for label, count in figures.items.items()}
         samples["structure.evictions"] = {(label,): count for label, count in figures.evictions.items()}
+
+
+class Histogram:
+    """Running counts by bucket; the caller serialises the threads."""
+
+    __slots__ = ("_bounds", "_counts", "_sum_bytes")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum_bytes = 0
+
+    def add(self, grown_bytes: int) -> None:
+        """Count an owner that grew by `grown_bytes`, never negative."""
+        self._counts[bisect_left(self._bounds, grown_bytes)] += 1
+        self._sum_bytes += grown_bytes
+
+    def snapshot(self) -> HistogramSnapshot:
+        """Return the counts up to now."""
+        return HistogramSnapshot(tuple(accumulate(self._counts)), self._sum_bytes)
+
+
+class EventBuffer:
+    """A queue between the threads that emit events and the counting of these events.
+
+    A hook may run inside a finaliser, in the middle of any line, also of the counting itself: a lock taken there would
+    deadlock. So the hook appends to a queue, which is one C call, and a thread that gets the lock without waiting
+    empties the queue.
+
+    Args:
+        count: called with one event at a time, by one thread at a time.
+        may_count: called when enough events wait: whether they may be counted here.
+
+    Attributes:
+        lock: held while `count` runs; the reader of the counts takes it as well.
+    """
+
+    def __init__(self, count: Callable[[_CountedEvent], object], may_count: Callable[[], bool] = lambda: True) -> None:
+        self._count = count
+        self._may_count = may_count
+        self._waiting: deque[_CountedEvent] = deque(maxlen=_MAX_WAITING)
+        self._subscription: Subscription | None = None
+        self.lock = threading.Lock()
+        register_object_after_fork(self, EventBuffer.renew_lock)
+
+    def subscribe(self) -> None:
+        """Begin to receive events; a second call does nothing."""
+        if self._subscription is None:
+            self._subscription = subscribe(self._on_event)
+
+    def close(self) -> None:
+        """Receive no more events; those that wait can still be counted."""
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+
+    def drain(self) -> None:
+        """Count all events that wait. The caller holds the lock."""
+        waiting = self._waiting
+        # Not `while waiting`: threads that go on emitting must not keep a reader here.
+        for _ in range(len(waiting)):
+            try:
+                event = waiting.popleft()
+            except IndexError:
+                return  # in the child of a fork that happened in this loop
+            self._count(event)
+
+    def renew_lock(self) -> None:
+        """Make a new lock in the child of a fork: the thread that held it is not there."""
+        self.lock = threading.Lock()
+
+    def _on_event(self, event: Event) -> None:
+        if not isinstance(event, _CountedEvent):
+            return
+        self._waiting.append(event)
+        if len(self._waiting) < _BATCH or not self._may_count():
+            return
+        lock = self.lock
+        if lock.acquire(blocking=False):
+            try:
+                self.drain()
+            finally:
+                lock.release()
+
+
+class LabelLimiter:
+    """Give the first names a label of their own; all later ones share `<other>`.
+
+    Each label value is a time series for as long as the server remembers it. A name that has a label keeps it, so that
+    counters only rise. The caller serialises the threads.
+
+    Args:
+        max_names: how many names get a label of their own.
+
+    Raises:
+        ConfigError: for less than one name.
+    """
+
+    __slots__ = ("_known", "_max_names", "_warned")
+
+    def __init__(self, max_names: int = MAX_NAMES) -> None:
+        self._max_names = parse_count(max_names, name="max_names")
+        self._known: set[str] = set()
+        self._warned = False
+
+    def label_for(self, name: str) -> str:
+        """Return the label value for `name`."""
+        if name in self._known:
+            return name
+        if name == OTHER:
+            return OTHER
+        if len(self._known) < self._max_names:
+            self._known.add(name)
+            return name
+
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "more than %d names of scopes, calls and tasks: the figures of the further ones are exported as %s; "
+                "name a scope after what it does, and not after a request or a user",
+                self._max_names,
+                OTHER,
+            )
+        return OTHER
+
+
+@record
+class StructureFigures:
+    """The figures of the registered structures at one moment.
+
+    Attributes:
+        live: how many there are, by type.
+        items: how many items they hold, by type; only for the types of memtools.
+        evictions: how many items they have evicted, by type; those of structures that have been freed included.
+    """
+
+    live: dict[str, int]
+    items: dict[str, int]
+    evictions: dict[str, int]
+
+
+class StructureCollector:
+    """Sums the figures of the registered structures; the caller serialises the threads.
+
+    The evictions of a structure that is freed stay counted, but those between the last snapshot and its end are missed.
+    Only the types of memtools are asked for figures: what the `statistics()` of another type costs is unknown.
+    """
+
+    __slots__ = ("_dead_evictions", "_known", "_labels")
+
+    def __init__(self, names: LabelLimiter) -> None:
+        self._labels = names
+        self._dead_evictions: Counter[str] = Counter()
+        self._known: dict[int, _Known] = {}
+
+    def collect(self) -> StructureFigures:
+        """Return the figures of this moment."""
+        live: Counter[str] = Counter()
+        items: Counter[str] = Counter()
+        evictions: Counter[str] = Counter()
+        known: dict[int, _Known] = {}
+
+        for structure in registered():
+            label = self._labels.label_for(_type_name(type(structure)))
+            live[label] += 1
+            figures = _figures(structure)
+            if figures is None:
+                continue
+            items[label] += figures[0]
+            evictions[label] += figures[1]
+            known[id(structure)] = (self._reference(structure), label, figures[1])
+
+        for number, (reference, label, evicted) in self._known.items():
+            if number not in known or known[number][0] is not reference:
+                self._dead_evictions[label] += evicted
+        self._known = known
+        evictions.update(self._dead_evictions)
+        return StructureFigures(dict(live), dict(items), dict(evictions))
+
+    def _reference(self, structure: Shrinkable) -> "ref[Shrinkable]":
+        # An id is used again once its object is freed; a reference that still leads to the structure is its own.
+        known = self._known.get(id(structure))
+        return known[0] if known is not None and known[0]() is structure else ref(structure)
+
+
+def highest_level() -> Level | None:
+    """Return the highest level of the monitors that are started, or None where there is none."""
+    return max((monitor.level for monitor in monitors()), default=None)
+
+
+def limit_bytes() -> int | None:
+    """Return what this process may use: the lowest limit of the started monitors, else the effective limit.
+
+    None where no limit is known, or `MEMTOOLS_LIMIT` is not a size.
+    """
+    return _limit_of([monitor.statistics() for monitor in monitors()])
+
+
+def headroom_bytes() -> int | None:
+    """Return what is left to the nearest limit, negative beyond it; None where that is not known.
+
+    Read here only without a monitor, in some hundred microseconds.
+    """
+    return _headroom_of([monitor.statistics() for monitor in monitors()])
+
+
+def monitor_samples() -> Samples:
+    """Return the samples of the started monitors, the limit and the headroom."""
+    found = [monitor.statistics() for monitor in monitors()]
+    samples: Samples = {}
+    for monitor in found:
+        for family, value in _monitor_figures(monitor).items():
+            samples.setdefault(family, {})[monitor.name,] = value
+        for level in Level:
+            changes = samples.setdefault("monitor.changes", {})
+            changes[monitor.name, level.name.lower()] = monitor.level_changes.get(level, 0)
+
+    for family, size_bytes in (("effective.limit", _limit_of(found)), ("headroom", _headroom_of(found))):
+        if size_bytes is not None:
+            samples[family] = {(): size_bytes}
+    return samples
+
+
+def _monitor_figures(monitor: MonitorStatistics) -> dict[str, float]:
+    return {
+        "monitor.level": monitor.level,
+        "monitor.operations": monitor.operations,
+        "monitor.failures": monitor.failures,
+        "pressure.signals": monitor.pressure_signals,
+        "cleanup.passes": monitor.cleanups,
+        "cleanup.minor_collections": monitor.minor_collections,
+        "cleanup.freed": monitor.freed_bytes,
+        "cleanup.duration": monitor.cleanup_s,
+        "cleanup.ineffective": monitor.ineffective_reclaims,
+        "admission.queued": monitor.admissions.queued,
+        "admission.active": monitor.admissions.active,
+        "gc.pause": monitor.pauses.total_s,
+    }
+
+
+def _limit_of(found: list[MonitorStatistics]) -> int | None:
+    limits = [monitor.limit.value_bytes for monitor in found if monitor.limit is not None]
+    known = [limit for limit in limits if limit is not None]
+    if known:
+        return min(known)
+    try:
+        return effective_limit().value_bytes
+    except ConfigError:
+        return None  # a wrong value in the environment must not break the export of the other figures
+
+
+def _headroom_of(found: list[MonitorStatistics]) -> int | None:
+    headrooms = [monitor.headroom.value_bytes for monitor in found if monitor.headroom is not None]
+    known = [left for left in headrooms if left is not None]
+    if known:
+        return min(known)
+    try:
+        return headroom().value_bytes
+    except ConfigError:
+        return None
+
+
+def _figures(structure: Shrinkable) -> tuple[int, int] | None:
+    if isinstance(structure, BoundedList):
+        bounded = structure.statistics()
+        return bounded.length, bounded.evicted
+    if isinstance(structure, WeakCache):
+        cache = structure.statistics()
+        return cache.strong, cache.evictions
+    return None
+
+
+def _type_name(kind: type[Shrinkable]) -> str:
+    # A list that is bounded by bytes is of a private class of its own.
+    for public in (BoundedList, WeakCache):
+        if issubclass(kind, public) and kind.__module__.startswith("memtools."):
+            return public.__name__
+    return kind.__qualname__
 
 
 def _entries(accounts: tuple[AccountStatistics, ...]) -> Iterator[AccountStatistics]:

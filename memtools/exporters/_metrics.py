@@ -1,9 +1,4 @@
-"""The figures of the process in one record: `collect_metrics`.
-
-Covers: memory, processor, garbage collector, limit, headroom and level at one moment, for a log line or a page of one's
-own. Leaves to others: the figures by scope and structure (`_aggregates`), servers of metrics (`prometheus`,
-`opentelemetry`).
-"""
+"""The metrics of the process in one record, for a log line or a status page."""
 
 import gc
 import os
@@ -12,24 +7,23 @@ from collections.abc import Callable
 from typing import Final
 
 from memtools._records import as_dict, record
-from memtools.exporters._aggregates import headroom_bytes, limit_bytes, worst_level
+from memtools.exporters._aggregates import headroom_bytes, highest_level, limit_bytes
 from memtools.readings import Level, read_process
 from memtools.units import format_size
 
-# How busy the process was since somebody asked last.
+_MIN_INTERVAL_S: Final = 0.1  # below it the clock of the processor is too coarse; psutil advises the same
+_MB: Final = 10**6
 
-_SHORTEST_S: Final = 0.1  # below it the clock of the processor is too coarse for a share; psutil's own advice
 
-
-class Busyness:
-    """The share of one core that this process used between two questions.
+class CpuPercent:
+    """The share of one core that this process used between two calls.
 
     Args:
         wall: monotonic seconds.
         cpu: processor seconds of all threads of this process.
         pid: the number of this process.
 
-    Threads: safe; two that ask at once may get the share of the same time.
+    Threads: safe; two that call at the same moment may get the share of the same interval.
     """
 
     __slots__ = ("_cpu", "_mark", "_percent", "_pid", "_wall")
@@ -46,38 +40,35 @@ class Busyness:
         self._mark = (pid(), wall(), cpu())
         self._percent = 0.0
 
-    def percent(self) -> float:
-        """Return the share in percent since the last question, over 100 with several busy threads.
+    def update(self) -> float:
+        """Return the share in percent since the last call, over 100 with several busy threads.
 
-        Within 0.1 s of the last question its answer is given again. The child of a fork begins anew, as its
-        processor time does.
+        Within 0.1 s of the last call its result is returned again. The child of a fork starts at 0, as its processor
+        time does.
         """
         pid, then, used = self._mark
         now = (self._pid(), self._wall(), self._cpu())
         if now[0] != pid:
             self._mark, self._percent = now, 0.0
-        elif now[1] - then >= _SHORTEST_S:
+        elif now[1] - then >= _MIN_INTERVAL_S:
             self._mark, self._percent = now, max(0.0, 100 * (now[2] - used) / (now[1] - then))
         return self._percent
 
 
-_MB = 10**6
-
-
 @record
 class Metrics:
-    """How the process is at one moment.
+    """The figures of the process at one moment.
 
     Attributes:
         rss_mb: resident memory in MB, which are 10^6 bytes here as everywhere in memtools.
         vms_mb: virtual memory in MB.
-        cpu_percent: share of one core that the process used since the last call, in percent; the first call tells it
-            since the import of memtools. Over 100 with several busy threads.
+        cpu_percent: share of one core that the process used since the last call, or since the import of memtools, in
+            percent. Over 100 with several busy threads.
         gc_collections: runs of the garbage collector so far, by generation.
         gc_thresholds: `gc.get_threshold()`.
-        limit_bytes: what the process may use: as the started monitors see it, else the effective limit; None where
-            none is known.
-        headroom_bytes: what is left to the first wall, negative beyond it; None where that is not known.
+        limit_bytes: what the process may use: the lowest limit of the started monitors, else the effective limit; None
+            where none is known.
+        headroom_bytes: what is left to the nearest limit, negative beyond it; None where that is not known.
         level: the highest level of the started monitors; None where there is none.
         at: when, in seconds since the epoch.
     """
@@ -93,7 +84,7 @@ class Metrics:
     at: float
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as a dict that JSON can hold; the level by its name in small letters."""
+        """Return the fields as a dict that JSON can hold; the level by its name in lower case."""
         return as_dict(self) | {
             "gc_collections": list(self.gc_collections),
             "gc_thresholds": list(self.gc_thresholds),
@@ -106,26 +97,26 @@ class Metrics:
         return f"{format_size(self.rss_mb * _MB)} resident{left}{level}, {self.cpu_percent:.0f} % of a core"
 
 
-_busyness = Busyness()
+_cpu_percent = CpuPercent()
 
 
 def collect_metrics() -> Metrics:
-    """Return how the process is now. Cheap enough for every few seconds; starts nothing.
+    """Return the figures of the process now. Cheap enough for every few seconds; starts nothing.
 
-    Threads: safe from any. Cost: some hundred microseconds, most of it for the headroom where no monitor keeps it.
+    Threads: safe from any. Cost: some hundred microseconds, most of it for the headroom without a monitor.
 
     Raises:
-        ReadingError: when the system does not say what is used.
+        ReadingError: when the memory of the process cannot be read.
     """
     memory = read_process()
     return Metrics(
         rss_mb=memory.resident_bytes / _MB,
         vms_mb=memory.virtual_bytes / _MB,
-        cpu_percent=_busyness.percent(),
+        cpu_percent=_cpu_percent.update(),
         gc_collections=tuple(generation["collections"] for generation in gc.get_stats()),
         gc_thresholds=gc.get_threshold(),
         limit_bytes=limit_bytes(),
         headroom_bytes=headroom_bytes(),
-        level=worst_level(),
+        level=highest_level(),
         at=time.time(),
     )

@@ -1,7 +1,6 @@
-"""Show Prometheus what memtools knows: our collector, their exposition (extra `prometheus`).
+"""Prometheus collector (extra `prometheus`).
 
-Covers: the collector, its place in a registry. Leaves to others: which metrics there are (`_catalogue`), adding them up
-(`_aggregates`), serving them (`prometheus_client`: `start_http_server`, `make_asgi_app`).
+A file of its own because it imports an optional library.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from memtools.errors import MissingExtraError
-from memtools.exporters._aggregates import MOST_NAMES, Aggregates, Growth
+from memtools.exporters._aggregates import MAX_NAMES, Aggregates, HistogramSnapshot
 from memtools.exporters._catalogue import FAMILIES, GROWTH, GROWTH_BOUNDS, Family
 
 try:
@@ -31,11 +30,11 @@ _BOUNDS = (*map(str, GROWTH_BOUNDS), "+Inf")
 
 
 class MemtoolsCollector(Collector):
-    """Collects what memtools knows of scopes, budgets, tasks, monitors and structures whenever Prometheus asks.
+    """Collects the figures of scopes, budgets, tasks, monitors and structures at each scrape.
 
-    It joins the registry when it is made, listens to events from then on, and leaves with `close()` or at the end of a
-    `with`. Figures of accounts go back to the beginning of the process; what events tell (warnings, overruns, abandoned
-    tasks, the growth histogram) is counted from here on.
+    It registers itself when it is made, receives events from then on, and unregisters with `close()` or at the end of a
+    `with`. Figures of accounts go back to the start of the process; those of events (warnings, overruns, abandoned
+    tasks, the growth histogram) are counted from here on.
 
     ```python
     from prometheus_client import CollectorRegistry, generate_latest
@@ -46,26 +45,26 @@ class MemtoolsCollector(Collector):
     ```
 
     Args:
-        registry: where to join, by default `prometheus_client.REGISTRY`; None joins nowhere.
-        most_names: how many names become label values; later ones share `<other>`, which is warned of once.
+        registry: where to register, by default `prometheus_client.REGISTRY`; None for nowhere.
+        max_names: how many names become label values; later ones share `<other>`, which is logged once.
 
     Raises:
         ConfigError: for less than one name.
-        ValueError: by the registry, when there is such a collector in it already.
+        ValueError: by the registry, when such a collector is in it already.
 
-    Threads: asked from any, inside the event loop (`make_asgi_app`) or in a server's own thread. It copies sums and
-    waits for nobody but another scrape. Not for prometheus_client's multiprocess mode, which leaves out all collectors.
+    Threads: scraped from any, inside the event loop (`make_asgi_app`) or in a thread of a server. A scrape copies sums
+    and waits for another scrape only. Not for the multiprocess mode of prometheus_client, which leaves out collectors.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = REGISTRY, *, most_names: int = MOST_NAMES) -> None:
-        self._aggregates = Aggregates(most_names)
+    def __init__(self, registry: CollectorRegistry | None = REGISTRY, *, max_names: int = MAX_NAMES) -> None:
+        self._aggregates = Aggregates(max_names)
         self._registry = registry
         if registry is not None:
             registry.register(self)
-        self._aggregates.listen()
+        self._aggregates.subscribe()
 
     def describe(self) -> Iterable[Metric]:
-        """Return the metrics without samples: a registry compares their names and need not collect for it."""
+        """Return the metrics without samples, by which a registry compares names without collecting."""
         yield from map(_empty, FAMILIES)
         yield _empty_growth()
 
@@ -80,7 +79,7 @@ class MemtoolsCollector(Collector):
         yield _filled_growth(snapshot.growth)
 
     def close(self) -> None:
-        """Leave the registry and listen no more; a second call does nothing."""
+        """Unregister, and receive no more events; a second call does nothing."""
         registry, self._registry = self._registry, None
         if registry is not None:
             registry.unregister(self)
@@ -96,15 +95,15 @@ class MemtoolsCollector(Collector):
 
 
 def _empty(family: Family) -> CounterMetricFamily | GaugeMetricFamily:
-    kind = CounterMetricFamily if family.sort == "counter" else GaugeMetricFamily
-    return kind(family.prometheus_name, family.says, labels=family.labels)
+    kind = CounterMetricFamily if family.type == "counter" else GaugeMetricFamily
+    return kind(family.prometheus_name, family.description, labels=family.labels)
 
 
 def _empty_growth() -> HistogramMetricFamily:
-    return HistogramMetricFamily(GROWTH.prometheus_name, GROWTH.says, labels=GROWTH.labels)
+    return HistogramMetricFamily(GROWTH.prometheus_name, GROWTH.description, labels=GROWTH.labels)
 
 
-def _filled_growth(growth: dict[tuple[str, ...], Growth]) -> HistogramMetricFamily:
+def _filled_growth(growth: dict[tuple[str, ...], HistogramSnapshot]) -> HistogramMetricFamily:
     metric = _empty_growth()
     for labels, grown in growth.items():
         metric.add_metric(labels, list(zip(_BOUNDS, grown.counts, strict=True)), grown.sum_bytes)

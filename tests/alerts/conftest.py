@@ -1,4 +1,4 @@
-"""A channel that keeps what it is sent, facts to send, and a way to wait for a thread."""
+"""A channel that records alerts, an event to emit, and a function that waits for a thread."""
 
 import threading
 import time
@@ -11,11 +11,11 @@ from memtools.events import LevelChanged
 from memtools.readings import Level, Reading
 
 MIB = 2**20
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 class Recorder:
-    """A channel that keeps what it is sent."""
+    """A channel that records what it is sent."""
 
     def __init__(self) -> None:
         self.alerts: list[Alert] = []
@@ -36,19 +36,19 @@ class Recorder:
 
 @pytest.fixture
 def recorder() -> Recorder:
-    """A channel that keeps what it is sent."""
+    """A channel that records what it is sent."""
     return Recorder()
 
 
 @pytest.fixture
 def make_recorder() -> Callable[[], Recorder]:
-    """Make another channel that keeps what it is sent."""
+    """Make another channel that records what it is sent."""
     return Recorder
 
 
 @pytest.fixture
 def change() -> Callable[[Level], LevelChanged]:
-    """Make the fact that the level has changed."""
+    """Make the event of a changed level."""
 
     def make(after: Level) -> LevelChanged:
         return LevelChanged(Level.NORMAL, after, Reading(900 * MIB, 1024 * MIB, time.monotonic()), 800 * MIB)
@@ -58,12 +58,12 @@ def change() -> Callable[[Level], LevelChanged]:
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], object]], None]:
-    """Wait for what another thread does."""
+    """Wait until a condition holds that another thread brings about."""
 
     def wait(holds: Callable[[], object]) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not holds():
-            assert time.monotonic() < deadline, "it never came to that"
+            assert time.monotonic() < deadline, "the condition never held"
             time.sleep(0.002)
 
     return wait
@@ -71,7 +71,7 @@ def wait_until() -> Callable[[Callable[[], object]], None]:
 
 @pytest.fixture
 def alert() -> Alert:
-    """An alert like many."""
+    """A typical alert."""
     return Alert(
         AlertKind.OPENED, Level.CRITICAL, "memory", "", "memory is at 900.0 MiB", (("change", "normal to critical"),),
         0, 0, "a1b2-1", 1, "prices on host-1 (process 7)", 1_700_000_000.0,
@@ -80,5 +80,5 @@ def alert() -> Alert:
 
 @pytest.fixture
 def release() -> threading.Event:
-    """What lets a blocked action or channel go on; set by the test."""
+    """The event that a blocked action or channel waits for; the test sets it."""
     return threading.Event()

@@ -1,4 +1,4 @@
-"""Actions that raise, block, are cancelled or come back to us: the service goes on, the next action runs."""
+"""Actions that raise, block, are cancelled or call alerts: the service goes on and the next action runs."""
 
 import asyncio
 import logging
@@ -26,10 +26,10 @@ def ended(alerts: Alerts) -> int:
 
 
 def do_nothing(alert: Alert) -> None:
-    """An action that harms nobody."""
+    """An action without an effect."""
 
 
-def test_an_action_gets_the_alert_in_a_thread_of_its_own(change: Change, wait_until: Wait) -> None:
+def test_action_gets_the_alert_in_its_own_thread(change: Change, wait_until: Wait) -> None:
     got: list[tuple[Alert, str]] = []
     rule = AlertRule("critical", action=lambda alert: got.append((alert, threading.current_thread().name)))
 
@@ -43,7 +43,7 @@ def test_an_action_gets_the_alert_in_a_thread_of_its_own(change: Change, wait_un
 
 
 class Monitor:
-    """What alerts know of a monitor."""
+    """A monitor, as far as alerts use it."""
 
     checks = 0
 
@@ -51,8 +51,8 @@ class Monitor:
         self.checks += 1
 
 
-class OwnCleaner:
-    """What gives memory back, of the user's own."""
+class AsyncCleanup:
+    """An object of the program that gives memory back."""
 
     calls = 0
 
@@ -60,59 +60,59 @@ class OwnCleaner:
         self.calls += 1
 
 
-def test_immediate_cleanup_asks_whom_it_is_told_to_ask(change: Change, wait_until: Wait) -> None:
-    monitor, cleaner, calls = Monitor(), OwnCleaner(), list[str]()
+def test_immediate_cleanup_calls_what_was_passed_as_monitor(change: Change, wait_until: Wait) -> None:
+    monitor, cleanup, calls = Monitor(), AsyncCleanup(), list[str]()
     rule = AlertRule("critical", action="immediate_cleanup")
 
     with (
         Alerts([rule], monitor=monitor),
-        Alerts([rule], monitor=cleaner),
+        Alerts([rule], monitor=cleanup),
         Alerts([rule], monitor=lambda: calls.append("called")),
     ):
         emit(change(Level.CRITICAL))
-        wait_until(lambda: monitor.checks and cleaner.calls and calls)
+        wait_until(lambda: monitor.checks and cleanup.calls and calls)
 
-    assert (monitor.checks, cleaner.calls, calls) == (1, 1, ["called"])
+    assert (monitor.checks, cleanup.calls, calls) == (1, 1, ["called"])
 
 
 class Shrinking:
-    """Something that can give memory back."""
+    """A shrinkable that records the level of its call."""
 
-    asked_at: Level | None = None
+    called_at: Level | None = None
 
     def shrink(self, level: Level, deadline: float, /) -> int:
-        self.asked_at = level
+        self.called_at = level
         return 0
 
 
 @pytest.mark.parametrize(
     ("threshold", "monitor"),
     [(None, None), (None, Reclaimer(default_steps(), read=lambda: 1000)), (1, None), ("0%", Monitor())],
-    ids=["by itself", "a ladder", "a size", "a share, with a monitor"],
+    ids=["default", "reclaimer", "size", "share, with a monitor"],
 )
-def test_immediate_cleanup_climbs_the_ladder_of_the_house(
+def test_immediate_cleanup_runs_a_reclaim_pass(
     change: Change, wait_until: Wait, threshold: str | int | None, monitor: Reclaimer | Monitor | None
 ) -> None:
-    thing = Shrinking()
-    register(thing)
+    shrinkable = Shrinking()
+    register(shrinkable)
 
     with Alerts([AlertRule("critical", threshold, action="immediate_cleanup")], monitor=monitor):
         emit(change(Level.CRITICAL))
-        wait_until(lambda: thing.asked_at)
+        wait_until(lambda: shrinkable.called_at)
 
-    assert thing.asked_at is Level.CRITICAL
+    assert shrinkable.called_at is Level.CRITICAL
 
 
 def test_immediate_cleanup_stops_below_the_threshold_of_its_rule(change: Change, wait_until: Wait) -> None:
-    thing = Shrinking()
-    register(thing)
+    shrinkable = Shrinking()
+    register(shrinkable)
     rule = AlertRule("critical", 900, action="immediate_cleanup")
 
     with Alerts([rule], monitor=Reclaimer(default_steps(), read=lambda: 100)) as alerts:
         emit(change(Level.CRITICAL))
         wait_until(lambda: alerts.statistics().actions_run)
 
-    assert thing.asked_at is None
+    assert shrinkable.called_at is None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_immediate_cleanup_stops_below_the_threshold_of_its_rule(change: Change,
     [RuntimeError("no"), MemoryError(), asyncio.CancelledError(), SystemExit(3), KeyboardInterrupt(), GeneratorExit()],
     ids=lambda error: type(error).__name__,
 )
-def test_an_action_that_raises_is_logged_and_counted_and_the_next_runs(
+def test_action_that_raises_is_logged_and_the_next_one_runs(
     error: BaseException, change: Change, wait_until: Wait, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[Alert] = []
@@ -137,7 +137,7 @@ def test_an_action_that_raises_is_logged_and_counted_and_the_next_runs(
     assert "the service goes on" in caplog.text
 
 
-def test_an_action_that_fails_five_times_in_a_row_is_not_run_any_more(
+def test_action_that_fails_five_times_in_a_row_is_not_run_again(
     wait_until: Wait, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[str] = []
@@ -157,7 +157,7 @@ def test_an_action_that_fails_five_times_in_a_row_is_not_run_any_more(
     assert caplog.text.count("the service goes on") == 1
 
 
-def test_an_action_that_blocks_holds_up_no_other_action_and_no_message(
+def test_action_that_blocks_delays_no_other_action_or_message(
     change: Change, wait_until: Wait, release: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[Alert] = []
@@ -176,12 +176,12 @@ def test_an_action_that_blocks_holds_up_no_other_action_and_no_message(
         release.set()
 
     assert skipped == 5
-    assert "has not come back after 0.05 s" in caplog.text
+    assert "has not ended after 0.05 s and was abandoned" in caplog.text
     assert alerts.statistics().actions_failed == 1
     assert alerts.statistics().channels[0].delivered == 6
 
 
-def test_an_action_that_blocks_at_the_end_is_left_behind_within_the_drain(
+def test_action_that_blocks_at_the_end_is_abandoned(
     change: Change, wait_until: Wait, release: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun = threading.Event()
@@ -197,11 +197,11 @@ def test_an_action_that_blocks_at_the_end_is_left_behind_within_the_drain(
 
     alerts.stop(drain=0.05)
 
-    assert "Alerts end while the action" in caplog.text
+    assert "Alerts stopped while action" in caplog.text
     release.set()
 
 
-async def test_a_coroutine_runs_on_the_loop_of_the_service(change: Change) -> None:
+async def test_coroutine_runs_on_the_loop_of_the_service(change: Change) -> None:
     ran: asyncio.Future[asyncio.AbstractEventLoop] = asyncio.get_running_loop().create_future()
 
     async def act(alert: Alert) -> None:
@@ -215,7 +215,7 @@ async def test_a_coroutine_runs_on_the_loop_of_the_service(change: Change) -> No
     assert alerts.statistics().actions_run == 1
 
 
-def test_a_coroutine_without_a_loop_gets_one_of_its_own(change: Change, wait_until: Wait) -> None:
+def test_coroutine_without_a_loop_gets_its_own(change: Change, wait_until: Wait) -> None:
     ran: list[str] = []
 
     async def act(alert: Alert) -> None:
@@ -229,7 +229,7 @@ def test_a_coroutine_without_a_loop_gets_one_of_its_own(change: Change, wait_unt
     assert ran == ["memtools-alerts-actions"]
 
 
-async def test_a_coroutine_that_takes_too_long_is_cancelled(change: Change) -> None:
+async def test_coroutine_that_takes_too_long_is_cancelled(change: Change) -> None:
     cancelled = asyncio.Event()
 
     async def act(alert: Alert) -> None:
@@ -246,7 +246,7 @@ async def test_a_coroutine_that_takes_too_long_is_cancelled(change: Change) -> N
     assert alerts.statistics().actions_failed == 1
 
 
-async def test_a_coroutine_under_way_at_the_end_is_cancelled_within_the_drain(change: Change) -> None:
+async def test_coroutine_running_at_the_end_is_cancelled(change: Change) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def act(alert: Alert) -> None:
@@ -264,11 +264,11 @@ async def test_a_coroutine_under_way_at_the_end_is_cancelled_within_the_drain(ch
     assert alerts.statistics().actions_failed == 1
 
 
-def test_a_coroutine_whose_loop_has_ended_is_a_failure_and_no_more(
+def test_coroutine_whose_loop_has_ended_counts_as_failed(
     change: Change, wait_until: Wait, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def act(alert: Alert) -> None:
-        raise AssertionError("it runs nowhere")
+        raise AssertionError("it must not run")
 
     alerts = Alerts([AlertRule("warning", action=act)])
 
@@ -306,7 +306,7 @@ def test_two_loops_in_two_threads_each_run_their_own_coroutines(change: Change) 
     assert ran == {"a": {True}, "b": {True}}
 
 
-def test_an_action_that_causes_facts_without_end_comes_to_an_end(wait_until: Wait) -> None:
+def test_action_that_causes_events_without_end_ends(wait_until: Wait) -> None:
     calls: list[str] = []
 
     def echoes(alert: Alert) -> None:
@@ -317,12 +317,12 @@ def test_an_action_that_causes_facts_without_end_comes_to_an_end(wait_until: Wai
         emit(overrun("first"))
         wait_until(lambda: ended(alerts) == 101)
 
-    # A hundred incidents of a kind, then one for all the others, of which the first is told.
+    # A hundred incidents of a category, then one for all further ones, which is opened once.
     assert len(calls) == 101
     assert alerts.statistics().open_incidents == 101
 
 
-def test_what_is_queued_for_an_action_is_bounded(wait_until: Wait, release: threading.Event) -> None:
+def test_queue_of_actions_is_bounded(wait_until: Wait, release: threading.Event) -> None:
     with Alerts([AlertRule("warning", action=lambda alert: release.wait())]) as alerts:
         for kind in (overrun, lambda name: TaskAbandoned("scope", name, 1.0)):
             for number in range(100):
@@ -330,11 +330,11 @@ def test_what_is_queued_for_an_action_is_bounded(wait_until: Wait, release: thre
         skipped = alerts.statistics().actions_skipped
         release.set()
 
-    assert skipped in (99, 100)  # the one that runs is queued no more
+    assert skipped in (99, 100)  # the one that runs is not in the queue
     assert alerts.statistics().actions_run == 200 - skipped
 
 
-def test_an_action_may_end_alerts_and_begin_others(change: Change, wait_until: Wait) -> None:
+def test_action_may_stop_alerts_and_start_others(change: Change, wait_until: Wait) -> None:
     others: list[Alerts] = []
 
     def replaces(alert: Alert) -> None:
@@ -353,7 +353,7 @@ def test_an_action_may_end_alerts_and_begin_others(change: Change, wait_until: W
     assert not others[0].is_running
 
 
-def test_facts_from_many_threads_and_from_finalisers_lose_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_events_from_threads_and_finalisers_are_all_received(caplog: pytest.LogCaptureFixture) -> None:
     class Dying:
         def __init__(self) -> None:
             self.itself = self  # a cycle: it dies in a collection, in the middle of any line
@@ -362,21 +362,21 @@ def test_facts_from_many_threads_and_from_finalisers_lose_nothing(caplog: pytest
             emit(overrun("shared"))
 
     caplog.set_level(logging.CRITICAL)
-    heard: list[Event] = []
+    received: list[Event] = []
 
     def work() -> None:
         for _ in range(300):
             Dying()
             emit(overrun("shared"))
 
-    with Alerts([AlertRule("warning", notify="log")]) as alerts, subscribe(heard.append):
+    with Alerts([AlertRule("warning", notify="log")]) as alerts, subscribe(received.append):
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    # What a finaliser emits while its own thread is telling us something is skipped by the hub, and said by it.
+    # The dispatcher skips, and reports, what a finaliser emits while its own thread is in the same hook.
     assert alerts.statistics().received >= 1200
     assert alerts.statistics().sent == 1
     assert alerts.statistics().channels[0].delivered == 1

@@ -1,4 +1,4 @@
-"""Rules say what they mean, refuse what makes no sense, and show no address."""
+"""Rules keep their arguments, reject invalid ones, and hide addresses."""
 
 from collections.abc import Callable
 
@@ -11,32 +11,32 @@ from memtools.readings import Level
 GIB = 2**30
 
 
-def test_a_rule_of_the_table_keeps_what_it_was_given() -> None:
+def test_rule_keeps_its_arguments() -> None:
     rule = AlertRule(level="critical", threshold="90%", action="immediate_cleanup", notify=("email", "slack", "email"))
 
     assert rule.level is Level.CRITICAL
     assert rule.entry_bytes(GIB) == GIB * 9 // 10
-    assert [target.name for target in rule.notify] == ["email", "slack"]
+    assert [recipient.name for recipient in rule.notify] == ["email", "slack"]
     assert repr(rule) == "AlertRule(critical, threshold=90%, action=immediate_cleanup, notify=(email, slack))"
 
 
-def test_a_share_follows_the_limit_and_a_size_does_not() -> None:
+def test_threshold_as_share_follows_the_limit() -> None:
     share, size = AlertRule("warning", "50%", notify="log"), AlertRule("warning", "900 MiB", notify="log")
 
     assert (share.entry_bytes(GIB), share.entry_bytes(2 * GIB), share.entry_bytes(None)) == (GIB // 2, GIB, None)
     assert size.entry_bytes(GIB) == size.entry_bytes(None) == 900 * 2**20
 
 
-def test_a_rule_with_a_threshold_is_about_memory_and_others_about_all() -> None:
+def test_categories_are_all_without_a_threshold() -> None:
     assert AlertRule("warning", "50%", notify="log").categories == ("memory",)
     assert AlertRule("warning", notify="log").categories == ("memory", "reclaim", "budget", "task")
     assert AlertRule("warning", notify="log", categories=("task", "budget")).categories == ("budget", "task")
 
 
-def test_log_warning_tells_the_log_once() -> None:
+def test_log_warning_notifies_the_log_once() -> None:
     rule = AlertRule("warning", action="log_warning", notify=("log", "slack"))
 
-    assert [target.name for target in rule.recipients] == ["log", "slack"]
+    assert [recipient.name for recipient in rule.recipients] == ["log", "slack"]
     assert not rule.has_action
 
 
@@ -57,20 +57,20 @@ def test_log_warning_tells_the_log_once() -> None:
         (lambda: AlertRule("warning", notify=()), "notify"),
         (lambda: AlertRule("warning", notify=7), "notify"),
         (lambda: AlertRule("warning", notify=["slack", 7]), "notify"),
-        (lambda: AlertRule("warning", notify="log", categories="weather"), "about"),
-        (lambda: AlertRule("warning", notify="log", categories=()), "about"),
-        (lambda: AlertRule("warning", notify="log", categories=[["memory"]]), "about"),
-        (lambda: AlertRule("warning", "50%", notify="log", categories="budget"), "about"),
+        (lambda: AlertRule("warning", notify="log", categories="weather"), "categories"),
+        (lambda: AlertRule("warning", notify="log", categories=()), "categories"),
+        (lambda: AlertRule("warning", notify="log", categories=[["memory"]]), "categories"),
+        (lambda: AlertRule("warning", "50%", notify="log", categories="budget"), "categories"),
     ],
 )
-def test_a_rule_that_makes_no_sense_is_refused(make: Callable[[], object], name: str) -> None:
+def test_rule_rejects_invalid_arguments(make: Callable[[], object], name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
 
     assert caught.value.name == name
 
 
-def test_a_share_is_refused_where_no_limit_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threshold_as_share_is_rejected_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unknown:
         value_bytes = None
 
@@ -81,14 +81,14 @@ def test_a_share_is_refused_where_no_limit_is_known(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("url", ["slack:/T0K3N", "slack: //T0K3N", "https//T0K3N/x", "json://T0K3N with blanks"])
-def test_what_may_be_a_url_with_a_slip_is_refused_unseen(url: str) -> None:
+def test_mistyped_url_is_rejected_and_hidden(url: str) -> None:
     with pytest.raises(ConfigError, match="notify=<hidden>") as caught:
         AlertRule("warning", notify=url)
 
     assert "T0K3N" not in f"{caught.value!s}{caught.value!r}"
 
 
-def test_a_url_is_shown_by_its_scheme_only() -> None:
+def test_url_is_shown_by_its_scheme_only() -> None:
     rule = AlertRule("warning", notify=("slack", "mailto://me:T0K3N@example.org"))
 
     assert repr(rule) == "AlertRule(warning, notify=(slack, mailto://<hidden>))"

@@ -33,4 +33,6 @@ def test_process_ends_cleanly_during_stress() -> None:
 def _run_stress(*options: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-X", "faulthandler", *options, str(SCRIPT), *arguments]
     # In another folder, so that the installed package is imported and not the checkout.
-    return subprocess.run(command, capture_output=True, text=True, timeout=300 + MINUTES * 60, check=False, cwd=tempfile.gettempdir())
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300 + MINUTES * 60, check=False, cwd=tempfile.gettempdir()
+    )

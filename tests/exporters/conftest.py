@@ -1,4 +1,4 @@
-"""A ledger without a past, a registry of one's own, and monitors that say what they are told to."""
+"""A ledger without accounts, a registry with a collector, and scripted monitors."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,7 +17,7 @@ Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 @pytest.fixture(autouse=True)
 def fresh_accounts() -> Iterator[None]:
-    """Begin and end without accounts."""
+    """Start and end without accounts."""
     forget_accounts()
     yield
     forget_accounts()
@@ -25,7 +25,7 @@ def fresh_accounts() -> Iterator[None]:
 
 @pytest.fixture
 def registry() -> Iterator[CollectorRegistry]:
-    """A registry with our collector in it."""
+    """A registry with a collector in it."""
     registry = CollectorRegistry()
     with MemtoolsCollector(registry):
         yield registry
@@ -33,7 +33,7 @@ def registry() -> Iterator[CollectorRegistry]:
 
 @pytest.fixture
 def scrape(registry: CollectorRegistry) -> Callable[[], Samples]:
-    """Return what a scrape tells: values by sample name and sorted labels."""
+    """Return the values of a scrape by sample name and sorted labels."""
 
     def scrape_now() -> Samples:
         found: Samples = {}
@@ -46,7 +46,7 @@ def scrape(registry: CollectorRegistry) -> Callable[[], Samples]:
 
 
 class ScriptedMonitor:
-    """Has the statistics that it was given."""
+    """A monitor with given statistics."""
 
     def __init__(self, statistics: MonitorStatistics) -> None:
         self._statistics = statistics
@@ -58,7 +58,7 @@ class ScriptedMonitor:
 
 @pytest.fixture
 def monitored(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have monitors started, by name and level."""
+    """Pretend that monitors are started, by name and level."""
 
     def start(**levels: Level) -> None:
         made = tuple(ScriptedMonitor(_statistics(name, level)) for name, level in levels.items())

@@ -1,4 +1,4 @@
-"""The guide's figures in one record."""
+"""The metrics of the process in one record."""
 
 import gc
 import json
@@ -10,12 +10,12 @@ import pytest
 from memtools import collect_metrics
 from memtools.errors import ConfigError
 from memtools.exporters import Metrics
-from memtools.exporters._aggregates import Names
-from memtools.exporters._metrics import Busyness
+from memtools.exporters._aggregates import LabelLimiter
+from memtools.exporters._metrics import CpuPercent
 from memtools.readings import Level, resident_bytes, virtual_bytes
 
 
-def test_memory_is_that_of_this_process_in_units_of_a_million_bytes() -> None:
+def test_memory_is_that_of_this_process_in_megabytes() -> None:
     before = collect_metrics()
     block = bytearray(b"x") * 50_000_000
     after = collect_metrics()
@@ -26,7 +26,7 @@ def test_memory_is_that_of_this_process_in_units_of_a_million_bytes() -> None:
     del block
 
 
-def test_the_garbage_collector_is_told_by_generation() -> None:
+def test_collections_are_counted_by_generation() -> None:
     before = collect_metrics()
     gc.collect()
     after = collect_metrics()
@@ -35,7 +35,7 @@ def test_the_garbage_collector_is_told_by_generation() -> None:
     assert after.gc_thresholds == gc.get_threshold()
 
 
-def test_limit_and_headroom_are_those_of_the_process_without_a_monitor(monkeypatch) -> None:
+def test_limit_without_a_monitor_is_that_of_the_process(monkeypatch) -> None:
     monkeypatch.setenv("MEMTOOLS_LIMIT", "123 GB")
 
     taken = collect_metrics()
@@ -46,7 +46,7 @@ def test_limit_and_headroom_are_those_of_the_process_without_a_monitor(monkeypat
     assert taken.level is None
 
 
-def test_level_limit_and_headroom_are_the_monitors_and_the_worst_counts(monitored) -> None:
+def test_level_of_several_monitors_is_the_highest(monitored) -> None:
     monitored(main=Level.NORMAL, other=Level.CRITICAL)
 
     taken = collect_metrics()
@@ -54,7 +54,7 @@ def test_level_limit_and_headroom_are_the_monitors_and_the_worst_counts(monitore
     assert (taken.level, taken.limit_bytes, taken.headroom_bytes) == (Level.CRITICAL, 1000, 300)
 
 
-def test_a_wrong_word_in_the_environment_is_no_limit(monkeypatch) -> None:
+def test_invalid_limit_in_the_environment_is_no_limit(monkeypatch) -> None:
     monkeypatch.setenv("MEMTOOLS_LIMIT", "64 Mb")
 
     taken = collect_metrics()
@@ -63,7 +63,7 @@ def test_a_wrong_word_in_the_environment_is_no_limit(monkeypatch) -> None:
     assert taken.headroom_bytes is None
 
 
-def test_the_record_is_frozen_and_travels(monitored) -> None:
+def test_metrics_are_frozen_and_can_be_pickled(monitored) -> None:
     monitored(main=Level.WARNING)
     taken = collect_metrics()
 
@@ -74,7 +74,7 @@ def test_the_record_is_frozen_and_travels(monitored) -> None:
     assert set(taken.to_dict()) == set(Metrics.__match_args__)
 
 
-def test_it_reads_well_with_and_without_what_may_be_unknown() -> None:
+def test_metrics_text_leaves_out_what_is_unknown() -> None:
     known = Metrics(536.870912, 1.0, 12.4, (1, 2, 3), (700, 10, 10), 2**30, 2**29, Level.WARNING, time.time())
     bare = Metrics(536.870912, 1.0, 12.4, (1, 2, 3), (700, 10, 10), None, None, None, time.time())
 
@@ -83,65 +83,65 @@ def test_it_reads_well_with_and_without_what_may_be_unknown() -> None:
 
 
 class Clock:
-    """Wall and processor seconds, and the number of the process, by hand."""
+    """Scripted wall and processor seconds, and the number of the process."""
 
     def __init__(self) -> None:
         self.wall, self.cpu, self.pid = 100.0, 7.0, 1
 
-    def busyness(self) -> Busyness:
-        return Busyness(lambda: self.wall, lambda: self.cpu, lambda: self.pid)
+    def cpu_percent(self) -> CpuPercent:
+        return CpuPercent(lambda: self.wall, lambda: self.cpu, lambda: self.pid)
 
 
-def test_the_share_of_a_core_is_that_since_the_last_question() -> None:
+def test_cpu_percent_is_measured_since_the_last_call() -> None:
     clock = Clock()
-    busyness = clock.busyness()
+    cpu_percent = clock.cpu_percent()
 
     clock.wall, clock.cpu = 102.0, 8.0
-    first = busyness.percent()
+    first = cpu_percent.update()
     clock.wall, clock.cpu = 103.0, 10.0
-    second = busyness.percent()
+    second = cpu_percent.update()
 
     assert (first, second) == (50.0, 200.0)
 
 
-def test_a_question_too_soon_gets_the_last_answer() -> None:
+def test_cpu_percent_called_too_soon_repeats_its_result() -> None:
     clock = Clock()
-    busyness = clock.busyness()
+    cpu_percent = clock.cpu_percent()
     clock.wall, clock.cpu = 102.0, 8.0
-    busyness.percent()
+    cpu_percent.update()
 
     clock.wall, clock.cpu = 102.05, 8.05
 
-    assert busyness.percent() == 50.0
+    assert cpu_percent.update() == 50.0
 
 
-def test_a_forked_child_begins_anew() -> None:
+def test_cpu_percent_of_a_forked_child_starts_at_zero() -> None:
     clock = Clock()
-    busyness = clock.busyness()
+    cpu_percent = clock.cpu_percent()
 
     clock.pid, clock.wall, clock.cpu = 2, 110.0, 0.5
-    first = busyness.percent()
+    first = cpu_percent.update()
     clock.wall, clock.cpu = 111.0, 0.75
 
-    assert (first, busyness.percent()) == (0.0, 25.0)
+    assert (first, cpu_percent.update()) == (0.0, 25.0)
 
 
-def test_names_keep_their_place_and_the_rest_share_one() -> None:
-    names = Names(2)
+def test_names_beyond_the_limit_share_one_label() -> None:
+    limiter = LabelLimiter(2)
 
-    labels = [names.label(name) for name in ("a", "b", "c", "a", "<other>")]
+    labels = [limiter.label_for(name) for name in ("a", "b", "c", "a", "<other>")]
 
     assert labels == ["a", "b", "<other>", "a", "<other>"]
 
 
-def test_the_shared_label_takes_no_place_of_its_own() -> None:
-    names = Names(1)
-    names.label("<other>")
+def test_shared_label_does_not_count_as_a_name() -> None:
+    limiter = LabelLimiter(1)
+    limiter.label_for("<other>")
 
-    assert names.label("a") == "a"
+    assert limiter.label_for("a") == "a"
 
 
-@pytest.mark.parametrize("most", [0, -1, True, 1.5, "9"])
-def test_a_bound_that_makes_no_sense_is_refused(most) -> None:
-    with pytest.raises(ConfigError, match="most_names"):
-        Names(most)
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "9"])
+def test_invalid_max_names_is_rejected(value) -> None:
+    with pytest.raises(ConfigError, match="max_names"):
+        LabelLimiter(value)

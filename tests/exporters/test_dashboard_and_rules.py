@@ -1,4 +1,4 @@
-"""The dashboard and the rules speak of metrics that exist; Prometheus itself checks the rest where it is installed."""
+"""The dashboard and the rules use metrics that exist; Prometheus checks the rest where it is installed."""
 
 import json
 import re
@@ -35,18 +35,18 @@ def _exported() -> set[str]:
     return {name + suffix for name, kind in families.items() for suffix in of_type[kind]}
 
 
-def test_the_catalogue_and_the_collector_agree() -> None:
+def test_catalogue_and_collector_have_the_same_metrics() -> None:
     assert {family.prometheus_name for family in FAMILIES} < _exported()
     assert f"{GROWTH.prometheus_name}_bucket" in _exported()
 
 
-def test_no_label_is_named_in_the_name_of_its_metric() -> None:
+def test_metric_names_do_not_contain_their_labels() -> None:
     for family in (*FAMILIES, GROWTH):
         words = family.prometheus_name.removesuffix("_total").split("_")
         assert not set(words[1:]) & set(family.labels), family
 
 
-def test_every_metric_of_the_dashboard_is_exported_and_every_exported_one_is_shown() -> None:
+def test_dashboard_shows_exactly_the_exported_metrics() -> None:
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
 
@@ -57,7 +57,7 @@ def test_every_metric_of_the_dashboard_is_exported_and_every_exported_one_is_sho
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def test_every_metric_of_the_rules_is_exported() -> None:
+def test_rules_use_exported_metrics_only() -> None:
     expressions = re.findall(r"expr: (?:\|\n)?(.*?)\n +(?:for|labels):", RULES.read_text(encoding="utf-8"), re.DOTALL)
 
     named = {name for expression in expressions for name in NAMES.findall(expression)}
@@ -106,7 +106,7 @@ def test_promtool_accepts_the_queries_of_the_dashboard(tmp_path: Path) -> None:
 
 @pytest.fixture
 def scraping(registry: CollectorRegistry, tmp_path: Path) -> Iterator[str]:
-    """Return the address of a Prometheus that scrapes our collector twice a second and knows our rules."""
+    """Return the address of a Prometheus that scrapes the collector twice a second and has the rules."""
     server, thread = start_http_server(0, addr="127.0.0.1", registry=registry)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -132,7 +132,7 @@ def scraping(registry: CollectorRegistry, tmp_path: Path) -> Iterator[str]:
             thread.join()
 
 
-def _ask(address: str, path: str, **query: str) -> dict[str, object]:
+def _query(address: str, path: str, **query: str) -> dict[str, object]:
     try:
         with urllib.request.urlopen(f"{address}{path}?{urllib.parse.urlencode(query)}", timeout=5) as answer:
             return json.load(answer)["data"]
@@ -141,7 +141,7 @@ def _ask(address: str, path: str, **query: str) -> dict[str, object]:
 
 
 @prometheus
-def test_prometheus_scrapes_the_collector_and_takes_the_rules(scraping: str) -> None:
+def test_prometheus_scrapes_the_collector_and_loads_the_rules(scraping: str) -> None:
     with memory_scope("import", meter="rss"):
         pass
 
@@ -149,9 +149,9 @@ def test_prometheus_scrapes_the_collector_and_takes_the_rules(scraping: str) -> 
     found: list[dict[str, dict[str, str]]] = []
     while not found and time.monotonic() < deadline:
         time.sleep(0.1)
-        found = _ask(scraping, "/api/v1/query", query="memtools_scope_entered_total").get("result", [])
-    rules = _ask(scraping, "/api/v1/rules")["groups"][0]["rules"]
-    targets = _ask(scraping, "/api/v1/targets")["activeTargets"]
+        found = _query(scraping, "/api/v1/query", query="memtools_scope_entered_total").get("result", [])
+    rules = _query(scraping, "/api/v1/rules")["groups"][0]["rules"]
+    targets = _query(scraping, "/api/v1/targets")["activeTargets"]
 
     assert found[0]["metric"]["name"] == "import"
     assert [target["health"] for target in targets] == ["up"]

@@ -1,4 +1,4 @@
-"""What OpenTelemetry's own SDK makes of our instruments."""
+"""The instruments, as the SDK of OpenTelemetry reads them."""
 
 import gc
 import subprocess
@@ -17,8 +17,8 @@ from memtools.exporters._catalogue import FAMILIES, GROWTH_BOUNDS
 from memtools.exporters.opentelemetry import MemtoolsInstruments
 from memtools.readings import Level
 
-# What ends in a finaliser. No scope: on 3.11 a ContextVar that is set there, in the middle of its being set, crashes
-# the interpreter, with or without us.
+# An event that a finaliser emits. Not a scope: on 3.11 a ContextVar that is set in a finaliser while it is being set
+# crashes the interpreter, with or without memtools.
 ENDED = ScopeEnded("finaliser", "scope", ("finaliser",), 0, 0, 0, 0.0, "rss", False, False)
 
 Points = dict[str, list[Any]]  # Any: the SDK's data points
@@ -26,17 +26,17 @@ Points = dict[str, list[Any]]  # Any: the SDK's data points
 
 @pytest.fixture
 def readers() -> Iterator[list[InMemoryMetricReader]]:
-    """Two readers of a provider that has our instruments."""
+    """Two readers of a provider with the instruments."""
     readers = [InMemoryMetricReader(), InMemoryMetricReader()]
     provider = MeterProvider(metric_readers=readers, shutdown_on_exit=False)
-    with MemtoolsInstruments(provider, most_names=3):
+    with MemtoolsInstruments(provider, max_names=3):
         yield readers
     provider.shutdown()
 
 
 @pytest.fixture
 def collect(readers: list[InMemoryMetricReader]) -> Callable[..., Points]:
-    """Return what a reader is told, by the metric's name."""
+    """Return the data points of a reader by the name of the metric."""
 
     def collect_now(reader: int = 0) -> Points:
         metrics = readers[reader].get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
@@ -45,18 +45,18 @@ def collect(readers: list[InMemoryMetricReader]) -> Callable[..., Points]:
     return collect_now
 
 
-def test_a_scope_is_told_with_kind_and_name(collect) -> None:
+def test_scope_has_the_attributes_kind_and_name(collect) -> None:
     with memory_scope("import", meter="tracemalloc"):
         kept = bytearray(100_000)
 
-    told = collect()
+    points = collect()
 
-    (entered,) = told["memtools.scope.started"]
+    (entered,) = points["memtools.scope.entered"]
     assert (entered.value, dict(entered.attributes)) == (1, {"kind": "scope", "name": "import"})
-    assert told["memtools.scope.peak"][0].value >= len(kept)
+    assert points["memtools.scope.peak"][0].value >= len(kept)
 
 
-def test_growth_is_a_histogram_of_bytes_with_our_buckets(collect) -> None:
+def test_growth_is_a_histogram_with_the_advised_buckets(collect) -> None:
     kept = []
     for size_bytes in (100, 100_000):
         with memory_scope("import", meter="tracemalloc"):
@@ -71,7 +71,7 @@ def test_growth_is_a_histogram_of_bytes_with_our_buckets(collect) -> None:
     assert 100_100 <= point.sum < 110_000
 
 
-def test_units_are_those_of_the_convention(readers) -> None:
+def test_units_follow_the_semantic_conventions(readers) -> None:
     with memory_scope("import", meter="rss"):
         pass
     data = readers[0].get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
@@ -80,49 +80,49 @@ def test_units_are_those_of_the_convention(readers) -> None:
 
     assert units["memtools.scope.growth"] == units["memtools.scope.peak"] == "By"
     assert units["memtools.scope.duration"] == "s"
-    assert units["memtools.scope.started"] == ""
+    assert units["memtools.scope.entered"] == ""
 
 
-def test_each_round_of_each_reader_tells_the_present(collect) -> None:
+def test_each_collection_of_each_reader_is_current(collect) -> None:
     counts = []
     for reader in (0, 1, 0, 0, 1):
         with memory_scope("import", meter="rss"):
             pass
-        counts.append(collect(reader)["memtools.scope.started"][0].value)
+        counts.append(collect(reader)["memtools.scope.entered"][0].value)
 
     assert counts == [1, 2, 3, 4, 5]
 
 
-def test_one_round_looks_once(collect, monkeypatch) -> None:
+def test_one_collection_takes_one_snapshot(collect, monkeypatch) -> None:
     from memtools.exporters import _aggregates
 
-    looks = []
-    monkeypatch.setattr(_aggregates, "monitor_samples", lambda: looks.append(1) or {})
+    snapshots = []
+    monkeypatch.setattr(_aggregates, "monitor_samples", lambda: snapshots.append(1) or {})
     collect()
     collect()
 
-    assert len(looks) == 2
+    assert len(snapshots) == 2
     assert len(FAMILIES) > 20
 
 
-def test_a_monitor_is_told(collect, monitored) -> None:
+def test_monitor_level_and_changes_are_exported(collect, monitored) -> None:
     monitored(main=Level.CRITICAL)
 
-    told = collect()
+    points = collect()
 
-    assert told["memtools.monitor.level"][0].value == 2
-    assert {point.attributes["to"] for point in told["memtools.monitor.changes"]} == {"normal", "warning", "critical"}
+    assert points["memtools.monitor.level"][0].value == 2
+    assert {point.attributes["to"] for point in points["memtools.monitor.changes"]} == {"normal", "warning", "critical"}
 
 
-def test_names_are_few_here_too(collect) -> None:
+def test_names_beyond_the_limit_share_one_attribute(collect) -> None:
     for number in range(50):
         with memory_scope(f"tenant {number}", meter="rss"):
             pass
 
-    told = collect()
+    points = collect()
 
-    for metric in ("memtools.scope.started", "memtools.scope.growth"):
-        names = {point.attributes["name"] for point in told[metric]}
+    for metric in ("memtools.scope.entered", "memtools.scope.growth"):
+        names = {point.attributes["name"] for point in points[metric]}
         assert len(names) == 4
         assert "<other>" in names
 
@@ -141,20 +141,20 @@ def test_closed_instruments_report_nothing_new(collect, readers) -> None:
     provider.shutdown()
 
 
-def test_a_scope_that_ends_while_the_sdk_records_does_not_hang(collect) -> None:
-    class Culprit:
+def test_scope_that_ends_while_the_sdk_records_does_not_hang(collect) -> None:
+    class Cycle:
         def __init__(self) -> None:
-            self.itself = self  # a circle: only the collector ends it, in whatever line it runs
+            self.itself = self  # a cycle: the collector frees it, in the middle of any line
 
         def __del__(self) -> None:
-            for _ in range(300):  # enough for a portion: it would be recorded at once
+            for _ in range(300):  # enough for a batch, which is recorded at once
                 emit(ENDED)
 
     done = threading.Event()
 
     def storm() -> None:
         for _ in range(20):
-            Culprit()
+            Cycle()
             for _ in range(300):
                 with memory_scope("import", meter="rss"):
                     pass
@@ -177,7 +177,7 @@ def test_a_scope_that_ends_while_the_sdk_records_does_not_hang(collect) -> None:
 
 
 @pytest.mark.parametrize("module", ["prometheus", "opentelemetry"])
-def test_a_missing_library_is_answered_with_the_command_that_installs_it(module: str) -> None:
+def test_missing_library_error_names_the_install_command(module: str) -> None:
     program = (
         "import sys\n"
         "sys.modules['prometheus_client'] = sys.modules['opentelemetry'] = None\n"
@@ -186,13 +186,13 @@ def test_a_missing_library_is_answered_with_the_command_that_installs_it(module:
         "except MissingExtraError as error:\n print(error)\n"
     )
 
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     extra = {"prometheus": "prometheus", "opentelemetry": "otel"}[module]
-    assert f"pip install 'memtools[{extra}]'" in said.stdout
+    assert f"pip install 'memtools[{extra}]'" in done.stdout
 
 
-def test_the_api_alone_is_enough() -> None:
+def test_instruments_need_the_api_only() -> None:
     program = (
         "import sys\n"
         "sys.modules['opentelemetry.sdk'] = None\n"
@@ -200,6 +200,6 @@ def test_the_api_alone_is_enough() -> None:
         "with MemtoolsInstruments():\n print('works')\n"
     )
 
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
-    assert said.stdout == "works\n"
+    assert done.stdout == "works\n"

@@ -1,4 +1,4 @@
-"""What Prometheus is told, as a parser of its text understands it."""
+"""The collector, as a parser of the exposition format reads it."""
 
 import asyncio
 import gc
@@ -19,30 +19,30 @@ from memtools.exporters.prometheus import MemtoolsCollector
 SCOPE = (("kind", "scope"), ("name", "import"))
 
 
-def test_a_scope_is_told_with_what_it_used(scrape) -> None:
+def test_scope_is_exported_with_its_usage(scrape) -> None:
     with memory_scope("import", meter="tracemalloc"):
         kept = bytearray(100_000)
 
-    told = scrape()
+    samples = scrape()
 
-    assert told["memtools_scope_entered_total"][SCOPE] == 1
-    assert told["memtools_scope_active"][SCOPE] == 0
-    assert told["memtools_scope_failed_total"][SCOPE] == 0
-    assert told["memtools_scope_peak_bytes"][SCOPE] >= len(kept)
-    assert told["memtools_scope_retained_bytes"][SCOPE] >= len(kept)
-    assert told["memtools_scope_duration_seconds_total"][SCOPE] > 0
+    assert samples["memtools_scope_entered_total"][SCOPE] == 1
+    assert samples["memtools_scope_active"][SCOPE] == 0
+    assert samples["memtools_scope_failed_total"][SCOPE] == 0
+    assert samples["memtools_scope_peak_bytes"][SCOPE] >= len(kept)
+    assert samples["memtools_scope_retained_bytes"][SCOPE] >= len(kept)
+    assert samples["memtools_scope_duration_seconds_total"][SCOPE] > 0
 
 
-def test_an_open_scope_is_active_and_told_before_its_end(scrape) -> None:
+def test_open_scope_is_exported_before_its_end(scrape) -> None:
     with memory_scope("import", meter="tracemalloc"):
         kept = bytearray(100_000)
-        told = scrape()
+        samples = scrape()
 
-    assert told["memtools_scope_active"][SCOPE] == 1
-    assert told["memtools_scope_peak_bytes"][SCOPE] >= len(kept)
+    assert samples["memtools_scope_active"][SCOPE] == 1
+    assert samples["memtools_scope_peak_bytes"][SCOPE] >= len(kept)
 
 
-def test_one_name_in_two_places_is_one_series(scrape) -> None:
+def test_same_name_in_two_places_is_one_series(scrape) -> None:
     with memory_scope("import", meter="rss"):
         pass
     with memory_scope("night", meter="rss"), memory_scope("import", meter="rss"):
@@ -51,7 +51,7 @@ def test_one_name_in_two_places_is_one_series(scrape) -> None:
     assert scrape()["memtools_scope_entered_total"][SCOPE] == 2
 
 
-def test_calls_and_failures_are_told_by_kind(scrape) -> None:
+def test_calls_and_failures_are_labelled_by_kind(scrape) -> None:
     @profile_memory(name="parse", meter="rss")
     def parse() -> None:
         raise KeyError
@@ -63,7 +63,7 @@ def test_calls_and_failures_are_told_by_kind(scrape) -> None:
     assert scrape()["memtools_scope_failed_total"][labels] == 1
 
 
-def test_growth_is_a_histogram_whose_sum_never_falls(scrape) -> None:
+def test_growth_histogram_sum_never_falls(scrape) -> None:
     kept = []
     for size_bytes in (100, 100_000):
         with memory_scope("import", meter="tracemalloc"):
@@ -71,37 +71,39 @@ def test_growth_is_a_histogram_whose_sum_never_falls(scrape) -> None:
     with memory_scope("import", meter="tracemalloc"):
         kept.clear()
 
-    told = scrape()
+    samples = scrape()
 
-    buckets = {float(dict(labels)["le"]): value for labels, value in told["memtools_scope_growth_bytes_bucket"].items()}
+    buckets = {
+        float(dict(labels)["le"]): value for labels, value in samples["memtools_scope_growth_bytes_bucket"].items()
+    }
     assert buckets[1024] == 2
     assert buckets[65_536] == 2
     assert buckets[262_144] == buckets[float("inf")] == 3
-    assert 100_100 <= told["memtools_scope_growth_bytes_sum"][SCOPE] < 110_000
-    assert told["memtools_scope_growth_bytes_count"][SCOPE] == 3
+    assert 100_100 <= samples["memtools_scope_growth_bytes_sum"][SCOPE] < 110_000
+    assert samples["memtools_scope_growth_bytes_count"][SCOPE] == 3
 
 
-def test_a_warning_size_that_is_passed_is_counted(scrape) -> None:
+def test_usage_over_the_warning_size_is_counted(scrape) -> None:
     with memory_scope("import", meter="tracemalloc", warn=10):
         bytearray(1000)
 
     assert scrape()["memtools_scope_warnings_total"][SCOPE] == 1
 
 
-def test_a_budget_is_told_with_use_while_it_is_open_and_its_overruns(scrape) -> None:
+def test_budget_is_exported_with_use_and_overruns(scrape) -> None:
     with memory_scope("import", budget="1 MiB", meter="tracemalloc"):
         held = bytearray(500_000)
-        open_told = scrape()
+        while_open = scrape()
     with pytest.raises(BudgetExceeded), memory_scope("import", budget="1 MiB", meter="tracemalloc"):
         held = bytearray(2**21)
-    told = scrape()
+    samples = scrape()
     del held
 
-    assert open_told["memtools_budget_limit_bytes"][SCOPE] == 2**20
-    assert 500_000 <= open_told["memtools_budget_used_bytes"][SCOPE] < 2**20
-    assert told["memtools_budget_limit_bytes"][SCOPE] == 2**20
-    assert told["memtools_budget_used_bytes"][SCOPE] == 0
-    assert told["memtools_budget_exceeded_total"][SCOPE] == 1
+    assert while_open["memtools_budget_limit_bytes"][SCOPE] == 2**20
+    assert 500_000 <= while_open["memtools_budget_used_bytes"][SCOPE] < 2**20
+    assert samples["memtools_budget_limit_bytes"][SCOPE] == 2**20
+    assert samples["memtools_budget_used_bytes"][SCOPE] == 0
+    assert samples["memtools_budget_exceeded_total"][SCOPE] == 1
 
 
 def test_abandoned_tasks_are_counted_by_their_scope(scrape) -> None:
@@ -125,7 +127,7 @@ async def test_tasks_are_active_until_they_end(scrape) -> None:
     assert scrape()["memtools_tasks_active"][()] == 0
 
 
-def test_structures_are_told_by_type_and_evictions_outlive_them(scrape) -> None:
+def test_structures_are_exported_by_type_and_keep_evictions(scrape) -> None:
     recent, cache = BoundedList(range(5), maxlen=3), WeakCache(strong=2)
     for key in range(4):
         cache[key] = str(key)
@@ -144,20 +146,20 @@ def test_structures_are_told_by_type_and_evictions_outlive_them(scrape) -> None:
         assert dead["memtools_structure_evictions_total"][labels] >= alive["memtools_structure_evictions_total"][labels]
 
 
-def test_a_list_bounded_by_bytes_is_told_as_a_bounded_list_and_a_subclass_by_its_name(scrape) -> None:
+def test_bounded_list_subclass_is_exported_by_its_public_name(scrape) -> None:
     class Orders(BoundedList[int]):
         pass
 
     kept = [BoundedList(range(3), maxlen=9, max_bytes="1 MiB"), Orders(range(4), maxlen=9)]
 
-    told = scrape()
+    samples = scrape()
 
-    orders = next(labels for labels in told["memtools_structures"] if labels[0][1].endswith("Orders"))
-    assert told["memtools_structure_items"][orders] == len(kept[1])
-    assert not [labels for labels in told["memtools_structures"] if "eighed" in labels[0][1]]
+    orders = next(labels for labels in samples["memtools_structures"] if labels[0][1].endswith("Orders"))
+    assert samples["memtools_structure_items"][orders] == len(kept[1])
+    assert not [labels for labels in samples["memtools_structures"] if "eighed" in labels[0][1]]
 
 
-def test_a_strangers_shrinkable_is_counted_and_not_asked(scrape) -> None:
+def test_foreign_shrinkable_is_counted_without_statistics(scrape) -> None:
     from memtools.cleanup import register, unregister
 
     class Atlas:
@@ -170,67 +172,67 @@ def test_a_strangers_shrinkable_is_counted_and_not_asked(scrape) -> None:
     atlas = Atlas()
     register(atlas)
     try:
-        told = scrape()
+        samples = scrape()
     finally:
         unregister(atlas)
 
-    label = next(labels for labels in told["memtools_structures"] if labels[0][1].endswith("Atlas"))
-    assert told["memtools_structures"][label] == 1
-    assert label not in told.get("memtools_structure_items", {})
+    label = next(labels for labels in samples["memtools_structures"] if labels[0][1].endswith("Atlas"))
+    assert samples["memtools_structures"][label] == 1
+    assert label not in samples.get("memtools_structure_items", {})
 
 
-def test_a_monitor_is_told_by_name(scrape, monitored) -> None:
+def test_monitor_is_exported_by_name(scrape, monitored) -> None:
     monitored(main=Level.WARNING, other=Level.NORMAL)
 
-    told = scrape()
+    samples = scrape()
 
-    assert told["memtools_monitor_level"] == {(("name", "main"),): 1, (("name", "other"),): 0}
-    assert told["memtools_monitor_changes_total"][("name", "main"), ("to", "warning")] == 3
-    assert told["memtools_cleanup_climbs_total"][("name", "main"),] == 2
-    assert told["memtools_cleanup_freed_bytes_total"][("name", "main"),] == 4096
-    assert told["memtools_admission_waiting"][("name", "main"),] == 1
-    assert told["memtools_gc_pause_seconds_total"][("name", "main"),] == 0.5
-    assert told["memtools_effective_limit_bytes"][()] == 1000
-    assert told["memtools_headroom_bytes"][()] == 300
+    assert samples["memtools_monitor_level"] == {(("name", "main"),): 1, (("name", "other"),): 0}
+    assert samples["memtools_monitor_changes_total"][("name", "main"), ("to", "warning")] == 3
+    assert samples["memtools_cleanup_passes_total"][("name", "main"),] == 2
+    assert samples["memtools_cleanup_freed_bytes_total"][("name", "main"),] == 4096
+    assert samples["memtools_admission_queued"][("name", "main"),] == 1
+    assert samples["memtools_gc_pause_seconds_total"][("name", "main"),] == 0.5
+    assert samples["memtools_effective_limit_bytes"][()] == 1000
+    assert samples["memtools_headroom_bytes"][()] == 300
 
 
-def test_without_a_monitor_limit_and_headroom_are_those_of_the_process(scrape, monkeypatch) -> None:
+def test_limit_without_a_monitor_is_that_of_the_process(scrape, monkeypatch) -> None:
     monkeypatch.setenv("MEMTOOLS_LIMIT", "123 GB")
 
-    told = scrape()
+    samples = scrape()
 
-    assert "memtools_monitor_level" not in told
-    assert told["memtools_effective_limit_bytes"][()] == 123 * 10**9
-    assert told["memtools_headroom_bytes"][()] < 123 * 10**9
+    assert "memtools_monitor_level" not in samples
+    assert samples["memtools_effective_limit_bytes"][()] == 123 * 10**9
+    assert samples["memtools_headroom_bytes"][()] < 123 * 10**9
 
 
-def test_a_wrong_word_in_the_environment_leaves_out_the_limit_and_nothing_else(scrape, monkeypatch) -> None:
+def test_invalid_limit_in_the_environment_omits_the_limit_only(scrape, monkeypatch) -> None:
     monkeypatch.setenv("MEMTOOLS_LIMIT", "64 Mb")
 
-    told = scrape()
+    samples = scrape()
 
-    assert "memtools_effective_limit_bytes" not in told
-    assert told["memtools_hooks_broken_total"][()] >= 0
+    assert "memtools_effective_limit_bytes" not in samples
+    assert samples["memtools_hooks_broken_total"][()] >= 0
 
 
-def test_five_thousand_names_become_a_hundred_labels_and_one_for_the_others(scrape, caplog) -> None:
+def test_5000_names_become_a_hundred_labels_and_one_shared(scrape, caplog) -> None:
     with caplog.at_level(logging.WARNING, "memtools.exporters"):
         for number in range(5000):
             with memory_scope(f"tenant {number}", meter="rss"):
                 pass
-        told = scrape()
+        samples = scrape()
         scrape()
 
     for name in ("memtools_scope_entered_total", "memtools_scope_growth_bytes_count", "memtools_scope_peak_bytes"):
-        names = {dict(labels)["name"] for labels in told[name]}
+        names = {dict(labels)["name"] for labels in samples[name]}
         assert len(names) <= 101
         assert "<other>" in names
-    assert sum(told["memtools_scope_entered_total"].values()) == 5000
-    assert sum(told["memtools_scope_growth_bytes_count"].values()) == 5000
+    assert sum(samples["memtools_scope_entered_total"].values()) == 5000
+    assert sum(samples["memtools_scope_growth_bytes_count"].values()) == 5000
     assert len([line for line in caplog.messages if "<other>" in line]) == 1
 
 
-def test_a_name_keeps_its_label_when_others_come(scrape) -> None:
+def test_name_keeps_its_label_when_more_names_come(scrape) -> None:
     with memory_scope("import", meter="rss"):
         pass
     scrape()
@@ -243,22 +245,22 @@ def test_a_name_keeps_its_label_when_others_come(scrape) -> None:
     assert scrape()["memtools_scope_entered_total"][SCOPE] == 2
 
 
-def test_a_name_full_of_quotes_and_line_breaks_is_one_sample(scrape) -> None:
+def test_name_with_quotes_and_line_breaks_is_one_sample(scrape) -> None:
     with memory_scope('a"} 1\nmemtools_fake 7\\', meter="rss"):
         pass
 
-    told = scrape()
+    samples = scrape()
 
-    assert "memtools_fake" not in told
-    assert sum(told["memtools_scope_entered_total"].values()) == 1
+    assert "memtools_fake" not in samples
+    assert sum(samples["memtools_scope_entered_total"].values()) == 1
 
 
-def test_a_second_collector_in_one_registry_is_refused_by_it(registry) -> None:
+def test_second_collector_in_one_registry_is_rejected(registry) -> None:
     with pytest.raises(ValueError, match="Duplicated"):
         MemtoolsCollector(registry)
 
 
-def test_a_closed_collector_has_left_the_registry_and_listens_no_more() -> None:
+def test_closed_collector_is_unregistered_and_unsubscribed() -> None:
     registry = CollectorRegistry()
     collector = MemtoolsCollector(registry)
 
@@ -269,26 +271,26 @@ def test_a_closed_collector_has_left_the_registry_and_listens_no_more() -> None:
     MemtoolsCollector(registry).close()
 
 
-def test_no_names_at_all_is_refused() -> None:
-    with pytest.raises(ConfigError, match="most_names"):
-        MemtoolsCollector(None, most_names=0)
+def test_max_names_of_zero_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="max_names"):
+        MemtoolsCollector(None, max_names=0)
 
 
-def test_a_scope_that_ends_in_a_finaliser_in_the_middle_of_counting_does_not_hang(scrape) -> None:
-    class Culprit:
+def test_event_from_a_finaliser_while_counting_does_not_hang(scrape) -> None:
+    class Cycle:
         def __init__(self) -> None:
-            self.itself = self  # a circle: only the collector ends it, in whatever line it runs
+            self.itself = self  # a cycle: the collector frees it, in the middle of any line
 
         def __del__(self) -> None:
-            # No scope: on 3.11 a ContextVar that is set here, in the middle of its being set, crashes the interpreter,
-            # with or without us.
+            # Not a scope: on 3.11 a ContextVar that is set in a finaliser while it is being set crashes the
+            # interpreter, with or without memtools.
             emit(ScopeEnded("finaliser", "scope", ("finaliser",), 0, 0, 0, 0.0, "rss", False, False))
 
     done = threading.Event()
 
     def storm() -> None:
         for _ in range(300):
-            Culprit()
+            Cycle()
             with memory_scope("import", meter="rss"):
                 pass
         scrape()
@@ -308,7 +310,7 @@ def test_a_scope_that_ends_in_a_finaliser_in_the_middle_of_counting_does_not_han
     assert scrape()["memtools_scope_growth_bytes_count"][("kind", "scope"), ("name", "finaliser")] == 300
 
 
-def test_scrapes_and_scopes_in_many_threads_lose_nothing(scrape) -> None:
+def test_scrapes_and_scopes_in_many_threads_lose_no_event(scrape) -> None:
     def work() -> None:
         for _ in range(500):
             with memory_scope("import", meter="rss"):
@@ -328,9 +330,9 @@ def test_scrapes_and_scopes_in_many_threads_lose_nothing(scrape) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="forking with threads is tested where it is still usual")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_forked_while_the_parent_counts_can_count_itself() -> None:
+def test_child_forked_while_the_parent_counts_can_count() -> None:
     with MemtoolsCollector(CollectorRegistry()) as collector:
-        with collector._aggregates._heard.lock:
+        with collector._aggregates._events.lock:
             child = os.fork()
             if child == 0:
                 os._exit(0 if collector._aggregates.snapshot().samples else 1)
@@ -339,7 +341,7 @@ def test_a_child_forked_while_the_parent_counts_can_count_itself() -> None:
     assert status == 0
 
 
-def test_served_by_a_thread_of_its_own(registry) -> None:
+def test_registry_is_served_by_a_thread(registry) -> None:
     with memory_scope("import", meter="rss"):
         pass
 
@@ -355,7 +357,7 @@ def test_served_by_a_thread_of_its_own(registry) -> None:
     assert 'memtools_scope_entered_total{kind="scope",name="import"} 1.0' in text
 
 
-async def test_served_inside_the_event_loop(registry) -> None:
+async def test_registry_is_served_inside_the_event_loop(registry) -> None:
     with memory_scope("import", meter="rss"):
         pass
     sent = []
@@ -373,7 +375,7 @@ async def test_served_inside_the_event_loop(registry) -> None:
     assert b'memtools_scope_entered_total{kind="scope",name="import"} 1.0' in sent[1]["body"]
 
 
-def test_a_broken_hook_of_somebody_else_is_told(scrape) -> None:
+def test_failing_hook_is_counted(scrape) -> None:
     def broken(event: object) -> None:
         raise RuntimeError
 

@@ -1,4 +1,4 @@
-"""Alerts through apprise: its answers count, its URLs are never shown, and what it lacks is reported."""
+"""The channel for apprise: results, retries, hidden secrets, the missing library."""
 
 import http.server
 import json
@@ -22,13 +22,13 @@ TOKEN = "T0K3N-1357"
 PASSWORD = "open-sesame-8642"
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning"),  # apprise looks for it
+    pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning"),  # apprise imports it
     pytest.mark.leaves("thread", reason="apprise keeps the threads in which it sends"),
 ]
 
 
 class Listener(http.server.ThreadingHTTPServer):
-    """A server that keeps what apprise posts as JSON, and answers as it is told."""
+    """A server that records what apprise posts as JSON, and answers with a given status."""
 
     daemon_threads = False
     bodies: list[dict[str, object]]
@@ -64,9 +64,7 @@ def level(after: Level) -> LevelChanged:
     return LevelChanged(Level.NORMAL, after, Reading(900, 1000, time.monotonic()), 800)
 
 
-def test_url_of_a_rule_is_notified_by_apprise_and_never_shown(
-    listener: Listener, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_url_in_a_rule_is_sent_by_apprise_and_hidden(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     url = f"json://user:{PASSWORD}@127.0.0.1:{listener.server_port}/{TOKEN}"
     rule = AlertRule("warning", notify=url)
@@ -82,7 +80,9 @@ def test_url_of_a_rule_is_notified_by_apprise_and_never_shown(
     assert "json://<hidden>" in everything
 
 
-def test_failed_apprise_delivery_is_retried(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+def test_message_that_apprise_did_not_deliver_is_tried_again(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     listener.status = 500
     url = f"json://127.0.0.1:{listener.server_port}/{TOKEN}"
@@ -100,7 +100,7 @@ def test_failed_apprise_delivery_is_retried(listener: Listener, caplog: pytest.L
     assert TOKEN not in caplog.text
 
 
-def test_unreadable_url_fails_the_start_and_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_url_that_apprise_cannot_read_fails_the_start_hidden(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     alerts = Alerts([AlertRule("warning", notify=f"nosuchservice://{TOKEN}/{PASSWORD}")])
 
@@ -111,7 +111,7 @@ def test_unreadable_url_fails_the_start_and_is_not_shown(caplog: pytest.LogCaptu
     assert TOKEN not in f"{caught.getrepr(style='long')}{caplog.text}"
 
 
-def test_missing_apprise_is_answered_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_apprise_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apprise", None)
 
     with pytest.raises(MissingExtraError, match=r"pip install 'memtools\[alerts\]'"):

@@ -1,4 +1,4 @@
-"""Alerts reach real servers: HTTP, and SMTP with STARTTLS and AUTH; every loss on the way is reported."""
+"""Delivery to real servers: HTTP, and SMTP with STARTTLS and AUTH, and what happens when they fail."""
 
 import asyncio
 import email
@@ -30,8 +30,8 @@ TOKEN = "T0K3N-2468"
 TIMEOUT_S = 20.0
 
 
-class PostOffice:
-    """An HTTP server that keeps what is posted and answers as it is told."""
+class HttpServer:
+    """An HTTP server that records what is posted and gives scripted answers."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, object]] = []
@@ -52,18 +52,18 @@ class PostOffice:
         self.server.server_close()
 
 
-def handler_for(office: PostOffice) -> type[http.server.BaseHTTPRequestHandler]:
-    """What the server does with each request."""
+def handler_for(http_server: HttpServer) -> type[http.server.BaseHTTPRequestHandler]:
+    """Return the request handler of the server."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            office.attempts.append(time.monotonic())
+            http_server.attempts.append(time.monotonic())
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if office.answers:
-                office.answers.pop(0)(self)
+            if http_server.answers:
+                http_server.answers.pop(0)(self)
                 return
-            office.bodies.append(json.loads(body))
-            office.headers.append(dict(self.headers))
+            http_server.bodies.append(json.loads(body))
+            http_server.headers.append(dict(self.headers))
             self.send_response(200)
             self.send_header("Content-Length", "2")
             self.end_headers()
@@ -76,7 +76,7 @@ def handler_for(office: PostOffice) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 def status(code: int, **headers: str) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
-    """An answer that refuses."""
+    """An answer with a status and headers."""
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.send_response(code)
@@ -96,7 +96,7 @@ def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
             handler.wfile.write(b"x")
             time.sleep(0.02)
     except OSError:
-        return  # the client has gone, as it should
+        return  # the client has closed the connection, as it should
 
 
 def hang_up(handler: http.server.BaseHTTPRequestHandler) -> None:
@@ -104,11 +104,11 @@ def hang_up(handler: http.server.BaseHTTPRequestHandler) -> None:
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
-class Letterbox:
-    """What an SMTP server that asks for STARTTLS and AUTH has taken."""
+class SmtpServer:
+    """An SMTP server that asks for STARTTLS and AUTH, and records the mails."""
 
     def __init__(self, context: ssl.SSLContext, *, offers_tls: bool = True) -> None:
-        self.letters: list[EmailMessage] = []
+        self.mails: list[EmailMessage] = []
         self.refusals: list[str] = []
         self._context = context if offers_tls else None
         self._loop = asyncio.new_event_loop()
@@ -124,9 +124,9 @@ class Letterbox:
             return self.refusals.pop(0)
         content = envelope.content
         assert isinstance(content, bytes)
-        letter = email.message_from_bytes(content, policy=email.policy.default)
-        assert isinstance(letter, EmailMessage)
-        self.letters.append(letter)
+        mail = email.message_from_bytes(content, policy=email.policy.default)
+        assert isinstance(mail, EmailMessage)
+        self.mails.append(mail)
         return "250 taken"
 
     def close(self) -> None:
@@ -166,11 +166,11 @@ class Letterbox:
 
 
 @pytest.fixture
-def office() -> Iterator[PostOffice]:
+def http_server() -> Iterator[HttpServer]:
     """A real HTTP server."""
-    office = PostOffice()
-    yield office
-    office.close()
+    http_server = HttpServer()
+    yield http_server
+    http_server.close()
 
 
 @pytest.fixture(scope="module")
@@ -185,23 +185,23 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLCo
 
 
 @pytest.fixture
-def letterbox(authority: tuple[Path, ssl.SSLContext]) -> Iterator[Letterbox]:
+def smtp_server(authority: tuple[Path, ssl.SSLContext]) -> Iterator[SmtpServer]:
     """A real SMTP server with STARTTLS and AUTH."""
-    letterbox = Letterbox(authority[1])
-    yield letterbox
-    letterbox.close()
+    smtp_server = SmtpServer(authority[1])
+    yield smtp_server
+    smtp_server.close()
 
 
 @pytest.fixture
-def mail(letterbox: Letterbox, authority: tuple[Path, ssl.SSLContext]) -> EmailChannel:
+def email_channel(smtp_server: SmtpServer, authority: tuple[Path, ssl.SSLContext]) -> EmailChannel:
     """A channel to that server."""
-    return mail_to(letterbox, authority[0])
+    return mail_to(smtp_server, authority[0])
 
 
-def mail_to(letterbox: Letterbox, cafile: Path | None, **changes: str) -> EmailChannel:
+def mail_to(smtp_server: SmtpServer, cafile: Path | None, **changes: str) -> EmailChannel:
     return EmailChannel(
         changes.get("host", "localhost"),
-        letterbox.port,
+        smtp_server.port,
         sender="memtools@example.org",
         recipients=("ops@example.org", "night@example.org"),
         username=USERNAME,
@@ -221,75 +221,75 @@ def of(alerts: Alerts, name: str) -> ChannelStatistics:
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not holds():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.005)
 
 
-def test_501_firings_and_2_resolutions_make_4_posts_and_4_mails(
-    office: PostOffice, letterbox: Letterbox, mail: EmailChannel
+def test_501_warnings_and_2_returns_are_4_posts_and_4_mails(
+    http_server: HttpServer, smtp_server: SmtpServer, email_channel: EmailChannel
 ) -> None:
     rule = AlertRule("warning", notify=("slack", "email"))
 
-    with Alerts([rule], channels={"slack": SlackChannel(office.url()), "email": mail}, drain=TIMEOUT_S):
+    with Alerts([rule], channels={"slack": SlackChannel(http_server.url()), "email": email_channel}, drain=TIMEOUT_S):
         for _ in range(500):
             emit(level(Level.WARNING))
         emit(level(Level.NORMAL, Level.WARNING))
         emit(level(Level.WARNING))
         emit(level(Level.NORMAL, Level.WARNING))
 
-    assert len(office.bodies) == 4
-    assert len(letterbox.letters) == 4
-    assert all(body["text"] for body in office.bodies)
-    assert "499 times since the last message" in json.dumps(office.bodies[1])
-    kinds = [letter["Subject"].split("]")[0].lstrip("[") for letter in letterbox.letters]
+    assert len(http_server.bodies) == 4
+    assert len(smtp_server.mails) == 4
+    assert all(body["text"] for body in http_server.bodies)
+    assert "499 times since the last message" in json.dumps(http_server.bodies[1])
+    kinds = [mail["Subject"].split("]")[0].lstrip("[") for mail in smtp_server.mails]
     assert kinds == ["warning", "resolved", "warning", "resolved"]
 
 
-def test_monitor_with_501_high_readings_makes_4_posts_4_mails(
-    office: PostOffice, letterbox: Letterbox, mail: EmailChannel
+def test_monitor_with_501_high_readings_sends_4_posts_4_mails(
+    http_server: HttpServer, smtp_server: SmtpServer, email_channel: EmailChannel
 ) -> None:
     used, now = [100 * MIB], [0.0]
-    gauges = MemorySource(
+    source = MemorySource(
         used=lambda: used[0],
         limit=lambda: Limit(1024 * MIB, LimitSource.USER),
         headroom=lambda: Headroom(None, LimitSource.UNKNOWN, (), None),
         clock=lambda: now[0],
     )
-    ladder = Reclaimer([], read=gauges.used)
-    monitor = MemoryMonitor("60%", "80%", source=gauges, reclaimer=ladder, pressure=False, cleanup_interval=0)
+    reclaimer = Reclaimer([], read=source.used)
+    monitor = MemoryMonitor("60%", "80%", gauges=source, ladder=reclaimer, pressure=False, cleanup_interval=0)
 
-    def look(used_mib: int, times: int) -> None:
+    def sample(used_mib: int, times: int) -> None:
         for _ in range(times):
             now[0] += 0.1
             used[0] = used_mib * MIB
             monitor.check()
 
     rule = AlertRule("warning", notify=("slack", "email"), categories="memory")
-    channels = {"slack": SlackChannel(office.url()), "email": mail}
+    channels = {"slack": SlackChannel(http_server.url()), "email": email_channel}
     with Alerts([rule], channels=channels, monitor=monitor, drain=TIMEOUT_S) as alerts:
-        look(700, 501)  # the first is not believed yet, the second changes the level, the others repeat it
-        look(100, 110)  # 11 s of calm
-        look(700, 2)
-        look(100, 210)
+        sample(700, 501)  # the first waits for a confirmation, the second changes the level, the rest repeats it
+        sample(100, 110)  # 11 s at a normal level
+        sample(700, 2)
+        sample(100, 210)
 
     assert monitor.statistics().level_changes == {Level.NORMAL: 2, Level.WARNING: 2, Level.CRITICAL: 0}
-    assert len(office.bodies) == len(letterbox.letters) == 4
-    assert "times since the last message" in json.dumps(office.bodies[1])
-    kinds = [letter["Subject"].split("]")[0].lstrip("[") for letter in letterbox.letters]
+    assert len(http_server.bodies) == len(smtp_server.mails) == 4
+    assert "times since the last message" in json.dumps(http_server.bodies[1])
+    kinds = [mail["Subject"].split("]")[0].lstrip("[") for mail in smtp_server.mails]
     assert kinds == ["warning", "resolved", "warning", "resolved"]
     assert (of(alerts, "slack").lost, of(alerts, "email").lost) == (0, 0)
 
 
-def test_mails_of_one_incident_form_one_thread(letterbox: Letterbox, mail: EmailChannel) -> None:
+def test_mails_of_one_incident_make_one_thread(smtp_server: SmtpServer, email_channel: EmailChannel) -> None:
     rules = [AlertRule("warning", notify="email"), AlertRule("critical", notify="email")]
 
-    with Alerts(rules, channels={"email": mail}, drain=TIMEOUT_S):
+    with Alerts(rules, channels={"email": email_channel}, drain=TIMEOUT_S):
         emit(level(Level.WARNING))
         emit(level(Level.CRITICAL, Level.WARNING))
         emit(level(Level.NORMAL, Level.CRITICAL))
         emit(level(Level.WARNING))
 
-    first, second, third, other = letterbox.letters
+    first, second, third, other = smtp_server.mails
     assert first["References"] is None
     assert second["References"] == third["References"] == first["Message-ID"]
     assert second["In-Reply-To"] == first["Message-ID"]
@@ -297,80 +297,175 @@ def test_mails_of_one_incident_form_one_thread(letterbox: Letterbox, mail: Email
     assert other["References"] is None
 
 
-def test_hostile_name_breaks_no_header_markup_or_json(
-    office: PostOffice, letterbox: Letterbox, mail: EmailChannel
+def test_hostile_name_breaks_no_header_no_markup_and_no_json(
+    http_server: HttpServer, smtp_server: SmtpServer, email_channel: EmailChannel
 ) -> None:
     name = "report\r\nBcc: thief@example.org\r\n\r\n<script>alert(1)</script><!channel>&\u202e\x1b[31m" + "x" * 10**6
     rule = AlertRule("warning", notify=("slack", "email", "hook"))
-    channels = {"slack": SlackChannel(office.url()), "hook": WebhookChannel(office.url()), "email": mail}
+    channels = {
+        "slack": SlackChannel(http_server.url()),
+        "hook": WebhookChannel(http_server.url()),
+        "email": email_channel,
+    }
 
     with Alerts([rule], channels=channels, drain=TIMEOUT_S):
         emit(BudgetOverrun(name, "call", 2 * MIB, MIB, "peak", in_flight=False))
 
-    (letter,) = letterbox.letters
-    assert letter["Bcc"] is None
-    assert letter["To"] == "ops@example.org, night@example.org"
-    html = letter.get_body(("html",))
+    (mail,) = smtp_server.mails
+    assert mail["Bcc"] is None
+    assert mail["To"] == "ops@example.org, night@example.org"
+    html = mail.get_body(("html",))
     assert html is not None
     assert "<script>" not in html.get_content()
     assert "&lt;script&gt;" in html.get_content()
-    slack = next(json.dumps(body) for body in office.bodies if "blocks" in body)
+    slack = next(json.dumps(body) for body in http_server.bodies if "blocks" in body)
     assert "<!channel>" not in slack
     assert "&lt;!channel&gt;&amp;" in slack
-    assert all(len(json.dumps(body)) < 3_000 for body in office.bodies)
-    assert not [body for body in office.bodies if "\x1b" in str(body) or "\u202e" in str(body)]
+    assert all(len(json.dumps(body)) < 3_000 for body in http_server.bodies)
+    assert not [body for body in http_server.bodies if "\x1b" in str(body) or "\u202e" in str(body)]
 
 
-def test_429_is_retried_after_the_time_it_asks_for(office: PostOffice) -> None:
-    office.answers = [status(429, Retry_After="1")]
+def test_retry_after_of_a_429_is_honoured(http_server: HttpServer) -> None:
+    http_server.answers = [status(429, Retry_After="1")]
 
     with Alerts(
-        [AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(office.url())}, retry_first=0.01
+        [AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(http_server.url())}, retry_first=0.01
     ) as alerts:
         emit(level(Level.WARNING))
-        wait_until(lambda: len(office.bodies) == 1)
+        wait_until(lambda: len(http_server.bodies) == 1)
 
-    assert office.attempts[1] - office.attempts[0] >= 0.99
+    assert http_server.attempts[1] - http_server.attempts[0] >= 0.99
     assert (of(alerts, "hook").delivered, of(alerts, "hook").failures, of(alerts, "hook").lost) == (1, 1, 0)
 
 
-def test_server_error_is_retried_until_the_message_is_taken(office: PostOffice) -> None:
-    office.answers = [status(500), status(503), hang_up, status(502)]
+def test_server_errors_are_tried_again_until_delivery(http_server: HttpServer) -> None:
+    http_server.answers = [status(500), status(503), hang_up, status(502)]
 
     with Alerts(
-        [AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(office.url())}, retry_first=0.01
+        [AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(http_server.url())}, retry_first=0.01
     ) as alerts:
         emit(level(Level.WARNING))
-        wait_until(lambda: len(office.bodies) == 1)
+        wait_until(lambda: len(http_server.bodies) == 1)
 
     assert (of(alerts, "hook").failures, of(alerts, "hook").lost) == (4, 0)
-    assert office.headers[0]["Idempotency-Key"] == f"{office.bodies[0]['incident']}-1"
+    assert http_server.headers[0]["Idempotency-Key"] == f"{http_server.bodies[0]['incident']}-1"
 
 
-def test_dripping_server_times_out_and_is_retried(office: PostOffice) -> None:
-    office.answers = [drip]
+def test_server_that_drips_is_given_up_in_time_and_tried_again(http_server: HttpServer) -> None:
+    http_server.answers = [drip]
 
     with Alerts(
         [AlertRule("warning", notify="hook")],
-        channels={"hook": WebhookChannel(office.url())},
+        channels={"hook": WebhookChannel(http_server.url())},
         retry_first=0.01,
         timeout=0.3,
     ) as alerts:
         emit(level(Level.WARNING))
-        wait_until(lambda: len(office.bodies) == 1)
+        wait_until(lambda: len(http_server.bodies) == 1)
 
-    assert office.attempts[1] - office.attempts[0] < 3.0
+    assert http_server.attempts[1] - http_server.attempts[0] < 3.0
     assert (of(alerts, "hook").failures, of(alerts, "hook").lost) == (1, 0)
 
 
-def test_dead_endpoint_delays_no_other_and_reports_losses(office: PostOffice, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_that_never_answers_delays_no_other_channel(http_server: HttpServer) -> None:
+    rule = AlertRule("warning", notify=("silent", "hook", "mail"))
+    begun = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are accepted, and nothing is ever read
+        port = silent.getsockname()[1]
+        channels = {
+            "silent": WebhookChannel(f"http://127.0.0.1:{port}/{TOKEN}"),
+            "mail": EmailChannel("127.0.0.1", port, sender="a@example.org", recipients="b@example.org"),
+            "hook": WebhookChannel(http_server.url()),
+        }
+        with Alerts([rule], channels=channels, timeout=60, drain=0.1) as alerts:
+            emit(level(Level.WARNING))
+            wait_until(lambda: of(alerts, "hook").delivered == 1)
+
+    assert time.monotonic() - begun < 15
+    assert (of(alerts, "silent").left, of(alerts, "mail").left) == (1, 1)
+
+
+def test_silent_servers_are_given_up_by_the_socket_timeout(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        channels = {
+            "hook": WebhookChannel(f"http://127.0.0.1:{port}/{TOKEN}"),
+            "mail": EmailChannel("127.0.0.1", port, sender="a@example.org", recipients="b@example.org"),
+        }
+        with Alerts([AlertRule("warning", notify=tuple(channels))], channels=channels, timeout=0.3, drain=0) as alerts:
+            emit(level(Level.WARNING))
+            wait_until(lambda: all(channel.failures for channel in alerts.statistics().channels))
+
+    assert (of(alerts, "hook").abandoned, of(alerts, "mail").abandoned) == (0, 0)
+    assert caplog.text.count("do not arrive: no answer in time;") == 2
+
+
+class ImplicitTlsServer:
+    """An SMTP server that takes TLS from the first byte."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.subjects: list[str] = []
+        self._context = context
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._thread.join()
+        self._server.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._server.accept()
+        with self._context.wrap_socket(connection, server_side=True) as secure, secure.makefile("rwb") as stream:
+
+            def send(line: bytes) -> None:
+                stream.write(line + b"\r\n")
+                stream.flush()
+
+            send(b"220 localhost")
+            for line in stream:
+                if line.upper().startswith(b"DATA"):
+                    send(b"354 go on")
+                    lines = list(iter(stream.readline, b".\r\n"))
+                    self.subjects += [text.decode() for text in lines if text.startswith(b"Subject:")]
+                send(b"221 bye" if line.upper().startswith(b"QUIT") else b"250 ok")
+
+
+def test_mail_is_sent_by_tls_from_the_first_byte(authority: tuple[Path, ssl.SSLContext]) -> None:
+    server = ImplicitTlsServer(authority[1])
+    channel = EmailChannel(
+        "localhost",
+        server.port,
+        sender="memtools@example.org",
+        recipients="ops@example.org",
+        security="tls",
+        cafile=str(authority[0]),
+    )
+
+    with Alerts([AlertRule("warning", notify="mail")], channels={"mail": channel}, drain=TIMEOUT_S) as alerts:
+        emit(level(Level.WARNING))
+    server.close()
+
+    assert of(alerts, "mail").delivered == 1
+    assert len(server.subjects) == 1
+    assert server.subjects[0].startswith("Subject: [warning]")
+
+
+def test_dead_endpoint_delays_no_other_and_losses_are_logged(
+    http_server: HttpServer, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     dead = WebhookChannel(f"http://127.0.0.1:{port}/{TOKEN}")
     rule = AlertRule("warning", notify=("dead", "hook"))
 
     with Alerts(
-        [rule], channels={"dead": dead, "hook": WebhookChannel(office.url())}, queue_size=5, retry_first=0.01, drain=0.2
+        [rule],
+        channels={"dead": dead, "hook": WebhookChannel(http_server.url())},
+        queue_size=5,
+        retry_first=0.01,
+        drain=0.2,
     ) as alerts:
         for number in range(20):
             emit(BudgetOverrun(f"owner {number}", "call", 2 * MIB, MIB, "peak", in_flight=False))
@@ -380,111 +475,111 @@ def test_dead_endpoint_delays_no_other_and_reports_losses(office: PostOffice, ca
     figures = of(alerts, "dead")
     assert figures.lost == 20
     assert figures.dropped + figures.left == 20
-    assert f"Alerts end with {figures.left} undelivered to dead" in caplog.text
+    assert f"Alerts stopped with {figures.left} undelivered to dead" in caplog.text
     assert "Alerts to dead do not arrive: ConnectionRefusedError" in caplog.text
-    assert len(office.bodies) == of(alerts, "hook").delivered
+    assert len(http_server.bodies) == of(alerts, "hook").delivered
 
 
-def test_next_message_reports_what_was_dropped_meanwhile(office: PostOffice) -> None:
-    office.answers = [status(500)] * 8
+def test_next_message_states_what_was_dropped_before(http_server: HttpServer) -> None:
+    http_server.answers = [status(500)] * 8
     rule = AlertRule("warning", notify="hook")
 
     with Alerts(
-        [rule], channels={"hook": WebhookChannel(office.url())}, queue_size=2, retry_first=0.05, retry_most=0.05
+        [rule], channels={"hook": WebhookChannel(http_server.url())}, queue_size=2, retry_first=0.05, retry_max=0.05
     ) as alerts:
         for number in range(10):
             emit(BudgetOverrun(f"owner {number}", "call", 2 * MIB, MIB, "peak", in_flight=False))
         wait_until(lambda: of(alerts, "hook").waiting == 0 and of(alerts, "hook").delivered > 0)
 
-    told = sum(int(str(body["lost"])) for body in office.bodies)
-    assert told == of(alerts, "hook").dropped > 0
-    assert told + len(office.bodies) == 10
+    reported = sum(int(str(body["dropped"])) for body in http_server.bodies)
+    assert reported == of(alerts, "hook").dropped > 0
+    assert reported + len(http_server.bodies) == 10
 
 
-def test_permanent_refusal_is_not_retried(office: PostOffice, caplog: pytest.LogCaptureFixture) -> None:
-    office.answers = [status(404)]
+def test_permanent_refusal_is_not_tried_again(http_server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
+    http_server.answers = [status(404)]
 
-    with Alerts([AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(office.url())}) as alerts:
+    with Alerts([AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(http_server.url())}) as alerts:
         emit(level(Level.WARNING))
         wait_until(lambda: of(alerts, "hook").refused == 1)
         emit(level(Level.NORMAL, Level.WARNING))
 
-    assert len(office.attempts) == 2
-    assert office.bodies[0]["lost"] == 1
+    assert len(http_server.attempts) == 2
+    assert http_server.bodies[0]["dropped"] == 1
     assert "An alert to hook was refused and is dropped: HTTP 404" in caplog.text
 
 
-def test_redirect_is_not_followed(office: PostOffice, caplog: pytest.LogCaptureFixture) -> None:
-    office.answers = [status(307, Location=office.url())]
+def test_redirect_is_not_followed(http_server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
+    http_server.answers = [status(307, Location=http_server.url())]
 
-    with Alerts([AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(office.url())}) as alerts:
+    with Alerts([AlertRule("warning", notify="hook")], channels={"hook": WebhookChannel(http_server.url())}) as alerts:
         emit(level(Level.WARNING))
         wait_until(lambda: of(alerts, "hook").refused == 1)
 
-    assert len(office.attempts) == 1
+    assert len(http_server.attempts) == 1
     assert "redirects are not followed" in caplog.text
 
 
-def test_busy_mail_server_is_retried(letterbox: Letterbox, mail: EmailChannel) -> None:
-    letterbox.refusals = ["451 come back later"]
+def test_busy_mail_server_is_tried_again(smtp_server: SmtpServer, email_channel: EmailChannel) -> None:
+    smtp_server.refusals = ["451 come back later"]
 
-    with Alerts([AlertRule("warning", notify="email")], channels={"email": mail}, retry_first=0.01) as alerts:
+    with Alerts([AlertRule("warning", notify="email")], channels={"email": email_channel}, retry_first=0.01) as alerts:
         emit(level(Level.WARNING))
-        wait_until(lambda: len(letterbox.letters) == 1)
+        wait_until(lambda: len(smtp_server.mails) == 1)
 
     assert (of(alerts, "email").failures, of(alerts, "email").lost) == (1, 0)
 
 
 @pytest.mark.parametrize(
-    ("changes", "trusted", "words"),
+    ("changes", "trusted", "reason"),
     [
         ({"password": "wrong-password-99"}, True, "SMTPAuthenticationError 535"),
         ({}, False, "SSLCertVerificationError"),
         ({"host": "127.0.0.1"}, True, "SSLCertVerificationError"),
     ],
 )
-def test_password_is_not_sent_to_an_untrusted_server(
-    letterbox: Letterbox,
+def test_untrusted_mail_server_gets_no_mail(
+    smtp_server: SmtpServer,
     authority: tuple[Path, ssl.SSLContext],
     caplog: pytest.LogCaptureFixture,
     changes: dict[str, str],
     trusted: bool,
-    words: str,
+    reason: str,
 ) -> None:
-    channel = mail_to(letterbox, authority[0] if trusted else None, **changes)
+    channel = mail_to(smtp_server, authority[0] if trusted else None, **changes)
 
     with Alerts([AlertRule("warning", notify="email")], channels={"email": channel}, drain=0.1) as alerts:
         emit(level(Level.WARNING))
         wait_until(lambda: of(alerts, "email").failures == 1)
 
-    assert letterbox.letters == []
-    assert words in caplog.text
+    assert smtp_server.mails == []
+    assert reason in caplog.text
 
 
-def test_server_without_starttls_gets_no_password_and_no_mail(
+def test_mail_server_without_starttls_gets_no_password(
     authority: tuple[Path, ssl.SSLContext], caplog: pytest.LogCaptureFixture
 ) -> None:
-    letterbox = Letterbox(authority[1], offers_tls=False)
+    smtp_server = SmtpServer(authority[1], offers_tls=False)
     try:
-        channel = mail_to(letterbox, authority[0])
+        channel = mail_to(smtp_server, authority[0])
         with Alerts([AlertRule("warning", notify="email")], channels={"email": channel}, drain=0.1) as alerts:
             emit(level(Level.WARNING))
             wait_until(lambda: of(alerts, "email").failures == 1)
     finally:
-        letterbox.close()
+        smtp_server.close()
 
-    assert letterbox.letters == []
+    assert smtp_server.mails == []
     assert "does not offer what is needed" in caplog.text
 
 
-def test_https_certificate_and_name_are_verified(
-    office: PostOffice, authority: tuple[Path, ssl.SSLContext], caplog: pytest.LogCaptureFixture
+def test_https_certificate_and_name_are_checked(
+    http_server: HttpServer, authority: tuple[Path, ssl.SSLContext], caplog: pytest.LogCaptureFixture
 ) -> None:
     path, context = authority
-    office.server.socket = context.wrap_socket(office.server.socket, server_side=True)
-    known = WebhookChannel(office.url("https", "localhost"), cafile=str(path))
-    untrusted = WebhookChannel(office.url("https", "localhost"))
-    misnamed = WebhookChannel(office.url("https", "127.0.0.1"), cafile=str(path))
+    http_server.server.socket = context.wrap_socket(http_server.server.socket, server_side=True)
+    known = WebhookChannel(http_server.url("https", "localhost"), cafile=str(path))
+    untrusted = WebhookChannel(http_server.url("https", "localhost"))
+    misnamed = WebhookChannel(http_server.url("https", "127.0.0.1"), cafile=str(path))
     rule = AlertRule("warning", notify=("known", "untrusted", "misnamed"))
 
     with Alerts(
@@ -494,21 +589,24 @@ def test_https_certificate_and_name_are_verified(
         wait_until(lambda: sum(channel.failures for channel in alerts.statistics().channels) == 2)
         wait_until(lambda: of(alerts, "known").delivered == 1)
 
-    assert str(office.bodies[0]["source"]).startswith("prices on ")
+    assert str(http_server.bodies[0]["source"]).startswith("prices on ")
     assert caplog.text.count("SSLCertVerificationError") == 2
 
 
-def test_addresses_and_passwords_are_never_shown(
-    letterbox: Letterbox, authority: tuple[Path, ssl.SSLContext], office: PostOffice, caplog: pytest.LogCaptureFixture
+def test_secrets_are_never_logged_or_shown(
+    smtp_server: SmtpServer,
+    authority: tuple[Path, ssl.SSLContext],
+    http_server: HttpServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.CRITICAL, "mail.log")  # what the server says to itself
-    office.answers = [status(404), status(500), hang_up]
+    caplog.set_level(logging.CRITICAL, "mail.log")  # the log of the server
+    http_server.answers = [status(404), status(500), hang_up]
     channels = {
-        "slack": SlackChannel(office.url()),
-        "hook": WebhookChannel(office.url(), headers={"Authorization": f"Bearer {TOKEN}"}),
-        "email": mail_to(letterbox, authority[0], password="wrong-password-99"),
-        "untrusted": mail_to(letterbox, None, password=PASSWORD),
+        "slack": SlackChannel(http_server.url()),
+        "hook": WebhookChannel(http_server.url(), headers={"Authorization": f"Bearer {TOKEN}"}),
+        "email": mail_to(smtp_server, authority[0], password="wrong-password-99"),
+        "untrusted": mail_to(smtp_server, None, password=PASSWORD),
     }
     rules = [AlertRule("warning", notify=tuple(channels))]
 

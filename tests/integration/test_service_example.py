@@ -56,7 +56,7 @@ def test_example_alerts_the_webhook_and_escalates(story) -> None:
     alerts = _section(story, "alerts that reached the webhook")
 
     assert re.search(r"opened +warning +memory is at", alerts)
-    assert re.search(r"opened +warning +every step of the clean-up was taken", alerts)
+    assert re.search(r"opened +warning +all clean-up steps ran", alerts)
     assert re.search(r"escalated +critical", alerts) or re.search(r"opened +critical", alerts)
 
 

@@ -254,7 +254,7 @@ def test_service_in_trouble_shows_no_secret(machine: Machine, refuser: str, capl
     rule = AlertRule("warning", notify=tuple(channels), action=lambda alert: 1 / 0)
 
     with subscribe(received.append), MemtoolsCollector(registry):
-        with Alerts([rule], channels=channels, monitor=monitor, retry_first=0.01, retry_most=0.01, drain=1) as alerts:
+        with Alerts([rule], channels=channels, monitor=monitor, retry_first=0.01, retry_max=0.01, drain=1) as alerts:
             monitor.on_warning(lambda change: 1 / 0)
             machine.look(monitor, 700)
             _wait_until(lambda: sum(one.refused + one.failures for one in alerts.statistics().channels) >= 3)

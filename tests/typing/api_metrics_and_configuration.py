@@ -27,7 +27,7 @@ def record_is_read_only(taken: Metrics) -> None:
 
 
 def collector_is_a_context_manager(registry: CollectorRegistry) -> None:
-    with MemtoolsCollector(registry, most_names=10) as collector:
+    with MemtoolsCollector(registry, max_names=10) as collector:
         assert_type(collector, MemtoolsCollector)
     MemtoolsCollector(None).close()
     with MemtoolsInstruments() as instruments:

@@ -1,4 +1,4 @@
-"""Alerts in words: whatever a stranger put into a name, it stays text, on one line, and short."""
+"""Texts of alerts: a name stays text, on one line and short, whatever characters it holds."""
 
 import json
 from dataclasses import replace
@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.alerts import Alert, AlertKind
-from memtools.alerts._channels import body_of, message_of
-from memtools.alerts._incidents import signals_of
-from memtools.alerts._message import letter_of, lines_of, plain, slack_text, subject_of, text_of
+from memtools.alerts._channels import slack_message, webhook_body
+from memtools.alerts._incidents import observations
+from memtools.alerts._message import detail_lines, one_line, slack_text, subject, text
+from memtools.alerts._transport import email_message
 from memtools.events import BudgetOverrun, TaskAbandoned
 from memtools.readings import Level
 
@@ -20,50 +21,50 @@ ANY_TEXT = st.text(st.characters(), max_size=400)  # surrogates, controls and al
 EXAMPLE = Alert(AlertKind.OPENED, Level.WARNING, "budget", "report", "report is over", (), 0, 0, "t-1", 1, "here", 0.0)
 
 
-def test_an_alert_reads_as_a_person_would_say_it(alert: Alert) -> None:
+def test_alert_text_is_plain_english(alert: Alert) -> None:
     again = replace(alert, kind=AlertKind.REPEATED, suppressed=1234, dropped=2)
 
-    assert subject_of(alert) == "[critical] prices on host-1 (process 7): memory is at 900.0 MiB"
-    assert subject_of(again).startswith("[repeated] prices")
-    assert lines_of(again) == (
+    assert subject(alert) == "[critical] prices on host-1 (process 7): memory is at 900.0 MiB"
+    assert subject(again).startswith("[repeated] prices")
+    assert detail_lines(again) == (
         ("level", "critical"),
         ("change", "normal to critical"),
         ("seen again", "1,234 times since the last message"),
         ("lost before", "2 earlier messages could not be delivered here"),
         ("incident", "a1b2-1, message 1"),
     )
-    assert text_of(alert).splitlines()[:2] == [subject_of(alert), ""]
+    assert text(alert).splitlines()[:2] == [subject(alert), ""]
 
 
 @given(ANY_TEXT, st.integers(1, 300))
-def test_a_plain_name_is_printable_on_one_line_and_short(name: str, at_most: int) -> None:
-    shown = plain(name, at_most)
+def test_one_line_is_printable_and_short(name: str, max_length: int) -> None:
+    shown = one_line(name, max_length)
 
     assert shown.isprintable()
-    assert len(shown) <= at_most
-    if name.isascii() and name.isprintable() and len(name) <= at_most:
+    assert len(shown) <= max_length
+    if name.isascii() and name.isprintable() and len(name) <= max_length:
         assert shown == name
 
 
 @given(ANY_TEXT, st.integers(1, 300))
-def test_slack_text_is_escaped_and_never_cut_within_an_escape(text: str, at_most: int) -> None:
-    shown = slack_text(text, at_most)
+def test_slack_text_is_escaped_and_not_cut_within_an_escape(text: str, max_length: int) -> None:
+    shown = slack_text(text, max_length)
 
-    assert len(shown) <= at_most
+    assert len(shown) <= max_length
     assert not set(shown) & set("<>")
     assert text.startswith(unescape(shown.removesuffix("…"))) or "&" in text
 
 
-def test_slack_escapes_survive_the_cut() -> None:
+def test_slack_escapes_are_kept_whole() -> None:
     assert slack_text("<" * 10, 10) == "&lt;&lt;…"
     assert slack_text("a<b>&c", 100) == "a&lt;b&gt;&amp;c"
 
 
 @given(ANY_TEXT)
-def test_a_message_to_slack_keeps_to_the_sizes_of_slack(text: str) -> None:
+def test_slack_message_keeps_the_limits_of_slack(text: str) -> None:
     alert = replace(EXAMPLE, summary=text * 30, details=tuple((f"label {n}", text * 30) for n in range(20)))
 
-    message = message_of(alert)
+    message = slack_message(alert)
 
     assert message["text"]
     (section,) = message["blocks"]  # type: ignore[misc]  # a list, as JSON has it
@@ -74,11 +75,11 @@ def test_a_message_to_slack_keeps_to_the_sizes_of_slack(text: str) -> None:
 
 
 @given(ANY_TEXT)
-def test_a_mail_has_the_headers_that_it_was_given_and_no_others(text: str) -> None:
-    alert = replace(EXAMPLE, summary=plain(text), source=plain(text), details=(("owner", text),))
+def test_mail_has_exactly_the_expected_headers(text: str) -> None:
+    alert = replace(EXAMPLE, summary=one_line(text), source=one_line(text), details=(("owner", text),))
 
-    letter = letter_of(alert, sender="a@example.org", recipients=("b@example.org", "c@example.org"))
-    sent = message_from_bytes(letter.as_bytes(), policy=default)
+    message = email_message(alert, sender="a@example.org", recipients=("b@example.org", "c@example.org"))
+    sent = message_from_bytes(message.as_bytes(), policy=default)
 
     assert sorted(set(sent.keys())) == [
         "Auto-Submitted", "Content-Type", "Date", "From", "MIME-Version", "Message-ID", "Subject", "To",
@@ -87,20 +88,20 @@ def test_a_mail_has_the_headers_that_it_was_given_and_no_others(text: str) -> No
 
 
 @given(ANY_TEXT)
-def test_a_webhook_gets_json_whatever_the_name(text: str) -> None:
-    body = json.loads(body_of(replace(EXAMPLE, name=text, level=Level.CRITICAL, details=(("largest", "a"),))))
+def test_webhook_body_is_json_for_any_name(text: str) -> None:
+    body = json.loads(webhook_body(replace(EXAMPLE, name=text, level=Level.CRITICAL, details=(("largest", "a"),))))
 
     assert (body["name"], body["level"], body["kind"]) == (text, "critical", "opened")
     assert body["details"] == {"largest": "a"}
 
 
 @given(ANY_TEXT)
-def test_names_are_made_plain_before_anything_is_told(text: str) -> None:
+def test_names_are_made_printable_in_observations(text: str) -> None:
     events = BudgetOverrun(text * 10, "call", 2, 1, "peak", in_flight=True), TaskAbandoned(text, text, 1.0)
 
     for event in events:
-        (signal,) = signals_of(event)
-        assert signal.name.isprintable()
-        summary, _ = signal.words()
+        (observation,) = observations(event)
+        assert observation.name.isprintable()
+        summary, _ = observation.describe()
         assert summary.isprintable()
         assert len(summary) < 600

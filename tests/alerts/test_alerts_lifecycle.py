@@ -1,4 +1,4 @@
-"""Alerts begin and end without a trace, in threads, loops and forked children, with whatever is short."""
+"""Start and stop of alerts in threads, loops and forked children, also without threads, memory or descriptors."""
 
 import asyncio
 import os
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -31,10 +32,11 @@ class Recording(Protocol):
     def close(self) -> None: ...
 
 
+PROGRAMS = Path(__file__).parent / "programs"
 RULE = AlertRule("warning", notify="people", action=lambda alert: None)
 
 
-def test_nothing_is_heard_before_the_start_and_after_the_end(change: Change, recorder: Recording) -> None:
+def test_events_before_start_and_after_stop_are_ignored(change: Change, recorder: Recording) -> None:
     alerts = Alerts([RULE], channels={"people": recorder})
     emit(change(Level.WARNING))
 
@@ -48,7 +50,7 @@ def test_nothing_is_heard_before_the_start_and_after_the_end(change: Change, rec
     assert not alerts.is_running
 
 
-def test_starting_and_ending_twice_is_starting_and_ending_once(recorder: Recording) -> None:
+def test_second_start_and_second_stop_do_nothing(recorder: Recording) -> None:
     alerts = Alerts([RULE], channels={"people": recorder})
 
     alerts.stop()
@@ -60,7 +62,7 @@ def test_starting_and_ending_twice_is_starting_and_ending_once(recorder: Recordi
     assert recorder.calls == ["open", "close"]
 
 
-def test_200_starts_and_ends_leave_no_thread_and_no_descriptor(change: Change, recorder: Recording) -> None:
+def test_200_starts_and_stops_leave_no_thread_and_no_descriptor(change: Change, recorder: Recording) -> None:
     alerts = Alerts([RULE], channels={"people": recorder, "hook": WebhookChannel("http://127.0.0.1:1/")})
     with alerts:
         pass
@@ -75,9 +77,7 @@ def test_200_starts_and_ends_leave_no_thread_and_no_descriptor(change: Change, r
     assert len(recorder.alerts) == 200
 
 
-async def test_200_asynchronous_starts_and_ends_leave_no_task_and_no_thread(
-    change: Change, recorder: Recording
-) -> None:
+async def test_200_async_starts_and_stops_leave_no_task_and_no_thread(change: Change, recorder: Recording) -> None:
     alerts = Alerts([RULE], channels={"people": recorder})
     threads = threading.active_count()
 
@@ -90,7 +90,7 @@ async def test_200_asynchronous_starts_and_ends_leave_no_task_and_no_thread(
     assert len(recorder.alerts) == 200
 
 
-def test_a_channel_that_cannot_be_opened_stops_the_start_and_the_others_are_closed(
+def test_channel_that_cannot_be_opened_fails_the_start(
     recorder: Recording, make_recorder: Callable[[], Recording]
 ) -> None:
     class Broken:
@@ -112,7 +112,7 @@ def test_a_channel_that_cannot_be_opened_stops_the_start_and_the_others_are_clos
     assert not alerts.is_running
 
 
-def test_what_waits_at_the_end_is_delivered(change: Change, recorder: Recording) -> None:
+def test_waiting_messages_are_delivered_at_the_end(change: Change, recorder: Recording) -> None:
     recorder.failures = [OSError("not yet")] * 3
 
     with Alerts([RULE], channels={"people": recorder}, retry_first=0.01):
@@ -122,22 +122,22 @@ def test_what_waits_at_the_end_is_delivered(change: Change, recorder: Recording)
     assert [alert.kind for alert in recorder.alerts] == [AlertKind.OPENED, AlertKind.RESOLVED]
 
 
-def test_an_end_does_not_wait_for_what_cannot_be_tried_before_it(
+def test_stop_does_not_wait_for_a_retry_after_its_drain(
     change: Change, recorder: Recording, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder.failures = [OSError("away")]
     begun = time.monotonic()
 
-    with Alerts([RULE], channels={"people": recorder}, retry_first=3600, retry_most=3600, drain=60) as alerts:
+    with Alerts([RULE], channels={"people": recorder}, retry_first=3600, retry_max=3600, drain=60) as alerts:
         emit(change(Level.WARNING))
 
     assert time.monotonic() - begun < 30
     assert alerts.statistics().channels[0].left == 1
-    assert "Alerts end with 1 undelivered to people" in caplog.text
+    assert "Alerts stopped with 1 undelivered to people" in caplog.text
 
 
-class Stubborn:
-    """A channel that obeys no deadline."""
+class BlockingChannel:
+    """A channel that ignores its deadline."""
 
     def __init__(self, release: threading.Event) -> None:
         self.begun = threading.Event()
@@ -152,10 +152,10 @@ class Stubborn:
     def close(self) -> None: ...
 
 
-def test_an_end_waits_for_no_channel_longer_than_its_drain(
+def test_stop_waits_no_longer_than_its_drain(
     change: Change, release: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    channel = Stubborn(release)
+    channel = BlockingChannel(release)
     alerts = Alerts([AlertRule("warning", notify="people")], channels={"people": channel})
     alerts.start()
     emit(change(Level.WARNING))
@@ -165,16 +165,16 @@ def test_an_end_waits_for_no_channel_longer_than_its_drain(
     alerts.stop(drain=0.05)
 
     assert time.monotonic() - begun < 5
-    assert "its thread is left behind" in caplog.text
+    assert "deliveries to people were running; their threads were abandoned (1)" in caplog.text
     release.set()
 
 
-async def test_a_cancelled_end_still_ends_and_is_still_cancelled(change: Change, recorder: Recording) -> None:
+async def test_cancelled_async_exit_still_stops(change: Change, recorder: Recording) -> None:
     recorder.failures = [OSError("away")] * 10**4
     left = asyncio.Event()
 
     async def serve() -> None:
-        async with Alerts([RULE], channels={"people": recorder}, retry_first=0.01, retry_most=0.01, drain=600):
+        async with Alerts([RULE], channels={"people": recorder}, retry_first=0.01, retry_max=0.01, drain=600):
             emit(change(Level.WARNING))
             left.set()
 
@@ -187,12 +187,12 @@ async def test_a_cancelled_end_still_ends_and_is_still_cancelled(change: Change,
         await task
 
 
-def test_the_exception_of_the_service_goes_through(recorder: Recording) -> None:
+def test_exception_of_the_block_passes(recorder: Recording) -> None:
     with pytest.raises(ZeroDivisionError), Alerts([RULE], channels={"people": recorder}):
         raise ZeroDivisionError
 
 
-def test_where_no_thread_can_be_started_alerts_wait_until_one_can(
+def test_alerts_wait_until_a_thread_can_be_started(
     change: Change, recorder: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
@@ -212,7 +212,7 @@ def test_where_no_thread_can_be_started_alerts_wait_until_one_can(
     assert "No thread can be started" in caplog.text
 
 
-def test_an_end_without_ever_a_thread_says_what_was_left(
+def test_stop_without_any_thread_logs_what_was_left(
     change: Change, recorder: Recording, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
@@ -223,12 +223,12 @@ def test_an_end_without_ever_a_thread_says_what_was_left(
         emit(change(Level.WARNING))
 
     assert alerts.statistics().channels[0].left == 1
-    assert "Alerts end with 1 undelivered to people" in caplog.text
+    assert "Alerts stopped with 1 undelivered to people" in caplog.text
 
 
 @contextmanager
 def no_descriptors_left() -> Generator[None, None, None]:
-    """Let this process open nothing more."""
+    """Leave no file descriptor to this process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, hard))
@@ -240,9 +240,7 @@ def no_descriptors_left() -> Generator[None, None, None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of descriptors is set by Linux's rules")
-def test_without_descriptors_alerts_are_tried_again_later(
-    change: Change, wait_until: Wait, recorder: Recording
-) -> None:
+def test_delivery_without_descriptors_is_tried_again(change: Change, wait_until: Wait, recorder: Recording) -> None:
     channels = {"hook": WebhookChannel("http://127.0.0.1:1/"), "people": recorder}
 
     with (
@@ -259,9 +257,7 @@ def test_without_descriptors_alerts_are_tried_again_later(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_tells_its_own_alerts_and_none_of_its_parent(
-    change: Change, recorder: Recording, wait_until: Wait
-) -> None:
+def test_forked_child_sends_its_own_alerts_only(change: Change, recorder: Recording, wait_until: Wait) -> None:
     with Alerts([RULE], channels={"people": recorder}, drain=20) as alerts:
         emit(change(Level.WARNING))
         wait_until(lambda: recorder.alerts)
@@ -269,82 +265,36 @@ def test_a_forked_child_tells_its_own_alerts_and_none_of_its_parent(
 
         child = os.fork()
         if child == 0:
-            told = "nothing"
+            report = "nothing"
             try:
                 recorder.alerts.clear()
-                emit(change(Level.NORMAL))  # the incident is the parent's
+                emit(change(Level.NORMAL))  # the incident belongs to the parent
                 emit(TaskAbandoned("scope", "task of the child", 1.0))
                 alerts.stop()
-                told = f"{[alert.kind.value for alert in recorder.alerts]} {recorder.alerts[0].incident}"
+                report = f"{[alert.kind.value for alert in recorder.alerts]} {recorder.alerts[0].incident}"
             finally:
-                os.write(writing, told.encode())
+                os.write(writing, report.encode())
                 os._exit(0)
         os.close(writing)
         with os.fdopen(reading) as pipe:
-            told = pipe.read()
+            report = pipe.read()
         os.waitpid(child, 0)
 
-    assert told.startswith("['opened'] ")
-    assert recorder.alerts[0].incident not in told
+    assert report.startswith("['opened'] ")
+    assert recorder.alerts[0].incident not in report
     assert [alert.kind for alert in recorder.alerts] == [AlertKind.OPENED]
 
 
-# In an interpreter of its own: a tracer of lines, such as coverage's, takes locks that a fork copies as they are held.
-FORKS = """
-import os, threading, time
-from memtools.alerts import AlertRule, Alerts
-from memtools.events import TaskAbandoned, emit
-
-class Silent:
-    def open(self): pass
-    def send(self, alert, deadline): pass
-    def close(self): pass
-
-def load():
-    number = 0
-    while not over.is_set():
-        number += 1
-        emit(TaskAbandoned("scope", f"task {number}", 1.0))
-
-def end_of_a_child():
-    child = os.fork()
-    if child == 0:
-        emit(TaskAbandoned("scope", "task of the child", 1.0))
-        os._exit(0)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.001)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return -1
-
-over = threading.Event()
-rule = AlertRule("warning", notify="people", action=lambda alert: None)
-with Alerts([rule], channels={"people": Silent()}, queue_size=10):
-    thread = threading.Thread(target=load)
-    thread.start()
-    ends = 0
-    try:
-        while ends < 100 and end_of_a_child() == 0:
-            ends += 1
-    finally:
-        over.set()
-        thread.join()
-print(ends)
-"""
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_100_forks_under_load_hang_nowhere() -> None:
-    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=120)
+def test_100_forks_under_load_do_not_hang() -> None:
+    # In an interpreter of its own: a tracer of lines, such as coverage's, takes locks that a fork copies as held.
+    program = PROGRAMS / "fork_under_load.py"
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120)
 
     assert done.stdout == "100\n", done.stderr
 
 
-def test_a_program_that_never_stops_its_alerts_still_tells_and_is_told() -> None:
+def test_program_without_stop_delivers_and_is_warned() -> None:
     program = (
         "import logging, warnings\n"
         "logging.basicConfig(format='%(message)s')\n"
@@ -357,31 +307,20 @@ def test_a_program_that_never_stops_its_alerts_still_tells_and_is_told() -> None
     done = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 0
-    assert "task import of nightly goes on" in done.stderr
+    assert "task import of nightly still runs" in done.stderr
     assert "was never stopped" in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of the address space is Linux's")
-def test_short_of_address_space_the_service_goes_on() -> None:
-    program = (
-        "import resource\n"
-        "from memtools.alerts import AlertRule, Alerts\n"
-        "from memtools.events import TaskAbandoned, emit\n"
-        "alerts = Alerts([AlertRule('warning', notify='log', action=print)])\n"
-        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (size + (2 << 20), -1))\n"  # less than the stack of a thread
-        "with alerts:\n"
-        "    for number in range(100):\n"
-        "        emit(TaskAbandoned('nightly', f'import {number}', 1.0))\n"
-        "    print('served')\n"
+def test_service_goes_on_without_address_space() -> None:
+    done = subprocess.run(
+        [sys.executable, PROGRAMS / "without_address_space.py"], capture_output=True, text=True, timeout=60
     )
-
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == "served\n"
     assert "No thread can be started" in done.stderr
-    assert "Alerts end with 100 undelivered to log" in done.stderr
+    assert "Alerts stopped with 100 undelivered to log" in done.stderr
 
 
 def _descriptors() -> int:
