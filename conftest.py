@@ -55,5 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header() -> list[str]:
     """Name the copy of memtools that is tested, installed or checkout, and the implementation of its bounded lists."""
-    lists = next(kind for kind in memtools.BoundedList.__mro__ if kind.__name__ in ("CBoundedListCore", "PyBoundedListCore"))
+    lists = next(
+        kind for kind in memtools.BoundedList.__mro__ if kind.__name__ in ("CBoundedListCore", "PyBoundedListCore")
+    )
     return [f"memtools: {os.path.dirname(memtools.__file__)}", f"bounded lists: {lists.__name__}"]

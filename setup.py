@@ -6,8 +6,8 @@ The build of the extensions depends on environment variables, which a table in p
 - `MEMTOOLS_WERROR=1` turns warnings into errors and makes a failed compilation fail the build, for CI.
 - `MEMTOOLS_SANITIZE=address,undefined` builds with these sanitizers of GCC or Clang, for tests.
 
-Without `MEMTOOLS_WERROR=1` a failed compilation is reported and the package is built without the extensions: memtools then
-uses its other meters, and bounded lists run in Python.
+Without `MEMTOOLS_WERROR=1` a failed compilation is reported and the package is built without the extensions: memtools
+then uses its other meters, and bounded lists run in Python.
 """
 
 import os
@@ -31,6 +31,7 @@ if SANITIZERS:
 
 
 def extension(name: str, sources: list[str], headers: list[str]) -> Extension:
+    """Return an extension with the flags above; optional unless the build is strict."""
     return Extension(
         name,
         sources=sources,

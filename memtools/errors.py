@@ -102,6 +102,69 @@ class ScopeClosed(MemtoolsError, RuntimeError):
         return f"{self.scope} takes no work: {self.reason}"
 
 
+class ScopeFull(MemtoolsError, RuntimeError):
+    """A task was refused because `max_pending` tasks were waiting; its coroutine has been closed.
+
+    Attributes:
+        scope: the name of the task scope.
+        waiting: how many tasks were waiting to start.
+        max_pending: how many may wait.
+    """
+
+    def __init__(self, scope: str, waiting: int, max_pending: int) -> None:
+        super().__init__(scope, waiting, max_pending)
+        self.scope = scope
+        self.waiting = waiting
+        self.max_pending = max_pending
+
+    def __str__(self) -> str:
+        return f"{self.scope} takes no more tasks: {self.waiting} are waiting, max_pending={self.max_pending}"
+
+
+class AdmissionReused(MemtoolsError, RuntimeError):
+    """One admission was entered a second time; call `admit()` for each block."""
+
+    def __str__(self) -> str:
+        return "this admission was entered before: call monitor.admit() for each block"
+
+
+class MonitorAlreadyStarted(MemtoolsError, RuntimeError):
+    """A monitor was started while it is started.
+
+    Attributes:
+        name: the monitor's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name} is started already: stop it first, or make a second monitor"
+
+
+class DeliveryFailed(MemtoolsError, OSError):
+    """A channel could not deliver an alert.
+
+    Channels raise it; it never leaves the package. Any other exception means the same with `retry=True`, and of it only
+    the name of its class is shown: its text may hold an address.
+
+    Attributes:
+        reason: what went wrong, free of secrets, for the log.
+        retry: whether trying again makes sense.
+        retry_after_s: the pause that the other side asks for, in seconds, if it does.
+    """
+
+    def __init__(self, reason: str, retry: bool = True, retry_after_s: float | None = None) -> None:
+        super().__init__(reason, retry, retry_after_s)
+        self.reason = reason
+        self.retry = retry
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class NotWeakReferenceable(MemtoolsError, TypeError):
     """A cache without strong references was given a value that cannot be weakly referenced; nothing has been changed.
 

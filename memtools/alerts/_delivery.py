@@ -18,8 +18,9 @@ from typing import Any, Final
 from memtools._records import record
 from memtools._safe_calls import AbandonableCall, RateLimitedLogger
 from memtools.alerts._message import Alert
-from memtools.alerts._protocol import Channel, Deadline, DeliveryFailed, as_delivery_failure
+from memtools.alerts._protocol import Channel, Deadline, as_delivery_failure
 from memtools.alerts._rules import Recipient
+from memtools.errors import DeliveryFailed
 
 _log = logging.getLogger("memtools.alerts")
 

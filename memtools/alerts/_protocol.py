@@ -9,7 +9,7 @@ from ssl import SSLError
 from typing import Any, Protocol
 
 from memtools.alerts._message import Alert
-from memtools.errors import MemtoolsError
+from memtools.errors import DeliveryFailed
 
 
 class Channel(Protocol):
@@ -90,28 +90,6 @@ class Connection(Protocol):
     def sock(self) -> Any:  # Any: a socket, or None while there is none
         """The socket."""
         ...
-
-
-class DeliveryFailed(MemtoolsError, OSError):
-    """A channel could not deliver an alert.
-
-    Channels raise it; it never leaves the package. Any other exception means the same with `retry=True`, and of it only
-    the name of its class is shown: its text may hold an address.
-
-    Attributes:
-        reason: what went wrong, free of secrets, for the log.
-        retry: whether trying again makes sense.
-        retry_after_s: the pause that the other side asks for, in seconds, if it does.
-    """
-
-    def __init__(self, reason: str, retry: bool = True, retry_after_s: float | None = None) -> None:
-        super().__init__(reason, retry, retry_after_s)
-        self.reason = reason
-        self.retry = retry
-        self.retry_after_s = retry_after_s
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 def as_delivery_failure(error: BaseException) -> DeliveryFailed:

@@ -20,8 +20,9 @@ from html import escape
 from typing import Any, Final, TypeAlias
 
 from memtools.alerts._message import Alert, detail_lines, one_line, subject, text
-from memtools.alerts._protocol import Deadline, DeliveryFailed, as_delivery_failure
+from memtools.alerts._protocol import Deadline, as_delivery_failure
 from memtools.alerts._rules import Secret
+from memtools.errors import DeliveryFailed
 
 # The first connection would import this codec, when memory may be short.
 "example.org".encode("idna")

@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import Any, Final
 
 from memtools.alerts._message import Alert, AlertKind, detail_lines, subject
-from memtools.alerts._protocol import Deadline, DeliveryFailed
+from memtools.alerts._protocol import Deadline
 from memtools.alerts._rules import Secret, hidden, parse_secret
-from memtools.errors import ConfigError, MissingExtraError
+from memtools.errors import ConfigError, DeliveryFailed, MissingExtraError
 from memtools.readings import Level
 
 _LOGGERS: Final = ("apprise", "urllib3.connectionpool")

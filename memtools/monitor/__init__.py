@@ -1,7 +1,8 @@
 """A monitor that keeps a process inside its memory limit."""
 
-from memtools.monitor._admission import Admission, AdmissionReused
-from memtools.monitor._monitor import MemoryMonitor, MonitorAlreadyStarted, monitors
+from memtools.errors import AdmissionReused, MonitorAlreadyStarted
+from memtools.monitor._admission import Admission
+from memtools.monitor._monitor import MemoryMonitor, monitors
 from memtools.monitor._report import Recommendation
 from memtools.monitor._sampler import MemorySource
 from memtools.monitor._statistics import (

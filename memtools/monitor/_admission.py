@@ -8,19 +8,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from memtools.errors import MemtoolsError
+from memtools.errors import AdmissionReused
 from memtools.monitor._statistics import AdmissionStatistics
 from memtools.units import format_size
 
 RETRY_AFTER_S: Final = 0.05
 _STALE_AFTER_S: Final = 1.0
-
-
-class AdmissionReused(MemtoolsError, RuntimeError):
-    """One admission was entered a second time; call `admit()` for each block."""
-
-    def __str__(self) -> str:
-        return "this admission was entered before: call monitor.admit() for each block"
 
 
 class AdmissionQueue:

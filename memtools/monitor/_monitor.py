@@ -14,7 +14,7 @@ from memtools._text import printable
 from memtools.cleanup import Reclaimer, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
-from memtools.errors import ConfigError, MemtoolsError
+from memtools.errors import ConfigError, MonitorAlreadyStarted
 from memtools.events import LevelChanged, ReclaimIneffective
 from memtools.ledger._context import is_failure
 from memtools.monitor._admission import Admission
@@ -37,21 +37,6 @@ OnExhausted = TypeVar("OnExhausted", bound=Callable[[ReclaimIneffective], object
 # By id, since a subclass may define an equality of its own.
 _all: Final[_MonitorsById] = weakref.WeakValueDictionary()
 _started: Final[_MonitorsById] = weakref.WeakValueDictionary()
-
-
-class MonitorAlreadyStarted(MemtoolsError, RuntimeError):
-    """A monitor was started while it is started.
-
-    Attributes:
-        name: the monitor's name.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-    def __str__(self) -> str:
-        return f"{self.name} is started already: stop it first, or make a second monitor"
 
 
 class MemoryMonitor:

@@ -11,9 +11,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
-from memtools.errors import ConfigError, ScopeClosed
+from memtools.errors import ConfigError, ScopeClosed, ScopeFull
 from memtools.scopes._budgets import parse_budget
-from memtools.scopes._task_statistics import ScopeFull
 
 T = TypeVar("T")
 

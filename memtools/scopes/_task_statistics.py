@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from memtools._records import as_dict, record
-from memtools.errors import MemtoolsError
 from memtools.ledger import Meter, Owner
 from memtools.ledger._ledger import usage_tuple
 from memtools.ledger._owner import UsageTuple
@@ -21,25 +20,6 @@ MAX_NAME_LENGTH: Final = 200
 OTHER: Final = "<other>"
 
 _NOT_PER_TASK: Final = "this meter cannot tell tasks apart: counts and times only"
-
-
-class ScopeFull(MemtoolsError, RuntimeError):
-    """A task was refused because `max_pending` tasks were waiting; its coroutine has been closed.
-
-    Attributes:
-        scope: the name of the task scope.
-        waiting: how many tasks were waiting to start.
-        max_pending: how many may wait.
-    """
-
-    def __init__(self, scope: str, waiting: int, max_pending: int) -> None:
-        super().__init__(scope, waiting, max_pending)
-        self.scope = scope
-        self.waiting = waiting
-        self.max_pending = max_pending
-
-    def __str__(self) -> str:
-        return f"{self.scope} takes no more tasks: {self.waiting} are waiting, max_pending={self.max_pending}"
 
 
 @record

@@ -103,7 +103,7 @@ class PyBoundedListCore(list[T]):
     tests.
     """
 
-    __slots__ = ("_evicted", "_is_exact", "_has_hook", "_keep", "_limit", "_chunk")
+    __slots__ = ("_chunk", "_evicted", "_has_hook", "_is_exact", "_keep", "_limit")
 
     _limit: int
     _keep: int

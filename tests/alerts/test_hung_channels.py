@@ -55,7 +55,7 @@ def blocking(release: threading.Event) -> BlockingChannel:
     return BlockingChannel(release)
 
 
-def usage_tuple(alerts: Alerts, name: str) -> ChannelStatistics:
+def channel_statistics(alerts: Alerts, name: str) -> ChannelStatistics:
     return next(channel for channel in alerts.statistics().channels if channel.name == name)
 
 
@@ -79,7 +79,7 @@ class TestHungChannel:
             release.set()
 
         assert took < 10
-        assert (usage_tuple(alerts, "hung").delivered, usage_tuple(alerts, "hung").abandoned) == (1, 0)
+        assert (channel_statistics(alerts, "hung").delivered, channel_statistics(alerts, "hung").abandoned) == (1, 0)
 
     def test_late_call_is_counted_as_failed_and_abandoned(
         self,
@@ -93,10 +93,10 @@ class TestHungChannel:
         channels = {"hung": blocking, "people": recorder}
         with Alerts([RULE], channels=channels, timeout=0.05, retry_first=0.01, drain=0.1) as alerts:
             emit(change(Level.WARNING))
-            wait_until(lambda: usage_tuple(alerts, "hung").abandoned)
+            wait_until(lambda: channel_statistics(alerts, "hung").abandoned)
             release.set()
 
-        assert usage_tuple(alerts, "hung").failures == 1
+        assert channel_statistics(alerts, "hung").failures == 1
         assert "hung do not arrive: no answer in time, its thread was abandoned" in caplog.text
 
     def test_channel_is_not_entered_while_a_call_is_in_it(
@@ -106,11 +106,11 @@ class TestHungChannel:
         with Alerts([RULE], channels=channels, timeout=0.02, retry_first=0.01) as alerts:
             for number in range(20):
                 emit(TaskAbandoned("scope", f"task {number}", 1.0))
-            wait_until(lambda: len(recorder.alerts) == 20 and usage_tuple(alerts, "hung").abandoned)
+            wait_until(lambda: len(recorder.alerts) == 20 and channel_statistics(alerts, "hung").abandoned)
             time.sleep(0.1)  # ten times the pause before the next try
             started_while_hung, threads = blocking.started, sender_threads()
             release.set()
-            wait_until(lambda: usage_tuple(alerts, "hung").delivered == 20)
+            wait_until(lambda: channel_statistics(alerts, "hung").delivered == 20)
 
         assert started_while_hung == 1
         assert threads <= 2
@@ -123,11 +123,11 @@ class TestHungChannel:
         rule = AlertRule("warning", notify=("one", "two"))
         with Alerts([rule], channels={"one": blocking, "two": blocking}, timeout=0.02) as alerts:
             emit(change(Level.WARNING))
-            wait_until(lambda: usage_tuple(alerts, "one").abandoned)
+            wait_until(lambda: channel_statistics(alerts, "one").abandoned)
             time.sleep(0.1)
             started_while_hung = blocking.started
             release.set()
-            wait_until(lambda: usage_tuple(alerts, "two").delivered)
+            wait_until(lambda: channel_statistics(alerts, "two").delivered)
 
         assert started_while_hung == 1
         assert blocking.calls == ["open", "close"]
@@ -145,7 +145,7 @@ class TestHungChannel:
             release.set()
 
         assert threads == 4
-        assert all(usage_tuple(alerts, name).delivered == 1 for name in hung)
+        assert all(channel_statistics(alerts, name).delivered == 1 for name in hung)
 
     def test_senders_beyond_one_end_when_no_channel_is_slow(
         self, change: Change, wait_until: Wait, recorder: Recording, blocking: BlockingChannel, release: threading.Event
@@ -199,7 +199,7 @@ class TestEndWithHungChannel:
             time.sleep(0.1)
             started_while_hung = blocking.started
             release.set()
-            wait_until(lambda: usage_tuple(alerts, "hung").delivered)
+            wait_until(lambda: channel_statistics(alerts, "hung").delivered)
 
         assert started_while_hung == 1
         assert blocking.max_inside == 1
@@ -261,15 +261,15 @@ class TestHungNameResolution:
 
         with Alerts([RULE], channels=channels, timeout=0.1, retry_first=0.01, drain=0.1) as alerts:
             emit(change(Level.WARNING))
-            wait_until(lambda: recorder.alerts and usage_tuple(alerts, "hung").abandoned)
+            wait_until(lambda: recorder.alerts and channel_statistics(alerts, "hung").abandoned)
             time.sleep(0.1)
             asked_while_hung = len(asked)
             release.set()
-            wait_until(lambda: usage_tuple(alerts, "hung").failures >= 2)
+            wait_until(lambda: channel_statistics(alerts, "hung").failures >= 2)
 
         assert asked_while_hung == 1
-        assert usage_tuple(alerts, "hung").abandoned == 1
-        assert usage_tuple(alerts, "people").delivered == 1
+        assert channel_statistics(alerts, "hung").abandoned == 1
+        assert channel_statistics(alerts, "people").delivered == 1
 
     def test_end_does_not_wait_for_the_resolver(
         self, change: Change, wait_until: Wait, release: threading.Event, monkeypatch: pytest.MonkeyPatch
@@ -292,7 +292,7 @@ class TestHungNameResolution:
         alerts.stop(drain=0.05)
 
         assert time.monotonic() - begun < 5
-        assert usage_tuple(alerts, "hook").left == 1
+        assert channel_statistics(alerts, "hook").left == 1
         release.set()
 
 

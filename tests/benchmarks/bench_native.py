@@ -30,7 +30,7 @@ native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
 native.install()
 native.count(True)
-counter = native.Tally()
+counter = native.Counter()
 native.switch(counter)
 """,
 }

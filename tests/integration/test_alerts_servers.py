@@ -256,7 +256,7 @@ def test_monitor_with_501_high_readings_sends_4_posts_4_mails(
         clock=lambda: now[0],
     )
     reclaimer = Reclaimer([], read=source.used)
-    monitor = MemoryMonitor("60%", "80%", gauges=source, ladder=reclaimer, pressure=False, cleanup_interval=0)
+    monitor = MemoryMonitor("60%", "80%", source=source, reclaimer=reclaimer, pressure=False, cleanup_interval=0)
 
     def sample(used_mib: int, times: int) -> None:
         for _ in range(times):

@@ -42,7 +42,7 @@ class Machine:
     def __init__(self) -> None:
         self.used = 100 * MIB
         self.now = 0.0
-        self.gauges = MemorySource(
+        self.source = MemorySource(
             used=lambda: self.used,
             limit=lambda: Limit(1024 * MIB, LimitSource.USER),
             headroom=lambda: Headroom(None, LimitSource.UNKNOWN, (), None),
@@ -56,9 +56,9 @@ class Machine:
             monitor.check()
 
     def monitor(self, warning: str = "60%", critical: str = "80%") -> MemoryMonitor:
-        ladder = Reclaimer([], read=self.gauges.used)
+        reclaimer = Reclaimer([], read=self.source.used)
         return MemoryMonitor(
-            warning, critical, source=self.gauges, reclaimer=ladder, pressure=False, cleanup_interval=0, name="wired"
+            warning, critical, source=self.source, reclaimer=reclaimer, pressure=False, cleanup_interval=0, name="wired"
         )
 
 
@@ -224,8 +224,8 @@ def test_environment_alone_sets_up_monitor_and_alerts(machine: Machine) -> None:
     environ = {"MEMTOOLS_WARNING": "30%", "MEMTOOLS_CRITICAL": "40%", "MEMTOOLS_SAMPLE_EVERY": "1"}
     pager = Pager()
     settings = Config.from_env(environ=environ).monitor()
-    ladder = Reclaimer([], read=machine.gauges.used)
-    monitor = MemoryMonitor(**settings, source=machine.gauges, reclaimer=ladder, pressure=False)
+    reclaimer = Reclaimer([], read=machine.source.used)
+    monitor = MemoryMonitor(**settings, source=machine.source, reclaimer=reclaimer, pressure=False)
     rules = [AlertRule(level, notify="pager", categories="memory") for level in ("warning", "critical")]
 
     with Alerts(rules, channels={"pager": pager}, monitor=monitor, drain=20):
