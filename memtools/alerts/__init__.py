@@ -1,4 +1,4 @@
-"""Tell people, and act, when memory is short: rules, the life of an alert, channels."""
+"""Alerts: rules, channels and actions for when memory is short."""
 
 from memtools.alerts._actions import Cleanup
 from memtools.alerts._alerts import Alerts

@@ -64,9 +64,7 @@ def level(after: Level) -> LevelChanged:
     return LevelChanged(Level.NORMAL, after, Reading(900, 1000, time.monotonic()), 800)
 
 
-def test_url_in_a_rule_is_sent_by_apprise_and_hidden(
-    listener: Listener, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_url_in_a_rule_is_sent_by_apprise_and_hidden(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     url = f"json://user:{PASSWORD}@127.0.0.1:{listener.server_port}/{TOKEN}"
     rule = AlertRule("warning", notify=url)
@@ -82,7 +80,9 @@ def test_url_in_a_rule_is_sent_by_apprise_and_hidden(
     assert "json://<hidden>" in everything
 
 
-def test_message_that_apprise_did_not_deliver_is_tried_again(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+def test_message_that_apprise_did_not_deliver_is_tried_again(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     listener.status = 500
     url = f"json://127.0.0.1:{listener.server_port}/{TOKEN}"
