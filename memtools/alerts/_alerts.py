@@ -382,7 +382,7 @@ def _rules(value: object) -> tuple[AlertRule, ...]:
     given = as_tuple(value)
     rules = tuple(rule for rule in given if isinstance(rule, AlertRule))
     if not rules or len(rules) < len(given):
-        raise ConfigError("rules", value, "AlertRules, one at least")
+        raise ConfigError("rules", value, "one AlertRule or several, in a list")
     return rules
 
 

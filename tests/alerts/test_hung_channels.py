@@ -297,17 +297,17 @@ class TestHungNameResolution:
 
 
 def test_deadline_shuts_down_what_was_registered() -> None:
-    ours, other_end = socket.socketpair()
-    with ours, other_end:
+    local, remote = socket.socketpair()
+    with local, remote:
 
         class Client:
-            sock = ours
+            sock = local
 
         deadline = Deadline(60)
         deadline.register(Client())
         threading.Timer(0.05, deadline.expire).start()
 
-        assert ours.recv(1) == b""
+        assert local.recv(1) == b""
         assert deadline.left_s == 0
         with pytest.raises(TimeoutError):
             deadline.remaining_or_raise()
