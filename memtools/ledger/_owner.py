@@ -658,7 +658,7 @@ def live_bytes_of_open_owners(owners: Iterable[Owner]) -> dict[int, int]:
         if live is None:
             continue
         # Up to the account of the nearest open ancestor, whose own figure has these bytes already. Accounts in between
-        # are of owners that have ended before this one: it is no leak of theirs as long as it is open.
+        # are of owners that have ended before this one: they have not leaked the bytes as long as it is open.
         above = _nearest_open_parent(owner)
         account = owner.account
         while account.parent is not None and (above is None or account is not above.account):

@@ -23,7 +23,7 @@ if any("memray" in step for step in sys.argv):
     import memray
 
     with memray.Tracker(destination=memray.FileDestination("/dev/null", overwrite=True)):
-        pass  # what its first use imports and keeps would be charged to whoever has the turn
+        pass  # its first use imports modules, which would be charged to the current owner
 
 MB = 1_000_000
 kept, scopes, trackers = [], [], {}

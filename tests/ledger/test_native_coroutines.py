@@ -118,9 +118,9 @@ def test_exception_of_on_end_replaces_the_result(driver: Any, meter: Any) -> Non
         raise LookupError("mine")
 
     def refuses(_owner: Any, _error: Any) -> None:
-        raise RuntimeError("inner_result")
+        raise RuntimeError("raised by on_end")
 
-    with pytest.raises(RuntimeError, match="inner_result") as caught:
+    with pytest.raises(RuntimeError, match="raised by on_end") as caught:
         finish(driver(fails(), meter, name="fails", on_end=refuses))
 
     assert isinstance(caught.value.__context__, LookupError)
@@ -210,8 +210,8 @@ def test_names_are_the_coroutines_until_set(driver: Any, meter: Any) -> None:
 
     assert (steps.__name__, steps.__qualname__.rpartition(".")[2]) == ("mine", "mine")
     assert nameless.__name__ == nameless.__qualname__ == Nameless.__qualname__
-    steps.__name__ = steps.__qualname__ = "inner_result"
-    assert (steps.__name__, steps.__qualname__) == ("inner_result", "inner_result")
+    steps.__name__ = steps.__qualname__ = "other"
+    assert (steps.__name__, steps.__qualname__) == ("other", "other")
     assert steps.cr_code is mine.__code__
     steps.close()
     nameless.close()

@@ -17,7 +17,7 @@ from memtools.ledger import choose_meter, native_reason
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
 SMALLEST = 16  # the least that a block counts
-TRACE = 16  # what tracemalloc itself takes per block, in Python's raw domain, when it was started after the hooks of memtools
+TRACE = 16  # tracemalloc's own bytes per block, in Python's raw domain, if it was started after the hooks
 KEPT_FOR_LATER = 512  # tuples and the like that a call through ctypes leaves in the interpreter's free lists
 TEMPORARIES = 4096  # what a call through ctypes makes and frees again, at most
 

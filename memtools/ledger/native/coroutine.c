@@ -39,8 +39,9 @@ typedef struct {
 
 static PyTypeObject *coroutine_type;
 
-static PyObject *current_task_callable;                         /* given by `set_task_getter` */
-static PyObject *running_loop_callable, *task_of_loop_callable; /* given by `set_loop_getters`, once asyncio is loaded */
+/* Given by `set_task_getter`, and by `set_loop_getters` once asyncio is loaded. */
+static PyObject *current_task_callable;
+static PyObject *running_loop_callable, *task_of_loop_callable;
 
 /* Interned names of attributes and methods. */
 static PyObject *check_name, *close_name, *end_name, *get_name_name, *name_name, *qualname_name, *start_name;

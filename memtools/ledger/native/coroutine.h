@@ -4,8 +4,8 @@
    A step arrives from the event loop by `am_send` and continues to the coroutine the same way, without a Python call in
    between: the owner that is active in the task's context becomes the current one, the coroutine runs, and the previous
    owner becomes the current one again. Three cases are left to methods of the Python subclass: a first step whose owner
-   the fast path declines (`_start`, or `_start_nested` under an existing tracker), an end that is not a plain result (`_end`),
-   and a budget that may be exceeded (`_check_budgets`). Keep in step with the Python file.
+   the fast path declines (`_start`, or `_start_nested` under an existing tracker), an end that is not a plain result
+   (`_end`), and a budget that may be exceeded (`_check_budgets`). Keep in step with the Python file.
 
    Locking: every function is called under the GIL. */
 

@@ -13,7 +13,7 @@
 _Thread_local struct thread_state thread_state;
 
 struct counter *counters;
-struct segment segment = {.limit_room = NO_LIMIT};
+struct segment segment = {.limit_headroom = NO_LIMIT};
 uint32_t (*counters_on_limit_crossed)(void);
 _Atomic(uint32_t) counters_queue = QUEUE_END;
 _Atomic(uint32_t) counters_busy_threads;
@@ -54,11 +54,11 @@ int counters_have_limits(void)
     return atomic_load_explicit(&limited_count, memory_order_relaxed) > 0;
 }
 
-void counters_update_limit_room(void)
+void counters_update_limit_headroom(void)
 {
     int64_t room = NO_LIMIT;
     if (LIKELY(!counters_have_limits())) {
-        segment.limit_room = room;
+        segment.limit_headroom = room;
         return;
     }
     for (uint32_t number = segment.counter; number != ROOT; number = counters[number].parent) {
@@ -71,7 +71,7 @@ void counters_update_limit_room(void)
             room = next - counter->live;
         }
     }
-    segment.limit_room = room;
+    segment.limit_headroom = room;
 }
 
 /* Flushing. */
@@ -138,7 +138,7 @@ static void counters_fold_segment(void)
 static void counters_flush_segment(void)
 {
     counters_fold_segment();
-    counters_update_limit_room();
+    counters_update_limit_headroom();
 }
 
 static void counters_add_no_gil(uint32_t number, int64_t change)
@@ -171,7 +171,7 @@ static void counters_flush_no_gil(void)
         counters_add_no_gil(number, counter->pending_rise + atomic_exchange(&counter->no_gil_change, 0));
         counters_recycle_if_done(number);
     }
-    counters_update_limit_room();
+    counters_update_limit_headroom();
 }
 
 void counters_flush(void)
@@ -198,7 +198,7 @@ void counters_switch(uint32_t number)
         counters_flush_no_gil();
     }
     segment.counter = number;
-    counters_update_limit_room();
+    counters_update_limit_headroom();
     if (!counters[before].is_referenced) {
         counters_recycle_if_done(before);
     }

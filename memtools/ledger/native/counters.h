@@ -83,7 +83,7 @@ struct segment {
     _Alignas(64) uint32_t counter;
     int64_t net;
     int64_t peak;
-    int64_t limit_room; /* how far `net` may rise before a limit may be crossed */
+    int64_t limit_headroom; /* how far `net` may rise before a limit may be crossed */
     int64_t allocated;
     int64_t borrowed; /* the part of `net` that was freed of descendants */
 };
@@ -143,7 +143,7 @@ int counters_have_limits(void);
 
 /* Compute anew how far the segment may rise before a limit may be crossed. The answer stays safe, as frees only make
    room. GIL. */
-void counters_update_limit_room(void);
+void counters_update_limit_headroom(void);
 
 /* Rare parts of the inline functions below. GIL. */
 void counters_flush_before(int64_t size);
@@ -167,7 +167,7 @@ static inline uint32_t counters_charge(uint32_t number, size_t size)
             counters_flush_before((int64_t)size); /* else blocks freed without the GIL would count into the peak */
         }
         segment.peak = segment.net;
-        if (UNLIKELY(segment.net > segment.limit_room)) {
+        if (UNLIKELY(segment.net > segment.limit_headroom)) {
             return counters_on_limit_crossed();
         }
     }

@@ -132,7 +132,7 @@ static void limits_set_throttle(uint32_t number)
         counter->throttles_left--;
         counter->throttle_at = counter->live + limits_grace(counter->soft_limit) / THROTTLES;
     }
-    counters_update_limit_room();
+    counters_update_limit_headroom();
 }
 
 /* The enforcer wants to be asked again, because the thread is at no point where it may be interrupted. */
@@ -173,7 +173,7 @@ static void limits_answered(uint32_t number, int has_room)
         int64_t reached = counter->live > counter->soft_limit ? counter->live : counter->soft_limit;
         counter->soft_limit = reached + limits_grace(counter->soft_limit);
     }
-    counters_update_limit_room();
+    counters_update_limit_headroom();
 }
 
 static void limits_release_request(struct request *request, int has_raised)
@@ -372,7 +372,7 @@ static void limits_start_enforcing(uint32_t number, int64_t reached, int is_refu
     counter->emergency_limit = is_refused ? NO_LIMIT : reached + grace;
 }
 
-/* Called when the segment has risen by all its room. */
+/* Called when the segment has used up its headroom. */
 static uint32_t limits_cross(void)
 {
     uint32_t exceeded = ROOT;
@@ -393,7 +393,7 @@ static uint32_t limits_cross(void)
             break; /* the innermost owner comes first */
         }
     }
-    counters_update_limit_room();
+    counters_update_limit_headroom();
     return exceeded;
 }
 
@@ -417,7 +417,7 @@ void limits_undo_charge(uint32_t number, size_t size)
     limits_mark_refused(number, counter->live + (int64_t)size);
     /* A part of the grace stays usable, else no code of the owner could run at all. */
     counter->emergency_limit = counter->live + limits_grace(counter->soft_limit) / THROTTLES;
-    counters_update_limit_room();
+    counters_update_limit_headroom();
 }
 
 int limits_refuse(uint32_t number, size_t growth)
@@ -441,7 +441,7 @@ int limits_refuse(uint32_t number, size_t growth)
         }
         else {
             limits_start_enforcing(number, reached, 1);
-            counters_update_limit_room();
+            counters_update_limit_headroom();
         }
         return 1;
     }

@@ -421,7 +421,8 @@ static PyObject *objects_counter_read(CounterObject *self, PyObject *Py_UNUSED(n
     return objects_complete_tuple(figures);
 }
 
-PyDoc_STRVAR(report_doc, "report_once($self, /)\n--\n\nReturn whether this is the first call: a refusal is reported once.");
+PyDoc_STRVAR(report_doc, "report_once($self, /)\n--\n\n"
+    "Return whether this is the first call: a refusal is reported once.");
 
 static PyObject *objects_counter_report_once(CounterObject *self, PyObject *Py_UNUSED(none))
 {

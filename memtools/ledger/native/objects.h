@@ -1,9 +1,9 @@
 /* The Python types of this module, except coroutines, and the current owner of a thread.
 
-   `OwnerFields`, `AccountFields` and `ThreadSlot` hold the fields of owners, of accounts and of what a thread is doing, where
+   `OwnerFields`, `AccountFields` and `ThreadSlot` hold the fields of owners, of accounts and of thread slots, where
    C code reads them without a Python call for each step and each owner. Keep the fields in step with
-   `memtools/ledger/_owner.py`, which explains them. Python code may set any
-   field to anything, or delete it, so `objects_as_owner` checks whether a field holds an owner.
+   `memtools/ledger/_owner.py`, which explains them. Python code may set any field to anything, or delete it, so
+   `objects_as_owner` checks whether a field holds an owner.
 
    Locking: every function is called under the GIL. */
 

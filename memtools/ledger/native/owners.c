@@ -229,7 +229,7 @@ PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int 
     }
     struct owner *owner = NULL;
     struct thread_slot *slot = NULL;
-    thread_state.enforcement_off = 1; /* keep in step with `NativeMeter.acquire` (`memtools/ledger/meters/_native.py`) */
+    thread_state.enforcement_off = 1; /* as `NativeMeter.acquire` in `memtools/ledger/meters/_native.py` */
     PyObject *above = parent == NULL ? runtime.root_account : parent->account;
     struct account *account = above == NULL || !PyObject_TypeCheck(above, objects_account_type)
                                   ? NULL
@@ -532,7 +532,8 @@ static PyObject *owners_py_configure(PyObject *Py_UNUSED(module), PyObject *args
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(root_doc, "set_root_account($module, root, /)\n--\n\nSet the account that is the ancestor of all accounts.");
+PyDoc_STRVAR(root_doc, "set_root_account($module, root, /)\n--\n\n"
+    "Set the account that is the ancestor of all accounts.");
 
 static PyObject *owners_py_set_root_account(PyObject *Py_UNUSED(module), PyObject *account)
 {
@@ -540,7 +541,8 @@ static PyObject *owners_py_set_root_account(PyObject *Py_UNUSED(module), PyObjec
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(meter_doc, "set_native_meter($module, meter, /)\n--\n\nSet the meter whose owners may take the fast path.");
+PyDoc_STRVAR(meter_doc, "set_native_meter($module, meter, /)\n--\n\n"
+    "Set the meter whose owners may take the fast path.");
 
 static PyObject *owners_py_set_native_meter(PyObject *Py_UNUSED(module), PyObject *meter)
 {
