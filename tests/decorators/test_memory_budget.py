@@ -141,7 +141,7 @@ def test_a_warning_is_logged_in_the_guides_words(caplog):
         return len(bytearray(3 * MB))
 
     assert work() == 3 * MB
-    assert "High memory increase" in caplog.text
+    assert "Memory budget exceeded" in caplog.text
     assert "work used 2.9 MiB, budget 1.0 MiB" in caplog.text
 
 

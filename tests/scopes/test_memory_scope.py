@@ -152,7 +152,7 @@ def test_on_exceed_warns_or_calls_instead(caplog):
     with scope("called", budget=0, on_exceed=given.append):
         bytearray(MB)
 
-    assert "High memory increase: warned used" in caplog.text
+    assert "Memory budget exceeded: warned used" in caplog.text
     assert [error.scope for error in given] == ["called"]
 
 
