@@ -5,8 +5,8 @@ the start of a step the owner that is active in the task's context becomes the c
 owner becomes the current one again. One tracker serves a whole task: scopes and decorated calls inside it only change
 the active owner.
 
-It is a coroutine to its loop (asyncio, uvloop, trio) and shows debuggers and reprs the attributes of the inner one. What
-is thrown in, cancellation included, goes to the coroutine inside a charged step, and so does `close()`.
+It is a coroutine to its loop (asyncio, uvloop, trio) and shows debuggers and reprs the attributes of the inner one.
+What is thrown in, cancellation included, goes to the coroutine inside a charged step, and so does `close()`.
 
 What happens at each step is in C where the extension was built, and in `PythonTrackedCoroutine` otherwise.
 """
@@ -243,7 +243,7 @@ def _qualname_of(inner: object) -> str:
     return str(getattr(inner, "__qualname__", type(inner).__qualname__))
 
 
-if TYPE_CHECKING or _native is None:
+if TYPE_CHECKING or _native is None:  # noqa: SIM108  # type checkers take a conditional expression for a variable
     TrackedSteps = PythonTrackedCoroutine
 else:
     TrackedSteps = _native.TrackedCoroutine

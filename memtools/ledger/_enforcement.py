@@ -16,11 +16,11 @@ Code that catches the error and goes on is stopped again when the grace is used 
 
 Safe points (3.12 and later) are the thread's next turn of a loop, call or return from C, found by `sys.monitoring` on
 the code that the thread runs, for as long as a check is pending. An exception that is set for another thread
-(`PyThreadState_SetAsyncExc`) cannot be taken back when the moment turns out to be a bad one, and since 3.13 it is raised
-too late: a thread that waits for the GIL checks for it only some bytecodes after it got it, when its block may have
-ended. The events that are used here come where the interpreter checks by itself, so no `with` is interrupted halfway.
-An exception from the event of a jump back passes by every handler of the frame, `finally` and `__exit__` included (3.12
-to 3.13), so the check waits for the instruction that is the target of the jump.
+(`PyThreadState_SetAsyncExc`) cannot be taken back when the moment turns out to be a bad one, and since 3.13 it is
+raised too late: a thread that waits for the GIL checks for it only some bytecodes after it got it, when its block may
+have ended. The events that are used here come where the interpreter checks by itself, so no `with` is interrupted
+halfway. An exception from the event of a jump back passes by every handler of the frame, `finally` and `__exit__`
+included (3.12 to 3.13), so the check waits for the instruction that is the target of the jump.
 """
 
 import gc
@@ -256,8 +256,8 @@ class BudgetEnforcer:
         return _exceeded_error(owner, used_bytes)
 
     def _tolerates_first(self, owner: Owner) -> bool:
-        # A MemoryError propagates already, through blocks that clean up and must not be interrupted. Code that has caught
-        # one and tries again is stopped.
+        # A MemoryError propagates already, through blocks that clean up and must not be interrupted. Code that has
+        # caught one and tries again is stopped.
         is_first, self._has_refused = not self._has_refused, True
         return is_first or (owner.budget is not None and owner.budget.on_exceed == "deny")
 

@@ -1,10 +1,10 @@
 """Track tasks that a program creates, and charge calls in other threads to the owner that makes them.
 
-`track_tasks()` does so for one event loop, by a task factory around the one that is set. `track_all_loops()` does so for
-every loop of a program (asyncio and uvloop, loaded already or later), so that the program cannot tell: a task factory
-and an attribute of the loop would be visible to it. Every task goes through `create_task` of the loop's class, which
-hands the coroutine to the factory, if there is one. There the coroutine becomes a tracked one, and `get_task_factory()`
-still returns what the program set. Traps:
+`track_tasks()` does so for one event loop, by a task factory around the one that is set. `track_all_loops()` does so
+for every loop of a program (asyncio and uvloop, loaded already or later), and the program does not notice: a task
+factory and an attribute of the loop would be visible to it. Every task goes through `create_task` of the loop's class,
+which hands the coroutine to the factory, if there is one. There the coroutine becomes a tracked one, and
+`get_task_factory()` still returns what the program set. Traps:
 
 - *Tracebacks.* An exception that leaves a tracked step has frames of this package between those of asyncio and of the
   coroutine. They are removed where the exception passes, so that logs and `traceback.print_exc()` read as without it.

@@ -533,7 +533,7 @@ class PythonOwnerFields(Counter):
         self.resident_at_open: int = 0
 
 
-if TYPE_CHECKING or _native is None:
+if TYPE_CHECKING or _native is None:  # noqa: SIM108  # type checkers take a conditional expression for a variable
     OwnerFields = PythonOwnerFields
 else:
     OwnerFields = _native.OwnerFields

@@ -1,6 +1,6 @@
 """The choice of a meter, by argument, environment or default.
 
-A further meter is one more entry in `_FACTORIES`.
+A further meter is one more entry in `_FACTORIES`. A file of its own because it loads a meter only when it is chosen.
 """
 
 import os

@@ -200,9 +200,9 @@ def enable_numpy() -> None:
     """Count the memory of numpy's arrays from now on, by numpy's own kind of handler (NEP 49).
 
     numpy keeps the handler in a context variable, so it is set here, and from then on wherever an owner is opened: in
-    tasks that are older, and in other threads. It is only removed from the context that calls `disable_numpy`; elsewhere
-    it stays, and passes through while nothing is counted. Arrays from before are not counted, and are freed by the
-    handler that made them.
+    tasks that are older, and in other threads. It is only removed from the context that calls `disable_numpy`;
+    elsewhere it stays, and passes through while nothing is counted. Arrays from before are not counted, and are freed
+    by the handler that made them.
 
     Raises:
         MissingExtraError: without numpy.

@@ -57,8 +57,8 @@ class TracemallocMeter:
 
     A session that another tool started is used and left running. One that the meter started ends with the last release.
 
-    Owners are opened and closed under a lock. A switch takes none under the GIL: it happens in collector callbacks, too,
-    where waiting for a lock could deadlock; see `_flush` for why the sums still add up.
+    Owners are opened and closed under a lock. A switch takes none under the GIL: it happens in collector callbacks,
+    too, where waiting for a lock could deadlock; see `_flush` for why the sums still add up.
     """
 
     def __init__(self) -> None:
@@ -77,8 +77,8 @@ class TracemallocMeter:
         self._generation_is_mixed: tuple[bool, ...] = _ALL_MIXED
         self._sentinel: object = None
         self._active_slot: ThreadSlot | None = None
-        # The slots that have had a current owner; some may be idle now: shrinking and growing a list at every step would
-        # be an allocation.
+        # The slots that have had a current owner; some may be idle now: shrinking and growing a list at every step
+        # would be an allocation.
         self._slots: list[ThreadSlot] = []
         self._peak_trackers: list[_PeakTracker] = []
         self._is_collecting = False
@@ -243,7 +243,7 @@ class TracemallocMeter:
     def _flush(self) -> None:
         """End the present segment: charge it and begin the next.
 
-        A collection, a signal handler or another thread may interrupt at any call below. The baseline is therefore moved
+        A collection, a signal handler or another thread may interrupt at any call below. So the baseline is moved
         before anything else is done: what interrupts flushes a segment of its own, and the sums still add up.
         """
         now, peak = _get_traced_memory()
