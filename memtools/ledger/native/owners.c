@@ -313,7 +313,13 @@ static int owners_fill_usage(PyObject *usage, const struct owner *owner, double 
     for (int n = 0; n < USAGE_FIELDS; n++) {
         PyTuple_SET_ITEM(usage, n, made[n]); /* may be NULL, as in a new tuple */
     }
-    return PyErr_Occurred() ? -1 : 0;
+    if (PyErr_Occurred()) {
+        return -1;
+    }
+    if (PyUnicode_CheckExact(owner->name) && PyUnicode_CheckExact(owner->note)) {
+        PyObject_GC_UnTrack(usage); /* no item is a container: garbage collections need not visit it */
+    }
+    return 0;
 }
 
 static void owners_add_to_account(struct account *account, const struct owner *owner, double duration_s, long long steps,
