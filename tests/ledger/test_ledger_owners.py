@@ -134,9 +134,7 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
             await asyncio.sleep(0.0005)
 
     inner = call()
-    await asyncio.gather(
-        TrackedCoroutine(inner, session, name="call", kind="call") if is_driven else inner, noisy()
-    )
+    await asyncio.gather(TrackedCoroutine(inner, session, name="call", kind="call") if is_driven else inner, noisy())
 
     assert [opened.usage.retained_bytes for opened in found] == [near(3 * MB)] * 3
     assert [opened.usage.note for opened in found] == [""] * 3

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -14,62 +15,14 @@ from memtools.ledger import native_reason
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
+PROGRAM = Path(__file__).with_name("programs") / "start_and_stop_tools.py"
+
 memray = pytest.mark.skipif(find_spec("memray") is None, reason="memray is not installed here")
-
-PROGRAM = """
-import sys, tracemalloc
-from memtools.scopes import memory_scope
-if any("memray" in step for step in sys.argv):
-    import memray
-
-    with memray.Tracker(destination=memray.FileDestination("/dev/null", overwrite=True)):
-        pass  # its first use imports modules, which would be charged to the current owner
-
-MB = 1_000_000
-kept, scopes, trackers = [], [], {}
-
-def ours_in():
-    scopes.append((memory_scope("ours", meter="native").__enter__(), len(kept)))
-
-def ours_out():
-    scope, before = scopes.pop()
-    scope.__exit__(None, None, None)
-    usage, expected = scope.usage, (len(kept) - before) * MB
-    if usage.exact:
-        assert abs(usage.retained_bytes - expected) < 60_000, (sys.argv, usage, expected)
-        del kept[before:]
-        assert abs(scope.owner.live_bytes) < 60_000, (sys.argv, scope.owner.live_bytes)
-    else:
-        assert usage.note == "another tool took the hooks out of the allocator meanwhile", usage
-
-def memray_in(**options):
-    tracker = memray.Tracker(destination=memray.FileDestination("/dev/null", overwrite=True), **options)
-    tracker.__enter__()
-    trackers["memray"] = tracker
-
-STEPS = {
-    "ours+": ours_in, "ours-": ours_out,
-    "tracemalloc+": tracemalloc.start, "tracemalloc-": tracemalloc.stop,
-    "memray+": memray_in, "memray-": lambda: trackers.pop("memray").__exit__(None, None, None),
-    "pymalloc memray+": lambda: memray_in(trace_python_allocators=True),
-    "pymalloc memray-": lambda: trackers.pop("memray").__exit__(None, None, None),
-}
-for step in sys.argv[1:]:
-    STEPS[step]()
-    kept.append(bytearray(MB))
-    rubbish = [str(number) for number in range(2000)]
-    del rubbish
-kept.clear()
-with memory_scope("later", meter="native") as later:
-    kept.append(bytearray(MB))
-assert later.usage.exact and abs(later.usage.retained_bytes - MB) < 60_000, later.usage
-print("fine")
-"""
 
 
 def run(steps: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", PROGRAM, *steps],
+        [sys.executable, "-X", "faulthandler", str(PROGRAM), *steps],
         capture_output=True, text=True, timeout=120, check=False, cwd=tempfile.gettempdir(), env=os.environ,
     )  # fmt: skip
     assert done.returncode == 0, (steps, done.stderr)

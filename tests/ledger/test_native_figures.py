@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,20 +204,7 @@ def _in_a_thread(step: Callable[[], None]) -> None:
 # One function per owner, each in a file of its own, so that tracemalloc can distinguish their blocks. No lists, dicts,
 # floats or short tuples: the interpreter keeps some of them in free lists and reuses them, which no allocator sees;
 # tracemalloc sees it, by a call of the interpreter.
-PROGRAM = """
-def grow(switch, counter, kept, size):
-    switch(counter)
-    kept.append(bytes(size))
-    kept.append(str(size) * (size % 50))
-    kept.append((size + 1000,) * (30 + size % 500))
-    kept.append({size + 2000, size + 3000, size + 4000})
-    switch(None)
-
-def trim(switch, counter, kept, count):
-    switch(counter)
-    del kept[:count]
-    switch(None)
-"""
+FUNCTIONS = (Path(__file__).with_name("programs") / "block_functions.py").read_text()
 
 
 @settings(UNDISTURBED, max_examples=40)
@@ -248,7 +236,7 @@ def test_live_bytes_equal_those_of_tracemalloc(native: Any, acts: list[tuple[int
     tracemalloc.start(1)
     try:
         for number, names in enumerate(functions):
-            exec(compile(PROGRAM, f"<owner {number}>", "exec"), names)
+            exec(compile(FUNCTIONS, f"<owner {number}>", "exec"), names)
         if threaded:
             _in_a_thread(run)
         else:

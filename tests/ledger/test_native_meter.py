@@ -8,6 +8,7 @@ import tempfile
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from memtools.scopes import memory_scope
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
 MB = 1_000_000
+PROGRAMS = Path(__file__).with_name("programs")
 SLACK = 20_000  # frames, records and locks of the test itself
 
 
@@ -35,8 +37,8 @@ def near(expected: int) -> Any:
     return pytest.approx(expected, abs=SLACK)
 
 
-def python(program: str, *options: str, **environment: str) -> str:
-    command = [sys.executable, *options, "-c", program]
+def python(program: str | Path, *options: str, **environment: str) -> str:
+    command = [sys.executable, *options, *(["-c", program] if isinstance(program, str) else [str(program)])]
     # In another folder, so that `-c` imports the installed package and not the checkout.
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False,
@@ -248,78 +250,22 @@ def test_foreign_tracemalloc_session_changes_nothing(meter: Meter) -> None:
     assert during.owner.live_bytes == near(0)
 
 
-TAKEN_OUT = """
-import tracemalloc
-tracemalloc.start()
-from memtools.scopes import memory_scope
-kept = []
-with memory_scope("outer", meter="native") as outer:
-    kept.append(bytearray(1_000_000))
-    tracemalloc.stop()  # puts back what it found: the allocator without our hooks
-    kept.append(bytearray(1_000_000))
-with memory_scope("later", meter="native") as later:
-    kept.append(bytearray(1_000_000))
-print(outer.usage.exact, outer.usage.note)
-print(later.usage.exact, abs(later.usage.retained_bytes - 1_000_000) < 20_000)
-kept.clear()
-print(later.owner.live_bytes < 20_000)
-"""
-
-
 def test_removed_hooks_make_only_open_owners_inexact() -> None:
-    lines = python(TAKEN_OUT).splitlines()
+    lines = python(PROGRAMS / "remove_hooks.py").splitlines()
 
     assert lines[0] == "False another tool took the hooks out of the allocator meanwhile"
     assert lines[1:] == ["True True", "True"]
 
 
-BESIDE = """
-import tracemalloc
-from memtools.ledger import _native, choose_meter
-choose_meter("native").acquire()
-names = {}
-exec(compile(
-    "def work(switch, counter, kept):\\n"
-    "    switch(counter)\\n"
-    "    kept.append(kept[0] * 1000); kept.append(kept[0] * 100_000); kept.append({1, 2, 3})\\n"
-    "    switch(None)\\n", "<work>", "exec"), names)
-counter, kept = _native.Counter(), [b'x']
-names["work"](_native.switch, counter, kept)
-traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "<work>", lineno=3)])
-print(counter.read()[0], sum(block.size for block in traces.traces))
-"""
-
-
 def test_on_top_of_tracemalloc_both_see_the_same_bytes() -> None:
-    native, traced = python(BESIDE, "-X", "tracemalloc=1").split()
+    native, traced = python(PROGRAMS / "count_on_top_of_tracemalloc.py", "-X", "tracemalloc=1").split()
 
     assert native == traced
 
 
-FORKS = """
-import os, sys
-from memtools.scopes import memory_scope
-kept = [bytearray(1_000_000)]
-with memory_scope("forks", meter="native") as forks:
-    kept.append(bytearray(1_000_000))
-    child = os.fork()
-    kept.append(bytearray(1_000_000))
-    if not child:
-        kept.append(bytearray(1_000_000))
-expected = 2_000_000 if child else 3_000_000
-right = abs(forks.usage.retained_bytes - expected) < 20_000 and forks.usage.exact
-with memory_scope("afterwards", meter="native") as afterwards:
-    kept.clear()
-right = right and abs(forks.owner.live_bytes) < 20_000 and afterwards.usage.exact
-if not child:
-    os._exit(0 if right else 1)
-print(right and os.waitpid(child, 0)[1] == 0)
-"""
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_both_sides_of_a_fork_go_on_counting() -> None:
-    assert python(FORKS).strip() == "True"
+    assert python(PROGRAMS / "fork_in_scope.py").strip() == "True"
 
 
 def test_native_meter_can_be_disabled_by_environment() -> None:

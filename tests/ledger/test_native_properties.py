@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,107 +21,7 @@ from memtools.ledger import native_reason
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
 
-# No lists, dicts, floats or short tuples, not even for the arguments of `bytes(size)`: the interpreter keeps some of
-# them in free lists and reuses them, which no allocator sees, but tracemalloc does. No `id`: it calls audit hooks, and
-# makes a tuple for them.
-OWNER = """
-many = (None,) * 600
-one = bytearray(b"x")
-several = frozenset(range(5000, 5200))
-
-def grow(switch, counter, kept, size):
-    switch(counter)
-    kept.append(b"x" * size)
-    kept.append("x" * (size % 5000))
-    kept.append(many[: 30 + size % 500])
-    kept.append({size + 2000, size + 3000, size + 4000})
-    kept.append(one * size)
-    switch(None)
-
-def resize(switch, counter, kept, size):
-    switch(counter)
-    for thing in reversed(kept):
-        if type(thing) is bytearray:
-            if size % 2:
-                thing.extend(b"x" * size)
-            else:
-                del thing[size:]
-        elif type(thing) is set:
-            thing |= several
-            break
-    thing = None
-    switch(None)
-
-def trim(switch, counter, kept, size):
-    switch(counter)
-    del kept[:size % 9]
-    switch(None)
-
-def scatter(switch, counter, kept, size):
-    switch(counter)
-    kept.sort(key=len)
-    for number in range(size % 40):
-        kept.append(b"y" * (2 + number * 20))
-    number = None
-    switch(None)
-"""
-CHILD = """
-import asyncio, gc, json, sys, threading, tracemalloc
-from memtools.ledger import _native, choose_meter
-choose_meter("native").acquire()
-gc.disable()
-sys.setswitchinterval(1e-5)
-SMALLEST = 16
-owners = []
-for number in range(3):
-    names = {}
-    exec(compile(json.loads(sys.argv[1]), f"<owner {number}>", "exec"), names)
-    owners.append(names)
-
-def act(one, counters, kept):
-    kind, owner, whose, size = one
-    owners[owner][kind](_native.switch, counters[owner], kept[whose], size)
-
-def in_threads(acts, counters, kept):
-    def work(mine):
-        for one in mine:
-            act(one, counters, kept)
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in acts]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
-
-def in_tasks(acts, counters, kept):
-    async def work(mine):
-        for one in mine:
-            act(one, counters, kept)
-            await asyncio.sleep(0)
-    async def main():
-        await asyncio.gather(*map(work, acts))
-    asyncio.run(main())
-
-def traced():
-    sizes = []
-    snapshot = tracemalloc.take_snapshot()
-    for number in range(3):
-        only = tracemalloc.Filter(True, f"<owner {number}>")
-        sizes.append(sum(max(block.size, SMALLEST) for block in snapshot.filter_traces([only]).traces))
-    return sizes
-
-tracemalloc.clear_traces()  # or each snapshot would hold all that was imported
-for line in sys.stdin:
-    how, acts = json.loads(line)
-    root = _native.Counter()
-    child = _native.Counter(root)
-    counters = [root, child, _native.Counter(child)]
-    kept = [[], [], []]
-    before = traced()
-    {"threads": in_threads, "tasks": in_tasks}[how](acts, counters, kept)
-    live = [counter.read()[0] for counter in counters]
-    own = [now - then for now, then in zip(traced(), before)]
-    kept.clear()
-    left = [counter.read()[0] for counter in counters]
-    print(json.dumps([live, own, left]), flush=True)
-"""
+PROGRAMS = Path(__file__).with_name("programs")
 
 acts = st.tuples(
     st.sampled_from(["grow", "grow", "resize", "trim", "scatter"]),
@@ -147,7 +48,8 @@ class ChildProcess:
 
 @pytest.fixture(scope="module")
 def child() -> Iterator[ChildProcess]:
-    command = [sys.executable, "-X", "tracemalloc=1", "-c", CHILD, json.dumps(OWNER)]
+    command = [sys.executable, "-X", "tracemalloc=1", str(PROGRAMS / "run_owner_programs.py")]
+    command.append(json.dumps((PROGRAMS / "owner_functions.py").read_text()))
     # In another folder, so that `-c` imports the installed package and not the checkout.
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()

@@ -22,33 +22,6 @@ pytestmark = [
 
 SOURCES = Path(__file__).parents[2] / "memtools" / "ledger" / "native"
 
-# One block of the self-check, and no other, is not where Python promises it to be.
-MISALIGNS = """
-#include <Python.h>
-static PyMemAllocatorEx below;
-static char *moved;
-static void *bad_malloc(void *ctx, size_t size)
-{
-    if (size != 3000000 || moved != NULL) return below.malloc(below.ctx, size);
-    return moved = (char *)below.malloc(below.ctx, size + 64) + 8;
-}
-static void *bad_calloc(void *ctx, size_t items, size_t size)
-{
-    return items * size == 3000000 ? bad_malloc(ctx, 3000000) : below.calloc(below.ctx, items, size);
-}
-static void *bad_realloc(void *ctx, void *block, size_t size) { return below.realloc(below.ctx, block, size); }
-static void bad_free(void *ctx, void *block)
-{
-    if (block != NULL && block == moved) { block = moved - 8; moved = NULL; }
-    below.free(below.ctx, block);
-}
-void misalign(void)
-{
-    PyMem_GetAllocator(PYMEM_DOMAIN_OBJ, &below);
-    PyMemAllocatorEx bad = {NULL, bad_malloc, bad_calloc, bad_realloc, bad_free};
-    PyMem_SetAllocator(PYMEM_DOMAIN_OBJ, &bad);
-}
-"""
 
 BEGIN = """
 import ctypes, sys
@@ -81,9 +54,8 @@ def python(program: str, argument: Path) -> str:
 
 
 def test_failed_self_check_is_shown_and_changes_the_default(tmp_path: Path) -> None:
-    source, library = tmp_path / "misaligns.c", tmp_path / "misaligns.so"
-    source.write_text(MISALIGNS)
-    build(library, str(source))
+    library = tmp_path / "misaligned_allocator.so"
+    build(library, str(Path(__file__).with_name("programs") / "misaligned_allocator.c"))
 
     facts = dict(line.split(maxsplit=1) for line in python(BEGIN, library).splitlines() if " " in line.strip())
 
