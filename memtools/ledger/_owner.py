@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from math import inf
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias, cast
@@ -46,11 +47,10 @@ def find_native() -> tuple[ModuleType | None, str]:
     Called once: an import that fails searches the disk each time, and a child forked meanwhile hangs on its lock.
     """
     try:
-        # Not at the top: it is missing where there was no compiler.
-        from memtools.ledger import _native
+        # By its name: the error of an import statement would blame a circular import where nothing was built.
+        return import_module("memtools.ledger._native"), ""
     except ImportError as error:
         return None, f"it was not built, or cannot be loaded ({error})"
-    return _native, ""
 
 
 def native_module() -> ModuleType | None:

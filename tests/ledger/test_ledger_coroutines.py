@@ -28,7 +28,7 @@ def near(truth: int) -> Any:
 _ended: weakref.WeakKeyDictionary[TrackedCoroutine[Any], Owner] = weakref.WeakKeyDictionary()
 
 
-def drive(
+def track(
     inner: Coroutine[Any, Any, Any],
     meter: Meter,
     name: str | None = "call",
@@ -55,7 +55,7 @@ async def bystander(meter: Meter) -> int:
         for _ in range(30):
             await asyncio.sleep(0.001)
 
-    tracked = drive(steps(), meter, "bystander")
+    tracked = track(steps(), meter, "bystander")
     await tracked
     return ended(tracked).usage.retained_bytes  # type: ignore[union-attr]  # `ended` has looked
 
@@ -75,7 +75,7 @@ async def cleans_up(store: list[bytearray], during: asyncio.Event) -> None:
 async def test_clean_up_after_a_cancellation_is_charged(session: Meter) -> None:
     store: list[bytearray] = []
     started = asyncio.Event()
-    tracked = drive(cleans_up(store, started), session)
+    tracked = track(cleans_up(store, started), session)
     task = asyncio.ensure_future(tracked)
     beside = asyncio.ensure_future(bystander(session))
     await started.wait()
@@ -92,7 +92,7 @@ async def test_clean_up_after_a_cancellation_is_charged(session: Meter) -> None:
 
 async def test_clean_up_after_a_timeout_is_charged(session: Meter) -> None:
     store: list[bytearray] = []
-    tracked = drive(cleans_up(store, asyncio.Event()), session)
+    tracked = track(cleans_up(store, asyncio.Event()), session)
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.005):
@@ -120,7 +120,7 @@ async def test_cancelling_and_uncancel_are_unchanged(session: Meter) -> None:
         await asyncio.sleep(0)
         return "went on"
 
-    for inner in (swallows_one(), drive(swallows_one(), session)):
+    for inner in (swallows_one(), track(swallows_one(), session)):
         task = asyncio.ensure_future(inner)
         await asyncio.sleep(0)
         task.cancel()
@@ -133,7 +133,7 @@ async def test_task_cancelled_before_its_first_step_closes_its_owner(session: Me
     async def never() -> None:
         raise AssertionError("must not run")
 
-    tracked = drive(never(), session)
+    tracked = track(never(), session)
     task = asyncio.ensure_future(tracked)
     task.cancel()
 
@@ -156,7 +156,7 @@ def test_close_runs_the_clean_up_inside_a_charged_step(session: Meter) -> None:
         finally:
             store.append(bytearray(10 * MB))
 
-    tracked = drive(holds(), session)
+    tracked = track(holds(), session)
     tracked.send(None)
     before = session.unattributed_bytes
 
@@ -187,7 +187,7 @@ def test_coroutine_closed_before_its_start_opens_nothing(session: Meter) -> None
     async def never() -> None:
         raise AssertionError("must not run")
 
-    tracked = drive(never(), session)
+    tracked = track(never(), session)
 
     tracked.close()
 
@@ -227,11 +227,11 @@ async def test_results_and_exceptions_of_a_coroutine_pass(session: Meter) -> Non
         await asyncio.sleep(0)
         return 7
 
-    failing = drive(raises(), session)
+    failing = track(raises(), session)
     with pytest.raises(LookupError, match="mine"):
         await failing
 
-    assert await drive(returns(), session) == 7
+    assert await track(returns(), session) == 7
     assert current_tracker() is None
 
 
@@ -240,7 +240,7 @@ def test_interrupt_passes_and_closes_the_owner(session: Meter) -> None:
         await asyncio.sleep(0)
         raise KeyboardInterrupt
 
-    tracked = drive(interrupted(), session)
+    tracked = track(interrupted(), session)
 
     async def main() -> None:
         await tracked
@@ -259,10 +259,10 @@ async def test_children_count_into_their_owner_unless_excluded(session: Meter) -
         store.append(bytearray(10 * MB))
 
     async def parent() -> None:
-        await asyncio.gather(*(asyncio.ensure_future(drive(child(), session, f"child {i}", "task")) for i in range(2)))
+        await asyncio.gather(*(asyncio.ensure_future(track(child(), session, f"child {i}", "task")) for i in range(2)))
 
-    together = drive(parent(), session, "together")
-    alone = drive(parent(), session, "alone", include_children=False)
+    together = track(parent(), session, "together")
+    alone = track(parent(), session, "alone", include_children=False)
     await asyncio.ensure_future(together)
     await asyncio.ensure_future(alone)
 
@@ -278,9 +278,9 @@ async def test_task_without_an_owner_is_charged_to_its_starter(session: Meter) -
         store.append(bytearray(10 * MB))
 
     async def parent() -> None:
-        await asyncio.gather(*(asyncio.ensure_future(drive(child(), session, None)) for _ in range(3)))
+        await asyncio.gather(*(asyncio.ensure_future(track(child(), session, None)) for _ in range(3)))
 
-    tracked = drive(parent(), session)
+    tracked = track(parent(), session)
     await asyncio.ensure_future(tracked)
 
     assert ended(tracked).live_bytes == near(30 * MB)
@@ -295,7 +295,7 @@ async def test_owner_of_another_meter_does_not_replace_the_current_one(session: 
             store.append(bytearray(10 * MB))
             await asyncio.sleep(0.001)
 
-    tracked = drive(call(), session)
+    tracked = track(call(), session)
     await asyncio.gather(tracked, bystander(session))
 
     assert ended(tracked).live_bytes == near(10 * MB)
@@ -318,7 +318,7 @@ async def test_tracker_of_one_meter_serves_scopes_of_another() -> None:
         await asyncio.sleep(0.001)
         store.append(bytearray(30 * MB))
 
-    await asyncio.gather(drive(call(), choose_meter("rss")), noisy())
+    await asyncio.gather(track(call(), choose_meter("rss")), noisy())
 
     assert scopes[0].usage.retained_bytes == near(10 * MB)
     assert scopes[0].usage.exact
@@ -334,7 +334,7 @@ async def test_steps_are_counted_for_the_call_and_for_scopes_inside(session: Met
             for _ in range(300):
                 await asyncio.sleep(0)
 
-    tracked = drive(call(), session)
+    tracked = track(call(), session)
     await tracked
 
     usage = ended(tracked).usage
@@ -352,10 +352,10 @@ async def test_awaited_call_restores_the_current_owner(session: Meter) -> None:
 
     async def outer() -> None:
         store.append(bytearray(10 * MB))
-        await drive(inner(), session, "inner")
+        await track(inner(), session, "inner")
         store.append(bytearray(10 * MB))
 
-    tracked = drive(outer(), session, "outer")
+    tracked = track(outer(), session, "outer")
     await tracked
 
     assert ended(tracked).live_bytes == near(25 * MB)
@@ -385,12 +385,12 @@ async def test_eager_task_in_its_parents_step_is_charged_for_itself(session: Met
 
     async def parent() -> None:
         store.append(bytearray(20 * MB))
-        children.append(drive(child(), session, "child", "task"))
+        children.append(track(child(), session, "child", "task"))
         tasks = [asyncio.ensure_future(children[0]), asyncio.ensure_future(bare())]
         store.append(bytearray(20 * MB))
         await asyncio.gather(*tasks)
 
-    tracked = drive(parent(), session, "parent", include_children=False)
+    tracked = track(parent(), session, "parent", include_children=False)
     await tracked
 
     assert ended(children[0]).live_bytes == near(10 * MB)
@@ -419,7 +419,7 @@ async def test_task_that_outlives_its_scope_opens_below_an_open_one(session: Met
 
     outer = open_owner("outer", "scope", meter=session)
     inner = open_owner("inner", "scope", meter=session)
-    task = asyncio.ensure_future(drive(late(), session, None))
+    task = asyncio.ensure_future(track(late(), session, None))
     close_owner(inner)
     await task
     close_owner(outer)
@@ -431,7 +431,7 @@ async def test_debuggers_see_the_users_coroutine(session: Meter, capsys: pytest.
     async def my_own_coroutine() -> None:
         await asyncio.sleep(60)
 
-    tracked = drive(my_own_coroutine(), session)
+    tracked = track(my_own_coroutine(), session)
     task = asyncio.get_running_loop().create_task(tracked)
     await asyncio.sleep(0)
 
@@ -454,7 +454,7 @@ def test_asyncio_debug_mode_works(session: Meter) -> None:
         return 3
 
     async def main() -> int:
-        return await asyncio.create_task(drive(call(), session, "call", "task"))
+        return await asyncio.create_task(track(call(), session, "call", "task"))
 
     assert asyncio.run(main(), debug=True) == 3
 

@@ -10,7 +10,8 @@ import pytest
 
 from memtools.ledger import Meter, active_owner
 from memtools.ledger._ledger import close_owner, open_owner
-from memtools.scopes import CallOptions, generate, generate_async, memory_scope
+from memtools.scopes import memory_scope
+from memtools.scopes._calls import CallOptions, generate, generate_async
 
 MB = 1_000_000
 FOLLOWS_FRAMES = pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with Python 3.12")

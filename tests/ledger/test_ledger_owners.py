@@ -107,9 +107,9 @@ def test_sync_ways_of_entering_a_scope_agree(session: Meter) -> None:
     assert stacked.usage.exact
 
 
-@pytest.mark.parametrize("is_driven", [True, False])
-async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: bool) -> None:
-    if not is_driven and sys.version_info < (3, 12):
+@pytest.mark.parametrize("is_tracked", [True, False])
+async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_tracked: bool) -> None:
+    if not is_tracked and sys.version_info < (3, 12):
         pytest.skip("sys.monitoring came with Python 3.12")
     found: list[memory_scope] = []
 
@@ -134,7 +134,7 @@ async def test_async_ways_of_entering_a_scope_agree(session: Meter, is_driven: b
             await asyncio.sleep(0.0005)
 
     inner = call()
-    await asyncio.gather(TrackedCoroutine(inner, session, name="call", kind="call") if is_driven else inner, noisy())
+    await asyncio.gather(TrackedCoroutine(inner, session, name="call", kind="call") if is_tracked else inner, noisy())
 
     assert [opened.usage.retained_bytes for opened in found] == [near(3 * MB)] * 3
     assert [opened.usage.note for opened in found] == [""] * 3

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+from collections import namedtuple
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.decorators import profile_memory
-from memtools.ledger import AccountStatistics, Meter, choose_meter, forget_accounts, native_reason, statistics
+from memtools.ledger import AccountStatistics, Meter, Owner, choose_meter, forget_accounts, native_reason, statistics
 from memtools.ledger._ledger import close_owner, open_owner
+from memtools.ledger._owner import UsageTuple
 from memtools.scopes import memory_scope
 
 pytestmark = pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
@@ -190,3 +193,14 @@ def test_sum_over_all_accounts_is_the_live_bytes(acts: list[tuple[str, int, int]
     found = {entry.name: entry.live_bytes for entry in statistics().accounts}
     assert found == {f"{name}0": near(size) for name, size in sizes.items() if f"{name}0" in found}
     assert {name[0] for name in found} == {name for name, _, _ in acts}
+
+
+def test_usage_type_with_fields_in_another_order_is_refused() -> None:
+    from memtools.ledger import _native
+
+    others = [name for name in UsageTuple._fields if name != "peak_bytes"]
+    swapped: Any = namedtuple("swapped", ["peak_bytes", *others])  # noqa: PYI024  # its types do not matter
+    calls: list[Any] = [lambda *_: None] * 5
+
+    with pytest.raises(TypeError, match="the fields of UsageTuple"):
+        _native.configure(Owner, swapped, ContextVar("unused"), {}, *calls, "native")

@@ -40,7 +40,7 @@ def _over_python() -> Any:
 
 
 @pytest.fixture(params=["as built", "in Python"])
-def driver(request: pytest.FixtureRequest) -> Any:
+def coroutine_class(request: pytest.FixtureRequest) -> Any:
     """The class under test."""
     return TrackedCoroutine if request.param == "as built" else _over_python()
 
@@ -68,23 +68,23 @@ def finish(steps: Any) -> Any:
 
 
 @pytest.mark.parametrize("result", [None, 7, (1, 2), ValueError("a result"), StopIteration(3)])
-def test_return_values_pass_unchanged(driver: Any, meter: Any, result: Any) -> None:
+def test_return_values_pass_unchanged(coroutine_class: Any, meter: Any, result: Any) -> None:
     async def returns() -> Any:
         await pause()
         return result
 
     async def awaits() -> Any:
-        return await driver(returns(), meter, name="awaited")
+        return await coroutine_class(returns(), meter, name="awaited")
 
-    assert finish(driver(returns(), meter, name="sent")) is result
+    assert finish(coroutine_class(returns(), meter, name="sent")) is result
     assert finish(awaits()) is result
 
 
-def test_sent_and_yielded_values_pass_both_ways(driver: Any, meter: Any) -> None:
+def test_sent_and_yielded_values_pass_both_ways(coroutine_class: Any, meter: Any) -> None:
     async def talks() -> list[Any]:
         return [await pause("one"), await pause("two")]
 
-    steps = driver(talks(), meter, name="talks")
+    steps = coroutine_class(talks(), meter, name="talks")
 
     assert [steps.send(None), steps.send("first")] == ["one", "two"]
     with pytest.raises(StopIteration) as end:
@@ -93,7 +93,7 @@ def test_sent_and_yielded_values_pass_both_ways(driver: Any, meter: Any) -> None
     assert steps.steps == 3
 
 
-def test_on_end_gets_the_owner_and_the_exception(driver: Any, meter: Any) -> None:
+def test_on_end_gets_the_owner_and_the_exception(coroutine_class: Any, meter: Any) -> None:
     told: list[Any] = []
 
     async def ends(error: BaseException | None) -> None:
@@ -103,7 +103,9 @@ def test_on_end_gets_the_owner_and_the_exception(driver: Any, meter: Any) -> Non
 
     failure = LookupError("mine")
     for error in (None, failure):
-        steps = driver(ends(error), meter, name="ends", on_end=lambda owner, end: told.append((owner.is_active, end)))
+        steps = coroutine_class(
+            ends(error), meter, name="ends", on_end=lambda owner, end: told.append((owner.is_active, end))
+        )
         if error is None:
             finish(steps)
         else:
@@ -113,7 +115,7 @@ def test_on_end_gets_the_owner_and_the_exception(driver: Any, meter: Any) -> Non
     assert told == [(False, None), (False, failure)]
 
 
-def test_exception_of_on_end_replaces_the_result(driver: Any, meter: Any) -> None:
+def test_exception_of_on_end_replaces_the_result(coroutine_class: Any, meter: Any) -> None:
     async def fails() -> None:
         raise LookupError("mine")
 
@@ -121,7 +123,7 @@ def test_exception_of_on_end_replaces_the_result(driver: Any, meter: Any) -> Non
         raise RuntimeError("raised by on_end")
 
     with pytest.raises(RuntimeError, match="raised by on_end") as caught:
-        finish(driver(fails(), meter, name="fails", on_end=refuses))
+        finish(coroutine_class(fails(), meter, name="fails", on_end=refuses))
 
     assert isinstance(caught.value.__context__, LookupError)
     assert per_thread.slot.owner is None
@@ -130,7 +132,7 @@ def test_exception_of_on_end_replaces_the_result(driver: Any, meter: Any) -> Non
 
 @pytest.mark.parametrize("thrown", [(KeyError("k"),), (KeyError,), (KeyError, KeyError("k"), None)])
 @pytest.mark.filterwarnings("ignore:the .type, exc, tb. signature:DeprecationWarning")
-def test_thrown_exceptions_reach_the_coroutine(driver: Any, meter: Any, thrown: tuple[Any, ...]) -> None:
+def test_thrown_exceptions_reach_the_coroutine(coroutine_class: Any, meter: Any, thrown: tuple[Any, ...]) -> None:
     async def catches() -> str:
         try:
             await pause()
@@ -138,14 +140,14 @@ def test_thrown_exceptions_reach_the_coroutine(driver: Any, meter: Any, thrown: 
             await pause("caught")
         return "done"
 
-    steps = driver(catches(), meter, name="catches")
+    steps = coroutine_class(catches(), meter, name="catches")
     steps.send(None)
 
     assert steps.throw(*thrown) == "caught"
     assert finish(steps) == "done"
 
 
-def test_failed_frame_is_not_kept_alive(driver: Any, meter: Any) -> None:
+def test_failed_frame_is_not_kept_alive(coroutine_class: Any, meter: Any) -> None:
     class Held:
         pass
 
@@ -160,7 +162,7 @@ def test_failed_frame_is_not_kept_alive(driver: Any, meter: Any) -> None:
     gc.disable()
     try:
         for way in ("send", "throw"):
-            steps = driver(fails(), meter, name="fails")
+            steps = coroutine_class(fails(), meter, name="fails")
             steps.send(None)
             with pytest.raises(LookupError):
                 steps.send(None) if way == "send" else steps.throw(LookupError())
@@ -170,7 +172,7 @@ def test_failed_frame_is_not_kept_alive(driver: Any, meter: Any) -> None:
         gc.enable()
 
 
-def test_coroutine_dropped_in_a_cycle_is_closed_by_the_collector(driver: Any, meter: Any) -> None:
+def test_coroutine_dropped_in_a_cycle_is_closed_by_the_collector(coroutine_class: Any, meter: Any) -> None:
     ended: list[str] = []
 
     async def holds(cycle: list[Any]) -> None:
@@ -180,7 +182,7 @@ def test_coroutine_dropped_in_a_cycle_is_closed_by_the_collector(driver: Any, me
             ended.append("cleaned up" if cycle else "")
 
     cycle: list[Any] = []
-    steps = driver(holds(cycle), meter, name="holds")
+    steps = coroutine_class(holds(cycle), meter, name="holds")
     cycle.append(steps)
     alive = weakref.ref(steps)
     steps.send(None)
@@ -193,7 +195,7 @@ def test_coroutine_dropped_in_a_cycle_is_closed_by_the_collector(driver: Any, me
     assert not [owner for owner in open_owners() if owner.name == "holds"]
 
 
-def test_names_are_the_coroutines_until_set(driver: Any, meter: Any) -> None:
+def test_names_are_the_coroutines_until_set(coroutine_class: Any, meter: Any) -> None:
     async def mine() -> None:
         await pause()
 
@@ -206,7 +208,7 @@ def test_names_are_the_coroutines_until_set(driver: Any, meter: Any) -> None:
         def close(self) -> None:
             pass
 
-    steps, nameless = driver(mine(), meter), driver(Nameless(), meter)
+    steps, nameless = coroutine_class(mine(), meter), coroutine_class(Nameless(), meter)
 
     assert (steps.__name__, steps.__qualname__.rpartition(".")[2]) == ("mine", "mine")
     assert nameless.__name__ == nameless.__qualname__ == Nameless.__qualname__
@@ -217,7 +219,7 @@ def test_names_are_the_coroutines_until_set(driver: Any, meter: Any) -> None:
     nameless.close()
 
 
-def test_any_object_with_coroutine_methods_can_be_tracked(driver: Any, meter: Any) -> None:
+def test_any_object_with_coroutine_methods_can_be_tracked(coroutine_class: Any, meter: Any) -> None:
     class ByHand:
         left = 2
 
@@ -233,14 +235,14 @@ def test_any_object_with_coroutine_methods_can_be_tracked(driver: Any, meter: An
         def close(self) -> None:
             pass
 
-    steps = driver(ByHand(), meter, name="by hand")
+    steps = coroutine_class(ByHand(), meter, name="by hand")
 
     assert [steps.send(None), steps.send(None)] == [1, 0]
     with pytest.raises(StopIteration, match="thrown"):
         steps.throw(KeyError())
 
 
-async def test_task_over_budget_is_stopped_at_its_next_step(driver: Any) -> None:
+async def test_task_over_budget_is_stopped_at_its_next_step(coroutine_class: Any) -> None:
     store: list[bytearray] = []
 
     async def grows() -> None:
@@ -250,7 +252,7 @@ async def test_task_over_budget_is_stopped_at_its_next_step(driver: Any) -> None
 
     owners: list[Any] = []
     budget = Budget(5 * MB)
-    steps = driver(
+    steps = coroutine_class(
         grows(), choose_meter("tracemalloc"), name="grows", budget=budget, on_end=lambda *end: owners.extend(end)
     )
     with pytest.raises(BudgetExceeded):
@@ -261,7 +263,7 @@ async def test_task_over_budget_is_stopped_at_its_next_step(driver: Any) -> None
     assert steps.owner is None
 
 
-async def test_meters_alternate_within_a_task_and_between_tasks(driver: Any) -> None:
+async def test_meters_alternate_within_a_task_and_between_tasks(coroutine_class: Any) -> None:
     store: list[bytearray] = []
 
     async def grows(size: int) -> None:
@@ -270,7 +272,7 @@ async def test_meters_alternate_within_a_task_and_between_tasks(driver: Any) -> 
             await asyncio.sleep(0)
 
     async def both(size: int) -> None:
-        await driver(grows(size), choose_meter(METERS[-1]), name="inner")
+        await coroutine_class(grows(size), choose_meter(METERS[-1]), name="inner")
         await grows(size)
 
     retained: list[int] = []
@@ -279,20 +281,22 @@ async def test_meters_alternate_within_a_task_and_between_tasks(driver: Any) -> 
         "kind": "task",
         "on_end": lambda owner, _: retained.append(owner.usage.retained_bytes),
     }
-    await asyncio.gather(*(driver(both(size), choose_meter("tracemalloc"), **options) for size in (MB, 3 * MB)))
+    await asyncio.gather(
+        *(coroutine_class(both(size), choose_meter("tracemalloc"), **options) for size in (MB, 3 * MB))
+    )
 
     assert max(retained) >= 14 * MB
     assert active_owner() is None
     assert current_tracker() is None
 
 
-def test_steps_may_run_in_different_threads(driver: Any, meter: Any) -> None:
+def test_steps_may_run_in_different_threads(coroutine_class: Any, meter: Any) -> None:
     async def work() -> int:
         for _ in range(3):
             await pause()
         return threading.get_ident()
 
-    steps = driver(work(), meter, name="wanders")
+    steps = coroutine_class(work(), meter, name="wanders")
     for _ in range(3):
         thread = threading.Thread(target=steps.send, args=(None,))
         thread.start()
@@ -302,7 +306,7 @@ def test_steps_may_run_in_different_threads(driver: Any, meter: Any) -> None:
     assert per_thread.slot.owner is None
 
 
-def test_thousands_of_tracked_coroutines_leave_nothing(driver: Any, meter: Any) -> None:
+def test_thousands_of_tracked_coroutines_leave_nothing(coroutine_class: Any, meter: Any) -> None:
     async def work(fails: bool) -> None:
         await pause()
         if fails:
@@ -310,7 +314,7 @@ def test_thousands_of_tracked_coroutines_leave_nothing(driver: Any, meter: Any) 
 
     def some(number: int) -> None:
         for turn in range(number):
-            steps = driver(work(turn % 2 == 1), meter, name="work", on_end=lambda owner, error: None)
+            steps = coroutine_class(work(turn % 2 == 1), meter, name="work", on_end=lambda owner, error: None)
             with suppress(LookupError):
                 finish(steps)
         gc.collect()
@@ -323,7 +327,7 @@ def test_thousands_of_tracked_coroutines_leave_nothing(driver: Any, meter: Any) 
     assert sys.getallocatedblocks() - before < 300
 
 
-def test_finished_coroutine_keeps_no_references(driver: Any, meter: Any) -> None:
+def test_finished_coroutine_keeps_no_references(coroutine_class: Any, meter: Any) -> None:
     owners: list[weakref.ref[Any]] = []
 
     def keep(owner: Any, _error: BaseException | None) -> None:
@@ -332,7 +336,7 @@ def test_finished_coroutine_keeps_no_references(driver: Any, meter: Any) -> None
     async def work() -> None:
         await pause()
 
-    steps = driver(work(), meter, name="work", on_end=keep)
+    steps = coroutine_class(work(), meter, name="work", on_end=keep)
     steps.send(None)
     assert steps.owner is not None
     finish(steps)
@@ -356,7 +360,7 @@ class _Ends:
         self.errors.append(error)
 
 
-def test_nested_call_opens_its_owner_under_the_tracker(driver: Any, meter: Any) -> None:
+def test_nested_call_opens_its_owner_under_the_tracker(coroutine_class: Any, meter: Any) -> None:
     ends = _Ends()
     seen: list[Any] = []
 
@@ -370,15 +374,15 @@ def test_nested_call_opens_its_owner_under_the_tracker(driver: Any, meter: Any) 
     async def outer() -> list[int]:
         # The second takes the fast path.
         return [
-            await driver(work(n), meter, name="joined", kind="call", nest_if_tracked=True, on_end=ends)
+            await coroutine_class(work(n), meter, name="nested", kind="call", nest_if_tracked=True, on_end=ends)
             for n in range(2)
         ]
 
-    above = driver(outer(), meter, name="outer")
+    above = coroutine_class(outer(), meter, name="outer")
     assert finish(above) == [0, 1]
 
-    assert seen == [("joined", above)] * 4
-    assert [owner.name for owner in ends.owners] == ["joined"] * 2
+    assert seen == [("nested", above)] * 4
+    assert [owner.name for owner in ends.owners] == ["nested"] * 2
     assert [owner.usage.steps for owner in ends.owners] == [3, 3]
     assert [owner.is_active for owner in ends.owners] == [False] * 2
     assert ends.errors == [None, None]
@@ -386,7 +390,7 @@ def test_nested_call_opens_its_owner_under_the_tracker(driver: Any, meter: Any) 
     assert active_owner() is None
 
 
-def test_nested_call_without_a_tracker_tracks_itself(driver: Any) -> None:
+def test_nested_call_without_a_tracker_tracks_itself(coroutine_class: Any) -> None:
     ends = _Ends()
 
     async def work() -> Any:
@@ -394,18 +398,18 @@ def test_nested_call_without_a_tracker_tracks_itself(driver: Any) -> None:
         return current_tracker()
 
     for name in (name for name in METERS if name != "rss"):
-        made = driver(work(), choose_meter(name), name="alone", nest_if_tracked=True, on_end=ends)
+        made = coroutine_class(work(), choose_meter(name), name="alone", nest_if_tracked=True, on_end=ends)
         assert finish(made) is made
         assert ends.owners[-1].usage.steps == 2
         assert ends.owners[-1].usage.exact
     # A meter that counts the whole process needs no tracker.
-    assert finish(driver(work(), choose_meter("rss"), name="alone", nest_if_tracked=True, on_end=ends)) is None
+    assert finish(coroutine_class(work(), choose_meter("rss"), name="alone", nest_if_tracked=True, on_end=ends)) is None
     assert ends.owners[-1].name == "alone"
     assert not ends.owners[-1].is_active
 
 
 @pytest.mark.parametrize("error", [LookupError("failed"), asyncio.CancelledError(), KeyboardInterrupt()], ids=repr)
-def test_end_of_a_nested_call_is_reported_and_passes(driver: Any, meter: Any, error: BaseException) -> None:
+def test_end_of_a_nested_call_is_reported_and_passes(coroutine_class: Any, meter: Any, error: BaseException) -> None:
     ends = _Ends()
 
     async def work(*, raises: bool) -> None:
@@ -414,11 +418,11 @@ def test_end_of_a_nested_call_is_reported_and_passes(driver: Any, meter: Any, er
             raise error
 
     async def outer(*, raises: bool) -> None:
-        await driver(work(raises=raises), meter, name="joined", nest_if_tracked=True, on_end=ends)
+        await coroutine_class(work(raises=raises), meter, name="nested", nest_if_tracked=True, on_end=ends)
 
     with pytest.raises(type(error)) as caught:
-        finish(driver(outer(raises=True), meter, name="outer"))
-    thrown = driver(outer(raises=False), meter, name="outer")
+        finish(coroutine_class(outer(raises=True), meter, name="outer"))
+    thrown = coroutine_class(outer(raises=False), meter, name="outer")
     thrown.send(None)
     with pytest.raises(type(error)):
         thrown.throw(error)
@@ -429,7 +433,7 @@ def test_end_of_a_nested_call_is_reported_and_passes(driver: Any, meter: Any, er
     assert active_owner() is None
 
 
-def test_nested_call_closed_with_its_task_is_counted_once(driver: Any, meter: Any) -> None:
+def test_nested_call_closed_with_its_task_is_counted_once(coroutine_class: Any, meter: Any) -> None:
     ends = _Ends()
     closed: list[str] = []
 
@@ -440,59 +444,59 @@ def test_nested_call_closed_with_its_task_is_counted_once(driver: Any, meter: An
             closed.append(active_owner().name)  # type: ignore[union-attr]  # there is one
 
     async def outer() -> None:
-        await driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends)
+        await coroutine_class(work(), meter, name="nested", nest_if_tracked=True, on_end=ends)
 
-    above = driver(outer(), meter, name="outer")
+    above = coroutine_class(outer(), meter, name="outer")
     above.send(None)
     above.close()
     above.close()
-    dropped = driver(outer(), meter, name="outer")
+    dropped = coroutine_class(outer(), meter, name="outer")
     dropped.send(None)
     del dropped
 
-    assert closed == ["joined"] * 2
+    assert closed == ["nested"] * 2
     assert ends.errors == [None, None]
     assert [owner.is_active for owner in ends.owners] == [False, False]
 
 
-def test_nested_call_ended_before_its_start_opens_no_owner(driver: Any, meter: Any) -> None:
+def test_nested_call_ended_before_its_start_opens_no_owner(coroutine_class: Any, meter: Any) -> None:
     ends = _Ends()
 
     async def work() -> None:
         raise AssertionError("must not run")
 
     with pytest.raises(LookupError):
-        driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends).throw(LookupError())
-    driver(work(), meter, name="joined", nest_if_tracked=True, on_end=ends).close()
+        coroutine_class(work(), meter, name="nested", nest_if_tracked=True, on_end=ends).throw(LookupError())
+    coroutine_class(work(), meter, name="nested", nest_if_tracked=True, on_end=ends).close()
 
     assert ends.owners == []
     assert open_owners() == ()
 
 
-def test_exception_of_on_end_replaces_a_nested_result(driver: Any, meter: Any) -> None:
+def test_exception_of_on_end_replaces_a_nested_result(coroutine_class: Any, meter: Any) -> None:
     def refuses(_owner: Any, _error: BaseException | None) -> None:
-        raise BudgetExceeded("joined", 2, 1)
+        raise BudgetExceeded("nested", 2, 1)
 
     async def work() -> None:
         await pause()
 
     async def outer() -> str:
         with pytest.raises(BudgetExceeded):
-            await driver(work(), meter, name="joined", nest_if_tracked=True, on_end=refuses)
+            await coroutine_class(work(), meter, name="nested", nest_if_tracked=True, on_end=refuses)
         return "went on"
 
-    assert finish(driver(outer(), meter, name="outer")) == "went on"
+    assert finish(coroutine_class(outer(), meter, name="outer")) == "went on"
     assert active_owner() is None
 
 
-def test_copies_have_the_options_and_names_of_the_original(driver: Any, meter: Any) -> None:
+def test_copies_have_the_options_and_names_of_the_original(coroutine_class: Any, meter: Any) -> None:
     ends = _Ends()
 
     async def work() -> str:
         await pause()
         return active_owner().name  # type: ignore[union-attr]  # there is one
 
-    example = driver(None, meter, name="made", kind="call", on_end=ends, nest_if_tracked=True)
+    example = coroutine_class(None, meter, name="made", kind="call", on_end=ends, nest_if_tracked=True)
     plain = example.copy_for(work())
     example.__name__, example.__qualname__ = "shown", "shown.as"
     named = example.copy_for(work())
@@ -504,10 +508,10 @@ def test_copies_have_the_options_and_names_of_the_original(driver: Any, meter: A
         example.copy_for(42)
 
 
-def test_tracked_coroutine_passes_for_its_coroutine(driver: Any, meter: Any) -> None:
+def test_tracked_coroutine_passes_for_its_coroutine(coroutine_class: Any, meter: Any) -> None:
     async def work() -> None: ...
 
-    made = driver(work(), meter, name="work")
+    made = coroutine_class(work(), meter, name="work")
     made.close()
 
     assert inspect.iscoroutine(made)
@@ -533,33 +537,33 @@ native = pytest.mark.skipif(_IN_PYTHON or bool(native_reason()), reason="only th
 
 
 @pytest.fixture
-def books() -> Any:
+def empty_accounts() -> Any:
     forget_accounts()
     yield
     forget_accounts()
 
 
 @native
-def test_fast_path_and_slow_path_write_the_same_accounts(books: None) -> None:
+def test_fast_path_and_slow_path_write_the_same_accounts(empty_accounts: None) -> None:
     meter = choose_meter("native")
     store: list[bytearray] = []
 
-    def one(name: str, *, layered: bool) -> Any:
+    def one(name: str, *, stacked: bool) -> Any:
         # A stacked owner takes the slow path.
-        owner = open_owner(name, "call", meter=meter, is_stacked=layered)
+        owner = open_owner(name, "call", meter=meter, is_stacked=stacked)
         store.append(bytearray(MB))
         del store[:]
         store.append(bytearray(2000))
         close_owner(owner)
         return owner.usage
 
-    usages = {layered: [one(f"layered {layered}", layered=layered) for _ in range(40)] for layered in (False, True)}
+    usages = {stacked: [one(f"stacked {stacked}", stacked=stacked) for _ in range(40)] for stacked in (False, True)}
 
-    quick, long = usages[False][-1], usages[True][-1]
-    assert (quick.peak_bytes, quick.retained_bytes) == pytest.approx((long.peak_bytes, long.retained_bytes), abs=4096)
-    assert (quick.exact, quick.meter, quick.steps) == (long.exact, long.meter, long.steps) == (True, "native", 0)
+    fast, slow = usages[False][-1], usages[True][-1]
+    assert (fast.peak_bytes, fast.retained_bytes) == pytest.approx((slow.peak_bytes, slow.retained_bytes), abs=4096)
+    assert (fast.exact, fast.meter, fast.steps) == (slow.exact, slow.meter, slow.steps) == (True, "native", 0)
     entries = {entry.name: entry for entry in statistics().accounts}
-    one_way, other_way = entries["layered False"], entries["layered True"]
+    one_way, other_way = entries["stacked False"], entries["stacked True"]
     assert (one_way.started, one_way.active, one_way.failed) == (other_way.started, other_way.active, other_way.failed)
     assert one_way.started == 40
     assert one_way.mean_peak_bytes == pytest.approx(other_way.mean_peak_bytes, abs=4096)
@@ -567,7 +571,7 @@ def test_fast_path_and_slow_path_write_the_same_accounts(books: None) -> None:
 
 
 @native
-def test_recursive_calls_on_both_paths_write_the_same_accounts(books: None) -> None:
+def test_recursive_calls_on_both_paths_write_the_same_accounts(empty_accounts: None) -> None:
     from memtools.ledger import _native
 
     meter = choose_meter("native")
@@ -582,10 +586,10 @@ def test_recursive_calls_on_both_paths_write_the_same_accounts(books: None) -> N
             close_owner(between)
         close_owner(owner)
 
-    def books_of(goes_long: bool) -> Any:
+    def accounts_of(is_disabled: bool) -> Any:
         forget_accounts()
         store.clear()
-        _native.disable_fast_path(goes_long)
+        _native.disable_fast_path(is_disabled)
         try:
             for _ in range(20):
                 calls_itself(4)
@@ -595,14 +599,14 @@ def test_recursive_calls_on_both_paths_write_the_same_accounts(books: None) -> N
         (below,) = entry.children
         return entry, below
 
-    for quick, long in zip(books_of(False), books_of(True), strict=True):
-        assert (quick.name, quick.started, quick.active) == (long.name, long.started, 0)
-        assert quick.retained_bytes == pytest.approx(long.retained_bytes, abs=50_000)
-        assert quick.peak_bytes == pytest.approx(long.peak_bytes, abs=10_000)
-        assert quick.live_bytes == pytest.approx(long.live_bytes, abs=50_000)
-        assert [calls for calls, _ in quick.live_at_checkpoints] == [calls for calls, _ in long.live_at_checkpoints]
+    for fast, slow in zip(accounts_of(False), accounts_of(True), strict=True):
+        assert (fast.name, fast.started, fast.active) == (slow.name, slow.started, 0)
+        assert fast.retained_bytes == pytest.approx(slow.retained_bytes, abs=50_000)
+        assert fast.peak_bytes == pytest.approx(slow.peak_bytes, abs=10_000)
+        assert fast.live_bytes == pytest.approx(slow.live_bytes, abs=50_000)
+        assert [calls for calls, _ in fast.live_at_checkpoints] == [calls for calls, _ in slow.live_at_checkpoints]
         # The outer call's figures already include a recursive one.
-        assert 20 * 39_000 < quick.retained_bytes < 20 * 55_000
+        assert 20 * 39_000 < fast.retained_bytes < 20 * 55_000
 
     outer = open_owner("calls itself", "call", meter=meter)
     inner = _native.open_fast(meter, "call", "calls itself", True, None)
@@ -613,7 +617,7 @@ def test_recursive_calls_on_both_paths_write_the_same_accounts(books: None) -> N
 
 
 @native
-def test_collections_do_not_visit_finished_coroutines(books: None) -> None:
+def test_collections_do_not_visit_finished_coroutines(empty_accounts: None) -> None:
     async def work() -> None:
         await pause()
 
@@ -627,11 +631,11 @@ def test_collections_do_not_visit_finished_coroutines(books: None) -> None:
 
 
 @native
-def test_stacked_call_takes_the_slow_path(books: None) -> None:
+def test_stacked_call_takes_the_slow_path(empty_accounts: None) -> None:
     meter = choose_meter("native")
     for _ in range(3):
-        outer = open_owner("layered", "call", meter=meter, is_stacked=True)
-        inner = open_owner("layered", "call", meter=meter)
+        outer = open_owner("stacked", "call", meter=meter, is_stacked=True)
+        inner = open_owner("stacked", "call", meter=meter)
         assert not inner.is_counted
         close_owner(inner)
         close_owner(outer)
@@ -669,7 +673,7 @@ class _Named:
     ids=repr,
 )
 def test_unnamed_owner_takes_the_name_of_task_or_coroutine(
-    driver: Any, meter: Any, books: None, monkeypatch: pytest.MonkeyPatch, of_task: Any, expected: str
+    coroutine_class: Any, meter: Any, empty_accounts: None, monkeypatch: pytest.MonkeyPatch, of_task: Any, expected: str
 ) -> None:
     async def work() -> None:
         names.append(active_owner().name)  # type: ignore[union-attr]  # there is one
@@ -681,7 +685,7 @@ def test_unnamed_owner_takes_the_name_of_task_or_coroutine(
     monkeypatch.setattr(asyncio, "current_task", {loop: of_task}.get)
     with _tasks_looked_up_anew():
         for _ in range(3):  # the second takes the fast path
-            finish(driver(work(), meter, name=""))
+            finish(coroutine_class(work(), meter, name=""))
 
     assert names == [expected] * 3
 
@@ -701,7 +705,7 @@ def _tasks_looked_up_anew() -> Iterator[None]:
 
 
 @native
-def test_fast_path_owners_are_listed_and_reported(books: None) -> None:
+def test_fast_path_owners_are_listed_and_reported(empty_accounts: None) -> None:
     meter = choose_meter("native")
     received: list[Event] = []
     outer = open_owner("outer", "scope", meter=meter)
@@ -725,7 +729,7 @@ def test_fast_path_owners_are_listed_and_reported(books: None) -> None:
 
 
 @native
-def test_fast_path_owner_closed_by_several_threads_counts_once(books: None) -> None:
+def test_fast_path_owner_closed_by_several_threads_counts_once(empty_accounts: None) -> None:
     meter = choose_meter("native")
     close_owner(open_owner("once", "call", meter=meter))
     owner = open_owner("once", "call", meter=meter)
@@ -744,7 +748,7 @@ def test_fast_path_owner_closed_by_several_threads_counts_once(books: None) -> N
 
 
 @native
-def test_fast_path_owners_leave_no_counter_and_no_object(books: None) -> None:
+def test_fast_path_owners_leave_no_counter_and_no_object(empty_accounts: None) -> None:
     from memtools.ledger import _native
 
     meter = choose_meter("native")

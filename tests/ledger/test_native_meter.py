@@ -253,7 +253,7 @@ def test_foreign_tracemalloc_session_changes_nothing(meter: Meter) -> None:
 def test_removed_hooks_make_only_open_owners_inexact() -> None:
     lines = python(PROGRAMS / "remove_hooks.py").splitlines()
 
-    assert lines[0] == "False another tool took the hooks out of the allocator meanwhile"
+    assert lines[0] == "False another tool removed the hooks from the allocator"
     assert lines[1:] == ["True True", "True"]
 
 

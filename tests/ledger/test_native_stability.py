@@ -89,7 +89,7 @@ def test_sub_interpreter_module_loaded_later_is_noticed(by: str) -> None:
     if by != "python" and importlib.util.find_spec("_testcapi") is None:
         pytest.skip("this distribution of Python comes without _testcapi")
 
-    assert python("make_sub_interpreter_later.py", by) == "told"
+    assert python("make_sub_interpreter_later.py", by) == "checked"
 
 
 def python(program: str, *arguments: str) -> str:
@@ -101,7 +101,7 @@ def python(program: str, *arguments: str) -> str:
 
 @pytest.mark.parametrize("gil", ["own", "shared"])
 def test_sub_interpreter_stops_counting_for_good(gil: str) -> None:
-    assert python("make_sub_interpreter.py", gil) == "told"
+    assert python("make_sub_interpreter.py", gil) == "checked"
 
 
 def test_earlier_sub_interpreter_prevents_counting() -> None:

@@ -36,7 +36,7 @@ _NUMPY_MODULES: Final = ("numpy._core._multiarray_umath", "numpy.core._multiarra
 _SUBINTERPRETER_MODULES: Final = frozenset({"_xxsubinterpreters", "_interpreters"})
 
 _STOPPED: Final = "the native ledger has stopped counting: {}"
-_HOOKS_REMOVED: Final = "another tool took the hooks out of the allocator meanwhile"
+_HOOKS_REMOVED: Final = "another tool removed the hooks from the allocator"
 _SHARED: Final = "too many owners at once: charged to the parent, together with all that it holds"
 _BLOCKS_LOST: Final = "there was no memory to count every block"
 

@@ -35,4 +35,4 @@ assert before.owner.live_bytes == before.usage.retained_bytes  # what still live
 assert before.usage.exact
 assert "sub-interpreter" in native_reason()
 assert choose_meter().name == "rss"
-print("told")
+print("checked")

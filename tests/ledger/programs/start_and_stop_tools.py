@@ -28,7 +28,7 @@ def ours_out():
         del kept[before:]
         assert abs(scope.owner.live_bytes) < 60_000, (sys.argv, scope.owner.live_bytes)
     else:
-        assert usage.note == "another tool took the hooks out of the allocator meanwhile", usage
+        assert usage.note == "another tool removed the hooks from the allocator", usage
 
 
 def memray_in(**options):
