@@ -22,7 +22,7 @@ class ConfigError(MemtoolsError, ValueError, TypeError):
     Attributes:
         name: the argument or variable.
         value: the refused value.
-        accepted: what is accepted instead.
+        accepted: what is accepted instead; or, beginning with "requires", what the value needs besides.
     """
 
     def __init__(self, name: str, value: object, accepted: str) -> None:
@@ -32,7 +32,10 @@ class ConfigError(MemtoolsError, ValueError, TypeError):
         self.accepted = accepted
 
     def __str__(self) -> str:
-        return f"{self.name}={_short_repr(self.value)} is not accepted: use {self.accepted}"
+        given = f"{self.name}={_short_repr(self.value)}"
+        if self.accepted.startswith("requires "):
+            return f"{given} {self.accepted}"
+        return f"{given} is not accepted: use {self.accepted}"
 
 
 class MissingExtraError(MemtoolsError, ImportError):

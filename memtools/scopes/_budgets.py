@@ -46,7 +46,9 @@ def make_budget(
     if not callable(on_exceed) and on_exceed not in ("raise", "warn", "deny"):
         raise ConfigError("on_exceed", on_exceed, "'raise', 'warn', 'deny' or a callable that takes the error")
     if on_exceed == "deny" and (measure != "peak" or not hard):
-        raise ConfigError("on_exceed", on_exceed, "it with measure='peak' and hard=True")
+        raise ConfigError(
+            "on_exceed", on_exceed, f"requires measure='peak' and hard=True (measure is {measure!r}, hard is {hard})"
+        )
     return Budget(limit_bytes, measure, cast("OnExceed", on_exceed), hard)  # type: ignore[arg-type]  # checked above
 
 
@@ -58,7 +60,7 @@ def require_refusals(meter: Meter, budget: Budget | None) -> None:
     """
     if budget is not None and budget.on_exceed == "deny" and meter.name != "native":
         reason = native_reason() or f"meter is {meter.name!r}"
-        raise ConfigError("on_exceed", "deny", f"it with meter='native' ({reason})")
+        raise ConfigError("on_exceed", "deny", f"requires meter='native' ({reason})")
 
 
 def check_usage(

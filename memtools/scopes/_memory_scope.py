@@ -125,7 +125,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         if self._owner.note and self._budget is not None and self._budget.on_exceed == "deny":
             note = self._owner.note
             close_owner(self._owner, failed=True)
-            raise ConfigError("on_exceed", "deny", f"it where the block can be tracked: {note}")
+            raise ConfigError("on_exceed", "deny", f"requires a block that can be tracked ({note})")
         return self
 
     def __exit__(

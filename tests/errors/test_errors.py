@@ -114,3 +114,9 @@ def test_message_with_a_huge_integer_names_the_type() -> None:
     digits = sys.get_int_max_str_digits() + 1
 
     assert "<a int that cannot be shown>" in str(ConfigError("size", -(10**digits), "bytes"))
+
+
+def test_config_error_with_a_requirement_says_what_is_required() -> None:
+    error = ConfigError("on_exceed", "deny", "requires meter='native' (meter is 'rss')")
+
+    assert str(error) == "on_exceed='deny' requires meter='native' (meter is 'rss')"
