@@ -8,7 +8,6 @@ from memtools.alerts._message import Alert, AlertKind
 from memtools.alerts._protocol import Channel, Deadline
 from memtools.alerts._rules import AlertRule
 from memtools.alerts.apprise import AppriseChannel
-from memtools.errors import DeliveryFailed
 
 __all__ = [
     "Alert",
@@ -21,7 +20,6 @@ __all__ = [
     "ChannelStatistics",
     "Cleanup",
     "Deadline",
-    "DeliveryFailed",
     "EmailChannel",
     "LogChannel",
     "SlackChannel",

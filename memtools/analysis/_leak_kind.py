@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Final
 
 from memtools._records import record
-from memtools.readings import Counters
+from memtools.readings._counters import Counters
 
 MIN_SAMPLES: Final = 24
 _WARM_UP: Final = 0.25  # of the time: imports, pools and caches of the first seconds

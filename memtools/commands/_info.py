@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final, cast
 
 from memtools.commands._run import default_meter
-from memtools.errors import ConfigError
+from memtools.errors import ConfigError, ReadingError
 from memtools.ledger import choose_meter, native_reason
-from memtools.readings import ReadingError, effective_limit, headroom, read_process
+from memtools.readings import effective_limit, headroom, read_process
 from memtools.units import format_size
 
 # Variables that change how memory is allocated, or how memtools works.

@@ -21,12 +21,14 @@ from memtools._records import record
 from memtools._safe_calls import strip_own_frames
 from memtools._text import printable
 from memtools.commands._program import require_readable, run_program
-from memtools.leaks import BackgroundInvestigation, Diagnosis
+from memtools.leaks import Diagnosis
+from memtools.leaks._investigate import BackgroundInvestigation
 from memtools.ledger import Meter, choose_meter, native_reason
 from memtools.ledger._instrument import GlobalTaskTracking, track_all_loops
 from memtools.ledger._ledger import close_owner, open_owner
 from memtools.readings import ProcessMemory, read_process
-from memtools.reports import Report, html_page, report
+from memtools.reports import Report, report
+from memtools.reports._html import html_page
 from memtools.reports._text import can_show_blocks
 
 _METER_VARIABLE: Final = "MEMTOOLS_METER"

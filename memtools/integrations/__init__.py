@@ -3,12 +3,11 @@
 No framework is imported.
 """
 
-from memtools.integrations.asgi import UNMATCHED, MemoryMiddleware, MiddlewareStatistics, route_template
+from memtools.integrations.asgi import MemoryMiddleware, MiddlewareStatistics, route_template
 from memtools.integrations.logging import MemoryFilter
 from memtools.integrations.structlog import add_memory
 
 __all__ = [
-    "UNMATCHED",
     "MemoryFilter",
     "MemoryMiddleware",
     "MiddlewareStatistics",

@@ -6,8 +6,9 @@ A file of its own because each adapter has the name of its library.
 import logging
 from typing import Final
 
+from memtools.errors import ReadingError
 from memtools.ledger import active_owner
-from memtools.readings import ReadingError, resident_bytes
+from memtools.readings import resident_bytes
 
 _NO_SCOPE: Final = "-"
 

@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Final
 
-from memtools.analysis import find_leftovers, judge_leak
-from memtools.heap import Census, HeapGrowth, WhyAlive, answer_in_steps, count_in_slices, growth_between
+from memtools.analysis._growth_by_call import find_leftovers
+from memtools.analysis._leak_kind import judge_leak
+from memtools.heap import Census, HeapGrowth, WhyAlive, growth_between
+from memtools.heap._census import count_in_slices
+from memtools.heap._why_alive import answer_in_steps
 from memtools.leaks._diagnosis import Diagnosis, make_diagnosis
 from memtools.ledger import statistics
-from memtools.readings import Counters, effective_limit, headroom, take_counters
+from memtools.readings import effective_limit, headroom
+from memtools.readings._counters import Counters, take_counters
 
 
 class StringTable(dict[int, str]):

@@ -1,6 +1,5 @@
 """A monitor that keeps a process inside its memory limit."""
 
-from memtools.errors import AdmissionReused, MonitorAlreadyStarted
 from memtools.monitor._admission import Admission
 from memtools.monitor._monitor import MemoryMonitor, monitors
 from memtools.monitor._report import Recommendation
@@ -15,13 +14,11 @@ from memtools.monitor._statistics import (
 
 __all__ = [
     "Admission",
-    "AdmissionReused",
     "AdmissionStatistics",
     "CallbackStatistics",
     "CollectorPauses",
     "MemoryMonitor",
     "MemorySource",
-    "MonitorAlreadyStarted",
     "MonitorStatistics",
     "OperationStatistics",
     "Recommendation",

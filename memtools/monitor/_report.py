@@ -7,7 +7,10 @@ from typing import Any, Final
 
 from memtools._records import record
 from memtools.cleanup import registered
-from memtools.heap import ReferrerPath, largest_containers, paths_to, shallow_size, source_line
+from memtools.heap import ReferrerPath, largest_containers
+from memtools.heap._describe import source_line
+from memtools.heap._inspect import shallow_size
+from memtools.heap._why_alive import paths_to
 from memtools.ledger import AccountStatistics, open_owners, statistics
 from memtools.monitor._statistics import MonitorStatistics
 from memtools.readings import Level

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 
 from memtools._records import record
 from memtools._text import printable, truncate_middle
-from memtools.analysis import Leftover, find_leftovers
+from memtools.analysis import Leftover
+from memtools.analysis._growth_by_call import find_leftovers
 from memtools.ledger import Usage, statistics
 from memtools.ledger._ledger import LedgerStatistics
 from memtools.readings import ProcessMemory, read_process

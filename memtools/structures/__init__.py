@@ -1,6 +1,5 @@
 """Containers with a bounded size."""
 
-from memtools.errors import NotWeakReferenceable, RecursiveFactory
 from memtools.structures._bounded_list import BoundedList, BoundedListStatistics
 from memtools.structures._cache_store import CacheStatistics
 from memtools.structures._weak_cache import WeakCache
@@ -9,7 +8,5 @@ __all__ = [
     "BoundedList",
     "BoundedListStatistics",
     "CacheStatistics",
-    "NotWeakReferenceable",
-    "RecursiveFactory",
     "WeakCache",
 ]

@@ -8,7 +8,7 @@ from typing import Final
 from memtools._records import as_dict, record
 from memtools.analysis import GrowthVerdict, Verdict
 from memtools.heap import Census, WhyAlive, growth_between, heap_census, why_alive
-from memtools.readings import descriptors
+from memtools.readings._counters import descriptors
 from memtools.testing._leak_search import LeakSearch, task_names, thread_names
 from memtools.units import format_size
 

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from memtools._records import record
-from memtools.analysis import MIN_ROUNDS, GrowthVerdict, Round, Verdict, judge_growth_by_call
+from memtools.analysis import GrowthVerdict, Verdict
+from memtools.analysis._growth_by_call import MIN_ROUNDS, Round, judge_growth_by_call
 from memtools.ledger import Meter, Owner, choose_meter, native_reason
-from memtools.readings import descriptors, malloc_bytes
+from memtools.readings._counters import descriptors, malloc_bytes
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from memtools.errors import ConfigError, LeakError
 from memtools.heap import why_alive
 from memtools.ledger import Meter, Owner, Usage
 from memtools.ledger._ledger import close_owner, current_usage, open_owner
-from memtools.readings import descriptors
+from memtools.readings._counters import descriptors
 from memtools.scopes import memory_scope
 from memtools.testing._leak_report import HolderSearch, LeakReport, build_report
 from memtools.testing._leak_search import LeakSearch, SearchLimits, default_test_meter, metrics_of

@@ -21,7 +21,6 @@ from memtools.alerts import (
     Alerts,
     AppriseChannel,
     Deadline,
-    DeliveryFailed,
     EmailChannel,
     LogChannel,
     SlackChannel,
@@ -30,7 +29,7 @@ from memtools.alerts import (
 from memtools.alerts._protocol import as_delivery_failure
 from memtools.alerts._rules import Secret
 from memtools.alerts._transport import retry_after_s
-from memtools.errors import ConfigError
+from memtools.errors import ConfigError, DeliveryFailed
 from memtools.readings import Level
 
 PROGRAM = Path(__file__).parent / "programs" / "import_clients.py"

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.alerts import Alert, DeliveryFailed
+from memtools.alerts import Alert
 from memtools.alerts._delivery import MAX_RETRY_AFTER_S, DeliveryQueue, QueuedMessage, RetryPolicy
 from memtools.alerts._rules import Recipient
+from memtools.errors import DeliveryFailed
 
 A, B = Recipient("a"), Recipient("b")
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.analysis import Round, Verdict, judge_growth_by_call
+from memtools.analysis import Verdict
+from memtools.analysis._growth_by_call import Round, judge_growth_by_call
 
 
 def _rounds(*grown: int, calls: int = 50) -> list[Round]:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtools.analysis import LeakKind, judge_leak
-from memtools.readings import Counters
+from memtools.analysis import LeakKind
+from memtools.analysis._leak_kind import judge_leak
+from memtools.readings._counters import Counters
 
 MIB = 1 << 20
 Curve = Callable[[float], float]  # of the time, 0 to 1

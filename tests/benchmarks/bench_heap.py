@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from _compare import Result, print_results
 
-from memtools.heap import count_in_slices, growth_between, heap_census, why_alive_async
+from memtools.heap import growth_between, heap_census, why_alive_async
+from memtools.heap._census import count_in_slices
 
 WHOLE_S = 0.6
 STOP_S = 0.08

@@ -1,7 +1,6 @@
 """How far a runaway gets beyond its budget before it is stopped: twelve kinds, in plain code, in a task, in a thread.
 
-Covers: the peak at which each is stopped under a budget of 50 MiB, in an interpreter of its own. Leaves to others: what
-is raised and where (tests/ledger/test_native_enforcement.py).
+Each runs under a budget of 50 MiB in its own interpreter; the figure is the peak at which it is stopped.
 
 A ratio is the overshoot divided by what is promised, a tenth of the budget and 1 MiB. Alone, `python
 tests/benchmarks/bench_overshoot.py [ROUNDS]` prints the peaks in MiB. A runaway that was not stopped within five

@@ -8,7 +8,8 @@ from collections import Counter, OrderedDict, defaultdict, deque
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.heap import Census, HeapGrowth, count_in_slices, growth_between, heap_census, why_alive
+from memtools.heap import Census, HeapGrowth, growth_between, heap_census, why_alive
+from memtools.heap._census import count_in_slices
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from memtools.errors import ConfigError
-from memtools.heap import largest_containers, paths_to, shallow_size, source_line
+from memtools.heap import largest_containers
+from memtools.heap._describe import source_line
+from memtools.heap._inspect import shallow_size
+from memtools.heap._why_alive import paths_to
 
 HOARD: list[str] = []
 
@@ -91,9 +94,9 @@ def test_paths_to_too_many_objects_are_refused() -> None:
 @pytest.mark.parametrize(
     ("holder", "line"),
     [
-        (f"{__name__}.HOARD", 12),
-        (f"class {__name__}.Shop.closed", 16),
-        (f"{__name__}.Shop.seen", 19),
+        (f"{__name__}.HOARD", 15),
+        (f"class {__name__}.Shop.closed", 19),
+        (f"{__name__}.Shop.seen", 22),
         (f"{__name__}.nothing", None),
         ("dict['shop']", None),
         ("no.such.module", None),

@@ -20,7 +20,8 @@ from starlette.staticfiles import StaticFiles
 from memtools import ConfigError, Level, memory_scope
 from memtools.errors import BudgetExceeded
 from memtools.events import HighUsage, subscribe
-from memtools.integrations import UNMATCHED, MemoryMiddleware, MiddlewareStatistics
+from memtools.integrations import MemoryMiddleware, MiddlewareStatistics
+from memtools.integrations.asgi import UNMATCHED
 from memtools.ledger import AccountStatistics, active_owner, forget_accounts, statistics
 
 

@@ -11,8 +11,9 @@ import pytest
 import structlog
 
 from memtools import memory_scope
+from memtools.errors import ReadingError
 from memtools.integrations import MemoryFilter, add_memory
-from memtools.readings import ReadingError, resident_bytes
+from memtools.readings import resident_bytes
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from memtools.leaks import Diagnosis, Leak, investigate, investigate_async
 from memtools.leaks._diagnosis import make_diagnosis
 from memtools.leaks._investigate import steps
 from memtools.leaks._investigation import CompactCensus, Investigation, Samples, StringTable, jittered_intervals
-from memtools.readings import Counters, take_counters
+from memtools.readings._counters import Counters, take_counters
 
 MIB = 1 << 20
 PYTHON = LeakVerdict(LeakKind.PYTHON, 1.5 * MIB, 900.0, 15.0, "blocks grow")

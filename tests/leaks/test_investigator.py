@@ -12,8 +12,8 @@ import pytest
 
 from memtools.analysis import LeakKind, LeakVerdict
 from memtools.errors import ConfigError
-from memtools.leaks import BackgroundInvestigation, Diagnosis, Investigator, Leak
-from memtools.leaks._investigate import log_diagnosis
+from memtools.leaks import Diagnosis, Investigator, Leak
+from memtools.leaks._investigate import BackgroundInvestigation, log_diagnosis
 
 QUIET = Diagnosis(LeakVerdict(LeakKind.NONE, 0.0, 0.0, 15.0, "nothing grows"), ())
 LEAKS = Diagnosis(

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from memtools import ConfigError, task_scope
-from memtools.monitor import AdmissionReused
+from memtools.errors import AdmissionReused
 from memtools.scopes import Admission
 
 MIB = 2**20

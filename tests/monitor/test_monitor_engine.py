@@ -7,8 +7,8 @@ import pytest
 
 from memtools import Level
 from memtools.cleanup import Reclaimer, ReclaimResult
+from memtools.errors import ReadingError
 from memtools.events import CleanupEnded, LevelChanged, MemorySampled, ReclaimIneffective
-from memtools.readings import ReadingError
 from memtools.scopes import memory_scope
 
 MIB = 2**20

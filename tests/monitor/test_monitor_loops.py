@@ -9,7 +9,8 @@ import time
 import pytest
 
 from memtools import Level
-from memtools.monitor import MonitorAlreadyStarted, monitors
+from memtools.errors import MonitorAlreadyStarted
+from memtools.monitor import monitors
 from memtools.monitor._sampler import SamplingInterval
 
 MIB = 2**20

@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from memtools.readings import Level, Reading, ReadingError
+from memtools.errors import ReadingError
+from memtools.readings import Level, Reading
 
 
 def test_levels_are_ordered_by_how_short_memory_is() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from memtools.readings import PeakSince, peak_bytes, resident_bytes
-from memtools.readings._process import PeakMemory, kernel_peak_bytes
+from memtools.readings import peak_bytes, resident_bytes
+from memtools.readings._process import PeakMemory, PeakSince, kernel_peak_bytes
 
 MIB = 2**20
 
@@ -112,7 +112,7 @@ def test_peak_since_reports_a_peak_that_is_over(in_child: Callable[..., object])
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone carries ru_maxrss over exec")
 def test_peak_since_in_a_spawned_child_ignores_its_parent(in_child: Callable[..., object]) -> None:
     program = (
-        "from memtools.readings import PeakSince; since = PeakSince();"
+        "from memtools.readings._process import PeakSince; since = PeakSince();"
         "block = bytearray(b'x') * (20 << 20); print(since.peak_bytes())"
     )
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from memtools.readings import ReadingError, _limits, _psutil, available_bytes, physical_bytes, resident_bytes
+from memtools.errors import ReadingError
+from memtools.readings import _limits, _psutil, available_bytes, physical_bytes, resident_bytes
 from memtools.readings._process import read_with_psutil
 
 MIB = 2**20

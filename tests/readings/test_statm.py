@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memtools.readings import ReadingError
+from memtools.errors import ReadingError
 
 if sys.platform == "win32":
     pytest.skip("os.pread does not exist on Windows", allow_module_level=True)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtools.cleanup import registered
-from memtools.errors import ConfigError, MemtoolsError
-from memtools.structures import NotWeakReferenceable, WeakCache
+from memtools.errors import ConfigError, MemtoolsError, NotWeakReferenceable
+from memtools.structures import WeakCache
 
 
 class Value:

@@ -9,7 +9,8 @@ import weakref
 
 import pytest
 
-from memtools.structures import RecursiveFactory, WeakCache
+from memtools.errors import RecursiveFactory
+from memtools.structures import WeakCache
 
 TIMEOUT_S = 30.0
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from memtools.structures import RecursiveFactory, WeakCache
+from memtools.errors import RecursiveFactory
+from memtools.structures import WeakCache
 
 TIMEOUT_S = 30.0
 PROGRAM = Path(__file__).parent / "programs" / "cache_at_shutdown.py"

@@ -19,7 +19,7 @@ import pytest
 from memtools.analysis import Verdict
 from memtools.errors import ConfigError, LeakError, LeakWarning
 from memtools.ledger import native_reason
-from memtools.readings import descriptors, malloc_bytes
+from memtools.readings._counters import descriptors, malloc_bytes
 from memtools.testing import assert_no_leaks, find_leaks
 
 METERS = ["tracemalloc"] if native_reason() else ["native", "tracemalloc"]

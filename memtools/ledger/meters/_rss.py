@@ -6,8 +6,10 @@ All figures are those of the whole process, and owners say so by `exact=False`.
 import threading
 from typing import Final, cast
 
+from memtools.errors import ReadingError
 from memtools.ledger._owner import Owner, ThreadSlot
-from memtools.readings import PeakSince, ReadingError, resident_bytes
+from memtools.readings import resident_bytes
+from memtools.readings._process import PeakSince
 
 _MAX_AGE_S: Final = 0.001
 _NOTE: Final = "resident memory is the whole process's"

@@ -3,7 +3,8 @@
 import errno
 import resource
 
-from memtools.readings import ReadingError, resident_bytes
+from memtools.errors import ReadingError
+from memtools.readings import resident_bytes
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 try:

@@ -21,6 +21,6 @@ grown = readings.resident_bytes() - before.resident_bytes
 assert 28 << 20 < grown < 35 << 20, grown
 assert readings.peak_bytes() >= before.peak_bytes >= before.resident_bytes
 assert readings.virtual_bytes() > readings.resident_bytes()
-assert readings.PeakSince().peak_bytes() is None
+assert readings._process.PeakSince().peak_bytes() is None
 assert readings.physical_bytes() > readings.available_bytes() > 0
 print("right")
