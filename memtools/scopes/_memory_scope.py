@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
-from memtools._suggestions import suggest_arguments
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.ledger import Budget, Owner, Usage, choose_meter
 from memtools.ledger._ledger import close_owner, current_usage, open_for_frame
@@ -72,7 +71,6 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
 
     __slots__ = ("_budget", "_include_children", "_meter", "_owner", "_warn_bytes", "name")
 
-    @suggest_arguments(limit="budget", max_bytes="budget")
     def __init__(
         self,
         name: str,

@@ -7,6 +7,7 @@ from time import monotonic, thread_time
 from typing import Any, Final, Self, TypeVar, cast
 
 from memtools._records import record
+from memtools._suggestions import suggest_arguments
 from memtools.cleanup import register, unregister
 from memtools.readings import Level
 from memtools.structures._byte_bounded import byte_bounded
@@ -92,6 +93,7 @@ class BoundedList(BoundedListBase[T]):
 
     __slots__ = ()
 
+    @suggest_arguments(max_len="maxlen", maxsize="maxlen", max_size="maxlen", limit="maxlen= or max_bytes=")
     def __init__(
         self,
         iterable: Iterable[T] = (),

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NoReturn, Self, SupportsIndex, TypeVar, cast, overload
 
 from memtools._forks import register_object_after_fork
+from memtools._suggestions import suggest_arguments
 from memtools.cleanup import register
 from memtools.structures._cache_store import (
     CacheSettings,
@@ -72,6 +73,7 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
 
     __slots__ = ("__weakref__",)
 
+    @suggest_arguments(maxsize="strong", max_size="strong", maxlen="strong", capacity="strong", timeout="ttl")
     def __init__(
         self,
         *,

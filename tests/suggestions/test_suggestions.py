@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from memtools import bounded_history, memory_budget, memory_scope, profile_memory, task_scope
+from memtools import BoundedList, WeakCache, bounded_history, memory_budget, profile_memory, task_scope
 from memtools._suggestions import suggest_arguments
 
 
@@ -52,7 +52,9 @@ def test_suggestion_is_made_for_guessed_arguments_only(arguments: dict[str, Any]
         (bounded_history, "result", "'keep_results'"),
         (bounded_history, "maxlen", "it as the first argument, without a name"),
         (bounded_history, "sample", "sample_every= of profile_memory: bounded_history remembers every call"),
-        (memory_scope, "limit", "'budget'"),
+        (WeakCache, "maxsize", "'strong'"),
+        (BoundedList, "maxsize", "'maxlen'"),
+        (BoundedList, "limit", "maxlen= or max_bytes="),
         (task_scope, "limit", "'max_running'"),
         (task_scope, "max_concurrency", "'max_running'"),
         (task_scope, "max_tasks", "'max_running'"),
