@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; return the exit status."""
     options = _parser().parse_args(arguments)
     programs = find_programs(options.only, fixed=options.fixed)
-    with ThreadPoolExecutor(options.concurrency) as pool:
+    with ThreadPoolExecutor(options.at_once) as pool:
         outcomes = list(pool.map(lambda one: watch(one, options.seconds, options.meter), programs))
     print(table(outcomes), flush=True)
 
@@ -118,7 +118,7 @@ def watch(program: Program, seconds: float, meter: str | None) -> Outcome:
         command += ["--meter", meter] if meter else []
         command += [str(PROGRAMS / f"{program.name}.py"), str(seconds), program.form]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds * 3 + 60, check=False)
-        lines = tuple(re.findall(r"^(?:LEAK |no leak: ).*", done.stderr, re.MULTILINE))
+        lines = tuple(re.findall(r"^(?:LEAK |no leak: |cannot tell: ).*", done.stderr, re.MULTILINE))
         if done.returncode or not page.exists():
             return Outcome(program, "failed", tuple(done.stderr.splitlines()[-3:]))
         answer = json.loads(page.read_text("utf-8")).get("leaks")
