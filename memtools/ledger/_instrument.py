@@ -22,6 +22,7 @@ from importlib.abc import Loader, MetaPathFinder
 from types import CodeType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeAlias, TypeGuard, TypeVar, cast
 
+from memtools._safe_calls import strip_own_frames
 from memtools.errors import ConfigError
 from memtools.ledger import _coroutines
 from memtools.ledger._context import active_owner, active_variable, per_thread, set_current
@@ -417,7 +418,8 @@ def _is_coroutine_function(func: object) -> bool:
 
 
 def _strip_own_frames(error: BaseException) -> None:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
-        trace = trace.tb_next
-    error.__traceback__ = trace
+    error.__traceback__ = strip_own_frames(error.__traceback__, _is_own)
+
+
+def _is_own(code: CodeType) -> bool:
+    return code.co_filename in _OWN_FILES
