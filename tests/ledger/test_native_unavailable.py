@@ -26,7 +26,7 @@ SOURCES = Path(__file__).parents[2] / "memtools" / "ledger" / "native"
 BEGIN = """
 import ctypes, sys
 ctypes.PyDLL(sys.argv[1]).misalign()
-from memtools.commands import main
+from memtools.commands._main import main
 sys.exit(main(["info"]))
 """
 
