@@ -29,7 +29,7 @@ spec = importlib.util.spec_from_file_location("memtools.ledger._native", {file!r
 native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
 native.install()
-native.count(True)
+native.set_counting(True)
 counter = native.Counter()
 native.switch(counter)
 """,
