@@ -1,7 +1,7 @@
 """The processor time of `import memtools` over that of its three libraries.
 
-Each import runs in an interpreter of its own, in turns. The libraries are loaded first, so that their time is in neither
-figure, although memtools itself loads psutil and wrapt only when they are needed.
+Each import runs in an interpreter of its own, in turns. The libraries are loaded first, although memtools itself loads
+psutil and wrapt only when they are needed.
 """
 
 import os
@@ -22,7 +22,7 @@ print(time.process_time_ns() - began)
 
 
 def run(rounds: int = 15) -> list[Result]:
-    """Return the median, over the rounds, of the time of memtools alone over that of the libraries in the same round."""
+    """Return the median, over the rounds, of the time of memtools over that of the libraries in the same round."""
     both = f"{_LIBRARIES}; import memtools"
     _import_ms(both)  # writes the byte code, which an installed package has already
     libraries, own = [], []
