@@ -276,6 +276,21 @@ class TestPublicNames:
 
         assert silent == []
 
+    def test_every_module_with_public_names_is_in_the_reference(self) -> None:
+        reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+        public = [
+            module.__name__ for module in _public_modules() if module is not memtools and hasattr(module, "__all__")
+        ]
+
+        assert [name for name in public if f".. automodule:: {name}\n" not in reference] == []
+
+    def test_packages_export_at_most_150_names(self) -> None:
+        names = [
+            name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())
+        ]
+
+        assert len(names) <= 150
+
     def test_top_level_namespace_holds_few_names(self) -> None:
         names = getattr(memtools, "__all__", [])
 
