@@ -6,7 +6,6 @@ direction of writing or start a new line in a log.
 A file of its own because reports, alerts, the monitor and the ledger all print such names.
 """
 
-import unicodedata
 from typing import Final
 
 # Control characters (ANSI escape sequences start with one), format characters (bidirectional marks, zero width),
@@ -46,15 +45,19 @@ def truncate_middle(text: str, width: int, *, mark: str = "…") -> str:
 
 
 def _escaped(character: str) -> str:
-    if unicodedata.category(character) in _HARMFUL:
+    from unicodedata import category  # a C extension that ASCII names, nearly all, do not need
+
+    if category(character) in _HARMFUL:
         return character.encode("unicode_escape").decode("ascii")
     return character
 
 
 def _columns(character: str) -> int:
-    if unicodedata.combining(character):
+    from unicodedata import combining, east_asian_width  # as above
+
+    if combining(character):
         return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return 2 if east_asian_width(character) in "WF" else 1
 
 
 def _fitting(text: str, width: int) -> str:
