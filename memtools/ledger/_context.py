@@ -1,14 +1,17 @@
-"""The current owner of the thread, and the active owner of the context and the task.
+"""The active owner of the context and the task, and the current owner of the thread.
 
-The active owner is a context variable, which tasks and `to_thread` inherit: new owners become its children. The current
-owner is the one that a thread is charged to now; each thread has a slot for it.
+The active owner is a context variable, which tasks, callbacks and `to_thread` inherit: new owners become its children.
+
+The native meter charges the active owner of whichever context runs: the hooks in the allocator look it up where another
+context has become current since the last allocation (`native/threads.h`). The tracemalloc meter, which cannot look at
+each allocation, has a current owner in each thread, kept in the thread's slot, and is told of each change.
 """
 
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
+from math import inf
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -17,16 +20,16 @@ from memtools.ledger._owner import Owner, ThreadSlot, Tracker, native_module
 # By name, so that neither asyncio nor trio has to be loaded for it.
 _NO_FAILURES: Final = frozenset({"StopIteration", "GeneratorExit", "CancelledError", "Cancelled"})
 
+# Set by `set_active` only, and never reset: the allocator would look at the variable inside the reset, and leave the
+# old value in its cache.
 active_variable: ContextVar[Owner | None] = ContextVar("memtools_owner", default=None)
 # Bound once: a call of `active_variable.get` makes a method object, which is an allocation for tracemalloc to trace.
 get_active = active_variable.get
 
-slots_by_thread: weakref.WeakValueDictionary[int, ThreadSlot] = weakref.WeakValueDictionary()
-
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
-        self.slot = slots_by_thread[threading.get_ident()] = ThreadSlot()
+        self.slot = ThreadSlot()
 
 
 per_thread = _PerThread()
@@ -37,16 +40,22 @@ _native = native_module()
 def _active_owner() -> Owner | None:
     """Return the innermost open owner of this context.
 
-    A context outlives the scopes that were open when it was copied, hence the search upwards.
+    A context outlives the scopes that were open when it was copied, and some owners are not inherited by copies, hence
+    the search upwards.
     """
     owner = get_active()
-    while owner is not None and owner.ended:
+    while owner is not None and (owner.ended or (owner.home_context not in (None, _current_context()))):
         owner = owner.parent
     return owner
 
 
+def _current_context() -> object:
+    # Python code can only copy its context. The task and the thread tell contexts apart that matter here.
+    return current_task() or threading.get_ident()
+
+
 def _set_current(slot: ThreadSlot, owner: Owner | None) -> None:
-    """Charge `owner`, or no owner, for what this thread allocates from now on."""
+    """Charge `owner`, or else the active one of the context, for what this thread allocates from now on."""
     while owner is not None and owner.detached:
         owner = owner.previous  # it has ended, or was abandoned, since it was the current one
     before = slot.owner
@@ -60,9 +69,13 @@ def _set_current(slot: ThreadSlot, owner: Owner | None) -> None:
 
 if TYPE_CHECKING or _native is None:
     active_owner = _active_owner
+    current_context = _current_context
+    set_active = active_variable.set
     set_current = _set_current
 else:
     active_owner = _native.active_owner
+    current_context = _native.current_context
+    set_active = _native.set_active
     set_current = _native.set_current
     _native.set_context(active_variable, lambda: per_thread.slot)
 
@@ -136,6 +149,7 @@ class Suspension:
 
     def __init__(self, owner: Owner, previous_active: Owner | None) -> None:
         self.owner: Owner = owner
+        owner.unowned_before = inf  # between the steps its consumer runs, and no child of it
         self.previous = owner.previous
         self.previous_active = previous_active
         self.is_running: bool = True
@@ -151,19 +165,20 @@ class Suspension:
         self.previous = slot.owner
         before = self.previous_active = get_active()
         if before is not self._active_in_step:
-            active_variable.set(self._active_in_step)
-        set_current(slot, self.owner.charged_to)
+            set_active(self._active_in_step)
+        innermost = active_owner()  # a scope that was opened in an earlier step
+        set_current(slot, innermost.charged_to if innermost is not None else None)
 
     def suspend(self) -> None:
         """End a step: the previous owner becomes the current one again, while this one stays open."""
         if not self.is_running:
             return
         self.is_running = False
-        set_current(per_thread.slot, self.previous)
         # The consumer of a generator shares this context: what it opens is no child of the generator's owner.
         active = self._active_in_step = get_active()
         if active is not self.previous_active:
-            active_variable.set(self.previous_active)
+            set_active(self.previous_active)
+        set_current(per_thread.slot, self.previous)
 
     def release(self, owner: Owner) -> tuple[Owner | None, Owner | None]:
         """Return which owner is to be current, and which one active, after `owner`, which is about to end."""

@@ -12,6 +12,7 @@ What happens at each step is in C where the extension was built, and in `PythonT
 """
 
 import re
+import sys
 from collections.abc import Callable, Coroutine, Generator
 from operator import attrgetter
 from types import CoroutineType, TracebackType
@@ -29,6 +30,7 @@ from memtools.ledger._context import (
 )
 from memtools.ledger._ledger import close_owner, open_owner
 from memtools.ledger._owner import Budget, Kind, Meter, Owner, ThreadSlot, Tracker, native_module
+from memtools.ledger._safe_points import waits_in_cleanup
 
 T = TypeVar("T")
 
@@ -361,7 +363,11 @@ class TrackedCoroutine(TrackedSteps[T], Coroutine[Any, Any, T]):
         budgeted: Owner | None = innermost
         while budgeted is not None:
             if budgeted.budget is not None and (used := budgeted.peak_bytes) > budgeted.limit_bytes_in_flight:
-                error = budgeted.budget.report_exceeded(budgeted, used, in_flight=True)
+                budget = budgeted.budget
+                is_urgent = used > budget.limit_bytes + budget.grace_bytes // 2
+                if budget.on_exceed in ("raise", "deny") and not is_urgent and waits_in_cleanup(self._inner):
+                    return  # what is raised there would end the clean-up: checked again after the next step
+                error = budget.report_exceeded(budgeted, used, in_flight=True)
                 self._pending_error = self._pending_error or error
                 return
             budgeted = budgeted.parent and budgeted.parent.nearest_budgeted
@@ -395,6 +401,8 @@ class TrackedCoroutine(TrackedSteps[T], Coroutine[Any, Any, T]):
     cr_frame: property = property(attrgetter("_inner.cr_frame"))
     cr_origin: property = property(attrgetter("_inner.cr_origin"))
     cr_running: property = property(attrgetter("_inner.cr_running"))
+    if sys.version_info >= (3, 15):
+        cr_state: property = property(attrgetter("_inner.cr_state"))
     cr_suspended: property = property(attrgetter("_inner.cr_suspended"))
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
 """Track a scope by the frame that contains its `with`, using `sys.monitoring` (Python 3.12 and later).
 
-A plain `async with memory_scope()` may be in a coroutine that is not tracked, or in a generator whose consumer runs
-between its steps. The interpreter reports when that code object yields and resumes: the owner is suspended and resumed,
-whatever the event loop. Tracebacks and the chain of awaits stay as they are.
+A scope may be in a generator, whose consumer runs between its steps in the same context; or, with the tracemalloc
+meter, in a coroutine that is not tracked. The interpreter reports when that code object yields and resumes: the owner
+is suspended and resumed, whatever the event loop. Tracebacks and the chain of awaits stay as they are.
 
 Only code objects that contain a scope are monitored, and they stay so: disabling the events again would make the
 interpreter instrument each of their frames anew. `PY_THROW` exists for all code or none; it is on from the first scope.
@@ -17,6 +17,7 @@ from memtools.ledger._owner import Owner
 
 _TOOL_IDS: Final = (4, 3)  # those that no known tool has by convention (PEP 669)
 _caller = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; the events name no frame
+_COROUTINE: Final = 0x80 | 0x100  # inspect.CO_COROUTINE | CO_ITERABLE_COROUTINE
 _LEFT_OPEN: Final = "its frame ended before it: process-wide"
 
 
@@ -52,10 +53,13 @@ _scopes_by_frame: dict[int, _FrameScopes] = {}
 def attach(frame: FrameType, owner: Owner, previous_active: Owner | None) -> None:
     """Suspend and resume `owner`, which has just become the current one, with `frame`."""
     key = id(frame)
+    unowned_before = owner.unowned_before
     scopes = _scopes_by_frame.get(key)
     if scopes is None:
         scopes = _scopes_by_frame[key] = _FrameScopes(key, owner, previous_active)
     scopes.add(owner)
+    if frame.f_code.co_flags & _COROUTINE:
+        owner.unowned_before = unowned_before  # its consumer is a loop, which runs tasks that may be its children
     _enable_events(frame.f_code)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeAlias, TypeGu
 from memtools._safe_calls import strip_own_frames
 from memtools.errors import ConfigError
 from memtools.ledger import _coroutines
-from memtools.ledger._context import active_owner, active_variable, per_thread, set_current
+from memtools.ledger._context import active_owner, get_active, per_thread, set_active, set_current
 from memtools.ledger._coroutines import TrackedCoroutine, is_trackable
 from memtools.ledger._counters import aggregate_eagerly
 from memtools.ledger._owner import Meter, Owner, native_module
@@ -74,8 +74,8 @@ class _BoundCall:
         self._owner = owner
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        before_active = active_variable.get()
-        active_variable.set(self._owner)
+        before_active = get_active()
+        set_active(self._owner)
         owner = active_owner()  # the bound one may have ended while the call was queued
         charged = owner.charged_to if owner is not None else None
         try:
@@ -83,7 +83,7 @@ class _BoundCall:
                 return self._function(*args, **kwargs)
             return _call_charged(charged, self._function, args, kwargs)
         finally:
-            active_variable.set(before_active)
+            set_active(before_active)
 
     def __repr__(self) -> str:
         return f"<{self._function!r} for {self._owner!r}>"
@@ -95,8 +95,6 @@ def _call_charged(
     slot = per_thread.slot
     before = slot.owner
     aggregate_eagerly(owner)  # the thread that made the call goes on beside this one
-    if owner.nearest_budgeted is not None and _native is not None:
-        _native.start_enforcer()
     set_current(slot, owner)
     try:
         return function(*args, **kwargs)
@@ -183,7 +181,7 @@ def track_tasks(loop: "Loop | None" = None, *, meter: str | None = None, numpy: 
     Args:
         loop: the event loop; by default the running one.
         meter: the meter that counts; by default `MEMTOOLS_METER`, else the default meter.
-        numpy: count the memory of numpy's arrays, too, by a handler of numpy's own kind (native meter only): in this
+        numpy: count arrays over a handler of the program, too, by one of numpy's kind (native meter only): in this
             context and those copied from it, and wherever an owner is opened. Works without a loop.
 
     Raises:

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from math import inf
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from memtools._forks import register_after_fork
 from memtools._records import record
@@ -22,13 +23,16 @@ from memtools.ledger import _frames, _threads
 from memtools.ledger._context import (
     active_owner,
     active_variable,
+    current_context,
     current_task,
     current_tracker,
     get_active,
     per_thread,
+    set_active,
 )
 from memtools.ledger._owner import (
     MAX_NAME_LENGTH,
+    OTHERS_RAN,
     Account,
     AccountStatistics,
     Budget,
@@ -41,16 +45,19 @@ from memtools.ledger._owner import (
     live_bytes_of_open_owners,
     native_module,
 )
-from memtools.ledger.meters._choose import choose_meter, existing_meters
+from memtools.ledger.meters._choose import choose_meter, existing_meters, warn_without_native
 from memtools.ledger.meters._rss import cached_rss, rss_or_zero
 
 UNTRACKED: Final = "process-wide: the task is not tracked (see memtools.track_tasks)"
 
+_STACK_FRAMES: Final = 12  # more than opening or closing an owner takes
 _MAX_LARGEST_CHILDREN: Final = 3  # as many as a warning names
 # inspect.CO_GENERATOR | CO_ASYNC_GENERATOR, and CO_COROUTINE | CO_ITERABLE_COROUTINE: the language's own numbers;
 # importing inspect for them would cost more than all of memtools.
 _GENERATOR: Final = 0x20 | 0x200
 _COROUTINE: Final = 0x80 | 0x100
+
+NameLookup: TypeAlias = Callable[[], tuple[str | None, bool]]
 
 _lock = threading.RLock()
 _open: dict[int, Owner] = {}
@@ -65,12 +72,15 @@ if TYPE_CHECKING or _native is None:
     ) -> Owner | None:
         """Open an owner of the native meter below the active one; return None if the fast path declines."""
 
-    def close_fast(owner: Owner, failed: bool, next_owner: Owner | None, /) -> bool:
+    def close_fast(owner: Owner, failed: bool, /) -> bool:
         """Close an owner and notify listeners; return False, with nothing changed, if the fast path declines."""
         return False
 
     def configure(*records: Any) -> None:  # Any: the records and callables that the fast path uses
         """Set the records and the callables that the fast path uses."""
+
+    def count_budgeted(change: int, /) -> None:
+        """Tell that so many more owners are open whose budget is checked after each step."""
 
     def set_root_account(root: Account, /) -> None:
         """Set the account that is the ancestor of all accounts."""
@@ -79,6 +89,7 @@ else:
     open_fast = _native.open_fast
     close_fast = _native.close_fast
     configure = _native.configure
+    count_budgeted = _native.count_budgeted
     set_root_account = _native.set_root_account
 
 
@@ -91,12 +102,15 @@ class LedgerStatistics:
         open_owners: how many owners are open.
         unattributed_bytes: bytes added without a current owner, for each meter in use.
         refused_blocks: how many blocks budgets have refused; 0 with meters that cannot refuse.
+        ignored_stops: how many owners caught every exception that was to stop them, and were left alone until their
+            end; 0 with meters that cannot stop an owner while a step of it runs.
     """
 
     accounts: tuple[AccountStatistics, ...]
     open_owners: int
     unattributed_bytes: dict[str, int]
     refused_blocks: int = 0
+    ignored_stops: int = 0
 
 
 def current_usage(owner: Owner) -> Usage:
@@ -147,6 +161,7 @@ def open_owner(
     is_task: bool = False,
     is_stacked: bool = False,
     activate: bool = True,
+    inherited: bool = True,
 ) -> Owner:
     """Open an owner below the active one and make it the current one of this thread.
 
@@ -162,14 +177,20 @@ def open_owner(
         is_stacked: whether the call that it stands for goes through a further owner of the same name: one call then,
             and not two.
         activate: whether it becomes the active owner of the context.
+        inherited: whether it stays the active one in copies of the context: in tasks, callbacks and threads.
     """
     meter = meter or choose_meter()
-    if budget is None and not untracked_reason and not is_stacked and activate:
+    if budget is None and not untracked_reason and not is_stacked and activate and inherited:
         opened = open_fast(meter, kind, name, include_children, tracker)
         if opened is not None:
             return opened
+    if budget is not None:
+        warn_without_native()
 
+    _require_stack(_STACK_FRAMES)
     parent = active_owner()
+    if parent is not None:
+        look_up_name(parent)  # which may be that of another account
     meter.acquire()
     owner = _register(name, kind, meter, parent, include_children, budget, untracked_reason, is_stacked)
     if tracker is not None:
@@ -177,12 +198,20 @@ def open_owner(
         owner.steps_at_open = tracker.steps - 1  # the present step counts
 
     if activate:
-        active_variable.set(owner)
+        set_active(owner)
+        if not inherited:
+            owner.home_context = current_context()
     owner.opened_at = now = time.perf_counter()
     owner.resident_at_open = cached_rss(now) if accepts_cached_rss(meter, budget) else rss_or_zero()
     owner.other_threads_at_open = _threads.snapshot() if meter.tracks_owners and not meter.is_per_thread else None
     meter.start(owner, per_thread.slot, _charging_parent(parent, meter), is_task)
     return owner
+
+
+def _require_stack(frames: int) -> None:
+    # Raises RecursionError before anything has changed, where the stack has no room to open an owner, and to close it.
+    if frames:
+        _require_stack(frames - 1)
 
 
 def _register(
@@ -222,6 +251,7 @@ def _register(
         owner.nearest_budgeted = parent.nearest_budgeted
     if owner.limit_bytes_in_flight != inf:
         owner.nearest_budgeted = owner
+        count_budgeted(1)
     owner.charged_to = owner if meter.tracks_owners and not untracked_reason else parent and parent.charged_to
     owner.note = untracked_reason
     return owner
@@ -235,9 +265,9 @@ def close_owner(owner: Owner, *, failed: bool = False, next_owner: Owner | None 
     Args:
         owner: the owner to close.
         failed: whether it ends with an exception.
-        next_owner: the owner that becomes the current one, where that is not the previous one.
+        next_owner: the owner of the tracemalloc meter that becomes the current one, where that is not the previous one.
     """
-    if not close_fast(owner, failed, next_owner) and _close(owner, failed, next_owner) and has_listeners():
+    if not close_fast(owner, failed) and _close(owner, failed, next_owner) and has_listeners():
         _emit_ended(owner, failed)
 
 
@@ -253,16 +283,20 @@ def _close(owner: Owner, failed: bool, next_owner: Owner | None) -> bool:
     owner.previous = previous
     meter.stop(owner, per_thread.slot, previous)
     if get_active() is owner:
-        active_variable.set(active_after)
+        set_active(active_after)
 
     with _lock:
         if owner.ended:
             return False  # another thread was first
         owner.ended = True
-        owner.charged_to = owner.nearest_budgeted = None  # it may be its own: a cycle
+        if owner.nearest_budgeted is owner:
+            count_budgeted(-1)
+        owner.charged_to = owner.nearest_budgeted = owner.home_context = owner.look_up_name = (
+            None  # each may be part of a cycle
+        )
         others = owner.other_threads_at_open
         if others is not None and not owner.note and _threads.ran_since(others):
-            owner.note = "other threads ran meanwhile"
+            owner.note = OTHERS_RAN
         usage = owner.final_usage = usage_tuple(owner)
         _add_to_account(owner, usage, failed)
         if owner.parent is not None:
@@ -291,6 +325,8 @@ def open_owners() -> tuple[Owner, ...]:
 
 def statistics() -> LedgerStatistics:
     """Return accounts, open owners and the bytes that no owner is charged with."""
+    for owner in open_owners():
+        look_up_name(owner)
     with _lock:
         figures: dict[int, list[tuple[float, float, str]]] = {}
         still_open = tuple(_open.values())
@@ -302,6 +338,7 @@ def statistics() -> LedgerStatistics:
             open_owners=len(_open),
             unattributed_bytes={meter.name: meter.unattributed_bytes for meter in existing_meters()},
             refused_blocks=sum(getattr(meter, "refused_blocks", 0) for meter in existing_meters()),
+            ignored_stops=sum(getattr(meter, "ignored_stops", 0) for meter in existing_meters()),
         )
 
 
@@ -314,7 +351,7 @@ def forget_accounts() -> None:
         for owner in tuple(_open.values()):
             _skip_ended_parents(owner)
             above = owner.parent.account if owner.parent is not None else _root
-            owner.account = above.child(owner.kind, owner.name)
+            owner.account = above.child(owner.kind, _stored_name(owner))
             owner.account.active += owner.is_counted
             owner.account.started += owner.is_counted
             owner.meter.attach_account(owner)
@@ -332,7 +369,8 @@ def rename_owner(owner: Owner, name: str) -> None:
         owner: the owner to rename.
         name: what reports call it; cut and escaped as in `open_owner`.
     """
-    name = printable(name, MAX_NAME_LENGTH)
+    if len(name) > MAX_NAME_LENGTH or not (name.isascii() and name.isprintable()):
+        name = printable(name, MAX_NAME_LENGTH)
     with _lock:
         before = owner.account
         if owner.ended or before.parent is None or name == owner.name:
@@ -344,6 +382,65 @@ def rename_owner(owner: Owner, name: str) -> None:
             changed.started += by
             changed.active += by
         owner.meter.attach_account(owner)
+
+
+class _LateNamedOwner(Owner):
+    """An owner whose name is looked up when it is read, until it is final."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports, as far as that is known now."""
+        look_up_name(self)
+        return _stored_name(self)
+
+    @name.setter
+    def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]  # it is used as before
+        _name_field.__set__(self, name)
+
+
+# Any: a field in C or a slot, both of which are descriptors.
+_name_field: Final[Any] = Owner.name  # type: ignore[misc]  # of the class, not of an owner
+
+
+def name_late(owner: Owner, look_up: NameLookup) -> None:
+    """Look the name of an open owner up when it is read, or an owner is opened below, until the name is final.
+
+    For an owner whose name the program finds while it is open, without saying when. The fast path in C opens no owner
+    below it until then.
+
+    Args:
+        owner: the owner to name.
+        look_up: returns the name, None where it is not known yet, and whether that is final. Called in any thread,
+            while the ledger is not locked; it must not raise.
+    """
+    owner.look_up_name = look_up
+    owner.__class__ = _LateNamedOwner
+
+
+def look_up_name(owner: Owner, *, is_last: bool = False) -> None:
+    """Look the name of an owner up, where that is not final; for the last time, if the caller says so."""
+    if type(owner) is Owner and not is_last:
+        return
+    look_up = owner.look_up_name
+    owner.__class__ = Owner  # for the look-up, which may read the name
+    if is_last:
+        owner.look_up_name = None
+    if look_up is None:
+        return
+    name, is_final = look_up()
+    if name:
+        rename_owner(owner, name)
+    if is_final:
+        owner.look_up_name = None
+    elif owner.look_up_name is not None:  # another thread may have been faster
+        owner.__class__ = _LateNamedOwner
+
+
+def _stored_name(owner: Owner) -> str:
+    name: str = _name_field.__get__(owner)
+    return name
 
 
 def _charging_parent(parent: Owner | None, meter: Meter) -> Owner | None:
@@ -373,7 +470,7 @@ def _is_recursive(owner: Owner) -> bool:
 def _checkpoint(account: Account) -> None:
     with _lock:
         if account.is_checkpoint_due:
-            account.checkpoint(live_bytes_of_open_owners(tuple(_open.values())))
+            account.checkpoint(live_bytes_of_open_owners(tuple(_open.values()), only=account))
 
 
 def _update_largest_children(parent: Owner, name: str, usage: UsageTuple) -> None:
@@ -412,14 +509,17 @@ def open_for_frame(
     meter: Meter,
     include_children: bool = True,
     budget: Budget | None = None,
+    inherited: bool = True,
 ) -> Owner:
     """Open an owner for the block of a `with` that is entered in `frame`, or in a function that `frame` works for.
 
-    While the code inside the `with` is suspended, the owner must not be the current one. Four cases:
+    While the code inside the `with` is suspended, the owner must not be charged. Five cases:
 
     - a plain function runs to its end, so nothing has to be done;
+    - with the native meter a coroutine needs nothing either: its context is suspended with it;
     - a tracked coroutine suspends its owners itself;
-    - the interpreter's events for the frame that contains the `with` suspend it (Python 3.12 and later);
+    - a generator shares the context of its consumer: the interpreter's events for the frame that contains the `with`
+      suspend the owner (Python 3.12 and later); the same for a coroutine with the tracemalloc meter;
     - otherwise the owner is untracked: its figures are the whole process's and say so.
 
     The frame that contains the `with` is the one whose suspension suspends the block: not the generator behind a
@@ -432,19 +532,23 @@ def open_for_frame(
         meter: the meter that counts.
         include_children: whether owners below count into its figures.
         budget: what it may use.
+        inherited: see `open_owner`.
     """
     if not meter.tracks_owners:
-        return open_owner(name, kind, meter=meter, include_children=include_children, budget=budget)
+        return open_owner(
+            name, kind, meter=meter, include_children=include_children, budget=budget, inherited=inherited
+        )
 
     enclosing = _enclosing_frame(frame)
     flags = enclosing.f_code.co_flags
     is_generator = bool(flags & _GENERATOR) and not flags & _COROUTINE
     tracker = current_tracker()
-    needs_frame = is_generator or (bool(flags & _COROUTINE) and tracker is None)
+    needs_steps = tracker is None and not meter.follows_contexts
+    needs_frame = is_generator or (bool(flags & _COROUTINE) and needs_steps)
     uses_frame = needs_frame and _frames.is_available()
 
     # Before the opening, so that the owner is not charged with it.
-    may_outlive_caller = not needs_frame and tracker is None and _may_outlive_caller()
+    may_outlive_caller = not needs_frame and needs_steps and _may_outlive_caller()
 
     active_before = active_variable.get()
     owner = open_owner(
@@ -457,6 +561,7 @@ def open_for_frame(
         tracker=tracker,
         # Untracked in a generator, it would stay active in its consumer.
         activate=uses_frame or not is_generator,
+        inherited=inherited,
     )
     if uses_frame:
         _frames.attach(enclosing, owner, active_before)

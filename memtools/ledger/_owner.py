@@ -18,7 +18,7 @@ from memtools._records import as_dict, record
 from memtools.errors import BudgetExceeded
 from memtools.events import BudgetOverrun, emit
 from memtools.ledger._counters import Counter
-from memtools.ledger._threads import OtherThreadsTime
+from memtools.ledger._threads import OtherThreadsTime, ran_since
 from memtools.units import format_size
 
 if TYPE_CHECKING:
@@ -30,14 +30,17 @@ MAX_NAMES: Final = 256
 MAX_ACCOUNTS: Final = 4096
 MAX_NAME_LENGTH: Final = 200
 OTHER: Final = "<other>"
+OTHERS_RAN: Final = "other threads ran meanwhile"
 FIRST_CHECKPOINT: Final = 16  # calls: what the first ones leave are caches and imports
 MAX_CHECKPOINTS: Final = 4  # the last ones suffice to see whether it goes on
 
 Kind: TypeAlias = Literal["scope", "call", "task"]
 Measure: TypeAlias = Literal["peak", "retained", "rss"]
 OnExceed: TypeAlias = Literal["raise", "warn", "deny"] | Callable[[BudgetExceeded], object]
+Inexact: TypeAlias = Literal["warn", "raise"]
 
 _log = logging.getLogger("memtools.budget")
+_warned: set[tuple[str, int]] = set()  # name and limit of the budgets whose inexact figure was warned about
 
 
 @cache
@@ -140,12 +143,15 @@ class Budget:
         on_exceed: `"raise"`, `"deny"` (large blocks that would exceed it are refused; what small ones add up to is
             raised for), `"warn"`, or a callable that is given the error; what it raises is logged.
         hard: whether the budget is checked while the owner is open, and not only at its end.
+        inexact: what follows when a figure that is not exact exceeds the budget, where an exact one raises: `"warn"`
+            (a warning in the log, once for each name and limit) or `"raise"`.
     """
 
     limit_bytes: int
     measure: Measure = "peak"
     on_exceed: OnExceed = "raise"
     hard: bool = True
+    inexact: Inexact = "warn"
 
     @property
     def limit_bytes_in_flight(self) -> float:
@@ -157,6 +163,11 @@ class Budget:
         """Whether an open owner that exceeds the budget is stopped."""
         return self.limit_bytes_in_flight != inf and self.on_exceed in ("raise", "deny")
 
+    @property
+    def grace_bytes(self) -> int:
+        """How far beyond the budget an owner may get while it is being stopped, in bytes."""
+        return max(self.limit_bytes // 10, 1 << 20)  # as `limits_grace`
+
     def report_refusal(self, owner: "Owner", wanted_bytes: int) -> None:
         """Emit once that a block was refused to the owner; `wanted_bytes` is what it would have held with it."""
         if cast("native_types.Counter", owner.meter_state).report_once():
@@ -164,21 +175,72 @@ class Budget:
 
     def report_exceeded(self, owner: "Owner", used_bytes: int, *, in_flight: bool) -> BudgetExceeded | None:
         """Emit once that the owner exceeds its budget; return the error if it is to be raised."""
+        doubt = self.doubt_about(owner)
         owner.limit_bytes_in_flight = inf
         owner.exceeded_reported = True
-        emit(BudgetOverrun(owner.name, owner.kind, used_bytes, self.limit_bytes, self.measure, in_flight))
+        emit(BudgetOverrun(owner.name, owner.kind, used_bytes, self.limit_bytes, self.measure, in_flight, not doubt))
         error = BudgetExceeded(owner.name, used_bytes, self.limit_bytes, self.measure)
         if self.on_exceed in ("raise", "deny"):
-            return error
+            if not doubt or self.inexact == "raise":
+                return error
+            self._warn_of_inexact_figure(owner, error, doubt)
+            return None
 
         if isinstance(self.on_exceed, str):  # "warn"
-            _log.warning("Memory budget exceeded: %s", error)
+            _log.warning("Memory budget exceeded: %s%s", error, f" (not exact: {doubt})" if doubt else "")
             return None
         try:
             self.on_exceed(error)
         except Exception:
             _log.exception("on_exceed of %s failed", owner.name)
         return None
+
+    def doubt_about(self, owner: "Owner") -> str:
+        """Return why the owner's figure may be higher than what the owner used up to now; empty if it cannot be.
+
+        A figure that may lack something, as the work of a thread without the owner's context, exceeds the budget for
+        certain.
+        """
+        if self.measure == "rss":
+            return ""  # the process's growth is what was asked for
+        others = owner.other_threads_at_open
+        return owner.meter.overcount_reason(owner) or (OTHERS_RAN if others is not None and ran_since(others) else "")
+
+    def _warn_of_inexact_figure(self, owner: "Owner", error: BudgetExceeded, doubt: str) -> None:
+        # Names may come from requests. What is beyond the bound is not warned about: the event tells it.
+        key = owner.name, self.limit_bytes
+        if key in _warned or len(_warned) >= MAX_NAMES:
+            return
+        _warned.add(key)
+        if owner.meter.name == "native":
+            cure = "a decorated function, a task_scope or memtools.track_tasks() follows the steps of a task"
+        else:
+            cure = "meter='native' counts exactly (`python -m memtools info` says why it is missing)"
+        _log.warning(
+            "Memory budget exceeded, by a figure that is not exact: %s; nothing is raised (%s). %s; with "
+            "inexact='raise' the budget raises all the same",
+            error, doubt, cure,
+        )  # fmt: skip
+
+
+class BudgetStop(BaseException):
+    """What is raised in code that has caught `BudgetExceeded` and uses up its grace, too.
+
+    It derives from `BaseException` alone, so that `except Exception` does not catch it. Where the owner ends,
+    `BudgetExceeded` is raised in its place.
+
+    Attributes:
+        exceeded: what is raised there.
+    """
+
+    def __init__(self, owner: "Owner", exceeded: BudgetExceeded) -> None:
+        super().__init__(str(exceeded))
+        self.exceeded = exceeded
+        self._owner = weakref.ref(owner)
+
+    def is_for(self, owner: "Owner") -> bool:
+        """Return whether that owner is to be stopped."""
+        return self._owner() is owner
 
 
 class LiveBytes(Protocol):
@@ -258,7 +320,7 @@ class Account(AccountFields):
         checkpoints: as `AccountStatistics.live_at_checkpoints`.
     """
 
-    __slots__ = ()
+    __slots__ = ("_names",)
 
     def __init__(self, name: str, kind: str, parent: "Account | None" = None) -> None:
         self.name: str = name
@@ -279,7 +341,9 @@ class Account(AccountFields):
         self.totals: LiveBytes | None = None
         self.excludes_children: bool = False
         self.checkpoints: tuple[tuple[int, int], ...] = ()
-        self._count: list[int] = parent._count if parent is not None else [0]  # shared by the whole tree
+        # Both are shared by the whole tree: how many accounts there are, and their kinds and names.
+        self._count: list[int] = parent._count if parent is not None else [0]
+        self._names: set[tuple[str, str]] = parent._names if parent is not None else {(kind, name)}
 
     def child(self, kind: str, name: str) -> "Account":
         """Return the account for owners of that kind and name whose parent has this account."""
@@ -292,10 +356,13 @@ class Account(AccountFields):
             if known is not None:
                 return known
         self._count[0] += 1
+        self._names.add((kind, name))
         made = self.children[kind, name] = Account(name, kind, self)
         return made
 
     def _find(self, kind: str, name: str) -> "Account | None":
+        if (kind, name) not in self._names:
+            return None  # no need to ask thousands of ancestors
         ancestor: Account | None = self
         while ancestor is not None:
             if ancestor.name == name and ancestor.kind == kind:
@@ -400,6 +467,11 @@ class Meter(Protocol):
         ...
 
     @property
+    def follows_contexts(self) -> bool:
+        """Whether it charges the active owner of whichever context runs, without being told of a change."""
+        ...
+
+    @property
     def is_per_thread(self) -> bool:
         """Whether an owner's figures contain nothing of what other threads do meanwhile."""
         ...
@@ -433,6 +505,17 @@ class Meter(Protocol):
 
     def read(self, owner: "Owner", /) -> tuple[int, int]:
         """Return live and peak bytes of an open owner, up to this moment."""
+        ...
+
+    def charge_unowned(self, owner: "Owner", /) -> None:
+        """Charge an open owner, too, with what its thread allocates in contexts that no owner is active in.
+
+        For a block that is the whole of what a thread does, whatever contexts it makes: a test.
+        """
+        ...
+
+    def overcount_reason(self, owner: "Owner", /) -> str:
+        """Return why the figures may hold what others use; empty where they are exact or can only lack something."""
         ...
 
     def live_bytes(self, owner: "Owner", /) -> int | None:
@@ -480,10 +563,10 @@ class PythonOwnerFields(Counter):
 
     __slots__ = (
         "__weakref__", "account", "allocated", "baseline", "budget", "charged_to", "ended", "exceeded_reported",
-        "final_usage", "freed_before", "include_children", "is_counted", "is_recursive", "is_stacked", "is_untracked",
-        "kind", "largest_children", "limit_bytes_in_flight", "meter", "meter_state", "name", "nearest_budgeted", "note",
-        "opened_at", "other_threads_at_open", "parent", "previous", "resident_at_open", "session", "steps_at_open",
-        "suspension", "tracker",
+        "final_usage", "freed_before", "home_context", "include_children", "is_counted", "is_recursive", "is_stacked",
+        "is_untracked", "kind", "largest_children", "limit_bytes_in_flight", "look_up_name", "meter", "meter_state",
+        "name", "nearest_budgeted", "note", "opened_at", "other_threads_at_open", "parent", "previous",
+        "resident_at_open", "session", "steps_at_open", "suspension", "tracker", "unowned_before",
     )  # fmt: skip
 
     def __init__(
@@ -514,6 +597,8 @@ class PythonOwnerFields(Counter):
         self.nearest_budgeted: Owner | None = None
         self.exceeded_reported: bool = False
         self.ended: bool = False
+        self.home_context: object = None
+        self.look_up_name: Callable[[], tuple[str | None, bool]] | None = None
         self.suspension: Suspended | None = None
         self.is_recursive: bool = False
         self.is_stacked: bool = False
@@ -526,6 +611,7 @@ class PythonOwnerFields(Counter):
         self.baseline: float = 0.0
         self.session: float = 0.0
         self.freed_before: float = 0.0
+        self.unowned_before: float = 0.0
         self.allocated: int | None = None
         self.other_threads_at_open: OtherThreadsTime | None = None
         self.meter_state: object = None
@@ -550,7 +636,9 @@ class Owner(OwnerFields):
         include_children: whether owners below count into its figures.
         charged_to: the owner that is charged while this one is active: itself, or the nearest ancestor whose meter
             tracks owners.
-        previous: the owner that was current on its thread before it.
+        previous: the owner of the tracemalloc meter that was current on its thread before it.
+        look_up_name: finds its name, where that is not known when it is opened; see `name_late`.
+        home_context: the only context in which it is active, where it is not inherited by copies of that; else None.
         is_untracked: True when its steps are not tracked, so that its figures are the whole process's.
         note: why its figures are not exact, empty when they are.
         budget: what it may use, if that is bounded.
@@ -647,23 +735,33 @@ else:
     ThreadSlot = _native.ThreadSlot
 
 
-def live_bytes_of_open_owners(owners: Iterable[Owner]) -> dict[int, int]:
+# Owners in which `BudgetStop` was raised, or an exception dropped: they end with `BudgetExceeded`, however they end.
+unheeded_stops: weakref.WeakSet[Owner] = weakref.WeakSet()
+
+
+def live_bytes_of_open_owners(owners: Iterable[Owner], *, only: Account | None = None) -> dict[int, int]:
     """Return the live bytes of open owners, by the id of each account in whose figures they are.
 
-    Owners whose meter does not know are left out.
+    Owners whose meter does not know are left out; with `only`, all that are not in the figures of that account, so that
+    they need not be read.
     """
     held: dict[int, int] = {}
     for owner in owners:
-        live = None if owner.is_recursive else owner.meter.live_bytes(owner)
-        if live is None:
+        if owner.is_recursive:
             continue
         # Up to the account of the nearest open ancestor, whose own figure has these bytes already. Accounts in between
         # are of owners that have ended before this one: they have not leaked the bytes as long as it is open.
         above = _nearest_open_parent(owner)
+        accounts: list[Account] = []
         account = owner.account
         while account.parent is not None and (above is None or account is not above.account):
-            held[id(account)] = held.get(id(account), 0) + live
+            accounts.append(account)
             account = account.parent
+        live = owner.meter.live_bytes(owner) if only is None or only in accounts else None
+        if live is None:
+            continue
+        for account in accounts:
+            held[id(account)] = held.get(id(account), 0) + live
     return held
 
 

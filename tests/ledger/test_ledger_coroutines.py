@@ -301,7 +301,7 @@ async def test_owner_of_another_meter_does_not_replace_the_current_one(session: 
     assert ended(tracked).live_bytes == near(10 * MB)
 
 
-async def test_tracker_of_one_meter_serves_scopes_of_another() -> None:
+async def test_tracker_of_one_meter_serves_scopes_of_another(session: Meter) -> None:
     from memtools.ledger import choose_meter
 
     store: list[bytearray] = []
@@ -321,7 +321,7 @@ async def test_tracker_of_one_meter_serves_scopes_of_another() -> None:
     await asyncio.gather(track(call(), choose_meter("rss")), noisy())
 
     assert scopes[0].usage.retained_bytes == near(10 * MB)
-    assert scopes[0].usage.exact
+    assert scopes[0].usage.exact == (session.name == "native"), "with tracemalloc, the other task may be its child"
 
 
 async def test_steps_are_counted_for_the_call_and_for_scopes_inside(session: Meter) -> None:

@@ -61,6 +61,27 @@ def test_decorated_generator_is_charged_without_its_consumer(session: Meter, acc
     assert accounts["numbers"].exact
 
 
+def test_owner_opened_in_a_step_is_charged_in_the_next(session: Meter, accounts: Any) -> None:
+    made: list[bytearray] = []
+
+    def outer() -> Generator[int, None, None]:
+        inner = open_owner("inner", "scope", meter=session)
+        made.append(bytearray(MB))
+        yield 1
+        made.append(bytearray(4 * MB))
+        close_owner(inner)
+        made.append(bytearray(2 * MB))
+        yield 2
+
+    for step in generate(CallOptions("outer", "call", session), outer()):
+        assert step in (1, 2)
+        made.append(bytearray(10 * MB))
+
+    (entry,) = accounts["outer"].children
+    assert entry.retained_bytes == near(5 * MB)
+    assert accounts["outer"].retained_bytes == near(7 * MB)
+
+
 async def test_decorated_async_generator_is_charged_alone(session: Meter, accounts: Any) -> None:
     made: list[bytearray] = []
     others: list[bytearray] = []

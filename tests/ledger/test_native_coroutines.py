@@ -764,4 +764,5 @@ def test_fast_path_owners_leave_no_counter_and_no_object(empty_accounts: None) -
     gc.collect()
 
     assert sys.getallocatedblocks() - before < 300
-    assert _native.counters_in_use() <= numbers
+    # From 3.14 on a few ints stay in the interpreter's free list, charged to the owners that allocated their memory.
+    assert _native.counters_in_use() <= numbers + (10 if sys.version_info >= (3, 14) else 0)

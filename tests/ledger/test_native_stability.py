@@ -84,9 +84,12 @@ def test_hook_check_changes_no_figure() -> None:
     assert figures[0] in (0, 56)  # the tuple of the results
 
 
-@pytest.mark.parametrize("by", ["python", "C, seen by the next owner"])
+BY_PYTHON = ["python", "pool", "private module"] if sys.version_info >= (3, 14) else ["python"]
+
+
+@pytest.mark.parametrize("by", [*BY_PYTHON, "C, seen by the next owner"])
 def test_sub_interpreter_module_loaded_later_is_noticed(by: str) -> None:
-    if by != "python" and importlib.util.find_spec("_testcapi") is None:
+    if by not in BY_PYTHON and importlib.util.find_spec("_testcapi") is None:
         pytest.skip("this distribution of Python comes without _testcapi")
 
     assert python("make_sub_interpreter_later.py", by) == "checked"
@@ -102,6 +105,16 @@ def python(program: str, *arguments: str) -> str:
 @pytest.mark.parametrize("gil", ["own", "shared"])
 def test_sub_interpreter_stops_counting_for_good(gil: str) -> None:
     assert python("make_sub_interpreter.py", gil) == "checked"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="the public modules for sub-interpreters came with Python 3.14")
+def test_asyncio_does_not_bring_the_audit_hook() -> None:
+    assert python("import_without_audit_hook.py") == "checked"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="the public modules for sub-interpreters came with Python 3.14")
+def test_meters_in_a_sub_interpreter_say_why_they_are_missing() -> None:
+    assert python("inside_sub_interpreter.py") == "checked"
 
 
 def test_earlier_sub_interpreter_prevents_counting() -> None:

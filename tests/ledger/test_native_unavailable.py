@@ -53,9 +53,10 @@ def python(program: str, argument: Path) -> str:
     return done.stdout
 
 
-def test_failed_self_check_is_shown_and_changes_the_default(tmp_path: Path) -> None:
-    library = tmp_path / "misaligned_allocator.so"
-    build(library, str(Path(__file__).with_name("programs") / "misaligned_allocator.c"))
+@pytest.mark.parametrize("program", ["misaligned_allocator.c", "unaligned_small_blocks.c"])
+def test_failed_self_check_is_shown_and_changes_the_default(tmp_path: Path, program: str) -> None:
+    library = tmp_path / "allocator.so"
+    build(library, str(Path(__file__).with_name("programs") / program))
 
     facts = dict(line.split(maxsplit=1) for line in python(BEGIN, library).splitlines() if " " in line.strip())
 

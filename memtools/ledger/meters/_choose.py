@@ -3,6 +3,7 @@
 A further meter is one more entry in `_FACTORIES`. A file of its own because it loads a meter only when it is chosen.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Final
@@ -31,6 +32,8 @@ _FACTORIES: Final[dict[str, Callable[[], Meter]]] = {
     "rss": RssMeter,
 }
 _meters: dict[str, Meter] = {}
+_is_warned = False
+_log = logging.getLogger("memtools.budget")
 
 
 def choose_meter(name: str | None = None) -> Meter:
@@ -41,7 +44,7 @@ def choose_meter(name: str | None = None) -> Meter:
     not exact.
 
     Raises:
-        ConfigError: for a name that no meter has, and for `native` where it cannot be had.
+        ConfigError: for a name that no meter has, and for `native` or `tracemalloc` where it cannot be had.
     """
     origin = "meter"
     if name is None:
@@ -55,7 +58,11 @@ def choose_meter(name: str | None = None) -> Meter:
     if name == "native" and not can_be_asked:
         raise ConfigError(origin, name, f"{' or '.join(map(repr, names))}; there is no 'native' here: {reason}")
     chosen = parse_choice(name, names, name=origin)
-    return _get_or_create(chosen)
+    try:
+        return _get_or_create(chosen)
+    except ImportError as error:  # tracemalloc in a sub-interpreter, since Python 3.14
+        others = " or ".join(repr(known) for known in names if known != chosen)
+        raise ConfigError(origin, name, f"{others}; there is no {chosen!r} here: {error}") from error
 
 
 def native_reason() -> str:
@@ -73,6 +80,22 @@ def native_reason() -> str:
         _get_or_create("native")
         reason = module.reason()
     return reason
+
+
+def warn_without_native() -> None:
+    """Log once in a process that there is no native meter, so that budgets rarely stop what exceeds them."""
+    global _is_warned
+    if _is_warned:
+        return
+    _is_warned = True
+    reason = native_reason()
+    if reason:
+        _log.warning(
+            "Memory budgets are checked without the native ledger here: %s. Nothing is stopped in the middle of a "
+            "call, and figures that are not exact only lead to a warning (inexact='raise' raises all the same). The "
+            "native ledger is built where pip finds a C compiler; see `python -m memtools info`",
+            reason,
+        )
 
 
 def _has_stopped() -> bool:

@@ -55,6 +55,11 @@ class RssMeter:
         return False
 
     @property
+    def follows_contexts(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def is_per_thread(self) -> bool:
         """False: its figures are the whole process's."""
         return False
@@ -100,6 +105,13 @@ class RssMeter:
         """Return growth and highest growth of the resident size since the owner was opened."""
         self._measure(owner)
         return int(owner.live), int(owner.peak)
+
+    def charge_unowned(self, owner: Owner, /) -> None:
+        """Do nothing: the owner has all that its thread does."""
+
+    def overcount_reason(self, owner: Owner, /) -> str:
+        """Return the owner's note: the figures are those of the process."""
+        return owner.note
 
     def live_bytes(self, _owner: Owner, /) -> None:
         """Return None: this meter does not track blocks."""

@@ -46,6 +46,9 @@ int block_map_start(void);
 /* Map a page, unless another thread has mapped it first; NULL if there is no address space. Any thread, no GIL. */
 map_entry *block_map_add_page(size_t index);
 
+/* Return the start of one of the mappings, numbered from 0, and store its size; NULL if there is none of that number. */
+const void *block_map_mapping(size_t number, size_t *size);
+
 /* Remove every block. GIL. A block that another thread allocates meanwhile, without the GIL, may be removed, too. */
 void block_map_clear(void);
 

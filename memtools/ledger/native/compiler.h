@@ -7,7 +7,11 @@
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
 /* For variables that the sources of this library share: each access is direct, without a load from the offset table. */
+#ifdef _WIN32
+#define HIDDEN /* a library for Windows exports nothing unasked */
+#else
 #define HIDDEN __attribute__((visibility("hidden")))
+#endif
 
 #define NOINLINE __attribute__((noinline))
 

@@ -118,13 +118,13 @@ static long long coroutine_steps_since_open(const struct owner *owner)
     return steps < 0 ? -1 : steps - PyLong_AsLongLong(owner->steps_at_open);
 }
 
-int coroutine_close_owner_fast(PyObject *owner, int failed, PyObject *next)
+int coroutine_close_owner_fast(PyObject *owner, int failed)
 {
     if (!owners_may_close_fast(owner)) {
         return 0;
     }
     long long steps = coroutine_steps_since_open((const struct owner *)owner);
-    return PyErr_Occurred() ? -1 : owners_close_fast(owner, failed, next, steps);
+    return PyErr_Occurred() ? -1 : owners_close_fast(owner, failed, steps);
 }
 
 /* The task of the calling thread, and its name. asyncio is asked, once it is loaded. */
@@ -370,6 +370,9 @@ static int coroutine_resume_owner(TrackedCoroutine *self, struct thread_slot *sl
 {
     self->steps++;
     struct owner *owner;
+    if (!runtime.has_other_meters) {
+        return 0; /* the hooks find the owner from the context */
+    }
     if (objects_active_owner(&owner) < 0) {
         return -1;
     }
@@ -408,12 +411,12 @@ static int coroutine_finish_fast(TrackedCoroutine *self, struct thread_slot *slo
         return 0;
     }
     PyObject *owner = Py_NewRef(self->owner);
-    int has_closed = coroutine_close_owner_fast(owner, 0, previous_owner == NULL ? Py_None : previous_owner);
+    int has_closed = coroutine_close_owner_fast(owner, 0);
     if (has_closed > 0) {
         self->has_ended = 1;
         PyObject *on_end = Py_XNewRef(self->on_end), *called = Py_NewRef(Py_None);
         coroutine_release_references(self);
-        if (!self->is_nested && objects_set_current(slot, previous_owner) < 0) {
+        if (!self->is_nested && runtime.has_other_meters && objects_set_current(slot, previous_owner) < 0) {
             has_closed = -1;
         }
         else if (on_end != Py_None && on_end != NULL) {
@@ -468,6 +471,9 @@ static PySendResult coroutine_finish(TrackedCoroutine *self, struct step *step, 
 static int coroutine_check_budgets(TrackedCoroutine *self)
 {
     struct owner *owner;
+    if (runtime.budgeted_owners == 0) {
+        return 0;
+    }
     if (objects_active_owner(&owner) < 0) {
         return -1;
     }
@@ -491,7 +497,8 @@ static PySendResult coroutine_suspend(TrackedCoroutine *self, struct step *step,
     }
     Py_XSETREF(step->slot->tracker, step->previous_tracker);
     if (status == PYGEN_NEXT &&
-        (objects_set_current(step->slot, step->previous_owner) < 0 || coroutine_check_budgets(self) < 0)) {
+        ((runtime.has_other_meters && objects_set_current(step->slot, step->previous_owner) < 0) ||
+         coroutine_check_budgets(self) < 0)) {
         Py_CLEAR(*result);
         status = PYGEN_ERROR;
     }

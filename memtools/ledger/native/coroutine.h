@@ -22,6 +22,6 @@ int coroutine_register(PyObject *module);
 Py_ssize_t coroutine_steps(PyObject *tracker);
 
 /* Close an owner by the fast path, with the steps that its tracker has counted; see `owners_close_fast`. GIL. */
-int coroutine_close_owner_fast(PyObject *owner, int failed, PyObject *next);
+int coroutine_close_owner_fast(PyObject *owner, int failed);
 
 #endif

@@ -2,19 +2,15 @@
 
 #include "counters.h"
 
-#include <sched.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
-#ifndef MAP_NORESERVE
-#define MAP_NORESERVE 0
-#endif
+#include "platform.h"
 
 _Thread_local struct thread_state thread_state;
 
 struct counter *counters;
 struct segment segment = {.limit_headroom = NO_LIMIT};
-uint32_t (*counters_on_limit_crossed)(void);
+void (*counters_on_limit_crossed)(void);
 _Atomic(uint32_t) counters_queue = QUEUE_END;
 _Atomic(uint32_t) counters_busy_threads;
 
@@ -25,7 +21,10 @@ static uint32_t free_number = 0;    /* the first of the free numbers, linked by 
 static uint32_t last_generation = 0;
 static uint32_t first_process_wide = 0; /* linked by `next_process_wide` */
 static int64_t process_peak;            /* the highest `live` of the process since the latest of them was added */
-static _Atomic(uint32_t) limited_count; /* open counters with a soft limit */
+static _Atomic(uint32_t) limited_count; /* open counters with a limit */
+static int64_t counters_folds;          /* steps from a counter to its parent, for tests of the cost */
+
+#define MAX_BORROW_DEPTH 8 /* how far above a freed block's counter the segment's one is looked for */
 
 static void counters_recycle_if_done(uint32_t number);
 static void counters_add_to_account(uint32_t account, int64_t change);
@@ -37,14 +36,13 @@ int counters_start(void)
     if (counters != NULL) {
         return 0;
     }
-    void *made = mmap(NULL, MAX_COUNTERS * sizeof(struct counter), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (made == MAP_FAILED) {
+    void *made = platform_map(MAX_COUNTERS * sizeof(struct counter));
+    if (made == NULL) {
         return -1;
     }
     counters = made;
     struct counter *root = &counters[ROOT];
-    root->soft_limit = root->hard_limit = root->throttle_at = root->emergency_limit = NO_LIMIT;
+    root->limit = root->ask_at = root->hard_limit = NO_LIMIT;
     root->is_in_use = root->is_open = root->is_referenced = 1;
     return 0;
 }
@@ -61,14 +59,11 @@ void counters_update_limit_headroom(void)
         segment.limit_headroom = room;
         return;
     }
+    counters_settle_chain(segment.counter);
     for (uint32_t number = segment.counter; number != ROOT; number = counters[number].parent) {
         const struct counter *counter = &counters[number];
-        int64_t next = counter->soft_limit;
-        if (counter->is_enforcing) {
-            next = counter->throttle_at < counter->emergency_limit ? counter->throttle_at : counter->emergency_limit;
-        }
-        if (next != NO_LIMIT && next - counter->live < room) {
-            room = next - counter->live;
+        if (counter->ask_at != NO_LIMIT && counter->ask_at - counter->live < room) {
+            room = counter->ask_at - counter->live;
         }
     }
     segment.limit_headroom = room;
@@ -76,20 +71,98 @@ void counters_update_limit_headroom(void)
 
 /* Flushing. */
 
-/* Add a change to a counter and its ancestors. */
-static void counters_add_up(uint32_t number, int64_t net, int64_t peak, int64_t allocated)
+static inline void counters_apply(struct counter *counter, struct change change)
 {
-    for (;; number = counters[number].parent) {
-        struct counter *counter = &counters[number];
-        if (counter->live + peak > counter->peak) {
-            counter->peak = counter->live + peak;
-        }
-        counter->live += net;
-        counter->allocated += allocated;
-        if (number == ROOT) {
-            return;
-        }
+    if (counter->live + change.peak > counter->peak) {
+        counter->peak = counter->live + change.peak;
     }
+    counter->live += change.net;
+    counter->allocated += change.allocated;
+}
+
+/* Apply a change to a counter, and keep it for its parent after those that are pending. */
+static inline void counters_apply_and_keep(struct counter *counter, struct change change)
+{
+    counters_apply(counter, change);
+    if (counter->parent == ROOT) {
+        return;
+    }
+    struct change *pending = &counter->pending;
+    if (pending->net + change.peak > pending->peak) {
+        pending->peak = pending->net + change.peak;
+    }
+    pending->net += change.net;
+    pending->allocated += change.allocated;
+}
+
+/* Apply to a counter what is pending below it, from the bottom up. */
+static void counters_settle_below(uint32_t number)
+{
+    uint32_t below = number;
+    while (counters[below].pending_child != ROOT) {
+        below = counters[below].pending_child;
+    }
+    while (below != number) {
+        struct counter *counter = &counters[below];
+        below = counter->parent;
+        counters_apply_and_keep(&counters[below], counter->pending);
+        counter->pending = (struct change){0};
+        counters[below].pending_child = ROOT;
+        counters_folds++;
+    }
+}
+
+static inline void counters_settle(uint32_t number)
+{
+    if (counters[number].pending_child != ROOT) {
+        counters_settle_below(number);
+    }
+}
+
+/* Add a change to a counter, and keep it for its ancestors below the process. What is pending in other branches came
+   earlier, so it is applied to the common ancestors first. */
+static void counters_add_below_process(uint32_t number, struct change change)
+{
+    if (number == ROOT) {
+        return;
+    }
+    counters_settle(number);
+    uint32_t child = number, parent;
+    while ((parent = counters[child].parent) != ROOT && counters[parent].pending_child != child) {
+        counters_settle(parent);
+        counters[parent].pending_child = child;
+        counters_folds++;
+        child = parent;
+    }
+    counters_apply_and_keep(&counters[number], change);
+}
+
+static void counters_add_up(uint32_t number, struct change change)
+{
+    if (change.net == 0 && change.peak == 0 && change.allocated == 0) {
+        return; /* most flushes: an owner is read, closed and released one after the other */
+    }
+    counters_apply(&counters[ROOT], change);
+    counters_add_below_process(number, change);
+}
+
+void counters_flush_into(uint32_t number)
+{
+    counters_flush();
+    counters_settle(number);
+}
+
+void counters_settle_chain(uint32_t number)
+{
+    while (number != ROOT && counters[number].parent != ROOT) {
+        number = counters[number].parent;
+    }
+    counters_settle(number);
+}
+
+int64_t counters_count_folds(void)
+{
+    return counters_folds;
 }
 
 /* Runs before the figures of the process change. The process-wide counters, which may be many, read the result
@@ -118,27 +191,42 @@ static void counters_store_process_peaks(void)
     process_peak = counters[ROOT].live;
 }
 
+/* The segment has moved from another counter. The headroom of a child is safe for its parent; where it turns out too
+   small, it is computed anew. */
+static void counters_update_limit_headroom_from(uint32_t before)
+{
+    const struct counter *counter = &counters[segment.counter];
+    if (before != ROOT && segment.counter != ROOT && counters[before].parent == segment.counter) {
+        return;
+    }
+    if (before == ROOT || counter->parent != before) {
+        counters_update_limit_headroom();
+        return;
+    }
+    counters_settle(segment.counter);
+    if (counter->ask_at != NO_LIMIT && counter->ask_at - counter->live < segment.limit_headroom) {
+        segment.limit_headroom = counter->ask_at - counter->live;
+    }
+}
+
 static void counters_add_own(uint32_t number, int64_t change)
 {
     counters[number].own += change;
     counters_add_to_account(counters[number].account, change);
 }
 
-/* Add what the segment has seen. The caller computes the limit room anew. */
-static void counters_fold_segment(void)
+/* Add what the segment has seen. The headroom shrinks by what the ancestors have grown. */
+static void counters_flush_segment(void)
 {
     if (UNLIKELY(first_process_wide != ROOT)) {
         counters_raise_process_peak(segment.peak);
     }
     counters_add_own(segment.counter, segment.net + segment.borrowed);
-    counters_add_up(segment.counter, segment.net, segment.peak, segment.allocated);
+    counters_add_up(segment.counter, (struct change){segment.net, segment.peak, segment.allocated});
+    if (UNLIKELY(segment.limit_headroom != NO_LIMIT)) {
+        segment.limit_headroom -= segment.net;
+    }
     segment.net = segment.peak = segment.allocated = segment.borrowed = 0;
-}
-
-static void counters_flush_segment(void)
-{
-    counters_fold_segment();
-    counters_update_limit_headroom();
 }
 
 static void counters_add_no_gil(uint32_t number, int64_t change)
@@ -148,7 +236,7 @@ static void counters_add_no_gil(uint32_t number, int64_t change)
         counters_raise_process_peak(rise);
     }
     counters_add_own(number, change);
-    counters_add_up(number, change, rise, rise);
+    counters_add_up(number, (struct change){change, rise, rise});
 }
 
 /* Add what threads have changed without the GIL. The order of these changes is unknown. Falls are added first, else
@@ -193,34 +281,53 @@ void counters_flush_before(int64_t size)
 void counters_switch(uint32_t number)
 {
     uint32_t before = segment.counter;
-    counters_fold_segment();
+    counters_flush_segment();
     if (UNLIKELY(atomic_load_explicit(&counters_queue, memory_order_relaxed) != QUEUE_END)) {
         counters_flush_no_gil();
     }
     segment.counter = number;
-    counters_update_limit_headroom();
+    if (UNLIKELY(counters_have_limits())) {
+        counters_update_limit_headroom_from(before);
+    }
+    else {
+        segment.limit_headroom = NO_LIMIT;
+    }
     if (!counters[before].is_referenced) {
         counters_recycle_if_done(before);
     }
 }
 
+static int counters_is_close_below(uint32_t number, uint32_t ancestor)
+{
+    for (int n = 0; n < MAX_BORROW_DEPTH && number != ROOT; n++) {
+        number = counters[number].parent;
+        if (number == ancestor) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 void counters_credit_slow(uint32_t number, int64_t size)
 {
-    uint32_t above = number;
-    while (above != segment.counter && above != ROOT) {
-        above = counters[above].parent;
+    struct change fall = {.net = -size};
+    if (segment.counter == ROOT) {
+        counters_add_below_process(number, fall);
+        segment.net -= size;
+        segment.borrowed += size;
     }
-    if (above != segment.counter) {
-        /* The common ancestors fall now, in the middle of the segment, so the segment ends here. */
-        counters_flush_segment();
-        counters_add_up(number, -size, 0, 0);
-    }
-    else {
-        for (above = number; above != segment.counter; above = counters[above].parent) {
+    else if (counters_is_close_below(number, segment.counter)) {
+        counters_settle(segment.counter);
+        for (uint32_t above = number; above != segment.counter; above = counters[above].parent) {
             counters[above].live -= size;
         }
         segment.net -= size;
         segment.borrowed += size;
+    }
+    else {
+        /* The common ancestors fall now, in the middle of the segment, so the segment ends here. */
+        counters_flush_segment();
+        counters_add_up(number, fall);
     }
     counters_add_own(number, -size);
     if (!counters[number].is_referenced) {
@@ -289,10 +396,9 @@ uint32_t counters_open(uint32_t parent)
     counters[number] = (struct counter){
         .parent = parent,
         .live_at_open = counters[ROOT].live,
-        .soft_limit = NO_LIMIT,
+        .limit = NO_LIMIT,
+        .ask_at = NO_LIMIT,
         .hard_limit = NO_LIMIT,
-        .throttle_at = NO_LIMIT,
-        .emergency_limit = NO_LIMIT,
         .generation = ++last_generation,
         .is_in_use = 1,
         .is_open = 1,
@@ -308,6 +414,9 @@ static void counters_reparent_open_children(uint32_t number)
 {
     struct counter *counter = &counters[number];
     uint32_t child;
+    if (counter->first_open_child != ROOT) {
+        counters_settle(number); /* what is pending below an open child is applied while it is this counter's */
+    }
     while ((child = counter->first_open_child) != ROOT) {
         counters_unlink_open(child);
         counters[child].parent = counter->parent;
@@ -318,16 +427,16 @@ static void counters_reparent_open_children(uint32_t number)
     }
 }
 
-void counters_set_limits(uint32_t number, int64_t soft_limit, int64_t hard_limit, void *enforcer)
+void counters_set_limits(uint32_t number, int64_t limit, int64_t hard_limit, void *enforcer)
 {
     struct counter *counter = &counters[number];
-    int had_limit = counter->soft_limit != NO_LIMIT, has_limit = soft_limit != NO_LIMIT;
+    int had_limit = counter->limit != NO_LIMIT, has_limit = limit != NO_LIMIT;
     (void)atomic_fetch_add(&limited_count, (uint32_t)has_limit - (uint32_t)had_limit);
-    counter->soft_limit = soft_limit;
+    counter->limit = counter->ask_at = limit;
     counter->hard_limit = hard_limit;
-    counter->throttle_at = counter->emergency_limit = NO_LIMIT;
     counter->enforcer = enforcer;
     counters_flush();
+    counters_update_limit_headroom();
 }
 
 void counters_close(uint32_t number)
@@ -335,7 +444,7 @@ void counters_close(uint32_t number)
     struct counter *counter = &counters[number];
     counters_flush();
     counter->is_open = 0;
-    if (counter->soft_limit != NO_LIMIT) {
+    if (counter->limit != NO_LIMIT) {
         counters_set_limits(number, NO_LIMIT, NO_LIMIT, NULL);
     }
     if (counter->is_process_wide) {
@@ -358,6 +467,7 @@ void counters_make_process_wide(uint32_t number)
     }
     counters_flush();
     counters_reparent_open_children(number);
+    counters_settle(number);
     counters_store_process_peaks();
     counter->is_process_wide = 1;
     counter->process_wide_peak = counter->peak;
@@ -386,6 +496,9 @@ static void counters_recycle_if_done(uint32_t number)
             return;
         }
         uint32_t parent = counter->parent;
+        if (counters[parent].pending_child == number) {
+            counters_settle(parent);
+        }
         counters[parent].child_count--;
         counters_leave_account(number);
         counter->is_in_use = 0;
@@ -397,9 +510,17 @@ static void counters_recycle_if_done(uint32_t number)
     }
 }
 
+static void counters_settle_all(void)
+{
+    for (uint32_t number = 1; number < ever_used; number++) {
+        counters_settle(number);
+    }
+}
+
 void counters_reset(void)
 {
     counters_flush();
+    counters_settle_all();
     for (uint32_t number = 0; number < ever_used; number++) {
         counters[number].own = counters[number].live = 0;
     }
@@ -636,7 +757,7 @@ static int counters_wait_for_busy_threads(void)
         if (atomic_load(&counters_busy_threads) == 0) {
             return 1;
         }
-        (void)sched_yield();
+        platform_yield();
     }
     return 0;
 }
@@ -647,8 +768,8 @@ static void counters_merge_released(void)
     if (released_alive < MIN_RELEASED) {
         return;
     }
-    struct merge_plan *plan = mmap(NULL, sizeof *plan, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (plan == MAP_FAILED) {
+    struct merge_plan *plan = platform_map(sizeof *plan);
+    if (plan == NULL) {
         return;
     }
 
@@ -661,6 +782,7 @@ static void counters_merge_released(void)
     }
     int is_safe_to_recycle = counters_wait_for_busy_threads();
     counters_flush();
+    counters_settle_all();
     for (uint32_t number = 1; number < ever_used; number++) {
         if (counters[number].is_in_use) {
             counters_merge_one(number, plan->targets[number], plan->anchors[number]);
@@ -669,5 +791,5 @@ static void counters_merge_released(void)
     for (uint32_t number = 1; is_safe_to_recycle && number < ever_used; number++) {
         counters_recycle_if_done(number);
     }
-    (void)munmap(plan, sizeof *plan);
+    platform_unmap(plan, sizeof *plan);
 }

@@ -10,6 +10,13 @@
    when a caller reads figures. Between two flushes only one counter and its ancestors change, all by the same amount,
    and hence the peaks are exact, also with several threads.
 
+   Nor does a flush walk up the tree, which would make deep nesting quadratic. The process and the counter itself are
+   changed at once; the change for the ancestors between them is `pending` in the counter. At most one child of each
+   counter has pending changes, those of its own descendants included, so that the counters with pending changes are
+   one path down from each child of the process. They are folded into the parent, the deepest first, before the parent
+   is read, or is charged itself, or in another branch: changes are hence applied in the order in which they came, and
+   every peak is exact. While any counter has a limit, the ancestors of the segment's counter are kept up to date.
+
    A block is credited to the counter that it was charged to, whichever thread frees it.
 
    Accounts add up what the owners of one name hold, including closed owners whose counters still have live blocks. They
@@ -38,11 +45,25 @@ struct thread_state {
     uint8_t inside_allocator; /* an inner allocator is at work, whose own blocks are not counted; or SELF_TEST */
     uint8_t enforcement_off;  /* the ledger's own records are being written, and no block is refused */
     uint8_t probed_domains;   /* one bit for each domain that was called during a SELF_TEST */
+    uint8_t is_watched;       /* each allocation is noted in `record`, too */
+    uint64_t context_version; /* the context for which `counter` was found; see threads.h */
+    uint64_t state_id;
+    uint64_t epoch;
+    struct thread_record *record;
+    uint32_t fallback;        /* charged in contexts without an owner; see `threads_charge_unowned` */
+    uint32_t fallback_generation;
 };
 
 #define SELF_TEST 2
 
 extern _Thread_local struct thread_state thread_state INITIAL_EXEC;
+
+/* A change of figures: afterwards, at its highest on the way, and the sum of the rises. */
+struct change {
+    int64_t net;
+    int64_t peak;
+    int64_t allocated;
+};
 
 struct counter {
     int64_t own;               /* bytes of the live blocks that carry its number */
@@ -51,13 +72,16 @@ struct counter {
     int64_t allocated;         /* all bytes ever charged to it and its descendants */
     int64_t live_at_open;      /* `live` of the process when the counter was opened */
     int64_t process_wide_peak; /* its peak when it was made process-wide, and later ones */
-    int64_t soft_limit;        /* above this `live` the enforcer is asked */
+    int64_t limit;             /* the budget; NO_LIMIT for none */
+    int64_t ask_at;            /* above this `live` the enforcer is asked */
     int64_t hard_limit;        /* a large block that would lead above this `live` is refused */
-    int64_t throttle_at;       /* at this `live` the thread waits for the enforcer thread */
-    int64_t emergency_limit;   /* above this `live` every block is refused while the enforcer has not answered */
     int64_t refused_blocks;    /* how many blocks were refused */
     int64_t highest_refused;   /* the highest `live` that one of them would have led to */
+    int64_t uncarried;         /* what threads that were begun in it, or below, have allocated for no owner */
+    int64_t pool_bytes_at_open; /* of `threads_pool_bytes` */
     void *enforcer;            /* a Python callable, borrowed from the caller of `counters_set_limits` */
+    struct change pending;     /* has been applied to it and not yet to its parent; unused below the process */
+    uint32_t pending_child;    /* the only child with something pending, in it or below; ROOT for none */
     uint32_t generation;       /* tells counters apart that have had the same number */
     uint32_t parent;
     uint32_t child_count;
@@ -70,8 +94,6 @@ struct counter {
     uint8_t is_open;
     uint8_t is_referenced;   /* a Python object may still ask for its figures */
     uint8_t is_process_wide; /* its figures are those of the process */
-    uint8_t is_enforcing;    /* the enforcer was asked and has not answered */
-    uint8_t throttles_left;  /* how often the thread may still be made to wait for the answer */
     _Atomic(uint8_t) is_queued;
     _Atomic(uint32_t) next_queued;
     int64_t pending_rise;           /* the part of `no_gil_change` that is added after the falls of all counters */
@@ -98,9 +120,9 @@ extern HIDDEN _Atomic(uint32_t) counters_queue;
 /* How many threads without the GIL are between reading a block's counter and changing that counter. Any thread. */
 extern HIDDEN _Atomic(uint32_t) counters_busy_threads;
 
-/* What is done when the segment crosses a limit; `limits_start` sets it. Returns the counter that the new block
-   exceeds and whose hook has to undo the allocation, or ROOT. GIL, inside a hook: no allocation, no Python call. */
-extern HIDDEN uint32_t (*counters_on_limit_crossed)(void);
+/* What is done when the segment crosses a limit; `limits_start` sets it. GIL, inside a hook: no allocation, no Python
+   call. */
+extern HIDDEN void (*counters_on_limit_crossed)(void);
 
 /* Map the table; -1 if there is no address space for it. GIL. */
 int counters_start(void);
@@ -120,8 +142,17 @@ void counters_make_process_wide(uint32_t number);
    freed. GIL. */
 void counters_release(uint32_t number);
 
-/* Bring all figures up to date. GIL. */
+/* Bring the figures of the process and of the accounts up to date, and the own bytes of all counters. GIL. */
 void counters_flush(void);
+
+/* The same, and the figures of one counter. GIL. */
+void counters_flush_into(uint32_t number);
+
+/* Apply what is pending to a counter and to its ancestors; the caller has flushed the segment, or adds it. GIL. */
+void counters_settle_chain(uint32_t number);
+
+/* Return how many steps from a counter to its parent flushes have taken so far. GIL. */
+int64_t counters_count_folds(void);
 
 /* Repair, in the child of a fork, what threads that exist no more were about to change. GIL. */
 void counters_after_fork(void);
@@ -136,7 +167,7 @@ void counters_reset(void);
 uint32_t counters_in_use(void);
 
 /* Set the limits of a counter, NO_LIMIT for none, and the callable to ask. GIL. */
-void counters_set_limits(uint32_t number, int64_t soft_limit, int64_t hard_limit, void *enforcer);
+void counters_set_limits(uint32_t number, int64_t limit, int64_t hard_limit, void *enforcer);
 
 /* Return whether any open counter has a limit. Any thread, no GIL. */
 int counters_have_limits(void);
@@ -153,9 +184,8 @@ void counters_credit_slow(uint32_t number, int64_t size);
 /* Charge or credit without the GIL; the next flush adds the change to the figures. Any thread. */
 void counters_change_no_gil(uint32_t number, int64_t change);
 
-/* Charge a block to a counter. Returns the counter that the block exceeds so that it has to be taken back, or ROOT.
-   GIL. */
-static inline uint32_t counters_charge(uint32_t number, size_t size)
+/* Charge a block to a counter. GIL. */
+static inline void counters_charge(uint32_t number, size_t size)
 {
     if (UNLIKELY(number != segment.counter)) {
         counters_switch(number);
@@ -168,10 +198,9 @@ static inline uint32_t counters_charge(uint32_t number, size_t size)
         }
         segment.peak = segment.net;
         if (UNLIKELY(segment.net > segment.limit_headroom)) {
-            return counters_on_limit_crossed();
+            counters_on_limit_crossed();
         }
     }
-    return ROOT;
 }
 
 /* Credit a block to the counter that it was charged to. GIL. */

@@ -9,6 +9,7 @@
 #include "counters.h"
 #include "interpreters.h"
 #include "limits.h"
+#include "threads.h"
 
 /* Each installation has its own copy of the inner allocators: another thread may still be inside an older one. */
 #define MAX_INSTALLATIONS 8
@@ -74,44 +75,26 @@ static NOINLINE void hooks_credit_stale(map_entry *at)
     counters_credit(counter, size);
 }
 
-/* Returns the counter that the block exceeds, or ROOT. */
-static inline uint32_t hooks_charge(void *block, size_t size)
+static inline void hooks_charge(void *block, size_t size)
 {
     map_entry *at = hooks_entry_for(block);
     if (UNLIKELY(at == NULL)) {
-        return ROOT;
+        return;
     }
     if (UNLIKELY(*at != 0)) {
         hooks_credit_stale(at);
     }
     block_map_write(at, thread_state.counter, size);
-    return counters_charge(thread_state.counter, block_map_counted_size(size));
+    counters_charge(thread_state.counter, block_map_counted_size(size));
 }
 
-/* Free a block again that exceeds the emergency limit of an owner, which nothing else stops. */
-static NOINLINE void *hooks_undo_allocation(const PyMemAllocatorEx *inner, void *block, uint32_t number)
+/* Charge a new block, unless there is none. */
+static inline void *hooks_finish_allocation(void *block, size_t size)
 {
-    if (thread_state.enforcement_off) {
-        return block;
+    if (LIKELY(block != NULL)) {
+        hooks_charge(block, size);
     }
-    uint32_t counter = ROOT;
-    size_t size = hooks_untrack(block_map_find(block), &counter);
-    counters_credit(counter, size);
-    limits_undo_charge(number, size);
-    thread_state.inside_allocator = 1;
-    inner->free(inner->ctx, block);
-    thread_state.inside_allocator = 0;
-    return NULL;
-}
-
-/* Charge a new block; returns NULL if the block exceeds a limit. */
-static inline void *hooks_finish_allocation(const PyMemAllocatorEx *inner, void *block, size_t size)
-{
-    if (UNLIKELY(block == NULL)) {
-        return NULL;
-    }
-    uint32_t number = hooks_charge(block, size);
-    return UNLIKELY(number != ROOT) ? hooks_undo_allocation(inner, block, number) : block;
+    return block;
 }
 
 static void *hooks_gil_malloc(void *ctx, size_t size)
@@ -121,13 +104,14 @@ static void *hooks_gil_malloc(void *ctx, size_t size)
         hooks_note_domain(inner);
         return inner->malloc(inner->ctx, size);
     }
+    threads_look(size);
     if (hooks_is_refused(size)) {
         return NULL;
     }
     thread_state.inside_allocator = 1;
     void *block = inner->malloc(inner->ctx, size);
     thread_state.inside_allocator = 0;
-    return hooks_finish_allocation(inner, block, size);
+    return hooks_finish_allocation(block, size);
 }
 
 static void *hooks_gil_calloc(void *ctx, size_t items, size_t item_size)
@@ -138,13 +122,17 @@ static void *hooks_gil_calloc(void *ctx, size_t items, size_t item_size)
     }
     size_t size;
     /* Python's own functions check for overflow before, a hook above this one need not. */
-    if (UNLIKELY(__builtin_mul_overflow(items, item_size, &size)) || hooks_is_refused(size)) {
+    if (UNLIKELY(__builtin_mul_overflow(items, item_size, &size))) {
+        return NULL;
+    }
+    threads_look(size);
+    if (hooks_is_refused(size)) {
         return NULL;
     }
     thread_state.inside_allocator = 1;
     void *block = inner->calloc(inner->ctx, items, item_size);
     thread_state.inside_allocator = 0;
-    return hooks_finish_allocation(inner, block, size);
+    return hooks_finish_allocation(block, size);
 }
 
 static void *hooks_gil_realloc(void *ctx, void *block, size_t size)
@@ -152,6 +140,9 @@ static void *hooks_gil_realloc(void *ctx, void *block, size_t size)
     PyMemAllocatorEx *inner = ctx;
     if (thread_state.inside_allocator) {
         return inner->realloc(inner->ctx, block, size);
+    }
+    if (hooks_is_counting()) {
+        threads_look(size);
     }
     if (UNLIKELY(size >= MIN_REFUSED_SIZE) && hooks_is_growth_refused(block, size)) {
         return NULL; /* the old block stays as it is */
@@ -173,7 +164,7 @@ static void *hooks_gil_realloc(void *ctx, void *block, size_t size)
         counters_credit(counter, old_size);
     }
     if (hooks_is_counting()) {
-        (void)hooks_charge(made, size); /* too late to refuse: the old block no longer exists */
+        hooks_charge(made, size);
     }
     return made;
 }
@@ -335,6 +326,7 @@ static int hooks_is_domain_reached(PyMemAllocatorDomain domain)
 
 int hooks_are_in_place(void)
 {
+    interpreters_check();
     if (*unavailable_reason) {
         return 0;
     }
@@ -360,9 +352,39 @@ static int hooks_is_block_counted(const void *block)
     return at != NULL && *at != 0;
 }
 
+/* Allocators that are loaded in the place of malloc (mimalloc, tcmalloc) align blocks of up to 8 bytes to 8, so two of
+   them share a granule. One block in two begins a granule even so, so many are needed at once; as many as fill several
+   of the chunks from which an allocator cuts blocks of one size, because these may be left from before. */
+#define SMALL_BLOCKS 512
+
+static int hooks_are_small_blocks_aligned(void)
+{
+    static const size_t small_sizes[] = {1, 8};
+    void *blocks[SMALL_BLOCKS][3];
+    int answer = 1;
+
+    for (size_t size = 0; size < sizeof small_sizes / sizeof *small_sizes; size++) {
+        size_t wanted = small_sizes[size];
+        for (size_t n = 0; n < SMALL_BLOCKS; n++) {
+            blocks[n][0] = PyObject_Malloc(wanted);
+            blocks[n][1] = PyMem_Malloc(wanted);
+            blocks[n][2] = PyMem_RawMalloc(wanted);
+            for (int domain = 0; domain < 3; domain++) {
+                answer = answer && (uintptr_t)blocks[n][domain] % MIN_COUNTED_SIZE == 0;
+            }
+        }
+        for (size_t n = 0; n < SMALL_BLOCKS; n++) {
+            PyObject_Free(blocks[n][0]);
+            PyMem_Free(blocks[n][1]);
+            PyMem_RawFree(blocks[n][2]);
+        }
+    }
+    return answer;
+}
+
 static int64_t hooks_live_bytes(uint32_t number)
 {
-    counters_flush();
+    counters_flush_into(number);
     return counters[number].live;
 }
 
@@ -412,11 +434,12 @@ static const char *hooks_check_counting(void)
     if (number == ROOT) {
         return ""; /* all numbers are in use, so an earlier installation has passed the test */
     }
-    struct thread_state saved = thread_state;
-    thread_state.counter = number;
+    uint8_t saved = thread_state.enforcement_off;
     thread_state.enforcement_off = 1;
+    threads_charge(number);
     const char *failed = hooks_check_counter(number);
-    thread_state = saved;
+    threads_forget();
+    thread_state.enforcement_off = saved;
     counters_release(number);
     return failed;
 }
@@ -436,6 +459,18 @@ static void hooks_set_allocators(void)
     }
 }
 
+int hooks_call_unhooked(int (*function)(void *), void *argument)
+{
+    PyMemAllocatorEx current;
+    PyMem_GetAllocator(PYMEM_DOMAIN_OBJ, &current);
+    if (installation_count > 0) {
+        PyMem_SetAllocator(PYMEM_DOMAIN_OBJ, &inner_allocators[0][DOMAINS - 1]);
+    }
+    int result = function(argument);
+    PyMem_SetAllocator(PYMEM_DOMAIN_OBJ, &current);
+    return result;
+}
+
 /* Returns a reason, empty where all went well. */
 static const char *hooks_install_and_check(void)
 {
@@ -453,6 +488,12 @@ static const char *hooks_install_and_check(void)
 
     if (!hooks_are_in_place()) {
         return "the interpreter does not use the hooks";
+    }
+    if (!threads_can_follow()) {
+        return "a change of context cannot be seen";
+    }
+    if (!hooks_are_small_blocks_aligned()) {
+        return "blocks are not aligned to 16 bytes";
     }
     int was_counting = atomic_exchange(&is_counting, 1);
     const char *failed = hooks_check_counting();

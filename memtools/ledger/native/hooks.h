@@ -19,6 +19,9 @@ const char *hooks_reason(void);
 /* Install the hooks unless they are installed, and run the self-test; -1 if that fails, with a reason. GIL. */
 int hooks_install(void);
 
+/* Call a function that asks who allocates objects, as if there were no hooks. It must neither allocate nor free any. GIL. */
+int hooks_call_unhooked(int (*function)(void *), void *argument);
+
 /* Stop counting for good and clear the block map; figures stay as they are. GIL of any interpreter: the function
    touches nothing that the GIL of the main interpreter guards. */
 void hooks_stop(const char *why);

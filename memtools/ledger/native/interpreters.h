@@ -8,8 +8,8 @@
    An audit hook reports the creation in advance. But with any audit hook the interpreter packs the arguments of each
    audited call, including `id(x)`, which programs that copy or pickle call by the million. So there is no audit hook
    until the program imports the module by which Python code creates interpreters. Interpreters that C code creates are
-   found by a check when an owner is opened, and by a closer check, which also finds one that is gone by then, when the
-   figures of the process are read.
+   found by a check when an owner is opened, read or closed, and by a closer check, which also finds one that is gone by
+   then, when the figures of the process are read.
 
    Locking: every function is called under the GIL. */
 

@@ -1,422 +1,472 @@
-/* What happens at a limit, and how the request to enforce it reaches the thread that crossed it. */
+/* What happens at a limit, and how the enforcer gets to the thread that crossed it. */
 
 #include "limits.h"
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <string.h>
-#include <time.h>
 
+#include "compat.h"
 #include "counters.h"
+#include "platform.h"
+#include "threads.h"
 
 #define MAX_REQUESTS 64
 #define MIN_GRACE_BYTES ((int64_t)1 << 20)
-#define GRACE_SHARE 10 /* of the limit: a tenth */
-#define THROTTLES 8
-#define ATTEMPTS 2000
-#define ATTEMPT_INTERVAL_NS 500000
-#define POLL_NS 200000
-#define MAX_POLLS 100
-#define LINGER_NS 100000000
+#define GRACE_SHARE 10    /* of the limit: a tenth */
+#define STEPS_PER_GRACE 64 /* how often a thread asks for attention within one grace */
+#define MIN_SHARE_OF_LIMIT 4 /* a smaller block than this part of the limit is never refused */
 
-enum answer { IGNORE, RETRY, RAISE };
+#define USES_TRACE (PY_VERSION_HEX < 0x030C0000)
 
 struct request {
     int is_taken;
     uint32_t number;
     uint32_t generation;
-    int64_t used_bytes;
     int is_refused;
     unsigned long thread;
-    int attempts; /* that the enforcer thread has left; 0 for a request that is not for the enforcer thread */
 };
 
-static struct request requests[MAX_REQUESTS];
 static int64_t refused_blocks;
-static int has_enforcer_thread;
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards the next two; its holder never waits for the GIL */
-static pthread_cond_t woken = PTHREAD_COND_INITIALIZER;
-static int is_woken;
-static _Atomic(int64_t) wants_gil_since; /* the enforcer thread; 0 while it does not */
-static unsigned long main_thread;
-static int64_t switch_interval_ns = 5000000;
-
-void limits_set_main_thread(unsigned long thread)
-{
-    main_thread = thread;
-}
-
-void limits_after_fork(void)
-{
-    memset(requests, 0, sizeof requests);
-    has_enforcer_thread = is_woken = 0;
-    mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    woken = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
-    atomic_store(&wants_gil_since, 0);
-}
-
-void limits_set_switch_interval(double seconds)
-{
-    switch_interval_ns = (int64_t)(seconds * 1e9);
-}
+static PyObject *decide; /* called before an instruction with its frame; returns what to raise there, or None */
+static unsigned long collecting_thread; /* 0 while no collection runs */
 
 int64_t limits_refused_blocks(void)
 {
     return refused_blocks;
 }
 
-static int64_t limits_now_ns(void)
-{
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-/* Keep in step with the docstring of `memtools/ledger/_in_flight.py`, which promises the grace. */
+/* Keep in step with the docstring of `memtools/ledger/_enforcement.py`, which promises the grace. */
 int64_t limits_grace(int64_t limit)
 {
     return limit / GRACE_SHARE > MIN_GRACE_BYTES ? limit / GRACE_SHARE : MIN_GRACE_BYTES;
 }
 
-/* Requests: a table that the hooks may fill, since that allocates nothing. */
+/* Calls of the enforcer: between two bytecodes. */
 
-static struct request *limits_take_request(void)
+/* Errors of memtools' own code do not reach the program: the next allocations ask again. An exception of a signal
+   handler that was run meanwhile does. Returns -1 with that exception. */
+static int limits_contain_error(PyObject *source)
 {
-    for (int n = 0; n < MAX_REQUESTS; n++) {
-        if (!requests[n].is_taken) {
-            requests[n] = (struct request){.is_taken = 1};
-            return &requests[n];
-        }
+    if (PyErr_ExceptionMatches(PyExc_RecursionError) || PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear(); /* the program is at the end of its stack, and not memtools */
+        return 0;
     }
-    return NULL;
-}
-
-static struct request *limits_find_request(uint32_t number)
-{
-    for (int n = 0; n < MAX_REQUESTS; n++) {
-        if (requests[n].is_taken && requests[n].number == number) {
-            return &requests[n];
-        }
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
     }
-    return NULL;
+    PyErr_WriteUnraisable(source);
+    return 0;
 }
 
-/* A block was refused while the request was outstanding. */
-static void limits_mark_refused(uint32_t number, int64_t used_bytes)
-{
-    struct request *request = limits_find_request(number);
-    if (request != NULL) {
-        request->used_bytes = used_bytes;
-        request->is_refused = 1;
-    }
-}
-
-static int limits_is_for_this_thread(uint32_t number)
-{
-    const struct request *request = limits_find_request(number);
-    return request != NULL && request->thread == PyThread_get_thread_ident();
-}
-
-/* The throttle points of a counter: where its thread waits for the enforcer thread. */
-
-static void limits_set_throttle(uint32_t number)
-{
-    struct counter *counter = &counters[number];
-    counters_flush();
-    counter->throttle_at = NO_LIMIT;
-    if (counter->throttles_left > 0) {
-        counter->throttles_left--;
-        counter->throttle_at = counter->live + limits_grace(counter->soft_limit) / THROTTLES;
-    }
-    counters_update_limit_headroom();
-}
-
-/* The enforcer wants to be asked again, because the thread is at no point where it may be interrupted. */
-static void limits_retry_later(const struct request *request)
-{
-    if (counters[request->number].generation == request->generation) {
-        counters[request->number].emergency_limit = NO_LIMIT;
-        limits_set_throttle(request->number);
-    }
-}
-
-/* Let the thread go on until the enforcer thread has asked for the GIL and a switch interval has passed. Blocks the
-   whole process for at most MAX_POLLS times POLL_NS; see limits.h for what a crossing costs. */
-static void limits_wait(uint32_t number)
-{
-    int saved_errno = errno; /* belongs to the caller of the allocator */
-    int is_outstanding = limits_find_request(number) != NULL;
-    for (int poll = 0; is_outstanding && poll < MAX_POLLS; poll++) {
-        int64_t since = atomic_load(&wants_gil_since);
-        if (since != 0 && limits_now_ns() - since > switch_interval_ns + POLL_NS) {
-            break;
-        }
-        nanosleep(&(struct timespec){.tv_nsec = POLL_NS}, NULL);
-    }
-    errno = saved_errno;
-}
-
-/* The answer of the enforcer. */
-
-/* With room to clean up, the enforcer is asked again when the grace is used up. */
-static void limits_answered(uint32_t number, int has_room)
-{
-    struct counter *counter = &counters[number];
-    counters_flush();
-    counter->is_enforcing = 0;
-    counter->throttle_at = counter->emergency_limit = NO_LIMIT;
-    if (counter->soft_limit != NO_LIMIT && (has_room || counter->live > counter->soft_limit)) {
-        int64_t reached = counter->live > counter->soft_limit ? counter->live : counter->soft_limit;
-        counter->soft_limit = reached + limits_grace(counter->soft_limit);
-    }
-    counters_update_limit_headroom();
-}
-
-static void limits_release_request(struct request *request, int has_raised)
-{
-    if (counters[request->number].generation == request->generation) {
-        /* An owner that was refused a block, and in which the enforcer did not raise, is still within its budget. */
-        limits_answered(request->number, !request->is_refused || has_raised);
-    }
-    request->is_taken = 0;
-}
-
-/* Call the enforcer; stores a new reference to what is to be raised. GIL, between two bytecodes. */
-static enum answer limits_ask_enforcer(const struct request *request, PyObject **exception)
+/* Tell the enforcer of a counter which thread has asked. Returns -1 with an exception of the program. */
+static int limits_call_enforcer(const struct request *request, PyObject *frame)
 {
     const struct counter *counter = &counters[request->number];
     if (!counter->is_open || counter->generation != request->generation || counter->enforcer == NULL) {
-        return IGNORE;
+        return 0;
     }
-    uint32_t charged = thread_state.counter;
-    thread_state.counter = ROOT; /* the enforcer's own allocations are not the owner's */
+    threads_charge(ROOT); /* the enforcer's own allocations are not the owner's */
     PyObject *enforcer = Py_NewRef((PyObject *)counter->enforcer);
-    PyObject *result = PyObject_CallFunction(enforcer, "LkO", (long long)request->used_bytes, request->thread,
+    PyObject *result = PyObject_CallFunction(enforcer, "kOO", request->thread, frame == NULL ? Py_None : frame,
                                              request->is_refused ? Py_True : Py_False);
-    if (result == NULL) {
-        PyErr_WriteUnraisable(enforcer);
-    }
+    int failed = result == NULL ? limits_contain_error(enforcer) : 0;
+    Py_XDECREF(result);
     Py_DECREF(enforcer);
-    thread_state.counter = charged;
-
-    if (result == NULL || result == Py_None) {
-        Py_XDECREF(result);
-        return IGNORE;
-    }
-    if (result == Py_NotImplemented) {
-        Py_DECREF(result);
-        return RETRY;
-    }
-    *exception = result;
-    return RAISE;
+    threads_forget();
+    return failed;
 }
 
-static int limits_enforce_pending_call(void *argument)
+/* Ask before the next instruction of the frame. Returns -1 with the exception that is to be raised there. */
+static int limits_decide(PyObject *frame)
 {
-    struct request *request = argument;
-    if (!request->is_taken) {
+    unsigned long thread = PyThread_get_thread_ident();
+    if (decide == NULL || frame == NULL || collecting_thread == thread) {
+        return 0;
+    }
+    threads_charge(ROOT);
+    PyObject *exception = PyObject_CallFunction(decide, "kO", thread, frame);
+    int failed = exception == NULL ? limits_contain_error(decide) : 0;
+    threads_forget();
+    if (exception != NULL && exception != Py_None) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        failed = -1;
+    }
+    Py_XDECREF(exception);
+    return failed;
+}
+
+#if USES_TRACE
+
+/* Up to 3.11: a trace function. */
+
+static _Thread_local struct {
+    struct request request; /* the latest one of this thread */
+    Py_tracefunc other;     /* the trace function that was there before, or NULL */
+    PyObject *frames;       /* a list of the frames that report each instruction because this file asked for it */
+} traced;
+
+static int limits_finds_frame(PyObject *frame)
+{
+    for (Py_ssize_t n = traced.frames == NULL ? 0 : PyList_GET_SIZE(traced.frames); n > 0; n--) {
+        if (PyList_GET_ITEM(traced.frames, n - 1) == frame) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static void limits_drop_frame(PyObject *frame)
+{
+    for (Py_ssize_t n = traced.frames == NULL ? 0 : PyList_GET_SIZE(traced.frames); n > 0; n--) {
+        if (PyList_GET_ITEM(traced.frames, n - 1) == frame) {
+            (void)PyList_SetSlice(traced.frames, n - 1, n, NULL);
+            return;
+        }
+    }
+}
+
+/* Have the frame report each instruction. It does already where a debugger wants that. */
+static int limits_trace_instructions(PyObject *frame)
+{
+    if (limits_finds_frame(frame)) {
+        return 0;
+    }
+    PyObject *known = PyObject_GetAttrString(frame, "f_trace_opcodes");
+    if (known == NULL) {
+        return -1;
+    }
+    int is_set = known == Py_True;
+    Py_DECREF(known);
+    if (is_set) {
+        return 0;
+    }
+    if (traced.frames == NULL && (traced.frames = PyList_New(0)) == NULL) {
+        return -1;
+    }
+    if (PyList_Append(traced.frames, frame) < 0) {
+        return -1;
+    }
+    return PyObject_SetAttrString(frame, "f_trace_opcodes", Py_True);
+}
+
+static int limits_on_trace(PyObject *object, PyFrameObject *frame, int what, PyObject *argument)
+{
+    PyThreadState *tstate = PyThreadState_Get();
+    int is_mine = what == PyTrace_OPCODE && limits_finds_frame((PyObject *)frame);
+    if (traced.other != NULL && !is_mine) {
+        Py_tracefunc other = traced.other;
+        int failed = other(object, frame, what, argument);
+        if (failed || tstate->c_tracefunc != limits_on_trace) {
+            return failed; /* it has ended the tracing, or changed it */
+        }
+    }
+    if (what == PyTrace_RETURN) {
+        limits_drop_frame((PyObject *)frame);
+        return 0;
+    }
+    if (what != PyTrace_CALL && what != PyTrace_LINE && what != PyTrace_OPCODE) {
+        return 0;
+    }
+    threads_charge(ROOT);
+    if (limits_trace_instructions((PyObject *)frame) < 0) {
+        PyErr_Clear();
+    }
+    threads_forget();
+    if (traced.request.is_taken) {
+        struct request request = traced.request;
+        traced.request.is_taken = 0;
+        if (limits_call_enforcer(&request, (PyObject *)frame) < 0) {
+            return -1;
+        }
+    }
+    return what == PyTrace_CALL ? 0 : limits_decide((PyObject *)frame);
+}
+
+/* Inside a hook: what `PyEval_SetTrace` does, without its audit event and its references. */
+static void limits_start_trace(void)
+{
+    PyThreadState *tstate = PyThreadState_Get();
+    if (tstate->c_tracefunc == limits_on_trace) {
+        return;
+    }
+    traced.other = tstate->c_tracefunc; /* its object stays where it is */
+    tstate->c_tracefunc = limits_on_trace;
+    if (tstate->tracing == 0) {
+        tstate->cframe->use_tracing = 255;
+    }
+}
+
+static void limits_stop_trace(void)
+{
+    PyThreadState *tstate = PyThreadState_Get();
+    if (tstate->c_tracefunc == limits_on_trace) {
+        tstate->c_tracefunc = traced.other;
+        if (tstate->tracing == 0) {
+            tstate->cframe->use_tracing = tstate->c_tracefunc != NULL || tstate->c_profilefunc != NULL ? 255 : 0;
+        }
+    }
+    traced.other = NULL;
+    PyObject *frames = traced.frames;
+    traced.frames = NULL;
+    for (Py_ssize_t n = 0; frames != NULL && n < PyList_GET_SIZE(frames); n++) {
+        if (PyObject_SetAttrString(PyList_GET_ITEM(frames, n), "f_trace_opcodes", Py_False) < 0) {
+            PyErr_Clear();
+        }
+    }
+    Py_XDECREF(frames);
+}
+
+static void limits_send(struct request request)
+{
+    traced.request = request;
+    limits_start_trace();
+}
+
+void limits_after_fork(void)
+{
+    traced.request.is_taken = 0;
+    collecting_thread = 0;
+}
+
+#else
+
+/* From 3.12 on: pending calls. */
+
+/* Exported, but declared in an internal header only. Where it is missing, the main thread alone runs pending calls. */
+typedef int limits_add_pending_call(PyInterpreterState *interpreter, int (*function)(void *), void *argument, int flags);
+
+#ifdef _WIN32
+static limits_add_pending_call *limits_find_add_pending_call(void)
+{
+    return (limits_add_pending_call *)platform_find_exported(&PyExc_RuntimeError, "_PyEval_AddPendingCall");
+}
+#else
+extern limits_add_pending_call _PyEval_AddPendingCall __attribute__((weak));
+
+static limits_add_pending_call *limits_find_add_pending_call(void)
+{
+    return _PyEval_AddPendingCall;
+}
+#endif
+
+static struct request requests[MAX_REQUESTS]; /* a table that hooks may fill, since that allocates nothing */
+
+void limits_after_fork(void)
+{
+    memset(requests, 0, sizeof requests);
+    collecting_thread = 0;
+}
+
+static int limits_on_pending_call(void *argument)
+{
+    struct request request = *(struct request *)argument;
+    ((struct request *)argument)->is_taken = 0;
+    if (!request.is_taken) {
         return 0; /* the interpreter keeps pending calls across a fork, the child has dropped the requests */
     }
-    PyObject *exception = NULL;
-    enum answer answer = limits_ask_enforcer(request, &exception);
-    if (answer == RETRY && Py_AddPendingCall(limits_enforce_pending_call, request) == 0) {
-        limits_retry_later(request);
-        return 0;
-    }
-    limits_release_request(request, answer == RAISE);
-    if (answer != RAISE) {
-        return 0;
-    }
-    PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
-    Py_DECREF(exception);
-    return -1;
+    int is_own = request.thread == PyThread_get_thread_ident();
+    return limits_call_enforcer(&request, is_own ? (PyObject *)PyEval_GetFrame() : NULL);
 }
 
-/* Set an exception for the thread of a request; return whether that has to be tried again. GIL, in the enforcer
-   thread. */
-static int limits_enforce_in_thread(struct request *request)
+/* A request that finds no room is dropped: a later allocation asks again. */
+static void limits_send(struct request request)
 {
-    PyObject *exception = NULL;
-    enum answer answer = limits_ask_enforcer(request, &exception);
-    if (answer == RAISE) {
-        (void)PyThreadState_SetAsyncExc(request->thread, exception);
-        Py_DECREF(exception);
-    }
-    if (answer != RETRY || --request->attempts == 0) {
-        request->attempts = 0;
-        limits_release_request(request, answer == RAISE);
-        return 0;
-    }
-    limits_retry_later(request);
-    return 1;
-}
-
-/* The enforcer thread. */
-
-/* Without the GIL. Returns after LINGER_NS if no owner has a limit any more. */
-static void limits_wait_for_wake(void)
-{
-    struct timespec until;
-    int has_lingered = 0;
-    (void)pthread_mutex_lock(&mutex);
-    while (!is_woken && !has_lingered) {
-        (void)clock_gettime(CLOCK_REALTIME, &until);
-        int64_t ns = until.tv_nsec + LINGER_NS;
-        until.tv_sec += ns / 1000000000;
-        until.tv_nsec = ns % 1000000000;
-        has_lingered = pthread_cond_timedwait(&woken, &mutex, &until) != 0 && !counters_have_limits();
-    }
-    is_woken = 0;
-    (void)pthread_mutex_unlock(&mutex);
-}
-
-static void limits_wake_enforcer(void)
-{
-    (void)pthread_mutex_lock(&mutex);
-    is_woken = 1;
-    (void)pthread_cond_signal(&woken);
-    (void)pthread_mutex_unlock(&mutex);
-}
-
-static PyObject *limits_enforcer_thread_main(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(none))
-{
-    int is_outstanding = 0, was_idle = 0;
-    while (is_outstanding || !was_idle || counters_have_limits()) {
-        Py_BEGIN_ALLOW_THREADS
-        if (is_outstanding) {
-            nanosleep(&(struct timespec){.tv_nsec = ATTEMPT_INTERVAL_NS}, NULL);
+    struct request *place = NULL;
+    for (int n = MAX_REQUESTS - 1; n >= 0; n--) {
+        const struct request *other = &requests[n];
+        if (!other->is_taken) {
+            place = &requests[n];
         }
-        else {
-            limits_wait_for_wake();
-        }
-        atomic_store(&wants_gil_since, limits_now_ns());
-        Py_END_ALLOW_THREADS
-        atomic_store(&wants_gil_since, 0);
-        is_outstanding = 0;
-        was_idle = 1;
-        for (int n = 0; n < MAX_REQUESTS; n++) {
-            if (requests[n].attempts > 0) {
-                was_idle = 0;
-                is_outstanding = limits_enforce_in_thread(&requests[n]) || is_outstanding;
-            }
+        else if (other->number == request.number && other->generation == request.generation &&
+                 other->thread == request.thread && other->is_refused == request.is_refused) {
+            return; /* still outstanding */
         }
     }
-    has_enforcer_thread = 0;
+    if (place == NULL) {
+        return;
+    }
+    *place = request;
+    limits_add_pending_call *add = limits_find_add_pending_call();
+    int failed = add != NULL ? add(PyInterpreterState_Main(), limits_on_pending_call, place, 0)
+                             : Py_AddPendingCall(limits_on_pending_call, place);
+    if (failed) {
+        place->is_taken = 0;
+    }
+}
+
+#endif
+
+PyDoc_STRVAR(instruction_doc, "on_instruction($module, code, offset, /)\n--\n\n"
+    "Ask the enforcer before an instruction: a callback of `sys.monitoring`.");
+
+static PyObject *limits_on_instruction(PyObject *Py_UNUSED(module), PyObject *const *Py_UNUSED(args),
+                                       Py_ssize_t Py_UNUSED(count))
+{
+    if (limits_decide((PyObject *)PyEval_GetFrame()) < 0) {
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
-static PyMethodDef enforcer_thread_method = {"enforce_budgets", limits_enforcer_thread_main, METH_NOARGS, NULL};
+PyDoc_STRVAR(stop_doc, "stop_trace($module, /)\n--\n\n"
+    "End the calls of the enforcer before each instruction of this thread; only on 3.11.");
 
-void limits_start_enforcer_thread(void)
+static PyObject *limits_stop_trace_method(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    if (has_enforcer_thread || PyThread_get_thread_ident() == main_thread) {
+#if USES_TRACE
+    limits_stop_trace();
+#endif
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(frame_doc, "trace_frame($module, frame, /)\n--\n\n"
+    "Have the frame report each instruction to the trace function of its thread; only on 3.11.");
+
+static PyObject *limits_trace_frame(PyObject *Py_UNUSED(module), PyObject *frame)
+{
+#if USES_TRACE
+    if (limits_trace_instructions(frame) < 0) {
+        return NULL;
+    }
+#else
+    (void)frame;
+#endif
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(decide_doc, "set_decide($module, decide, /)\n--\n\n"
+    "Set what is called with a thread and a frame before an instruction, and returns what to raise there, or None.");
+
+static PyObject *limits_set_decide(PyObject *Py_UNUSED(module), PyObject *callable)
+{
+    Py_XSETREF(decide, Py_NewRef(callable));
+    Py_RETURN_NONE;
+}
+
+/* The garbage collector. */
+
+static PyObject *limits_on_collector(PyObject *args, int is_last)
+{
+    PyObject *phase, *about;
+    if (!PyArg_ParseTuple(args, "UO", &phase, &about)) {
+        return NULL;
+    }
+    int is_start = PyUnicode_CompareWithASCIIString(phase, "start") == 0;
+    if (is_start && !is_last) {
+        collecting_thread = PyThread_get_thread_ident();
+    }
+    if (!is_start && is_last) {
+        collecting_thread = 0;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *limits_on_collector_first(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    return limits_on_collector(args, 0);
+}
+
+static PyObject *limits_on_collector_last(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    return limits_on_collector(args, 1);
+}
+
+static PyMethodDef collector_methods[] = {
+    {"on_collector_first", limits_on_collector_first, METH_VARARGS, NULL},
+    {"on_collector_last", limits_on_collector_last, METH_VARARGS, NULL},
+};
+
+static PyObject *collector_callbacks[2]; /* first and last of all, so that none of the program's is interrupted */
+static int is_watching;
+
+static int limits_remove(PyObject *list, PyObject *item)
+{
+    for (Py_ssize_t n = PyList_GET_SIZE(list); n > 0; n--) {
+        if (PyList_GET_ITEM(list, n - 1) == item) {
+            return PyList_SetSlice(list, n - 1, n, NULL);
+        }
+    }
+    return 0;
+}
+
+static int limits_set_watching(int is_on)
+{
+    PyObject *module = PyImport_ImportModule("gc");
+    PyObject *list = module == NULL ? NULL : PyObject_GetAttrString(module, "callbacks");
+    Py_XDECREF(module);
+    int failed = list == NULL || !PyList_Check(list);
+    for (int n = 0; n < 2 && !failed; n++) {
+        if (collector_callbacks[n] == NULL) {
+            collector_callbacks[n] = PyCFunction_New(&collector_methods[n], NULL);
+        }
+        failed = collector_callbacks[n] == NULL;
+    }
+    if (!failed && is_on) {
+        failed = PyList_Insert(list, 0, collector_callbacks[0]) < 0 || PyList_Append(list, collector_callbacks[1]) < 0;
+    }
+    else if (!failed) {
+        failed = limits_remove(list, collector_callbacks[0]) < 0 || limits_remove(list, collector_callbacks[1]) < 0;
+        collecting_thread = 0;
+    }
+    Py_XDECREF(list);
+    return failed ? -1 : 0;
+}
+
+void limits_watch_collector(void)
+{
+    int is_on = counters_have_limits();
+    if (is_on == is_watching) {
         return;
     }
-    uint32_t charged = thread_state.counter;
-    thread_state.counter = ROOT; /* the owner that is the first to need the thread does not pay for it */
-    has_enforcer_thread = 1;
-    PyObject *module = PyImport_ImportModule("_thread");
-    PyObject *function = module == NULL ? NULL : PyCFunction_New(&enforcer_thread_method, NULL);
-    PyObject *started =
-        function == NULL ? NULL : PyObject_CallMethod(module, "start_new_thread", "O()", function);
-    if (started == NULL) {
-        PyErr_Clear(); /* the interpreter starts no more threads, for example while it shuts down */
-        has_enforcer_thread = 0;
+    is_watching = is_on;
+    threads_charge(ROOT);
+    PyObject *raised = PyErr_Occurred() ? compat_take_exception() : NULL;
+    if (limits_set_watching(is_on) < 0) {
+        PyErr_Clear();
+        is_watching = !is_on; /* tried again with the next limit */
     }
-    Py_XDECREF(started);
-    Py_XDECREF(function);
-    Py_XDECREF(module);
-    thread_state.counter = charged;
+    if (raised != NULL) {
+        compat_raise_exception(raised);
+    }
+    threads_forget();
 }
 
 /* Called by the hooks. */
 
-/* Return whether the request goes to the enforcer thread. A request that finds no room, or no such thread, is
-   dropped: the budget is checked when the owner closes. Allocates nothing and never waits for the GIL. */
-static int limits_request_enforcement(uint32_t number, int64_t used_bytes, int is_refused)
+static void limits_request(uint32_t number, int is_refused)
 {
-    struct request *request = limits_take_request();
-    if (request == NULL) {
-        return 0;
-    }
-    request->number = number;
-    request->generation = counters[number].generation;
-    request->used_bytes = used_bytes;
-    request->is_refused = is_refused;
-    request->thread = PyThread_get_thread_ident();
-    if (request->thread == main_thread && Py_AddPendingCall(limits_enforce_pending_call, request) == 0) {
-        return 0;
-    }
-    if (!has_enforcer_thread) {
-        request->is_taken = 0;
-        return 0;
-    }
-    request->attempts = ATTEMPTS;
-    limits_wake_enforcer();
-    return 1;
-}
-
-static void limits_start_enforcing(uint32_t number, int64_t reached, int is_refused)
-{
-    struct counter *counter = &counters[number];
-    counter->is_enforcing = 1;
-    counter->throttles_left = THROTTLES;
-    /* A request to the enforcer thread takes time, in which the thread goes on allocating. */
-    int is_for_enforcer_thread = limits_request_enforcement(number, reached, is_refused);
-    int64_t grace = limits_grace(counter->soft_limit);
-    counter->throttle_at = is_for_enforcer_thread ? reached + grace / 2 : NO_LIMIT;
-    counter->emergency_limit = is_refused ? NO_LIMIT : reached + grace;
+    limits_send((struct request){
+        .is_taken = 1,
+        .number = number,
+        .generation = counters[number].generation,
+        .is_refused = is_refused,
+        .thread = PyThread_get_thread_ident(),
+    });
 }
 
 /* Called when the segment has used up its headroom. */
-static uint32_t limits_cross(void)
+static void limits_cross(void)
 {
-    uint32_t exceeded = ROOT;
+    counters_settle_chain(segment.counter);
     for (uint32_t number = segment.counter; number != ROOT; number = counters[number].parent) {
         struct counter *counter = &counters[number];
         int64_t reached = counter->live + segment.net;
-        if (counter->is_enforcing) {
-            if (reached > counter->throttle_at) {
-                limits_wait(number);
-                limits_set_throttle(number);
-            }
-            if (reached > counter->emergency_limit && exceeded == ROOT && limits_is_for_this_thread(number)) {
-                exceeded = number;
-            }
-        }
-        else if (counter->soft_limit != NO_LIMIT && reached > counter->soft_limit) {
-            limits_start_enforcing(number, reached, 0);
-            break; /* the innermost owner comes first */
+        if (reached > counter->ask_at) {
+            counter->ask_at = reached + limits_grace(counter->limit) / STEPS_PER_GRACE;
+            limits_request(number, 0);
+            break; /* the innermost owner comes first, and the next one with the next block */
         }
     }
     counters_update_limit_headroom();
-    return exceeded;
 }
 
-void limits_start(void)
-{
-    counters_on_limit_crossed = limits_cross;
-}
-
-static void limits_count_refusal(struct counter *counter, int64_t reached)
-{
-    refused_blocks++;
-    counter->refused_blocks++;
-    counter->highest_refused = reached > counter->highest_refused ? reached : counter->highest_refused;
-}
-
-void limits_undo_charge(uint32_t number, size_t size)
+void limits_ask_again(uint32_t number, int64_t after_bytes)
 {
     struct counter *counter = &counters[number];
-    counters_flush();
-    limits_count_refusal(counter, counter->live + (int64_t)size);
-    limits_mark_refused(number, counter->live + (int64_t)size);
-    /* A part of the grace stays usable, else no code of the owner could run at all. */
-    counter->emergency_limit = counter->live + limits_grace(counter->soft_limit) / THROTTLES;
+    counters_flush_into(number);
+    if (counter->limit != NO_LIMIT) {
+        int64_t reached = counter->live > counter->limit ? counter->live : counter->limit;
+        counter->ask_at = after_bytes < 0 ? NO_LIMIT : reached + after_bytes;
+    }
     counters_update_limit_headroom();
 }
 
@@ -429,21 +479,36 @@ int limits_refuse(uint32_t number, size_t growth)
         counters_switch(number);
     }
     counters_flush();
+    counters_settle_chain(number);
     for (; number != ROOT; number = counters[number].parent) {
         struct counter *counter = &counters[number];
         int64_t reached = counter->live + (int64_t)growth;
-        if (reached <= counter->hard_limit) {
+        if (reached <= counter->hard_limit || (int64_t)growth < counter->hard_limit / MIN_SHARE_OF_LIMIT) {
             continue;
         }
-        limits_count_refusal(counter, reached);
-        if (counter->is_enforcing) {
-            limits_mark_refused(number, reached);
-        }
-        else {
-            limits_start_enforcing(number, reached, 1);
-            counters_update_limit_headroom();
-        }
+        refused_blocks++;
+        counter->refused_blocks++;
+        counter->highest_refused = reached > counter->highest_refused ? reached : counter->highest_refused;
+        limits_request(number, 1);
         return 1;
     }
     return 0;
+}
+
+void limits_start(void)
+{
+    counters_on_limit_crossed = limits_cross;
+}
+
+static PyMethodDef limits_functions[] = {
+    {"on_instruction", (PyCFunction)(void (*)(void))limits_on_instruction, METH_FASTCALL, instruction_doc},
+    {"set_decide", limits_set_decide, METH_O, decide_doc},
+    {"stop_trace", limits_stop_trace_method, METH_NOARGS, stop_doc},
+    {"trace_frame", limits_trace_frame, METH_O, frame_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int limits_register(PyObject *module)
+{
+    return PyModule_AddFunctions(module, limits_functions);
 }

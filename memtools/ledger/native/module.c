@@ -1,7 +1,7 @@
 /* The functions of `memtools.ledger._native`: the native meter as Python sees it.
 
-   On interpreters without the GIL, on machines without 64-bit addresses and where memory cannot be mapped, `reason()`
-   says so, and the module does nothing else.
+   On interpreters without the GIL, on Windows, on machines without 64-bit addresses and where memory cannot be mapped,
+   `reason()` says so, and the module does nothing else.
 
    Locking: every function is called under the GIL. Importing installs nothing. */
 
@@ -16,9 +16,12 @@
 #include "numpy_arrays.h"
 #include "objects.h"
 #include "owners.h"
+#include "threads.h"
 
 #ifdef Py_GIL_DISABLED
 #define UNSUPPORTED "it relies on the GIL, and this Python is free-threaded"
+#elif defined(_WIN32)
+#define UNSUPPORTED "its Windows port has never been run inside an interpreter"
 #elif UINTPTR_MAX < 0xFFFFFFFFFFFFFFFFu
 #define UNSUPPORTED "it takes 64-bit addresses"
 #else
@@ -36,6 +39,39 @@ PyDoc_STRVAR(reason_doc, "reason($module, /)\n--\n\nReturn why this process cann
 static PyObject *module_reason(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     return PyUnicode_FromString(*UNSUPPORTED ? UNSUPPORTED : hooks_reason());
+}
+
+PyDoc_STRVAR(unhooked_doc, "call_unhooked($module, function, argument, /)\n--\n\n"
+    "Call a C function `int f(void *)`, by its address, as if nothing but Python's own allocator gave objects their\n"
+    "memory; return what it returns. It must neither allocate nor free objects.");
+
+static PyObject *module_call_unhooked(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_ssize_t function;
+    Py_ssize_t argument;
+    if (!PyArg_ParseTuple(args, "nn:call_unhooked", &function, &argument)) {
+        return NULL;
+    }
+    return PyLong_FromLong(hooks_call_unhooked((int (*)(void *))(intptr_t)function, (void *)(intptr_t)argument));
+}
+
+PyDoc_STRVAR(tables_doc, "tables($module, /)\n--\n\n"
+    "Return the addresses of the tables of the ledger, as pairs of the first and the one behind the last.");
+
+static PyObject *module_tables(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    PyObject *found = PyList_New(0);
+    size_t size = MAX_COUNTERS * sizeof(struct counter);
+    const void *start = counters;
+    for (size_t number = 0; found != NULL && start != NULL; number++) {
+        PyObject *range = Py_BuildValue("nn", (Py_ssize_t)(intptr_t)start, (Py_ssize_t)(intptr_t)start + (Py_ssize_t)size);
+        if (range == NULL || PyList_Append(found, range) < 0) {
+            Py_CLEAR(found);
+        }
+        Py_XDECREF(range);
+        start = block_map_mapping(number, &size);
+    }
+    return found;
 }
 
 PyDoc_STRVAR(install_doc, "install($module, /)\n--\n\n"
@@ -84,20 +120,20 @@ static PyObject *module_hooks_in_place(PyObject *Py_UNUSED(module), PyObject *Py
 }
 
 PyDoc_STRVAR(switch_doc, "switch($module, counter, /)\n--\n\n"
-    "Charge `counter` with what this thread allocates from now on; None for no owner.");
+    "Charge `counter`, None for no owner, from now on, until another context becomes current in this thread.");
 
 static PyObject *module_switch(PyObject *Py_UNUSED(module), PyObject *counter)
 {
     thread_state.enforcement_off = 0;
     if (counter == Py_None) {
-        thread_state.counter = ROOT;
+        threads_charge(ROOT);
         Py_RETURN_NONE;
     }
     if (!Py_IS_TYPE(counter, objects_counter_type)) {
         PyErr_SetString(PyExc_TypeError, "neither a Counter nor None");
         return NULL;
     }
-    thread_state.counter = ((CounterObject *)counter)->number;
+    threads_charge(((CounterObject *)counter)->number);
     Py_RETURN_NONE;
 }
 
@@ -123,6 +159,14 @@ static PyObject *module_untracked_bytes(PyObject *Py_UNUSED(module), PyObject *P
     return PyLong_FromLongLong((long long)counters[ROOT].own);
 }
 
+PyDoc_STRVAR(count_folds_doc, "count_folds($module, /)\n--\n\n"
+    "Return how many steps from a counter to its parent the upkeep of all figures has taken so far.");
+
+static PyObject *module_count_folds(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromLongLong((long long)counters_count_folds());
+}
+
 PyDoc_STRVAR(counters_in_use_doc, "counters_in_use($module, /)\n--\n\nReturn how many of 32,766 counters are in use.");
 
 static PyObject *module_counters_in_use(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
@@ -138,53 +182,16 @@ static PyObject *module_lost_blocks(PyObject *Py_UNUSED(module), PyObject *Py_UN
     return PyLong_FromUnsignedLongLong(hooks_lost_blocks());
 }
 
-PyDoc_STRVAR(main_thread_doc, "set_main_thread($module, ident, /)\n--\n\n"
-    "Set which thread is the interpreter's main thread.");
+PyDoc_STRVAR(fork_doc, "after_fork($module, /)\n--\n\n"
+    "Drop, in the child of a fork, the state of all threads but the calling one.");
 
-static PyObject *module_set_main_thread(PyObject *Py_UNUSED(module), PyObject *ident)
+static PyObject *module_after_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-    unsigned long thread = PyLong_AsUnsignedLong(ident);
-    if (thread == (unsigned long)-1 && PyErr_Occurred()) {
-        return NULL;
-    }
-    limits_set_main_thread(thread);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(fork_doc, "after_fork($module, ident, /)\n--\n\n"
-    "Drop, in the child of a fork, the state of all threads but `ident`.");
-
-static PyObject *module_after_fork(PyObject *module, PyObject *ident)
-{
-    PyObject *result = module_set_main_thread(module, ident);
-    if (result != NULL && counters != NULL) {
+    if (counters != NULL) {
         limits_after_fork();
         counters_after_fork();
+        threads_after_fork();
     }
-    return result;
-}
-
-PyDoc_STRVAR(enforcer_doc, "start_enforcer($module, /)\n--\n\n"
-    "Start the enforcer thread if this thread needs it for a budget that another thread has set.");
-
-static PyObject *module_start_enforcer(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
-{
-    if (counters_have_limits()) {
-        limits_start_enforcer_thread();
-    }
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(interval_doc, "set_switch_interval($module, seconds, /)\n--\n\n"
-    "Set how long a thread that wants the GIL waits before it asks for it.");
-
-static PyObject *module_set_switch_interval(PyObject *Py_UNUSED(module), PyObject *seconds)
-{
-    double interval = PyFloat_AsDouble(seconds);
-    if (interval == -1.0 && PyErr_Occurred()) {
-        return NULL;
-    }
-    limits_set_switch_interval(interval);
     Py_RETURN_NONE;
 }
 
@@ -209,6 +216,17 @@ PyDoc_STRVAR(load_doc, "load_numpy_api($module, array_api, /)\n--\n\nSet numpy's
 static PyObject *module_load_numpy_api(PyObject *Py_UNUSED(module), PyObject *array_api)
 {
     if (numpy_arrays_load_api(array_api) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(wrap_doc, "wrap_numpy_default($module, array_api, /)\n--\n\n"
+    "Count what numpy's default memory handler allocates from now on, for good.");
+
+static PyObject *module_wrap_numpy_default(PyObject *Py_UNUSED(module), PyObject *array_api)
+{
+    if (numpy_arrays_wrap_default(array_api) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -243,24 +261,26 @@ static PyObject *module_open_fast(PyObject *Py_UNUSED(module), PyObject *const *
     return owner == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : owner;
 }
 
-PyDoc_STRVAR(close_doc, "close_fast($module, owner, failed, next_owner, /)\n--\n\n"
+PyDoc_STRVAR(close_doc, "close_fast($module, owner, failed, /)\n--\n\n"
     "Close an owner of the native meter and notify listeners; return False, with nothing changed, if the fast path\n"
     "declines.");
 
 static PyObject *module_close_fast(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "close_fast() takes an owner, whether it failed, and an owner or None");
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "close_fast() takes an owner and whether it failed");
         return NULL;
     }
-    int has_closed = coroutine_close_owner_fast(args[0], args[1] == Py_True, args[2]);
+    int has_closed = coroutine_close_owner_fast(args[0], args[1] == Py_True);
     return has_closed < 0 ? NULL : PyBool_FromLong(has_closed);
 }
 
 static PyMethodDef module_functions[] = {
-    {"after_fork", module_after_fork, METH_O, fork_doc},
+    {"after_fork", module_after_fork, METH_NOARGS, fork_doc},
+    {"call_unhooked", module_call_unhooked, METH_VARARGS, unhooked_doc},
     {"close_fast", (PyCFunction)(void (*)(void))module_close_fast, METH_FASTCALL, close_doc},
     {"count_arrays", module_count_arrays, METH_O, arrays_doc},
+    {"count_folds", module_count_folds, METH_NOARGS, count_folds_doc},
     {"counters_in_use", module_counters_in_use, METH_NOARGS, counters_in_use_doc},
     {"has_stopped", module_has_stopped, METH_NOARGS, stopped_doc},
     {"hooks_in_place", module_hooks_in_place, METH_NOARGS, in_place_doc},
@@ -272,12 +292,11 @@ static PyMethodDef module_functions[] = {
     {"reason", module_reason, METH_NOARGS, reason_doc},
     {"refused_blocks", module_refused_blocks, METH_NOARGS, refused_doc},
     {"set_counting", module_set_counting, METH_O, count_doc},
-    {"set_main_thread", module_set_main_thread, METH_O, main_thread_doc},
-    {"set_switch_interval", module_set_switch_interval, METH_O, interval_doc},
-    {"start_enforcer", module_start_enforcer, METH_NOARGS, enforcer_doc},
     {"suspend_enforcement", module_suspend_enforcement, METH_O, suspend_doc},
     {"switch", module_switch, METH_O, switch_doc},
+    {"tables", module_tables, METH_NOARGS, tables_doc},
     {"untracked_bytes", module_untracked_bytes, METH_NOARGS, untracked_doc},
+    {"wrap_numpy_default", module_wrap_numpy_default, METH_O, wrap_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -289,7 +308,8 @@ static int module_execute(PyObject *module)
     }
     interpreters_start(hooks_stop);
     limits_start();
-    if (objects_register(module) < 0 || coroutine_register(module) < 0 || owners_register(module) < 0) {
+    if (objects_register(module) < 0 || coroutine_register(module) < 0 || owners_register(module) < 0 ||
+        threads_register(module) < 0 || limits_register(module) < 0) {
         return -1;
     }
     return 0;

@@ -5,10 +5,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <string.h>
+
 #include "block_map.h"
 #include "counters.h"
 #include "hooks.h"
 #include "limits.h"
+#include "threads.h"
 
 /* The layout of NEP 49, version 1; later versions only add to the end of `allocator`. */
 struct allocator {
@@ -24,11 +27,13 @@ struct handler {
     struct allocator allocator;
 };
 #define CAPSULE_NAME "mem_handler"
+#define DEFAULT_NAME "default_allocator"
 
 /* Positions in numpy's table (`numpy/_core/code_generators/numpy_api.py`), which numpy never reassigns. */
 #define GET_FEATURE_VERSION 211
 #define SET_HANDLER 304
 #define GET_HANDLER 305
+#define DEFAULT_HANDLER 306
 #define FIRST_WITH_HANDLERS 0xf /* 1.22 */
 
 struct wrapper {
@@ -41,19 +46,25 @@ struct wrapper {
 #define MAX_WRAPPERS 8
 static struct wrapper wrappers[MAX_WRAPPERS];
 static int wrapper_count;
+static struct allocator default_inner;
+static struct wrapper default_wrapper = {.inner = &default_inner};
 static PyObject *(*set_handler)(PyObject *);
 static PyObject *(*get_handler)(void);
 
 static int numpy_arrays_is_counted(const void *block)
 {
-    /* The map cannot tell two blocks in one granule apart. */
-    return hooks_are_counting() && (uintptr_t)block % MIN_COUNTED_SIZE == 0 && PyGILState_Check();
+    /* The map cannot tell two blocks in one granule apart. Inside another wrapper, that one counts. */
+    return hooks_are_counting() && !thread_state.inside_allocator && (uintptr_t)block % MIN_COUNTED_SIZE == 0 &&
+           PyGILState_Check();
 }
 
 static int numpy_arrays_is_refused(size_t growth)
 {
-    return growth >= MIN_REFUSED_SIZE && numpy_arrays_is_counted(NULL) && !thread_state.enforcement_off &&
-           limits_refuse(thread_state.counter, growth);
+    if (growth < MIN_REFUSED_SIZE || !numpy_arrays_is_counted(NULL)) {
+        return 0;
+    }
+    threads_look(0);
+    return !thread_state.enforcement_off && limits_refuse(thread_state.counter, growth);
 }
 
 static void numpy_arrays_charge(void *block, size_t size)
@@ -67,8 +78,9 @@ static void numpy_arrays_charge(void *block, size_t size)
     if (stale != 0) {
         counters_credit(counter, stale);
     }
+    threads_look(size);
     block_map_write(at, thread_state.counter, size);
-    (void)counters_charge(thread_state.counter, block_map_counted_size(size));
+    counters_charge(thread_state.counter, block_map_counted_size(size));
 }
 
 static void numpy_arrays_credit(const void *block)
@@ -160,6 +172,31 @@ int numpy_arrays_load_api(PyObject *capsule)
     }
     set_handler = (PyObject * (*)(PyObject *))table[SET_HANDLER];
     get_handler = (PyObject * (*)(void))table[GET_HANDLER];
+    return 0;
+}
+
+int numpy_arrays_wrap_default(PyObject *capsule)
+{
+    if (numpy_arrays_load_api(capsule) < 0) {
+        return -1;
+    }
+    void **table = PyCapsule_GetPointer(capsule, NULL);
+    PyObject *default_capsule = *(PyObject **)table[DEFAULT_HANDLER];
+    struct handler *handler = default_capsule == NULL ? NULL : PyCapsule_GetPointer(default_capsule, CAPSULE_NAME);
+    if (handler == NULL || strncmp(handler->name, DEFAULT_NAME, sizeof DEFAULT_NAME) != 0) {
+        PyErr_SetString(PyExc_RuntimeError, "numpy's default memory handler is not the one that is known");
+        return -1;
+    }
+    if (handler->allocator.ctx == &default_wrapper) {
+        return 0;
+    }
+    default_inner = handler->allocator;
+    /* numpy's own functions do not look at `ctx`, so a thread that reads one field old and one new does no harm. */
+    handler->allocator.ctx = &default_wrapper;
+    handler->allocator.malloc = numpy_arrays_malloc;
+    handler->allocator.calloc = numpy_arrays_calloc;
+    handler->allocator.realloc = numpy_arrays_realloc;
+    handler->allocator.free = numpy_arrays_free;
     return 0;
 }
 

@@ -7,11 +7,13 @@
 
 #include <structmember.h>
 
+#include "compat.h"
 #include "counters.h"
 #include "hooks.h"
 #include "interpreters.h"
 #include "layout.h"
 #include "limits.h"
+#include "threads.h"
 
 struct runtime runtime;
 uint64_t objects_session;
@@ -326,9 +328,11 @@ static PyObject *objects_counter_new(PyTypeObject *type, PyObject *args, PyObjec
     }
     self->session = objects_session;
     self->number = counters_open(above);
+    counters[self->number].pool_bytes_at_open = threads_pool_bytes();
     if (self->number == ROOT) {
         self->is_shared = 1;
         self->number = above;
+        counters_flush_into(above);
         self->live_before = counters[above].live;
         self->allocated_before = counters[above].allocated;
     }
@@ -339,10 +343,9 @@ static void objects_counter_dealloc(CounterObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     if (!self->is_shared && self->number != ROOT) {
-        if (thread_state.counter == self->number) {
-            thread_state.counter = ROOT; /* another owner may get the number */
-        }
+        threads_epoch++; /* another owner may get the number */
         counters_release(self->number);
+        limits_watch_collector();
     }
     Py_CLEAR(self->enforcer);
     type->tp_free((PyObject *)self);
@@ -372,7 +375,9 @@ static PyObject *objects_counter_close(CounterObject *self, PyObject *Py_UNUSED(
 {
     if (!self->is_shared && counters[self->number].is_open) {
         counters_close(self->number);
+        limits_watch_collector();
     }
+    threads_epoch++;
     Py_CLEAR(self->enforcer);
     Py_RETURN_NONE;
 }
@@ -385,6 +390,8 @@ static PyObject *objects_counter_make_process_wide(CounterObject *self, PyObject
     if (!self->is_shared && counters[self->number].is_open) {
         counters_set_limits(self->number, NO_LIMIT, NO_LIMIT, NULL);
         counters_make_process_wide(self->number);
+        threads_epoch++;
+        limits_watch_collector();
     }
     Py_CLEAR(self->enforcer);
     Py_RETURN_NONE;
@@ -403,7 +410,8 @@ PyDoc_STRVAR(read_doc, "read($self, /)\n--\n\nReturn live, peak and allocated by
 
 static PyObject *objects_counter_read(CounterObject *self, PyObject *Py_UNUSED(none))
 {
-    counters_flush();
+    interpreters_check();
+    counters_flush_into(self->number);
     const struct counter *counter = &counters[self->number];
     int64_t live = counter->live - self->live_before;
     int64_t peak = counter->peak - self->live_before;
@@ -419,6 +427,30 @@ static PyObject *objects_counter_read(CounterObject *self, PyObject *Py_UNUSED(n
     PyTuple_SET_ITEM(figures, COUNTER_PEAK_BYTES, PyLong_FromLongLong(peak));
     PyTuple_SET_ITEM(figures, COUNTER_ALLOCATED_BYTES, PyLong_FromLongLong(counter->allocated - self->allocated_before));
     return objects_complete_tuple(figures);
+}
+
+PyDoc_STRVAR(worked_doc, "others_may_have_worked($self, /)\n--\n\n"
+    "Return what threads that were begun in it, and what pools, have allocated for no owner meanwhile, in bytes, each 0\n"
+    "where it is too little to matter; None where both are.");
+
+static PyObject *objects_counter_others(CounterObject *self, PyObject *Py_UNUSED(none))
+{
+    int64_t begun, pooled;
+    if (self->is_shared || !threads_may_have_worked_for(self->number, &begun, &pooled)) {
+        Py_RETURN_NONE;
+    }
+    return Py_BuildValue("LL", (long long)begun, (long long)pooled);
+}
+
+PyDoc_STRVAR(unowned_doc, "charge_unowned($self, /)\n--\n\n"
+    "Count, until the counter is closed, what this thread allocates in contexts without an owner, too.");
+
+static PyObject *objects_counter_charge_unowned(CounterObject *self, PyObject *Py_UNUSED(none))
+{
+    if (!self->is_shared && counters[self->number].is_open) {
+        threads_charge_unowned(self->number);
+    }
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(report_doc, "report_once($self, /)\n--\n\n"
@@ -454,23 +486,36 @@ static PyObject *objects_counter_is_lost(CounterObject *self, void *Py_UNUSED(no
 }
 
 PyDoc_STRVAR(limit_doc, "set_limit($self, limit_bytes, is_hard, enforcer, /)\n--\n\n"
-    "Set the soft limit, above which `enforcer(used_bytes, thread, is_refused)` is asked for an exception, until the\n"
-    "counter is closed. Large blocks are refused above the limit if `is_hard`, else above the limit and its grace.");
+    "Set the limit above which `enforcer(thread, frame, is_refused)` is called until the counter is closed, between two\n"
+    "bytecodes, with the frame of the thread or None. One block that is large beside the limit is refused if `is_hard`.");
 
 static PyObject *objects_counter_set_limit(CounterObject *self, PyObject *args)
 {
-    long long soft_limit;
+    long long limit;
     int is_hard;
     PyObject *enforcer;
-    if (!PyArg_ParseTuple(args, "LpO:set_limit", &soft_limit, &is_hard, &enforcer)) {
+    if (!PyArg_ParseTuple(args, "LpO:set_limit", &limit, &is_hard, &enforcer)) {
         return NULL;
     }
     if (!self->is_shared && counters[self->number].is_open) {
         Py_XSETREF(self->enforcer, Py_NewRef(enforcer));
-        int is_unlimited = soft_limit >= NO_LIMIT / 2; /* the sum would overflow */
-        int64_t hard_limit = is_hard || is_unlimited ? soft_limit : soft_limit + limits_grace(soft_limit);
-        counters_set_limits(self->number, soft_limit, hard_limit, enforcer);
-        limits_start_enforcer_thread();
+        counters_set_limits(self->number, limit, is_hard ? limit : NO_LIMIT, enforcer);
+        limits_watch_collector();
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(ask_doc, "ask_again($self, after_bytes, /)\n--\n\n"
+    "Have the enforcer called again when the counter has grown by so many bytes, or never if they are negative.");
+
+static PyObject *objects_counter_ask_again(CounterObject *self, PyObject *after_bytes)
+{
+    long long bytes = PyLong_AsLongLong(after_bytes);
+    if (bytes == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (!self->is_shared && counters[self->number].is_open) {
+        limits_ask_again(self->number, bytes);
     }
     Py_RETURN_NONE;
 }
@@ -480,7 +525,10 @@ static PyMethodDef counter_methods[] = {
     {"make_process_wide", (PyCFunction)objects_counter_make_process_wide, METH_NOARGS, process_wide_doc},
     {"read", (PyCFunction)objects_counter_read, METH_NOARGS, read_doc},
     {"attach_account", (PyCFunction)objects_counter_attach_account, METH_O, attach_doc},
+    {"charge_unowned", (PyCFunction)objects_counter_charge_unowned, METH_NOARGS, unowned_doc},
+    {"others_may_have_worked", (PyCFunction)objects_counter_others, METH_NOARGS, worked_doc},
     {"set_limit", (PyCFunction)objects_counter_set_limit, METH_VARARGS, limit_doc},
+    {"ask_again", (PyCFunction)objects_counter_ask_again, METH_O, ask_doc},
     {"report_once", (PyCFunction)objects_counter_report_once, METH_NOARGS, report_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -623,6 +671,21 @@ struct thread_slot *objects_thread_slot(void)
     return slot;
 }
 
+/* Return whether an owner counts in a context: it is open, and its context is this one or it is inherited. */
+static inline int objects_is_active(const struct owner *owner, const PyObject *context)
+{
+    return owner->ended == Py_False && (owner->home_context == Py_None || owner->home_context == context);
+}
+
+/* Return an owner or its nearest ancestor that is active in a context. */
+static struct owner *objects_skip_inactive(struct owner *owner, const PyObject *context)
+{
+    while (owner != NULL && !objects_is_active(owner, context)) {
+        owner = objects_as_owner(owner->parent);
+    }
+    return owner;
+}
+
 int objects_active_owner(struct owner **found)
 {
     PyObject *owner = NULL;
@@ -630,22 +693,41 @@ int objects_active_owner(struct owner **found)
     if (active_variable == NULL || PyContextVar_Get(active_variable, Py_None, &owner) < 0) {
         return active_variable == NULL ? 0 : -1;
     }
-    struct owner *open = objects_as_owner(owner);
-    if (open != NULL && open->ended == Py_False) {
-        *found = open; /* the caller gets the reference */
-        return 0;
-    }
-    while (open != NULL && open->ended != Py_False) {
-        open = objects_as_owner(open->parent);
-    }
-    *found = (struct owner *)Py_XNewRef((PyObject *)open);
+    *found = objects_skip_inactive(objects_as_owner(owner), PyThreadState_Get()->context);
+    Py_XINCREF(*found);
     Py_DECREF(owner);
     return 0;
 }
 
 static int objects_is_native(const struct owner *owner)
 {
-    return owner == NULL || (owner->meter_state != NULL && Py_IS_TYPE(owner->meter_state, objects_counter_type));
+    return owner->meter_state != NULL && Py_IS_TYPE(owner->meter_state, objects_counter_type);
+}
+
+/* Nothing here may end an object: the context keeps the owner, and every owner keeps its parent. */
+static int objects_find_counter(const PyThreadState *state, uint32_t *number)
+{
+    *number = ROOT;
+    if (active_variable == NULL) {
+        return 0;
+    }
+    PyObject *active = NULL;
+    struct compat_raised raised = compat_save_raised(state);
+    int failed = PyContextVar_Get(active_variable, Py_None, &active) < 0; /* a lookup may exceed the recursion limit */
+    compat_restore_raised(state, raised);
+    if (failed) {
+        return -1;
+    }
+    struct owner *owner = objects_skip_inactive(objects_as_owner(active), state->context);
+    for (; owner != NULL; owner = objects_skip_inactive(objects_as_owner(owner->parent), state->context)) {
+        const struct owner *charged = objects_as_owner(owner->charged_to);
+        if (charged != NULL && charged->detached == Py_False && objects_is_native(charged)) {
+            *number = ((CounterObject *)charged->meter_state)->number;
+            break;
+        }
+    }
+    Py_DECREF(active);
+    return 0;
 }
 
 static int objects_switch_by_meter(PyObject *meter, struct thread_slot *slot, PyObject *owner)
@@ -662,14 +744,20 @@ int objects_set_current(struct thread_slot *slot, PyObject *wanted)
     while (owner != NULL && owner->detached != Py_False) {
         owner = objects_as_owner(owner->previous); /* it was closed, or abandoned, since it was the current one */
     }
+    threads_forget();
+    if (owner != NULL && objects_is_native(owner)) {
+        thread_state.enforcement_off = 0;
+        threads_charge(((CounterObject *)owner->meter_state)->number);
+        /* The slot holds owners of other meters only, whose figures have those of their children. */
+        const struct owner *charged = owner;
+        while (charged != NULL && (charged->detached != Py_False || objects_is_native(charged))) {
+            owner = objects_as_owner(owner->parent);
+            charged = owner == NULL ? NULL : objects_as_owner(owner->charged_to);
+        }
+        owner = (struct owner *)charged;
+    }
     struct owner *before = objects_as_owner(slot->owner);
     if (before == owner) {
-        return 0;
-    }
-    if (objects_is_native(before) && objects_is_native(owner)) {
-        thread_state.enforcement_off = 0;
-        thread_state.counter = owner == NULL ? ROOT : ((CounterObject *)owner->meter_state)->number;
-        Py_XSETREF(slot->owner, Py_NewRef(owner == NULL ? Py_None : (PyObject *)owner));
         return 0;
     }
 
@@ -713,7 +801,7 @@ static PyObject *objects_py_active_owner(PyObject *Py_UNUSED(module), PyObject *
 }
 
 PyDoc_STRVAR(current_doc, "set_current($module, slot, owner, /)\n--\n\n"
-    "Make `owner` the current owner of this thread, which is charged from now on; None for no owner.");
+    "Charge `owner` from now on, until another context becomes current; None for the active owner of the context.");
 
 static PyObject *objects_py_set_current(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
@@ -724,8 +812,33 @@ static PyObject *objects_py_set_current(PyObject *Py_UNUSED(module), PyObject *c
     return objects_set_current((struct thread_slot *)args[0], args[1]) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
+PyDoc_STRVAR(set_active_doc, "set_active($module, owner, /)\n--\n\n"
+    "Make `owner`, or None, the active owner of this context.");
+
+static PyObject *objects_py_set_active(PyObject *Py_UNUSED(module), PyObject *owner)
+{
+    PyObject *token = active_variable == NULL ? NULL : PyContextVar_Set(active_variable, owner);
+    threads_forget();
+    if (token == NULL) {
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_RuntimeError, "set_context() comes first");
+    }
+    Py_DECREF(token);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(context_of_doc, "current_context($module, /)\n--\n\n"
+    "Return the context of this thread itself, not a copy; None before a variable was set in it.");
+
+static PyObject *objects_py_current_context(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    PyObject *context = PyThreadState_Get()->context;
+    return Py_NewRef(context == NULL ? Py_None : context);
+}
+
 static PyMethodDef context_functions[] = {
     {"active_owner", objects_py_active_owner, METH_NOARGS, active_doc},
+    {"current_context", objects_py_current_context, METH_NOARGS, context_of_doc},
+    {"set_active", objects_py_set_active, METH_O, set_active_doc},
     {"set_context", objects_py_set_context, METH_VARARGS, context_doc},
     {"set_current", (PyCFunction)(void (*)(void))objects_py_set_current, METH_FASTCALL, current_doc},
     {NULL, NULL, 0, NULL},
@@ -756,6 +869,7 @@ static int objects_make_types(void)
 
 int objects_register(PyObject *module)
 {
+    threads_find_counter = objects_find_counter;
     if (objects_totals_type == NULL && objects_make_types() < 0) {
         return -1;
     }

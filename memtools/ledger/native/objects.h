@@ -38,6 +38,7 @@
     FIELD(exceeded_reported, Py_False)                              \
     FIELD(final_usage, Py_None)                                     \
     FIELD(freed_before, FLOAT_ZERO)                                 \
+    FIELD(home_context, Py_None)                                    \
     FIELD(include_children, Py_True)                                \
     FIELD(inline_child, Py_None)                                    \
     FIELD(is_counted, Py_True)                                      \
@@ -49,6 +50,7 @@
     FIELD(largest_children, EMPTY_TUPLE)                            \
     FIELD(limit_bytes_in_flight, INFINITE)                          \
     FIELD(live, FLOAT_ZERO)                                         \
+    FIELD(look_up_name, Py_None)                                    \
     FIELD(meter, Py_None)                                           \
     FIELD(meter_state, Py_None)                                     \
     FIELD(name, EMPTY_STRING)                                       \
@@ -64,7 +66,8 @@
     FIELD(session, FLOAT_ZERO)                                      \
     FIELD(steps_at_open, INT_ZERO)                                  \
     FIELD(suspension, Py_None)                                      \
-    FIELD(tracker, Py_None)
+    FIELD(tracker, Py_None)                                         \
+    FIELD(unowned_before, FLOAT_ZERO)
 
 struct owner {
     PyObject_HEAD
@@ -134,6 +137,8 @@ struct runtime {
     PyObject *native_meter;
     PyObject *root_account;
     int fast_path_disabled; /* each opening has more to do for now */
+    long long budgeted_owners; /* open owners whose budget is checked after each step */
+    int has_other_meters;   /* there are owners of a meter that has a current owner in each thread */
 };
 
 extern HIDDEN struct runtime runtime;
@@ -167,7 +172,8 @@ struct thread_slot *objects_thread_slot(void);
    GIL. */
 int objects_active_owner(struct owner **owner);
 
-/* Make an owner the current one of this thread, which is charged from now on; NULL or None for no owner. -1 with an
+/* Charge an owner from now on, until another context becomes current; NULL or None for the one that is active in the
+   context. With the tracemalloc meter it becomes the current owner of the thread, until the next call. -1 with an
    exception. GIL. */
 int objects_set_current(struct thread_slot *slot, PyObject *owner);
 

@@ -5,23 +5,18 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <time.h>
-
 #include "counters.h"
 #include "hooks.h"
 #include "layout.h"
 #include "objects.h"
+#include "platform.h"
+#include "threads.h"
+
+#define MAX_SEARCHED 16 /* accounts above */
 
 static long long hold_count;
 static double resident_read_at = -1.0;
 static long long last_resident;
-
-static double owners_now_s(void)
-{
-    struct timespec now;
-    (void)clock_gettime(CLOCK_MONOTONIC, &now); /* the clock of `time.perf_counter` */
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 static int owners_read_resident(double now, long long *bytes)
 {
@@ -68,13 +63,19 @@ static int owners_set_field(PyObject **field, PyObject *made)
     return 0;
 }
 
-/* A function that calls itself has one account, so an account may be the account of a nested owner, too. */
+static int owners_is_same_text(PyObject *one, PyObject *other)
+{
+    return one == other || (one != NULL && PyUnicode_CheckExact(one) && PyUnicode_CheckExact(other) &&
+                            PyUnicode_Compare(one, other) == 0);
+}
+
+/* A function that calls itself has one account, so an account may be the account of a nested owner, too. Python, which
+   knows whether a name is new, looks further up: each new name would search a deep chain in vain. */
 static struct account *owners_find_in_ancestors(struct account *above, PyObject *kind, PyObject *name)
 {
-    while (above->parent != NULL && above->parent != Py_None) { /* the root account has no name */
-        int is_same = above->name == name || (above->name != NULL && PyUnicode_CheckExact(above->name) &&
-                                              PyUnicode_CheckExact(name) && PyUnicode_Compare(above->name, name) == 0);
-        if (is_same && above->kind == kind) {
+    /* The root account has no name. */
+    for (int n = 0; n < MAX_SEARCHED && above->parent != NULL && above->parent != Py_None; n++) {
+        if (owners_is_same_text(above->name, name) && owners_is_same_text(above->kind, kind)) {
             return above;
         }
         if (!PyObject_TypeCheck(above->parent, objects_account_type)) {
@@ -159,7 +160,7 @@ static struct owner *owners_make(PyObject *meter, PyObject *kind, PyObject *name
     if (owner == NULL) {
         return NULL;
     }
-    double now = owners_now_s();
+    double now = platform_now_s();
     long long resident;
     int failed = owners_read_resident(now, &resident) < 0 ||
                  owners_set_field(&owner->opened_at, PyFloat_FromDouble(now)) < 0 ||
@@ -186,8 +187,7 @@ static struct owner *owners_make(PyObject *meter, PyObject *kind, PyObject *name
 }
 
 /* Enter the owner in the records and make it the current one; -1 with an exception, and then nothing was changed. */
-static int owners_register_open(struct owner *owner, struct owner *parent, struct account *account,
-                                struct thread_slot *slot)
+static int owners_register_open(struct owner *owner, struct owner *parent, struct account *account)
 {
     PyObject *key = PyLong_FromVoidPtr(owner);
     PyObject *token = key == NULL ? NULL : PyContextVar_Set(runtime.active_variable, (PyObject *)owner);
@@ -213,9 +213,7 @@ static int owners_register_open(struct owner *owner, struct owner *parent, struc
         }
     }
     Py_SETREF(owner->charged_to, Py_NewRef((PyObject *)owner));
-    Py_SETREF(owner->previous, Py_XNewRef(slot->owner));
-    thread_state.counter = number;
-    Py_XSETREF(slot->owner, Py_NewRef((PyObject *)owner));
+    threads_charge(number);
     return 0;
 }
 
@@ -223,24 +221,25 @@ PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int 
                            Py_ssize_t steps)
 {
     struct owner *parent = NULL;
-    if (runtime.fast_path_disabled || meter != runtime.native_meter || runtime.owner_class == NULL || counters == NULL ||
+    if (runtime.fast_path_disabled || runtime.has_other_meters || meter != runtime.native_meter || runtime.owner_class == NULL || counters == NULL ||
         objects_active_owner(&parent) < 0) {
         return NULL;
     }
     struct owner *owner = NULL;
-    struct thread_slot *slot = NULL;
     thread_state.enforcement_off = 1; /* as `NativeMeter.acquire` in `memtools/ledger/meters/_native.py` */
     PyObject *above = parent == NULL ? runtime.root_account : parent->account;
-    struct account *account = above == NULL || !PyObject_TypeCheck(above, objects_account_type)
+    /* A parent of a class below `Owner` finds its name, and with it its account, when Python code asks for them. */
+    int is_named = parent == NULL || Py_IS_TYPE((PyObject *)parent, objects_owner_class);
+    struct account *account = !is_named || above == NULL || !PyObject_TypeCheck(above, objects_account_type)
                                   ? NULL
                                   : owners_find_account((struct account *)above, kind, name, include_children);
     Py_XINCREF(account);
-    if (account != NULL && !owners_is_stacked(parent, account) && (slot = objects_thread_slot()) != NULL) {
+    if (account != NULL && !owners_is_stacked(parent, account)) {
         (void)owners_hold_counting();
         if (hooks_are_in_place()) {
             owner = owners_make(meter, kind, name, include_children, parent, account, tracker, steps);
         }
-        if (owner != NULL && owners_register_open(owner, parent, account, slot) < 0) {
+        if (owner != NULL && owners_register_open(owner, parent, account) < 0) {
             Py_CLEAR(owner);
         }
         if (owner == NULL) {
@@ -248,7 +247,6 @@ PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int 
         }
     }
     thread_state.enforcement_off = 0;
-    Py_XDECREF(slot);
     Py_XDECREF(account);
     Py_XDECREF(parent);
     return (PyObject *)owner;
@@ -258,9 +256,9 @@ PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int 
 
 static int owners_is_fast(const struct owner *owner)
 {
-    return owner->ended == Py_False && owner->meter_state != NULL &&
+    return !runtime.fast_path_disabled && owner->ended == Py_False && owner->meter_state != NULL &&
            Py_IS_TYPE(owner->meter_state, objects_counter_type) && owner->suspension == Py_None &&
-           owner->budget == Py_None && owner->is_untracked == Py_False && owner->is_counted == Py_True &&
+           owner->budget == Py_None && owner->previous == Py_None && owner->is_untracked == Py_False && owner->is_counted == Py_True &&
            owner->detached == Py_False && owner->note != NULL && PyUnicode_Check(owner->note) &&
            PyUnicode_GetLength(owner->note) == 0 && owner->account != NULL &&
            PyObject_TypeCheck(owner->account, objects_account_type);
@@ -275,9 +273,11 @@ int owners_may_close_fast(PyObject *candidate)
 static int owners_is_exact(const struct owner *owner)
 {
     const CounterObject *counter = (const CounterObject *)owner->meter_state;
+    int64_t begun, pooled;
     return owner->name != NULL && !counter->is_shared && counter->session == objects_session && hooks_are_in_place() &&
            owner->baseline != NULL && PyFloat_Check(owner->baseline) &&
-           PyFloat_AsDouble(owner->baseline) == (double)hooks_lost_blocks();
+           PyFloat_AsDouble(owner->baseline) == (double)hooks_lost_blocks() &&
+           !threads_may_have_worked_for(counter->number, &begun, &pooled);
 }
 
 /* Return a `UsageTuple` without items. It is not made by a call, which would take several times as long. */
@@ -362,23 +362,15 @@ static int owners_may_be_among_largest(const struct owner *parent, PyObject *nam
     return 1;
 }
 
-/* Take the owner out of the records and make the next or the previous owner the current one. */
-static int owners_register_end(struct owner *owner, struct thread_slot *slot, PyObject *next, PyObject *usage)
+/* Take the owner out of the records; from now on each thread charges the owner that is active in its context. */
+static int owners_register_end(struct owner *owner, PyObject *usage)
 {
     CounterObject *counter = (CounterObject *)owner->meter_state;
-    struct owner *previous = objects_as_owner(next == Py_None ? owner->previous : next);
-    while (previous != NULL && previous->ended != Py_False) {
-        previous = objects_as_owner(previous->previous);
-    }
     counters_close(counter->number);
     Py_SETREF(owner->detached, Py_NewRef(Py_True));
     Py_SETREF(owner->ended, Py_NewRef(Py_True));
     Py_SETREF(owner->final_usage, Py_NewRef(usage));
     Py_SETREF(owner->nearest_budgeted, Py_NewRef(Py_None));
-    Py_XINCREF(previous);
-    Py_SETREF(owner->previous, Py_NewRef(previous == NULL ? Py_None : (PyObject *)previous));
-    int failed = slot->owner == (PyObject *)owner ? objects_set_current(slot, (PyObject *)previous) : 0;
-    Py_XDECREF(previous);
     Py_SETREF(owner->charged_to, Py_NewRef(Py_None)); /* breaks a reference cycle: it was the owner itself */
 
     PyObject *key = PyLong_FromVoidPtr(owner);
@@ -387,13 +379,14 @@ static int owners_register_end(struct owner *owner, struct thread_slot *slot, Py
     }
     Py_XDECREF(key);
     PyObject *active = NULL;
-    failed = PyContextVar_Get(runtime.active_variable, Py_None, &active) < 0 || failed;
+    int failed = PyContextVar_Get(runtime.active_variable, Py_None, &active) < 0;
     if (active == (PyObject *)owner) {
         PyObject *token = PyContextVar_Set(runtime.active_variable, owner->parent);
-        failed = token == NULL || failed;
+        failed = token == NULL;
         Py_XDECREF(token);
     }
     Py_XDECREF(active);
+    threads_epoch++;
     return failed ? -1 : 0;
 }
 
@@ -419,28 +412,31 @@ static int owners_notify(struct owner *owner, struct account *account, PyObject 
     return result == NULL ? -1 : 0;
 }
 
-int owners_close_fast(PyObject *closing, int failed, PyObject *next, long long steps)
+int owners_close_fast(PyObject *closing, int failed, long long steps)
 {
     struct owner *owner = objects_as_owner(closing);
-    double now = owners_now_s();
+    double now = platform_now_s();
     if (owner == NULL || !owners_is_fast(owner)) {
         return 0;
     }
+    /* Up to Python 3.11 even the comparison of two keys of a dict takes a level of the stack, and may fail for it. */
+    if (Py_EnterRecursiveCall(" while an owner is closed")) {
+        return -1;
+    }
+    Py_LeaveRecursiveCall();
     long long resident;
     if (owners_read_resident(now, &resident) < 0) {
         return -1;
     }
-    struct thread_slot *slot = objects_thread_slot();
-    PyObject *usage = slot == NULL ? NULL : owners_new_usage();
+    PyObject *usage = owners_new_usage();
     if (usage == NULL) {
-        Py_XDECREF(slot);
         return -1;
     }
     /* Up to here a garbage collection or another thread may have run Python code, hence the second check. From here
        on no Python code runs until the records are complete. */
     int result = 0;
     if (owners_is_fast(owner) && owners_is_exact(owner)) {
-        counters_flush();
+        counters_flush_into(((CounterObject *)owner->meter_state)->number);
         result = owners_fill_usage(usage, owner, now, resident, steps) < 0 ? -1 : 1;
     }
     if (result > 0) {
@@ -448,13 +444,12 @@ int owners_close_fast(PyObject *closing, int failed, PyObject *next, long long s
         int64_t peak = counters[((CounterObject *)owner->meter_state)->number].peak;
         double duration_s = PyFloat_AsDouble(PyTuple_GET_ITEM(usage, USAGE_DURATION_S));
         owners_add_to_account(account, owner, duration_s, steps, failed);
-        int is_broken = owners_register_end(owner, slot, next == closing ? Py_None : next, usage) < 0;
+        int is_broken = owners_register_end(owner, usage) < 0;
         (void)owners_release_counting();
         result = is_broken || owners_notify(owner, account, usage, peak, failed) < 0 ? -1 : 1;
         Py_DECREF(account);
     }
     Py_DECREF(usage);
-    Py_DECREF(slot);
     return result;
 }
 
@@ -556,6 +551,28 @@ static PyObject *owners_py_set_native_meter(PyObject *Py_UNUSED(module), PyObjec
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(budgeted_doc, "count_budgeted($module, change, /)\n--\n\n"
+    "Tell that so many more owners are open whose budget is checked after each step.");
+
+static PyObject *owners_py_count_budgeted(PyObject *Py_UNUSED(module), PyObject *change)
+{
+    long long more = PyLong_AsLongLong(change);
+    if (more == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    runtime.budgeted_owners += more;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(other_doc, "set_other_meters($module, are_in_use, /)\n--\n\n"
+    "Tell whether there are owners of a meter whose current owner has to be set at each step.");
+
+static PyObject *owners_py_set_other_meters(PyObject *Py_UNUSED(module), PyObject *are_in_use)
+{
+    runtime.has_other_meters = are_in_use == Py_True;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(disable_doc, "disable_fast_path($module, is_disabled, /)\n--\n\n"
     "Disable the fast path, or enable it again: openings have more to do for now.");
 
@@ -568,9 +585,11 @@ static PyObject *owners_py_disable_fast_path(PyObject *Py_UNUSED(module), PyObje
 static PyMethodDef owners_functions[] = {
     {"acquire", owners_py_acquire, METH_NOARGS, acquire_doc},
     {"configure", owners_py_configure, METH_VARARGS, configure_doc},
+    {"count_budgeted", owners_py_count_budgeted, METH_O, budgeted_doc},
     {"disable_fast_path", owners_py_disable_fast_path, METH_O, disable_doc},
     {"release", owners_py_release, METH_NOARGS, release_doc},
     {"set_native_meter", owners_py_set_native_meter, METH_O, meter_doc},
+    {"set_other_meters", owners_py_set_other_meters, METH_O, other_doc},
     {"set_root_account", owners_py_set_root_account, METH_O, root_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -23,9 +23,9 @@ PyObject *owners_open_fast(PyObject *meter, PyObject *kind, PyObject *name, int 
 /* Return whether an object is an owner that the fast path may close. GIL. */
 int owners_may_close_fast(PyObject *owner);
 
-/* Close an owner that has taken `steps` since it was opened, and notify listeners; `next` or else the previous owner
-   becomes the current one. Returns 0, with nothing changed, if the fast path declines; -1 with an exception. GIL. */
-int owners_close_fast(PyObject *owner, int failed, PyObject *next, long long steps);
+/* Close an owner that has taken `steps` since it was opened, and notify listeners. Returns 0, with nothing changed, if
+   the fast path declines; -1 with an exception. GIL. */
+int owners_close_fast(PyObject *owner, int failed, long long steps);
 
 /* Add the functions of this file to the module; -1 with an exception. GIL. */
 int owners_register(PyObject *module);
