@@ -1,5 +1,6 @@
 """`@bounded_history`: remember the last calls of a function."""
 
+import functools
 import logging
 import math
 import threading
@@ -7,31 +8,31 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import partial
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, cast, overload
 
 from memtools._records import record
 from memtools._safe_calls import RateLimitedLogger
 from memtools._suggestions import suggest_arguments
 from memtools.decorators._decoration import (
-    CallKind,
-    Wrapper,
     accept_descriptors,
-    call_kind,
+    decorate_callable,
     is_descriptor,
     is_enabled,
     report_name,
-    runner_for,
     with_attribute,
 )
 from memtools.errors import ConfigError
 from memtools.ledger import Meter, Owner, choose_meter
 from memtools.ledger._ledger import current_usage
 from memtools.scopes._calls import CallOptions
+from memtools.scopes._functions import call_kind, copy_function, is_wrapped
 from memtools.structures import BoundedList
 from memtools.units import parse_count
 
-if TYPE_CHECKING:  # it loads wrapt
-    from memtools.decorators._wrapping import Recorded
+if TYPE_CHECKING:
+    from memtools.decorators._decoration import Recorded
 
 MAX_KEYS: Final = 1000
 NO_KEY: Final = "<no key>"
@@ -119,6 +120,10 @@ class KeyedHistory(Mapping[Hashable, History]):
         self._lock = threading.RLock()
         self._by_key: OrderedDict[Hashable, History] = OrderedDict()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # With a function that is pickled by value: the histories stay here.
+        return partial(KeyedHistory, self._make, max_keys=self._max_keys), ()
+
     def for_key(self, key: Hashable) -> History:
         """Return the history for `key`; a new one may replace that of the least recently used key."""
         with self._lock:
@@ -163,33 +168,77 @@ class ObjectHistories:
     def __init__(self, make: Callable[[], History], shared: History) -> None:
         self._make = make
         self._shared = shared
-        self._by_id: dict[int, tuple[weakref.ref[Any], History]] = {}
+        self._by_id: dict[int, _ObjectEntry] = {}
 
     def for_object(self, instance: object) -> History:
         """Return the history of `instance`, a new one at the first call."""
+        entry = self._entry(instance)
+        return self._shared if entry is None else entry.history
+
+    def function_for(self, instance: object, function: FunctionType) -> FunctionType:
+        """Return a copy of `function` whose `history` is that of `instance`; the same one at each call."""
+        entry = self._entry(instance)
+        if entry is None:
+            return function
+        if entry.function is None:
+            entry.function = copy_function(function)
+            vars(entry.function)["history"] = entry.history
+        return entry.function
+
+    def _entry(self, instance: object) -> "_ObjectEntry | None":
         key = id(instance)
         found = self._by_id.get(key)
-        if found is not None and found[0]() is instance:
-            return found[1]
+        if found is not None and found.reference() is instance:
+            return found
 
         by_id = self._by_id
 
         def remove(dead: "weakref.ref[Any]") -> None:
             # A new object may have got the id of the dead one, and its history is in the dict already.
             current = by_id.get(key)
-            if current is not None and current[0] is dead:
+            if current is not None and current.reference is dead:
                 by_id.pop(key, None)
 
         try:
             reference = weakref.ref(instance, remove)
         except TypeError:
-            return self._shared
-        history = self._make()
-        by_id[key] = (reference, history)
-        return history
+            return None
+        entry = by_id[key] = _ObjectEntry(reference, self._make())
+        return entry
 
     def __len__(self) -> int:
         return len(self._by_id)
+
+
+class _ObjectEntry:
+    __slots__ = ("function", "history", "reference")
+
+    def __init__(self, reference: "weakref.ref[Any]", history: History) -> None:
+        self.reference = reference
+        self.history = history
+        self.function: FunctionType | None = None
+
+
+class _RecordedPerObject:
+    """A method that, bound to an object, has that object's history.
+
+    Any: it takes, returns and has what the method does.
+    """
+
+    def __init__(self, recorded: Any, histories: ObjectHistories) -> None:
+        functools.update_wrapper(self, recorded)
+        self._recorded = recorded
+        self._histories = histories
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self._recorded
+        if type(self._recorded) is not FunctionType:
+            return self._recorded.__get__(instance, owner)
+        return MethodType(self._histories.function_for(instance, self._recorded), instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._recorded(*args, **kwargs)
 
 
 class _HistoryDecorator(Protocol[H]):
@@ -297,12 +346,9 @@ def bounded_history(
         if not is_enabled(enabled):
             return with_attribute(function, "history", histories.shared)
 
-        from memtools.decorators._wrapping import Recorded, RecordedPerObject, is_stacked  # loads wrapt
-
-        wrapper = _recording_wrapper(function, kind, chosen, histories, is_stacked(function), keep_results)
-        if histories.per_object is not None:
-            return RecordedPerObject(function, wrapper, histories.shared, histories.per_object.for_object)
-        return Recorded(function, wrapper, histories.shared)
+        options = _RecordedCalls(report_name(function), chosen, histories, is_wrapped(function), keep_results)
+        recorded = decorate_callable(function, options, {"history": histories.shared})
+        return _RecordedPerObject(recorded, histories.per_object) if histories.per_object is not None else recorded
 
     if is_bare:
         return accept_descriptors(decorate)(maxlen)
@@ -312,19 +358,31 @@ def bounded_history(
 def _history_factory(maxlen: object, keep: int | None) -> Callable[[], History]:
     maxlen = parse_count(maxlen, name="maxlen")
     History(maxlen=maxlen, keep=keep, shrinkable=False)  # refuses an invalid `keep` now, not at the first call
-    return lambda: History(maxlen=maxlen, keep=keep)
+    return partial(History, maxlen=maxlen, keep=keep)
 
 
 class _Histories:
     """The histories of one decorated function: one for the function, one per key, or one per object."""
 
-    def __init__(self, make: Callable[[], History], key: Callable[..., Hashable] | None, per_instance: bool) -> None:
+    def __init__(
+        self,
+        make: Callable[[], History],
+        key: Callable[..., Hashable] | None,
+        per_instance: bool,
+        shared: "History | KeyedHistory | None" = None,
+    ) -> None:
+        self._arguments = make, key, per_instance
         self._key = key
         self._key_failures = RateLimitedLogger(_log, interval_s=math.inf)  # logs the first failure only
-        self._keyed = KeyedHistory(make) if key is not None else None
-        of_function = make()
-        self.per_object = ObjectHistories(make, of_function) if per_instance else None
-        self.shared: History | KeyedHistory = self._keyed if self._keyed is not None else of_function
+        if shared is None:
+            shared = make() if key is None else KeyedHistory(make)
+        self.shared: History | KeyedHistory = shared
+        self._keyed = shared if isinstance(shared, KeyedHistory) else None
+        self.per_object = ObjectHistories(make, cast("History", shared)) if per_instance else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # With a function that is pickled by value; its `history` is the same object as `shared`.
+        return _Histories, (*self._arguments, self.shared)
 
     def history_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> History:
         """Return the history of a call with these arguments."""
@@ -357,6 +415,10 @@ class _CallRecorder:
         self._started = time.time()
         self.result: Any = None
 
+    def keep(self, result: Any) -> None:
+        """Keep the result of the call."""
+        self.result = result
+
     def on_end(self, owner: Owner, error: BaseException | None) -> None:
         usage = current_usage(owner)
         self._history.append(
@@ -374,39 +436,26 @@ class _CallRecorder:
         )
 
 
-def _recording_wrapper(
-    function: Callable[..., Any],
-    kind: CallKind,
-    meter: Meter,
-    histories: _Histories,
-    is_stacked: bool,
-    keep_results: bool,
-) -> Wrapper:
-    run, name = runner_for(kind), report_name(function)
+class _RecordedCalls:
+    """What is done for each call of one function: its record goes into the history for its arguments."""
 
-    def wrapper(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        recorder = _CallRecorder(histories.history_for(args, kwargs))
-        options = CallOptions(name, "call", meter, is_stacked=is_stacked, on_end=recorder.on_end)
-        called = _keeping_result(kind, function, recorder) if keep_results else function
-        return run(options, called, args, kwargs)
+    def __init__(self, name: str, meter: Meter, histories: _Histories, is_stacked: bool, keep_results: bool) -> None:
+        self._options = CallOptions(name, "call", meter, is_stacked=is_stacked)
+        self._histories = histories
+        self._keep_results = keep_results
 
-    return wrapper
-
-
-def _keeping_result(kind: CallKind, function: Callable[..., Any], recorder: _CallRecorder) -> Callable[..., Any]:
-    if kind == "coroutine":
-
-        async def keep_async(*args: Any, **kwargs: Any) -> Any:
-            recorder.result = await function(*args, **kwargs)
-            return recorder.result
-
-        return keep_async
-
-    def keep(*args: Any, **kwargs: Any) -> Any:
-        recorder.result = function(*args, **kwargs)
-        return recorder.result
-
-    return keep
+    def options_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallOptions:
+        """Return options whose `on_end` adds the record."""
+        recorder = _CallRecorder(self._histories.history_for(args, kwargs))
+        common = self._options
+        return CallOptions(
+            common.name,
+            common.kind,
+            common.meter,
+            is_stacked=common.is_stacked,
+            on_end=recorder.on_end,
+            on_result=recorder.keep if self._keep_results else None,
+        )
 
 
 def _summarise(records: Iterable[CallRecord]) -> HistorySummary:

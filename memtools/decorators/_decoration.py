@@ -1,53 +1,71 @@
 """What is decided about a function once, when it is decorated."""
 
-import inspect
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from types import CoroutineType
-from typing import Any, Final, Literal, TypeAlias
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 from memtools.errors import ConfigError
-from memtools.scopes._calls import (
-    CallOptions,
-    call,
-    copy_name,
-    coroutine_tracker,
-    ensure_coroutine,
-    generate,
-    generate_async,
-    track_coroutine,
-)
-
-CallKind: TypeAlias = Literal["plain", "coroutine", "generator", "async generator"]
-
-# Called with the function and the arguments of one call. Any: it takes and returns what the function does; the class of
-# the decorated function keeps the types.
-Wrapper: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-Runner: TypeAlias = Callable[[CallOptions, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+from memtools.scopes._functions import OptionsSource, sampler, wrap_function
 
 _ON: Final = ("1", "true", "yes", "on")
 _OFF: Final = ("0", "false", "no", "off")
 
 
-def call_kind(function: Callable[..., Any]) -> CallKind:
-    """Return how a call of `function` runs.
+if TYPE_CHECKING:
+    P = ParamSpec("P")
+    Q = ParamSpec("Q")
+    R = TypeVar("R")
+    R_co = TypeVar("R_co", covariant=True)
+    S = TypeVar("S")
+    M = TypeVar("M")  # what `.memory` is
+    H = TypeVar("H")  # what `.history` is
 
-    Raises:
-        ConfigError: when `function` is not callable, or is a class.
-    """
-    if not callable(function) or inspect.isclass(function):
-        raise ConfigError("function", function, "a function or method")
+    # What type checkers take a decorated function for; at run time it is a function with one attribute more. They take
+    # a classmethod for a function of the class and do not bind it: cast where it matters.
 
-    for candidate in (function, vars(type(function)).get("__call__")):
-        if inspect.isasyncgenfunction(candidate):
-            return "async generator"
-        if inspect.iscoroutinefunction(candidate):
-            return "coroutine"
-        if inspect.isgeneratorfunction(candidate):
-            return "generator"
-    return "plain"
+    class Profiled(Generic[P, R_co, M]):
+        """A function whose calls are measured: `f.memory`."""
+
+        __name__: str
+        __qualname__: str
+        __wrapped__: Callable[..., Any]
+
+        @property
+        def memory(self) -> M:
+            """What its calls used: `memory.statistics()`, `memory.last`."""
+            ...
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> "Profiled[P, R_co, M]": ...
+        @overload
+        def __get__(
+            self: "Profiled[Concatenate[S, Q], R, M]", instance: S, owner: type | None = None
+        ) -> "Profiled[Q, R, M]": ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
+
+    class Recorded(Generic[P, R_co, H]):
+        """A function whose last calls are remembered: `f.history`."""
+
+        __name__: str
+        __qualname__: str
+        __wrapped__: Callable[..., Any]
+
+        @property
+        def history(self) -> H:
+            """The newest calls, oldest first; with `key=` a mapping from key to such a list."""
+            ...
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+        @overload
+        def __get__(self, instance: None, owner: type | None = None) -> "Recorded[P, R_co, H]": ...
+        @overload
+        def __get__(
+            self: "Recorded[Concatenate[S, Q], R, H]", instance: S, owner: type | None = None
+        ) -> "Recorded[Q, R, H]": ...
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
 
 
 def report_name(function: Callable[..., Any]) -> str:
@@ -71,43 +89,38 @@ def is_enabled(enabled: bool | None) -> bool:
     return value in _ON
 
 
-def runner_for(kind: CallKind) -> Runner:
-    """Return what runs a call of a function of this kind as an owner."""
-    if kind == "plain":
-        return call
-
-    runners: dict[CallKind, Callable[[CallOptions, Any], Any]] = {
-        "coroutine": track_coroutine,
-        "generator": generate,
-        "async generator": generate_async,
-    }
-    run = runners[kind]
-
-    def runner(
-        options: CallOptions, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        return copy_name(function, run(options, function(*args, **kwargs)))
-
-    return runner
-
-
-def wrapper_for(kind: CallKind, options: CallOptions, function: Callable[..., Any]) -> Wrapper:
-    """Return the wrapper that opens an owner for each call of `function`, which is of this kind."""
-    if kind != "coroutine":
-        return partial(runner_for(kind), options)
-
-    track = coroutine_tracker(options, function)
-
-    def wrapper(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inner = function(*args, **kwargs)
-        return track(inner if type(inner) is CoroutineType else ensure_coroutine(inner))
-
-    return wrapper
-
-
-def is_descriptor(function: object) -> bool:
+def is_descriptor(function: Any) -> bool:
     """Return whether `function` is a classmethod or staticmethod object, as in the body of a class."""
-    return type(function) in (classmethod, staticmethod)
+    return isinstance(function, (classmethod, staticmethod))
+
+
+def decorate_callable(
+    function: Any,
+    options: OptionsSource,
+    attributes: dict[str, object],
+    *,
+    sample_every: int = 1,
+    called: Callable[..., Any] | None = None,
+) -> Any:
+    """Return `function` with owners for its calls, and with these attributes.
+
+    Any: every callable comes out with the kind and signature that it came in with.
+
+    Args:
+        function: a function, or another callable: a partial, a built-in, a bound method, an object with `__call__`.
+        options: what is to be done for each call.
+        attributes: what the result has beside the attributes of `function`.
+        sample_every: every n-th call is an owner, starting with the first.
+        called: what is called in place of `function`.
+    """
+    if type(function) is FunctionType:
+        wrapped = wrap_function(function, options, sample_every=sample_every, called=called)
+        vars(wrapped).update(attributes)
+        return wrapped
+
+    from memtools.decorators._wrapping import DecoratedCallable  # loads wrapt
+
+    return DecoratedCallable(function, options, attributes, sampler(sample_every))
 
 
 def accept_descriptors(decorate: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -119,7 +132,11 @@ def accept_descriptors(decorate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def decorate_any(function: Any) -> Any:
         if not is_descriptor(function):
             return decorate(function)
-        return type(function)(decorate(function.__func__))
+        descriptor: Any = type(function)(decorate(function.__func__))
+        given: dict[str, object] = function.__dict__
+        for name in given.keys() - descriptor.__dict__.keys():
+            setattr(descriptor, name, given[name])
+        return descriptor
 
     return decorate_any
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from memtools._suggestions import suggest_arguments
-from memtools.decorators._decoration import accept_descriptors, call_kind, is_enabled, report_name, wrapper_for
+from memtools.decorators._decoration import accept_descriptors, decorate_callable, is_enabled, report_name
 from memtools.ledger import Owner, choose_meter
 from memtools.ledger._ledger import current_usage
-from memtools.ledger._owner import Measure, OnExceed
+from memtools.ledger._owner import Inexact, Measure, OnExceed
 from memtools.scopes._budgets import check_usage, make_budget, require_refusals
 from memtools.scopes._calls import CallOptions
+from memtools.scopes._functions import call_kind, is_wrapped
 from memtools.units import parse_count
 
 P = ParamSpec("P")
@@ -25,6 +26,7 @@ def memory_budget(
     *,
     measure: Measure = "peak",
     on_exceed: OnExceed = "raise",
+    inexact: Inexact = "warn",
     sample_every: int = 1,
     hard: bool = True,
     meter: str | None = None,
@@ -51,6 +53,8 @@ def memory_budget(
         on_exceed: `"raise"`; `"deny"` (the same, but a single large block that would exceed the budget is refused: a
             `MemoryError` where the block would have been allocated; native meter only); `"warn"` (logs a warning); or a
             callable that gets the `BudgetExceeded`; an exception of the callable is logged.
+        inexact: what follows when a figure that is not exact (`usage.exact` is False) exceeds the budget: `"warn"` (a
+            warning in the log, once, with the reason) or `"raise"`.
         sample_every: check every n-th call, starting with the first.
         hard: False checks at the end only.
         meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
@@ -61,29 +65,28 @@ def memory_budget(
         ConfigError: when decorating, for an invalid argument, and for `"deny"` without the native meter.
         BudgetExceeded: in a call that exceeds its budget, unless the call raises another exception.
     """
-    parsed_budget = make_budget(budget, measure=measure, on_exceed=on_exceed, hard=hard)
+    parsed_budget = make_budget(budget, measure=measure, on_exceed=on_exceed, hard=hard, inexact=inexact)
     parse_count(sample_every, name="sample_every")
     chosen = choose_meter(meter)
     require_refusals(chosen, parsed_budget)
 
-    def on_end(owner: Owner, error: BaseException | None) -> None:
-        check_usage(owner, current_usage(owner), warn_bytes=None, failed=error is not None, error=error)
-
     def decorate(function: Any) -> Any:
-        kind = call_kind(function)
+        call_kind(function)  # refuses what is no function
         if not is_enabled(enabled):
             return function
-
-        from memtools.decorators._wrapping import Decorated, is_stacked  # loads wrapt
 
         options = CallOptions(
             report_name(function),
             "call",
             chosen,
             budget=parsed_budget,
-            is_stacked=is_stacked(function),
-            on_end=on_end,
+            is_stacked=is_wrapped(function),
+            on_end=_check,
         )
-        return Decorated(function, wrapper_for(kind, options, function), sample_every=sample_every)
+        return decorate_callable(function, options, {}, sample_every=sample_every)
 
     return accept_descriptors(decorate)
+
+
+def _check(owner: Owner, error: BaseException | None) -> None:
+    check_usage(owner, current_usage(owner), warn_bytes=None, failed=error is not None, error=error)

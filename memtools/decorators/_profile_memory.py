@@ -4,34 +4,35 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar, cast, overload
 
 from memtools._records import record
 from memtools._suggestions import suggest_arguments
 from memtools.decorators._decoration import (
-    Wrapper,
     accept_descriptors,
-    call_kind,
+    decorate_callable,
     is_enabled,
     report_name,
     with_attribute,
-    wrapper_for,
 )
 from memtools.decorators.memory_profiler import FunctionLines, LineProfilerAdapter
 from memtools.errors import ConfigError
 from memtools.ledger import Owner, Usage, choose_meter, open_owners
 from memtools.ledger._ledger import current_usage, usage_tuple
-from memtools.ledger._owner import UsageTuple
+from memtools.ledger._owner import Kind, UsageTuple
 from memtools.scopes._calls import CallOptions
+from memtools.scopes._functions import CallKind, call_kind, is_wrapped
 from memtools.scopes._memory_scope import parse_name
 from memtools.units import format_size, parse_count
 
-if TYPE_CHECKING:  # it loads wrapt
-    from memtools.decorators._wrapping import Profiled
+if TYPE_CHECKING:
+    from memtools.decorators._decoration import Profiled
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+_KIND: Final = b"call"
 
 _log = logging.getLogger("memtools.profile")
 
@@ -79,13 +80,20 @@ class FunctionMemory:
 
     Attributes:
         lines: the memory of its lines with `profile_memory(lines=True)`, else None.
+        kind: the kind of the owners of its calls, `"call"`.
     """
 
     def __init__(self, name: str, lines: FunctionLines | None = None) -> None:
         self._name = name
         self.lines = lines
         self._lock = threading.RLock()
+        # A string of its own: owners keep it, and those of other functions of the same name have another one.
+        self.kind: Kind = cast("Kind", _KIND.decode())
         self._reset()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # With a function that is pickled by value: what its calls use there begins at nothing.
+        return type(self), (self._name, self.lines)
 
     def _reset(self) -> None:
         self._last: UsageTuple | None = None
@@ -111,7 +119,7 @@ class FunctionMemory:
         with self._lock:
             self._last = figures
             self._calls += 1
-            self._failures += error is not None
+            self._failures += error is not None and not isinstance(error, GeneratorExit)
             self._peak_sum += peak
             if peak > self._peak_max:
                 self._peak_max = peak
@@ -121,7 +129,7 @@ class FunctionMemory:
 
     def statistics(self) -> FunctionStatistics:
         """Return the sums and maxima up to now; walks the list of open owners to count the running calls."""
-        running = [owner for owner in open_owners() if owner.kind == "call" and owner.name == self._name]
+        running = [owner for owner in open_owners() if owner.kind is self.kind]
         with self._lock:
             calls = self._calls or 1
             return FunctionStatistics(
@@ -233,40 +241,31 @@ def profile_memory(
         if not is_enabled(enabled):
             return with_attribute(function, "memory", FunctionMemory(label))
 
-        from memtools.decorators._wrapping import Profiled, is_stacked  # loads wrapt
-
-        line_profiler = _line_profiler(function) if lines else None
+        line_profiler = _line_profiler(function, kind) if lines else None
         memory = FunctionMemory(label, line_profiler.lines if line_profiler is not None else None)
-        on_end = memory.record if log is None else _recorded_and_logged(memory, log)
-        options = CallOptions(label, "call", chosen, is_stacked=is_stacked(function), on_end=on_end)
-        wrapper = wrapper_for(kind, options, function)
-        if line_profiler is not None:
-            wrapper = _with_lines(wrapper, line_profiler.call)
-        return Profiled(function, wrapper, memory, sample_every=sample_every)
+        options = CallOptions(
+            label,
+            memory.kind,
+            chosen,
+            is_stacked=is_wrapped(function),
+            on_end=memory.record if log is None else partial(_record_and_log, memory, log),
+        )
+        called = None if line_profiler is None else partial(line_profiler.call, function)
+        return decorate_callable(function, options, {"memory": memory}, sample_every=sample_every, called=called)
 
     if function is None:
         return accept_descriptors(decorate)
     return accept_descriptors(decorate)(function)
 
 
-def _recorded_and_logged(memory: FunctionMemory, level: int) -> Callable[[Owner, BaseException | None], None]:
-    def on_end(owner: Owner, error: BaseException | None) -> None:
-        memory.record(owner, error)
-        if _log.isEnabledFor(level):
-            _log.log(level, "%s", current_usage(owner))
-
-    return on_end
+def _record_and_log(memory: FunctionMemory, level: int, owner: Owner, error: BaseException | None) -> None:
+    memory.record(owner, error)
+    if _log.isEnabledFor(level):
+        _log.log(level, "%s", current_usage(owner))
 
 
-def _line_profiler(function: Any) -> LineProfilerAdapter:
-    if call_kind(function) != "plain":
+def _line_profiler(function: Any, kind: CallKind) -> LineProfilerAdapter:
+    if kind != "plain":
         accepted = "False for coroutine functions and generators: memory_profiler measures plain functions only"
         raise ConfigError("lines", True, accepted)
     return LineProfilerAdapter(function)
-
-
-def _with_lines(wrapper: Wrapper, call_with_lines: Callable[..., Any]) -> Wrapper:
-    def wrapper_with_lines(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return wrapper(partial(call_with_lines, function), args, kwargs)
-
-    return wrapper_with_lines

@@ -1,16 +1,23 @@
 """Budgets and warnings of scopes, calls and tasks: parsed, and checked when the owner has ended."""
 
 import logging
-from typing import cast
+import sys
+import warnings
+from typing import Final, cast
 
-from memtools.errors import BudgetExceeded, ConfigError
+from memtools.errors import BudgetExceeded, ConfigError, MemtoolsWarning
 from memtools.events import HighUsage, emit
 from memtools.ledger import Budget, Meter, Owner, Usage, native_reason
-from memtools.ledger._owner import OnExceed
+from memtools.ledger._owner import BudgetStop, OnExceed, unheeded_stops
 from memtools.readings import effective_limit
 from memtools.units import format_size, parse_choice, parse_size
 
 _log = logging.getLogger("memtools.scopes")
+
+# Where `list.append` frees the new item twice and `bytearray` loses its content when a block is refused.
+_HARMED_BY_REFUSALS: Final = frozenset({(3, 15)})
+# By name, so that neither asyncio nor trio has to be loaded for it.
+_PASSING: Final = frozenset({"GeneratorExit", "CancelledError", "Cancelled"})
 
 
 def parse_budget(value: object, *, name: str) -> int:
@@ -27,7 +34,13 @@ def parse_budget(value: object, *, name: str) -> int:
 
 
 def make_budget(
-    limit: object, *, name: str = "budget", measure: object = "peak", on_exceed: object = "raise", hard: bool = True
+    limit: object,
+    *,
+    name: str = "budget",
+    measure: object = "peak",
+    on_exceed: object = "raise",
+    hard: bool = True,
+    inexact: object = "warn",
 ) -> Budget:
     """Return a budget of checked arguments.
 
@@ -37,9 +50,13 @@ def make_budget(
         measure: the figure that is compared with the limit.
         on_exceed: what follows when it is exceeded.
         hard: whether it is checked while the owner is open, too.
+        inexact: what follows when a figure that is not exact exceeds it.
 
     Raises:
         ConfigError: for an invalid argument.
+
+    Warns:
+        MemtoolsWarning: for `"deny"` on a Python that does not survive it; the budget is then one that raises.
     """
     limit_bytes = parse_budget(limit, name=name)
     parse_choice(measure, ("peak", "retained", "rss"), name="measure")
@@ -49,7 +66,16 @@ def make_budget(
         raise ConfigError(
             "on_exceed", on_exceed, f"requires measure='peak' and hard=True (measure is {measure!r}, hard is {hard})"
         )
-    return Budget(limit_bytes, measure, cast("OnExceed", on_exceed), hard)  # type: ignore[arg-type]  # checked above
+    parse_choice(inexact, ("warn", "raise"), name="inexact")
+    if on_exceed == "deny" and sys.version_info[:2] in _HARMED_BY_REFUSALS:
+        warnings.warn(
+            f"on_exceed='deny' is treated as 'raise' on Python {sys.version_info.major}.{sys.version_info.minor}: "
+            "its own code frees objects twice after a refused block",
+            MemtoolsWarning,
+            stacklevel=3,
+        )
+        on_exceed = "raise"
+    return Budget(limit_bytes, measure, cast("OnExceed", on_exceed), hard, inexact)  # type: ignore[arg-type]  # checked above
 
 
 def require_refusals(meter: Meter, budget: Budget | None) -> None:
@@ -68,9 +94,10 @@ def check_usage(
 ) -> None:
     """Warn about an ended owner whose peak was high, and raise if it exceeded its budget.
 
-    If the owner failed, its own exception passes, and the exceeded budget is only reported. The exception to this is a
-    `MemoryError` of an owner that was refused a block for its budget: C code sees the budget in this form, and
-    `BudgetExceeded` is raised from it.
+    If the owner failed, its own exception passes, and the exceeded budget is only reported. That is different where
+    the budget has caused the exception, or may have: after a block was refused, which C code reports in many forms, and
+    after the owner was stopped a second time. `BudgetExceeded` is then raised from it, but for the exceptions by which
+    a task is cancelled, a generator closed or the program ended.
 
     Args:
         owner: the owner.
@@ -80,14 +107,15 @@ def check_usage(
         error: that exception, where it is known.
 
     Raises:
-        BudgetExceeded: when the owner exceeded its budget, did not fail, and was not stopped for it before.
+        BudgetExceeded: when the owner exceeded its budget, did not fail, and was not stopped for it before; and in the
+            place of what the budget has caused.
     """
     if warn_bytes is not None and usage.peak_bytes > warn_bytes:
         _warn_of_high_usage(owner, usage, warn_bytes)
 
     budget = owner.budget
     if budget is not None:
-        _check_refusals(owner, budget, error)
+        _replace_error(owner, usage, budget, failed, error)
     if budget is None or owner.exceeded_reported:
         return
     used = _budgeted_figure(usage, budget)
@@ -98,14 +126,26 @@ def check_usage(
         raise exceeded
 
 
-def _check_refusals(owner: Owner, budget: Budget, error: BaseException | None) -> None:
+def _replace_error(owner: Owner, usage: Usage, budget: Budget, failed: bool, error: BaseException | None) -> None:
     refused, wanted = owner.refusals
-    if not refused:
-        return
-    if not owner.exceeded_reported:
+    if refused and not owner.exceeded_reported:
         budget.report_refusal(owner, wanted)
-    if isinstance(error, MemoryError) and budget.on_exceed == "raise":
-        raise BudgetExceeded(owner.name, wanted, budget.limit_bytes, budget.measure) from error
+    is_unheeded = owner in unheeded_stops
+    if not is_unheeded and not (refused and failed):
+        return
+    if isinstance(error, BudgetExceeded) or _ends_more_than_owner(error, owner):
+        return
+    used = max(wanted, _budgeted_figure(usage, budget))
+    raise BudgetExceeded(owner.name, used, budget.limit_bytes, budget.measure) from error
+
+
+def _ends_more_than_owner(error: BaseException | None, owner: Owner) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return any(_ends_more_than_owner(one, owner) for one in group.exceptions)
+    if isinstance(error, BudgetStop):
+        return not error.is_for(owner)  # an outer owner is stopped
+    return isinstance(error, KeyboardInterrupt | SystemExit) or type(error).__name__ in _PASSING
 
 
 def _budgeted_figure(usage: Usage, budget: Budget) -> int:

@@ -1,23 +1,22 @@
 """`memory_scope`: measure, name and limit a block of code."""
 
-import functools
 import inspect
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, ParamSpec, Self, TypeVar, cast
+from typing import ParamSpec, Self, TypeVar, cast
 
 from memtools.errors import ConfigError, ScopeClosed
 from memtools.ledger import Budget, Owner, Usage, choose_meter
 from memtools.ledger._ledger import close_owner, current_usage, open_for_frame
-from memtools.ledger._owner import OnExceed
+from memtools.ledger._owner import Inexact, OnExceed
 from memtools.scopes._budgets import check_usage, make_budget, parse_budget, require_refusals
-from memtools.scopes._calls import CallOptions, call, generate, track_coroutine
+from memtools.scopes._calls import CallOptions
+from memtools.scopes._functions import wrap_function
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_COROUTINE: Final = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
 
 
 def parse_name(name: object, *, argument: str = "name") -> str:
@@ -57,7 +56,12 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         on_exceed: `"raise"` (BudgetExceeded); `"deny"` (the same, but a single large block that would exceed the budget
             is refused: a `MemoryError` where the block would have been allocated; native meter only); `"warn"`; or a
             callable that gets the error.
+        inexact: what follows when a figure that is not exact (`usage.exact` is False) exceeds the budget: `"warn"` (a
+            warning in the log, once, with the reason) or `"raise"`.
         include_children: whether the figures include those of the scopes, calls and tasks below.
+        inherited: whether tasks, callbacks and threads that get a copy of the context inside the block belong to it.
+            False for a block that may start something that outlives it and works for others: a connection pool, a
+            service that starts with its first use. Only the code of the block itself is charged then.
         meter: `"native"`, `"tracemalloc"` or `"rss"`; by default `MEMTOOLS_METER`, else `"native"` where it was built,
             else `"rss"`.
 
@@ -69,7 +73,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
     Threads: a scope is entered and left in one thread; its name and figures can be read in any.
     """
 
-    __slots__ = ("_budget", "_include_children", "_meter", "_owner", "_warn_bytes", "name")
+    __slots__ = ("_budget", "_include_children", "_inherited", "_meter", "_owner", "_warn_bytes", "name")
 
     def __init__(
         self,
@@ -78,13 +82,18 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         warn: int | str | None = None,
         budget: int | str | None = None,
         on_exceed: OnExceed = "raise",
+        inexact: Inexact = "warn",
         include_children: bool = True,
+        inherited: bool = True,
         meter: str | None = None,
     ) -> None:
         self.name: str = parse_name(name)
         self._warn_bytes = None if warn is None else parse_budget(warn, name="warn")
-        self._budget: Budget | None = None if budget is None else make_budget(budget, on_exceed=on_exceed)
+        self._budget: Budget | None = (
+            None if budget is None else make_budget(budget, on_exceed=on_exceed, inexact=inexact)
+        )
         self._include_children = include_children
+        self._inherited = inherited
         self._meter = choose_meter(meter)
         require_refusals(self._meter, self._budget)
         self._owner: Owner | None = None
@@ -119,6 +128,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
             meter=self._meter,
             include_children=self._include_children,
             budget=self._budget,
+            inherited=self._inherited,
         )
         if self._owner.note and self._budget is not None and self._budget.on_exceed == "deny":
             note = self._owner.note
@@ -130,7 +140,7 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         close_owner(self.owner, failed=error is not None)
-        self._check_usage(self.owner, error)
+        _check_usage(self._warn_bytes, self.owner, error)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -139,42 +149,34 @@ class memory_scope:  # noqa: N801  # a context manager that reads like a word, a
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         close_owner(self.owner, failed=error is not None)
-        self._check_usage(self.owner, error)
+        _check_usage(self._warn_bytes, self.owner, error)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return a function each call of which is a scope of this name.
 
         Raises:
-            ConfigError: for an object that is not a Python function, and for an asynchronous generator function, which
-                `profile_memory` accepts.
+            ConfigError: for an object that is not a Python function, for an asynchronous generator function, which
+                `profile_memory` accepts, and for a scope that is not inherited.
         """
+        if not self._inherited:
+            raise ConfigError("inherited", False, "True for a decorator; a `with` block accepts both")
         flags = getattr(getattr(function, "__code__", None), "co_flags", None)
         if flags is None or flags & inspect.CO_ASYNC_GENERATOR:
             raise ConfigError("function", function, "a function, generator function or coroutine function")
         options = CallOptions(
-            self.name, "scope", self._meter, self._budget, self._include_children, on_end=self._check_usage
+            self.name,
+            "scope",
+            self._meter,
+            self._budget,
+            self._include_children,
+            on_end=partial(_check_usage, self._warn_bytes),
         )
-        return cast("Callable[P, R]", functools.wraps(function)(_scoped_function(options, function, flags)))
+        return cast("Callable[P, R]", wrap_function(function, options))
 
     def __repr__(self) -> str:
         state = "not entered" if self._owner is None else "open" if self._owner.is_active else "ended"
         return f"<memory_scope {self.name!r} {state}>"
 
-    def _check_usage(self, owner: Owner, error: BaseException | None) -> None:
-        check_usage(owner, current_usage(owner), warn_bytes=self._warn_bytes, failed=error is not None, error=error)
 
-
-def _scoped_function(options: CallOptions, function: Callable[..., Any], flags: int) -> Callable[..., Any]:
-    # Any: functions of every kind; `__call__` keeps the types.
-    if flags & _COROUTINE:
-
-        async def scoped_async(*args: Any, **kwargs: Any) -> Any:
-            inner: Coroutine[Any, Any, Any] = function(*args, **kwargs)
-            del args, kwargs  # otherwise this frame would keep the arguments alive for the whole call
-            return await track_coroutine(options, inner)
-
-        return scoped_async
-
-    if flags & inspect.CO_GENERATOR:
-        return lambda *args, **kwargs: generate(options, function(*args, **kwargs))
-    return lambda *args, **kwargs: call(options, function, args, kwargs)
+def _check_usage(warn_bytes: int | None, owner: Owner, error: BaseException | None) -> None:
+    check_usage(owner, current_usage(owner), warn_bytes=warn_bytes, failed=error is not None, error=error)

@@ -15,6 +15,7 @@ from memtools.ledger import Budget, Meter, Owner, Usage, choose_meter
 from memtools.ledger._context import active_variable
 from memtools.ledger._coroutines import TrackedCoroutine
 from memtools.ledger._ledger import close_owner, current_usage, open_for_frame
+from memtools.ledger._owner import Inexact
 from memtools.scopes._admission import (
     Admission,
     Admit,
@@ -103,6 +104,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             memory is short. Or a size (`"200 MiB"`): tasks start while the scope has used less, and one may always run.
         name: the name in reports.
         budget: the highest peak that the scope as a whole may have; see `memory_scope`.
+        inexact: what follows when a figure that is not exact exceeds the budget; see `memory_scope`.
         warn: a higher peak of the scope as a whole is logged as a warning; see `memory_scope`.
         max_pending: how many tasks may wait for their start; one more raises `ScopeFull`.
         meter: see `memory_scope`. With a meter that tracks tasks, each task is an owner below the scope.
@@ -116,8 +118,8 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     """
 
     __slots__ = (
-        "__weakref__", "_accounts", "_limiter", "_needs_slow_path", "_open_account", "_outcomes", "_owner", "_settings",
-        "_task_set", "_trackers", "_tracks", "name",
+        "__weakref__", "_accounts", "_is_cancelled", "_limiter", "_needs_slow_path", "_open_account", "_outcomes",
+        "_owner", "_settings", "_task_set", "_trackers", "_tracks", "name",
     )  # fmt: skip
 
     @suggest_arguments(limit="max_running", max_concurrency="max_running", max_tasks="max_running")
@@ -132,13 +134,14 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         admit: Admit | None = None,
         name: str | None = None,
         budget: int | str | None = None,
+        inexact: Inexact = "warn",
         warn: int | str | None = None,
         max_pending: int | None = None,
         meter: str | None = None,
     ) -> None:
         self._settings = settings = parse_settings(
             max_running=max_running, on_error=on_error, on_exit=on_exit, grace=grace, keep_results=keep_results,
-            admit=admit, name=name, budget=budget, warn=warn, max_pending=max_pending, meter=meter,
+            admit=admit, name=name, budget=budget, inexact=inexact, warn=warn, max_pending=max_pending, meter=meter,
         )  # fmt: skip
         self.name: str = settings.name
         # A budget is checked after each step of a task, with every meter.
@@ -153,6 +156,7 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         self._limiter: StartLimiter | None = None
         self._task_set: TaskSet | None = None
         self._owner: Owner | None = None
+        self._is_cancelled = False
 
     async def __aenter__(self) -> Self:
         if self._owner is not None:
@@ -172,24 +176,37 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
             self.name, loop, ParentTask(task), self._outcomes, self._limiter,
             grace_s=settings.grace_s, records_errors=settings.records_errors,
         )  # fmt: skip
+        if self._is_cancelled:
+            self._task_set.cancel()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool | None:
         task_set = cast("TaskSet", self._task_set)
         failed = True
+        ended_with: BaseException | None = error
         try:
             if error is not None or self._settings.cancels_on_exit:
                 task_set.abort()
-            # A block that is torn down from outside (`GeneratorExit`) may not wait.
-            if not isinstance(error, GeneratorExit):
-                await task_set.raise_errors(error, await task_set.join(error))
+            if isinstance(error, GeneratorExit):
+                # The block is torn down from outside, and may not wait.
+                task_set.raise_errors_now(error)
+                return None
+            if await task_set.raise_errors(error, await task_set.join(error)):
+                failed, ended_with = False, None
+                return True
             failed = error is not None
+            return None
+        except BaseException as raised:
+            ended_with = raised
+            raise
         finally:
-            del error, trace  # otherwise exception, traceback and this frame would keep each other alive
             task_set.forget_parent()
-            self._end_owner(failed)
+            try:
+                self._end_owner(failed, ended_with)
+            finally:
+                del error, trace, ended_with  # or exception, traceback and this frame would keep each other alive
 
     def create_task(self, coro: Work[T], *, name: str | None = None, context: Context | None = None) -> asyncio.Task[T]:
         """Start a task in this scope; while `max_running` tasks run, it waits before its first step.
@@ -250,6 +267,18 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
         if not slot.has_started and task.cancelled():
             raise ScopeClosed(self.name, SHUTTING_DOWN)
         return task
+
+    def cancel(self) -> None:
+        """Cancel all tasks and the block, which ends without a `CancelledError`, and accept no new tasks.
+
+        As `TaskGroup.cancel()` of Python 3.15: failures are raised all the same, and so is a cancellation from
+        outside. Before the scope is entered, it is cancelled when it is entered; a second call, or one after the end
+        of the block, changes nothing. From the thread of the loop only.
+        """
+        if self._task_set is None:
+            self._is_cancelled = True
+        else:
+            self._task_set.cancel()
 
     async def shutdown(self) -> None:
         """Cancel all tasks, accept no new ones, and wait until they have ended or the grace is over.
@@ -366,9 +395,10 @@ class task_scope:  # noqa: N801  # a context manager that reads like a word, as 
     def _state(self) -> str:
         return "not entered" if self._task_set is None else _STATES[self._task_set.closed_reason]
 
-    def _end_owner(self, failed: bool) -> None:
+    def _end_owner(self, failed: bool, error: BaseException | None) -> None:
         close_owner(self.owner, failed=failed)
-        check_usage(self.owner, current_usage(self.owner), warn_bytes=self._settings.warn_bytes, failed=failed)
+        warn_bytes = self._settings.warn_bytes
+        check_usage(self.owner, current_usage(self.owner), warn_bytes=warn_bytes, failed=failed, error=error)
 
 
 def parse_settings(
@@ -381,6 +411,7 @@ def parse_settings(
     admit: object,
     name: object,
     budget: object,
+    inexact: object,
     warn: object,
     max_pending: object,
     meter: str | None,
@@ -405,7 +436,7 @@ def parse_settings(
         grace_s=parse_seconds(grace, name="grace"),
         keep_results=parse_count(keep_results, name="keep_results", minimum=0),
         admission=admission,
-        budget=None if budget is None else make_budget(budget),
+        budget=None if budget is None else make_budget(budget, inexact=inexact),
         warn_bytes=None if warn is None else parse_budget(warn, name="warn"),
         meter=choose_meter(meter),
     )

@@ -141,6 +141,12 @@ class ParentTask:
         if not self.is_interrupted:
             return False
         await self._consume_pending_cancellation()
+        return self.uncancel_now()
+
+    def uncancel_now(self) -> bool:
+        """Do as `uncancel`; before 3.13 a cancellation that was not delivered yet is delivered all the same."""
+        if not self.is_interrupted:
+            return False
         self.is_interrupted = False
         return self.task.uncancel() == 0
 
@@ -180,8 +186,8 @@ class TaskSet:
     """
 
     __slots__ = (
-        "_aborting", "_grace_s", "_limiter", "_outcomes", "_parent", "_records_errors", "_scope", "_timer",
-        "_waiters", "closed_reason", "loop", "tasks",
+        "_aborting", "_block_has_ended", "_grace_s", "_limiter", "_outcomes", "_parent", "_records_errors", "_scope",
+        "_timer", "_waiters", "closed_reason", "loop", "tasks",
     )  # fmt: skip
 
     def __init__(
@@ -203,6 +209,7 @@ class TaskSet:
         self._grace_s = grace_s
         self._records_errors = records_errors
         self._aborting = False
+        self._block_has_ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self.tasks: dict[asyncio.Task[Any], TaskEntry] = {}  # Any: tasks of any result
@@ -214,11 +221,12 @@ class TaskSet:
         account.started += 1
         account.running += 1
         self.tasks[task] = entry
-        if task.done():
+        if task.done() and (task.cancelled() or task.exception() is None):
             self._on_done(task)
             return
+        # Of an eager task that has failed, too: the block goes on until its next await (gh-128550).
         task.add_done_callback(self._on_done)
-        if self._aborting:
+        if self._aborting and not task.done():
             # An eager task has made the scope shut down in its first step, before it was added.
             task.cancel()
             self._start_timer()
@@ -233,6 +241,13 @@ class TaskSet:
             task.cancel()
         if self.tasks:
             self._start_timer()
+
+    def cancel(self) -> None:
+        """Cancel all tasks, and the block if it has not ended, whose cancellation `raise_errors` takes back."""
+        self.abort()
+        parent = self._parent
+        if parent is not None and not self._block_has_ended and not parent.is_interrupted:
+            parent.interrupt()
 
     async def wait_empty(self) -> None:
         """Wait until all tasks have ended or were abandoned."""
@@ -251,6 +266,7 @@ class TaskSet:
         Args:
             error: the exception of the block, or None.
         """
+        self._block_has_ended = True
         cancelled = error if isinstance(error, asyncio.CancelledError) else None
         if error is not None and is_base_error(error) and self._outcomes.base_error is None:
             self._outcomes.base_error = error
@@ -266,12 +282,15 @@ class TaskSet:
         finally:
             error = cancelled = None  # otherwise exception, traceback and this frame would keep each other alive
 
-    async def raise_errors(self, error: BaseException | None, cancelled: BaseException | None) -> None:
+    async def raise_errors(self, error: BaseException | None, cancelled: BaseException | None) -> bool:
         """Raise what the block has to raise; its own exception passes by itself.
 
         Args:
             error: the exception of the block, or None.
             cancelled: the cancellation that has to go on, or None.
+
+        Returns:
+            Whether the exception of the block is a cancellation by this scope, which must not pass.
         """
         outcomes, parent = self._outcomes, self._parent
         self.closed_reason = FINISHED
@@ -293,9 +312,38 @@ class TaskSet:
             if errors:
                 group = BaseExceptionGroup(f"unhandled errors in {self._scope}", errors)
                 raise group from None
+            return error is not None and not has_failed and cancelled is None
         finally:
-            error = cancelled = base_error = group = None  # as in `join`
+            # As in `join`; the parent holds its task, and the task the exception that ends it.
+            error = cancelled = base_error = group = parent = None
             del errors
+
+    def raise_errors_now(self, error: GeneratorExit) -> None:
+        """Raise what tasks have failed with so far, together with the exception of a block that may not wait.
+
+        Args:
+            error: the exception of the block, which passes by itself where no task has failed.
+        """
+        for task in tuple(self.tasks):
+            if task.done():  # the loop is about to call `_on_done`
+                task.remove_done_callback(self._on_done)
+                self._on_done(task)
+        outcomes, parent = self._outcomes, self._parent
+        self._block_has_ended = True
+        base_error, errors = outcomes.base_error, outcomes.errors
+        outcomes.clear_errors()
+        group: BaseException | None = None
+        try:
+            if parent is not None:
+                parent.uncancel_now()
+            if base_error is not None:
+                raise base_error
+            if errors:
+                group = BaseExceptionGroup(f"unhandled errors in {self._scope}", [*errors, error])
+                raise group from None
+        finally:
+            base_error = group = parent = None  # as above
+            del errors, error
 
     def forget_parent(self) -> None:
         """Drop the task that ran the block: a scope that has ended must not keep its frame and result alive."""

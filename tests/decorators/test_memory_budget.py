@@ -193,7 +193,7 @@ def test_budget_is_checked_for_sampled_calls_only():
 async def test_rss_meter_stops_a_runaway_coroutine_at_a_step(trimmed_heap):
     steps = []
 
-    @memory_budget("120 MB", meter="rss")
+    @memory_budget("120 MB", meter="rss", inexact="raise")
     async def runaway():
         hoard = []
         for step in range(20):

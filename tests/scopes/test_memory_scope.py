@@ -207,7 +207,7 @@ def test_ledger_accounts_contain_the_tree_of_scopes():
     assert root.children[0].mean_peak_bytes == pytest.approx(MB, rel=0.02)
 
 
-def test_rss_usage_is_never_exact():
+def test_rss_usage_is_never_exact(trimmed_heap):
     with memory_scope("rss", meter="rss") as block:
         # More than malloc keeps for reuse, and written to, so that it is resident.
         kept = bytearray(b"x") * (64 * MB)

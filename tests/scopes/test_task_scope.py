@@ -473,6 +473,38 @@ async def test_ended_scope_does_not_keep_its_parent_task_alive() -> None:
     assert kept[0].statistics().state == "finished"
 
 
+async def fail_in_child(tasks: Any) -> None:
+    tasks.create_task(fail_soon())
+
+
+async def fail_soon() -> None:
+    await asyncio.sleep(0)
+    raise ValueError("child")
+
+
+async def fail_in_block(_tasks: Any) -> None:
+    raise ValueError("block")
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize(
+    ("block", "on_error"), [(fail_in_child, "cancel"), (fail_in_block, "cancel"), (fail_in_block, "record")]
+)
+async def test_failed_scope_does_not_keep_its_parent_task_alive(block: Any, on_error: Any) -> None:
+    async def hold() -> None:
+        async with task_scope(on_error=on_error) as tasks:
+            await block(tasks)
+
+    holder = asyncio.ensure_future(hold())
+    await asyncio.wait([holder])
+    assert holder.exception() is not None
+    seen = weakref.ref(holder)
+    del holder
+    await asyncio.sleep(0)
+
+    assert seen() is None
+
+
 async def test_task_name_of_another_type_is_converted_to_text() -> None:
     async with task_scope() as tasks:
         task = tasks.create_task(return_later(), name=7)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from memtools.errors import ScopeClosed
+from memtools.errors import BudgetExceeded, ScopeClosed
 from memtools.events import Event, TaskAbandoned, subscribe
 from memtools.scopes import task_scope
 
@@ -242,6 +242,121 @@ async def test_shutdown_called_by_a_task_cancels_that_task() -> None:
     assert other.cancelled()
 
 
+async def test_cancel_ends_block_and_tasks_without_an_exception() -> None:
+    reached: list[str] = []
+    async with task_scope(name="search") as tasks:
+        running = tasks.create_task(wait_forever())
+        await asyncio.sleep(0)
+        tasks.cancel()
+        tasks.cancel()
+        reached.append("up to the next await")
+        await asyncio.sleep(0)
+        reached.append("beyond it")
+
+    assert reached == ["up to the next await"]
+    assert running.cancelled()
+    assert cancelling() == 0
+    await asyncio.sleep(0)  # no cancellation is left to be delivered
+    with pytest.raises(ScopeClosed):
+        tasks.create_task(wait_forever())
+
+
+async def test_first_result_cancels_the_other_tasks() -> None:
+    async def answer(delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        answers.append(delay_s)
+        tasks.cancel()
+
+    answers: list[float] = []
+    async with task_scope() as tasks:
+        for delay_s in (0.0, 3600.0, 7200.0):
+            tasks.create_task(answer(delay_s))
+
+    assert answers == [0.0]
+    assert tasks.statistics().cancelled == 3  # the first one has cancelled itself, too
+
+
+async def test_cancel_before_the_scope_is_entered_ends_its_block() -> None:
+    tasks = task_scope()
+    tasks.cancel()
+    reached: list[str] = []
+    async with tasks:
+        reached.append("up to the first await")
+        await asyncio.sleep(0)
+        reached.append("beyond it")
+
+    assert reached == ["up to the first await"]
+    tasks.cancel()  # nothing happens after the end
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("has_awaited", [False, True])
+async def test_failure_of_a_cancelled_block_is_raised(has_awaited: bool) -> None:
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the block is what raises
+        async with task_scope() as tasks:
+            tasks.cancel()
+            try:
+                await asyncio.sleep(0) if has_awaited else None
+            finally:
+                await fail()
+
+    assert [str(error) for error in caught.value.exceptions] == ["no"]
+    assert cancelling() == 0
+
+
+async def test_outer_cancellation_passes_a_cancelled_scope(release: asyncio.Event) -> None:
+    async def hold() -> None:
+        async with task_scope() as tasks:
+            tasks.create_task(end_slowly())
+            await asyncio.sleep(0)
+            tasks.cancel()
+
+    async def end_slowly() -> None:
+        try:
+            await wait_forever()
+        finally:
+            is_ending.set()
+            await release.wait()
+
+    is_ending = asyncio.Event()
+    holding = asyncio.create_task(hold())
+    await is_ending.wait()
+    holding.cancel("by the program")
+    release.set()
+
+    with pytest.raises(asyncio.CancelledError, match="by the program"):
+        await holding
+
+
+async def test_cancelled_scope_over_its_budget_says_so() -> None:
+    with pytest.raises(BudgetExceeded):  # noqa: PT012  # the block is what raises
+        async with task_scope(budget="1 MiB", inexact="raise", meter="tracemalloc") as tasks:
+            bytearray(3 << 20)
+            tasks.cancel()
+            await wait_forever()
+
+
+async def test_generator_that_is_closed_raises_failures_of_its_tasks() -> None:
+    async def numbers() -> AsyncIterator[int]:
+        async with task_scope(name="prefetch") as tasks:
+            tasks.create_task(fail_after(has_failed))
+            yield 1
+
+    async def fail_after(event: asyncio.Event) -> None:
+        event.set()
+        await fail()
+
+    has_failed = asyncio.Event()
+    generator = numbers()
+    await anext(generator)
+    await has_failed.wait()
+
+    with pytest.raises(BaseExceptionGroup, match="unhandled errors in prefetch") as caught:
+        await generator.aclose()  # type: ignore[attr-defined]  # an iterator for the type checker
+    assert [type(error) for error in caught.value.exceptions] == [ValueError, GeneratorExit]
+    assert cancelling() == 0
+
+
 async def test_block_closed_by_generator_exit_does_not_wait() -> None:
     async def hold() -> None:
         async with task_scope() as tasks:
@@ -286,6 +401,15 @@ if sys.version_info >= (3, 12):
         await asyncio.sleep(0)  # the scope's own cancellation must not be delivered here
 
         assert cancelling() == 0
+
+    @pytest.mark.usefixtures("eager")
+    async def test_eager_failure_lets_the_block_go_on_to_its_next_await() -> None:
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  # the block is what raises
+            async with task_scope() as tasks:
+                tasks.create_task(fail())
+                tasks.create_task(fail())
+
+        assert [str(error) for error in caught.value.exceptions] == ["no", "no"]
 
     @pytest.mark.usefixtures("eager")
     async def test_eager_task_that_starts_a_failure_is_cancelled() -> None:

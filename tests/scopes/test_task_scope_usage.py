@@ -137,7 +137,7 @@ async def test_budget_of_the_scope_stops_the_task_that_exceeds_it() -> None:
         del block
 
     with pytest.raises(ExceptionGroup) as raised:  # noqa: PT012  # the block is what raises
-        async with task_scope(meter="tracemalloc", name="import", budget="5 MiB") as tasks:
+        async with task_scope(meter="tracemalloc", name="import", budget="5 MiB", inexact="raise") as tasks:
             for _ in range(3):
                 tasks.create_task(take(2 * MIB))
 
@@ -150,7 +150,7 @@ async def test_budget_of_the_scope_stops_the_task_that_exceeds_it() -> None:
 
 async def test_budget_is_also_checked_at_the_end_of_the_block() -> None:
     with pytest.raises(BudgetExceeded, match="import used"):
-        async with task_scope(meter="tracemalloc", name="import", budget="1 MiB"):
+        async with task_scope(meter="tracemalloc", name="import", budget="1 MiB", inexact="raise"):
             block = bytearray(2 * MIB)
     del block
 
