@@ -4,28 +4,32 @@ import sys
 from collections.abc import Iterable
 from copy import deepcopy
 from time import monotonic, thread_time
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar
 
 from memtools._records import record
 from memtools._suggestions import suggest_arguments
 from memtools.cleanup import register, unregister
 from memtools.readings import Level
-from memtools.structures._byte_bounded import byte_bounded
+from memtools.structures._byte_bounded import ByteBoundedMixin
+from memtools.structures._derived_class import derived_class, public_class_of
+from memtools.structures._subclass_state import added_state, restore_state
 from memtools.structures._window import (
+    DEFAULT_MAXLEN,
     OWN_SLOTS,
+    SHRINK_ABOVE,
     BatchSizer,
     BoundedListBase,
     ListBounds,
     OnEvict,
     Sizeof,
+    Unset,
     parse_bounds,
 )
 
 T = TypeVar("T")
-_State = tuple[dict[str, Any] | None, dict[str, Any]]  # what `object.__getstate__` returns: attributes, slots
 
-# By level: lists of more items than the first figure are shortened, but not below the second.
-_SHRINK_ABOVE: Final = {Level.WARNING: (500, 250), Level.CRITICAL: (100, 50)}
+_NO_ARGUMENTS: Final = (None, None, sys.getsizeof, True)  # keep, on_evict, sizeof and shrinkable, where none is given
+
 # Items of a batch whose size is taken at most: `sys.getsizeof` takes longer than to release an item.
 _MAX_SAMPLE: Final = 1000
 
@@ -58,7 +62,8 @@ class BoundedList(BoundedListBase[T]):
 
     In everything else it is a list, at the speed of a list: `isinstance`, indexing, slices, iteration, comparison,
     `sort`, JSON. Slices and `x + y` are plain lists; `copy`, `copy.copy`, `deepcopy` and pickles are bounded lists with
-    the same bounds (a pickle leaves out `on_evict`, which belongs to its process).
+    the same bounds (a pickle leaves out `on_evict`, which belongs to its process). Code that rebuilds containers as
+    `type(x)(items)`, such as `dataclasses.asdict`, gets a bounded list of all these items.
 
     Example:
         >>> recent = BoundedList([1, 2, 3], maxlen=3)
@@ -74,12 +79,14 @@ class BoundedList(BoundedListBase[T]):
 
     Args:
         iterable: the first items.
-        maxlen: the maximum number of items. May be left out only if `max_bytes` is given.
+        maxlen: the maximum number of items; None, for no limit, only if `max_bytes` is given. Where no bound is named,
+            it is the number of first items, and at least 1,000; a bounded list as `iterable` hands its bounds on.
         keep: how many items an overflow leaves. By default `maxlen`: exactly the last `maxlen` items stay, as in
             `deque(maxlen=...)`. With a lower `keep` the list is trimmed once in a while, at the same cost per item for
             any length: for long lists use three quarters of `maxlen`.
         max_bytes: the maximum of bytes of all items by shallow size, such as `"10 MiB"`. A larger item does not stay.
-        sizeof: returns the size of an item in bytes; called once per item, when it is added.
+        sizeof: returns the size of an item in bytes; called once per item, when it is added. Adding an item raises
+            `ConfigError` where the answer is no size.
         on_evict: called with a list of the evicted items, oldest first, after the list is within its bounds; not for
             items that you remove yourself. A failure is logged, at most once a minute, and counted.
         shrinkable: whether the list is asked to shrink when memory runs short (`memtools.cleanup`).
@@ -98,7 +105,7 @@ class BoundedList(BoundedListBase[T]):
         self,
         iterable: Iterable[T] = (),
         /,
-        maxlen: int | None = None,
+        maxlen: int | Unset | None = Unset.UNSET,
         *,
         keep: int | None = None,
         max_bytes: int | str | None = None,
@@ -106,7 +113,16 @@ class BoundedList(BoundedListBase[T]):
         on_evict: OnEvict | None = None,
         shrinkable: bool = True,
     ) -> None:
-        bounds = parse_bounds(maxlen, keep, max_bytes, sizeof, on_evict, shrinkable)
+        if maxlen is not Unset.UNSET or max_bytes is not None:
+            limit = None if maxlen is Unset.UNSET else maxlen
+            bounds = parse_bounds(limit, keep, max_bytes, sizeof, on_evict, shrinkable)
+        elif isinstance(iterable, BoundedList) and (keep, on_evict, sizeof, shrinkable) == _NO_ARGUMENTS:
+            bounds = iterable._bounds
+        else:
+            # Rebuilt as `type(x)(items)`, with nothing said of the bounds: no item may get lost by that.
+            iterable = list(iterable)
+            limit = max(len(iterable), DEFAULT_MAXLEN)
+            bounds = parse_bounds(limit, keep, None, sizeof, on_evict, shrinkable)
         super().__init__()  # a second call empties the list, as in `list`
         self._initialise(bounds)
         self.extend(iterable)
@@ -196,7 +212,7 @@ class BoundedList(BoundedListBase[T]):
         return thread_time() if self._hook is None else monotonic()
 
     def _batches_for(self, level: Level) -> BatchSizer | None:
-        start, floor = _SHRINK_ABOVE.get(level, (sys.maxsize, 0))
+        start, floor = SHRINK_ABOVE.get(level, (sys.maxsize, 0))
         length = len(self)
         batches, self._batches = self._batches, None
         if length <= start:
@@ -212,7 +228,7 @@ class BoundedList(BoundedListBase[T]):
     def _evict_batch(self, count: int) -> int:
         before = sys.getsizeof(self)
         items_bytes = _estimated_size(self[: count : count // _MAX_SAMPLE + 1], count)
-        self._evict(slice(None, count), count)
+        self._trim_to(len(self) - count)
         return items_bytes + before - sys.getsizeof(self)
 
     def copy(self) -> Self:
@@ -220,33 +236,31 @@ class BoundedList(BoundedListBase[T]):
         return self.__copy__()
 
     def __copy__(self) -> Self:
-        copied: Self = _make_empty(_public_class(type(self)), self._bounds)
+        copied: Self = _make_empty(public_class_of(type(self)), self._bounds)
         copied._extend_unchecked(self)
         copied._enforce_bounds()
-        _restore(copied, self.__getstate__())
+        restore_state(copied, self.__getstate__())
         return copied
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        copied: Self = _make_empty(_public_class(type(self)), self._bounds)
+        copied: Self = _make_empty(public_class_of(type(self)), self._bounds)
         memo[id(self)] = copied  # before the items, which may hold this list
         copied.extend([deepcopy(item, memo) for item in self])
-        _restore(copied, deepcopy(self.__getstate__(), memo))
+        restore_state(copied, deepcopy(self.__getstate__(), memo))
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickle restores the items before the state, so the bounds have to be arguments of the constructor.
-        return _make_empty, (_public_class(type(self)), self._bounds), self.__getstate__(), iter(self[:])
+        return _make_empty, (public_class_of(type(self)), self._bounds), self.__getstate__(), iter(self[:])
 
     def __getstate__(self) -> object:
         """Return the attributes that a subclass has added, as `object.__getstate__` does, without those of the list."""
-        attributes, slots = cast("_State", super().__getstate__())
-        added = {name: value for name, value in slots.items() if name not in OWN_SLOTS}
-        return (attributes, added) if added else attributes
+        return added_state(super().__getstate__(), OWN_SLOTS)
 
     def _initialise(self, bounds: ListBounds) -> None:
         """Take over `bounds`, the class that they need, and the registration with `memtools.cleanup`."""
-        public_class = _public_class(type(self))
-        needed = public_class if bounds.max_bytes is None else byte_bounded(public_class)
+        public_class = public_class_of(type(self))
+        needed = public_class if bounds.max_bytes is None else derived_class(public_class, ByteBoundedMixin)
         if needed is not type(self):
             self.__class__ = needed  # pyright: ignore[reportAttributeAccessIssue]  # it has the same layout
         self._set_bounds(bounds)
@@ -261,29 +275,8 @@ def _estimated_size(sample: list[Any], count: int) -> int:
     return sum(map(sys.getsizeof, sample)) * count // len(sample)
 
 
-def _public_class(cls: type[Any]) -> type[Any]:
-    """Return the class that the user named; for a list with `max_bytes`, the class is derived from it."""
-    public_class: type[Any] = cls.__dict__.get("_public_class", cls)
-    return public_class
-
-
 def _make_empty(cls: type[Any], bounds: ListBounds) -> Any:
     """Return an empty list of `cls`, without calling its `__init__`, which may take other arguments in a subclass."""
     made = list.__new__(cls)
     made._initialise(bounds)
     return made
-
-
-def _restore(copied: Any, state: object) -> None:
-    """Set the attributes that a subclass has added, as `copy.copy` would."""
-    if state is None:
-        return
-    if hasattr(copied, "__setstate__"):
-        copied.__setstate__(state)
-        return
-
-    attributes, slots = cast("_State", state if isinstance(state, tuple) else (state, {}))
-    if attributes:
-        copied.__dict__.update(attributes)
-    for name, value in slots.items():
-        setattr(copied, name, value)

@@ -4,14 +4,13 @@ The sizes are kept in a list of their own, which every mutator changes in the sa
 apart so that a list without `max_bytes` keeps the C methods for everything that removes or reorders items.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, SupportsIndex, TypeVar, cast, overload
+from collections.abc import Iterable, Iterator
+from typing import Any, SupportsIndex, TypeVar, overload
 
-from memtools.errors import ConfigError
+from memtools.structures._eviction import measure, wrong_size
 from memtools.structures._window import BoundedListBase, ListBounds
 
 T = TypeVar("T")
-L = TypeVar("L", bound=BoundedListBase[Any])
 
 
 class ByteBoundedMixin(BoundedListBase[T]):
@@ -112,10 +111,10 @@ class ByteBoundedMixin(BoundedListBase[T]):
             self._enforce_bounds()
 
     def _size_of(self, item: T) -> int:
-        size = cast("object", self._bounds.sizeof(item))  # the function may return anything
-        if isinstance(size, int) and size >= 0:
-            return size
-        raise ConfigError("sizeof", self._bounds.sizeof, f"a function that returns a number of bytes, not {size!r}")
+        size = measure(self._bounds.sizeof, item)
+        if size < 0:
+            raise wrong_size(self._bounds.sizeof, size)
+        return size
 
     def _extend_unchecked(self, other: BoundedListBase[T]) -> None:
         self._extend_sized(other[:], other._sizes[:])  # the remembered sizes: an item may have grown since
@@ -178,33 +177,14 @@ class ByteBoundedMixin(BoundedListBase[T]):
         while excess_bytes > 0 and count < len(self._sizes):
             excess_bytes -= self._sizes[count]
             count += 1
-        self._evict(slice(None, count), count)
+        self._trim_to(len(self) - count)
 
-    def _evict(self, evicted: slice, count: int) -> None:
-        items = self[evicted]  # lives until the sizes are in step
-        self._size_bytes -= sum(self._sizes[evicted])
-        del self._sizes[evicted]
-        self._list_delitem(evicted)
+    def _add(self, items: list[T], limit: int, keep: int, /) -> list[T]:
+        self._extend_sized(items, list(map(self._size_of, items)))
+        count = len(self) - keep if len(self) > limit else 0
+        evicted = self[:count]  # lives until the sizes are in step
+        self._size_bytes -= sum(self._sizes[:count])
+        del self._sizes[:count]
+        self._list_delitem(slice(None, count))
         self._evicted += count
-        if self._hook is not None:
-            self._hook.notify(items)
-
-
-def byte_bounded(public_class: type[L]) -> type[L]:
-    """Return the class of the lists of `public_class` with `max_bytes`; the same class each time.
-
-    The mixin comes after `public_class` in the order of methods, so that overrides come first and reach it by
-    `super()`.
-    """
-    found = public_class.__dict__.get("_byte_bounded_class")
-    if found is None:
-        names = {
-            "__slots__": (),
-            "__module__": public_class.__module__,
-            "__qualname__": public_class.__qualname__,
-            "_public_class": public_class,
-        }
-        metaclass = cast("Callable[..., Any]", type(public_class))
-        found = metaclass(public_class.__name__, (public_class, ByteBoundedMixin), names)
-        public_class._byte_bounded_class = found  # type: ignore[attr-defined]  # a cache on the class of the user
-    return cast("type[L]", found)
+        return evicted

@@ -10,6 +10,7 @@ during another operation of the same thread. What an operation removes is collec
 reported and released after the lock: destroying a value runs code of the program.
 """
 
+import logging
 import math
 import sys
 import threading
@@ -21,14 +22,17 @@ from typing import Final, Generic, TypeAlias, TypeVar
 from weakref import ref
 
 from memtools._records import record
+from memtools._safe_calls import RateLimitedLogger
 from memtools.errors import ConfigError, NotWeakReferenceable
 from memtools.readings import Level
-from memtools.structures._eviction import EvictionHook
+from memtools.structures._eviction import EvictionHook, measure
 from memtools.structures._single_flight import MISSING, CallsInProgress, Missing
 from memtools.units import parse_count, parse_seconds, parse_size
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+_logger = RateLimitedLogger(logging.getLogger("memtools.structures"))
 
 # The fast path of a hit is one lookup in a dictionary and one count. With the GIL no other thread runs between the load
 # and the store of `+= 1`: the interpreter switches threads only at calls, at the start of a function and at jumps back.
@@ -37,6 +41,9 @@ HITS_NEED_LOCK: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 # A write adds one entry and removes up to so many expired ones, so that expiry keeps up without a long pause.
 _EXPIRED_PER_WRITE: Final = 16
+# Dead entries that a lookup or a write removes at most: half a millisecond. When a generation is evicted, all of its
+# values may die at once.
+_DEAD_PER_CALL: Final = 1024
 # Entries that are removed between two checks of the deadline.
 _SLICE: Final = 256
 # Keys that are listed under one lock. Each walk through a dictionary begins with all the places that were emptied
@@ -148,7 +155,7 @@ def parse_settings(
 
     return CacheSettings(
         strong=parse_count(strong, name="strong", minimum=0),
-        ttl_s=_parse_ttl(ttl),
+        ttl_s=parse_ttl(ttl),
         max_bytes=None if max_bytes is None else parse_size(max_bytes, name="max_bytes"),
         on_evict=on_evict,
         weak_only=_parse_flag(weak_only, "weak_only"),
@@ -158,7 +165,12 @@ def parse_settings(
     )
 
 
-def _parse_ttl(ttl: float | None) -> float | None:
+def parse_ttl(ttl: float | None) -> float | None:
+    """Return the seconds for which an entry is valid; None for no limit.
+
+    Raises:
+        ConfigError: for what is no number of seconds above 0.
+    """
     if ttl is None:
         return None
     seconds = parse_seconds(ttl, name="ttl")
@@ -397,6 +409,7 @@ class CacheStore(Generic[K, V]):
 
         Raises:
             NotWeakReferenceable: if `value` cannot be weakly referenced and this cache only holds values weakly.
+            ConfigError: if `sizeof` returns no whole number.
             Exception: what `sizeof` or the clock raises.
         """
         settings = self._settings
@@ -410,7 +423,7 @@ class CacheStore(Generic[K, V]):
             self._has_strong_only = True
 
         entry.key = key
-        entry.size_bytes = 0 if settings.max_bytes is None else settings.sizeof(value)
+        entry.size_bytes = 0 if settings.max_bytes is None else self._measure(value)
         entry.expires_at = math.inf if settings.ttl_s is None else settings.clock() + settings.ttl_s
         return entry
 
@@ -531,7 +544,7 @@ class CacheStore(Generic[K, V]):
     def _find(self, key: K, now: float, evicted: list[dict[K, V]]) -> V | Missing:
         """Return the value that is valid now, and make it the one used last."""
         if self._dead:
-            self._purge_dead()
+            self._purge_dead(_DEAD_PER_CALL)
         entry = self._index.get(key)
         if entry is None:
             return MISSING
@@ -547,7 +560,7 @@ class CacheStore(Generic[K, V]):
     def _store(self, entry: Entry[K, V], value: V, now: float, evicted: list[dict[K, V]]) -> object:
         """Put an entry in the place of the previous one; return what has to be released after the lock."""
         if self._dead:
-            self._purge_dead()
+            self._purge_dead(_DEAD_PER_CALL)
         self._expire_oldest(now, _EXPIRED_PER_WRITE, evicted)
 
         key = entry.key
@@ -676,6 +689,15 @@ class CacheStore(Generic[K, V]):
         if self._settings.max_bytes is not None:
             return entry.size_bytes
         try:
-            return self._settings.sizeof(value)
+            return max(measure(self._settings.sizeof, value), 0)
         except Exception:
             return 0  # the figure only informs; a `sizeof` that fails must not keep memory from being given back
+
+    def _measure(self, value: V) -> int:
+        sizeof = self._settings.sizeof
+        size_bytes = measure(sizeof, value)
+        if size_bytes >= 0:
+            return size_bytes
+        # What a size of 32 bits overflows to, as a rule. As a size it would make room for other values.
+        _logger.error("sizeof", "sizeof %r returned %d for a value; the value is not held strongly", sizeof, size_bytes)
+        return sys.maxsize

@@ -1,15 +1,18 @@
-"""The runner of `on_evict` hooks.
+"""The functions of the user that lists and caches call: `on_evict` hooks, and `sizeof`.
 
 A file of its own because lists and caches share it, and neither may import the other.
 """
 
 import logging
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Sized
-from threading import local
-from typing import Any, Final, Generic, TypeVar
+from threading import RLock, local
+from typing import Any, Final, Generic, SupportsIndex, TypeVar, cast
 
+from memtools._forks import register_after_fork
 from memtools._safe_calls import RateLimitedLogger
+from memtools.errors import ConfigError
 
 B = TypeVar("B", bound=Sized)
 
@@ -17,6 +20,42 @@ B = TypeVar("B", bound=Sized)
 _MAX_ROUNDS: Final = 100
 
 _log = logging.getLogger("memtools.structures")
+_count_lock = RLock()  # re-entrant: a finaliser may fail in between
+
+
+def _renew_lock() -> None:
+    global _count_lock
+    _count_lock = RLock()
+
+
+register_after_fork(_renew_lock)
+
+
+def measure(sizeof: Callable[[Any], int], item: object) -> int:
+    """Return what `sizeof` says of an item: a whole number, of other libraries, too (`numpy.int64`).
+
+    Raises:
+        ConfigError: for anything else, such as True, None or a fraction.
+        Exception: what `sizeof` raises.
+    """
+    answer = cast("object", sizeof(item))  # the function may return anything
+    return answer if type(answer) is int else checked_size(sizeof, answer)
+
+
+def checked_size(sizeof: object, answer: object) -> int:
+    """Return an answer of `sizeof` as an int.
+
+    Raises:
+        ConfigError: for an answer that is no whole number.
+    """
+    if isinstance(answer, bool) or not hasattr(type(answer), "__index__"):
+        raise wrong_size(sizeof, answer)
+    return operator.index(cast("SupportsIndex", answer))
+
+
+def wrong_size(sizeof: object, answer: object) -> ConfigError:
+    """Return the error for an answer of `sizeof` that is no size."""
+    return ConfigError("sizeof", sizeof, f"a function that returns a number of bytes, not {answer!r}")
 
 
 class EvictionHook(Generic[B]):
@@ -77,6 +116,7 @@ class EvictionHook(Generic[B]):
             self._record_failure(message, unreported)
 
     def _record_failure(self, message: str, *arguments: object) -> None:
-        self.failures += 1
+        with _count_lock:
+            self.failures += 1
         # One key, so that all failures of a hook share the rate limit.
         self._logger.error("on_evict", message, self._hook, *arguments)

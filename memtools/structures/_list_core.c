@@ -2,13 +2,17 @@
 
    Keep in step with `PyBoundedListCore` in `memtools/structures/_window.py`, which does the same in Python; both pass one
    suite and have the same docstrings. Python methods of the subclass do everything else; they are called by name:
-   `_enforce_bounds` to evict where there is a hook, `_extend_from_iterator` for iterators.
+   `_enforce_bounds` and `_report` to evict where there is a hook, `_extend_from_iterator` for iterators.
 
    Locking: every function is called under the GIL and needs no other lock. What can run foreign code (the finaliser of
    an evicted item, a hook, an iterator) is the last thing that is done to the list, and no value that was read from the
    list before is used after it. The fields are plain numbers, written by `BoundedListBase._set_bounds`.
 
-   On interpreters without the GIL the module refuses to be imported, and the Python class is used. */
+   On free-threaded builds all that adds goes by `list_core_add`, which holds the list's own mutex from the look at the
+   bounds to the last change, and drops what was evicted after it has released the mutex: no foreign code runs inside.
+   A critical section would not do, because a call of the list inside it may suspend it. What the other methods of
+   `list` must not see half done is in a critical section inside the mutex, and stored as readers without a lock expect
+   it. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -22,12 +26,17 @@ typedef struct {
     Py_ssize_t evicted; /* items evicted so far */
     char is_exact;      /* each added item evicts one, and there is no hook */
     char has_hook;
+#ifdef Py_GIL_DISABLED
+    PyMutex mutex; /* held while items are added */
+    int forks;     /* how often the process had been forked when the mutex was made */
+#endif
 } BoundedListCore;
 
 struct module_state {
     PyObject *extend;
     PyObject *extend_from_iterator;
     PyObject *enforce_bounds;
+    PyObject *report;
 };
 
 static PyModuleDef list_core_module;
@@ -95,6 +104,57 @@ static void list_core_choose_shift(void)
 #endif
 }
 
+#ifdef Py_GIL_DISABLED
+static int forks;       /* how many forks there are between this process and the one that imported the module */
+static PyMutex renewal; /* held while the mutex of a list is made anew */
+
+/* The mutex of a list is that of a thread that does not exist any more, if another thread held it during a fork. */
+static void list_core_lock(PyObject *self)
+{
+    BoundedListCore *core = (BoundedListCore *)self;
+    if (_Py_atomic_load_int(&core->forks) != forks) {
+        PyMutex_Lock(&renewal);
+        if (_Py_atomic_load_int(&core->forks) != forks) {
+            core->mutex = (PyMutex){0};
+            _Py_atomic_store_int(&core->forks, forks);
+        }
+        PyMutex_Unlock(&renewal);
+    }
+    PyMutex_Lock(&core->mutex);
+}
+
+static void list_core_unlock(PyObject *self)
+{
+    PyMutex_Unlock(&((BoundedListCore *)self)->mutex);
+}
+
+/* Threads read the items without a lock: pointer by pointer, each of which has to be whole. */
+static void list_core_store(PyObject **slot, PyObject *item)
+{
+    _Py_atomic_store_ptr_release(slot, item);
+}
+#else
+#define list_core_lock(self) ((void)(self))
+#define list_core_unlock(self) ((void)(self))
+#define list_core_store(slot, item) ((void)(*(slot) = (item)))
+#endif
+
+#ifndef Py_BEGIN_CRITICAL_SECTION /* before 3.13 */
+#define Py_BEGIN_CRITICAL_SECTION(object) {
+#define Py_END_CRITICAL_SECTION() }
+#endif
+
+PyDoc_STRVAR(renew_locks_doc, "renew_locks($module, /)\n--\n\nForget, in the child of a fork, what other threads held.");
+
+static PyObject *list_core_renew_locks(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+#ifdef Py_GIL_DISABLED
+    renewal = (PyMutex){0};
+    forks++;
+#endif
+    Py_RETURN_NONE;
+}
+
 /* Call `self.extend(argument)` or `self._extend_from_iterator(argument)`, which a subclass may override. -1 with an exception. */
 static int list_core_call(PyObject *self, PyObject *name, PyObject *argument)
 {
@@ -102,6 +162,132 @@ static int list_core_call(PyObject *self, PyObject *name, PyObject *argument)
     Py_XDECREF(nothing);
     return nothing == NULL ? -1 : 0;
 }
+
+static int list_core_raise_without_bounds(PyObject *self)
+{
+    PyErr_Format(PyExc_AttributeError, "%.200s has no bounds before its __init__", Py_TYPE(self)->tp_name);
+    return -1;
+}
+
+/* Take `own` items from the front of the list and put them into `evicted`, which has free places for them from 0 to
+   `before` and for the others from `behind` on. No reference is dropped, so no foreign code runs. */
+static void list_core_take_oldest(PyObject *self, Py_ssize_t own, PyObject *evicted, Py_ssize_t before, Py_ssize_t behind)
+{
+    PyObject **slots = PySequence_Fast_ITEMS(self);
+    Py_ssize_t left = PyList_GET_SIZE(self) - own;
+    for (Py_ssize_t n = 0; n < own; n++) {
+        PyList_SET_ITEM(evicted, n < before ? n : behind + n - before, slots[n]);
+    }
+    for (Py_ssize_t n = 0; n < left; n++) {
+        list_core_store(&slots[n], slots[n + own]);
+    }
+    Py_SET_SIZE(self, left);
+    for (Py_ssize_t n = left; n < left + own; n++) {
+        list_core_store(&slots[n], NULL); /* a reader that has read the old size takes the lock then */
+    }
+}
+
+/* Take out what has to go before the items of the list `added` come in at `index`; return it, oldest first. What of
+   `added` would go at once is taken out of `added`, and `index` becomes its place in the list that is left. NULL with
+   an exception, before anything has changed. The caller has locked the list. */
+static PyObject *list_core_make_room(PyObject *self, PyObject *added, Py_ssize_t *index, Py_ssize_t limit, Py_ssize_t keep)
+{
+    Py_ssize_t count = PyList_GET_SIZE(added), passed = 0;
+    PyObject *evicted = NULL;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    for (;;) {
+        Py_ssize_t length = PyList_GET_SIZE(self);
+        Py_ssize_t at = *index < 0 ? Py_MAX(*index + length, 0) : Py_MIN(*index, length);
+        Py_ssize_t excess = count > limit - length ? length + count - keep : 0;
+        Py_ssize_t before = Py_MIN(at, excess);
+        passed = Py_MIN(count, excess - before);
+        evicted = PyList_New(excess); /* on 3.11 a collection may run in it, and change the list */
+        if (evicted == NULL || PyList_GET_SIZE(self) == length) {
+            if (evicted != NULL && excess > 0) {
+                for (Py_ssize_t n = 0; n < passed; n++) {
+                    PyList_SET_ITEM(evicted, before + n, Py_NewRef(PyList_GET_ITEM(added, n)));
+                }
+                list_core_take_oldest(self, excess - passed, evicted, before, before + passed);
+            }
+            *index = at - before;
+            break;
+        }
+        Py_DECREF(evicted);
+    }
+    Py_END_CRITICAL_SECTION();
+    if (evicted != NULL && passed > 0) {
+        (void)PyList_SetSlice(added, 0, passed, NULL);
+    }
+    return evicted;
+}
+
+/* Put the items of the list `added`, which the call may change, before `index`; return what was evicted for them, a new
+   list, or NULL with an exception. Runs no foreign code. */
+static PyObject *list_core_exchange(PyObject *self, PyObject *added, Py_ssize_t index, Py_ssize_t limit, Py_ssize_t keep)
+{
+    if (((BoundedListCore *)self)->chunk == 0) {
+        (void)list_core_raise_without_bounds(self);
+        return NULL;
+    }
+    list_core_lock(self);
+    PyObject *evicted = list_core_make_room(self, added, &index, limit, keep);
+    int code = evicted == NULL ? -1 : 0;
+    if (code == 0) {
+        ((BoundedListCore *)self)->evicted += PyList_GET_SIZE(evicted);
+        code = PyList_GET_SIZE(added) == 0 ? 0 : PyList_SetSlice(self, index, index, added);
+    }
+    list_core_unlock(self);
+    if (code < 0) {
+        Py_CLEAR(evicted);
+    }
+    return evicted;
+}
+
+PyDoc_STRVAR(add_doc,
+             "_add($self, items, limit, keep, /)\n--\n\n"
+             "Add the items of a list, which the call may change, within `limit`; return what was evicted, without\n"
+             "reporting it. Where they are too many, the last `keep` are left.");
+
+static PyObject *list_core_py_add(PyObject *self, PyObject *arguments)
+{
+    PyObject *items;
+    Py_ssize_t limit, keep;
+    if (!PyArg_ParseTuple(arguments, "O!nn:_add", &PyList_Type, &items, &limit, &keep)) {
+        return NULL;
+    }
+    limit = Py_MAX(limit, 0);
+    return list_core_exchange(self, items, PY_SSIZE_T_MAX, limit, Py_MIN(Py_MAX(keep, 0), limit));
+}
+
+#ifdef Py_GIL_DISABLED
+/* Put the items of `added`, whose reference the call takes, before `index`, and report what was evicted. Runs foreign
+   code, last. */
+static int list_core_add(PyObject *self, PyObject *added, Py_ssize_t index)
+{
+    BoundedListCore *core = (BoundedListCore *)self;
+    if (added == NULL) {
+        return -1;
+    }
+    PyObject *evicted = list_core_exchange(self, added, index, core->limit, core->keep);
+    Py_DECREF(added);
+    int code = evicted == NULL ? -1 : 0;
+    if (code == 0 && core->has_hook && PyList_GET_SIZE(evicted) > 0) {
+        struct module_state *state = list_core_state(self);
+        code = state == NULL ? -1 : list_core_call(self, state->report, evicted);
+    }
+    Py_XDECREF(evicted);
+    return code;
+}
+
+static PyObject *list_core_list_of(PyObject *item)
+{
+    PyObject *made = PyList_New(1);
+    if (made != NULL) {
+        PyList_SET_ITEM(made, 0, Py_NewRef(item));
+    }
+    return made;
+}
+#endif
 
 /* Evict what exceeds the limit, by way of the hook where there is one. Runs foreign code. */
 static int list_core_enforce_bounds(PyObject *self)
@@ -111,10 +297,12 @@ static int list_core_enforce_bounds(PyObject *self)
         return 0;
     }
     if (core->chunk == 0) {
-        PyErr_Format(PyExc_AttributeError, "%.200s has no bounds before its __init__", Py_TYPE(self)->tp_name);
-        return -1;
+        return list_core_raise_without_bounds(self);
     }
 
+#ifdef Py_GIL_DISABLED
+    return list_core_add(self, PyList_New(0), PY_SSIZE_T_MAX);
+#endif
     if (core->has_hook) {
         struct module_state *state = list_core_state(self);
         PyObject *nothing = state == NULL ? NULL : PyObject_CallMethodNoArgs(self, state->enforce_bounds);
@@ -127,6 +315,7 @@ static int list_core_enforce_bounds(PyObject *self)
     return PyList_SetSlice(self, 0, excess, NULL);
 }
 
+#ifndef Py_GIL_DISABLED
 /* Evict the oldest item of a full list and put `item` at its end, in one move instead of the three of `append` and
    `del x[0]`. The finaliser of the oldest item runs when the list is complete. A function of its own, so that
    `append` saves fewer registers on the stack. */
@@ -140,6 +329,7 @@ Py_NO_INLINE static PyObject *list_core_append_to_full(PyObject *self, PyObject 
     Py_DECREF(oldest);
     Py_RETURN_NONE;
 }
+#endif
 
 PyDoc_STRVAR(append_doc,
              "append($self, item, /)\n--\n\n"
@@ -148,6 +338,18 @@ PyDoc_STRVAR(append_doc,
 static PyObject *list_core_append(PyObject *self, PyObject *item)
 {
     BoundedListCore *core = (BoundedListCore *)self;
+#ifdef Py_GIL_DISABLED
+    list_core_lock(self);
+    int is_full = PyList_GET_SIZE(self) >= core->limit;
+    int code = is_full ? 0 : PyList_Append(self, item);
+    list_core_unlock(self);
+    if (is_full) {
+        code = list_core_add(self, list_core_list_of(item), PY_SSIZE_T_MAX);
+    }
+    if (code < 0) {
+        return NULL;
+    }
+#else
     /* `list.append(x, ...)` may have made the list longer than its limit; it evicts one item for one item then. */
     if (core->is_exact && PyList_GET_SIZE(self) >= core->limit && core->limit > 0) {
         return list_core_append_to_full(self, item);
@@ -159,6 +361,7 @@ static PyObject *list_core_append(PyObject *self, PyObject *item)
     if (PyList_GET_SIZE(self) > core->limit && list_core_enforce_bounds(self) < 0) {
         return NULL;
     }
+#endif
     Py_RETURN_NONE;
 }
 
@@ -173,10 +376,16 @@ static PyObject *list_core_extend(PyObject *self, PyObject *iterable)
 {
     BoundedListCore *core = (BoundedListCore *)self;
     if ((PyList_CheckExact(iterable) || PyTuple_CheckExact(iterable)) && Py_SIZE(iterable) <= core->chunk) {
+#ifdef Py_GIL_DISABLED
+        if (list_core_add(self, PySequence_List(iterable), PY_SSIZE_T_MAX) < 0) {
+            return NULL;
+        }
+#else
         Py_ssize_t length = PyList_GET_SIZE(self);
         if (PyList_SetSlice(self, length, length, iterable) < 0 || list_core_enforce_bounds(self) < 0) {
             return NULL;
         }
+#endif
         Py_RETURN_NONE;
     }
 
@@ -207,9 +416,15 @@ static PyObject *list_core_insert(PyObject *self, PyObject *const *arguments, Py
     if (index == -1 && PyErr_Occurred()) {
         return NULL;
     }
+#ifdef Py_GIL_DISABLED
+    if (list_core_add(self, list_core_list_of(arguments[1]), index) < 0) {
+        return NULL;
+    }
+#else
     if (PyList_Insert(self, index, arguments[1]) < 0 || list_core_enforce_bounds(self) < 0) {
         return NULL;
     }
+#endif
     Py_RETURN_NONE;
 }
 
@@ -246,6 +461,7 @@ static PyMethodDef list_core_methods[] = {
     {"append", list_core_append, METH_O, append_doc},
     {"extend", list_core_extend, METH_O, extend_doc},
     {"insert", (PyCFunction)(void (*)(void))list_core_insert, METH_FASTCALL, insert_doc},
+    {"_add", list_core_py_add, METH_VARARGS, add_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -281,22 +497,15 @@ static PyType_Spec list_core_spec = {
     .slots = list_core_slots,
 };
 
-#ifdef Py_GIL_DISABLED
-static int list_core_execute(PyObject *module)
-{
-    (void)module;
-    (void)list_core_spec;
-    PyErr_SetString(PyExc_ImportError, "the C list relies on the GIL, and this Python is free-threaded");
-    return -1;
-}
-#else
 static int list_core_execute(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
     state->extend = PyUnicode_InternFromString("extend");
     state->extend_from_iterator = PyUnicode_InternFromString("_extend_from_iterator");
     state->enforce_bounds = PyUnicode_InternFromString("_enforce_bounds");
-    if (state->extend == NULL || state->extend_from_iterator == NULL || state->enforce_bounds == NULL) {
+    state->report = PyUnicode_InternFromString("_report");
+    if (state->extend == NULL || state->extend_from_iterator == NULL || state->enforce_bounds == NULL ||
+        state->report == NULL) {
         return -1;
     }
 
@@ -306,7 +515,6 @@ static int list_core_execute(PyObject *module)
     Py_XDECREF(kind);
     return code;
 }
-#endif
 
 static int list_core_clear_module(PyObject *module)
 {
@@ -314,6 +522,7 @@ static int list_core_clear_module(PyObject *module)
     Py_CLEAR(state->extend);
     Py_CLEAR(state->extend_from_iterator);
     Py_CLEAR(state->enforce_bounds);
+    Py_CLEAR(state->report);
     return 0;
 }
 
@@ -322,13 +531,18 @@ static void list_core_free_module(void *module)
     (void)list_core_clear_module(module);
 }
 
+static PyMethodDef list_core_functions[] = {
+    {"renew_locks", list_core_renew_locks, METH_NOARGS, renew_locks_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyModuleDef_Slot list_core_module_slots[] = {
     {Py_mod_exec, list_core_execute},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
 #endif
 #ifdef Py_mod_gil
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED}, /* without the GIL the module only reports that, and must not turn the GIL on */
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
 #endif
     {0, NULL},
 };
@@ -338,6 +552,7 @@ static PyModuleDef list_core_module = {
     .m_name = "memtools.structures._list_core",
     .m_doc = "The calls that add to a bounded list, in C.",
     .m_size = sizeof(struct module_state),
+    .m_methods = list_core_functions,
     .m_slots = list_core_module_slots,
     .m_clear = list_core_clear_module,
     .m_free = list_core_free_module,

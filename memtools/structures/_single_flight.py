@@ -122,11 +122,11 @@ class TaskCall(Generic[V]):
         self._task: asyncio.Task[V] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def start(self, create: Callable[[], Coroutine[Any, Any, V]]) -> None:
-        """Start the task, in a copy of the current context."""
+    def start(self, create: Callable[[], Coroutine[Any, Any, V]], *, name: str = "WeakCache factory") -> None:
+        """Start the task, of this name, in a copy of the current context."""
         coroutine = self._run(create)
         try:
-            task = self._loop.create_task(coroutine, name="WeakCache factory")
+            task = self._loop.create_task(coroutine, name=name)
         except BaseException:
             coroutine.close()
             raise

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
 from copy import deepcopy
 from functools import partial
-from typing import NoReturn, Self, SupportsIndex, TypeVar, cast, overload
+from typing import Any, Final, Self, SupportsIndex, TypeVar, cast, overload
 
 from memtools._forks import register_object_after_fork
 from memtools._suggestions import suggest_arguments
@@ -22,11 +22,15 @@ from memtools.structures._cache_store import (
     value_of,
 )
 from memtools.structures._single_flight import MISSING, CallsInProgress, Missing, TaskCall, ThreadCall
+from memtools.structures._subclass_state import added_state, restore_state
 
 K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
 C = TypeVar("C")
+
+# The slots that a copy fills by itself: what is left of the state was added by a subclass.
+OWN_SLOTS: Final = frozenset(CacheStore.__slots__)
 
 
 class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
@@ -64,6 +68,7 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
         weak_only: refuse values that cannot be weakly referenced (`NotWeakReferenceable`). `strong=0` refuses them,
         too.
         sizeof: returns the bytes of a value; called when a value is set if `max_bytes` is given, else only by `shrink`.
+            Setting a value raises `ConfigError` where the answer is no whole number.
         shrinkable: whether the cache is asked to shrink when memory runs short (`memtools.cleanup`).
         clock: returns monotonic seconds, for `ttl`.
 
@@ -271,7 +276,10 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
         del previous  # here, not under the lock
 
     def copy(self) -> Self:
-        """Return a cache with the same settings and entries; the ttl of each entry starts anew."""
+        """Return a cache of the same class with the same settings, entries and attributes that a subclass has added.
+
+        The ttl of each entry starts anew.
+        """
         copied = self._empty_copy()
         copied.update(self.items())
         return copied
@@ -280,7 +288,9 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         # As in `weakref.WeakValueDictionary`: copies of the values would die at once, since no other code holds them.
-        copied = self._empty_copy()
+        copied = self._blank_copy()
+        memo[id(self)] = copied  # before the attributes, which may hold this cache
+        restore_state(copied, deepcopy(self.__getstate__(), memo))
         for key, value in self.items():
             copied[deepcopy(key, memo)] = value
         return copied
@@ -304,7 +314,13 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
         self.update(other)
         return self
 
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+    def __getstate__(self) -> object:
+        """Return the attributes that a subclass has added, as `object.__getstate__` does, without the cache's own."""
+        return added_state(super().__getstate__(), OWN_SLOTS)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        if type(self).__reduce__ is not object.__reduce__:
+            return self.__reduce__()  # of a subclass that knows how to make its values anew
         raise TypeError(
             f"cannot pickle {type(self).__qualname__!r} object: it does not own its values; "
             "pickle dict(cache.items()) for a copy of them"
@@ -342,9 +358,15 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
             # Another thread, which does not exist in the child, was in the middle of a change: start empty.
             self._reset()
 
-    def _empty_copy(self) -> Self:
+    def _blank_copy(self) -> Self:
+        # Without `__init__`, which may take other arguments in a subclass.
         copied = type(self).__new__(type(self))
         copied._initialise(self._settings)
+        return copied
+
+    def _empty_copy(self) -> Self:
+        copied = self._blank_copy()
+        restore_state(copied, self.__getstate__())
         return copied
 
     def _lookup_or_run(self, key: K, factory: Callable[[], V]) -> V | Missing:

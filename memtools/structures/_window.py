@@ -8,12 +8,16 @@ import inspect
 import operator
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, SupportsIndex, TypeVar, overload
 
+from memtools._forks import register_after_fork
 from memtools._records import record
 from memtools.errors import ConfigError
+from memtools.readings import Level
 from memtools.structures._eviction import EvictionHook
 from memtools.units import parse_count, parse_size
 
@@ -23,7 +27,30 @@ T = TypeVar("T")
 Sizeof = Callable[[Any], int]
 OnEvict = Callable[[list[Any]], object]
 
+DEFAULT_MAXLEN: Final = 1000  # as that of `bounded_history`
+
+# By level: structures of more items than the first figure are shortened, but not below the second.
+SHRINK_ABOVE: Final = {Level.WARNING: (500, 250), Level.CRITICAL: (100, 50)}
+
 _MIN_CHUNK: Final = 1024  # items; from here on, the cost of a portion is small against the cost of its items
+
+# Held by the lists in Python while they evict, and on builds without a GIL while they add. One for all, since a child
+# of a fork has to renew it; re-entrant: a finaliser that runs in between may add to a list.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+register_after_fork(_renew_lock)
+
+
+class Unset(Enum):
+    """The value of an argument that was not given, where None is a value."""
+
+    UNSET = "the default"
 
 
 @record
@@ -68,7 +95,7 @@ def parse_bounds(
         raise ConfigError("maxlen", None, "a whole number of at least 0; None only with max_bytes")
     if not callable(sizeof):
         raise ConfigError("sizeof", sizeof, "a function that takes an item and returns its size in bytes")
-    _check_hook(on_evict)
+    check_hook(on_evict, "a list of items")
     if not isinstance(shrinkable, bool):
         raise ConfigError("shrinkable", shrinkable, "True or False")
 
@@ -87,11 +114,16 @@ def _parse_keep(keep: int | None, maxlen: int | None) -> int | None:
     return keep
 
 
-def _check_hook(on_evict: OnEvict | None) -> None:
+def check_hook(on_evict: Callable[..., object] | None, arguments: str) -> None:
+    """Check the argument `on_evict` of a structure, which calls it with `arguments`.
+
+    Raises:
+        ConfigError: for what is neither a plain function nor None.
+    """
     if on_evict is None:
         return
     if not callable(on_evict):
-        raise ConfigError("on_evict", on_evict, "a function that takes a list of items, or None")
+        raise ConfigError("on_evict", on_evict, f"a function that takes {arguments}, or None")
     if inspect.iscoroutinefunction(on_evict):
         raise ConfigError("on_evict", on_evict, "a plain function: a coroutine would not be awaited")
 
@@ -113,7 +145,6 @@ class PyBoundedListCore(list[T]):
     _has_hook: bool  # there is a hook
 
     if TYPE_CHECKING:  # provided by `BoundedListBase`
-        _evict_slice: slice
         _list_append: ClassVar[Callable[..., None]]
         _list_extend: ClassVar[Callable[..., None]]
         _list_insert: ClassVar[Callable[..., None]]
@@ -123,6 +154,7 @@ class PyBoundedListCore(list[T]):
 
         def _extend_from_iterator(self, iterator: Iterator[T]) -> None: ...
         def _enforce_bounds(self) -> None: ...
+        def _report(self, evicted: list[T]) -> None: ...
 
     def append(self, item: T, /) -> None:
         """Add `item` at the end; when the list is full, the oldest items are evicted."""
@@ -150,8 +182,7 @@ class PyBoundedListCore(list[T]):
                 if self._has_hook:
                     self._enforce_bounds()
                 else:
-                    self._evicted += len(self) - self._keep
-                    self._list_delitem(self._evict_slice)
+                    self._drop_oldest()
         else:
             self._extend_from_iterator(iter(iterable))
 
@@ -175,17 +206,100 @@ class PyBoundedListCore(list[T]):
         self.extend(iterable)
         return self
 
+    def _add(self, items: list[T], limit: int, keep: int, /) -> list[T]:
+        """Add `items` within `limit`; return what was evicted, without reporting it.
+
+        Where they are too many, the last `keep` are left.
+        """
+        with _lock:
+            if len(self) + len(items) <= limit:
+                self._list_extend(items)
+                return []
+            limit = max(limit, 0)  # computed from a length that another thread may have changed
+            return self._exchange(items, sys.maxsize, limit, min(max(keep, 0), limit))
+
+    def _drop_oldest(self) -> None:
+        """Evict what is too much, without a list of it."""
+        with _lock:
+            length = len(self)
+            if length > self._limit:
+                self._list_delitem(slice(length - self._keep))
+                self._evicted += length - self._keep
+
+    def _exchange(self, items: list[T], index: int, limit: int, keep: int) -> list[T]:
+        """Put `items` before `index`; return what was evicted for them."""
+        with _lock:
+            length = len(self)
+            index = max(index + length, 0) if index < 0 else min(index, length)
+            excess = length + len(items) - keep if length + len(items) > limit else 0
+            before = min(index, excess)
+            passed = min(len(items), excess - before)  # new items that go at once
+            evicted = self._take_oldest(before)
+            if before < excess:
+                evicted += [*items[:passed], *self._take_oldest(excess - passed - before)]
+            if passed < len(items):
+                self._list_setitem(slice(index - before, index - before), items[passed:])
+            self._evicted += len(evicted)
+        return evicted
+
+    def _take_oldest(self, count: int) -> list[T]:
+        if count == 0:
+            return []
+        if count == 1:
+            try:
+                return [self._list_pop(0)]  # one step, which a `pop` by another thread cannot come into
+            except IndexError:  # another thread has just emptied the list
+                return []
+        taken = self[:count]
+        self._list_delitem(slice(len(taken)))
+        return taken
+
+
+class LockingListCore(PyBoundedListCore[T]):
+    """The same for builds without a GIL, where threads run at once: all that adds holds a lock, and evicts first."""
+
+    __slots__ = ()
+
+    def append(self, item: T, /) -> None:
+        """Add `item` at the end; when the list is full, the oldest items are evicted."""
+        with _lock:
+            if len(self) < self._limit:
+                self._list_append(item)
+                return
+        self._report(self._exchange([item], sys.maxsize, self._limit, self._keep))
+
+    def extend(self, iterable: Iterable[T], /) -> None:
+        """Add all items of `iterable` at the end; when they are too many, the last `keep` items are left.
+
+        The items of an iterator are added in portions of 1,024 items or an eighth of `maxlen`: there are never more of
+        them than the bound and one portion. If the iterator fails, the items before the failure stay, as in a list.
+        """
+        kind = type(iterable)
+        if (kind is list or kind is tuple) and len(iterable) <= self._chunk:  # type: ignore[arg-type]
+            self._report(self._exchange([*iterable], sys.maxsize, self._limit, self._keep))
+        else:
+            self._extend_from_iterator(iter(iterable))
+
+    def insert(self, index: SupportsIndex, item: T, /) -> None:
+        """Put `item` before `index`; when the list is full, the oldest are evicted: at the front, `item` itself."""
+        at = operator.index(index)
+        if not -sys.maxsize <= at <= sys.maxsize:
+            raise OverflowError("cannot fit 'int' into an index-sized integer")  # as `list.insert` says
+        self._report(self._exchange([item], at, self._limit, self._keep))
+
 
 def choose_core() -> type[list[Any]]:
     """Return the core class: in C where it was built, in Python elsewhere and with `MEMTOOLS_NATIVE=0`."""
+    has_gil: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+    in_python = PyBoundedListCore if has_gil else LockingListCore
     if os.environ.get("MEMTOOLS_NATIVE") == "0":
-        return PyBoundedListCore
+        return in_python
 
     try:
-        # Not at the top: it is missing where there was no compiler, and refuses the import where there is no GIL.
-        from memtools.structures import _list_core
+        from memtools.structures import _list_core  # not at the top: it is missing where there was no compiler
     except ImportError:
-        return PyBoundedListCore
+        return in_python
+    register_after_fork(_list_core.renew_locks)
     return _list_core.CBoundedListCore
 
 
@@ -203,7 +317,6 @@ class BoundedListBase(BoundedListCore[T]):
         "__weakref__",
         "_batches",
         "_bounds",
-        "_evict_slice",
         "_hook",
         "_max_bytes",
         "_size_bytes",
@@ -211,7 +324,6 @@ class BoundedListBase(BoundedListCore[T]):
     )
 
     _bounds: ListBounds
-    _evict_slice: slice
     _hook: EvictionHook[list[Any]] | None
     _batches: "BatchSizer | None"  # of a `shrink` that stopped at its deadline
     _max_bytes: int
@@ -234,8 +346,6 @@ class BoundedListBase(BoundedListCore[T]):
         self._limit = sys.maxsize if bounds.maxlen is None else bounds.maxlen
         self._keep = self._limit if bounds.keep is None else bounds.keep
         self._is_exact = self._keep == self._limit > 0 and bounds.on_evict is None
-        # Counted from the end: when two threads delete it at once, no more is deleted than by one of them.
-        self._evict_slice = slice(None, -self._keep or None)
         self._has_hook = bounds.on_evict is not None
         self._chunk = max(_MIN_CHUNK, self._limit // 8, self._limit - self._keep)
         self._evicted = 0
@@ -272,14 +382,14 @@ class BoundedListBase(BoundedListCore[T]):
                 if len(waiting) - before < self._chunk:
                     return
                 if len(waiting) > must_wait:
-                    self._list_extend(waiting)
-                    waiting.clear()
+                    evicted = self._add(waiting, self._limit, self._limit)
+                    waiting = []
                     must_wait = 0
-                    overflowed = self._trim_to(self._limit) or overflowed
+                    overflowed = bool(evicted) or overflowed
+                    self._report(evicted)
+                    del evicted  # the next portion need not wait for it
         finally:
-            self._list_extend(waiting)
-            if overflowed or len(self) > self._limit:
-                self._trim_to(self._keep)
+            self._report(self._add(waiting, self._keep if overflowed else self._limit, self._keep))
 
     def _extend_unchecked(self, other: "BoundedListBase[T]") -> None:
         """Add the items of a list with the same bounds."""
@@ -290,27 +400,18 @@ class BoundedListBase(BoundedListCore[T]):
 
     def _enforce_bounds(self) -> None:
         """Enforce the bounds."""
-        if len(self) > self._limit:
-            self._evict(self._evict_slice, len(self) - self._keep)
+        self._report(self._add([], self._limit, self._keep))
 
     def _trim_to(self, length: int) -> bool:
         """Evict the oldest items until `length` are left; return whether any were evicted."""
-        excess = len(self) - length
-        if excess <= 0:
-            return False
-        self._evict(slice(None, -length or None), excess)
-        return True
+        evicted = self._add([], length, length)
+        self._report(evicted)
+        return bool(evicted)
 
-    def _evict(self, evicted: slice, count: int) -> None:
-        """Remove the items of the slice, `count` of them, and report them to the hook."""
-        self._evicted += count
-        if self._hook is None:
-            self._list_delitem(evicted)
-            return
-
-        items = self[evicted]
-        self._list_delitem(evicted)
-        self._hook.notify(items)
+    def _report(self, evicted: list[T]) -> None:
+        """Report evicted items to the hook."""
+        if self._hook is not None:
+            self._hook.notify(evicted)
 
 
 def _one_argument(items: list[Any]) -> tuple[tuple[list[Any]], ...]:

@@ -15,7 +15,6 @@ async def hook(evicted: list[object]) -> None: ...
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({}, "maxlen"),
         ({"maxlen": None}, "maxlen"),
         ({"maxlen": -1}, "maxlen"),
         ({"maxlen": True}, "maxlen"),
@@ -41,6 +40,17 @@ def test_invalid_bounds_are_refused_by_name(arguments: dict[str, Any], name: str
         BoundedList([1, 2, 3], **arguments)
 
     assert refusal.value.name == name
+
+
+@pytest.mark.parametrize("answer", [True, None, 2.0, "8", -1])
+def test_sizeof_that_gives_no_size_is_refused(answer: Any) -> None:
+    recent: BoundedList[int] = BoundedList(max_bytes=100, sizeof=lambda item: answer)
+
+    with pytest.raises(ConfigError, match="a function that returns a number of bytes, not") as refusal:
+        recent.append(1)
+
+    assert refusal.value.name == "sizeof"
+    assert recent == []
 
 
 def test_refused_bounds_leave_the_list_as_it_was() -> None:

@@ -1,6 +1,7 @@
 """`BoundedList(max_bytes=...)`."""
 
 import math
+from abc import ABCMeta
 from typing import Any
 
 import pytest
@@ -307,6 +308,63 @@ def test_subclass_bounded_by_bytes_keeps_its_class_and_overrides() -> None:
     assert sizes(first) == [40, 30]
     assert first.posted == 3
     assert first.statistics().size_bytes == 70
+
+
+def test_init_subclass_does_not_run_for_max_bytes() -> None:
+    tables: dict[str, type] = {}
+
+    class Stored(BoundedList[bytes]):
+        def __init_subclass__(cls, *, table: str) -> None:
+            assert table not in tables
+            tables[table] = cls
+
+    class Bodies(Stored, table="bodies"):
+        pass
+
+    bodies = Bodies([b"1", b"2"], max_bytes="1 KiB")
+    bodies.append(b"3")
+
+    assert bodies == [b"1", b"2", b"3"]
+    assert isinstance(bodies, Bodies)
+    assert Stored([b"1"], max_bytes="1 KiB") == [b"1"]
+    assert tables == {"bodies": Bodies}
+
+
+def test_metaclass_does_not_run_for_max_bytes() -> None:
+    made: list[str] = []
+
+    class Sealed(type):
+        def __new__(mcs, name: str, bases: tuple[type, ...], names: dict[str, Any], *, table: str) -> Any:
+            made.append(table)
+            return super().__new__(mcs, name, bases, names)
+
+        def __init__(cls, name: str, bases: tuple[type, ...], names: dict[str, Any], *, table: str) -> None:
+            super().__init__(name, bases, names)
+
+        def __setattr__(cls, name: str, value: object) -> None:
+            raise AttributeError(name)
+
+    class Bodies(BoundedList[bytes], metaclass=Sealed, table="bodies"):
+        pass
+
+    bodies = Bodies([b"1"], max_bytes="1 KiB")
+
+    assert bodies == [b"1"]
+    assert isinstance(bodies, Bodies)
+    assert type(type(bodies)) is Sealed
+    assert made == ["bodies"]
+
+
+def test_abstract_class_with_max_bytes_is_told_apart() -> None:
+    class Kept(BoundedList[Item], metaclass=ABCMeta):
+        pass
+
+    by_bytes, by_length = Kept(max_bytes=100), Kept(maxlen=3)
+
+    assert isinstance(by_length, Kept)
+    assert isinstance(by_bytes, Kept)
+    assert isinstance(by_bytes, type(by_bytes))
+    assert not isinstance(by_length, type(by_bytes))
 
 
 def test_second_init_adds_and_removes_max_bytes() -> None:

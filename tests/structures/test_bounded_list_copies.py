@@ -1,6 +1,7 @@
 """Copies and pickles of `BoundedList`."""
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -178,6 +179,54 @@ def test_pickles_leave_out_the_hook(way: Callable[[Any], Any]) -> None:
 
     assert copied == [2]
     assert service.reported == []
+
+
+@dataclasses.dataclass
+class State:
+    """An object that holds a list, as those that libraries take apart."""
+
+    recent: BoundedList[Any]
+
+
+def map_tree(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Rebuild a container by its type, as tree libraries do."""
+    return type(tree)([map_tree(function, item) for item in tree]) if isinstance(tree, list) else function(tree)
+
+
+REBUILDS: list[Callable[[BoundedList[Any]], Any]] = [
+    lambda recent: dataclasses.asdict(State(recent))["recent"],
+    lambda recent: dataclasses.astuple(State(recent))[0],
+    lambda recent: map_tree(lambda item: item, recent),
+    lambda recent: type(recent)(item for item in recent),
+    lambda recent: type(recent)(recent),
+]
+
+
+@pytest.mark.parametrize("rebuild", REBUILDS)
+@pytest.mark.parametrize("count", [0, 3, 5000])
+@pytest.mark.parametrize("bounds", [{"maxlen": 5000}, {"max_bytes": "10 MiB"}])
+def test_rebuilt_by_its_type_has_all_items(
+    rebuild: Callable[[BoundedList[Any]], Any], count: int, bounds: dict[str, Any]
+) -> None:
+    rebuilt = rebuild(BoundedList(range(count), **bounds))
+
+    assert rebuilt == list(range(count))
+    assert isinstance(rebuilt, BoundedList)
+
+
+def test_rebuilt_by_its_type_is_still_bounded() -> None:
+    rebuilt = dataclasses.asdict(State(BoundedList([1, 2], maxlen=3)))["recent"]
+
+    rebuilt.extend(range(20_000))
+
+    assert len(rebuilt) == rebuilt.maxlen == 1000
+
+
+def test_list_of_a_bounded_list_has_its_bounds() -> None:
+    original: BoundedList[int] = BoundedList([1, 2], maxlen=4, keep=2)
+
+    assert bounds_of(BoundedList(original)) == (4, 2, None)
+    assert bounds_of(BoundedList(original, maxlen=9)) == (9, 9, None)
 
 
 def test_copy_is_not_reported_as_an_eviction() -> None:

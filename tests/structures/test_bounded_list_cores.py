@@ -13,7 +13,7 @@ import pytest
 
 from memtools import structures
 from memtools.structures import BoundedList
-from memtools.structures._window import choose_core
+from memtools.structures._window import LockingListCore, PyBoundedListCore, choose_core
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
@@ -23,8 +23,9 @@ SUITES = [
 ]
 IS_BUILT = importlib.util.find_spec("memtools.structures._list_core") is not None
 HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+IN_PYTHON = PyBoundedListCore if HAS_GIL else LockingListCore
 
-needs_native = pytest.mark.skipif(not (IS_BUILT and HAS_GIL), reason="the C core was not built, or needs the GIL")
+needs_native = pytest.mark.skipif(not IS_BUILT, reason="the C core was not built")
 
 
 def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,12 +45,24 @@ def test_this_run_uses_the_c_core() -> None:
 
 
 @needs_native
-def test_python_core_passes_the_same_tests() -> None:
-    suite = run("-m", "pytest", "-p", "no:cacheprovider", *map(str, SUITES), MEMTOOLS_NATIVE="0")
+def test_python_core_passes_the_same_tests(request: pytest.FixtureRequest) -> None:
+    chosen = request.config.option.markexpr  # without `once` on a Python that leaves those out
+    suite = run("-m", "pytest", "-p", "no:cacheprovider", "-m", chosen, *map(str, SUITES), MEMTOOLS_NATIVE="0")
 
-    assert "bounded lists: PyBoundedListCore" in suite.stdout
+    assert f"bounded lists: {IN_PYTHON.__name__}" in suite.stdout
     assert suite.returncode == 0, suite.stdout[-4000:]
     assert len(SUITES) > 6
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not HAS_GIL, reason="the core for builds without a GIL is tested above")
+def test_python_core_without_a_gil_passes_the_same_tests() -> None:
+    pretend = "import sys, pytest; sys._is_gil_enabled = lambda: False; sys.exit(pytest.main(sys.argv[1:]))"
+
+    suite = run("-c", pretend, "-p", "no:cacheprovider", *map(str, SUITES[:-1]), MEMTOOLS_NATIVE="0")
+
+    assert "bounded lists: LockingListCore" in suite.stdout
+    assert suite.returncode == 0, suite.stdout[-4000:]
 
 
 @needs_native
@@ -79,14 +92,14 @@ def test_evictions_by_several_threads_are_counted_once() -> None:
 def test_environment_can_disable_the_c_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMTOOLS_NATIVE", "0")
 
-    assert choose_core().__name__ == "PyBoundedListCore"
+    assert choose_core() is IN_PYTHON
 
 
 def test_python_core_is_used_if_the_c_core_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "memtools.structures._list_core", None)  # as if the file were missing
     monkeypatch.delattr(structures, "_list_core", raising=False)
 
-    assert choose_core().__name__ == "PyBoundedListCore"
+    assert choose_core() is IN_PYTHON
 
 
 def test_pickle_is_independent_of_the_core() -> None:

@@ -54,14 +54,14 @@ class ScriptedClock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, move_s: float, release_s: float) -> None:
         self.now = 100.0
         self.lengths: list[int] = []
-        evict = BoundedList._evict
+        trim_to = BoundedList._trim_to
 
-        def evict_and_advance(recent: BoundedList[int], evicted: slice, count: int) -> None:
-            self.now += move_s * len(recent) + release_s * count
+        def trim_and_advance(recent: BoundedList[int], length: int) -> bool:
+            self.now += move_s * len(recent) + release_s * (len(recent) - length)
             self.lengths.append(len(recent))
-            evict(recent, evicted, count)
+            return trim_to(recent, length)
 
-        monkeypatch.setattr(BoundedList, "_evict", evict_and_advance)
+        monkeypatch.setattr(BoundedList, "_trim_to", trim_and_advance)
         monkeypatch.setattr(_bounded_list, "monotonic", lambda: self.now)
         monkeypatch.setattr(_bounded_list, "thread_time", lambda: self.now)
 

@@ -296,6 +296,64 @@ def test_copy_has_the_same_entries_and_settings():
     assert copied.statistics().strong <= 2
 
 
+class Reports(WeakCache):
+    """A cache with an attribute, a slot and a constructor of its own."""
+
+    __slots__ = ("__dict__", "note")
+
+    def __init__(self, source):
+        super().__init__(strong=10)
+        self.source = source
+        self.note = ["n"]
+
+
+@pytest.mark.parametrize(
+    "way", [copy.copy, copy.deepcopy, WeakCache.copy, lambda cache: cache | {}, lambda cache: {} | cache]
+)
+def test_copies_keep_what_a_subclass_has_added(way):
+    reports = Reports(["db"])
+    reports["kept"] = value = Value()
+
+    copied = way(reports)
+
+    assert type(copied) is Reports
+    assert (copied.source, copied.note) == (["db"], ["n"])
+    assert (copied.source is reports.source) == (way is not copy.deepcopy)
+    assert copied["kept"] is value
+    assert copied.statistics().hits == 1
+
+
+def test_deepcopy_of_a_cache_that_holds_itself():
+    reports = Reports("db")
+    reports.source = reports
+
+    copied = copy.deepcopy(reports)
+
+    assert copied.source is copied
+
+
+def test_copies_use_the_state_that_a_subclass_defines():
+    class Restoring(WeakCache):
+        def __getstate__(self):
+            return {"from": "getstate"}
+
+        def __setstate__(self, state):
+            self.state = state
+
+    assert copy.copy(Restoring()).state == {"from": "getstate"}
+
+
+class Remade(WeakCache):
+    """A cache that a pickle makes anew."""
+
+    def __reduce__(self):
+        return Remade, ()
+
+
+def test_subclass_may_define_reduce():
+    assert type(pickle.loads(pickle.dumps(Remade()))) is Remade
+
+
 def test_pickling_raises_and_names_the_alternative():
     with pytest.raises(TypeError, match=r"cannot pickle 'WeakCache' object.*pickle dict\(cache.items\(\)\)"):
         pickle.dumps(WeakCache())
@@ -437,6 +495,44 @@ def test_sizeof_that_fails_leaves_the_cache_unchanged():
         cache["key"] = 1
 
     assert len(cache) == 0
+
+
+@pytest.mark.parametrize("answer", [None, True, 2.5, "8", b"8"])
+def test_sizeof_that_gives_no_number_is_refused(answer):
+    sizes = [3, answer]
+    cache = WeakCache(max_bytes=1000, sizeof=lambda value: sizes.pop(0))
+    cache["key"] = "before"
+
+    with pytest.raises(ConfigError, match="a function that returns a number of bytes, not") as refusal:
+        cache["key"] = "after"
+
+    assert refusal.value.name == "sizeof"
+    assert dict(cache) == {"key": "before"}
+    assert cache.statistics().strong_bytes == 3
+
+
+def test_negative_sizes_do_not_lift_the_bound(caplog):
+    cache = WeakCache(max_bytes=100, sizeof=lambda value: -5)
+    kept = cache["kept"] = Value()
+
+    for number in range(100):
+        cache[number] = Value(number)
+
+    assert list(cache) == ["kept"]
+    assert kept is not None
+    assert cache.statistics().strong_bytes == 0
+    assert "returned -5 for a value; the value is not held strongly" in caplog.text
+
+
+def test_sizes_of_other_number_types_are_accepted():
+    class Size:
+        def __index__(self):
+            return 7
+
+    cache = WeakCache(max_bytes=100, sizeof=lambda value: Size())
+    cache["key"] = 1
+
+    assert cache.statistics().strong_bytes == 7
 
 
 @given(
@@ -634,3 +730,19 @@ def test_cache_works_if_every_hit_takes_the_lock(monkeypatch):
     assert hidden
     assert not cache._hot
     assert cache.statistics().hits == 6
+
+
+def test_lookup_after_a_large_eviction_purges_a_part() -> None:
+    class Value:
+        pass
+
+    cache: WeakCache[int, Value] = WeakCache(strong=40_000)
+    for number in range(60_001):  # the last one evicts 20,000 at once
+        cache[number] = Value()
+    waiting = len(cache._dead)
+
+    assert cache.get(-1) is None
+    assert waiting - 2_000 < len(cache._dead) < waiting
+    assert cache.get(1) is None  # it has died, whether it was purged or not
+    assert len(cache) == 40_000 - 19_999
+    assert len(cache._dead) == 0

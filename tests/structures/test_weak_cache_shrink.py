@@ -3,6 +3,8 @@
 import sys
 import time
 
+import pytest
+
 from memtools.readings import Level
 from memtools.structures import WeakCache
 
@@ -98,6 +100,14 @@ def test_large_tier_is_released_in_slices_until_the_deadline(monkeypatch):
     assert freed_bytes == 3 * 256
     assert len(cache) == 2000 - 3 * 256
     assert 0 not in cache
+
+
+@pytest.mark.parametrize("answer", [None, -5, 2.5])
+def test_shrink_counts_no_bytes_of_a_wrong_size(answer):
+    cache = filled(sizeof=lambda value: answer)
+
+    assert cache.shrink(Level.CRITICAL, NEVER) == 0
+    assert len(cache) == 0
 
 
 def test_sizeof_that_fails_does_not_stop_shrink():
