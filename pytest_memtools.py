@@ -6,11 +6,13 @@ environment with memtools installed loads this file.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from memtools.testing._plugin import MarkedTest, MarkerOptions, ProbeScope
+    from memtools.testing._plugin import CollectedObjects, MarkedTest, MarkerOptions, ProbeScope
 
 _MARKERS = {
     "memory_growth": "memory_growth(max_bytes='1 KiB', repeats=5, warmup=2): fail where each run of the test, fixtures "
@@ -36,6 +38,7 @@ _INI = {
     "memtools_meter": "the meter: native, tracemalloc or rss",
 }
 _marked = pytest.StashKey["MarkedTest"]()
+_collected = pytest.StashKey["CollectedObjects"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in _MARKERS.values():
         config.addinivalue_line("markers", line)
     config.pluginmanager.register(_Summary(config), "memtools-summary")
+    config.pluginmanager.register(_RepeatedRuns(), "memtools-repeated-runs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -76,9 +80,10 @@ def _is_test_case(cls: type) -> bool:
 def _reject_unsupported(item: pytest.Item, markers: dict[str, pytest.Mark]) -> None:
     # Settings for the whole suite do not apply to such tests, as the docs say.
     if markers:
+        kind = "a unittest.TestCase method" if isinstance(item, pytest.Function) else f"a {type(item).__name__}"
         raise pytest.UsageError(
-            f"{item.nodeid}: {', '.join(markers)} not supported on a unittest.TestCase method, which pytest does not "
-            "call itself: write it as a function, or as a method of a plain class"
+            f"{item.nodeid}: {', '.join(markers)} not supported on {kind}, which pytest does not call itself: write it "
+            "as a function, or as a method of a plain class"
         )
 
 
@@ -100,101 +105,302 @@ def _marked_for(item: pytest.Function, markers: dict[str, pytest.Mark], defaults
         options: MarkerOptions = parse_options(arguments, defaults, item.config.getini("memtools_meter") or None)
     except (ConfigError, TypeError) as error:
         raise pytest.UsageError(f"{item.nodeid}: {error}") from None
-    return MarkedTest(item.nodeid, options)
+    return MarkedTest(item.nodeid, options, item.module.__name__)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a test with memory_growth repeatedly; pytest runs every other test."""
-    marked = item.stash.get(_marked, None)
-    if marked is None or not marked.is_repeated:
-        return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in _run_repeatedly(item, nextitem, marked):
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
+class _Phase:
+    """What became of one phase of a run: setup, call or teardown."""
+
+    def __init__(self, report: pytest.TestReport, error: BaseException | None) -> None:
+        self.report = report
+        self.error = error
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the runs may go on; what is expected to fail may do so by its growth."""
+        return self.report.passed or (self.error is None and self.report.longreprtext.startswith("[XPASS(strict)]"))
 
 
-def _run_repeatedly(item: pytest.Item, nextitem: pytest.Item | None, marked: MarkedTest) -> list[pytest.TestReport]:
-    # The whole protocol, as pytest-rerunfailures does it: a fixture may leak, too.
-    from _pytest.runner import runtestprotocol
+class _QuietHooks:
+    """The hooks of pytest, except that the reports of subtests are collected instead of shown."""
 
-    reports: list[pytest.TestReport] = []
-    for runs in marked.run_counts():
-        for _ in range(runs):
-            # As if another test of the same module came next: fixtures of modules and of the session stay.
-            reports = runtestprotocol(item, log=False, nextitem=cast("pytest.Item", item.parent))
-            if not all(report.passed for report in reports):
-                marked.abort()
-                return _teardown(item, nextitem, reports)
-            _clear_report_sections(item)
-    _report_growth(marked, reports)
-    return _teardown(item, nextitem, reports)
+    def __init__(self, hooks: Any, reports: list[pytest.TestReport]) -> None:  # Any: of pluggy
+        self._hooks = hooks
+        self._reports = reports
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hooks, name)
 
-def _clear_report_sections(item: pytest.Item) -> None:
-    # Captured output and properties of every run would be kept for the report, and would look like a leak.
-    item._report_sections.clear()  # pyright: ignore[reportPrivateUsage]  # as plugins that rerun tests do
-    item.user_properties.clear()
+    def pytest_runtest_logreport(self, *, report: pytest.TestReport) -> list[None]:
+        """Collect the report."""
+        self._reports.append(report)
+        return []
 
 
-def _teardown(
-    item: pytest.Item, nextitem: pytest.Item | None, reports: list[pytest.TestReport]
-) -> list[pytest.TestReport]:
+class _RepeatedRuns:
+    """Run a test with memory_growth repeatedly before the one run that pytest reports.
+
+    The runs happen when pytest, or a plugin that reruns failed tests, says that an attempt begins: so each attempt
+    measures anew, and the plugin sees one outcome, a leak as a failure of the body. If one of the runs fails, the
+    reported run has the same exceptions in the same phases instead of its own.
+    """
+
+    def __init__(self) -> None:
+        self._item: pytest.Function | None = None
+        self._failed: dict[str, _Phase] = {}
+        self._subtests: list[pytest.TestReport] = []
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Note which test begins: the hook for its attempts has only the name."""
+        marked = item.stash.get(_marked, None)
+        is_repeated = marked is not None and marked.is_repeated and not item.config.getoption("setuponly", False)
+        before = self._item
+        self._item = item if is_repeated and isinstance(item, pytest.Function) else None
+        try:
+            return (yield)
+        finally:
+            self._item = before
+            self._forget()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Run the test until it is clear whether it leaves memory behind."""
+        item = self._item
+        if item is None or item.nodeid != nodeid:
+            return
+        self._forget()
+        marked = item.stash[_marked]
+        counts = marked.run_counts()
+        try:
+            for runs in counts:
+                for _ in range(runs):
+                    if not self._run(item):
+                        marked.abort()
+                        return
+        finally:
+            counts.close()
+
+    def _forget(self) -> None:
+        self._failed = {}
+        self._subtests = []
+
+    def _run(self, item: pytest.Function) -> bool:
+        # The whole protocol, because a fixture may leak, too; without reports and without a debugger.
+        subtests: list[pytest.TestReport] = []
+        with _hooks_without_reports(item.session, subtests), warnings.catch_warnings(record=True):
+            phases = _run_once(item)
+        if all(phase.is_passed for phase in phases.values()) and not any(report.failed for report in subtests):
+            # Captured output and properties of every run would be kept for the report, and would look like a leak.
+            item._report_sections.clear()  # pyright: ignore[reportPrivateUsage]  # as plugins that rerun tests do
+            item.user_properties.clear()
+            return True
+        self._failed = phases
+        self._subtests = subtests
+        return False
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Fail where the setup of an earlier run has failed."""
+        if item is self._item:
+            self._raise("setup")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        """Let the body end as in the earlier run that has failed, without running it again."""
+        if pyfuncitem is not self._item or not self._failed:
+            return None
+        reports, self._subtests = self._subtests, []
+        capture = pyfuncitem.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext():
+            for report in reports:
+                pyfuncitem.ihook.pytest_runtest_logreport(report=report)
+        self._raise("call")
+        return True if reports else None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Fail where the teardown of an earlier run has failed."""
+        result = yield
+        if item is self._item:
+            self._raise("teardown")
+        return result
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> None:
+        """Drop the finalizers of a fixture that has ended from the wider fixtures that it used.
+
+        pytest keeps one there for each time that it was set up, which would look like a leak of the test.
+        """
+        if self._item is None:
+            return
+        for name in fixturedef.argnames:
+            used = getattr(request, "_fixture_defs", {}).get(name)
+            finalizers = getattr(used, "_finalizers", None)
+            if isinstance(finalizers, list) and used.scope != fixturedef.scope:
+                finalizers[:] = [one for one in finalizers if _owner(one) is not fixturedef]
+
+    def _raise(self, when: str) -> None:
+        __tracebackhide__ = True
+        phase = self._failed.pop(when, None)
+        if phase is None:
+            return
+        if phase.error is not None:
+            raise phase.error
+        if when == "teardown" and phase.report.failed:
+            pytest.fail(phase.report.longreprtext, pytrace=False)
+
+
+@contextlib.contextmanager
+def _hooks_without_reports(session: pytest.Session, reports: list[pytest.TestReport]) -> Generator[None, None, None]:
+    hooks_of = session.gethookproxy
+    session.gethookproxy = lambda fspath: _QuietHooks(hooks_of(fspath), reports)  # type: ignore[method-assign, assignment, return-value]
     try:
-        item.session._setupstate.teardown_exact(nextitem)  # pyright: ignore[reportPrivateUsage]  # as above
-    except Exception:
-        reports[-1].outcome = "failed"
-        reports[-1].longrepr = str(pytest.ExceptionInfo.from_current().getrepr())
-    return reports
+        yield
+    finally:
+        del session.gethookproxy
 
 
-def _report_growth(marked: MarkedTest, reports: list[pytest.TestReport]) -> None:
-    failure = marked.growth_failure()
-    call = next(report for report in reports if report.when == "call")
-    call.user_properties = [*(kept for kept in call.user_properties if kept[0] != "memtools"), *marked.properties()]
-    if failure:
-        call.outcome = "failed"
-        call.longrepr = failure
+def _run_once(item: pytest.Function) -> dict[str, _Phase]:
+    # As pytest's own `runtestprotocol`, which does not give its exceptions away. What is not public here is used by the
+    # plugins that rerun tests, too.
+    passed_on: tuple[type[BaseException], ...] = (pytest.exit.Exception,)
+    if not item.config.getoption("usepdb", False):
+        passed_on += (KeyboardInterrupt,)
+    item._initrequest()  # pyright: ignore[reportPrivateUsage]
+    phases: dict[str, _Phase] = {}
+
+    def run(when: Any, hook: Any, **arguments: object) -> bool:
+        call = pytest.CallInfo.from_call(lambda: hook(item=item, **arguments), when=when, reraise=passed_on)
+        report = item.ihook.pytest_runtest_makereport(item=item, call=call)
+        phases[when] = _Phase(report, None if call.excinfo is None else call.excinfo.value)
+        return bool(report.passed)
+
+    try:
+        if run("setup", item.ihook.pytest_runtest_setup):
+            run("call", item.ihook.pytest_runtest_call)
+        # As if another test of the same module came next: fixtures of modules and of the session stay.
+        run("teardown", item.ihook.pytest_runtest_teardown, nextitem=item.parent)
+    finally:
+        item._request = False  # type: ignore[assignment]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        item.funcargs = None  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+        if getattr(item, "_instance", None) is not None:  # the next run has an instance of the test class of its own
+            del item._instance  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+            item._obj = None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    return phases
+
+
+def _owner(finalizer: Any) -> object:
+    return getattr(getattr(finalizer, "func", None), "__self__", None)
+
+
+def _fixture_definitions(item: pytest.Item) -> Iterator[Any]:
+    info = getattr(item, "_fixtureinfo", None)
+    for definitions in getattr(info, "name2fixturedefs", {}).values():
+        yield from definitions
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a coroutine test look for leftover tasks inside its loop, which may end with the test."""
+    marked = item.stash.get(_marked, None)
+    if marked is None or not marked.needs_no_leftovers:
+        return (yield)
+    with _checked_inside_loop(cast("pytest.Function", item), marked):
+        return (yield)
+
+
+@contextlib.contextmanager
+def _checked_inside_loop(item: pytest.Function, marked: MarkedTest) -> Generator[None, None, None]:
+    # Before the plugins see the function: some replace it by a plain one.
+    hypothesis = getattr(item.obj, "hypothesis", None)
+    owner, name = (hypothesis, "inner_test") if hasattr(hypothesis, "inner_test") else (item, "obj")
+    body = getattr(owner, name)
+    if not inspect.iscoroutinefunction(body):
+        yield
+        return
+
+    @functools.wraps(body)
+    async def checked(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        result = await body(*args, **kwargs)
+        await marked.wait_for_tasks()
+        return result
+
+    setattr(owner, name, checked)
+    try:
+        yield
+    finally:
+        setattr(owner, name, body)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Open an account around the body of a test that asks for one."""
+    __tracebackhide__ = True
     marked = pyfuncitem.stash.get(_marked, None)
     if marked is None:
         return (yield)
-    body = pyfuncitem.obj
-    if inspect.iscoroutinefunction(body):
-        pyfuncitem.obj = _checked_inside_loop(body, marked)
+    properties = pyfuncitem.user_properties
+    properties[:] = [(name, value) for name, value in properties if name != "memtools"]  # of an earlier attempt
     marked.begin_body()
     try:
         result = yield
     except BaseException:
         marked.end_body(failed=True)
         raise
-    finally:
-        pyfuncitem.obj = body
     marked.end_body(failed=False)
-    if not marked.is_repeated:
-        pyfuncitem.user_properties += marked.properties()
-    failure = marked.body_failure()
+    properties += marked.properties()
+    failure = marked.growth_failure() or marked.body_failure()
     if failure:
         pytest.fail(failure, pytrace=False)
     return result
 
 
-def _checked_inside_loop(body: Callable[..., Any], marked: MarkedTest) -> Callable[..., Any]:
-    # A plugin that runs coroutines itself (anyio) may end its loop and all tasks with the test: take the snapshot
-    # first.
-    @functools.wraps(body)
-    async def checked(*args: Any, **kwargs: Any) -> Any:
-        result = await body(*args, **kwargs)
-        marked.snapshot_tasks()
-        return result
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, object, object]:
+    """Tell what a fixture opens that the body itself asks for (`getfixturevalue`) from what the body opens."""
+    marked = _running(request)
+    if marked is None:
+        return (yield)
+    before = marked.before_fixture()
+    result = yield
+    marked.after_fixture(before)
+    return result
 
-    return checked
+
+def _running(request: pytest.FixtureRequest) -> MarkedTest | None:
+    item = getattr(request, "_pyfuncitem", None)
+    marked = item.stash.get(_marked, None) if item is not None else None
+    return marked if marked is not None and marked.is_in_body else None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Check the objects that must be collected, when pytest itself holds them no longer."""
+    report = yield
+    collected = item.stash.get(_collected, None)
+    if collected is None:
+        return report
+    if call.excinfo is not None:
+        collected.clear()  # its traceback holds the objects; that the test has failed is told already
+    elif call.when == "teardown":
+        del item.stash[_collected]
+        item.funcargs = {}  # type: ignore[attr-defined]  # pytest drops the values of fixtures only after this report
+        _check_collected(collected, report)
+    return report
+
+
+def _check_collected(collected: CollectedObjects, report: pytest.TestReport) -> None:
+    from memtools.errors import LeakError
+
+    try:
+        collected.check()
+    except LeakError as error:
+        report.outcome = "failed"
+        report.longrepr = str(error)
 
 
 @pytest.fixture
@@ -220,13 +426,27 @@ def _account_of(request: pytest.FixtureRequest) -> MarkedTest:
 
 
 @pytest.fixture
-def assert_collected() -> Iterator[Any]:
-    """Expect objects to be garbage when the test has ended: `assert_collected(service)`."""
+def assert_collected(request: pytest.FixtureRequest) -> Any:
+    """Expect objects to be garbage when the test has ended: `assert_collected(service)`.
+
+    They are checked after the teardown of all fixtures of the test; not at all where the test fails.
+    """
     from memtools.testing._plugin import CollectedObjects
 
-    collected = CollectedObjects()
-    yield collected
-    collected.check()
+    item = cast("pytest.Item", request.node)  # pyright: ignore[reportUnknownMemberType]  # untyped there
+    collected = CollectedObjects(lambda: _kept_beyond(item))
+    item.stash[_collected] = collected
+    return collected
+
+
+def _kept_beyond(item: pytest.Item) -> Iterator[tuple[str, object]]:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    for name, value in parameters.items():
+        yield f"the parameter {name!r} for the whole session", value
+    for definition in _fixture_definitions(item):
+        result = getattr(definition, "cached_result", None)
+        if result is not None and definition.scope != "function":
+            yield f"what fixture {definition.argname!r} returns until the end of its {definition.scope}", result[0]
 
 
 class _Summary:
@@ -239,7 +459,7 @@ class _Summary:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect the measurements of a test."""
-        if report.when == "call":
+        if report.when == "call" and report.outcome != "rerun":
             self._results += [
                 {**figures, "outcome": report.outcome}
                 for name, figures in report.user_properties

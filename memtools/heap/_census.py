@@ -7,14 +7,14 @@ A census takes about 0.3 s for 750,000 objects, in slices of at most some 50 ms.
 """
 
 import gc
-import linecache
 import sys
 import time
+import types
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import compress
-from operator import not_
+from collections.abc import Iterator, Mapping, Sequence
+from heapq import nlargest
+from itertools import chain, compress, islice
 from typing import Any, Final
 
 from memtools._records import record
@@ -23,33 +23,36 @@ from memtools.heap._inspect import (
     ITERATORS,
     LENGTHS,
     REVERSE_ITERATORS,
+    OwnDict,
     all_objects,
     container_kind,
+    instance_dict,
     newest_items,
     real_type,
     skip_modules,
     type_name,
 )
-from memtools.units import parse_count
+from memtools.heap._large_objects import LARGE_BYTES, LargeObjects, find_untracked, untracked_among
+from memtools.units import format_size, parse_count
 
 MIN_LENGTH: Final = 64  # shorter containers are most of the heap, and hardly ever a leak
 MIN_GROWTH: Final = 16  # items or objects; any program grows by fewer meanwhile
 _OBJECTS_PER_SLICE: Final = 25_000  # with their referents some 10 ms
-_OBJECTS_PER_SEARCH: Final = 50_000
 
 # Types that grow along with any container or instance, and say nothing by themselves.
 _EVERYDAY: Final = frozenset(
     ("dict", "list", "tuple", "set", "frozenset", "cell", "function", "weakref.ReferenceType", "method",
-     "builtin_function_or_method", "code", "generator", "coroutine", "collections.deque", "frame")
+     "builtin_function_or_method", "code", "generator", "coroutine", "collections.deque", "frame",
+     "hamt", "hamt_bitmap_node", "hamt_array_node", "_contextvars.Context")
 )  # fmt: skip
 
-_IS_DICT: Final = id(dict).__eq__
+_WEAK_SAMPLE: Final = 8  # items; the newest may be dead, and wait for its removal
+_callback_of: Final[Any] = vars(weakref.ref)["__callback__"].__get__  # not that of a subclass
+_MIN_LARGE_GROWTH: Final = 1 << 20  # bytes; any program has some large texts more for a while
+_MAX_LARGE: Final = 24  # as many as one referrer walk starts from
 
 
-class _OwnDict(dict[int, Any]):  # Any: numbers and names
-    """A dict of this package, which no census counts."""
-
-    __slots__ = ()
+_NO_LARGE: Final[Mapping[int, tuple[int, int]]] = types.MappingProxyType({})
 
 
 @record
@@ -62,6 +65,7 @@ class Census:
         names: the names of the types, by the address of the type.
         objects: how many objects were counted.
         at: when the census ended, in seconds of `time.monotonic()`.
+        large: (address of the type, bytes) of each buffer, text or array of at least 64 KiB, by address.
     """
 
     containers: dict[int, tuple[int, int]]
@@ -69,6 +73,7 @@ class Census:
     names: dict[int, str]
     objects: int
     at: float
+    large: Mapping[int, tuple[int, int]] = _NO_LARGE
 
     def __str__(self) -> str:
         largest = sorted(self.types.items(), key=lambda item: -item[1])[:10]
@@ -87,6 +92,9 @@ class HeapGrowth:
         after: the same at the last census.
         per_second: items or objects per second.
         address: the address of the container; 0 for a type.
+        bytes_per_second: growth of the large objects of the type, of 64 KiB and more each; 0 for other growth.
+        size_bytes: what the large objects take now; 0 for other growth.
+        large: the addresses of large objects that are new or have grown, at most 24 of them, the largest first.
     """
 
     type_name: str
@@ -94,8 +102,14 @@ class HeapGrowth:
     after: int
     per_second: float
     address: int = 0
+    bytes_per_second: float = 0.0
+    size_bytes: int = 0
+    large: tuple[int, ...] = ()
 
     def __str__(self) -> str:
+        if self.large:
+            rate, size = format_size(self.bytes_per_second), format_size(self.size_bytes)
+            return f"{self.type_name} +{rate}/s in large objects ({self.after:,} now, {size})"
         what = "items" if self.address else "objects"
         return f"{self.type_name} +{self.per_second:,.3g} {what}/s ({self.after:,} now)"
 
@@ -138,10 +152,11 @@ class _CensusBuilder:
 
     def __init__(self, minimum: int) -> None:
         self._is_long = minimum.__le__
-        self._kinds: dict[int, type | None] = _OwnDict()  # by address of a type: the built-in container that it is
-        self._names: dict[int, str] = _OwnDict()
-        self._types: dict[int, int] = _OwnDict()
-        self._containers: dict[int, tuple[int, int]] = _OwnDict()
+        self._kinds: dict[int, type | None] = OwnDict()  # by address of a type: the built-in container that it is
+        self._names: dict[int, str] = OwnDict()
+        self._types: dict[int, int] = OwnDict()
+        self._containers: dict[int, tuple[int, int]] = OwnDict()
+        self._large = LargeObjects()
         self._objects = 0
 
     def add(self, objects: list[Any]) -> None:  # Any: foreign objects
@@ -155,15 +170,20 @@ class _CensusBuilder:
             wanted = {address for address, found in self._kinds.items() if found is kind}
             self._measure(kind, list(compress(objects, map(wanted.__contains__, addresses))))
 
-        # The garbage collector does not track a dict of plain values only: it is found as a referent of other objects.
+        # The garbage collector does not track a dict or tuple of plain values only: it is found as a referent of other
+        # objects.
         referents = gc.get_referents(*skip_modules(objects))
-        dicts = list(compress(referents, map(_IS_DICT, map(id, map(type, referents)))))
-        self._measure(dict, list(compress(dicts, map(not_, map(gc.is_tracked, dicts)))))
+        addresses = list(map(id, map(type, referents)))
+        dicts = untracked_among(referents, addresses, dict)
+        self._measure(dict, dicts)
+        self._large.add(referents, addresses)
+        inner = gc.get_referents(*dicts, *untracked_among(referents, addresses, tuple))
+        self._large.add(inner, list(map(id, map(type, inner))))
 
     def _record_types(self, types: dict[int, type]) -> None:
         for address, cls in types.items():
             if address not in self._kinds:
-                self._kinds[address] = container_kind(cls) if cls is not _OwnDict else None
+                self._kinds[address] = container_kind(cls) if cls is not OwnDict else None
                 self._names[address] = type_name(cls)
 
     def _measure(self, kind: type, containers: list[Any]) -> None:
@@ -174,12 +194,15 @@ class _CensusBuilder:
             self._names.setdefault(id(cls), type_name(cls))
 
     def build(self) -> Census:
-        self._types.pop(id(_OwnDict), None)
-        return Census(self._containers, self._types, self._names, self._objects, time.monotonic())
+        self._types.pop(id(OwnDict), None)
+        large = self._large.found
+        for kind in {kind for kind, _ in large.values()} - self._names.keys():
+            self._names[kind] = type_name(self._large.type_at(kind))
+        return Census(self._containers, self._types, self._names, self._objects, time.monotonic(), large)
 
 
 def growth_between(*counts: Census, limit: int = 10, minimum: int = MIN_GROWTH) -> tuple[HeapGrowth, ...]:
-    """Return what grew from each census to the next: containers, then types, each sorted by rate.
+    """Return what grew from each census to the next: containers, types, then large objects, each sorted by rate.
 
     Containers and types that the first census has come before new ones. A container that was shorter in between is left
     out: it is in use, and no leak.
@@ -195,7 +218,8 @@ def growth_between(*counts: Census, limit: int = 10, minimum: int = MIN_GROWTH) 
     if len(counts) < 2:
         raise ConfigError("counts", len(counts), "two or more results of heap_census()")
     seconds = max(counts[-1].at - counts[0].at, 1e-9)
-    return (*_containers(counts, seconds, minimum)[:limit], *_types(counts, seconds, minimum)[:limit])
+    grown = (_containers(counts, seconds, minimum), _types(counts, seconds, minimum), _large_objects(counts, seconds))
+    return tuple(chain.from_iterable(found[:limit] for found in grown))
 
 
 def _containers(counts: Sequence[Census], seconds: float, minimum: int) -> list[HeapGrowth]:
@@ -230,6 +254,33 @@ def _types(counts: Sequence[Census], seconds: float, minimum: int) -> list[HeapG
     return sorted(found, key=_rate)
 
 
+def _large_objects(counts: Sequence[Census], seconds: float) -> list[HeapGrowth]:
+    found: list[HeapGrowth] = []
+    for cls in {kind for kind, _ in counts[-1].large.values()}:
+        numbers = [[size for kind, size in count.large.values() if kind == cls] for count in counts]
+        sizes = list(map(sum, numbers))
+        if sizes[-1] - sizes[0] < _MIN_LARGE_GROWTH or sizes != sorted(sizes):
+            continue
+        newest = _new_or_grown(counts[0].large, counts[-1].large, cls)
+        rate = (len(numbers[-1]) - len(numbers[0])) / seconds
+        found.append(
+            HeapGrowth(
+                counts[-1].names[cls], len(numbers[0]), len(numbers[-1]), rate,
+                bytes_per_second=(sizes[-1] - sizes[0]) / seconds, size_bytes=sizes[-1], large=newest,
+            )
+        )  # fmt: skip
+    return sorted(found, key=lambda growth: -growth.bytes_per_second)
+
+
+def _new_or_grown(
+    before: Mapping[int, tuple[int, int]], after: Mapping[int, tuple[int, int]], cls: int
+) -> tuple[int, ...]:
+    grown = (
+        (size - before.get(address, (cls, 0))[1], address) for address, (kind, size) in after.items() if kind == cls
+    )
+    return tuple(address for growth, address in nlargest(_MAX_LARGE, grown) if growth >= LARGE_BYTES)
+
+
 def _rate(growth: HeapGrowth) -> tuple[bool, float]:
     # Growth of what existed before says more than what is new.
     return (not growth.before, -growth.per_second)
@@ -239,24 +290,14 @@ def find_by_address(wanted: dict[int, HeapGrowth]) -> list[Any]:  # Any: foreign
     """Return the containers that are still at their addresses, of the same type."""
     found = _among(all_objects(), wanted)
     if len(found) < len(wanted):
-        found += _among_untracked(wanted.keys() - set(map(id, found)), wanted)
+        missing = find_untracked(wanted.keys() - set(map(id, found)))[0]
+        found += [each for each in missing if real_type(each) is dict and wanted[id(each)].type_name == "dict"]
     return found
 
 
 def _among(objects: list[Any], wanted: dict[int, HeapGrowth]) -> list[Any]:
     candidates = list(compress(objects, map(wanted.__contains__, map(id, objects))))
     return [found for found in candidates if type_name(real_type(found)) == wanted[id(found)].type_name]
-
-
-def _among_untracked(missing: set[int], wanted: dict[int, HeapGrowth]) -> list[Any]:
-    found: dict[int, Any] = {}
-    objects = all_objects()
-    while objects and len(found) < len(missing):
-        referents = gc.get_referents(*skip_modules(objects[-_OBJECTS_PER_SEARCH:]))
-        del objects[-_OBJECTS_PER_SEARCH:]
-        known = compress(referents, map(missing.__contains__, map(id, referents)))
-        found.update((id(referent), referent) for referent in known if real_type(referent) is dict)
-    return [container for container in found.values() if wanted[id(container)].type_name == "dict"]
 
 
 def newest_instances(cls: type, limit: int) -> tuple[list[Any], int]:
@@ -282,8 +323,30 @@ def find_type(name: str) -> type | None:
 
 def is_weak_storage(container: Any) -> bool:
     """Return whether a container is the storage of a weak set or mapping, which does not keep its items alive."""
-    newest = newest_item(container)
-    return newest is not None and any(issubclass(real_type(part), weakref.ref) for part in newest)
+    kind = container_kind(real_type(container))
+    if kind is dict:
+        parts: Iterator[Any] = chain.from_iterable(islice(newest_items(container), _WEAK_SAMPLE))
+    elif kind is set:
+        parts = islice(ITERATORS[set](container), _WEAK_SAMPLE)
+    else:
+        return False
+    try:
+        return any(map(_is_removed_at_death, parts))
+    except RuntimeError:
+        return False  # another thread changed the container
+
+
+def _is_removed_at_death(part: Any) -> bool:
+    # The weak containers of the standard library give each reference a callback that takes it out. A list or dict of
+    # other weak references keeps each of them, dead ones included: it can leak.
+    if not issubclass(real_type(part), weakref.ref):
+        return False
+    callback = _callback_of(part)  # None once the object is dead
+    return (
+        real_type(callback) is types.FunctionType
+        and any(callback.__globals__ is instance_dict(sys.modules.get(name)) for name in ("weakref", "_weakrefset"))
+        and callback.__code__.co_name in ("remove", "_remove")
+    )
 
 
 def newest_item(container: Any) -> tuple[Any, Any] | None:
@@ -297,27 +360,3 @@ def newest_item(container: Any) -> tuple[Any, Any] | None:
         return None, next((ITERATORS.get(kind) or REVERSE_ITERATORS[kind])(container))
     except (StopIteration, RuntimeError):
         return None
-
-
-def largest_containers(limit: int = 5, *, minimum: int = 1000) -> list[Any]:  # Any: foreign objects
-    """Return the longest containers, the longest first; the caller holds them, and should release them soon.
-
-    The storage of weak sets and mappings is left out, and so are tables of the interpreter.
-
-    Args:
-        limit: how many containers to return at most.
-        minimum: the number of items from which on a container is considered.
-
-    Raises:
-        ConfigError: if `minimum` is not a whole number of at least 1.
-    """
-    counted = heap_census(minimum=minimum)
-    # More than `limit`, because some are left out below.
-    longest = sorted(counted.containers.items(), key=lambda item: item[1][1], reverse=True)[: 2 * limit + 8]
-    wanted = {address: HeapGrowth(counted.names[cls], 0, length, 0.0, address) for address, (cls, length) in longest}
-    found = {id(container): container for container in find_by_address(wanted) if not _is_no_leak(container)}
-    return [found[address] for address in wanted if address in found][:limit]
-
-
-def _is_no_leak(container: object) -> bool:
-    return container is sys.modules or container is linecache.cache or is_weak_storage(container)

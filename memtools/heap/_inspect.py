@@ -12,7 +12,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain, compress, islice
+from itertools import compress
 from operator import not_
 from typing import Any, Final
 
@@ -23,6 +23,8 @@ from memtools._text import printable
 _name_of: Final = type.__dict__["__qualname__"].__get__
 _module_of: Final = type.__dict__["__module__"].__get__
 _mro_of: Final = type.__dict__["__mro__"].__get__
+_flags_of: Final[Any] = type.__dict__["__flags__"].__get__
+_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE in Include/object.h
 _dict_of: Final = type.__dict__["__dict__"].__get__
 _module_dict_of: Final[Callable[[Any], dict[str, Any]]] = _dict_of(types.ModuleType)["__dict__"].__get__
 
@@ -60,11 +62,21 @@ GENERATOR_KINDS: Final[dict[type, tuple[str, str]]] = {
     types.AsyncGeneratorType: ("async generator", "ag_frame"),
 }
 
-_MAX_SAMPLE: Final = 200  # items of a container whose sizes are taken
-_BUILT_IN: Final = (
-    str, bytes, int, float, complex, bool, list, dict, set, tuple, frozenset, bytearray, type(None)
-)  # fmt: skip
-_basic_size_of: Final[Any] = type.__dict__["__basicsize__"].__get__
+# On free-threaded builds `gc.get_objects` returns all objects for each generation.
+_HAS_NO_GENERATIONS: Final = "free-threading" in sys.version
+PACKAGE_FOLDER: Final = __file__.rpartition("_inspect")[0]
+
+
+class OwnDict(dict[int, Any]):  # Any: foreign objects, numbers and names
+    """A dict of this package, which no census counts and no walk takes for a holder."""
+
+    __slots__ = ()
+
+
+class OwnList(list[Any]):  # Any: foreign objects
+    """A list of this package, for the same reason."""
+
+    __slots__ = ()
 
 
 def real_type(target: object) -> type[Any]:  # Any: type checkers must not narrow by it
@@ -75,6 +87,8 @@ def real_type(target: object) -> type[Any]:  # Any: type checkers must not narro
 def all_objects(generation: int | None = None) -> list[Any]:
     """Return the objects that the garbage collector tracks, all or those of one generation."""
     unfreeze()
+    if _HAS_NO_GENERATIONS and generation is not None:
+        return gc.get_objects() if generation == 2 else []
     return gc.get_objects(generation)
 
 
@@ -174,8 +188,19 @@ def newest_items(found: dict[Any, object]) -> Iterator[tuple[Any, object]]:  # A
         yield item
 
 
-def key_text(key: Any) -> str:  # Any: read by its exact type only
-    """Return a key as text: plain values truncated, any other object as its type."""
+def key_text(key: Any, *, show_values: bool) -> str:  # Any: read by its exact type only
+    """Return a key as text: type and length of text and bytes, other plain values, any other object as its type.
+
+    Keys may be session tokens, or personal data: their values are for callers that ask for them.
+
+    Args:
+        key: any object.
+        show_values: return plain values themselves, truncated.
+    """
+    if not show_values and is_any_of(real_type(key), (str, bytes)):
+        return f"<{real_type(key).__name__}, {len(key):,} {'characters' if real_type(key) is str else 'bytes'}>"
+    if not show_values and is_any_of(real_type(key), (int, float)):
+        return f"<{real_type(key).__name__}>"
     if real_type(key) is str:
         return repr(_truncate(key, MAX_KEY_LENGTH))
     if real_type(key) is int and key.bit_length() > 200:
@@ -183,9 +208,16 @@ def key_text(key: Any) -> str:  # Any: read by its exact type only
     if is_any_of(real_type(key), _PLAIN_VALUES):
         return _truncate(repr(key[:MAX_KEY_LENGTH]) if real_type(key) is bytes else repr(key), MAX_KEY_LENGTH)
     if real_type(key) is tuple:
-        parts = [key_text(part) for part in key[:4]]
+        parts = [key_text(part, show_values=show_values) for part in key[:4]]
         return _truncate(f"({', '.join(parts)}{', …' if len(key) > 4 else ''})", MAX_KEY_LENGTH)
     return f"<{type_name(real_type(key))}>"
+
+
+def attribute_text(name: object) -> str:
+    """Return the name of an attribute or variable; one that no code could spell is shown as a key."""
+    if real_type(name) is str and len(name) <= MAX_NAME_LENGTH and name.isidentifier():  # type: ignore[arg-type,attr-defined]  # a str
+        return printable_name(name)
+    return f"[{key_text(name, show_values=False)}]"
 
 
 def printable_name(value: object, otherwise: str = "?") -> str:
@@ -207,36 +239,26 @@ def generator_kind(cls: type) -> tuple[str, str] | None:
     return next((entry for kind, entry in GENERATOR_KINDS.items() if cls is kind), None)
 
 
+def is_own_frame(found: Any) -> bool:  # Any: read by its exact type only
+    """Return whether an object is a frame, generator or coroutine of this package, which holds what it inspects."""
+    cls = real_type(found)
+    if cls is types.FrameType:
+        code = found.f_code
+    elif cls is types.GeneratorType:
+        code = found.gi_code
+    elif cls is types.CoroutineType:
+        code = found.cr_code
+    else:
+        return False
+    return bool(code.co_filename.startswith(PACKAGE_FOLDER))
+
+
+def is_static(cls: type) -> bool:
+    """Return whether a class is made by C code once and for all: no program has replaced any of its methods."""
+    return not _flags_of(cls) & _HEAP_TYPE
+
+
 def is_kind(cls: type, module: str, name: str) -> bool:
     """Return whether `cls` is or derives from the class `name` of `module`, which may not be loaded."""
     known: Any = attribute_of(sys.modules.get(module), name)  # Any: the program may have replaced it
     return real_type(known) is type and issubclass(cls, known)
-
-
-def shallow_size(container: object) -> int:
-    """Return the bytes of a container and its items, estimated from its newest items; 0 for other objects.
-
-    No method of an item is called: an item that is not built in counts with the basic size of its class.
-    """
-    kind = container_kind(real_type(container))
-    if kind is None:
-        return 0
-    try:
-        if kind is dict:
-            sample = list(islice(newest_items(container), _MAX_SAMPLE))  # type: ignore[arg-type]  # it is a dict
-            items = sum(map(_item_size, chain.from_iterable(sample)))
-        else:
-            sample = list(islice((ITERATORS.get(kind) or REVERSE_ITERATORS[kind])(container), _MAX_SAMPLE))
-            items = sum(map(_item_size, sample))
-    except RuntimeError:
-        return 0  # another thread changed it
-    return _own_size(container, kind) + (items * length_of(container) // len(sample) if sample else 0)
-
-
-def _item_size(target: object) -> int:
-    cls = real_type(target)
-    return sys.getsizeof(target) if is_any_of(cls, _BUILT_IN) else int(_basic_size_of(cls))
-
-
-def _own_size(container: Any, kind: type[Any]) -> int:
-    return int(vars(kind)["__sizeof__"](container))

@@ -2,28 +2,36 @@
 
 Each step is one `gc.get_referrers` for all objects of a level, which stops the process for as long as it takes: some 60
 ms for 750,000 objects. The caller gets control back between the steps.
+
+A chain, such as a linked list, would take a step for each of its links. Where the last links of a path repeat each
+other, the chain is followed to its end with two passes over the heap, in slices of some 10 ms each (`_chains.py`).
 """
 
 import gc
 import sys
+import time
 import types
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from memtools._gc import unfreeze
+from memtools.heap._chains import Chain, ChainSearch, period_of
 from memtools.heap._describe import describe_object, locals_of
-from memtools.heap._inspect import generator_kind, instance_dict, is_kind, real_type
+from memtools.heap._inspect import PACKAGE_FOLDER, generator_kind, instance_dict, is_kind, is_own_frame, real_type
 
 # An object with more referrers is reachable by other paths as well, and describing all of them would take long. The
 # limit is for the referrers of one type; three times as many are kept in all.
 MAX_REFERRERS_PER_TYPE: Final = 40
 MAX_DEPTH: Final = 12  # levels; the dict of an instance is a level of its own
 MAX_SAMPLES: Final = 24  # `get_referrers` compares every reference of the heap with every sample
+_CHAIN_AFTER: Final = 5  # levels, before a chain is looked for
+_MAX_CHAINS: Final = 2  # followed at once: a list that is linked both ways is left at both ends
+
+_NONE: Final[Mapping[int, object]] = types.MappingProxyType({})
 
 # Classes of modules that may not be loaded.
 _ROOT_CLASSES: Final = (("threading", "Thread"), ("asyncio.events", "AbstractEventLoop"), ("_asyncio", "Task"))
-_PACKAGE_FOLDER: Final = __file__.rpartition("_referrers")[0]
 
 
 class ReferrerWalk:
@@ -32,29 +40,90 @@ class ReferrerWalk:
     Args:
         samples: the objects to start from; held until `clear()`.
         excluded: objects of the caller that refer to the samples and are left out of the paths.
+        holders: by the address of a sample, an object that holds it and that the garbage collector does not track.
+
+    Attributes:
+        is_cut: whether a chain has more links than are followed.
     """
 
-    def __init__(self, samples: Sequence[object], excluded: Sequence[object] = ()) -> None:
+    def __init__(
+        self, samples: Sequence[object], excluded: Sequence[object] = (), holders: Mapping[int, object] = _NONE
+    ) -> None:
+        self.is_cut = False
         self._excluded = {id(self), id(samples), id(excluded), *map(id, excluded)}
         self._parents: dict[int, list[Any]] = {}  # Any: foreign objects
+        self._reached_from: dict[int, Any] = {}  # the child by which an object was reached first
+        self._chains: dict[tuple[int, int], Chain] = {}  # by the first link and the holder behind the last
         self._referrer_counts: Counter[tuple[int, int]] = Counter()  # by child and type of the parent
         self._roots: set[int] = set()
         self._modules = _module_dicts()
         unfreeze()
         self._samples = list(samples[:MAX_SAMPLES])
-        self._frontier: list[object] = self._samples
+        self._frontier: list[object] = list(self._samples)
+        for sample in self._samples:
+            holder = holders.get(id(sample))
+            if holder is not None:
+                self._parents[id(sample)] = [holder]
+                self._reached_from[id(holder)] = sample
+                self._frontier.append(holder)
 
     def run(self) -> Iterator[None]:
-        """Walk level by level until each sample has a path to a root; each step is one walk over the heap."""
+        """Walk level by level until each sample has a path to a root; each step is one walk over the heap, or a slice.
+
+        A chain is followed once, and the levels behind its end are counted anew.
+        """
         for sample in self._samples:
             self._record_root(sample)
-        for _ in range(MAX_DEPTH):
-            if not self._frontier:
-                return
+        level, last = 0, MAX_DEPTH
+        while level < last and self._frontier:
             self._step()
+            level += 1
             yield
             if all(self.path_to_root(sample) for sample in self._samples):
                 return
+            if level >= _CHAIN_AFTER and not self._chains:
+                yield from self._follow_chains()
+                if self._chains:
+                    level, last = 0, MAX_DEPTH
+                    if all(self.path_to_root(sample) for sample in self._samples):
+                        return
+
+    def run_for(self, seconds: float) -> None:
+        """Walk without a pause, for so many seconds: no step is begun after them."""
+        deadline = time.monotonic() + seconds
+        for _ in self.run():
+            if time.monotonic() > deadline:
+                return
+
+    def _follow_chains(self) -> Iterator[None]:
+        starts = [(link, period) for link in self._frontier if (period := period_of(self._way_back(link)))]
+        if not starts:
+            return
+        period = starts[0][1]  # other patterns are left: each would cost two passes
+        links = [link for link, types in starts if set(map(id, types)) == set(map(id, period))][:_MAX_CHAINS]
+        search = ChainSearch(links, period, is_root=self._is_root, is_known=self._parents.__contains__)
+        starts.clear()
+        yield from search.run(self._own_objects(links, starts))
+        self.is_cut = search.is_cut
+        frontier = [link for link in self._frontier if not any(link is start for start in links)]
+        for chain in search.chains:
+            self._parents.setdefault(id(chain.start), []).append(chain.holder)
+            self._reached_from.setdefault(id(chain.holder), chain.start)
+            self._chains[id(chain.start), id(chain.holder)] = chain
+            self._record_root(chain.holder)
+            if id(chain.holder) not in self._roots and id(chain.holder) not in self._parents:
+                frontier.append(chain.holder)
+        if search.chains:
+            self._frontier = frontier
+
+    def _way_back(self, link: object) -> list[object]:
+        found = [link]
+        while (child := self._reached_from.get(id(found[-1]))) is not None and len(found) < 2 * MAX_DEPTH:
+            found.append(child)
+        return found
+
+    def _is_root(self, found: object) -> bool:
+        return id(found) in self._modules or is_root(found)
 
     def _step(self) -> None:
         level = [found for found in self._frontier if id(found) not in self._roots]
@@ -65,7 +134,7 @@ class ReferrerWalk:
         targets = tuple(level)  # the tuple that the call below gets: it refers to all of them
         own = self._own_objects(level, known, next_level, targets)
         for referrer in gc.get_referrers(*targets) if targets else ():
-            if id(referrer) in own or _is_own_frame(referrer):
+            if id(referrer) in own or is_own_frame(referrer):
                 continue
             if issubclass(real_type(referrer), types.ModuleType):
                 continue  # its dict is a referrer as well; see `skip_modules`
@@ -73,8 +142,15 @@ class ReferrerWalk:
         self._frontier = _interleave_by_type(next_level.values())[: MAX_SAMPLES * 2]
 
     def _own_objects(self, *local: object) -> set[int]:
-        held = (self.__dict__, self._parents, self._samples, self._frontier, *self._parents.values())
-        return self._excluded | {id(own) for own in (*held, *local)}
+        held = (
+            self.__dict__,
+            self._parents,
+            self._reached_from,
+            self._samples,
+            self._frontier,
+            *self._parents.values(),
+        )
+        return self._excluded | {id(own) for own in (*held, self._chains, *self._chains.values(), *local)}
 
     def _connect(self, referrer: Any, known: dict[int, object], next_level: dict[int, object]) -> None:
         children = {id(child) for child in gc.get_referents(referrer)} & known.keys()
@@ -87,12 +163,13 @@ class ReferrerWalk:
             if self._referrer_counts[edge] > MAX_REFERRERS_PER_TYPE or len(parents) >= 3 * MAX_REFERRERS_PER_TYPE:
                 continue
             parents.append(referrer)
+            self._reached_from.setdefault(id(referrer), known[child])
         if id(referrer) not in self._parents and id(referrer) not in self._roots:
             self._record_root(referrer)
             next_level[id(referrer)] = referrer
 
     def _record_root(self, found: object) -> None:
-        if id(found) in self._modules or is_root(found):
+        if self._is_root(found):
             self._roots.add(id(found))
 
     def path_to_root(self, sample: object) -> tuple[object, ...]:
@@ -126,6 +203,10 @@ class ReferrerWalk:
                     found.append(referrer)
         return found
 
+    def chain_between(self, child: object, holder: object) -> Chain | None:
+        """Return the chain that was followed from one object of a path to the next one, None if there was none."""
+        return self._chains.get((id(child), id(holder)))
+
     def module_name(self, found: object) -> str | None:
         """Return the name of the module whose dict this is, None for any other object."""
         return self._modules.get(id(found))
@@ -133,6 +214,8 @@ class ReferrerWalk:
     def clear(self) -> None:
         """Release every object."""
         self._parents.clear()
+        self._reached_from.clear()
+        self._chains.clear()
         self._samples = []
         self._frontier = []
 
@@ -183,20 +266,6 @@ def _module_dicts() -> dict[int, str]:
     return found
 
 
-def _is_own_frame(found: Any) -> bool:  # Any: read by its exact type only
-    # The frames (while a tracer is set) and generators of this package hold the objects that they inspect.
-    cls = real_type(found)
-    if cls is types.FrameType:
-        code = found.f_code
-    elif cls is types.GeneratorType:
-        code = found.gi_code
-    elif cls is types.CoroutineType:
-        code = found.cr_code
-    else:
-        return False
-    return bool(code.co_filename.startswith(_PACKAGE_FOLDER))
-
-
 def variable_of_running_frame(found: object) -> str:
     """Return the function and the variable, in any thread, that holds an object; empty if there is none.
 
@@ -209,7 +278,7 @@ def variable_of_running_frame(found: object) -> str:
         while frames:
             frame = frames.pop()
             frames += [frame.f_back] if frame.f_back is not None else []
-            if frame.f_code.co_filename.startswith(_PACKAGE_FOLDER):
+            if frame.f_code.co_filename.startswith(PACKAGE_FOLDER):
                 continue
             name = next((name for name, value in locals_of(frame) if value is found), None)
             if name is not None:

@@ -6,6 +6,7 @@ from typing import Final
 from memtools._records import record
 from memtools.analysis import LeakKind, LeakVerdict, Leftover
 from memtools.heap import WhyAlive
+from memtools.leaks._children import ChildProcess
 from memtools.units import format_size
 
 _MAX_LEAKS: Final = 5  # lines
@@ -19,6 +20,7 @@ _WHAT_TO_DO: Final = {
     LeakKind.NATIVE: "a C library keeps it: find calls that increase malloc_bytes(), or record with memray --native",
     LeakKind.FRAGMENTATION: "mappings, stacks, or fragments: see /proc/PID/smaps; trim_heap() returns fragments",
 }
+_IN_THE_CHILD: Final = "what holds it is known in that process only: use memtools.leaks.Investigator there"
 
 
 @record
@@ -26,7 +28,7 @@ class Leak:
     """One leak, and what holds it.
 
     Attributes:
-        kind: what kind of memory grows in this process.
+        kind: what kind of memory grows; unknown for a child process.
         bytes_per_s: growth of the process in bytes per second; 0 for all leaks but the first, since the share of each
             is unknown.
         what: what grows, how fast, and how much there is now.
@@ -64,25 +66,39 @@ class Diagnosis:
         verdict: which kind of memory grows, with the rate and the reason.
         leaks: one for each leak found, the most important first; empty if there is none.
         note: what could not be examined, and why; empty if everything was.
+        children: the child processes, with the verdict on their resident memory; nothing else is known of them.
     """
 
     verdict: LeakVerdict
     leaks: tuple[Leak, ...]
     note: str = ""
+    children: tuple[ChildProcess, ...] = ()
 
     @property
     def is_leak(self) -> bool:
-        """Whether something leaks."""
+        """Whether something leaks, in this process or in a child process."""
         return bool(self.leaks)
 
     def lines(self) -> tuple[str, ...]:
         """Return one line per leak, or one line that says why there is none, or why that is unknown."""
         note = f" ({self.note})" if self.note else ""
         if not self.leaks:
-            answer = "cannot tell" if self.verdict.kind is LeakKind.UNKNOWN else "no leak"
+            answer = "cannot tell" if self.verdict.kind is LeakKind.UNKNOWN else self._no_leak()
             return (f"{answer}: {self.verdict.reason}{note}",)
         first, *more = map(str, self.leaks)
         return (first + note, *more)
+
+    def _no_leak(self) -> str:
+        # Of a process that was not examined, nothing is said.
+        seconds = f"in {self.verdict.seconds:,.0f} s" if self.verdict.seconds else ""
+        if not self.children:
+            return f"no leak seen {seconds}".rstrip()
+        unknown = [str(child.pid) for child in self.children if child.verdict.kind is LeakKind.UNKNOWN]
+        if unknown:
+            pids = ", ".join(unknown)
+            return f"no leak seen {seconds} in this process; cannot tell of its child processes ({pids})"
+        count = len(self.children)
+        return f"no leak seen {seconds} in this process and its {count} child process{'es' if count > 1 else ''}"
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
@@ -94,6 +110,7 @@ class Diagnosis:
             "reason": self.verdict.reason,
             "note": self.note,
             "leaks": [leak.to_dict() for leak in self.leaks],
+            "children": [child.to_dict() for child in self.children],
         }
 
     def __str__(self) -> str:
@@ -101,23 +118,34 @@ class Diagnosis:
 
 
 def make_diagnosis(
-    verdict: LeakVerdict, answers: Sequence[WhyAlive], leftovers: Sequence[Leftover], note: str = ""
+    verdict: LeakVerdict,
+    answers: Sequence[WhyAlive],
+    leftovers: Sequence[Leftover],
+    note: str = "",
+    children: Sequence[ChildProcess] = (),
 ) -> Diagnosis:
     """Return the diagnosis that the findings make together.
 
     Args:
         verdict: what the counters say.
-        answers: the holders of what grows, the fastest growth first.
+        answers: the holders of what grows, the one that explains most first.
         leftovers: the owners that keep leaving memory behind, the largest first.
         note: what could not be examined.
+        children: the child processes.
     """
-    if not verdict.is_leak:
-        return Diagnosis(verdict, (), note)
-    filling = answers[0].paths[0].filling if answers and answers[0].paths else ""
+    found = _leaks_of_process(verdict, answers, leftovers)
+    filling = answers[0].paths[0].filling if verdict.is_leak and answers and answers[0].paths else ""
     if filling and not leftovers:
         # A leak beside a cache that fills up becomes visible when the cache is full.
-        unknown = LeakVerdict(LeakKind.UNKNOWN, 0.0, 0.0, verdict.seconds, f"what grows may be {filling}")
-        return Diagnosis(unknown, (), note)
+        found = []
+        verdict = LeakVerdict(LeakKind.UNKNOWN, 0.0, 0.0, verdict.seconds, f"what grows may be {filling}")
+    found = found[:_MAX_LEAKS] + [_leak_of_child(child) for child in children if child.verdict.is_leak]
+    return Diagnosis(verdict, tuple(found), note, tuple(children))
+
+
+def _leaks_of_process(verdict: LeakVerdict, answers: Sequence[WhyAlive], leftovers: Sequence[Leftover]) -> list[Leak]:
+    if not verdict.is_leak:
+        return []
     held = [Leak(verdict.kind, 0.0, *_growth_and_holders(answer)) for answer in answers]
     left = [Leak(verdict.kind, 0.0, _describe_leftover(leftover)) for leftover in leftovers]
     # A root says more than a function that made the calls, and a function says more than a path without a root.
@@ -126,7 +154,12 @@ def make_diagnosis(
     found = found or [Leak(verdict.kind, 0.0, _NO_HOLDER[verdict.kind], (), _WHAT_TO_DO[verdict.kind])]
     first = found[0]
     found[0] = Leak(first.kind, verdict.bytes_per_s, first.what, first.holders, first.hint)
-    return Diagnosis(verdict, tuple(found[:_MAX_LEAKS]), note)
+    return found
+
+
+def _leak_of_child(child: ChildProcess) -> Leak:
+    what = f"resident memory of child process {child.pid} ({child.name}) grows all the time"
+    return Leak(LeakKind.UNKNOWN, child.verdict.bytes_per_s, what, (), _IN_THE_CHILD)
 
 
 def _growth_and_holders(answer: WhyAlive) -> tuple[str, tuple[str, ...], str]:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
+from memtools._threads import OwnThread, disregard_thread
 from memtools.errors import ConfigError
 from memtools.leaks._diagnosis import Diagnosis
-from memtools.leaks._investigation import Investigation, jittered_intervals
+from memtools.leaks._investigation import Investigation
+from memtools.leaks._samples import jittered_intervals
 from memtools.units import parse_seconds
 
 _SAMPLE_S: Final = 0.1  # programs under `run` may be short
@@ -75,6 +77,7 @@ class BackgroundInvestigation:
         return self._investigation.diagnosis(until=ended, is_ending=True)
 
     def _run(self) -> None:
+        disregard_thread()
         try:
             for pause_s in self._steps():
                 if self._stopped:
@@ -266,7 +269,7 @@ class Investigator:
 
     def __enter__(self) -> Self:
         self._stopping.clear()
-        self._thread = threading.Thread(target=self._serve, name="memtools leaks", daemon=True)
+        self._thread = OwnThread(target=self._serve, name="memtools leaks", daemon=True)
         self._thread.start()
         return self
 

@@ -6,10 +6,11 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from functools import partial, partialmethod
 from itertools import repeat
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, Unpack, cast, overload
 
 from memtools.analysis import Verdict
@@ -33,6 +34,21 @@ if TYPE_CHECKING:
 
 _MAX_COUNTED_CALLS: Final = 4096  # calls between two counts of the heap
 _COUNTED_S: Final = 1.0  # seconds that these calls may take
+_MAX_KINDS: Final = 16  # a function may return an object of a new type with each call
+
+
+@contextmanager
+def _manager() -> Generator[None, None, None]:
+    yield
+
+
+@asynccontextmanager
+async def _async_manager() -> AsyncGenerator[None, None]:
+    yield
+
+
+# The classes have no public name. Their generator begins only when they are entered.
+_GENERATOR_CONTEXTS: Final = (type(_manager()), type(_async_manager()))
 
 CoroutineFunction: TypeAlias = Callable[
     ..., Coroutine[Any, Any, object]
@@ -87,6 +103,7 @@ class CallTarget:
     ) -> None:
         if not callable(function):
             raise ConfigError("function", function, "a function or a coroutine function")
+        _reject_generator_function(function)
         self.function = function
         self.args = tuple(args)
         self.kwargs = dict(kwargs or {})
@@ -96,14 +113,15 @@ class CallTarget:
         self.meter = default_test_meter(meter)
         self.max_bytes = max_bytes
         self.concurrency = concurrency
-        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            vars(type(function)).get("__call__")
-        )
+        self.is_async = any(inspect.iscoroutinefunction(one) for one in _called_by(function))
+        self.called: object = function  # `function` may be replaced by a wrapper
+        self._kinds: set[type] = set()  # types of results that are known to be harmless
         self._search: LeakSearch | None = None
         self._started_at = 0.0
 
     def run(self, on_progress: ProgressCallback | None) -> LeakReport:
         """Call a plain function until it is clear whether it leaks."""
+        __tracebackhide__ = True
         self._started_at = time.perf_counter()
         with memory_scope(self.name, meter=self.meter.name):
             self._call(self._call_counts(on_progress))
@@ -114,6 +132,7 @@ class CallTarget:
 
     async def run_async(self, on_progress: ProgressCallback | None) -> LeakReport:
         """Call a coroutine function until it is clear whether it leaks."""
+        __tracebackhide__ = True
         self._started_at = time.perf_counter()
         with _track_tasks(self.meter):
             # As a decorator: a scope that a coroutine opens with `with` is tracked only from Python 3.12 on.
@@ -133,13 +152,13 @@ class CallTarget:
         yield from self._search.call_counts()
 
     def _call(self, counts: Iterator[int]) -> None:
-        function, args, kwargs = self.function, self.args, self.kwargs
+        __tracebackhide__ = True
+        function, args, kwargs, kinds = self.function, self.args, self.kwargs, self._kinds
         for calls in counts:
             for _ in repeat(None, calls):
                 result = function(*args, **kwargs)
-                if type(result) is CoroutineType:
-                    result.close()
-                    raise ConfigError("function", function, "a coroutine function: this one only returns a coroutine")
+                if type(result) not in kinds:
+                    self._check_result(result, is_awaited=False)
                 del result
 
     async def _await_calls(self, counts: Callable[[], Iterator[int]]) -> None:
@@ -153,9 +172,25 @@ class CallTarget:
                     group.create_task(self._await_each(remaining))
 
     async def _await_each(self, remaining: Iterator[None]) -> None:
-        function, args, kwargs = cast("CoroutineFunction", self.function), self.args, self.kwargs
+        __tracebackhide__ = True
+        function, args, kwargs, kinds = cast("CoroutineFunction", self.function), self.args, self.kwargs, self._kinds
         for _ in remaining:
-            await function(*args, **kwargs)
+            result = await function(*args, **kwargs)
+            if type(result) not in kinds:
+                self._check_result(result, is_awaited=True)
+            del result
+
+    def _check_result(self, result: object, *, is_awaited: bool) -> None:
+        # A clean verdict on code that has not run would be a lie.
+        __tracebackhide__ = True
+        kind: Any = type(result)
+        missing = _not_run(kind, is_awaited=is_awaited)
+        if missing:
+            if kind in (CoroutineType, GeneratorType):
+                cast("Any", result).close()  # no warning that it was never awaited
+            raise ConfigError("function", self.called, f"a function whose call runs its code: this one {missing}")
+        if len(self._kinds) < _MAX_KINDS:
+            self._kinds.add(kind)
 
     def _holder_search(self) -> "HolderSearch | None":
         assert self._search is not None  # the calls have been made
@@ -172,6 +207,43 @@ class CallTarget:
         from memtools.testing._leak_report import build_report  # as above
 
         return build_report(self.name, self._search, holders, self.meter.name, time.perf_counter() - self._started_at)
+
+
+def _called_by(function: object) -> Iterator[object]:
+    # The function itself, what a `functools.partial` calls, and `__call__` of an object, inherited or its own.
+    while isinstance(function, partial):
+        function = function.func
+    yield function
+    if not isinstance(function, type):
+        method = getattr(type(function), "__call__", None)  # noqa: B004  # whether it is callable was checked before
+        while isinstance(method, partial | partialmethod):
+            method = method.func
+        yield method
+
+
+def _reject_generator_function(function: object) -> None:
+    if any(inspect.isgeneratorfunction(one) for one in _called_by(function)):
+        accepted = "a function whose call runs its code, no generator function: iterate in a function of your own"
+        raise ConfigError("function", function, accepted)
+    if any(inspect.isasyncgenfunction(one) for one in _called_by(function)):
+        accepted = (
+            "a function whose call runs its code, no generator function: iterate in a coroutine function of your own"
+        )
+        raise ConfigError("function", function, accepted)
+
+
+def _not_run(kind: type, *, is_awaited: bool) -> str:
+    if kind is CoroutineType:
+        return "only returns a coroutine; pass a coroutine function that awaits it"
+    if kind in (GeneratorType, AsyncGeneratorType):
+        return "only returns a generator; iterate over it in the function"
+    if kind in (map, filter) or kind.__module__ == "itertools":
+        return f"only returns {kind.__name__}(), which has called nothing yet; iterate over it in the function"
+    if issubclass(kind, _GENERATOR_CONTEXTS):
+        return "only returns a context manager; enter it in the function"
+    if not is_awaited and any("__await__" in vars(base) for base in kind.__mro__):
+        return "only returns an awaitable; pass a coroutine function that awaits it"
+    return ""
 
 
 def _track_tasks(meter: Meter) -> AbstractContextManager[object]:
@@ -277,7 +349,8 @@ def find_leaks(
     ```
 
     Args:
-        function: a plain function, or a coroutine function: then await the result.
+        function: a plain function, or a coroutine function: then await the result. What only makes a generator, a
+            coroutine or a context manager is refused: its code would never run.
         args: its positional arguments.
         kwargs: its keyword arguments.
         rounds: rounds before the first verdict.
@@ -290,15 +363,18 @@ def find_leaks(
         progress: whether to show a progress line if standard error is a terminal.
 
     Raises:
-        ConfigError: for invalid arguments, before the first call.
+        ConfigError: for invalid arguments, before the first call; after the first call that returns code which has not
+            run: a generator, a coroutine, an awaitable, a context manager, `map()`.
         Exception: every exception that `function` raises.
     """
+    __tracebackhide__ = True
     limits = parse_limits(rounds, calls, warmup, min_duration, timeout)
     target = CallTarget(function, args, kwargs, limits, tolerance, meter)
     return _find_async(target, progress) if target.is_async else _find(target, progress)
 
 
 def _find(target: CallTarget, progress: bool) -> LeakReport:
+    __tracebackhide__ = True
     progress_line = Progress(is_enabled=progress)
     try:
         return target.run(_progress_callback(target, progress_line))
@@ -307,6 +383,7 @@ def _find(target: CallTarget, progress: bool) -> LeakReport:
 
 
 async def _find_async(target: CallTarget, progress: bool) -> LeakReport:
+    __tracebackhide__ = True
     progress_line = Progress(is_enabled=progress)
     try:
         return await target.run_async(_progress_callback(target, progress_line))
@@ -347,15 +424,18 @@ def assert_no_leaks(
         ConfigError: for invalid arguments, before the first call.
         Exception: every exception that `function` raises.
     """
+    __tracebackhide__ = True
     found: LeakReport | Coroutine[Any, Any, LeakReport] = cast("Any", find_leaks)(function, **options)
     return _raise_if_leak(found) if isinstance(found, LeakReport) else _raise_if_leak_async(found)
 
 
 async def _raise_if_leak_async(search: Coroutine[Any, Any, LeakReport]) -> LeakReport:
+    __tracebackhide__ = True
     return _raise_if_leak(await search)
 
 
 def _raise_if_leak(report: LeakReport) -> LeakReport:
+    __tracebackhide__ = True
     if report.is_leak:
         raise LeakError(report.tested, report.lines())
     if report.answer is Verdict.INCONCLUSIVE:

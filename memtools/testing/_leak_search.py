@@ -17,6 +17,7 @@ from typing import Final
 from memtools._records import record
 from memtools.analysis import GrowthVerdict, Verdict
 from memtools.analysis._growth_by_call import MIN_ROUNDS, Round, judge_growth_by_call
+from memtools.errors import ConfigError
 from memtools.ledger import Meter, Owner, choose_meter, native_reason
 from memtools.readings._counters import descriptors, malloc_bytes
 
@@ -124,6 +125,11 @@ class _MinimumMetric:
     """
 
     def __init__(self, owner: Owner) -> None:
+        import tracemalloc  # as below
+
+        if not tracemalloc.is_tracing():
+            accepted = "requires `python -X tracemalloc`, since other threads run on this free-threaded build"
+            raise ConfigError("meter", "tracemalloc", accepted)
         self._owner = owner
         self._before = self._both()
         self._grown = 0

@@ -4,12 +4,10 @@ Independent of pytest: only the plugin module `pytest_memtools` imports it.
 """
 
 import gc
-import sys
-import threading
 import time
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from time import perf_counter, sleep  # names of this module: a test may have replaced those of `time`
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -19,10 +17,10 @@ from memtools.errors import ConfigError, LeakError
 from memtools.heap import why_alive
 from memtools.ledger import Meter, Owner, Usage
 from memtools.ledger._ledger import close_owner, current_usage, open_owner
-from memtools.readings._counters import descriptors
 from memtools.scopes import memory_scope
 from memtools.testing._leak_report import HolderSearch, LeakReport, build_report
 from memtools.testing._leak_search import LeakSearch, SearchLimits, default_test_meter, metrics_of
+from memtools.testing._leftovers import Leftovers
 from memtools.units import format_size, parse_count, parse_size
 
 
@@ -45,6 +43,8 @@ class MeasuredBlock:
     def open(self) -> Owner:
         """Start to charge this thread to the test; after the end, start a new account."""
         self._owner = open_owner(self._name, "scope", meter=self._meter)
+        # Runners of coroutine tests have a context that is older than the test.
+        self._meter.charge_unowned(self._owner)
         return self._owner
 
     def end(self, *, failed: bool = False) -> None:
@@ -70,113 +70,73 @@ class MeasuredBlock:
 
 T = TypeVar("T")
 
+_CHECK_S: Final = 0.01
+_CHECKS: Final = 50
+_CHECKS_S: Final = 0.5
+
+
+# What the test runner keeps beyond the test, each with a name.
+KeptByRunner = Callable[[], Iterable[tuple[str, object]]]
+
 
 class CollectedObjects:
-    """Objects that must be garbage at the end of a test."""
+    """Objects that must be garbage at the end of a test.
 
-    def __init__(self) -> None:
-        self._expected: list[tuple[str, Callable[[], Any]]] = []
+    Args:
+        kept: returns what the test runner keeps beyond the test: such an object is refused.
+    """
+
+    def __init__(self, kept: KeptByRunner = tuple) -> None:
+        self._kept = kept
+        self._expected: list[weakref.ref[Any]] = []
 
     def __call__(self, target: T) -> T:
         """Expect `target` to be garbage when the test has ended; return it.
 
         Raises:
-            ConfigError: if it cannot be weakly referenced.
+            ConfigError: if it cannot be weakly referenced, or is kept beyond the test in any case.
         """
+        __tracebackhide__ = True
+        for name, value in self._kept():
+            if value is target:
+                raise ConfigError("target", target, f"an object that ends with the test: pytest keeps {name}")
         try:
-            self._expected.append((type(target).__qualname__, weakref.ref(target)))
+            self._expected.append(weakref.ref(target))
         except TypeError:
             accepted = "an object that can be weakly referenced (with slots: name `__weakref__` among them)"
             raise ConfigError("target", target, accepted) from None
         return target
 
+    def clear(self) -> None:
+        """Expect nothing any more: the traceback of a failed test holds its objects."""
+        self._expected.clear()
+
     def check(self) -> None:
-        """Collect garbage, and fail if an object is still alive.
+        """Collect garbage, and fail if an object is still alive half a second later: a thread may be about to end.
 
         Raises:
             LeakError: one line for each object that is alive, with its holders.
         """
+        __tracebackhide__ = True
         gc.collect()
-        lines = [
-            str(why_alive(target)).splitlines()[0]
-            for _, reference in self._expected
-            if (target := reference()) is not None
-        ]
-        target = None
+        began = perf_counter()
+        for _ in range(_CHECKS):
+            if not self._is_any_alive() or perf_counter() - began > _CHECKS_S:
+                break
+            sleep(_CHECK_S)
+            gc.collect()
+        lines = [line for line in map(_holder_line, self._expected) if line]
         self._expected.clear()
         if lines:
             raise LeakError("what was expected to be collected", tuple(lines))
 
-
-# Seconds: a thread ends a moment after the call that ends it.
-_THREAD_END_TIMEOUT_S: Final = 0.5
-# The runners of coroutine tests keep their own task between two tests.
-_RUNNERS: Final = ("anyio", "pytest_asyncio", "_pytest")
+    def _is_any_alive(self) -> bool:
+        return any(reference() is not None for reference in self._expected)
 
 
-class Leftovers:
-    """The tasks, threads and descriptors before the body; `found()` returns the new ones."""
-
-    def __init__(self) -> None:
-        self._tasks = {id(task) for task in _tasks()}
-        self._threads = set(threading.enumerate())
-        self._descriptors = Counter(descriptors() or ())
-        self._task_lines: tuple[str, ...] = ()
-
-    def snapshot_tasks(self) -> None:
-        """Record the unfinished tasks, except the current one: their loop may end before `found()` is called."""
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is None or asyncio._get_running_loop() is None:
-            return  # the loop of another library
-        mine = asyncio.current_task()
-        self._task_lines = tuple(_line(task) for task in self._new_tasks() if task is not mine)
-
-    def _new_tasks(self) -> list[Any]:
-        return [task for task in _tasks() if id(task) not in self._tasks]
-
-    def found(self) -> tuple[str, ...]:
-        """Return the leftovers, one line each; threads get half a second to end."""
-        deadline = time.monotonic() + _THREAD_END_TIMEOUT_S
-        while (lines := self._lines()) and lines != self._task_lines and time.monotonic() < deadline:
-            gc.collect()  # garbage in a cycle may hold a descriptor
-            time.sleep(0.01)
-        return lines
-
-    def _lines(self) -> tuple[str, ...]:
-        tasks = dict.fromkeys((*self._task_lines, *map(_line, self._new_tasks())))
-        threads = [thread for thread in threading.enumerate() if thread not in self._threads]
-        more = Counter(descriptors() or ()) - self._descriptors
-        return (
-            *tasks,
-            *(f"thread {thread.name!r}" for thread in threads),
-            *(f"descriptor {target}" + (f" ({count} times)" if count > 1 else "") for target, count in more.items()),
-        )
-
-
-def _tasks() -> list[Any]:  # Any: of asyncio, which may not be loaded
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return []
-    # The tasks of every loop, also of one that is not running: no public function lists those.
-    found = [one for one in gc.get_objects() if issubclass(type(one), asyncio.Task)]
-    return [task for task in found if not task.done() and not _is_runner(task)]
-
-
-def _is_runner(task: Any) -> bool:
-    code = getattr(task.get_coro(), "cr_code", None)
-    parts = code.co_filename.replace("\\", "/").split("/") if code is not None else ()
-    return any(name in parts for name in _RUNNERS)
-
-
-def _line(task: Any) -> str:
-    return f"task {task.get_name()!r}: {_where(task)}"
-
-
-def _where(task: Any) -> str:
-    frames = task.get_stack(limit=1)
-    if not frames:
-        return "it has not started"
-    return f"it waits in {frames[0].f_code.co_qualname}, line {frames[0].f_lineno}"
+def _holder_line(reference: weakref.ref[Any]) -> str:
+    # A plain argument: a variable of a comprehension would be a holder of the object itself.
+    return "" if reference() is None else str(why_alive(reference())).splitlines()[0]
 
 
 MarkerArguments = tuple[Sequence[object], Mapping[str, object]]
@@ -271,14 +231,17 @@ class MarkedTest:
     Args:
         name: the name of the test.
         options: from markers and settings.
+        module: the name of the test's module.
     """
 
-    def __init__(self, name: str, options: MarkerOptions) -> None:
+    def __init__(self, name: str, options: MarkerOptions, module: str = "") -> None:
         self.name = name
+        self._module = module
         self._options = options
         self._body = MeasuredBlock(name, options.meter)
         self._runs = MeasuredBlock(name, options.meter)
         self._leftovers: Leftovers | None = None
+        self._is_in_body = False
         self._search: LeakSearch | None = None
         self._report: LeakReport | None = None
         self._probes: list[Usage] = []
@@ -308,7 +271,7 @@ class MarkedTest:
         """The highest live bytes of the body so far."""
         return self._body.peak_bytes
 
-    def run_counts(self) -> Iterator[int]:
+    def run_counts(self) -> Generator[int, None, None]:
         """Yield how many runs to make next, until it is clear whether they leave memory behind."""
         limit = self._options.growth_bytes or 0
         started = time.perf_counter()
@@ -332,6 +295,7 @@ class MarkedTest:
 
     def abort(self) -> None:
         """Close the accounts: a run has failed, and its own report says why."""
+        self._report = None
         self._body.end(failed=True)
         self._runs.end(failed=True)
 
@@ -346,17 +310,41 @@ class MarkedTest:
         """Open the account of the body."""
         self._probes.clear()
         if self._options.no_leftovers:
-            self._leftovers = Leftovers()
+            # Without a limit for the peak only: recorded origins are live bytes of the body.
+            self._leftovers = Leftovers(self._module, name_origins=self._options.peak_bytes is None)
+        self._is_in_body = True
         self._body.open()
 
-    def snapshot_tasks(self) -> None:
-        """Record the unfinished tasks while their loop exists."""
+    @property
+    def needs_no_leftovers(self) -> bool:
+        """Whether the body must leave nothing behind."""
+        return self._options.no_leftovers
+
+    @property
+    def is_in_body(self) -> bool:
+        """Whether the body runs now, and must leave nothing behind."""
+        return self._is_in_body and self.needs_no_leftovers
+
+    async def wait_for_tasks(self) -> None:
+        """Let new tasks end, and record those that do not, while their loop exists."""
         if self._leftovers is not None:
-            self._leftovers.snapshot_tasks()
+            await self._leftovers.wait_for_tasks()
+
+    def before_fixture(self) -> Leftovers:
+        """Return what there is before a fixture is set up from inside the body."""
+        return Leftovers(self._module)
+
+    def after_fixture(self, before: Leftovers) -> None:
+        """Count what the fixture has opened as if it had been there before the body: its own end closes it."""
+        if self._leftovers is not None:
+            self._leftovers.adopt(before)
 
     def end_body(self, *, failed: bool) -> None:
         """Close the account of the body."""
+        self._is_in_body = False
         self._body.end(failed=failed)
+        if self._leftovers is not None:
+            self._leftovers.end_body()
 
     def body_failure(self) -> str:
         """Return which limit the body exceeded, or what it left behind; empty if nothing."""
@@ -388,6 +376,7 @@ class MarkedTest:
                 "runs": self._report.calls,
                 "growth_per_run_bytes": round(counted.per_call, 1),
                 "answer": self._report.answer.value,
+                "max_bytes": self._options.growth_bytes,
                 "lines": list(self._report.lines()),
             }
         return [("memtools", found)]
@@ -432,10 +421,8 @@ def summary_lines(results: Sequence[Figures]) -> list[str]:
 
 
 def _rows(figures: Figures) -> list[tuple[str, ...]]:
-    growth = figures.get("growth_per_run_bytes")
-    verdict = f"{format_size(growth)} {figures['answer']}" if growth is not None else ""
     rows: list[tuple[str, ...]] = [
-        (str(figures["test"]), _size(figures, "peak_bytes"), _size(figures, "retained_bytes"), verdict,
+        (str(figures["test"]), _size(figures, "peak_bytes"), _size(figures, "retained_bytes"), _verdict(figures),
          str(figures.get("runs", "")))
     ]  # fmt: skip
     rows += [
@@ -443,6 +430,16 @@ def _rows(figures: Figures) -> list[tuple[str, ...]]:
         for part in figures.get("parts", ())
     ]
     return rows
+
+
+def _verdict(figures: Figures) -> str:
+    growth = figures.get("growth_per_run_bytes")
+    if growth is None:
+        return ""
+    if figures["answer"] != Verdict.CLEAN.value:
+        return f"{format_size(growth)}, {figures['answer']}"
+    # The test was measured against its limit: below that, some bytes of its own look like those of the test runner.
+    return f"{format_size(growth)}, under {format_size(figures['max_bytes']).replace('.0 ', ' ')} a run"
 
 
 def _size(figures: Figures, name: str) -> str:

@@ -171,7 +171,8 @@ class StressTest(Generic[Ran]):
     ```
 
     Args:
-        operation: a plain function, or a coroutine function: then await the result of `run()`.
+        operation: a plain function, or a coroutine function: then await the result of `run()`. What only makes a
+            generator, a coroutine or a context manager is refused, at the latest after its first call.
         args: its positional arguments.
         kwargs: its keyword arguments.
         rounds: how many rounds.
@@ -244,10 +245,12 @@ class StressTest(Generic[Ran]):
         Raises:
             Exception: every exception that the operation raises; an `ExceptionGroup` with concurrent calls.
         """
+        __tracebackhide__ = True
         ran: Any = self._run_async() if self._target.is_async else self._run()
         return cast("Ran", ran)
 
     def _run(self) -> StressReport:
+        __tracebackhide__ = True
         progress_line, rounds = self._start()
         self._target.function = _timed(self._operation, rounds)
         try:
@@ -256,6 +259,7 @@ class StressTest(Generic[Ran]):
             progress_line.end()
 
     async def _run_async(self) -> StressReport:
+        __tracebackhide__ = True
         progress_line, rounds = self._start()
         self._target.function = _timed_async(cast("CoroutineFunction", self._operation), rounds)
         try:
@@ -275,6 +279,7 @@ def _timed(operation: Callable[..., object], rounds: RoundRecorder) -> Callable[
     add = rounds.latencies.add
 
     def timed(*args: object, **kwargs: object) -> object:
+        __tracebackhide__ = True
         started = perf_counter()
         result = operation(*args, **kwargs)
         rounds.last_end = perf_counter()
@@ -287,10 +292,12 @@ def _timed(operation: Callable[..., object], rounds: RoundRecorder) -> Callable[
 def _timed_async(operation: CoroutineFunction, rounds: RoundRecorder) -> CoroutineFunction:
     add = rounds.latencies.add
 
-    async def timed(*args: object, **kwargs: object) -> None:
+    async def timed(*args: object, **kwargs: object) -> object:
+        __tracebackhide__ = True
         started = perf_counter()
-        await operation(*args, **kwargs)
+        result = await operation(*args, **kwargs)
         rounds.last_end = perf_counter()
         add(rounds.last_end - started)
+        return result
 
     return timed

@@ -14,6 +14,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
 
+from memtools._threads import OwnThread
 from memtools.errors import ConfigError, MissingExtraError
 from memtools.ledger import Meter, choose_meter, native_reason
 from memtools.units import parse_seconds, parse_size
@@ -99,7 +100,7 @@ class burst_recording:  # noqa: N801  # used as a statement, as memory_scope is
             self._release_ledger()
             raise
         self._tracker = tracker
-        self._monitor = threading.Thread(target=self._watch, name="memtools burst recording", daemon=True)
+        self._monitor = OwnThread(target=self._watch, name="memtools burst recording", daemon=True)
         self._monitor.start()
         return self
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
+from typing import Any
 
 import pytest
 
@@ -184,3 +185,43 @@ def test_census_as_text_is_a_table() -> None:
     assert "objects" in text.splitlines()[0]
     assert len(text.splitlines()) == 11
     gc.collect()
+
+
+class _Listener: ...
+
+
+def test_kept_weak_references_are_reported() -> None:
+    alive = [_Listener()]
+    callbacks: list[Any] = [None, lambda _: None]
+    # Each kind at once: most of the time goes into the censuses.
+    kinds = [(callback, is_kept) for callback in callbacks for is_kept in (False, True)]
+    lists: list[list[Any]] = [[] for _ in kinds]
+    dicts: list[dict[int, Any]] = [{} for _ in kinds]
+
+    def add(count: int) -> None:
+        for _ in range(count):
+            for (callback, is_kept), to_list, to_dict in zip(kinds, lists, dicts, strict=True):
+                to_list.append(weakref.ref(alive[0] if is_kept else _Listener(), callback))
+                to_dict[len(to_dict)] = weakref.ref(alive[0] if is_kept else _Listener(), callback)
+
+    add(100)
+    first = heap_census()
+    add(300)
+    grown = {found.address: found for found in growth_between(first, heap_census(), limit=100)}
+
+    for container in (*lists, *dicts):
+        assert why_alive(grown[id(container)]).alive == 400
+
+
+@pytest.mark.parametrize("kind", [weakref.WeakValueDictionary, weakref.WeakKeyDictionary])
+def test_storage_of_a_weak_mapping_is_not_reported(kind: Any) -> None:
+    listeners = [_Listener() for _ in range(200)]
+    mapping = kind()
+    first = heap_census()
+    for number, listener in enumerate(listeners):
+        key, value = (number, listener) if kind is weakref.WeakValueDictionary else (listener, number)
+        mapping[key] = value
+
+    storage = [found for found in growth_between(first, heap_census()) if found.address == id(mapping.data)]
+
+    assert [why_alive(found).paths for found in storage] == [()]

@@ -138,7 +138,7 @@ def test_why_alive_runs_no_code_of_holders(heap: dict[str, Any]) -> None:
     targets = [dict.__getitem__(heap["dict"], 7), list.__getitem__(heap["list"], 3), kept_in_module]
 
     with _Armed():
-        answers = [str(why_alive(target)) for target in targets]
+        answers = [str(why_alive(target, show_values=True)) for target in targets]
 
     assert _touched == []
     assert "TrappedDict[7]" in answers[0]

@@ -9,7 +9,7 @@ import pytest
 from memtools.errors import ConfigError
 from memtools.heap import largest_containers
 from memtools.heap._describe import source_line
-from memtools.heap._inspect import shallow_size
+from memtools.heap._largest import shallow_size
 from memtools.heap._why_alive import paths_to
 
 HOARD: list[str] = []

@@ -47,14 +47,14 @@ class Slotted:
 def test_global_is_named_with_its_module() -> None:
     registry["nightly"] = target = [1]
 
-    assert str(why_alive(target)) == f"list (1 alive) <- dict['nightly'] <- {__name__}.registry"
+    assert str(why_alive(target, show_values=True)) == f"list (1 alive) <- dict['nightly'] <- {__name__}.registry"
 
 
 def test_attribute_is_named_with_its_class() -> None:
     service = registry["service"] = Service()
     service.orders["AAPL"] = target = [1]
 
-    holders = why_alive(target).paths[0].holders
+    holders = why_alive(target, show_values=True).paths[0].holders
 
     assert holders[:3] == ("dict['AAPL']", f"{__name__}.Service.orders", "dict['service']")
 
@@ -69,7 +69,7 @@ def test_slot_is_named() -> None:
 def test_class_attribute_is_named() -> None:
     Service.prices["AAPL"] = target = [1]
     try:
-        answer = why_alive(target)
+        answer = why_alive(target, show_values=True)
     finally:
         Service.prices.clear()
 
@@ -99,7 +99,7 @@ def test_closure_is_named_with_its_variable() -> None:
     registry["remember"] = remember = make()
     target = remember(7)
 
-    holders = why_alive(target).paths[0].holders
+    holders = why_alive(target, show_values=True).paths[0].holders
 
     assert holders[0] == "dict[7]"
     assert holders[1].startswith("closure of function")
@@ -301,7 +301,7 @@ def test_growth_has_rate_example_and_root() -> None:
     orders.update({f"new {number}": [number] for number in range(500)})
 
     (grown,) = [growth for growth in growth_between(first, heap_census()) if growth.address == id(orders)]
-    answer = why_alive(grown)
+    answer = why_alive(grown, show_values=True)
 
     assert answer.example == "'new 499': list"
     assert str(answer).startswith("dict +")
@@ -360,7 +360,48 @@ def test_control_characters_in_names_and_keys_are_escaped() -> None:
     cls = type("Order\x1b[31m", (), {})
     registry["\u202egnp"] = target = cls()
 
-    text = str(why_alive(target))
+    text = str(why_alive(target, show_values=True))
 
     assert "Order\\x1b[31m (1 alive) <- dict['\\u202egnp']" in text
     assert text.isprintable()
+
+
+def test_keys_are_not_shown_by_default() -> None:
+    tokens: dict[object, list[int]] = registry.setdefault("tokens", {})
+    for key in ("s3cret-token", b"s3cret-token", 4111111111111111, ("s3cret-token", 4111111111111111)):
+        tokens[key] = target = [1]
+
+        text = str(why_alive(target))
+
+        assert "dict[<" in text or "dict[(<" in text
+        assert "s3cret" not in text
+        assert "4111" not in text
+
+
+def test_newest_item_is_not_shown_by_default() -> None:
+    emails: list[str] = registry.setdefault("emails", [])
+    emails.extend(["ada@example.org"] * 100)
+    first = heap_census()
+    emails.extend(["ada@example.org"] * 100)
+
+    (grown,) = [growth for growth in growth_between(first, heap_census()) if growth.address == id(emails)]
+
+    assert why_alive(grown).example == "<str, 15 characters>"
+
+
+def test_attribute_that_no_code_could_spell_is_not_shown() -> None:
+    registry["session"] = session = Service()
+    setattr(session, "token s3cret", target := [1])
+
+    assert "s3cret" not in str(why_alive(target))
+
+
+def test_variable_of_executed_code_is_named() -> None:
+    namespace: dict[str, Any] = {}
+    exec("class Held: ...\nkept = Held()", namespace)
+    held = namespace["kept"]
+
+    answer = str(why_alive(held))
+
+    assert "'kept'" in answer
+    del namespace["kept"]

@@ -150,7 +150,7 @@ def test_leak_is_logged_as_a_warning(caplog: pytest.LogCaptureFixture) -> None:
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "LEAK python +9 B/s | dict <- app.orders"),
-        ("INFO", "no leak: nothing grows"),
+        ("INFO", "no leak seen in 15 s: nothing grows"),
     ]
 
 

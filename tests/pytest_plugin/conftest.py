@@ -60,7 +60,8 @@ def run_suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, every_
         if own_process:
             code, text = _run_in_own_process(pytester.path, options)
         else:
-            result = pytester.runpytest_inprocess(*options)
+            # That plugin leaves a thread and a socket behind, where pytest-xdist is installed, too.
+            result = pytester.runpytest_inprocess(*options, "-p", "no:rerunfailures")
             code, text = int(result.ret), "\n".join([*result.outlines, *result.errlines])
 
         measured = json.loads(report.read_text())["tests"] if report.exists() else []

@@ -27,6 +27,7 @@ def test_growth_fails_a_leaking_test_and_passes_a_fixed_one(run_suite: Suite) ->
     assert result.figures["test_leaking_64_kib"]["answer"] == "leak"
 
 
+@pytest.mark.once
 def test_peak_above_the_limit_fails(run_suite: Suite) -> None:
     result = run_suite(SUITES / "peak.py")
 
@@ -38,11 +39,15 @@ def test_peak_above_the_limit_fails(run_suite: Suite) -> None:
 @pytest.mark.parametrize(
     ("mark", "ini"),
     [
-        ("", "asyncio_mode = auto"),
-        ("pytestmark = pytest.mark.asyncio", "asyncio_mode = strict"),
-        ("pytestmark = pytest.mark.anyio\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'", ""),
+        pytest.param("", "asyncio_mode = auto", id="pytest-asyncio auto", marks=pytest.mark.once),
+        pytest.param("pytestmark = pytest.mark.asyncio", "asyncio_mode = strict", id="pytest-asyncio strict"),
+        pytest.param(
+            "pytestmark = pytest.mark.anyio\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'",
+            "",
+            id="anyio",
+            marks=pytest.mark.once,
+        ),
     ],
-    ids=["pytest-asyncio auto", "pytest-asyncio strict", "anyio"],
 )
 def test_coroutine_tests_are_measured_under_every_plugin(run_suite: Suite, mark: str, ini: str) -> None:
     if "anyio" in mark:
@@ -56,6 +61,7 @@ def test_coroutine_tests_are_measured_under_every_plugin(run_suite: Suite, mark:
     assert "task 'price feed': it waits in Event.wait" in result.text
 
 
+@pytest.mark.once
 def test_threads_and_descriptors_left_behind_fail(run_suite: Suite) -> None:
     result = run_suite(SUITES / "threads_and_descriptors.py", own_process=True)
 
@@ -66,6 +72,7 @@ def test_threads_and_descriptors_left_behind_fail(run_suite: Suite) -> None:
         assert "descriptor /dev/null" in result.text
 
 
+@pytest.mark.once
 def test_failing_measured_test_is_reported_as_by_pytest(run_suite: Suite) -> None:
     result = run_suite(SUITES / "failures.py")
 
@@ -73,12 +80,14 @@ def test_failing_measured_test_is_reported_as_by_pytest(run_suite: Suite) -> Non
     assert "assert 3 < 3" in result.text
 
 
+@pytest.mark.once
 def test_module_fixture_lives_through_all_runs(run_suite: Suite) -> None:
     result = run_suite(SUITES / "wide_fixtures.py", own_process=True)
 
     assert result.code == 0, result.text
 
 
+@pytest.mark.once
 def test_setting_for_the_suite_measures_every_test(run_suite: Suite) -> None:
     result = run_suite(
         SUITES / "whole_suite.py",
@@ -94,6 +103,7 @@ def test_setting_for_the_suite_measures_every_test(run_suite: Suite) -> None:
     assert result.figures["test_fixed"]["runs"] == 4
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("marker", "args", "kwargs", "reason"),
     [
@@ -118,6 +128,7 @@ def test_setting_with_a_wrong_value_is_refused_by_name() -> None:
         parse_options({}, {"memtools_growth_max_bytes": "1 KiB", "memtools_repeats": "many"}, "tracemalloc")
 
 
+@pytest.mark.once
 def test_wrong_marker_stops_the_run_at_collection(run_suite: Suite) -> None:
     result = run_suite(
         """
@@ -132,6 +143,7 @@ def test_wrong_marker_stops_the_run_at_collection(run_suite: Suite) -> None:
     assert "test_suite.py::test_something: max_bytes='1 Mb' is not accepted" in result.text
 
 
+@pytest.mark.once
 def test_marker_on_a_testcase_method_is_refused(run_suite: Suite) -> None:
     result = run_suite(
         """

@@ -20,6 +20,7 @@ def test_memory_profiler_reads_current_and_peak(run_suite: Suite) -> None:
     assert result.figures["test_profiled"]["peak_bytes"] > 2_000_000
 
 
+@pytest.mark.once
 def test_probed_parts_have_their_own_lines(run_suite: Suite) -> None:
     result = run_suite(
         SUITES / "probes.py",
@@ -49,6 +50,7 @@ def test_assert_collected_works_in_a_coroutine_test(run_suite: Suite) -> None:
     assert result.code == 0, result.text
 
 
+@pytest.mark.once
 def test_figures_of_xdist_workers_are_reported(run_suite: Suite) -> None:
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
     result = run_suite(SUITES / "workers.py", "-n", "2", own_process=True)
@@ -58,6 +60,7 @@ def test_figures_of_xdist_workers_are_reported(run_suite: Suite) -> None:
     assert "test_suite.kept" in result.text
 
 
+@pytest.mark.once
 def test_markers_work_beside_pytest_memray(run_suite: Suite) -> None:
     pytest.importorskip("pytest_memray", reason="pytest-memray is not installed, or not made for this Python")
     result = run_suite(

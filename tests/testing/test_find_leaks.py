@@ -1,16 +1,19 @@
 """Leak tests of functions: each leaking version is found and named, each fixed version is clean."""
 
 import asyncio
+import contextlib
 import ctypes
 import functools
 import gc
+import itertools
 import logging
 import os
 import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,9 +23,9 @@ from memtools.analysis import Verdict
 from memtools.errors import ConfigError, LeakError, LeakWarning
 from memtools.ledger import native_reason
 from memtools.readings._counters import descriptors, malloc_bytes
-from memtools.testing import assert_no_leaks, find_leaks
+from memtools.testing import StressTest, assert_no_leaks, find_leaks
 
-METERS = ["tracemalloc"] if native_reason() else ["native", "tracemalloc"]
+METERS = ["tracemalloc"] if native_reason() else ["native", pytest.param("tracemalloc", marks=pytest.mark.once)]
 
 kept: list[Any] = []
 by_number: dict[int, bytes] = {}
@@ -91,9 +94,9 @@ def _fixed(size: int) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("leaking", "holder"),
     [
-        (keeps_200_bytes, "kept"),
+        pytest.param(keeps_200_bytes, "kept", marks=pytest.mark.once),
         (keeps_1_kib, "kept"),
-        (keeps_64_kib, "kept"),
+        pytest.param(keeps_64_kib, "kept", marks=pytest.mark.once),
         (keeps_1_kib_every_hundredth_call, "by_number"),
     ],
 )
@@ -115,12 +118,14 @@ def test_fixed_version_is_clean(size: int, meter: str) -> None:
     assert report.holders == ()
 
 
+@pytest.mark.once
 def test_rate_is_per_call() -> None:
     report = find_leaks(keeps_1_kib, min_duration=0)
 
     assert 1024 <= report.findings[0].per_call < 1200
 
 
+@pytest.mark.once
 def test_calls_stop_at_the_maximum_growth() -> None:
     report = find_leaks(keeps_64_kib)
 
@@ -162,6 +167,7 @@ async def keeps_in_a_task() -> None:
     await asyncio.create_task(work())
 
 
+@pytest.mark.once
 async def test_memory_kept_by_a_started_task_is_charged() -> None:
     report = await find_leaks(keeps_in_a_task, calls=20, min_duration=0)
 
@@ -170,6 +176,7 @@ async def test_memory_kept_by_a_started_task_is_charged() -> None:
     assert any(f"{__name__}.kept" in line for line in report.holders)
 
 
+@pytest.mark.once
 async def test_memory_kept_by_another_task_is_not_charged() -> None:
     mine: list[bytes] = []
 
@@ -190,6 +197,7 @@ async def test_memory_kept_by_another_task_is_not_charged() -> None:
 
 
 @pytest.mark.skipif(descriptors() is None, reason="descriptors are listed on Linux only")
+@pytest.mark.once
 def test_leftover_descriptors_are_found_and_named() -> None:
     def opens() -> None:
         kept.append(os.open(os.devnull, os.O_RDONLY))
@@ -244,6 +252,7 @@ def test_leftover_native_memory_is_found() -> None:
     assert find_leaks(takes_and_gives).answer is Verdict.CLEAN
 
 
+@pytest.mark.once
 def test_cache_is_clean_once_it_is_full() -> None:
     def remembers() -> None:
         state.calls += 1
@@ -254,6 +263,7 @@ def test_cache_is_clean_once_it_is_full() -> None:
     assert report.answer is Verdict.CLEAN
 
 
+@pytest.mark.once
 def test_bounded_cache_that_fills_up_is_inconclusive() -> None:
     def remembers() -> None:
         state.calls += 1
@@ -310,6 +320,7 @@ def test_leak_raises_with_growth_and_holder() -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+@pytest.mark.once
 async def test_leak_of_a_coroutine_function_raises() -> None:
     async def keeps() -> None:
         kept.append(bytes(300))
@@ -326,6 +337,7 @@ def test_clean_function_returns_its_report() -> None:
     assert "clean" in repr(report)
 
 
+@pytest.mark.once
 def test_inconclusive_result_is_warned_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     def remembers() -> None:
         state.calls += 1
@@ -348,6 +360,7 @@ def test_arguments_are_passed_to_the_function() -> None:
     assert seen == {(1, "x")}
 
 
+@pytest.mark.once
 def test_exception_of_the_function_passes() -> None:
     def fails() -> None:
         raise LookupError("mine")
@@ -390,9 +403,137 @@ def test_object_that_cannot_be_called_is_refused() -> None:
         find_leaks("handler")  # type: ignore[call-overload]
 
 
-def test_function_that_returns_a_coroutine_is_refused() -> None:
-    with pytest.raises(ConfigError, match="coroutine function"):
-        find_leaks(lambda: asyncio.sleep(0))
+def _rows() -> Iterator[int]:
+    kept.append("the body of a generator function has run")
+    yield 1
+
+
+async def _pages() -> AsyncIterator[int]:
+    kept.append("the body of an asynchronous generator function has run")
+    yield 1
+
+
+class _Rows:
+    def __call__(self) -> Iterator[int]:
+        return _rows()
+
+
+class _InheritsRows(_Rows):
+    def method(self) -> Iterator[int]:
+        yield 1
+
+
+class _CallsAGenerator:
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+class _Awaitable:
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+NOT_RUN_BY_A_CALL = [
+    (_rows, "generator function"),
+    (_pages, "generator function"),
+    (functools.partial(_rows), "generator function"),
+    (functools.partial(functools.partial(_pages)), "generator function"),
+    (_CallsAGenerator(), "generator function"),
+    (functools.partial(_CallsAGenerator()), "generator function"),
+    (_InheritsRows().method, "generator function"),
+    (types.coroutine(_rows), "generator function"),
+    (_InheritsRows(), "only returns a generator"),
+    (lambda: (number for number in [1]), "only returns a generator"),
+    (lambda: _pages(), "only returns a generator"),
+    (contextlib.contextmanager(_rows), "only returns a context manager"),
+    (contextlib.asynccontextmanager(_pages), "only returns a context manager"),
+    (lambda: asyncio.sleep(0), "only returns a coroutine"),
+    (_Awaitable, "only returns an awaitable"),
+    (lambda: map(kept.append, [1]), r"only returns map\(\), which has called nothing yet"),
+    (lambda: itertools.starmap(kept.append, [(1,)]), r"only returns starmap\(\)"),
+]
+
+
+@pytest.mark.parametrize(("function", "reason"), NOT_RUN_BY_A_CALL)
+@pytest.mark.parametrize("search", [find_leaks, lambda function: StressTest(function).run()], ids=["find", "stress"])
+def test_function_whose_code_never_runs_is_refused(
+    function: Callable[[], Any], reason: str, search: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        search(function)
+
+    assert kept == []
+
+
+@pytest.mark.parametrize("result", [lambda: asyncio.sleep(0), _rows, _pages], ids=["coroutine", "rows", "pages"])
+@pytest.mark.parametrize("search", [find_leaks, lambda function: StressTest(function).run()], ids=["find", "stress"])
+async def test_coroutine_function_that_returns_code_is_refused(
+    result: Callable[[], Any], search: Callable[[Any], Any]
+) -> None:
+    async def returns() -> Any:
+        return result()
+
+    with pytest.raises(ConfigError, match="only returns a"):
+        await search(returns)
+
+    assert kept == []
+
+
+class _Keeps:
+    async def __call__(self) -> None:
+        kept.append(bytes(500))
+
+
+class _InheritsKeeps(_Keeps): ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(_Keeps(), id="object", marks=pytest.mark.once),
+        pytest.param(_InheritsKeeps(), id="inherited"),
+        pytest.param(functools.partial(_InheritsKeeps()), id="partial of an object", marks=pytest.mark.once),
+        pytest.param(functools.partial(_Keeps.__call__, _Keeps()), id="partial of a function"),
+    ],
+)
+async def test_coroutine_functions_of_every_shape_are_awaited(function: Callable[[], Any]) -> None:
+    report = await find_leaks(function, calls=20, min_duration=0)
+
+    assert report.is_leak
+
+
+def test_class_whose_objects_are_coroutine_functions_is_called() -> None:
+    report = find_leaks(_Keeps)
+
+    assert report.answer is Verdict.CLEAN
+    assert kept == []
+
+
+def test_function_that_returns_objects_of_new_types_is_clean() -> None:
+    report = find_leaks(lambda: type("New", (), {})(), tolerance=64)
+
+    assert report.answer is Verdict.CLEAN
+
+
+def test_traceback_of_a_leak_ends_in_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from memtools.testing import assert_no_leaks
+
+        kept = []
+
+        def test_leaks():
+            assert_no_leaks(lambda: kept.append(bytes(500)), min_duration=0)
+
+        def test_fails():
+            assert_no_leaks(lambda: 1 / 0)
+        """
+    )
+
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    result.stdout.no_fnmatch_line("*_find_leaks.py:*")
+    result.stdout.fnmatch_lines(["*test_traceback_of_a_leak_ends_in_the_test.py:6: LeakError"])
 
 
 def test_progress_is_hidden_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:

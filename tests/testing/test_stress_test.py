@@ -79,6 +79,7 @@ async def test_calls_of_a_coroutine_function_run_concurrently() -> None:
     assert "5 concurrently" in report.svg()
 
 
+@pytest.mark.once
 async def test_leak_of_a_coroutine_function_is_found() -> None:
     async def keeps_and_sleeps() -> None:
         await asyncio.sleep(0)
@@ -116,6 +117,7 @@ async def test_cancellation_ends_the_calls_and_passes() -> None:
         await running
 
 
+@pytest.mark.once
 def test_calls_stop_at_the_maximum_growth() -> None:
     report = StressTest(keeps, args=(100_000,), rounds=50, calls=10, max_bytes="8 MiB").run()
 
