@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
 from memtools._safe_calls import AbandonableCall, CircuitBreaker, RateLimitedLogger
+from memtools._threads import OwnThread
 from memtools.alerts._incidents import RunAction, exit_bytes
 from memtools.alerts._protocol import Deadline
 from memtools.alerts._rules import AlertRule
@@ -271,7 +272,7 @@ class _WorkerThread:
     """A daemon thread that runs actions, and the one that it runs now."""
 
     def __init__(self, work: Callable[["_WorkerThread"], object]) -> None:
-        self.thread = threading.Thread(target=work, args=(self,), name="memtools-alerts-actions", daemon=True)
+        self.thread = OwnThread(target=work, args=(self,), name="memtools-alerts-actions", daemon=True)
         self.rule: AlertRule | None = None
         self.call: AbandonableCall[None] | None = None
         self.future: Any = None  # Any: of whatever the action returned

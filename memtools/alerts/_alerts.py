@@ -16,6 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
+from memtools._identity import identity
 from memtools._safe_calls import AbandonableCall, RateLimitedLogger
 from memtools.alerts._actions import Actions, Cleanup, MonitorLike, parse_cleanup
 from memtools.alerts._channels import resolve_channels
@@ -199,6 +200,7 @@ class Alerts:
             source=one_line(f"{self._service} on {socket.gethostname()} (process {pid})"),
             token=os.urandom(5).hex(),
             wall=time.time,
+            context=tuple(line for line in identity() if line[0] != "process"),  # which the source names
         )
         actions = Actions(
             self._clean_up,
@@ -229,11 +231,12 @@ class Alerts:
             return None
         subscription.close()
         atexit.unregister(self._stop_at_exit)
-        return self._process()
+        return self._processes.get(os.getpid())  # none in a child that has had no event: it has nothing to end
 
     def _stop_at_exit(self) -> None:
         # What brought the program down may be waiting to be delivered.
-        warnings.warn(f"{self!r} was never stopped", ResourceWarning, stacklevel=2)
+        if os.getpid() == self._pid:  # a forked child has not started it
+            warnings.warn(f"{self!r} was never stopped", ResourceWarning, stacklevel=2)
         self.stop()
 
 

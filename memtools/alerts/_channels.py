@@ -192,8 +192,8 @@ class EmailChannel:
         cafile: a file of certificates to trust instead of those of the system.
 
     Raises:
-        ConfigError: for values that make no sense, for STARTTLS on port 465, and for a password that would be sent in
-            the clear.
+        ConfigError: for values that make no sense, for anything but TLS from the first byte on port 465, and for a
+            password that would be sent in the clear.
     """
 
     def __init__(
@@ -342,7 +342,7 @@ def _port_and_security(port: int | None, security: str | None) -> tuple[int, str
     chosen = parse_choice(security, ("starttls", "tls", "none"), name="security")
     if port is None and chosen == "tls":
         return _TLS_PORT, chosen
-    if number == _TLS_PORT and chosen == "starttls":
+    if number == _TLS_PORT and chosen != "tls":
         raise ConfigError("security", security, "'tls' on port 465, which takes TLS from the first byte; or port 587")
     return number, chosen
 

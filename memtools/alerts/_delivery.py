@@ -2,8 +2,9 @@
 
 One thread, the worker, keeps the queues and the time; it never calls a channel itself. Senders, threads beside it, make
 the calls. As a rule there is one; while it has been in a channel for longer than half a second, another sender serves
-the other channels. A call that is late as a whole is abandoned together with its sender: no timeout of a socket bounds
-the lookup of a name, or the channel of a user.
+the other channels. Once the end is requested, each channel with a message has a sender of its own. A call that is late
+as a whole is abandoned together with its sender: no timeout of a socket bounds the lookup of a name, or the channel of
+a user.
 """
 
 import logging
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from memtools._records import record
 from memtools._safe_calls import AbandonableCall, RateLimitedLogger
+from memtools._threads import OwnThread
 from memtools.alerts._message import Alert
 from memtools.alerts._protocol import Channel, Deadline, as_delivery_failure
 from memtools.alerts._rules import Recipient
@@ -233,7 +235,8 @@ class DeliveryQueue:
         due = [queue for recipient, queue in self._queues.items() if queue.ready_at() <= now and is_free(recipient)]
         if not due:
             return None
-        return min(due, key=_ChannelQueue.ready_at).take()
+        # One that fails waits for those that do not: there may be no thread for it but the only one.
+        return min(due, key=lambda queue: (queue.failures_in_a_row, queue.ready_at())).take()
 
     def next_due(self, is_free: Callable[[Recipient], bool] = _always) -> float:
         """Return when the next message for a channel that is free is due; infinite when none waits."""
@@ -374,7 +377,7 @@ class _Sender:
     def __init__(self, on_end: Callable[[], object]) -> None:
         self._on_end = on_end
         self._calls: SimpleQueue[AbandonableCall[None] | None] = SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name="memtools-alerts-sender", daemon=True)
+        self.thread = OwnThread(target=self._run, name="memtools-alerts-sender", daemon=True)
 
     def submit(self, call: AbandonableCall[None]) -> None:
         self._calls.put(call)
@@ -469,7 +472,7 @@ class DeliveryWorker:
         """Start the thread, unless it runs; where none can be started, the next `put` tries again."""
         if self.is_alive or self._ended:
             return
-        thread = threading.Thread(target=self._run, name="memtools-alerts", daemon=True)
+        thread = OwnThread(target=self._run, name="memtools-alerts", daemon=True)
         try:
             thread.start()
         except (RuntimeError, MemoryError):
@@ -557,6 +560,8 @@ class DeliveryWorker:
         return min([due_at, *(attempt.late_at for attempt in self._under_way)])
 
     def _next_sender_at(self) -> float:
+        if self._stop_at is not None:
+            return self._start_retry_at  # time is short: a channel that hangs must not use up that of the others
         # The latest call may be over in a moment: then its sender is free again.
         slow_at = self._under_way[-1].started_at + SLOW_CALL_S if self._under_way else float("-inf")
         return max(slow_at, self._start_retry_at)

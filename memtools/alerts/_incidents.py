@@ -11,7 +11,7 @@ from memtools._records import record
 from memtools.alerts._message import Alert, AlertKind, format_owners, one_line
 from memtools.alerts._rules import AlertRule, Category, Recipient
 from memtools.events import BudgetOverrun, Event, LevelChanged, MemorySampled, ReclaimIneffective, TaskAbandoned
-from memtools.readings import Level, Reading
+from memtools.readings import Headroom, Level, Reading
 from memtools.units import format_size
 
 # As the monitor leaves its levels: 5 points of the limit below the entry, and not before 10 s.
@@ -106,6 +106,7 @@ class Observation:
         is_state: True if a later event reports its end; False for one-off events.
         describe: makes its text, which most observations never need.
         reading: the reading that decided, for rules with thresholds of their own.
+        monitor: the monitor that observed it, which has incidents of its own; empty for what no monitor observes.
     """
 
     category: Category
@@ -114,6 +115,7 @@ class Observation:
     is_state: bool
     describe: Callable[[], Description]
     reading: Reading | None = None
+    monitor: str = ""
 
 
 def is_observed(event: Event) -> bool:
@@ -125,11 +127,12 @@ def observations(event: Event) -> tuple[Observation, ...]:
     """Return what `event` means for alerts; nothing for the types that rules cannot name."""
     match event:
         case MemorySampled():
-            return _memory_observations(event.reading, event.level, partial(_describe_reading, event.reading))
+            return _memory_observations(event.reading, event.level, partial(_describe_sample, event), event.monitor)
         case LevelChanged():
-            return _memory_observations(event.reading, event.after, partial(_describe_change, event))
+            return _memory_observations(event.reading, event.after, partial(_describe_change, event), event.monitor)
         case ReclaimIneffective():
-            return (Observation("reclaim", "", event.level, True, partial(_describe_reclaim, event)),)
+            describe = partial(_describe_reclaim, event)
+            return (Observation("reclaim", "", event.level, True, describe, monitor=event.monitor),)
         case BudgetOverrun():
             return (
                 Observation("budget", one_line(event.name), Level.WARNING, False, partial(_describe_budget, event)),
@@ -142,28 +145,46 @@ def observations(event: Event) -> tuple[Observation, ...]:
 
 
 def _memory_observations(
-    reading: Reading, level: Level, describe: Callable[[], Description]
+    reading: Reading, level: Level, describe: Callable[[], Description], monitor: str
 ) -> tuple[Observation, ...]:
-    observation = Observation("memory", "", level, True, describe, reading)
+    observation = Observation("memory", "", level, True, describe, reading, monitor)
     if level is not Level.NORMAL:
         return (observation,)
-    return observation, Observation("reclaim", "", Level.NORMAL, True, describe)
+    return observation, Observation("reclaim", "", Level.NORMAL, True, describe, monitor=monitor)
 
 
-def _describe_reading(reading: Reading) -> Description:
-    return f"memory is at {reading}", ()
+def _describe_sample(event: MemorySampled) -> Description:
+    return _describe_memory(event.reading, event.headroom), ()
 
 
 def _describe_change(event: LevelChanged) -> Description:
+    """Return what an alert says of a change: the threshold, the rate, and who holds the most."""
     levels = f"{event.before.name.lower()} to {event.after.name.lower()}"
-    return f"memory is at {event.reading}", (("change", f"{levels}, threshold {format_size(event.threshold_bytes)}"),)
+    if event.headroom is None or event.free_bytes is None:
+        threshold = format_size(event.threshold_bytes)
+    else:
+        threshold = f"{format_size(event.free_bytes)} free"
+    details = [("change", f"{levels}, threshold {threshold}")]
+    if event.rate is not None:
+        grows = "growing" if event.rate >= 0 else "falling"
+        details.append((grows, f"by {format_size(abs(event.rate) * 60)} a minute"))
+    if event.largest:
+        details.append(("largest owners", format_owners(event.largest)))
+    return _describe_memory(event.reading, event.headroom), tuple(details)
+
+
+def _describe_memory(reading: Reading, headroom: Headroom | None) -> str:
+    # The figure that decides comes first: use may be far below a limit that other processes fill.
+    return f"memory is at {reading}" if headroom is None else f"{headroom}; memory is at {reading}"
 
 
 def _describe_reclaim(event: ReclaimIneffective) -> Description:
-    summary = (
-        f"all clean-up steps ran, and memory is at {format_size(event.used_bytes)}, "
-        f"not below {format_size(event.target_bytes)}"
-    )
+    if event.headroom is None or event.free_bytes is None:
+        figure = f"memory is at {format_size(event.used_bytes)}, not below {format_size(event.target_bytes)}"
+    else:
+        free, used = format_size(event.free_bytes), format_size(event.used_bytes)
+        figure = f"{event.headroom}, not more than {free}; memory is at {used}"
+    summary = f"all clean-up steps ran, and {figure}"
     return summary, (("largest owners", format_owners(event.largest)),) if event.largest else ()
 
 
@@ -226,6 +247,7 @@ class RunAction:
 
 
 Decision: TypeAlias = SendAlert | RunAction
+_Key: TypeAlias = tuple[Category, str, str]  # category, owner or task, monitor
 Listener: TypeAlias = Recipient | AlertRule  # a channel that is notified, or a rule whose action is run
 
 
@@ -239,19 +261,29 @@ class IncidentTracker:
         source: the service, its host and process, for messages.
         token: begins the name of every incident; another one in each process.
         wall: seconds since the epoch.
+        context: what every message ends with, as (label, text).
     """
 
     def __init__(
-        self, rules: Sequence[AlertRule], *, cooldown_s: float, source: str, token: str, wall: Callable[[], float]
+        self,
+        rules: Sequence[AlertRule],
+        *,
+        cooldown_s: float,
+        source: str,
+        token: str,
+        wall: Callable[[], float],
+        context: tuple[tuple[str, str], ...] = (),
     ) -> None:
+        self._context = context
         self._cooldown_s = cooldown_s
         self._source = source
         self._token = token
         self._wall = wall
         self._rules = tuple(rules)
-        self._hysteresis = {rule: Hysteresis() for rule in rules if rule.is_thresholded}
+        self._above: dict[tuple[AlertRule, str], Hysteresis] = {}  # by rule and monitor, those that are above
+        self._monitors: set[str] = set()
         self._listeners = tuple(_listeners(rules))
-        self._open: dict[tuple[Category, str], _Incident] = {}
+        self._open: dict[_Key, _Incident] = {}
         self._opened = 0
 
     @property
@@ -261,6 +293,8 @@ class IncidentTracker:
 
     def observe(self, observation: Observation, now: float) -> list[Decision]:
         """Take an observation at `now`, in seconds that never go back; return what is to be done."""
+        if observation.monitor and len(self._monitors) < MAX_OPEN_INCIDENTS:
+            self._monitors.add(observation.monitor)
         key = self._key_of(observation)
         incident = self._open.get(key)
         if incident is None and observation.level is Level.NORMAL and observation.reading is None:
@@ -273,7 +307,7 @@ class IncidentTracker:
             self._opened += 1
             incident = self._open[key] = _Incident(f"{self._token}-{self._opened}", self._cooldown_s)
         incident.last, incident.last_seen = observation, now
-        decisions = self._notify(incident, observation, _levels_of(holding), now)
+        decisions = self._notify(incident, observation, _levels_of(holding, observation), now)
         if not incident.is_open:
             del self._open[key]
         return decisions
@@ -303,19 +337,26 @@ class IncidentTracker:
     def _matches(self, rule: AlertRule, observation: Observation) -> bool:
         if observation.category not in rule.categories:
             return False
-        hysteresis = self._hysteresis.get(rule)
-        if hysteresis is None:
+        if not rule.is_thresholded:
             return observation.level >= rule.level
         if observation.reading is None:
             return False
-        return hysteresis.update(observation.reading, rule.entry_bytes(observation.reading.limit_bytes))
+        key = rule, observation.monitor
+        hysteresis = self._above.get(key, Hysteresis())
+        is_above = hysteresis.update(observation.reading, rule.entry_bytes(observation.reading.limit_bytes))
+        if is_above:
+            self._above[key] = hysteresis
+        else:
+            self._above.pop(key, None)
+        return is_above
 
-    def _key_of(self, observation: Observation) -> tuple[Category, str]:
-        key = observation.category, observation.name
-        if key in self._open or not observation.name:
+    def _key_of(self, observation: Observation) -> "_Key":
+        # By monitor: memory that is normal by one monitor must not resolve what another monitor has found.
+        key = observation.category, observation.name, observation.monitor
+        if key in self._open or not (observation.name or observation.monitor):
             return key
-        of_category = sum(category == observation.category for category, _ in self._open)
-        return key if of_category < MAX_OPEN_INCIDENTS else (observation.category, OTHER)
+        of_category = sum(category == observation.category for category, _, _ in self._open)
+        return key if of_category < MAX_OPEN_INCIDENTS else (observation.category, OTHER, "")
 
     def _notify(
         self, incident: "_Incident", observation: Observation, levels: dict[Listener, Level], now: float
@@ -334,13 +375,15 @@ class IncidentTracker:
 
     def _alert(self, incident: "_Incident", observation: Observation, transition: Transition) -> Alert:
         summary, details = observation.describe()
+        if observation.monitor and len(self._monitors) > 1:
+            details = (*details, ("monitor", one_line(observation.monitor)))
         return Alert(
             kind=transition.kind,
             level=transition.level,
             category=observation.category,
             name=observation.name,
             summary=summary,
-            details=details,
+            details=(*details, *self._context),
             suppressed=transition.suppressed,
             dropped=0,
             incident=incident.name,
@@ -387,10 +430,12 @@ def _listeners(rules: Iterable[AlertRule]) -> dict[Listener, None]:
     return found
 
 
-def _levels_of(holding: Iterable[AlertRule]) -> dict[Listener, Level]:
+def _levels_of(holding: Iterable[AlertRule], observation: Observation) -> dict[Listener, Level]:
     levels: dict[Listener, Level] = {}
     for rule in holding:
-        listeners: tuple[Listener, ...] = (rule, *rule.recipients)
-        for listener in listeners:
-            levels[listener] = max(levels.get(listener, Level.NORMAL), rule.level)
+        levels[rule] = rule.level  # its action runs once, however far the level rises meanwhile
+        # A rule from WARNING on holds at CRITICAL as well, and its channels are told at once that it is worse.
+        level = rule.level if rule.is_thresholded else max(rule.level, observation.level)
+        for recipient in rule.recipients:
+            levels[recipient] = max(levels.get(recipient, Level.NORMAL), level)
     return levels

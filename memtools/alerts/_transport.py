@@ -162,6 +162,7 @@ class SmtpClient:
         self._recipients = recipients
         self._login = login
         self._starts_tls = security == "starttls"
+        self._begins_with_tls = security == "tls"
         self._context = ssl.create_default_context(cafile=cafile)
         client = partial(smtplib.SMTP_SSL, context=self._context) if security == "tls" else smtplib.SMTP
         # Without a name of our own smtplib asks the name server for one, which may take half a minute.
@@ -173,17 +174,31 @@ class SmtpClient:
         Raises:
             DeliveryFailed: when the server has not taken it for any of the recipients.
         """
+        message = email_message(alert, sender=self._sender, recipients=self._recipients)
         try:
-            self._send(email_message(alert, sender=self._sender, recipients=self._recipients), deadline)
-        except Exception as error:  # of sockets, TLS, smtplib, email
-            failure = _smtp_failure(error)
+            client = self._connect(timeout=deadline.remaining_or_raise())
+        except Exception as error:  # of sockets, TLS, the greeting
+            failure = self._connect_failure(error)
         else:
-            return
+            try:
+                self._send(client, message, deadline)
+            except Exception as error:  # of sockets, TLS, smtplib, email
+                failure = _smtp_failure(error)
+            else:
+                return
         # Raised outside `except`, so that it has no context, whose text may hold what was sent.
         raise failure
 
-    def _send(self, message: EmailMessage, deadline: Deadline) -> None:
-        client = self._connect(timeout=deadline.remaining_or_raise())
+    def _connect_failure(self, error: Exception) -> DeliveryFailed:
+        # The two ways to mistake the port look like a broken network: say what else it may be.
+        failure = _smtp_failure(error)
+        if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+            return DeliveryFailed(f"{failure}; the server does not begin with TLS: is it security='starttls'?")
+        if isinstance(error, smtplib.SMTPServerDisconnected) and not self._begins_with_tls:
+            return DeliveryFailed(f"{failure}; the server does not greet: does it want security='tls'?")
+        return failure
+
+    def _send(self, client: smtplib.SMTP, message: EmailMessage, deadline: Deadline) -> None:
         try:
             deadline.register(client)
             if self._starts_tls:

@@ -6,8 +6,8 @@ set of references is one C call. A finaliser may run between any two lines, so a
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol, runtime_checkable
-from weakref import getweakrefs, ref
+from typing import Final, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakValueDictionary, getweakrefs, ref
 
 from memtools._safe_calls import CircuitBreaker
 from memtools.errors import ConfigError
@@ -34,6 +34,14 @@ class Shrinkable(Protocol):
         Returns:
             The freed bytes, as far as they are known.
         """
+        ...
+
+
+class Recyclable(Protocol):
+    """An object that can end what it has and start afresh: a pool of processes."""
+
+    def recycle(self) -> object:
+        """Begin to; called once, when memory is critical after all clean-up steps."""
         ...
 
 
@@ -155,6 +163,29 @@ def unregister(shrinkable: Shrinkable) -> None:
     """Remove an object from the registry; do nothing if it is not registered."""
     for registration in _registrations_of(shrinkable):
         _registrations.discard(registration)
+
+
+_Recyclables: TypeAlias = "WeakValueDictionary[int, Recyclable]"
+
+# By id, since an object may have an equality of its own.
+_recyclables: Final[_Recyclables] = WeakValueDictionary()
+
+
+def register_recyclable(target: Recyclable) -> None:
+    """Have any monitor call `target.recycle()` when its clean-up steps were not enough; `target` is held weakly."""
+    _recyclables[id(target)] = target
+
+
+def unregister_recyclable(target: object) -> None:
+    """Undo it; do nothing if it is not registered."""
+    if _recyclables.get(id(target)) is target:
+        _recyclables.pop(id(target), None)
+
+
+def recyclables() -> list[Recyclable]:
+    """Return the registered objects that are alive now."""
+    # `valuerefs` is one C call: an object that is collected meanwhile does not disturb the iteration.
+    return [target for reference in _recyclables.valuerefs() if (target := reference()) is not None]
 
 
 def registered() -> tuple[Shrinkable, ...]:

@@ -25,7 +25,7 @@ from memtools.ledger import statistics as ledger_statistics
 from memtools.ledger._ledger import current_usage
 from memtools.monitor import MonitorStatistics, monitors
 from memtools.readings import Level, effective_limit, headroom
-from memtools.structures import BoundedList, WeakCache
+from memtools.structures import BoundedDict, BoundedList, WeakCache
 from memtools.units import parse_count
 
 _log = logging.getLogger("memtools.exporters")
@@ -106,6 +106,12 @@ class Aggregates:
     def close(self) -> None:
         """Count no more events."""
         self._events.close()
+
+    def allow_names(self, max_names: int) -> None:
+        """Give labels of their own to `max_names` names, if that is more than so far."""
+        with self._events.lock:
+            self._labels.allow(max_names)
+            self._structures.names.allow(max_names)
 
     def snapshot(self) -> Snapshot:
         """Return the figures of this moment."""
@@ -283,6 +289,10 @@ class LabelLimiter:
         self._known: set[str] = set()
         self._warned = False
 
+    def allow(self, max_names: int) -> None:
+        """Give labels to more names, if it is more."""
+        self._max_names = max(self._max_names, max_names)
+
     def label_for(self, name: str) -> str:
         """Return the label value for `name`."""
         if name in self._known:
@@ -324,12 +334,15 @@ class StructureCollector:
 
     The evictions of a structure that is freed stay counted, but those between the last snapshot and its end are missed.
     Only the types of memtools are asked for figures: what the `statistics()` of another type costs is unknown.
+
+    Attributes:
+        names: limits the labels.
     """
 
-    __slots__ = ("_dead_evictions", "_known", "_labels")
+    __slots__ = ("_dead_evictions", "_known", "names")
 
     def __init__(self, names: LabelLimiter) -> None:
-        self._labels = names
+        self.names = names
         self._dead_evictions: Counter[str] = Counter()
         self._known: dict[int, _Known] = {}
 
@@ -341,7 +354,7 @@ class StructureCollector:
         known: dict[int, _Known] = {}
 
         for structure in registered():
-            label = self._labels.label_for(_type_name(type(structure)))
+            label = self.names.label_for(_type_name(type(structure)))
             live[label] += 1
             figures = _figures(structure)
             if figures is None:
@@ -441,7 +454,7 @@ def _headroom_of(found: list[MonitorStatistics]) -> int | None:
 
 
 def _figures(structure: Shrinkable) -> tuple[int, int] | None:
-    if isinstance(structure, BoundedList):
+    if isinstance(structure, (BoundedDict, BoundedList)):
         bounded = structure.statistics()
         return bounded.length, bounded.evicted
     if isinstance(structure, WeakCache):
@@ -451,8 +464,8 @@ def _figures(structure: Shrinkable) -> tuple[int, int] | None:
 
 
 def _type_name(kind: type[Shrinkable]) -> str:
-    # A list that is bounded by bytes is of a private class of its own.
-    for public in (BoundedList, WeakCache):
+    # A list that is bounded by bytes is of a private class of its own, and so are some dicts.
+    for public in (BoundedDict, BoundedList, WeakCache):
         if issubclass(kind, public) and kind.__module__.startswith("memtools."):
             return public.__name__
     return kind.__qualname__

@@ -1,6 +1,7 @@
 """A monitor that keeps a process inside its memory limit."""
 
 from memtools.monitor._admission import Admission
+from memtools.monitor._exhaustion import Health
 from memtools.monitor._monitor import MemoryMonitor, monitors
 from memtools.monitor._report import Recommendation
 from memtools.monitor._sampler import MemorySource
@@ -17,6 +18,7 @@ __all__ = [
     "AdmissionStatistics",
     "CallbackStatistics",
     "CollectorPauses",
+    "Health",
     "MemoryMonitor",
     "MemorySource",
     "MonitorStatistics",

@@ -5,10 +5,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from types import TracebackType
 from typing import Final, Self
 
-from memtools.errors import AdmissionReused
+from memtools.errors import AdmissionRefused, AdmissionReused
 from memtools.monitor._statistics import AdmissionStatistics
 from memtools.units import format_size
 
@@ -16,10 +17,46 @@ RETRY_AFTER_S: Final = 0.05
 _STALE_AFTER_S: Final = 1.0
 
 
+class MinimumFlow:
+    """Lets one piece of work through every `1 / per_s` seconds, however short memory is.
+
+    One that comes late does not delay those after it, so that `per_s` a second do go where as many ask; two in a row
+    are the most.
+
+    Args:
+        per_s: how many a second; 0 for none.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, per_s: float, clock: Callable[[], float]) -> None:
+        self._interval_s = 1 / per_s if per_s else inf
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next_at = -inf
+
+    def try_take(self, since: float) -> bool:
+        """Return whether one may go, and count it; the first goes one interval after `since`."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            now, due_at = self._clock(), max(self._next_at, since + self._interval_s)
+            if now < due_at:
+                return False
+            self._next_at = max(due_at, now - self._interval_s) + self._interval_s
+            return True
+        finally:
+            self._lock.release()
+
+    def after_fork(self) -> None:
+        """Make a new lock: in a forked child no thread will release the old one."""
+        self._lock = threading.Lock()
+
+
 class AdmissionQueue:
     """The active admissions, and the queue of those that wait, in order of arrival.
 
-    One admission is always active when none is, so no work waits for ever. An admission whose task or thread does not
+    One admission is always active when none is, and while memory is short the minimum flow begins as well, so no work
+    waits for ever, not even behind a block that does not end. An admission whose task or thread does not
     try any more is passed over after a second. Memory also comes back without a release, so waiting admissions try
     again every 50 ms.
 
@@ -32,19 +69,34 @@ class AdmissionQueue:
     Args:
         use: returns the use of memory and the highest use allowed, in bytes, or None where no size may be added now.
         clock: monotonic seconds.
+        may_flow: returns whether one admission of the minimum flow may begin now.
     """
 
-    def __init__(self, use: Callable[[], tuple[int, float] | None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        use: Callable[[], tuple[int, float] | None],
+        clock: Callable[[], float],
+        may_flow: Callable[[], bool],
+    ) -> None:
         self._use = use
         self._clock = clock
+        self._may_flow = may_flow
+        self.is_closed: bool = False
         self._lock = threading.RLock()  # a finaliser may release in the middle of an operation
         # Ordered by arrival, left from anywhere at the same cost.
         self._queue: OrderedDict[Admission, None] = OrderedDict()
         self._active = self._reserved_bytes = self._admitted = self._delayed = 0
         self._used_when_empty = 0
+        self._generation = object()
 
     def try_acquire(self, admission: "Admission") -> bool:
-        """Make it active, or put it into the queue; return whether it is active."""
+        """Make it active, or put it into the queue; return whether it is active.
+
+        Raises:
+            AdmissionRefused: when the queue is closed.
+        """
+        if self.is_closed:
+            raise AdmissionRefused
         with self._lock:
             now = admission.last_try_at = self._clock()
             self._queue.setdefault(admission)
@@ -53,6 +105,7 @@ class AdmissionQueue:
             del self._queue[admission]
             self._active += 1
             self._reserved_bytes += admission.size_bytes
+            admission.generation = self._generation
             self._admitted += 1
             self._wake_first()  # the next one may fit as well
             return True
@@ -66,9 +119,18 @@ class AdmissionQueue:
     def release(self, admission: "Admission") -> None:
         """End it, and have the first in the queue try again."""
         with self._lock:
-            self._active = max(0, self._active - 1)
-            self._reserved_bytes = max(0, self._reserved_bytes - admission.size_bytes)
+            if admission.generation is not self._generation:
+                return  # of a process that this one was forked from: it is not among the active ones here
+            self._active -= 1
+            self._reserved_bytes -= admission.size_bytes
             self._wake_first()
+
+    def close(self) -> None:
+        """Refuse all that try from now on, those that wait included; the active ones go on."""
+        self.is_closed = True
+        with self._lock:
+            for admission in tuple(self._queue):
+                admission.wake()
 
     def count_wait(self) -> None:
         """Count an admission that has to wait."""
@@ -85,7 +147,9 @@ class AdmissionQueue:
     def after_fork(self) -> None:
         """Empty the queue: the admissions of the parent are not those of a forked child."""
         self._lock = threading.RLock()
+        self.is_closed = False
         self._queue = OrderedDict()
+        self._generation = object()
         self._active = self._reserved_bytes = 0
 
     def _is_first(self, admission: "Admission", now: float) -> bool:
@@ -103,7 +167,7 @@ class AdmissionQueue:
             self._used_when_empty = found[0] if found is not None else 0
             return True
         if found is None:
-            return False
+            return self._may_flow()
         used, allowed = found
         # Of the reserved bytes, only those that the active blocks have not taken yet are still to come.
         self._used_when_empty = min(self._used_when_empty, used)
@@ -119,11 +183,12 @@ class AdmissionQueue:
 class Admission:
     """The context of one block of work, returned by `MemoryMonitor.admit`; for `async with` and for `with`, once."""
 
-    __slots__ = ("_is_used", "_queue", "last_try_at", "size_bytes", "wake")
+    __slots__ = ("_is_used", "_queue", "generation", "last_try_at", "size_bytes", "wake")
 
     def __init__(self, queue: AdmissionQueue, size_bytes: int) -> None:
         self.size_bytes: int = size_bytes
         self.last_try_at: float = 0.0
+        self.generation: object = None  # of the queue, when this one became active
         self.wake: Callable[[], object] = _do_nothing
         self._queue = queue
         self._is_used = False

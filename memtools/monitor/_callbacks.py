@@ -8,7 +8,8 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
@@ -66,7 +67,7 @@ class Callback:
 
     def end(self, failure: Failure) -> None:
         """Record the outcome of the call that has begun: an exception, a reason, or None for success."""
-        self._running.release()
+        self._release()
         if failure is None:
             self._breaker.record_success()
         else:
@@ -89,7 +90,12 @@ class Callback:
 
     def end_late(self) -> None:
         """Record the end of a call whose failure was counted when its time was over."""
-        self._running.release()
+        self._release()
+
+    def _release(self) -> None:
+        # It is a new lock, which is free, in a child that the callback itself has forked.
+        with suppress(RuntimeError):
+            self._running.release()
 
     def after_fork(self) -> None:
         """Forget a running call: its thread does not exist in a forked child."""
@@ -137,6 +143,12 @@ class Callbacks:
 
         name = f"{type(target).__qualname__}.recycle"
         self._registered = (*self.alive(), Callback(get_recycle, "recycle", name, self._clock))
+
+    def add_recyclables(self, targets: Iterable[object]) -> None:
+        """Register `recycle()` of those that are not registered: the pools, which register themselves."""
+        for target in targets:
+            if not any(_matches(each, target) for each in self.for_trigger("recycle")):
+                self.add_weak(target)
 
     def remove(self, target: object) -> None:
         """Remove a function, or an object with `recycle()`; nothing happens where it is not registered."""
@@ -209,8 +221,14 @@ class CallbackRunner:
         finally:
             callback.end(failure)
 
+    def after_fork(self) -> None:
+        """Forget the coroutines on the loop of the parent."""
+        self._background = set()
+
     async def cancel_background(self) -> None:
         """Cancel the coroutines that `check()` has started on the running loop, and wait for them."""
+        if not self._background:
+            return
         loop = asyncio.get_running_loop()
         tasks = {task for task in self._background if task.get_loop() is loop}
         for task in tasks:

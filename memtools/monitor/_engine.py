@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 from memtools._records import record
 from memtools._safe_calls import RateLimitedLogger
 from memtools.cleanup import Reclaimer, ReclaimResult
+from memtools.cleanup._registry import recyclables
 from memtools.events import (
     CleanupEnded,
     LevelChanged,
@@ -22,20 +23,24 @@ from memtools.events import (
     emit,
     has_listeners,
 )
-from memtools.monitor._admission import AdmissionQueue
+from memtools.monitor._admission import AdmissionQueue, MinimumFlow
 from memtools.monitor._callbacks import Callback, CallbackRunner, Callbacks, Trigger
+from memtools.monitor._exhaustion import Health, ProcessEnd, assess_health
 from memtools.monitor._levels import LevelBounds
 from memtools.monitor._loops import AsyncioLoop, PressureWatch, ThreadLoop, open_watch
-from memtools.monitor._report import largest_owners
+from memtools.monitor._report import format_report, largest_owners, recommendations
 from memtools.monitor._sampler import MemorySource, Sample, Sampler
 from memtools.monitor._statistics import GcPauseMeter, MonitorStatistics, OperationCounters
 from memtools.readings import Level, Reading
+from memtools.readings._resident import split_resident_if_known
 from memtools.units import format_size
 
 REPEAT_LOG_S: Final = 300.0
 PRESSURE_GC_INTERVAL_S: Final = 15.0  # between minor collections that answer signals of pressure
 _RETRY_THREAD_S: Final = 30.0  # after the system gave none
 _RETRY_TICK_S: Final = 1.0  # after a tick that failed
+_LATE_S: Final = 1.0  # a look samples where the sampling loop is later
+_WARN_LATE_S: Final = 10.0
 _LOGGED_OWNERS: Final = 3
 _TRIGGERS: Final[dict[Level, Trigger]] = {
     Level.NORMAL: "normal",
@@ -103,7 +108,7 @@ class ReclaimPolicy:
         self._used = used
         self._clock = clock
         self._cleanup_interval_s = cleanup_interval_s
-        self._name = name
+        self.name = name
         self._pending_changes: deque[Sample] = deque(maxlen=64)
         self._acting = threading.Lock()  # never waited for
         self._next_minor_gc_at = clock() + cleanup_interval_s if cleanup_interval_s else inf
@@ -111,6 +116,8 @@ class ReclaimPolicy:
         self._log_again_at = -inf
         self._ineffective_reported = False
         self._exhausted_reported = False
+        self._unhelped_since: float | None = None  # since then no sample was below the exit of CRITICAL
+        self._warnings = RateLimitedLogger(_log, interval_s=REPEAT_LOG_S, clock=clock)
         self.cleanups = self.minor_collections = self.freed_bytes = self.ineffective = self.pressure_signals = 0
         self.cleanup_s = 0.0
 
@@ -118,8 +125,15 @@ class ReclaimPolicy:
         """Take a sample into account; return whether there is something to do."""
         if sample.before != sample.after:
             self._pending_changes.append(sample)
+        if sample.after is not Level.CRITICAL or not sample.is_short or sample.is_blind:
+            self._unhelped_since = None  # what is not known is no reason to end a process
+        elif self._unhelped_since is None:
+            self._unhelped_since = sample.reading.at
+        if sample.is_blind:
+            message = "%s: free= decides, but the headroom is not known; the level stays %s until it is (in use: %s)"
+            self._warnings.warning("blind", message, self.name, sample.after.name, sample.reading)
         if has_listeners():
-            emit(MemorySampled(sample.reading, sample.after))
+            emit(MemorySampled(sample.reading, sample.after, self.name, sample.headroom))
         return bool(self._pending_changes) or sample.is_short
 
     def observe_pressure(self, source: str) -> None:
@@ -134,6 +148,11 @@ class ReclaimPolicy:
     def seconds_to_minor_gc(self) -> float:
         """Return the seconds until the next minor collection; infinite for none."""
         return self._next_minor_gc_at - self._clock()
+
+    def unhelped_s(self) -> float:
+        """Return for how long memory has been critical in spite of clean-up, in seconds; 0.0 where it is not."""
+        since = self._unhelped_since
+        return 0.0 if since is None else max(0.0, self._clock() - since)
 
     def actions(self, sample: Sample | None) -> Actions:
         """Yield what to do about `sample`, the newest; nothing while other actions are still running."""
@@ -152,15 +171,28 @@ class ReclaimPolicy:
                 self._acting.release()
 
     def after_fork(self) -> None:
-        """Forget actions that were running: in a forked child no thread ends them."""
+        """Forget actions that were running: in a forked child no thread ends them, and the parent reports its own."""
         self._acting = threading.Lock()
+        self._pending_changes.clear()
+        self._unhelped_since = None
 
     def _on_level_change(self, sample: Sample) -> Actions:
-        change = LevelChanged(sample.before, sample.after, sample.reading, sample.threshold_bytes)
+        free_bytes = None if sample.headroom is None else sample.entry_free_bytes
+        change = LevelChanged(
+            sample.before,
+            sample.after,
+            sample.reading,
+            sample.threshold_bytes,
+            self.name,
+            sample.headroom,
+            free_bytes,
+            self._sampler.growth.bytes_per_s(sample.reading.used_bytes, sample.reading.at),
+            largest_owners(_LOGGED_OWNERS) if sample.after > sample.before else (),
+        )
         self._log_again_at = self._clock() + REPEAT_LOG_S
         if sample.after < sample.before:
             self._ineffective_reported = self._exhausted_reported = False
-        _log_change(self._name, change)
+        _log_change(change)
         emit(change)
         yield RunCallbacks(_TRIGGERS[sample.after], change)
 
@@ -171,6 +203,8 @@ class ReclaimPolicy:
             return
 
         self._count_pass(result)
+        if result.is_effective:
+            self._unhelped_since = None
         if not result.exhausted:
             return
         again = self._sampler.sample(wait=True)
@@ -183,14 +217,22 @@ class ReclaimPolicy:
         self.freed_bytes += max(0, result.before_bytes - result.after_bytes)
 
     def _on_exhausted(self, sample: Sample) -> Actions:
+        is_first_exhausted = sample.after is Level.CRITICAL and not self._exhausted_reported
+        if self._ineffective_reported and not is_first_exhausted:
+            return  # an overload may last, and reading all accounts takes a tenth of a second where there are thousands
         used = sample.reading.used_bytes
-        event = ReclaimIneffective(sample.after, used, sample.exit_bytes, largest_owners(_LOGGED_OWNERS))
+        free_bytes = None if sample.headroom is None else sample.exit_free_bytes
+        largest = largest_owners(_LOGGED_OWNERS)
+        event = ReclaimIneffective(
+            sample.after, used, sample.exit_bytes, largest, self.name, sample.headroom, free_bytes
+        )
         if not self._ineffective_reported:
             self._ineffective_reported = True
             self.ineffective += 1
-            _log_ineffective(self._name, event)
-            emit(event)
-        if sample.after is Level.CRITICAL and not self._exhausted_reported:
+        # At CRITICAL once more: an alert that was opened at WARNING has to escalate.
+        _log_ineffective(event)
+        emit(event)
+        if is_first_exhausted:
             self._exhausted_reported = True
             yield RunCallbacks("recycle", None)
             yield RunCallbacks("exhausted", event)
@@ -220,23 +262,32 @@ class ReclaimPolicy:
         if now < self._log_again_at:
             return
         self._log_again_at = now + REPEAT_LOG_S
-        message = "%s: memory is still %s: %s; the level falls when use stays below %s"
-        _log.warning(message, self._name, sample.after.name, sample.reading, format_size(sample.exit_bytes))
+        if sample.headroom is None:
+            figure, end = str(sample.reading), f"use stays below {format_size(sample.exit_bytes)}"
+        else:
+            figure = f"{sample.headroom}, in use {sample.reading}"
+            end = f"more than {format_size(sample.exit_free_bytes)} stay free"
+        _log.warning("%s: memory is still %s: %s; the level falls when %s", self.name, sample.after.name, figure, end)
 
 
-def _log_change(name: str, change: LevelChanged) -> None:
+def _log_change(change: LevelChanged) -> None:
     severity = {Level.NORMAL: logging.INFO, Level.WARNING: logging.WARNING, Level.CRITICAL: logging.ERROR}
-    message = "%s: memory is %s, it was %s: %s, threshold %s"
-    threshold = format_size(change.threshold_bytes)
-    _log.log(severity[change.after], message, name, change.after.name, change.before.name, change.reading, threshold)
+    message = "%s: memory is %s, it was %s: %s"
+    if change.headroom is None or change.free_bytes is None:
+        figure = f"{change.reading}, threshold {format_size(change.threshold_bytes)}"
+    else:
+        # The figure that crossed comes first: use may be far below a limit that other processes fill.
+        figure = f"{change.headroom}, threshold {format_size(change.free_bytes)} free; in use {change.reading}"
+    _log.log(severity[change.after], message, change.monitor, change.after.name, change.before.name, figure)
 
 
-def _log_ineffective(name: str, event: ReclaimIneffective) -> None:
+def _log_ineffective(event: ReclaimIneffective) -> None:
     owners = ", ".join(f"{owner} {format_size(size)}" for owner, size in event.largest) or "unknown"
-    _log.error(
-        "%s: all clean-up steps ran, %s still in use (target %s); largest owners: %s; see monitor.report()",
-        name, format_size(event.used_bytes), format_size(event.target_bytes), owners,
-    )  # fmt: skip
+    figure = f"{format_size(event.used_bytes)} still in use (target {format_size(event.target_bytes)})"
+    if event.headroom is not None and event.free_bytes is not None:
+        figure = f"{event.headroom} (target {format_size(event.free_bytes)}), {format_size(event.used_bytes)} in use"
+    message = "%s: all clean-up steps ran, %s; largest owners: %s; see monitor.report()"
+    _log.error(message, event.monitor, figure, owners)
 
 
 class _Executor:
@@ -277,6 +328,8 @@ class _Executor:
 
     def _callbacks_for(self, action: RunCallbacks) -> Iterator[tuple[Callback, tuple[object, ...]]]:
         arguments = () if action.event is None else (action.event,)
+        if action.trigger == "recycle":
+            self._callbacks.add_recyclables(recyclables())
         for callback in self._callbacks.for_trigger(action.trigger):
             if self._callbacks.is_registered(callback):  # an earlier one may have removed it
                 yield callback, arguments
@@ -317,6 +370,8 @@ class Engine:
         sample_every: int,
         cleanup_interval_s: float,
         callback_timeout_s: float,
+        exhausted_after_s: float,
+        min_flow: float,
         pressure: bool,
     ) -> None:
         self.name = name
@@ -325,10 +380,17 @@ class Engine:
         self.callbacks = Callbacks(source.clock)
         self.runner = CallbackRunner(callback_timeout_s, source.clock)
         self.operations = OperationCounters(sample_every, self.sample_operation)
-        self.admissions = AdmissionQueue(self._use_for_admission, source.clock)
+        self.flow = MinimumFlow(min_flow, source.clock)
+        self._request_flow = MinimumFlow(min_flow, source.clock)  # of its own: a request may ask for admissions
+        self.admissions = AdmissionQueue(
+            self._use_for_admission, source.clock, lambda: self.flow.try_take(sampler.level_since)
+        )
+        self.end: ProcessEnd | None = None
+        self._exhausted_after_s = exhausted_after_s
         self.gc_pauses = GcPauseMeter()
         self.loop: ThreadLoop | AsyncioLoop | None = None
         self.wants_thread = False
+        self.started_in = 0  # the process whose program started it, by its number
         self._policy = ReclaimPolicy(
             sampler, source.used, source.clock, cleanup_interval_s=cleanup_interval_s, name=name
         )
@@ -336,7 +398,14 @@ class Engine:
         self._warnings = RateLimitedLogger(_log, interval_s=REPEAT_LOG_S, clock=source.clock)
         self._pressure = pressure
         self._next_thread_try_at = -inf
+        self._starting = threading.Lock()  # never waited for
         self._pid = os.getpid()
+        self._is_unattended = False  # since a fork: nothing samples yet
+        self._is_orphaned = False  # since a fork: its loop is the parent's, so nothing samples by itself
+
+    def rename(self, name: str) -> None:
+        """Change what it is called in logs, events and statistics."""
+        self.name = self._policy.name = name
 
     @property
     def is_started(self) -> bool:
@@ -352,6 +421,8 @@ class Engine:
     def sample_operation(self) -> None:
         """Sample for an operation; a failure in here is logged and does not reach the operation."""
         try:
+            if os.getpid() != self._pid or self._is_unattended:
+                self._resume()
             if self.sampler.is_sample_due():
                 self._sample_and_act()
         except Exception as error:
@@ -359,7 +430,7 @@ class Engine:
 
     def check(self) -> Reading:
         """Sample, act, and return what was read."""
-        self._detect_fork()
+        self.attend()
         self._start_wanted_thread()
         sample = self.sampler.sample(wait=True, with_headroom=True)
         if sample is None:  # called in the middle of a sample, by a finaliser or a signal handler
@@ -368,10 +439,83 @@ class Engine:
         self._executor.run(self._policy.actions(sample))
         return sample.reading
 
+    def try_admit(self) -> bool:
+        """Return whether work that cannot wait may begin."""
+        self.attend()
+        if self.admissions.is_closed:
+            return False
+        return self.sampler.level < Level.CRITICAL or self._request_flow.try_take(self.sampler.level_since)
+
+    def health(self) -> Health:
+        """Return the health by the last sample; only the first look in a forked child samples."""
+        if os.getpid() != self._pid or self._is_unattended:
+            self._resume()
+        return assess_health(
+            self.sampler,
+            self.source.clock(),
+            name=self.name,
+            is_running=self.mode != "none",
+            is_ending=self.end is not None and self.end.has_begun,
+            exhausted_s=self._policy.unhelped_s(),
+            bound_s=self._exhausted_after_s,
+        )
+
+    def report(self) -> str:
+        """Return the report, by a reading taken now; where that is refused, by the last one."""
+        self._sample_for_a_look()
+        statistics = self.statistics()
+        return format_report(statistics, recommendations(statistics), split_resident_if_known())
+
+    def log_thresholds(self) -> None:
+        """Log thresholds that cannot have been meant: below what is in use at the start, or above the limit."""
+        try:
+            used, limit = self.source.used(), self.sampler.limit.value_bytes
+        except OSError:
+            return
+        for level in (Level.WARNING, Level.CRITICAL):
+            entry = _entry(self.sampler.bounds, level)
+            if entry is None:
+                continue
+            word, size = level.name.lower(), format_size(entry)
+            if entry <= used:
+                message = "%s: %s=%s is below the %s in use at the start: memory counts as short from now on"
+                _log.warning(message, self.name, word, size, format_size(used))
+            elif limit is not None and entry > limit:
+                message = (
+                    "%s: %s=%s is above the limit of %s, so it is never reached; a share such as '90%%' follows it"
+                )
+                _log.warning(message, self.name, word, size, format_size(limit))
+
+    def attend(self) -> None:
+        """Notice a fork, before the program is told anything or the monitor does anything.
+
+        The level, the statistics and the admissions of a child would else be those of the moment of the fork, for as
+        long as nothing samples. The first look starts the thread again and samples at once; what that means for
+        callbacks and clean-up is left to the thread. Where the loop is the parent's, each look samples that is due; and
+        so it does where the sampling loop is late, since a clean-up step of the program hangs in it, say.
+        """
+        if os.getpid() != self._pid or self._is_unattended:
+            self._resume()
+        elif (self.loop is not None or self.wants_thread or self._is_orphaned) and self._is_late():
+            self._sample_for_a_look()
+
+    def detect_fork(self) -> None:
+        """Notice a fork by C code (uWSGI, mod_wsgi), which runs no handler of Python's."""
+        if os.getpid() != self._pid:
+            self.after_fork()
+
+    def _is_late(self) -> bool:
+        late_s = self.source.clock() - self.sampler.due_at
+        if late_s > _WARN_LATE_S and not self._is_orphaned:
+            message = "%s: the sampling loop is %.0f s late; does a clean-up step hang, or the event loop?"
+            self._warnings.warning("late", message, self.name, late_s)
+        return late_s > (0.0 if self._is_orphaned else _LATE_S)
+
     def tick(self) -> float:
         """Sample and act in the thread of the sampling loop; return the seconds until the next tick."""
         try:
             self._executor.run(self._policy.actions(self._sample_on_tick()), in_thread=True)
+            self._end_if_exhausted()
         except Exception as error:
             self._log_fault(error)
             return _RETRY_TICK_S
@@ -381,6 +525,7 @@ class Engine:
         """Sample and act on the running loop; return the seconds until the next tick."""
         try:
             await self._executor.run_async(self._policy.actions(self._sample_on_tick()))
+            self._end_if_exhausted()
         except Exception as error:
             self._log_fault(error)
             return _RETRY_TICK_S
@@ -393,8 +538,36 @@ class Engine:
     def start_thread(self) -> None:
         """Start the sampling loop in a thread; where none can be started, operations go on sampling and retry it."""
         self.wants_thread = True
+        self.started_in = os.getpid()
+        self._is_orphaned = False
+        self.sampler.expect_sample()
         self._next_thread_try_at = -inf
         self._start_wanted_thread()
+
+    def start_task(self) -> None:
+        """Start the sampling loop in a task of the running event loop."""
+        self.sampler.expect_sample()
+        thread = self.loop  # of a child whose parent had started a thread
+        loop = AsyncioLoop(self.name, self, self.open_watch)
+        loop.start()
+        self.wants_thread = self._is_orphaned = False
+        self.started_in = os.getpid()
+        self.loop = loop
+        if thread is not None:
+            thread.request_stop()
+
+    def stop_thread(self, loop: ThreadLoop) -> None:
+        """Stop a sampling loop in a thread, and log it where the thread does not end."""
+        if not loop.stop():
+            message = "%s: stopped while a clean-up step or callback did not return; its thread was abandoned"
+            self._warnings.warning("stop", message, self.name)
+
+    def take_loop(self) -> ThreadLoop | AsyncioLoop | None:
+        """Return the sampling loop, which the caller ends; the engine has none from here on."""
+        loop, self.loop = self.loop, None
+        self.wants_thread = self._is_unattended = self._is_orphaned = False
+        self.gc_pauses.stop()
+        return loop
 
     def open_watch(self) -> PressureWatch | None:
         """Return an open watch for pressure; None where it is not wanted or there is nothing to watch."""
@@ -409,18 +582,23 @@ class Engine:
     def after_fork(self) -> None:
         """Make what a forked child needs: new locks, and no sampling loop yet."""
         self._pid = os.getpid()
+        self._starting = threading.Lock()
         self.sampler.after_fork()
         self._policy.after_fork()
         self.operations.after_fork()
         self.admissions.after_fork()
+        self.flow.after_fork()
+        self._request_flow.after_fork()
+        if self.end is not None:
+            self.end.after_fork()
         self.callbacks.after_fork()
-        loop, self.loop = self.loop, None
-        if loop is None:
-            return
-        loop.after_fork()
-        if loop.mode != "thread":
-            self.gc_pauses.stop()
+        self.runner.after_fork()
         self._next_thread_try_at = -inf
+        loop, self.loop = self.loop, None
+        self._is_orphaned = self._is_orphaned or (loop is not None and not self.wants_thread)
+        self._is_unattended = self.wants_thread or self._is_orphaned
+        if loop is not None:
+            loop.after_fork()
 
     def statistics(self) -> MonitorStatistics:
         """Return the counts of all parts; each part is copied by itself, so they may be a moment apart."""
@@ -455,12 +633,27 @@ class Engine:
             pauses=self.gc_pauses.statistics(),
             by_operation=operations,
             callbacks=callbacks,
+            warning_free_bytes=sampler.bounds.free_bytes(Level.WARNING)[0] or None,
+            critical_free_bytes=sampler.bounds.free_bytes(Level.CRITICAL)[0] or None,
         )
 
-    def _detect_fork(self) -> None:
-        # A fork by C code (uWSGI, mod_wsgi) runs no handler of Python's.
-        if os.getpid() != self._pid:
-            self.after_fork()
+    def _resume(self) -> None:
+        self.detect_fork()
+        if self._is_unattended:
+            self._is_unattended = False
+            self._sample_for_a_look(wait=True)  # the thread that it starts may be sampling before it does so itself
+
+    def _sample_for_a_look(self, *, wait: bool = False) -> None:
+        try:
+            self._start_wanted_thread()
+            sample = self.sampler.sample(wait=wait)
+            if sample is not None and self.sampler.is_pending:
+                self._policy.observe(sample)
+                sample = self.sampler.sample(wait=wait)
+            if sample is not None and self._policy.observe(sample) and self.loop is not None:
+                self.loop.wake()
+        except Exception as error:  # the program asked for a level, and not for a reading
+            self._log_fault(error)
 
     def _sample_on_tick(self) -> Sample | None:
         sample = self.sampler.sample(with_headroom=True)
@@ -468,8 +661,12 @@ class Engine:
             self._policy.observe(sample)
         return sample
 
+    def _end_if_exhausted(self) -> None:
+        # Only the sampling loop does it: an operation or a look is in the middle of the work of the program.
+        if self.end is not None and self._policy.unhelped_s() >= self._exhausted_after_s:
+            self.end.begin(self.name, self.health().reason)
+
     def _sample_and_act(self) -> None:
-        self._detect_fork()
         self._start_wanted_thread()
         sample = self.sampler.sample()
         if sample is None or not self._policy.observe(sample):
@@ -481,16 +678,22 @@ class Engine:
         self._executor.run(self._policy.actions(sample))
 
     def _start_wanted_thread(self) -> None:
-        if not self.wants_thread or (self.loop is not None and self.loop.is_alive):
+        starting = self._starting
+        if not self.wants_thread or not starting.acquire(blocking=False):
             return
-        now = self.source.clock()
-        if now < self._next_thread_try_at:
-            return
-        self._next_thread_try_at = now + _RETRY_THREAD_S
-        loop = ThreadLoop(self.name, self, self.open_watch)
-        self.loop = loop
-        if not loop.start():
-            self.loop = None
+        try:
+            now = self.source.clock()
+            if (self.loop is not None and self.loop.is_alive) or now < self._next_thread_try_at:
+                return
+            self._next_thread_try_at = now + _RETRY_THREAD_S
+            loop = ThreadLoop(self.name, self, self.open_watch)
+            self.loop = loop
+            is_running = loop.start()
+            if not is_running:
+                self.loop = None
+        finally:
+            starting.release()
+        if not is_running:
             message = (
                 "%s: no thread could be started; memory is sampled on operations only, and a thread is tried again"
             )

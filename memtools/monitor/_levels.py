@@ -131,11 +131,12 @@ class LevelMachine:
 class LevelBounds:
     """The bounds of all levels under one limit, and what a reading means by them. Immutable."""
 
-    __slots__ = ("by_level", "needs_headroom")
+    __slots__ = ("by_level", "needs_headroom", "needs_only_headroom")
 
     def __init__(self, bounds: tuple[Bounds, ...]) -> None:
         self.by_level = {each.level: each for each in bounds}
         self.needs_headroom = any(each.entry_headroom_bytes > -inf for each in bounds)
+        self.needs_only_headroom = self.needs_headroom and all(each.entry_bytes == inf for each in bounds)
 
     @property
     def highest(self) -> Level:
@@ -162,6 +163,20 @@ class LevelBounds:
             if higher > level
         ]
         return min(distances, default=inf)
+
+    def is_entered_by_headroom(self, level: Level, used_bytes: int, headroom_bytes: int | None) -> bool:
+        """Return whether the headroom is what enters `level`, and the use is not."""
+        bounds = self.by_level.get(level)
+        if bounds is None or headroom_bytes is None:
+            return False
+        return headroom_bytes <= bounds.entry_headroom_bytes and used_bytes < bounds.entry_bytes
+
+    def free_bytes(self, level: Level) -> tuple[int, int]:
+        """Return the headroom that enters `level`, and the one above which it is left; 0 where headroom does not."""
+        bounds = self.by_level.get(level)
+        if bounds is None or bounds.entry_headroom_bytes == -inf:
+            return 0, 0
+        return int(bounds.entry_headroom_bytes), int(bounds.exit_headroom_bytes)
 
     def exit_bytes(self, level: Level, used_bytes: int, headroom_bytes: int | None) -> int:
         """Return the use in bytes below which `level` is left, if no other process changes its use."""

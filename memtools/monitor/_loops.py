@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from memtools._records import record
+from memtools._threads import OwnThread
 from memtools.readings import Headroom, LimitSource
 
 WATCH: Final = "MEMORY_PRESSURE_WATCH"
@@ -23,6 +24,7 @@ TRIGGER: Final = b"some 200000 2000000\0"
 
 _CGROUP2_SOURCES: Final = (LimitSource.CGROUP2_MAX, LimitSource.CGROUP2_HIGH)
 _READ_BYTES: Final = 4096
+STOP_S: Final = 10.0  # for the thread of a sampling loop to end
 _PAUSE_S: Final = 0.2  # after a pressure signal: a process may write to the FIFO without end
 
 
@@ -198,9 +200,9 @@ else:
 
 
 def open_watch(headroom: Headroom | None) -> PressureWatch | None:
-    """Return a watch on the best source; None where there is none, or no descriptor is left."""
-    if sys.platform != "linux":
-        return None
+    """Return a watch on the best source; None where there is none, or nothing to wait with."""
+    if sys.platform != "linux" or not hasattr(select, "epoll"):
+        return None  # gevent and eventlet take it away, because to wait in it would stop every greenlet
     source = open_source(headroom)
     if source is None:
         return None
@@ -243,7 +245,7 @@ class ThreadLoop:
         self._woken = threading.Event()
         self._is_stopping = False
         self._watch: PressureWatch | None = None
-        self._thread = threading.Thread(target=self._run, name=f"memtools-{name}", daemon=True)
+        self._thread = OwnThread(target=self._run, name=f"memtools-{name}", daemon=True)
 
     def start(self) -> bool:
         """Start; return False where no thread can be started."""
@@ -265,11 +267,17 @@ class ThreadLoop:
         if watch is not None:
             watch.wake()
 
-    def stop(self) -> None:
-        """Stop it, and wait until it has ended, unless the calling thread is its own."""
+    def stop(self) -> bool:
+        """Stop it, and wait until it has ended, unless the calling thread is its own; return whether it has ended.
+
+        A clean-up step or a callback of the program may hang in it: after 10 s the thread is left to itself, and ends
+        when that returns.
+        """
         self.request_stop()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread is threading.current_thread():
+            return True
+        self._thread.join(STOP_S)
+        return not self._thread.is_alive()
 
     def request_stop(self) -> None:
         """Stop it without waiting."""
@@ -277,7 +285,11 @@ class ThreadLoop:
         self.wake()
 
     def after_fork(self) -> None:
-        """Close what a forked child has inherited of it; its thread does not exist there."""
+        """Close what a forked child has inherited of it.
+
+        Its thread does not exist there, unless a callback in this thread has forked: then it is to end.
+        """
+        self._is_stopping = True
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.after_fork()
@@ -322,6 +334,7 @@ class AsyncioLoop:
         self._woken = asyncio.Event()
         self._watch: PressureWatch | None = None
         self._resume_timer: asyncio.TimerHandle | None = None
+        self._is_forked = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> bool:
@@ -359,6 +372,7 @@ class AsyncioLoop:
 
     def after_fork(self) -> None:
         """Close what a forked child has inherited of it; the loop is the parent's, and is not touched."""
+        self._is_forked = True
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.after_fork()
@@ -368,7 +382,7 @@ class AsyncioLoop:
         self._watch = self._open_watch()
         self._add_reader()
         try:
-            while True:
+            while not self._is_forked:
                 seconds = await self._ticker.tick_async()
                 await self._sleep(seconds)
         finally:

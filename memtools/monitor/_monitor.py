@@ -1,31 +1,36 @@
 """The monitor: keeps a process inside its memory limit."""
 
 import inspect
+import os
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
+from itertools import chain, count
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar, overload
+from typing import Any, Final, Self, TypeAlias, TypeVar, cast, overload
 
 from memtools._forks import register_after_fork
 from memtools._text import printable
 from memtools.cleanup import Reclaimer, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
+from memtools.cleanup._registry import unregister_recyclable
+from memtools.config import MonitorSettings, monitor_settings
 from memtools.errors import ConfigError, MonitorAlreadyStarted
 from memtools.events import LevelChanged, ReclaimIneffective
 from memtools.ledger._context import is_failure
 from memtools.monitor._admission import Admission
 from memtools.monitor._engine import Engine
+from memtools.monitor._exhaustion import EXIT_CODE, Health, ProcessEnd, handle_sigterm
 from memtools.monitor._levels import LevelMachine, Size, Thresholds
 from memtools.monitor._loops import AsyncioLoop, ThreadLoop
-from memtools.monitor._report import Recommendation, format_report, recommendations
+from memtools.monitor._report import Recommendation, recommendations
 from memtools.monitor._sampler import MemorySource, Sampler, SamplingInterval, process_source
 from memtools.monitor._statistics import MAX_NAME_LENGTH, MonitorStatistics, OperationCounter
 from memtools.readings import Level, Reading
-from memtools.units import parse_count, parse_seconds, parse_size
+from memtools.units import parse_count, parse_rate, parse_seconds, parse_size
 
 _MonitorsById: TypeAlias = "weakref.WeakValueDictionary[int, MemoryMonitor]"
 
@@ -33,6 +38,8 @@ _MonitorsById: TypeAlias = "weakref.WeakValueDictionary[int, MemoryMonitor]"
 F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
 OnChange = TypeVar("OnChange", bound=Callable[[LevelChanged], object])
 OnExhausted = TypeVar("OnExhausted", bound=Callable[[ReclaimIneffective], object])
+
+_LEAST_BYTES: Final = 1 << 20  # no interpreter is as small
 
 # By id, since a subclass may define an equality of its own.
 _all: Final[_MonitorsById] = weakref.WeakValueDictionary()
@@ -69,21 +76,34 @@ class MemoryMonitor:
             `WARNING`, below half of it `CRITICAL`; or a pair of sizes for both. It includes what other processes of the
             container use.
         limit: overrides the effective limit, as in `memtools.readings.effective_limit`.
-        cleanup_interval: seconds between minor collections (the youngest generation); 0 for none.
-        sample_every: operations between two samples of memory.
+        cleanup_interval: seconds between minor collections (the youngest generation); 0 for none. By default 300.
+        sample_every: operations between two samples of memory; by default 10.
         min_interval: the shortest time between two samples of the sampling loop, in seconds.
         max_interval: the longest.
         callback_timeout: seconds that one callback may take.
+        exhausted_after: seconds at `CRITICAL` after which memory counts as exhausted, where no clean-up has helped: for
+            `health()`, and for `exit_when_exhausted()`; by default 300.
+        min_flow: how many blocks of `admit()`, and as many requests of a middleware, begin each second while memory is
+            critical, whatever else holds; 0 for none, by default 1.
         pressure: whether to watch the kernel's pressure files and `$MEMORY_PRESSURE_WATCH`, while started.
         reclaimer: what gives memory back; by default a `Reclaimer` of `default_steps()`.
-        name: what it is called in logs, reports and metrics.
+        name: what it is called in logs, reports and metrics. While another started monitor has that name, a number
+            follows: `"monitor-2"`.
         source: where memory and time are read from; for tests and rehearsals.
 
-    Raises:
-        ConfigError: for an argument that makes no sense, naming it.
+    What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
+    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`. Another
+    variable that begins like these is a `ConfigWarning`. At its start the monitor logs thresholds that are below what
+    is in use, or above the limit.
 
-    Threads: every method may be called from any thread. Fork: a child has the counts and callbacks; a sampling loop in
-    a thread starts again with the first sample, one in a task does not.
+    Raises:
+        ConfigError: for an argument, or a variable, that makes no sense, naming it; for bare numbers below 1 MiB, too,
+            which are bytes.
+
+    Threads: every method may be called from any thread. Fork: a child has the counts and callbacks. The first look at
+    the monitor there (`level`, `check`, `admit`, `statistics`, `report`, an operation) samples, and starts the thread
+    of the sampling loop again. A task does not start again, since its loop is the parent's: each look that is due
+    samples then. `start` and `async with` may be called once more in each child.
     Cost: docs/monitor.md.
     """
 
@@ -94,41 +114,56 @@ class MemoryMonitor:
         *,
         free: Size | tuple[Size, Size] | None = None,
         limit: Size | None = None,
-        cleanup_interval: float = 300.0,
-        sample_every: int = 10,
+        cleanup_interval: float | None = None,
+        sample_every: int | None = None,
         min_interval: float = 0.05,
         max_interval: float = 5.0,
         callback_timeout: float = 5.0,
+        exhausted_after: float | None = None,
+        min_flow: float | None = None,
         pressure: bool = True,
         reclaimer: Reclaimer | None = None,
         name: str = "monitor",
         source: MemorySource | None = None,
     ) -> None:
+        chosen = _Settings(monitor_settings())
+        warning, critical = chosen.get("warning", warning), chosen.get("critical", critical)
         if warning is None and critical is None and free is None:
             warning, critical = "80%", "90%"
+        if source is None:
+            _refuse_small_numbers(warning=warning, critical=critical, free=free)
+        self._is_scripted = source is not None
         source = source or process_source(limit)
         thresholds = Thresholds(warning, critical, free, lambda: source.limit().value_bytes)
         interval = _parse_interval(min_interval, max_interval)
+        self._name = _parse_name(name)
         self._engine = Engine(
             source,
             Sampler(source, thresholds, LevelMachine(), interval),
             reclaimer or Reclaimer(default_steps(), read=source.used, clock=source.clock),
-            name=_parse_name(name),
-            sample_every=parse_count(sample_every, name="sample_every"),
-            cleanup_interval_s=parse_seconds(cleanup_interval, name="cleanup_interval"),
-            callback_timeout_s=_parse_positive(callback_timeout, "callback_timeout"),
+            name=self._name,
+            sample_every=parse_count(chosen.get("sample_every", sample_every, 10), name="sample_every"),
+            cleanup_interval_s=parse_seconds(
+                chosen.get("cleanup_interval", cleanup_interval, 300.0), name="cleanup_interval"
+            ),
+            callback_timeout_s=parse_seconds(callback_timeout, name="callback_timeout", above_zero=True),
+            exhausted_after_s=parse_seconds(
+                chosen.get("exhausted_after", exhausted_after, 300.0), name="exhausted_after", above_zero=True
+            ),
+            min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
         )
         _all[id(self)] = self
 
     @property
     def name(self) -> str:
-        """What it is called in logs, reports and metrics."""
+        """What it is called in logs, reports and metrics: as it was named, or with a number after it."""
         return self._engine.name
 
     @property
     def level(self) -> Level:
         """How short memory is, by the last sample."""
+        self._engine.attend()
         return self._engine.sampler.level
 
     @overload
@@ -175,8 +210,9 @@ class MemoryMonitor:
         """Return a context whose block begins when memory allows it: back-pressure.
 
         Entering waits while the highest level holds, or `size` more would reach its threshold. A block is always
-        admitted when none is active; the others begin in order of arrival. For `async with`, and for `with` in threads.
-        `task_scope(admit=monitor)` uses one for each task.
+        admitted when none is active, and while the highest level holds `min_flow` of them a second are; the others
+        begin in order of arrival. For `async with`, and for `with` in threads. `task_scope(admit=monitor)` uses one for
+        each task. Once the process ends (`exit_when_exhausted`), entering raises `AdmissionRefused`.
 
         Args:
             size: what the work will need, in bytes or as a size.
@@ -184,7 +220,64 @@ class MemoryMonitor:
         Raises:
             ConfigError: for a value that is no size.
         """
-        return Admission(self._engine.admissions, parse_size(size, name="size"))
+        size_bytes = parse_size(size, name="size")
+        self._engine.attend()
+        return Admission(self._engine.admissions, size_bytes)
+
+    def try_admit(self) -> bool:
+        """Return whether work that cannot wait may begin now: a request that is refused otherwise.
+
+        True below `CRITICAL`; at `CRITICAL` for `min_flow` calls a second; False once the process ends
+        (`exit_when_exhausted`). The level's own hysteresis is the one that counts. The middlewares ask it.
+        """
+        return self._engine.try_admit()
+
+    def health(self) -> Health:
+        """Return what a supervisor has to know: whether to send work here, and whether to restart the process.
+
+        ```python
+        monitor = MemoryMonitor()
+        assert monitor.health().status == "stopped"  # it has not been started, so it knows nothing
+        with monitor:
+            monitor.check()
+            assert monitor.health().is_ready
+        ```
+
+        `memtools.integrations.health` answers probes with it. Cost: some microseconds; it takes no reading and waits
+        for nothing.
+        """
+        return self._engine.health()
+
+    def exit_when_exhausted(
+        self,
+        *,
+        grace: float = 30.0,
+        code: int = EXIT_CODE,
+        report_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """End the process once memory is exhausted (`exhausted_after`), so that its supervisor starts another one.
+
+        In this order: no more admissions; the report into the log; active admissions get half of the grace to end;
+        SIGTERM to the process itself, on which servers end as they do for their supervisor; and when the grace is over,
+        `os._exit(code)`. Where SIGTERM has no handler yet and this is called in the main thread, a handler is installed
+        that ends the program by `SystemExit(code)`, so that its `finally` blocks run; other SIGTERMs go on doing what
+        they did. Under gunicorn and the workers of uvicorn it is the worker that ends. Only the sampling loop does it:
+        the monitor has to be started. docs/kubernetes.md has the codes that supervisors see.
+
+        Args:
+            grace: seconds until `os._exit`.
+            code: the exit code, from 1 to 125; by default 75, the EX_TEMPFAIL of sysexits.h.
+            report_file: a file that the report is written to as well, such as "/dev/termination-log"; `{pid}` in it is
+                replaced.
+
+        Raises:
+            ConfigError: for an argument that makes no sense, as a code on which gunicorn stops.
+        """
+        engine = self._engine
+        engine.end = ProcessEnd(
+            grace_s=grace, code=code, report_file=report_file, admissions=engine.admissions, report=engine.report
+        )
+        handle_sigterm()
 
     def on_warning(self, function: OnChange) -> OnChange:
         """Call `function` with a `LevelChanged` when the level becomes `WARNING`, from above or below.
@@ -235,12 +328,14 @@ class MemoryMonitor:
     def remove(self, target: Any) -> None:
         """Remove a callback, or a registered object; nothing happens where it is not known."""
         self._engine.callbacks.remove(target)
+        unregister_recyclable(target)
         if callable(getattr(target, "shrink", None)):
             shrinkable: Shrinkable = target
             unregister_shrinkable(shrinkable)
 
     def statistics(self) -> MonitorStatistics:
-        """Return the counts so far; copies figures and reads nothing anew."""
+        """Return the counts so far; copies figures and reads nothing anew, except first in a forked child."""
+        self._engine.attend()
         return self._engine.statistics()
 
     def recommendations(self) -> tuple[Recommendation, ...]:
@@ -256,8 +351,8 @@ class MemoryMonitor:
         Cost: walks the objects of the process, some 50 ms for each million; call it off the loop
         (`asyncio.to_thread`), and remember that it holds the GIL meanwhile.
         """
-        statistics = self.statistics()
-        return format_report(statistics, recommendations(statistics))
+        self._engine.attend()
+        return self._engine.report()
 
     def start(self) -> None:
         """Start the sampling loop in a thread of its own, as `with monitor:` does.
@@ -265,16 +360,20 @@ class MemoryMonitor:
         Where the system gives no thread, that is logged, operations go on sampling, and it is tried again later.
 
         Raises:
-            MonitorAlreadyStarted: when it is started.
+            MonitorAlreadyStarted: when it is started in this process. One that was started before a fork may be started
+                in the child, whether its thread runs there again or not.
         """
         self._begin()
         self._engine.start_thread()
 
     def stop(self) -> None:
-        """Stop the sampling loop. Waits for its thread, but not for a task; a second call does nothing."""
+        """Stop the sampling loop; a second call does nothing.
+
+        Waits for its thread, for 10 s at most, but not for a task.
+        """
         loop = self._end()
         if isinstance(loop, ThreadLoop):
-            loop.stop()
+            self._engine.stop_thread(loop)
         elif loop is not None:
             loop.request_stop()
 
@@ -289,8 +388,7 @@ class MemoryMonitor:
 
     async def __aenter__(self) -> Self:
         self._begin()
-        loop = self._engine.loop = AsyncioLoop(self.name, self._engine, self._engine.open_watch)
-        loop.start()
+        self._engine.start_task()
         return self
 
     async def __aexit__(
@@ -300,37 +398,67 @@ class MemoryMonitor:
         if isinstance(loop, AsyncioLoop):
             await loop.stop()
         elif loop is not None:
-            loop.stop()
+            self._engine.stop_thread(loop)
         await self._engine.runner.cancel_background()
 
     def __repr__(self) -> str:
-        return f"<MemoryMonitor {self.name} {self.level.name} mode={self._engine.mode}>"
+        return f"<MemoryMonitor {self.name} {self._engine.sampler.level.name} mode={self._engine.mode}>"
 
     def __del__(self) -> None:
         engine: Engine | None = getattr(self, "_engine", None)  # None where the arguments were refused
-        if engine is None or engine.loop is None:
+        if engine is None:
             return
-        loop, engine.loop = engine.loop, None
-        engine.wants_thread = False
-        engine.gc_pauses.stop()
+        loop = engine.take_loop()
+        if loop is None:
+            return
         loop.request_stop()
+        if engine.started_in != os.getpid():
+            return  # the program of this forked child has not started it
         warnings.warn(f"{engine.name} was started and never stopped", ResourceWarning, source=self, stacklevel=2)
 
     def _begin(self) -> None:
-        if self._engine.is_started:
+        engine = self._engine
+        engine.detect_fork()
+        if engine.is_started and engine.started_in == os.getpid():
             raise MonitorAlreadyStarted(self.name)
-        self._engine.gc_pauses.start()
+        engine.rename(_free_name(self._name, self))
+        if not self._is_scripted:
+            engine.log_thresholds()
+        engine.gc_pauses.start()
         _started[id(self)] = self
 
     def _end(self) -> ThreadLoop | AsyncioLoop | None:
-        loop, self._engine.loop = self._engine.loop, None
-        self._engine.wants_thread = False
-        self._engine.gc_pauses.stop()
         _started.pop(id(self), None)
-        return loop
+        return self._engine.take_loop()
 
     def _after_fork(self) -> None:
         self._engine.after_fork()
+
+
+class _Settings:
+    """What the environment says, for the arguments that were not given."""
+
+    def __init__(self, found: MonitorSettings) -> None:
+        self._found: Mapping[str, Any] = found  # Any: each is of its own type, and is parsed by who takes it
+
+    def get(self, name: str, argument: Any, default: Any = None) -> Any:
+        """Return the argument, else the variable, else the default."""
+        return argument if argument is not None else self._found.get(name, default)
+
+
+def _refuse_small_numbers(**thresholds: object) -> None:
+    """Refuse thresholds such as 500, which are bytes, and were meant to be megabytes.
+
+    Raises:
+        ConfigError: naming the threshold, and what it may have been meant to be.
+    """
+    for name, given in thresholds.items():
+        pair = cast("tuple[object, ...]", given) if isinstance(given, tuple) else (given,)
+        for value in pair:
+            text = str(value).strip()
+            if isinstance(value, bool) or not text.isascii() or not text.isdigit() or not 0 < int(text) < _LEAST_BYTES:
+                continue
+            raise ConfigError(name, value, f"'{text} MB' if megabytes are meant: a bare number is bytes")
 
 
 def monitors() -> tuple[MemoryMonitor, ...]:
@@ -352,21 +480,22 @@ def _after_fork() -> None:
 register_after_fork(_after_fork)
 
 
+def _free_name(name: str, monitor: MemoryMonitor) -> str:
+    """Return `name`, or the first of `name-2`, `name-3` and so on that no other started monitor has."""
+    taken = {other.name for other in _alive(_started) if other is not monitor}
+    numbered = (f"{name}-{number}" for number in count(2))
+    return next(each for each in chain((name,), numbered) if each not in taken)
+
+
 def _parse_name(name: object) -> str:
     if not isinstance(name, str) or not name.strip():
         raise ConfigError("name", name, "a text that is not empty")
     return printable(name, MAX_NAME_LENGTH)
 
 
-def _parse_positive(seconds: object, name: str) -> float:
-    parsed = parse_seconds(seconds, name=name)
-    if parsed == 0:
-        raise ConfigError(name, seconds, "seconds as a number above 0")
-    return parsed
-
-
 def _parse_interval(shortest: object, longest: object) -> SamplingInterval:
-    min_s, max_s = _parse_positive(shortest, "min_interval"), _parse_positive(longest, "max_interval")
+    min_s = parse_seconds(shortest, name="min_interval", above_zero=True)
+    max_s = parse_seconds(longest, name="max_interval", above_zero=True)
     if min_s > max_s:
         raise ConfigError("min_interval", shortest, f"at most max_interval={longest!r}")
     return SamplingInterval(min_s, max_s)

@@ -1,24 +1,29 @@
 """The report of a monitor, and its recommendations."""
 
 import os
+import re
 import sys
 from collections import Counter, deque
+from datetime import UTC, datetime
 from typing import Any, Final
 
+from memtools._identity import identity
 from memtools._records import record
 from memtools.cleanup import registered
-from memtools.heap import ReferrerPath, largest_containers
+from memtools.heap import ReferrerPath
 from memtools.heap._describe import source_line
-from memtools.heap._inspect import shallow_size
+from memtools.heap._inspect import all_objects, real_type
+from memtools.heap._largest import shallow_size, sized_largest
 from memtools.heap._why_alive import paths_to
 from memtools.ledger import AccountStatistics, open_owners, statistics
 from memtools.monitor._statistics import MonitorStatistics
-from memtools.readings import Level
-from memtools.structures import BoundedList, WeakCache
+from memtools.readings import Level, ResidentSplit
+from memtools.structures import BoundedDict, BoundedList, WeakCache
 from memtools.units import format_size
 
 _MIN_BYTES: Final = 1 << 20  # less than this is not worth a line
 _MIN_TASKS: Final = 100
+_IS_NO_NAME: Final = re.compile(r"\[| times$")
 _MIN_ITEMS: Final = 1000
 _MAX_OF_A_KIND: Final = 5
 _MAX_OPERATIONS: Final = 10
@@ -115,10 +120,14 @@ class PendingTasks:
     place: str
 
 
-def format_report(statistics: MonitorStatistics, advice: tuple[Recommendation, ...]) -> str:
-    """Return the report: the counts, then the operations, then what to change."""
+def format_report(
+    statistics: MonitorStatistics, advice: tuple[Recommendation, ...], split: ResidentSplit | None = None
+) -> str:
+    """Return the report: the counts, then the operations, then what memory consists of, then what to change."""
     seen = statistics
-    lines = [f"{seen.name}: {seen.level.name} for {seen.level_since_s:.0f} s"]
+    now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
+    lines = [f"{seen.name}: {seen.level.name} for {seen.level_since_s:.0f} s", f"  at         {now}"]
+    lines += [f"  {label:<10} {text}" for label, text in identity()]
     lines += [*_memory_lines(seen), *_activity_lines(seen)]
     if seen.by_operation:
         lines += ["", "operations (calls, failed, mean, longest):"]
@@ -127,6 +136,7 @@ def format_report(statistics: MonitorStatistics, advice: tuple[Recommendation, .
             f"{operation.longest_s * 1000:.3f} ms"
             for operation in seen.by_operation[:_MAX_OPERATIONS]
         ]
+    lines += [] if split is None else ["", *str(split).splitlines()]
     lines += ["", "what to change:"]
     lines += [f"  - {recommendation}" for recommendation in advice] or ["  nothing holds more than 1 MiB"]
     return "\n".join(lines)
@@ -138,9 +148,11 @@ def _memory_lines(seen: MonitorStatistics) -> list[str]:
         lines.append(f"  limit      {seen.limit}")
     if seen.headroom is not None:
         lines.append(f"  headroom   {seen.headroom}")
-    entries = (("warning", seen.warning_bytes), ("critical", seen.critical_bytes))
-    thresholds = ", ".join(f"{name} at {format_size(entry)}" for name, entry in entries if entry is not None)
-    return [*lines, f"  thresholds {thresholds or 'by headroom (free=) only'}"]
+    uses = (("warning", seen.warning_bytes), ("critical", seen.critical_bytes))
+    headrooms = (("warning", seen.warning_free_bytes), ("critical", seen.critical_free_bytes))
+    thresholds = [f"{name} at {format_size(entry)}" for name, entry in uses if entry is not None]
+    thresholds += [f"{name} below {format_size(entry)} free" for name, entry in headrooms if entry is not None]
+    return [*lines, f"  thresholds {', '.join(thresholds)}"]
 
 
 def _activity_lines(seen: MonitorStatistics) -> list[str]:
@@ -176,6 +188,8 @@ def _for_container(container: Container) -> Recommendation:
         advice = f"lower its bound ({container.bound}); {items}"
     elif kind in ("list", "deque"):
         advice = f"bound this {kind}: BoundedList(maxlen=...) in its place; {items}"
+    elif kind in ("dict", "OrderedDict", "defaultdict"):
+        advice = f"bound this {kind}: BoundedDict(maxlen=...) in its place, or drop what has ended; {items}"
     else:
         advice = f"bound this {kind}: WeakCache(strong=...), or drop what has ended; {items}"
     return Recommendation(container.name, "structure", container.held_bytes, container.place, advice)
@@ -251,20 +265,36 @@ def _collect(
 
 
 def sized_containers(count: int = 5) -> tuple[Container, ...]:
-    """Return the `count` containers with at least 1,000 items that hold the most, by a sample of their items.
+    """Return the `count` containers that hold the most, by a sample of their items.
+
+    They have at least 1,000 items, or large objects, of 64 KiB and more each, among them.
 
     Cost: walks all objects of the collector, some 0.3 s for each million, and two to four times more for the names, for
     two seconds at most: for a report, not for a sampling loop.
     """
-    found: list[Any] = [each for each in registered() if isinstance(each, (BoundedList, WeakCache))]
-    bounded = set(map(id, found))
-    found += [each for each in largest_containers(4 * count, minimum=_MIN_ITEMS) if id(each) not in bounded]
+    found: list[Any] = [each for each in registered() if isinstance(each, (BoundedDict, BoundedList, WeakCache))]
     sizes = {id(each): _container_bytes(each) for each in found}
+    for each, size in sized_largest(4 * count, minimum=_MIN_ITEMS):
+        if id(each) not in sizes:
+            sizes[id(each)] = size
+            found.append(each)
+    each = None  # or it would be among the holders
+    parts = _parts_of(found)
+    found = [each for each in found if id(each) not in parts]
     largest = sorted((each for each in found if sizes[id(each)]), key=lambda each: sizes[id(each)], reverse=True)
     del largest[count:]
     found.clear()  # or it would be among the holders
     paths = paths_to(largest, timeout=_NAMING_TIMEOUT_S)
     return tuple(_describe(each, sizes[id(each)], path) for each, path in zip(largest, paths, strict=True))
+
+
+def _parts_of(containers: list[Any]) -> set[int]:
+    """Return the ids of the tables that belong to bounded dictionaries."""
+    return {id(table) for each in containers if isinstance(each, BoundedDict) for table in _tables(each)}
+
+
+def _tables(container: Any) -> list[Any]:
+    return container._tables()  # type: ignore[no-any-return]  # any: a dict of anything
 
 
 def _container_bytes(container: Any) -> int:
@@ -283,13 +313,15 @@ def _describe(container: Any, size_bytes: int, path: ReferrerPath) -> Container:
 
 def _nearest_name(path: ReferrerPath) -> str:
     # A list in a dict is known by the nearest holder that has a name.
-    named = (holder.removeprefix("class ") for holder in path.holders if "." in holder and "[" not in holder)
+    named = (
+        holder.removeprefix("class ") for holder in path.holders if "." in holder and not _IS_NO_NAME.search(holder)
+    )
     return next(named, "")
 
 
 def _bound_of(container: Any) -> str:
-    if isinstance(container, BoundedList):
-        bounded: Any = container  # pyright: ignore[reportUnknownVariableType]  # a list of anything
+    if isinstance(container, (BoundedDict, BoundedList)):
+        bounded: Any = container  # pyright: ignore[reportUnknownVariableType]  # of anything
         return f"maxlen={bounded.maxlen}, keep={bounded.keep}" if bounded.maxlen else f"max_bytes={bounded.max_bytes}"
     if isinstance(container, WeakCache):
         return "strong="
@@ -310,9 +342,17 @@ def pending_tasks() -> tuple[PendingTasks, ...]:
 
 
 def _all_tasks(asyncio: Any) -> list[Any]:
-    # Not `all_tasks()`, which returns the tasks of one loop. The table's name is older than Python 3.12; eager tasks
-    # have one of their own since.
-    table: Any = getattr(asyncio, "_scheduled_tasks", None) or getattr(asyncio, "_all_tasks", ())
+    # Not `all_tasks()`, which returns the tasks of one loop. The table has another name before Python 3.12; eager tasks
+    # have one of their own since. From 3.14 on it holds what is no task of asyncio's own: those are in lists of their
+    # threads, and only a walk over all objects finds them.
+    tasks = _copy(getattr(asyncio, "_scheduled_tasks", None) or getattr(asyncio, "_all_tasks", ()))
+    if sys.version_info >= (3, 14):
+        kinds = (asyncio.Task, asyncio._PyTask)
+        tasks += [one for one in all_objects() if issubclass(real_type(one), kinds)]
+    return list({id(task): task for task in tasks}.values())
+
+
+def _copy(table: Any) -> list[Any]:
     for _ in range(100):
         try:
             return list(table)

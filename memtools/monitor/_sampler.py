@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -19,6 +20,7 @@ MAX_INTERVAL_S: Final = 5.0
 SAMPLES_BEFORE_THRESHOLD: Final = 4  # at the present speed
 MAX_INTERVAL_WHILE_SHORT_S: Final = 1.0  # so that a dwell time of 10 s is made of ten samples
 _SPEED_DECAY: Final = 0.5  # a burst is remembered for a few samples
+_RATE_S: Final = 60.0
 _HEADROOM_INTERVAL_S: Final = 5.0  # where headroom does not decide the level
 
 
@@ -56,6 +58,10 @@ class Sample:
         is_short: whether memory is above the exit of the present level, that being above `NORMAL`.
         exit_bytes: the use below which the present level is left; the present use at `NORMAL`.
         threshold_bytes: the threshold that was passed where the level changed, as used bytes; else 0.
+        headroom: what is left below the nearest limit, where that decides the higher of the two levels; else None.
+        entry_free_bytes: the headroom that enters this level; 0 where headroom does not decide.
+        exit_free_bytes: the headroom above which it is left; 0 where headroom does not decide.
+        is_blind: whether the headroom decides and is not known.
     """
 
     reading: Reading
@@ -64,6 +70,34 @@ class Sample:
     is_short: bool
     exit_bytes: int
     threshold_bytes: int
+    headroom: Headroom | None
+    entry_free_bytes: int
+    exit_free_bytes: int
+    is_blind: bool
+
+
+class GrowthRate:
+    """How fast use has grown over the last minute, from one reading a second at most."""
+
+    __slots__ = ("_readings",)
+
+    def __init__(self) -> None:
+        self._readings: deque[tuple[float, int]] = deque(maxlen=int(_RATE_S) + 1)
+
+    def observe(self, used_bytes: int, now: float) -> None:
+        """Take one reading into account."""
+        readings = self._readings
+        while readings and now - readings[0][0] > _RATE_S and len(readings) > 1:
+            readings.popleft()
+        if not readings or now - readings[-1][0] >= 1.0:
+            readings.append((now, used_bytes))
+
+    def bytes_per_s(self, used_bytes: int, now: float) -> float | None:
+        """Return the rate up to a reading; None before the first second is over."""
+        if not self._readings or now - self._readings[0][0] < 1.0:
+            return None
+        at, used = self._readings[0]
+        return (used_bytes - used) / (now - at)
 
 
 class SamplingInterval:
@@ -133,11 +167,17 @@ class Sampler:
         self.limit = source.limit()
         self.bounds: LevelBounds = thresholds.bounds(self.limit.value_bytes)
         self.headroom: Headroom | None = None
+        self._entered_by_headroom: set[Level] = set()  # the levels that the headroom entered last, and not the use
         self.interval_s = interval.min_s
+        self.due_at = (
+            source.clock() + self.interval_s
+        )  # when the sampling loop takes the next sample, if it is not late
         self.level_since = source.clock()
         self.entered = dict.fromkeys(Level, 0)
+        self.growth = GrowthRate()
         self.samples = 0
         self.failed = 0
+        self.is_blind = False  # whether the headroom decides, and the last sample could not read it
         # A use below this changes nothing: the one comparison of a sampled operation.
         self.ignore_below: float = -inf
 
@@ -156,6 +196,15 @@ class Sampler:
     def min_interval_s(self) -> float:
         """The shortest time between two samples of the sampling loop, in seconds."""
         return self._interval.min_s
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether one sample waits to be confirmed by a second one."""
+        return self._machine.needs_confirmation
+
+    def expect_sample(self) -> None:
+        """Expect the next sample from now on: the sampling loop starts."""
+        self.due_at = self._source.clock() + self.interval_s
 
     def is_sample_due(self) -> bool:
         """Take one reading for an operation, and return whether a full sample is due.
@@ -182,7 +231,8 @@ class Sampler:
         Raises:
             OSError: when the system refuses the reading.
         """
-        if not self._lock.acquire(blocking=wait):
+        lock = self._lock  # another one, if this process is forked in the middle
+        if not lock.acquire(blocking=wait):
             return None
         try:
             if self._is_sampling:
@@ -193,7 +243,7 @@ class Sampler:
             finally:
                 self._is_sampling = False
         finally:
-            self._lock.release()
+            lock.release()
 
     def use_and_highest_threshold(self, used_bytes: int) -> tuple[int, float] | None:
         """Return the use and the entry of the highest level, in bytes; None while that level holds.
@@ -228,7 +278,9 @@ class Sampler:
             self.entered[after] += 1
             self.level_since = reading.at
         self._schedule(reading, free_bytes)
+        self.is_blind = self.bounds.needs_headroom and free_bytes is None
         used, passed = reading.used_bytes, max(before, after)
+        entry_free, exit_free = self.bounds.free_bytes(passed)
         return Sample(
             reading=reading,
             before=before,
@@ -236,9 +288,19 @@ class Sampler:
             is_short=after > Level.NORMAL and assessment.held >= after,
             exit_bytes=self.bounds.exit_bytes(after, used, free_bytes) if after in self.bounds.by_level else used,
             threshold_bytes=self.bounds.entry_bytes(passed, used, free_bytes) if after != before else 0,
+            headroom=self.headroom if self._is_by_headroom(passed) else None,
+            entry_free_bytes=entry_free,
+            exit_free_bytes=exit_free,
+            is_blind=self.is_blind,
         )
 
+    def _is_by_headroom(self, level: Level) -> bool:
+        if level is Level.NORMAL:
+            return self.bounds.needs_only_headroom
+        return level in self._entered_by_headroom
+
     def _read_and_assess(self, with_headroom: bool) -> tuple[Reading, int | None, Assessment]:
+        self.due_at = self._source.clock() + self.interval_s  # also where the reading fails
         try:
             used = self._source.used()
         except OSError:
@@ -248,10 +310,23 @@ class Sampler:
         self._refresh_limit()
         free_bytes = self._read_headroom(now, with_headroom)
         assessment = self.bounds.assess(used, free_bytes)
-        self._machine.observe(assessment, now)
+        before = self._machine.level
+        if self.bounds.needs_headroom and free_bytes is None:
+            # What is not known is not room: the level holds until the headroom can be read again.
+            assessment = Assessment(assessment.reached, max(assessment.held, before))
+        after = self._machine.observe(assessment, now)
+        if after is not None and after > before:
+            self._note_entries(before, after, used, free_bytes)
         self._last = used, now
         self.samples += 1
         return Reading(used, self.limit.value_bytes, now), free_bytes, assessment
+
+    def _note_entries(self, before: Level, after: Level, used: int, free_bytes: int | None) -> None:
+        for level in Level:
+            if before < level <= after:
+                self._entered_by_headroom.discard(level)
+                if self.bounds.is_entered_by_headroom(level, used, free_bytes):
+                    self._entered_by_headroom.add(level)
 
     def _refresh_limit(self) -> None:
         try:
@@ -281,9 +356,11 @@ class Sampler:
         self.ignore_below = used + to_next if is_settled else -inf
 
         self._interval.observe(used, reading.at)
+        self.growth.observe(used, reading.at)
         self.interval_s = self._interval.seconds(
             to_next,
             used + to_next,
             is_short=level > Level.NORMAL,
             is_pending=self._machine.needs_confirmation,
         )
+        self.due_at = reading.at + self.interval_s

@@ -129,6 +129,8 @@ class MonitorStatistics:
         pauses: the pauses of the garbage collector.
         by_operation: the operations by name, the one with the longest total first.
         callbacks: the callbacks, in order of registration.
+        warning_free_bytes: the headroom below which `WARNING` is entered; None where only use decides.
+        critical_free_bytes: the same for `CRITICAL`.
     """
 
     name: str
@@ -158,6 +160,8 @@ class MonitorStatistics:
     pauses: CollectorPauses
     by_operation: tuple[OperationStatistics, ...]
     callbacks: tuple[CallbackStatistics, ...]
+    warning_free_bytes: int | None = None
+    critical_free_bytes: int | None = None
 
 
 class OperationCounter:

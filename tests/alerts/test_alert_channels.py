@@ -100,9 +100,10 @@ def test_mail_security_follows_the_port_unless_given(changes: dict[str, object],
     assert repr(mail(**changes)) == shown
 
 
-def test_starttls_on_port_465_is_rejected() -> None:
+@pytest.mark.parametrize("security", ["starttls", "none"])
+def test_port_465_is_rejected_without_tls_from_the_start(security: str) -> None:
     with pytest.raises(ConfigError, match="'tls' on port 465") as caught:
-        mail(port=465, security="starttls")
+        mail(port=465, security=security)
 
     assert caught.value.name == "security"
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Protocol
 
 import pytest
 
+from memtools import _identity
 from memtools.alerts import Alert, AlertKind, AlertRule, Alerts, Deadline, WebhookChannel
 from memtools.events import LevelChanged, TaskAbandoned, emit
 from memtools.readings import Level
@@ -311,6 +313,48 @@ def test_program_without_stop_delivers_and_is_warned() -> None:
     assert "was never stopped" in done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("event", ["", "emit(TaskAbandoned('nightly', 'import', 1.0))"])
+def test_forked_child_exits_without_a_warning(event: str) -> None:
+    program = (
+        "import logging, os, sys, warnings\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "from memtools.alerts import AlertRule, Alerts\n"
+        "from memtools.events import TaskAbandoned, emit\n"
+        "with Alerts([AlertRule('warning', action='log_warning')]):\n"
+        "    child = os.fork()\n"
+        "    if child:\n"
+        "        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        f"    {event}\n"
+        "    sys.exit(3)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 3
+    assert "ResourceWarning" not in done.stderr
+    assert ("task import of nightly still runs" in done.stderr) is bool(event)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_copy_that_a_forked_child_leaves_is_no_warning() -> None:
+    program = (
+        "import os, sys, warnings\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)\n"
+        "from memtools.alerts import AlertRule, Alerts\n"
+        "Alerts([AlertRule('warning', action='log_warning')]).start()\n"
+        "child = os.fork()\n"
+        "if child:\n"
+        "    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "sys.exit(3)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of the address space is Linux's")
 def test_service_goes_on_without_address_space() -> None:
     done = subprocess.run(
@@ -325,3 +369,13 @@ def test_service_goes_on_without_address_space() -> None:
 
 def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+
+
+def test_service_starts_where_its_version_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(_: str) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(_identity, "version", no_memory)
+
+    with Alerts([AlertRule("warning", notify="log")]):
+        assert ("versions", f"memtools unknown, Python {platform.python_version()}") in _identity.identity()

@@ -81,6 +81,21 @@ class TestHungChannel:
         assert took < 10
         assert (channel_statistics(alerts, "hung").delivered, channel_statistics(alerts, "hung").abandoned) == (1, 0)
 
+    def test_several_of_them_leave_the_last_one_its_share_of_the_end(
+        self, change: Change, recorder: Recording, release: threading.Event
+    ) -> None:
+        hung = {f"hung-{number}": BlockingChannel(release) for number in range(8)}
+        rule = AlertRule("warning", notify=(*hung, "people"))
+
+        # Eight halves of a second, after each of which another sender starts, are more than the end waits.
+        with Alerts([rule], channels={**hung, "people": recorder}, timeout=60, drain=1.0) as alerts:
+            emit(change(Level.WARNING))
+        delivered = [alert.level for alert in recorder.alerts]
+        release.set()
+
+        assert delivered == [Level.WARNING]
+        assert [channel_statistics(alerts, name).delivered for name in ("hung-0", "people")] == [0, 1]
+
     def test_late_call_is_counted_as_failed_and_abandoned(
         self,
         change: Change,

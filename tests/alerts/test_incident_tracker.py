@@ -27,7 +27,7 @@ from memtools.events import (
     ReclaimIneffective,
     TaskAbandoned,
 )
-from memtools.readings import Level, Reading
+from memtools.readings import Headroom, Level, LimitSource, Reading
 
 MIB = 2**20
 NORMAL, WARNING, CRITICAL = Level
@@ -237,3 +237,139 @@ def test_events_without_a_category_are_ignored() -> None:
 
     assert [is_observed(event) for event in silent] == [False, False]
     assert [observations(event) for event in silent] == [(), ()]
+
+
+class TestTwoMonitors:
+    def sampled(self, monitor: str, level: Level, used_mib: int) -> MemorySampled:
+        return MemorySampled(Reading(used_mib * MIB, 1024 * MIB, 0.0), level, monitor)
+
+    def test_normal_memory_of_one_does_not_resolve_the_other(self) -> None:
+        tracker = ScriptedTracker(AlertRule("warning", notify="people"))
+        tracker.observe(self.sampled("own", CRITICAL, 950))
+
+        decisions = [tracker.observe(self.sampled("shared", NORMAL, 100)) for _ in range(3)]
+
+        assert decisions == [[], [], []]
+        assert tracker.tracker.open_incidents == 1
+
+    def test_each_rule_with_a_threshold_follows_each_monitor(self) -> None:
+        tracker = ScriptedTracker(AlertRule("critical", "900 MiB", notify="people"))
+        tracker.observe(self.sampled("own", NORMAL, 950))
+
+        decisions = [tracker.observe(self.sampled("shared", NORMAL, 100), after=20.0) for _ in range(3)]
+
+        assert decisions == [[], [], []]
+        assert tracker.tracker.open_incidents == 1
+
+    def test_alert_names_the_monitor_where_there_are_two(self) -> None:
+        tracker = IncidentTracker(
+            [AlertRule("warning", notify="people")], cooldown_s=1, source="here", token="t", wall=lambda: 1e9
+        )
+        found = []
+        for monitor in ("own", "shared"):
+            for observation in observations(self.sampled(monitor, WARNING, 900)):
+                found += tracker.observe(observation, 1.0)
+
+        assert [dict(decision.alert.details).get("monitor") for decision in found] == [None, "shared"]
+
+    def test_names_without_end_share_the_incidents(self) -> None:
+        tracker = ScriptedTracker(AlertRule("warning", notify="people"))
+
+        for number in range(3 * MAX_OPEN_INCIDENTS):
+            tracker.observe(self.sampled(f"monitor {number}", WARNING, 900))
+
+        assert tracker.tracker.open_incidents <= MAX_OPEN_INCIDENTS + 1
+
+
+class TestHeadroomDecides:
+    ROOM = Headroom(8 * MIB, LimitSource.CGROUP2_MAX, (), None)
+    READING = Reading(200 * MIB, 2048 * MIB, 0.0)
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            LevelChanged(NORMAL, CRITICAL, READING, 300 * MIB, "own", ROOM, 102 * MIB),
+            MemorySampled(READING, CRITICAL, "own", ROOM),
+            ReclaimIneffective(CRITICAL, 200 * MIB, 80 * MIB, (), "own", ROOM, 128 * MIB),
+        ],
+    )
+    def test_text_begins_with_what_is_left(self, event: Event) -> None:
+        (observation,) = observations(event)
+
+        summary, _ = observation.describe()
+
+        assert "8.0 MiB left (cgroup2 memory.max)" in summary
+        assert summary.index("8.0 MiB") < summary.index("200.0 MiB")
+
+    def test_change_names_the_threshold_as_headroom(self) -> None:
+        (observation,) = observations(LevelChanged(NORMAL, CRITICAL, self.READING, 1, "own", self.ROOM, 102 * MIB))
+
+        assert observation.describe()[1] == (("change", "normal to critical, threshold 102.0 MiB free"),)
+
+
+class TestSeverity:
+    """A rule from WARNING on, which is often the only one."""
+
+    def test_channel_of_a_warning_rule_is_told_of_critical_at_once(self) -> None:
+        scripted = ScriptedTracker(AlertRule("warning", notify="slack"))
+
+        told = [scripted.observe(changed(level)) for level in (WARNING, CRITICAL, WARNING, CRITICAL, NORMAL)]
+
+        assert told == [["slack opened warning"], ["slack escalated critical"], [], [], ["slack resolved critical"]]
+
+    def test_sample_at_critical_escalates_as_well(self) -> None:
+        scripted = ScriptedTracker(AlertRule("warning", notify="slack"))
+
+        assert scripted.observe(read(700, WARNING)) == ["slack opened warning"]
+        assert scripted.observe(read(900, CRITICAL)) == ["slack escalated critical"]
+
+    def test_clean_up_that_fails_at_critical_escalates(self) -> None:
+        scripted = ScriptedTracker(AlertRule("warning", notify="slack"))
+
+        assert scripted.observe(ReclaimIneffective(WARNING, 800, 700, ())) == ["slack opened warning"]
+        assert scripted.observe(ReclaimIneffective(CRITICAL, 900, 800, ())) == ["slack escalated critical"]
+
+    def test_action_of_a_warning_rule_runs_once(self) -> None:
+        scripted = ScriptedTracker(AlertRule("warning", action="immediate_cleanup"))
+
+        told = [scripted.observe(changed(level)) for level in (WARNING, CRITICAL)]
+
+        assert told == [["run immediate_cleanup warning"], []]
+
+    def test_threshold_of_a_rule_decides_its_severity(self) -> None:
+        scripted = ScriptedTracker(AlertRule("warning", threshold="50%", notify="slack"))
+
+        assert scripted.observe(read(900, CRITICAL)) == ["slack opened warning"]
+
+
+def test_change_tells_threshold_rate_and_largest_owners() -> None:
+    event = LevelChanged(
+        NORMAL,
+        WARNING,
+        Reading(900 * MIB, 24_000 * MIB, 0.0),
+        800 * MIB,
+        rate=-0.5 * MIB,
+        largest=(("/search", 60 * MIB),),
+    )
+    (observation,) = observations(event)
+
+    summary, details = observation.describe()
+
+    assert summary == "memory is at 900.0 MiB of 23.4 GiB (4%)"
+    assert details == (
+        ("change", "normal to warning, threshold 800.0 MiB"),
+        ("falling", "by 30.0 MiB a minute"),
+        ("largest owners", "/search 60.0 MiB"),
+    )
+
+
+def test_every_message_ends_with_the_program() -> None:
+    context = (("pod", "default/shop"), ("command", "python service.py"))
+    tracker = IncidentTracker(
+        [AlertRule("warning", notify="slack")], cooldown_s=1, source="s", token="t", wall=lambda: 1e9, context=context
+    )
+    (observation,) = observations(changed(WARNING))
+
+    (decision,) = tracker.observe(observation, 0.0)
+
+    assert decision.alert.details[-2:] == context

@@ -15,7 +15,7 @@ from memtools.exporters._metrics import CpuPercent
 from memtools.readings import Level, resident_bytes, virtual_bytes
 
 
-def test_memory_is_that_of_this_process_in_megabytes() -> None:
+def test_memory_is_that_of_this_process_in_megabytes(trimmed_heap: None) -> None:
     before = collect_metrics()
     block = bytearray(b"x") * 50_000_000
     after = collect_metrics()

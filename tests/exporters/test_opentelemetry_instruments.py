@@ -1,9 +1,12 @@
 """The instruments, as the SDK of OpenTelemetry reads them."""
 
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +15,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from memtools import memory_scope
-from memtools.events import ScopeEnded, emit
+from memtools.events import ScopeEnded, TaskAbandoned, emit
+from memtools.events import statistics as dispatch_statistics
 from memtools.exporters._catalogue import FAMILIES, GROWTH_BOUNDS
 from memtools.exporters.opentelemetry import MemtoolsInstruments
 from memtools.readings import Level
@@ -174,6 +178,187 @@ def test_scope_that_ends_while_the_sdk_records_does_not_hang(collect) -> None:
     gc.collect()
     counts = {point.attributes["name"]: point.count for point in collect()["memtools.scope.growth"]}
     assert counts == {"import": 6000, "finaliser": 6000}
+
+
+class TestSeveralForOneProvider:
+    @pytest.fixture
+    def provider(self) -> Iterator[MeterProvider]:
+        self.reader = InMemoryMetricReader()
+        provider = MeterProvider(metric_readers=[self.reader], shutdown_on_exit=False)
+        yield provider
+        provider.shutdown()
+
+    def points(self) -> Points:
+        data = self.reader.get_metrics_data()
+        if data is None:
+            return {}
+        metrics = data.resource_metrics[0].scope_metrics[0].metrics
+        return {metric.name: list(metric.data.data_points) for metric in metrics}
+
+    def test_second_one_reports_all_that_the_first_did(self, provider) -> None:
+        told = []
+        for _ in range(3):
+            with MemtoolsInstruments(provider), memory_scope("import", meter="rss"):
+                pass
+            with MemtoolsInstruments(provider):
+                told.append(set(self.points()))
+
+        assert told[0] == told[1] == told[2]
+        assert {"memtools.scope.retained", "memtools.scope.growth", "memtools.headroom"} <= told[0]
+
+    def test_growth_is_recorded_once_by_two_at_a_time(self, provider) -> None:
+        with MemtoolsInstruments(provider), MemtoolsInstruments(provider):
+            with memory_scope("import", meter="rss"):
+                pass
+            points = self.points()
+
+        assert [point.count for point in points["memtools.scope.growth"]] == [1]
+        assert len(points["memtools.scope.entered"]) == 1
+
+    def test_one_that_is_closed_leaves_the_other_reporting(self, provider) -> None:
+        first = MemtoolsInstruments(provider)
+        with MemtoolsInstruments(provider):
+            first.close()
+            first.close()
+            with memory_scope("import", meter="rss"):
+                pass
+            told = self.points()
+        after = self.points()
+
+        assert told["memtools.scope.entered"][0].value == 1
+        assert "memtools.scope.entered" not in after
+
+    def test_counters_of_events_go_on_where_they_were(self, provider) -> None:
+        counts = []
+        for _ in range(2):
+            with MemtoolsInstruments(provider):
+                emit(TaskAbandoned("scope", "task", 1.0))
+                counts.append(self.points()["memtools.tasks.abandoned"][0].value)
+
+        assert counts == [1, 2]
+
+    def test_largest_number_of_names_counts(self, provider) -> None:
+        with MemtoolsInstruments(provider, max_names=1), MemtoolsInstruments(provider, max_names=3):
+            for number in range(10):
+                with memory_scope(f"tenant {number}", meter="rss"):
+                    pass
+            entered = self.points()["memtools.scope.entered"]
+
+        assert len({point.attributes["name"] for point in entered}) == 4
+
+    def test_two_providers_report_apart(self, provider) -> None:
+        reader = InMemoryMetricReader()
+        other = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
+        with MemtoolsInstruments(other):
+            MemtoolsInstruments(provider).close()
+            told = reader.get_metrics_data()
+        other.shutdown()
+
+        assert told is not None
+        assert self.points() == {}
+
+    def test_provider_that_is_freed_is_not_kept(self) -> None:
+        provider = MeterProvider(shutdown_on_exit=False)
+        reference = weakref.ref(provider)
+        MemtoolsInstruments(provider).close()
+        provider.shutdown()
+
+        del provider
+        gc.collect()
+
+        assert reference() is None
+
+
+def test_set_of_a_freed_provider_counts_no_more_events() -> None:
+    def make_and_drop() -> None:
+        provider = MeterProvider(shutdown_on_exit=False)
+        MemtoolsInstruments(provider)
+        provider.shutdown()
+
+    before = dispatch_statistics().hooks
+    for _ in range(5):
+        make_and_drop()
+        gc.collect()
+    provider = MeterProvider(shutdown_on_exit=False)
+    with MemtoolsInstruments(provider):
+        hooks = dispatch_statistics().hooks
+    provider.shutdown()
+
+    assert hooks == before + 1
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "first = MemtoolsInstruments(); set_meter_provider(provider); second = MemtoolsInstruments()",
+        "first = MemtoolsInstruments(); set_meter_provider(provider); second = MemtoolsInstruments(provider)",
+        "first = MemtoolsInstruments(provider); second = MemtoolsInstruments(); set_meter_provider(provider)",
+        "first = MemtoolsInstruments(); second = MemtoolsInstruments(provider); set_meter_provider(provider)",
+    ],
+)
+def test_global_provider_may_be_set_at_any_moment(order: str) -> None:
+    # In an interpreter of its own: the global provider can be set only once.
+    program = f"""
+from opentelemetry.metrics import set_meter_provider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from memtools import memory_scope
+from memtools.exporters.opentelemetry import MemtoolsInstruments
+
+reader = InMemoryMetricReader()
+provider = MeterProvider([reader])
+
+def told():
+    data = reader.get_metrics_data()
+    parts = [part for one in data.resource_metrics for part in one.scope_metrics] if data else []
+    return {{metric.name: metric.data.data_points for part in parts for metric in part.metrics}}
+
+{order}
+told()
+with memory_scope("import", meter="rss"):
+    pass
+both = told()
+first.close()
+left = told()
+second.close()
+print(len(both["memtools.scope.entered"]), both["memtools.scope.growth"][0].count)
+print(len(left["memtools.scope.entered"]), "memtools.scope.entered" in told())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.stdout, done.stderr) == ("1 1\n1 False\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_child_forked_in_the_middle_of_a_collection_collects(readers) -> None:
+    from memtools.exporters import opentelemetry
+
+    held = [opentelemetry._sets.lock, opentelemetry._sets._making]
+    inside, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with held[0], held[1]:
+            inside.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(20)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(20)
+            reader = InMemoryMetricReader()
+            with MemtoolsInstruments(MeterProvider(metric_readers=[reader], shutdown_on_exit=False)):
+                status = 0 if reader.get_metrics_data() is not None else 1
+        finally:
+            os._exit(status)
+    over.set()
+    thread.join()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("module", ["prometheus", "opentelemetry"])

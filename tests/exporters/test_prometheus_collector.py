@@ -11,10 +11,23 @@ import urllib.request
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest, make_asgi_app, start_http_server
 
-from memtools import BoundedList, ConfigError, Level, WeakCache, memory_scope, profile_memory
+from memtools import (
+    BoundedDict,
+    BoundedList,
+    ConfigError,
+    Level,
+    MemoryMonitor,
+    WeakCache,
+    memory_scope,
+    profile_memory,
+)
+from memtools.cleanup import Reclaimer
 from memtools.errors import BudgetExceeded
 from memtools.events import ScopeEnded, TaskAbandoned, emit, subscribe
+from memtools.events import statistics as dispatch_statistics
 from memtools.exporters.prometheus import MemtoolsCollector
+from memtools.monitor import MemorySource
+from memtools.readings import Headroom, Limit, LimitSource
 
 SCOPE = (("kind", "scope"), ("name", "import"))
 
@@ -146,6 +159,17 @@ def test_structures_are_exported_by_type_and_keep_evictions(scrape) -> None:
         assert dead["memtools_structure_evictions_total"][labels] >= alive["memtools_structure_evictions_total"][labels]
 
 
+def test_bounded_dicts_of_every_kind_are_one_type(scrape) -> None:
+    kept = [BoundedDict({1: 1, 2: 2}, maxlen=1), BoundedDict({1: 1}, maxlen=1, drop="least_recent", ttl=60)]
+
+    samples = scrape()
+
+    of_dicts = (("type", "BoundedDict"),)
+    assert samples["memtools_structures"][of_dicts] >= len(kept)
+    assert samples["memtools_structure_items"][of_dicts] >= 2
+    assert samples["memtools_structure_evictions_total"][of_dicts] >= 1
+
+
 def test_bounded_list_subclass_is_exported_by_its_public_name(scrape) -> None:
     class Orders(BoundedList[int]):
         pass
@@ -194,6 +218,54 @@ def test_monitor_is_exported_by_name(scrape, monitored) -> None:
     assert samples["memtools_gc_pause_seconds_total"][("name", "main"),] == 0.5
     assert samples["memtools_effective_limit_bytes"][()] == 1000
     assert samples["memtools_headroom_bytes"][()] == 300
+
+
+def test_dropped_collector_counts_no_more_events() -> None:
+    before = dispatch_statistics().hooks
+    collector = MemtoolsCollector(None)
+    during = dispatch_statistics().hooks
+
+    del collector
+
+    assert (during, dispatch_statistics().hooks) == (before + 1, before)
+
+
+def test_collectors_of_two_registries_count_apart() -> None:
+    registries = CollectorRegistry(), CollectorRegistry()
+    with MemtoolsCollector(registries[0]), MemtoolsCollector(registries[1]):
+        emit(TaskAbandoned("scope", "task", 1.0))
+        name = "memtools_tasks_abandoned_total"
+        counts = [registry.get_sample_value(name, {"scope": "scope"}) for registry in registries]
+
+    assert counts == [1, 1]
+
+
+def test_second_collector_of_a_registry_is_refused(registry) -> None:
+    before = dispatch_statistics().hooks
+
+    with pytest.raises(ValueError, match="Duplicated"):
+        MemtoolsCollector(registry)
+
+    assert dispatch_statistics().hooks == before
+
+
+def test_started_monitors_of_one_name_are_told_apart(scrape) -> None:
+    def at(used: int) -> MemoryMonitor:
+        source = MemorySource(
+            used=lambda: used,
+            limit=lambda: Limit(1000, LimitSource.USER),
+            headroom=lambda: Headroom(None, LimitSource.UNKNOWN, (), None),
+            clock=lambda: 0.0,
+        )
+        return MemoryMonitor(600, 800, source=source, reclaimer=Reclaimer([], read=lambda: used), pressure=False)
+
+    short, idle = at(950), at(100)
+    with short, idle:
+        short.check()
+        idle.check()
+        levels = scrape()["memtools_monitor_level"]
+
+    assert levels == {(("name", "monitor"),): 2, (("name", "monitor-2"),): 0}
 
 
 def test_limit_without_a_monitor_is_that_of_the_process(scrape, monkeypatch) -> None:

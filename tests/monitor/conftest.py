@@ -62,6 +62,7 @@ def make(machine: Machine) -> Callable[..., MemoryMonitor]:
             "source": machine.source(),
             "pressure": False,
             "cleanup_interval": 0,
+            "min_flow": 0,
             "reclaimer": reclaimer,
         } | options
         return MemoryMonitor(*(args or ("60%", "80%")), **options)

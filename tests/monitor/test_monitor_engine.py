@@ -1,7 +1,9 @@
 """The engine at each level: events, callbacks, reclaim passes, log messages."""
 
 import logging
+import os
 import random
+import time
 
 import pytest
 
@@ -9,6 +11,8 @@ from memtools import Level
 from memtools.cleanup import Reclaimer, ReclaimResult
 from memtools.errors import ReadingError
 from memtools.events import CleanupEnded, LevelChanged, MemorySampled, ReclaimIneffective
+from memtools.monitor import _engine
+from memtools.pools import process_pool_scope
 from memtools.scopes import memory_scope
 
 MIB = 2**20
@@ -78,7 +82,7 @@ def test_check_with_a_listener_emits_the_sample(machine, make, events):
 
     reading = monitor.check()
 
-    assert events == [MemorySampled(reading, Level.NORMAL)]
+    assert events == [MemorySampled(reading, Level.NORMAL, "monitor")]
     assert reading.used_bytes == 100 * MIB
 
 
@@ -93,7 +97,7 @@ def test_reclaim_stops_below_the_exit(machine, make, reclaimer, events):
     assert [event.after_bytes for event in events if isinstance(event, CleanupEnded)] == [500 * MIB]
 
 
-def test_lasting_overload_is_reported_once_with_its_owners(machine, make, reclaimer, events, caplog):
+def test_lasting_overload_is_reported_once_a_level_with_owners(machine, make, reclaimer, events, caplog):
     step = Free(machine)
     monitor = make(reclaimer=reclaimer(step))
     with memory_scope("hoard", meter="tracemalloc"):
@@ -104,11 +108,23 @@ def test_lasting_overload_is_reported_once_with_its_owners(machine, make, reclai
             machine.set(monitor, 900, after_s=1)
 
     reported = [event for event in events if isinstance(event, ReclaimIneffective)]
-    assert len(reported) == 1
+    assert [event.level for event in reported] == [Level.WARNING, Level.CRITICAL]
     assert reported[0].target_bytes == 550 * MIB
     assert dict(reported[0].largest)["hoard"] >= len(hoard)
     assert step.runs > 10
-    assert sum("all clean-up steps ran" in record.message for record in caplog.records) == 1
+    assert sum("all clean-up steps ran" in record.message for record in caplog.records) == 2
+    assert monitor.statistics().ineffective_reclaims == 1
+
+
+def test_lasting_overload_reads_the_accounts_twice_a_level(machine, make, reclaimer, monkeypatch):
+    readings = []
+    monkeypatch.setattr(_engine, "largest_owners", lambda count: readings.append(count) or ())
+    monitor = make(reclaimer=reclaimer(Free(machine)))
+    for used in (700, 900):
+        for _ in range(600):
+            machine.set(monitor, used, after_s=1)
+
+    assert len(readings) == 4  # when it is entered, and when no clean-up has helped
 
 
 def test_ineffective_reclaim_is_reported_again_after_recovery(machine, make, reclaimer, events):
@@ -233,3 +249,49 @@ def test_cleanup_under_overload_takes_at_most_a_twentieth(machine, make):
     assert step.runs > 50
     assert monitor.statistics().cleanup_s <= 0.05 * (machine.now - started) + 2.0
     assert isinstance(reclaimer.reclaim(Level.CRITICAL, 0), ReclaimResult | None)
+
+
+def test_change_of_level_tells_rate_and_largest_owners(machine, make, events):
+    monitor = make()
+    with memory_scope("hoard", meter="tracemalloc"):
+        hoard = bytearray(5 * MIB)
+        for used in range(100, 701, 10):
+            machine.set(monitor, used)
+        machine.set(monitor, 700)
+
+    (change,) = (event for event in events if isinstance(event, LevelChanged))
+    assert change.rate is not None
+    assert 9 * MIB <= change.rate <= 10.5 * MIB
+    assert dict(change.largest)["hoard"] >= len(hoard)
+
+
+def test_rate_is_not_known_in_the_first_second(machine, make, events):
+    monitor = make()
+
+    machine.set(monitor, 900)
+
+    (change,) = (event for event in events if isinstance(event, LevelChanged))
+    assert change.rate is None
+
+
+def test_process_pools_are_recycled_without_being_registered(machine, make, reclaimer):
+    monitor = make(reclaimer=reclaimer(Free(machine)))
+
+    with process_pool_scope(1, name="workers") as pool:
+        pid = pool.submit(os.getpid).result()
+        machine.raise_to(monitor, 900)
+        assert [each.name for each in monitor.statistics().callbacks] == ["process_pool_scope.recycle"]
+        while pid in [worker.pid for worker in pool.statistics().workers]:
+            time.sleep(0.01)
+        assert pool.submit(os.getpid).result() != pid
+        assert pool.statistics().recycled == 1
+
+
+def test_process_pool_that_was_removed_is_not_recycled(machine, make, reclaimer):
+    monitor = make(reclaimer=reclaimer(Free(machine)))
+
+    with process_pool_scope(1) as pool:
+        monitor.remove(pool)
+        machine.raise_to(monitor, 900)
+
+    assert monitor.statistics().callbacks == ()

@@ -9,8 +9,10 @@ import time
 import pytest
 
 from memtools import Level
+from memtools.cleanup import Reclaimer
 from memtools.errors import MonitorAlreadyStarted
-from memtools.monitor import monitors
+from memtools.events import MemorySampled
+from memtools.monitor import _loops, monitors
 from memtools.monitor._sampler import SamplingInterval
 
 MIB = 2**20
@@ -208,3 +210,84 @@ def test_sampling_interval_shrinks_near_a_threshold():
     assert interval.seconds(800, 1000, is_short=False, is_pending=False) == 4.0
     interval.observe(10**9, 2.1)
     assert interval.seconds(800, 1000, is_short=False, is_pending=False) == 0.05
+
+
+class TestSeveralOfOneName:
+    def test_second_one_that_is_started_gets_a_number(self, make) -> None:
+        first, second, third = make(), make(), make(name="other")
+
+        with first, second, third:
+            names = [monitor.name for monitor in (first, second, third)]
+            in_statistics = [monitor.statistics().name for monitor in monitors()]
+
+        assert names == ["monitor", "monitor-2", "other"]
+        assert in_statistics == names
+
+    def test_number_is_free_again_after_the_end(self, make) -> None:
+        first, second = make(), make()
+        with first, second:
+            pass
+
+        with second, first:
+            assert (second.name, first.name) == ("monitor", "monitor-2")
+
+    def test_name_that_looks_numbered_is_told_apart(self, make) -> None:
+        named, first, second = make(name="{0}-2"), make(name="{0}"), make(name="{0}")
+
+        with named, first, second:
+            assert [named.name, first.name, second.name] == ["{0}-2", "{0}", "{0}-3"]
+
+    def test_events_name_the_monitor_they_are_from(self, machine, make, events) -> None:
+        first, second = make(), make()
+        with first, second:
+            second.check()
+
+        assert "monitor-2" in {event.monitor for event in events if isinstance(event, MemorySampled)}
+
+
+class TestCleanUpThatHangs:
+    class Hanging:
+        name = "hanging"
+        min_level = Level.WARNING
+
+        def __init__(self) -> None:
+            self.entered = threading.Event()
+            self.release = threading.Event()
+
+        def __call__(self, level: Level, deadline: float) -> int:
+            self.entered.set()
+            self.release.wait(20)
+            return 0
+
+    def test_level_is_current_while_the_loop_hangs(self, machine, make) -> None:
+        step = self.Hanging()
+        reclaimer = Reclaimer([step], read=machine.read, clock=lambda: machine.now)
+        monitor = make(reclaimer=reclaimer, min_interval=0.001)
+        machine.used = 950 * 2**20
+        levels = []
+
+        with monitor:
+            assert step.entered.wait(20)
+            machine.used = 100 * 2**20
+            for _ in range(3):
+                machine.now += 20.0
+                levels.append(monitor.level)
+            step.release.set()
+
+        assert levels[-1] is Level.NORMAL
+
+    def test_stop_leaves_it_behind_and_says_so(self, machine, make, caplog, monkeypatch) -> None:
+        monkeypatch.setattr(_loops, "STOP_S", 0.05)
+        step = self.Hanging()
+        reclaimer = Reclaimer([step], read=machine.read, clock=lambda: machine.now)
+        monitor = make(reclaimer=reclaimer, min_interval=0.001)
+        machine.used = 950 * 2**20
+
+        with monitor:
+            assert step.entered.wait(20)
+            thread = next(each for each in threading.enumerate() if each.name == "memtools-monitor")
+        step.release.set()
+        thread.join(20)
+
+        assert "stopped while a clean-up step or callback did not return" in caplog.text
+        assert not thread.is_alive()

@@ -2,10 +2,16 @@
 
 import asyncio
 import gc
+import os
+import platform
+import socket
+import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from memtools import BoundedList, memory_scope
+from memtools import BoundedDict, BoundedList, memory_scope
+from memtools._identity import command_line
 from memtools.ledger import forget_accounts
 from memtools.monitor._report import pending_tasks
 
@@ -40,7 +46,7 @@ def test_module_list_is_named_with_its_source_line(make):
         HOARD.clear()
 
     assert found.subject.endswith("test_monitor_report.HOARD")
-    assert found.place.endswith("test_monitor_report.py:12")
+    assert found.place.endswith("test_monitor_report.py:18")
     assert found.held_bytes > 90_000 * 50
     assert "BoundedList(maxlen=...)" in found.advice
 
@@ -51,10 +57,24 @@ def test_dict_untracked_by_gc_is_named_by_its_class(make):
 
     found = _about(make(), "Shop.seen")
 
-    assert found.place.endswith("test_monitor_report.py:18")
+    assert found.place.endswith("test_monitor_report.py:24")
     assert "bound this dict" in found.advice
 
 
+@pytest.mark.once
+def test_bounded_dict_is_named_once_with_its_bound(make):
+    shop = Shop()
+    shop.seen = BoundedDict(maxlen=90_000, drop="least_recent", ttl=3_600)
+    shop.seen.update((number, f"{number}" * 9) for number in range(90_000))
+
+    found = [each for each in make().recommendations() if "Shop.seen" in each.subject]
+
+    assert [each.advice for each in found] == [
+        "lower its bound (maxlen=90000, keep=90000); 90,000 items are in it",
+    ]
+
+
+@pytest.mark.once
 def test_bounded_list_is_advised_a_lower_bound(make):
     RECENT.extend(f"{number}" * 9 for number in range(90_000))
     try:
@@ -65,6 +85,7 @@ def test_bounded_list_is_advised_a_lower_bound(make):
     assert "lower its bound (maxlen=90000, keep=90000)" in found.advice
 
 
+@pytest.mark.once
 def test_open_owner_is_named_with_its_size(make):
     with memory_scope("evening", meter="tracemalloc"):
         block = bytearray(5 << 20)
@@ -83,17 +104,19 @@ async def test_pending_tasks_are_named_with_their_waiting_line(make):
     await asyncio.gather(*tasks, return_exceptions=True)
 
     assert found.subject == "150 tasks of _waits_for_nothing"
-    assert found.place.endswith("test_monitor_report.py:22")
+    assert found.place.endswith("test_monitor_report.py:28")
     assert "never ended" in found.advice
     assert not any(each.name == "_waits_for_nothing" for each in pending_tasks())
 
 
+@pytest.mark.once
 def test_threshold_above_the_limit_is_reported(make):
     found = next(each for each in make("500 MiB", "5 GiB").recommendations() if each.kind == "monitor")
 
     assert "critical=5.0 GiB is above the limit of 1000.0 MiB" in found.advice
 
 
+@pytest.mark.once
 def test_report_contains_all_sections(machine, make):
     monitor = make(name="shop")
     monitor.record("import", 0.25)
@@ -122,6 +145,7 @@ async def test_recommendations_leave_asyncio_free_lists_alone(make):
     assert gc.get_referrers(task)
 
 
+@pytest.mark.once
 def test_ended_owner_is_named_with_its_bytes_per_run(make):
     kept = []
     for _ in range(5):
@@ -132,3 +156,52 @@ def test_ended_owner_is_named_with_its_bytes_per_run(make):
 
     assert found.held_bytes >= 5 << 20
     assert "1.0 MiB each outlive 5 of them that ended" in found.advice
+
+
+def test_report_says_when_where_and_of_which_program(make, monkeypatch):
+    monkeypatch.setenv("POD_NAME", "shop-7d4b9c")
+    monkeypatch.setenv("POD_NAMESPACE", "default")
+    monkeypatch.setattr(
+        sys, "orig_argv", ["python", "-m", "shop", "--db", "postgres://ada:pw@db/shop", "--api-key", "s3"]
+    )
+
+    lines = dict(line.split(maxsplit=1) for line in make().report().splitlines()[1:6])
+
+    assert abs(datetime.fromisoformat(lines["at"]) - datetime.now(UTC)) < timedelta(seconds=60)
+    assert lines["process"] == f"{os.getpid()} on {socket.gethostname()}"
+    assert lines["pod"] == "default/shop-7d4b9c"
+    assert lines["versions"].endswith(f"Python {platform.python_version()}")
+    assert lines["command"] == "python -m shop --db postgres://***@db/shop --api-key ***"
+
+
+def test_report_is_made_of_a_fresh_reading(machine, make):
+    monitor = make()
+    machine.set(monitor, 100)
+    machine.used = 321 * 2**20
+
+    assert "in use     321.0 MiB of" in monitor.report()
+
+
+def test_report_without_a_fresh_reading_has_the_last_one(machine, make):
+    monitor = make()
+    machine.set(monitor, 100)
+    machine.refuses = True
+
+    assert "in use     100.0 MiB of" in monitor.report()
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--password=x", "a"], "--password=*** a"),
+        (["--password", "x", "a"], "--password *** a"),
+        (["DB_TOKEN=x"], "DB_TOKEN=***"),
+        (["--author", "--verbose"], "--author --verbose"),
+        (["a\nb"], "a\\nb"),
+        (["x" * 400], "x" * 300 + "…"),
+    ],
+)
+def test_command_line_is_cut_and_masked(monkeypatch, words, shown):
+    monkeypatch.setattr(sys, "orig_argv", words)
+
+    assert command_line() == shown

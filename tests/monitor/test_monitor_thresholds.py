@@ -117,3 +117,49 @@ def test_thresholds_keep_the_last_known_limit(machine, make):
     machine.raise_to(monitor, 850)
 
     assert monitor.level is Level.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "meant"),
+    [
+        ({"warning": 500, "critical": 800}, "warning", "'500 MB'"),
+        ({"warning": "60%", "critical": 800}, "critical", "'800 MB'"),
+        ({"warning": "512"}, "warning", "'512 MB'"),
+        ({"free": 200}, "free", "'200 MB'"),
+        ({"free": ("1 GiB", 200)}, "free", "'200 MB'"),
+    ],
+)
+def test_bare_number_below_a_mebibyte_is_refused(options, name, meant):
+    with pytest.raises(ConfigError, match="a bare number is bytes") as caught:
+        MemoryMonitor(**options)
+
+    assert caught.value.name == name
+    assert meant in str(caught.value)
+
+
+def test_small_numbers_of_a_rehearsal_are_accepted(make):
+    assert make(500, 800).statistics().critical_bytes == 800
+
+
+def test_threshold_below_the_use_at_the_start_is_logged(caplog):
+    with MemoryMonitor("2 MB", "1 TB", limit="2 TB", min_interval=60, max_interval=60, cleanup_interval=0):
+        pass
+
+    (message,) = (record.message for record in caplog.records if "at the start" in record.message)
+    assert "warning=1.9 MiB is below the" in message
+    assert "memory counts as short from now on" in message
+
+
+def test_threshold_above_the_limit_is_logged(caplog):
+    with MemoryMonitor("1 GiB", "3 GiB", limit="2 GiB", pressure=False):
+        pass
+
+    (message,) = (record.message for record in caplog.records if "above the limit" in record.message)
+    assert "critical=3.0 GiB is above the limit of 2.0 GiB, so it is never reached; a share such as '90%'" in message
+
+
+def test_thresholds_that_make_sense_are_not_logged(caplog):
+    with MemoryMonitor("60%", "80%", limit="64 GiB", pressure=False):
+        pass
+
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
