@@ -1,9 +1,10 @@
-"""Adapters for ASGI frameworks, logging and structlog.
+"""Adapters for ASGI and WSGI frameworks, logging and structlog.
 
-No framework is imported.
+No framework is imported. What only one kind of server needs is in the module of its name: `memtools.integrations.wsgi`.
 """
 
-from memtools.integrations.asgi import MemoryMiddleware, MiddlewareStatistics, route_template
+from memtools.integrations._requests import MiddlewareStatistics
+from memtools.integrations.asgi import MemoryMiddleware, route_template
 from memtools.integrations.logging import MemoryFilter
 from memtools.integrations.structlog import add_memory
 

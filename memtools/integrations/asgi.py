@@ -1,127 +1,70 @@
 """ASGI middleware that charges each request to its route."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from contextvars import ContextVar
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 from weakref import WeakSet
 
-from memtools._records import record
 from memtools.errors import ConfigError
-from memtools.ledger import Owner, active_owner, choose_meter
+from memtools.integrations._requests import REFUSAL, HasLevel, Label, RequestMiddleware, refuse_applications_of_others
+from memtools.ledger import active_owner
+from memtools.ledger._context import current_context
 from memtools.ledger._coroutines import TrackedCoroutine, is_trackable
-from memtools.ledger._ledger import current_usage, rename_owner
-from memtools.readings import Level
-from memtools.scopes._budgets import check_usage, make_budget, parse_budget
-from memtools.scopes._calls import CallOptions, coroutine_tracker
-from memtools.units import parse_seconds
-
-UNMATCHED: Final = "<unmatched>"
+from memtools.ledger._ledger import look_up_name, name_late
+from memtools.scopes._calls import coroutine_tracker
 
 # ASGI 3.0. Any: messages and scopes contain what server, framework and application agree upon.
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Application: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-Label: TypeAlias = Callable[[Mapping[str, Any]], str | None]
-
-_REFUSAL: Final = b"Memory is short here at the moment; try again later.\n"
-
-_log = logging.getLogger("memtools.integrations")
 
 _in_request: Final[ContextVar[bool]] = ContextVar("memtools_in_request", default=False)
 _loops_with_factory: "WeakSet[asyncio.AbstractEventLoop]" = WeakSet()
-
-
-class HasLevel(Protocol):
-    """An object with a memory level, such as a `MemoryMonitor`."""
-
-    @property
-    def level(self) -> Level:
-        """How short memory is."""
-        ...
-
-
-@record
-class MiddlewareStatistics:
-    """The requests of a middleware.
-
-    Attributes:
-        requests: HTTP requests that were passed on and have ended.
-        unmatched: those of them for which no route was found.
-        refused: HTTP requests that were refused with 503.
-    """
-
-    requests: int
-    unmatched: int
-    refused: int
-
-
-class _ScopeWithRoute(dict[str, Any]):
-    """The scope of one request, which notices that a router writes into it.
-
-    Routers of Starlette and FastAPI write `route`, `root_path` and `path_params` into the scope as they descend. A
-    mounted application gets its own path as part of `root_path`, with the values of the request in it: those are
-    replaced by the names of the parameters here, or each tenant would be a name of its own.
-
-    Args:
-        scope: the scope as the server made it.
-        on_routed: called after each such write.
-
-    Attributes:
-        prefix: what stands before the path of a route: the server's `root_path`, and the templates of mounts.
-        is_inside_mount: whether a mounted application was entered, and has not found a route of its own yet.
-    """
-
-    __slots__ = ("_on_routed", "is_inside_mount", "prefix")
-
-    def __init__(self, scope: Mapping[str, Any], on_routed: "Callable[[_ScopeWithRoute], object]") -> None:
-        super().__init__(scope)
-        self._on_routed = on_routed
-        self.prefix: str = str(scope.get("root_path", ""))
-        self.is_inside_mount: bool = False
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        if key == "root_path":
-            self.prefix = str(value)
-        elif key == "route":
-            self.is_inside_mount = False
-            self._on_routed(self)
-
-    def update(self, *args: Any, **named: Any) -> None:
-        """Apply the changes of a router, and report them."""
-        changes: dict[str, Any] = dict(*args, **named)
-        if "root_path" in changes:
-            self.prefix += self._mount_template(changes)
-            self.is_inside_mount = True
-        if "route" in changes:
-            self.is_inside_mount = False
-        super().update(changes)
-        if "root_path" in changes or "route" in changes:
-            self._on_routed(self)
-
-    def _mount_template(self, changes: Mapping[str, Any]) -> str:
-        known: Mapping[str, Any] = self.get("path_params") or {}
-        params: Mapping[str, Any] = changes.get("path_params") or {}
-        piece = str(changes["root_path"]).removeprefix(str(self.get("root_path", "")))
-        return _template(piece, {name: value for name, value in params.items() if name not in known})
 
 
 def route_template(scope: Mapping[str, Any]) -> str | None:
     """Return the template of the route that a request has taken, with the root path in front; None where none is known.
 
     For the scopes of Starlette, FastAPI, and any framework that writes an object with a `path` into `scope["route"]`.
+    The routers of Starlette and FastAPI write `route`, `root_path` and `path_params` into the scope as they descend. A
+    mounted application gets its own path as part of `root_path`, with the values of the request in it: those are
+    replaced by the names of the parameters here, or each tenant would be a name of its own.
     """
-    prefix = scope.prefix if isinstance(scope, _ScopeWithRoute) else str(scope.get("root_path", ""))
-    if isinstance(scope, _ScopeWithRoute) and scope.is_inside_mount:
-        return prefix
     route = scope.get("route")
-    if route is None:
-        return None
+    if route is None or _is_mount(route):
+        return _prefix(scope, None) if "app_root_path" in scope else None
     path = _included_path(scope, route) or getattr(route, "path", None)
-    return prefix.rstrip("/") + path if isinstance(path, str) else None
+    return _prefix(scope, route).rstrip("/") + path if isinstance(path, str) else None
+
+
+def _is_routed(scope: Mapping[str, Any]) -> bool:
+    """Return whether no router will write another route into the scope."""
+    route = scope.get("route")
+    return route is not None and not _is_mount(route)
+
+
+def _is_mount(route: object) -> bool:
+    # An application is mounted, an endpoint is routed to.
+    return hasattr(route, "app") and not hasattr(route, "endpoint")
+
+
+def _prefix(scope: Mapping[str, Any], route: object) -> str:
+    """Return what stands before the path of a route: the server's `root_path`, and the templates of mounts."""
+    root_path = str(scope.get("root_path", ""))
+    if not root_path:
+        return root_path
+    server_path = str(scope.get("app_root_path", root_path))  # as it was before the first mount
+    if root_path == getattr(scope.get("app"), "root_path", None):
+        return root_path  # that of an application of FastAPI, which puts its own in the place of what is there
+    of_route: object = getattr(route, "param_convertors", None)
+    own: Mapping[str, Any] = cast("dict[str, Any]", of_route) if isinstance(of_route, dict) else {}
+    params: Mapping[str, Any] = scope.get("path_params") or {}
+    piece = root_path.removeprefix(server_path)
+    if not piece:
+        return root_path
+    return root_path[: -len(piece)] + _template(piece, {name: params[name] for name in params if name not in own})
 
 
 def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
@@ -137,9 +80,9 @@ def _included_path(scope: Mapping[str, Any], route: object) -> str | None:
 
 
 def _template(piece: str, params: Mapping[str, Any]) -> str:
-    named = {str(value): name for name, value in params.items()}
+    named = {str(value): name for name, value in params.items() if value != ""}
     segments = piece.split("/")
-    if not named.keys() <= set(segments):
+    if not named.keys() <= set(segments) or len(named) < len(params):
         # A value that was converted, or is more than a segment, has another form in the path.
         return "/{" + ",".join(params) + "}"
     return "/".join("{" + named[segment] + "}" if segment in named else segment for segment in segments)
@@ -178,7 +121,7 @@ class _TaskFactory:
         return asyncio.Task(coro, loop=loop, **options)
 
 
-class MemoryMiddleware:
+class MemoryMiddleware(RequestMiddleware):
     """Charges each HTTP request to the route that it takes, as a scope of that name.
 
     ```python
@@ -190,25 +133,29 @@ class MemoryMiddleware:
     ```
 
     The name is the template of the route, as in `/orders/{id}`, and `<unmatched>` where there is none: nothing that a
-    client sends becomes a name. It is known once the router has run; a scope that another middleware opens before that
-    is below `<unmatched>`. Streamed bodies, and background tasks that the framework runs after the response, are
-    charged to the request, in any task. What runs in a framework's threads, as the plain functions of FastAPI do, is
-    not; decorate those functions. WebSockets and the lifespan pass unchanged.
+    client sends becomes a name. It is looked up in the ASGI scope, which is passed on as it is, when it is needed: the
+    scopes that another middleware opens before the router has run are below `<unmatched>`. Streamed bodies, background
+    tasks that the framework runs after the response, and with the native meter what the framework runs in threads, as
+    the plain functions of FastAPI, are charged to the request. WebSockets and the lifespan pass unchanged.
 
-    With the native meter and tracemalloc, the first request sets a task factory on its loop, for the tasks that
-    requests start.
+    With tracemalloc, the first request sets a task factory on its loop, for the tasks that requests start.
 
     Args:
         app: the application.
         warn: a higher peak of one request is logged as a warning; a size or a share of the limit.
         budget: the highest peak that one request may have; `BudgetExceeded` is then raised in it, which servers answer
             with 500.
-        monitor: requests are refused with 503 while its level is `CRITICAL`; a `MemoryMonitor`, or another object with
-            a `level`.
+        monitor: requests are refused with 503 while its level is `CRITICAL`, but for the `min_flow` of a
+            `MemoryMonitor`, and once it ends the process; a `MemoryMonitor`, or another object with a `level`.
         retry_after: the `Retry-After` of the 503, in seconds.
         exempt: paths that are never refused, as `"/health"`; exactly as the request has them.
-        label: returns the name for a scope of a framework that keeps its routes elsewhere; None for no route.
+        label: returns the name for a scope of a framework that keeps its routes elsewhere; None for no route. It is
+            called more than once for a request, and in any of its threads.
         meter: what counts; see `memory_scope`.
+        inherited: whether tasks, callbacks and threads that get a copy of the request's context belong to the request.
+            False where endpoints start what outlives them and works for other requests, such as a connection pool that
+            starts with its first use. Nothing but the coroutine of the request is charged to it then: not the plain
+            functions of FastAPI, and not the endpoint where a `BaseHTTPMiddleware` further inside runs it in a task.
 
     Raises:
         ConfigError: for an argument that makes no sense.
@@ -225,88 +172,67 @@ class MemoryMiddleware:
         exempt: Collection[str] = (),
         label: Label = route_template,
         meter: str | None = None,
+        inherited: bool = True,
     ) -> None:
+        if label is route_template:
+            refuse_applications_of_others(app)
         if not callable(app):
             raise ConfigError("app", app, "an ASGI application")
-        if not callable(label):
-            raise ConfigError("label", label, "a callable that takes the scope of a request")
-        if isinstance(exempt, str):
-            raise ConfigError("exempt", exempt, "a collection of paths such as ('/health',)")
-        if monitor is not None and not hasattr(monitor, "level"):
-            raise ConfigError("monitor", monitor, "a MemoryMonitor, or another object with a level")
-        self._app = app
-        self._label = label
-        self._monitor = monitor
-        self._retry_after = str(max(1, round(parse_seconds(retry_after, name="retry_after")))).encode()
-        self._exempt = frozenset(exempt)
-        self._warn_bytes = None if warn is None else parse_budget(warn, name="warn")
-        self._options = CallOptions(
-            UNMATCHED,
-            "scope",
-            choose_meter(meter),
-            None if budget is None else make_budget(budget),
-            on_end=self._check_usage if warn is not None or budget is not None else None,
+        if hasattr(app, "wsgi_app"):
+            raise ConfigError("app", app, "an ASGI application; for WSGI there is memtools.integrations.wsgi")
+        if inherited not in (True, False):
+            raise ConfigError("inherited", inherited, "True or False")
+        super().__init__(
+            app,
+            warn=warn,
+            budget=budget,
+            monitor=monitor,
+            retry_after=retry_after,
+            exempt=exempt,
+            label=label,
+            meter=meter,
         )
+        self._inherited = inherited
+        meter_in_use = self._options.meter
+        self._tracks_tasks = inherited and meter_in_use.tracks_owners and not meter_in_use.follows_contexts
         self._track = coroutine_tracker(self._options, self._serve)
-        self._label_error_logged = False
-        self._requests = self._unmatched = self._refused = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif self._is_full() and scope.get("path") not in self._exempt:
+        elif self._is_full(scope.get("path")):
             self._refused += 1
             await self._refuse(send)
         else:
             await self._track(self._serve(scope, receive, send))
 
-    def statistics(self) -> MiddlewareStatistics:
-        """Return the counts so far."""
-        return MiddlewareStatistics(self._requests, self._unmatched, self._refused)
-
     async def _serve(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         owner = active_owner()
-        before, tracks = _in_request.get(), self._options.meter.tracks_owners
+        if owner is not None:
+            # The scope is the server's, and what stands outside reads it afterwards: the router writes into it unseen.
+            name_late(owner, lambda: (self._find_name(scope), _is_routed(scope)))
+            if not self._inherited:
+                owner.home_context = current_context()
+        before, tracks = _in_request.get(), self._tracks_tasks
         if before is not tracks:
             _in_request.set(tracks)
         if tracks:
             _track_request_tasks()
-        routed = _ScopeWithRoute(scope, lambda found: self._rename(owner, found))
         try:
-            await self._app(routed, receive, send)
+            await self._app(scope, receive, send)
         finally:
             if before is not tracks:
                 _in_request.set(before)
-            if owner is not None and owner.name == UNMATCHED:
-                self._rename(owner, routed)
-            self._requests += 1
-            self._unmatched += owner is None or owner.name == UNMATCHED
-
-    def _rename(self, owner: Owner | None, scope: Mapping[str, Any]) -> None:
-        try:
-            label = self._label(scope)
-        except Exception:
-            if not self._label_error_logged:
-                self._label_error_logged = True
-                _log.exception(
-                    "label %r failed; the requests for which it fails are counted as %s", self._label, UNMATCHED
-                )
-            return
-        if owner is not None and label:
-            rename_owner(owner, label)
-
-    def _check_usage(self, owner: Owner, error: BaseException | None) -> None:
-        check_usage(owner, current_usage(owner), warn_bytes=self._warn_bytes, failed=error is not None)
-
-    def _is_full(self) -> bool:
-        return self._monitor is not None and self._monitor.level >= Level.CRITICAL
+            if owner is not None:
+                look_up_name(owner, is_last=True)
+            self._count(owner)
 
     async def _refuse(self, send: Send) -> None:
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", str(len(_REFUSAL)).encode()),
-            (b"retry-after", self._retry_after),
+            (b"content-length", str(len(REFUSAL)).encode()),
+            (b"retry-after", self._retry_after.encode()),
         ]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": _REFUSAL})
+        await send({"type": "http.response.body", "body": REFUSAL})

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,15 +15,15 @@ from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Host, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from memtools import ConfigError, Level, memory_scope
 from memtools.errors import BudgetExceeded
 from memtools.events import HighUsage, subscribe
-from memtools.integrations import MemoryMiddleware, MiddlewareStatistics
-from memtools.integrations.asgi import UNMATCHED
-from memtools.ledger import AccountStatistics, active_owner, forget_accounts, statistics
+from memtools.integrations import MemoryFilter, MemoryMiddleware, MiddlewareStatistics, route_template
+from memtools.integrations._requests import UNMATCHED
+from memtools.ledger import AccountStatistics, active_owner, choose_meter, forget_accounts, statistics
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,21 @@ async def test_fastapi_request_is_named_by_its_route(path: str, label: str) -> N
     await _get(MemoryMiddleware(_fastapi(), meter="rss"), path)
 
     assert list(_accounts()) == [label]
+
+
+async def test_hosts_routers_and_mounts_in_mounts_are_named() -> None:
+    deep = Router(routes=[Mount("/{b}", Starlette(routes=[Route("/c/{d}", _ok)]))])
+    routes = [
+        Mount("/api", Router(routes=[Route("/users/{id}", _ok)])),
+        Mount("/deep/{a}", deep),
+        Host("{shop}.example.org", Router(routes=[Route("/orders/{id}", _ok)])),
+        Mount("/", routes=[Route("/last/{id}", _ok)]),
+    ]
+    app = MemoryMiddleware(Starlette(routes=routes))
+
+    await _get(app, "/api/users/7", "/deep/u/v/c/w", "/last/8", "http://a.example.org/orders/9")
+
+    assert set(_accounts()) == {"/api/users/{id}", "/deep/{a}/{b}/c/{d}", "/last/{id}", "/orders/{id}"}
 
 
 async def test_route_name_begins_with_the_servers_root_path() -> None:
@@ -238,6 +254,95 @@ async def test_scope_in_an_endpoint_is_below_its_route() -> None:
     assert [child.name for child in _accounts()["/orders"].children] == ["load"]
 
 
+async def test_scope_before_the_router_is_below_unmatched() -> None:
+    async def time_it(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        with memory_scope("middleware", meter="rss"):
+            return await call_next(request)
+
+    app = _starlette()
+    app.add_middleware(BaseHTTPMiddleware, dispatch=time_it)
+    await _get(MemoryMiddleware(app, meter="rss"), "/orders/7")
+
+    accounts = _accounts()
+    assert list(accounts) == [UNMATCHED, "/orders/{id:int}"]
+    assert [child.name for child in accounts[UNMATCHED].children] == ["middleware"]
+    assert (accounts[UNMATCHED].started, accounts["/orders/{id:int}"].started) == (0, 1)
+
+
+async def test_open_request_has_the_name_of_its_route_everywhere() -> None:
+    seen: list[object] = []
+
+    async def order(request: Request) -> Response:
+        record = logging.makeLogRecord({"msg": "order"})
+        MemoryFilter().filter(record)
+        owner = active_owner()
+        assert owner is not None
+        seen.extend([record.memory_scope, owner.name, owner.path, list(_accounts())])
+        return PlainTextResponse("ok")
+
+    inner = Starlette(routes=[Mount("/tenants/{tenant}", routes=[Route("/orders/{id}", order)])])
+    await _get(MemoryMiddleware(inner, meter="rss"), "/tenants/acme/orders/7")
+
+    name = "/tenants/{tenant}/orders/{id}"
+    assert seen == [name, name, (name,), [name]]
+
+
+async def test_unmatched_open_request_is_listed_and_renamed_later() -> None:
+    names: list[object] = []
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        names.append(list(_accounts()))
+        scope["name"] = "/late"
+        names.append(list(_accounts()))
+        await _ok_app(scope, receive, send)
+
+    await _get(MemoryMiddleware(late, label=lambda scope: scope.get("name"), meter="rss"), "/")
+
+    assert names == [[UNMATCHED], ["/late"]]
+    assert list(_accounts()) == ["/late"]
+
+
+async def test_label_is_not_called_again_once_the_route_is_known() -> None:
+    calls: list[object] = []
+
+    def label(scope: Any) -> str | None:
+        calls.append(scope.get("route"))
+        return route_template(scope)
+
+    async def order(request: Request) -> Response:
+        for _ in range(5):
+            with memory_scope("part"):
+                pass
+        return PlainTextResponse("ok")
+
+    await _get(MemoryMiddleware(Starlette(routes=[Route("/orders", order)]), label=label), "/orders")
+
+    assert len(calls) == 1
+    assert [(child.name, child.started) for child in _accounts()["/orders"].children] == [("part", 5)]
+
+
+@pytest.mark.parametrize(("inherited", "charged"), [(True, True), (False, False)])
+async def test_service_started_in_a_request_is_charged_if_inherited(inherited: bool, charged: bool) -> None:
+    if choose_meter().name != "native":
+        pytest.skip("the other meters count tasks of their own elsewhere")
+    services: list[asyncio.Task[bytearray]] = []
+
+    async def serve_all() -> bytearray:
+        return bytearray(5_000_000)
+
+    async def first(request: Request) -> Response:
+        services.append(asyncio.create_task(serve_all()))
+        own = bytearray(1_000_000)
+        await asyncio.wait(services)
+        return PlainTextResponse(str(len(own)))
+
+    app = MemoryMiddleware(Starlette(routes=[Route("/first", first)]), inherited=inherited)
+    await _get(app, "/first")
+
+    assert (_accounts()["/first"].peak_bytes > 5_000_000) == charged
+    assert 1_000_000 < _accounts()["/first"].peak_bytes < 6_200_000
+
+
 async def test_failing_request_raises_and_is_counted_as_failed() -> None:
     async def fail(request: Request) -> Response:
         raise KeyError("x")
@@ -300,10 +405,10 @@ async def test_requests_are_refused_only_while_memory_is_critical() -> None:
 
 
 async def test_websocket_and_lifespan_pass_unchanged() -> None:
-    seen: list[tuple[str, bool, object]] = []
+    seen: list[tuple[str, object]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append((scope["type"], type(scope) is dict, active_owner()))
+        seen.append((scope["type"], active_owner()))
 
     monitor = ScriptedMonitor()
     monitor.level = Level.CRITICAL
@@ -311,8 +416,64 @@ async def test_websocket_and_lifespan_pass_unchanged() -> None:
     for kind in ("websocket", "lifespan"):
         await middleware({"type": kind}, None, None)  # type: ignore[arg-type]  # both are only passed on
 
-    assert seen == [("websocket", True, None), ("lifespan", True, None)]
+    assert seen == [("websocket", None), ("lifespan", None)]
     assert middleware.statistics().requests == 0
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket", "lifespan"])
+async def test_scope_receive_and_send_are_passed_on_as_they_are(kind: str) -> None:
+    passed: list[object] = []
+
+    async def app(*connection: Any) -> None:
+        passed.extend(connection)
+
+    async def receive() -> Any: ...
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"type": kind, "path": "/", "state": {}}
+    before = dict(scope)
+    await MemoryMiddleware(app, meter="rss")(scope, receive, send)
+
+    assert [found is given for found, given in zip(passed, (scope, receive, send), strict=True)] == [True] * 3
+    assert scope == before
+    assert type(scope) is dict
+
+
+@pytest.mark.parametrize("make_app", [_starlette, _fastapi])
+@pytest.mark.parametrize("path", ["/orders/7", "/tenants/acme/orders/7", "/nowhere"])
+async def test_middleware_outside_sees_what_routers_write(make_app: Callable[[], Any], path: str) -> None:
+    async def write_user(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        request.scope["user"] = "ann"
+        request.state.tenant = "acme"
+        return await call_next(request)
+
+    seen: list[dict[str, str]] = []
+
+    def outer(app: Any) -> Any:
+        async def look(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope, receive, send)
+            seen.append({key: re.sub("0x[0-9a-f]+", "", repr(scope[key])) for key in scope if key != "client"})
+
+        return look
+
+    for wrap in (lambda app: app, MemoryMiddleware):
+        inner = make_app()
+        inner.add_middleware(BaseHTTPMiddleware, dispatch=write_user)
+        await _get(outer(wrap(inner)), path)
+
+    assert seen[1] == seen[0]
+    assert seen[0]["user"] == "'ann'"
+    assert ("route" in seen[0]) == (path != "/nowhere")
+
+
+async def test_task_factory_is_left_alone_where_contexts_are_followed() -> None:
+    meter = choose_meter()
+    assert not (meter.tracks_owners and not meter.follows_contexts)  # or tasks have to be tracked
+
+    await _get(MemoryMiddleware(_starlette()), "/orders/7")
+
+    assert asyncio.get_running_loop().get_task_factory() is None
 
 
 async def test_starlette_lifespan_runs() -> None:
@@ -384,6 +545,7 @@ async def test_client_that_disconnects_cancels_the_request() -> None:
         ("exempt", "/health"),
         ("label", "route"),
         ("meter", "best"),
+        ("inherited", "no"),
     ],
 )
 def test_invalid_argument_raises_and_is_named(argument: str, value: object) -> None:
