@@ -14,6 +14,7 @@ from memtools.readings._limits import (
     take_reading,
 )
 from memtools.readings._process import ProcessMemory, peak_bytes, read_process, resident_bytes, virtual_bytes
+from memtools.readings._resident import ResidentPart, ResidentSplit, split_resident
 from memtools.readings._types import Level, Limit, LimitSource, Reading
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "LimitSource",
     "ProcessMemory",
     "Reading",
+    "ResidentPart",
+    "ResidentSplit",
     "available_bytes",
     "effective_limit",
     "headroom",
@@ -31,6 +34,7 @@ __all__ = [
     "physical_bytes",
     "read_process",
     "resident_bytes",
+    "split_resident",
     "take_reading",
     "trim_heap",
     "virtual_bytes",

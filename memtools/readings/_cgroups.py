@@ -17,6 +17,8 @@ _OWN: Final = "/proc/self/cgroup"
 _MOUNTS: Final = "/proc/self/mountinfo"
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")  # the kernel escapes space, tab, line feed, backslash and #
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENODEV})  # ENODEV: the cgroup has just been removed
+# No descriptor is left in the process or the system, or no memory for one: that passes, and says nothing of the file.
+_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 # v1 writes "no limit" as 2**63 rounded down to a page, v2 may write up to 2**64; no machine has half of the first.
 _NO_MACHINE_BYTES: Final = 2**62
@@ -28,6 +30,14 @@ _LIMITS: Final = {
 _USAGE: Final = {1: "memory.usage_in_bytes", 2: "memory.current"}
 # v1 includes the children in the usage, but of memory.stat only in the `total_` lines.
 _INACTIVE: Final = {1: b"total_inactive_file", 2: b"inactive_file"}
+_ACTIVE: Final = {1: b"total_active_file", 2: b"active_file"}
+_SLAB: Final = {1: b"total_slab_reclaimable", 2: b"slab_reclaimable"}  # v1 does not tell: it counts as none
+
+# The share of active file cache that counts as headroom. The kernel takes these pages, too, before it kills a process;
+# but among them are the code of the program and the files that it works with, which would come back at once.
+_ACTIVE_SHARE: Final = 0.75
+# The same of its own caches, of names and inodes: those of open files stay. MemAvailable leaves out half at most.
+_SLAB_SHARE: Final = 0.5
 
 
 @record
@@ -54,12 +64,42 @@ class CgroupLimit:
         source: which kind of file sets it.
         path: the file.
         cgroup: the cgroup; None for an ancestor that no mount shows.
+        below: the highest visible cgroup below such an ancestor, whose usage counts against the limit; else None.
     """
 
     limit_bytes: int
     source: LimitSource
     path: str
     cgroup: CgroupDirectory | None
+    below: CgroupDirectory | None = None
+
+
+@record
+class CgroupUsage:
+    """The usage of one cgroup at one moment, in bytes; None for what cannot be read.
+
+    Attributes:
+        used_bytes: what counts against its limits.
+        inactive_file_bytes: the part of it that is file cache not used of late.
+        active_file_bytes: the part of it that is file cache used of late; 0 where the kernel does not tell.
+        slab_bytes: the part of it that is caches of the kernel which can shrink; 0 where the kernel does not tell.
+    """
+
+    used_bytes: int | None
+    inactive_file_bytes: int | None
+    active_file_bytes: int | None
+    slab_bytes: int | None
+
+    @property
+    def held_bytes(self) -> int | None:
+        """The part that the kernel cannot take back without hurting the processes; None if it is not known."""
+        if self.used_bytes is None or self.inactive_file_bytes is None:
+            return None
+        cache = self.inactive_file_bytes + int(
+            _ACTIVE_SHARE * (self.active_file_bytes or 0) + _SLAB_SHARE * (self.slab_bytes or 0)
+        )
+        # The figures are read one after the other: cache that grew in between must not make the usage negative.
+        return max(self.used_bytes - cache, 0)
 
 
 @record
@@ -91,13 +131,15 @@ class KernelFiles:
 
     Attributes:
         unreadable: paths of files that exist but could not be read or parsed.
+        is_short: whether one could not be opened because no descriptor or no memory was left.
     """
 
-    __slots__ = ("_read", "unreadable")
+    __slots__ = ("_read", "is_short", "unreadable")
 
     def __init__(self, read: Callable[[str], bytes]) -> None:
         self._read = read
         self.unreadable: list[str] = []
+        self.is_short = False
 
     def read(self, path: str) -> bytes | None:
         """Return the content of the file; None if it is absent or unreadable."""
@@ -106,6 +148,7 @@ class KernelFiles:
         except OSError as error:
             if error.errno not in _ABSENT:
                 self.unreadable.append(path)
+                self.is_short = self.is_short or error.errno in _SHORTAGE
         except ValueError:  # a NUL in the path
             self.unreadable.append(path)
         return None
@@ -119,14 +162,18 @@ class KernelFiles:
 
     def read_field(self, path: str, name: bytes) -> int | None:
         """Return the number on the line `name number`; None if the file or the line is absent or unreadable."""
+        return self.read_fields(path, (name,))[0]
+
+    def read_fields(self, path: str, names: tuple[bytes, ...]) -> list[int | None]:
+        """Return the numbers on the lines of these names, of one reading of the file."""
         content = self.read(path)
-        if content is None:
-            return None
-        for line in content.splitlines():
+        found: dict[bytes, int | None] = {}
+        for line in () if content is None else content.splitlines():
             label, _, number = line.partition(b" ")
-            if label.rstrip(b":") == name:
-                return self._parsed(number.removesuffix(b" kB"), path)
-        return None
+            name = label.rstrip(b":")
+            if name in names and name not in found:
+                found[name] = self._parsed(number.removesuffix(b" kB"), path)
+        return [found.get(name) for name in names]
 
     def _parsed(self, digits: bytes, path: str) -> int | None:
         digits = digits.strip()
@@ -164,11 +211,15 @@ def find_limits(
     return tuple(limits)
 
 
-def usage_bytes(cgroup: CgroupDirectory, files: KernelFiles) -> tuple[int | None, int | None]:
-    """Return the usage of a cgroup, and its file cache that the kernel drops first, in bytes."""
-    used = files.read_number(f"{cgroup.directory}/{_USAGE[cgroup.version]}")
-    inactive = files.read_field(f"{cgroup.directory}/memory.stat", _INACTIVE[cgroup.version])
-    return used, inactive
+def read_usage(cgroup: CgroupDirectory, files: KernelFiles) -> CgroupUsage:
+    """Return the usage of a cgroup and its file cache."""
+    version = cgroup.version
+    used = files.read_number(f"{cgroup.directory}/{_USAGE[version]}")
+    fields = _INACTIVE[version], _ACTIVE[version], _SLAB[version]
+    inactive, active, slab = files.read_fields(f"{cgroup.directory}/memory.stat", fields)
+    if inactive is None:
+        return CgroupUsage(used, None, None, None)
+    return CgroupUsage(used, inactive, active or 0, slab or 0)
 
 
 def _own_paths(lines: bytes) -> dict[int, tuple[str, ...]]:
@@ -260,5 +311,5 @@ def _hierarchical_limit(cgroups: list[CgroupDirectory], files: KernelFiles) -> C
         path = f"{cgroup.directory}/memory.stat"
         limit = files.read_field(path, b"hierarchical_memory_limit")
         if limit is not None:
-            return CgroupLimit(limit, LimitSource.CGROUP1_HIERARCHY, path, None)
+            return CgroupLimit(limit, LimitSource.CGROUP1_HIERARCHY, path, None, cgroups[-1])
     return None

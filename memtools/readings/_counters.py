@@ -59,7 +59,7 @@ def malloc_bytes() -> int | None:
     of Python's own. Only the GNU C library has the function for it (`mallinfo2`, since 2.33). It walks the free lists
     of all arenas: microseconds in a compact heap, more in a fragmented one.
     """
-    mallinfo2 = _find_mallinfo2()
+    mallinfo2 = find_mallinfo2()
     if mallinfo2 is None:
         return None
     found = mallinfo2()
@@ -67,7 +67,7 @@ def malloc_bytes() -> int | None:
 
 
 @cache
-def _find_mallinfo2() -> Callable[[], Any] | None:  # Any: a structure with the fields above
+def find_mallinfo2() -> Callable[[], Any] | None:  # Any: a structure with the fields above
     if sys.platform != "linux":
         return None
     import ctypes  # loaded on first need

@@ -6,7 +6,7 @@ minute only. Usage is never cached.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from memtools._forks import register_after_fork
@@ -14,18 +14,21 @@ from memtools._records import record
 from memtools.readings._cgroups import (
     CgroupDirectory,
     CgroupLimit,
+    CgroupUsage,
     KernelFiles,
     find_directories,
     find_limits,
+    read_usage,
     under_root,
-    usage_bytes,
 )
 from memtools.readings._process import resident_bytes
-from memtools.readings._types import Limit, LimitSource, Reading
+from memtools.readings._types import Limit, LimitSource, Reading, describe_gaps
 from memtools.units import format_size, parse_size
 
 _MEMINFO: Final = "/proc/meminfo"
 _VARIABLE: Final = "MEMTOOLS_LIMIT"
+_RETRY_S: Final = 1.0  # after a scan for which no descriptor or no memory was left
+_UNKNOWN_USAGE: Final = CgroupUsage(None, None, None, None)
 
 
 @record
@@ -39,8 +42,12 @@ class LimitHeadroom:
             not visible to this process.
         limit_bytes: the limit.
         used_bytes: the usage that counts against it, of all processes below it; None if it cannot be read.
-        inactive_file_bytes: the part of `used_bytes` that is file cache, which the kernel drops before it kills a
-            process; None if it cannot be read.
+        inactive_file_bytes: the part of `used_bytes` that is file cache not used of late, all of which counts as
+            headroom: the kernel drops it before it kills a process; None if it cannot be read.
+        active_file_bytes: the part that is file cache used of late, three quarters of which count as headroom: the
+            kernel drops it as well, but some of it is what the program is working with; None if it cannot be read.
+        slab_reclaimable_bytes: the part that is caches of the kernel, of names and inodes, half of which counts; None
+            if it cannot be read, 0 on cgroup v1, which does not tell.
     """
 
     source: LimitSource
@@ -49,14 +56,17 @@ class LimitHeadroom:
     limit_bytes: int
     used_bytes: int | None
     inactive_file_bytes: int | None
+    active_file_bytes: int | None = 0
+    slab_reclaimable_bytes: int | None = 0
 
     @property
     def headroom_bytes(self) -> int | None:
         """Bytes to the limit, negative beyond it; None if the usage is not known."""
-        if self.used_bytes is None or self.inactive_file_bytes is None:
-            return None
-        # The two are read one after the other: cache that grew in between must not make the usage negative.
-        return self.limit_bytes - max(self.used_bytes - self.inactive_file_bytes, 0)
+        usage = CgroupUsage(
+            self.used_bytes, self.inactive_file_bytes, self.active_file_bytes, self.slab_reclaimable_bytes
+        )
+        held = usage.held_bytes
+        return None if held is None else self.limit_bytes - held
 
 
 @record
@@ -64,7 +74,9 @@ class Headroom:
     """How much more memory this process can take before it reaches the first limit.
 
     Attributes:
-        value_bytes: the smallest headroom, negative beyond a limit; None if none is known.
+        value_bytes: the smallest headroom, negative beyond a limit; None if none is known. Below a limit whose usage is
+            not known it is at most what the limit leaves above the usage that is: that of the highest visible cgroup
+            below it, else the resident memory of this process.
         source: whose headroom it is; `LimitSource.PHYSICAL` if the machine itself is short.
         levels: the headroom below each limit, that of the process's own cgroup first.
         host_available_bytes: the memory that the machine can give without swapping; None if it is not known.
@@ -79,15 +91,15 @@ class Headroom:
 
     def __str__(self) -> str:
         if self.value_bytes is None:
-            return "no headroom known"
-        return f"{format_size(self.value_bytes)} left ({self.source})"
+            return f"no headroom known{describe_gaps(self.gaps)}"
+        return f"{format_size(self.value_bytes)} left ({self.source}{describe_gaps(self.gaps)})"
 
 
 @record
 class _Scan:
     lowest: Limit
     limits: tuple[CgroupLimit, ...]
-    at: float  # by the reader's clock, seconds
+    valid_until: float  # by the reader's clock, seconds
 
 
 class LimitReader:
@@ -144,14 +156,21 @@ class LimitReader:
         """
         configured = self._configured_limit(chosen, refresh=refresh)
         files = KernelFiles(self._read)
-        levels = list(_headrooms(self._cached_scan(refresh=refresh).limits, files))
+        scan = self._cached_scan(refresh=refresh)
+        levels = list(_headrooms(scan.limits, files))
         if configured is not None and configured.value_bytes is not None:
             used = self._resident_bytes()
-            levels.insert(0, LimitHeadroom(configured.source, None, None, configured.value_bytes, used, 0))
+            own = LimitHeadroom(configured.source, None, None, configured.value_bytes, used, 0)
+            levels.insert(0, (own, None))
+        known = [(self._highest_headroom(*level), level[0].source) for level in levels]
         available = self._available()
+        if available is not None:
+            known.append((available, LimitSource.PHYSICAL))
+
+        value, source = min(known, key=lambda pair: pair[0], default=(None, LimitSource.UNKNOWN))
         # A file that was unreadable during the scan may contain a limit; one that is unreadable now contains a usage.
-        gaps = dict.fromkeys((*self._cached_scan().lowest.gaps, *files.unreadable))
-        return _smallest_headroom(levels, available, gaps)
+        gaps = tuple(dict.fromkeys((*scan.lowest.gaps, *files.unreadable)))
+        return Headroom(value, source, tuple(level for level, _ in levels), available, gaps)
 
     def invalidate(self) -> None:
         """Scan again at the next call: a forked child may have been moved to another cgroup."""
@@ -171,22 +190,36 @@ class LimitReader:
     def _cached_scan(self, *, refresh: bool = False) -> _Scan:
         now = self._clock()
         cached = self._cached
-        if refresh or cached is None or now - cached.at >= self._max_age_s:
-            cached = self._cached = self._scan(now)
+        if refresh or cached is None or now >= cached.valid_until:
+            cached = self._cached = self._scan(now, cached)
         return cached
 
-    def _scan(self, now: float) -> _Scan:
+    def _scan(self, now: float, former: _Scan | None) -> _Scan:
         files = KernelFiles(self._read)
         physical = self._physical()
         limits = find_limits(find_directories(files), files, physical)
         gaps = tuple(files.unreadable)
+        if files.is_short:
+            valid_until = now + min(_RETRY_S, self._max_age_s)
+            # The limits have not changed because no descriptor is left to read them.
+            if former is not None:
+                return _Scan(_with_gaps(former.lowest, gaps), former.limits, valid_until)
+        else:
+            valid_until = now + self._max_age_s
         if not limits:
             source = LimitSource.UNKNOWN if physical is None else LimitSource.PHYSICAL
-            return _Scan(Limit(physical, source, gaps=gaps), limits, now)
+            return _Scan(Limit(physical, source, gaps=gaps), limits, valid_until)
 
         lowest = min(limits, key=lambda limit: limit.limit_bytes)
         level = None if lowest.cgroup is None else lowest.cgroup.level
-        return _Scan(Limit(lowest.limit_bytes, lowest.source, lowest.path, level, gaps), limits, now)
+        return _Scan(Limit(lowest.limit_bytes, lowest.source, lowest.path, level, gaps), limits, valid_until)
+
+    def _highest_headroom(self, level: LimitHeadroom, least_used: int | None) -> int:
+        """Return the headroom below one limit; the most that it can be where the usage is not known."""
+        left = level.headroom_bytes
+        if left is not None:
+            return left
+        return level.limit_bytes - (least_used if least_used is not None else self._resident_bytes() or 0)
 
     def _resident_bytes(self) -> int | None:
         try:
@@ -195,26 +228,32 @@ class LimitReader:
             return None
 
 
-def _headrooms(limits: tuple[CgroupLimit, ...], files: KernelFiles) -> Iterator[LimitHeadroom]:
-    usages: dict[CgroupDirectory, tuple[int | None, int | None]] = {}  # max and high of one cgroup share their usage
-    for limit in limits:
-        cgroup = limit.cgroup
-        if cgroup is None:
-            yield LimitHeadroom(limit.source, limit.path, None, limit.limit_bytes, None, None)
-            continue
+def _headrooms(limits: tuple[CgroupLimit, ...], files: KernelFiles) -> Iterator[tuple[LimitHeadroom, int | None]]:
+    """Yield each limit with its usage; and, where that is not known, the usage below it that is."""
+    usages: dict[CgroupDirectory, CgroupUsage] = {}  # max and high of one cgroup share their usage
+
+    def usage_of(cgroup: CgroupDirectory) -> CgroupUsage:
         if cgroup not in usages:
-            usages[cgroup] = usage_bytes(cgroup, files)
-        yield LimitHeadroom(limit.source, limit.path, cgroup.level, limit.limit_bytes, *usages[cgroup])
+            usages[cgroup] = read_usage(cgroup, files)
+        return usages[cgroup]
+
+    for limit in limits:
+        usage = _UNKNOWN_USAGE if limit.cgroup is None else usage_of(limit.cgroup)
+        level = LimitHeadroom(
+            limit.source,
+            limit.path,
+            None if limit.cgroup is None else limit.cgroup.level,
+            limit.limit_bytes,
+            usage.used_bytes,
+            usage.inactive_file_bytes,
+            usage.active_file_bytes,
+            usage.slab_bytes,
+        )
+        yield level, None if limit.below is None else usage_of(limit.below).held_bytes
 
 
-def _smallest_headroom(levels: Iterable[LimitHeadroom], available_bytes: int | None, gaps: Iterable[str]) -> Headroom:
-    kept = tuple(levels)
-    known = [(level.headroom_bytes, level.source) for level in kept if level.headroom_bytes is not None]
-    if available_bytes is not None:
-        known.append((available_bytes, LimitSource.PHYSICAL))
-
-    value, source = min(known, key=lambda pair: pair[0], default=(None, LimitSource.UNKNOWN))
-    return Headroom(value, source, kept, available_bytes, tuple(gaps))
+def _with_gaps(limit: Limit, gaps: tuple[str, ...]) -> Limit:
+    return Limit(limit.value_bytes, limit.source, limit.path, limit.level, tuple(dict.fromkeys((*limit.gaps, *gaps))))
 
 
 def meminfo_bytes(files: KernelFiles, name: bytes) -> int | None:
@@ -224,9 +263,9 @@ def meminfo_bytes(files: KernelFiles, name: bytes) -> int | None:
 
 
 def physical_bytes() -> int | None:
-    """Return the memory of the machine, in bytes; None if neither /proc/meminfo nor psutil reports it."""
+    """Return the memory of the machine, in bytes; None if neither /proc/meminfo, psutil nor `sysconf` reports it."""
     found = meminfo_bytes(KernelFiles(under_root("/")), b"MemTotal")
-    return found if found is not None else _ask_psutil("physical_bytes")
+    return found or _ask_psutil("physical_bytes") or _ask_sysconf()
 
 
 def available_bytes() -> int | None:
@@ -246,6 +285,15 @@ def _ask_psutil(question: str) -> int | None:
         return ask()
     except (OSError, ImportError, RuntimeError):  # no /proc, no free descriptor, or an unsupported platform
         return None
+
+
+def _ask_sysconf() -> int | None:
+    # A system call that needs no descriptor: /proc/meminfo and psutil need one.
+    try:
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, and not every system these names
+        return None
+    return found if found > 0 else None
 
 
 _reader = LimitReader(
@@ -279,9 +327,11 @@ def effective_limit(limit: int | str | None = None, *, refresh: bool = False) ->
 def headroom(limit: int | str | None = None, *, refresh: bool = False) -> Headroom:
     """Return how much more memory this process can take before it reaches the first limit.
 
-    It is the smallest of `limit - (usage - inactive_file)` of every cgroup limit, of what `limit` or MEMTOOLS_LIMIT
-    leaves above the resident memory of this process, and of what the machine has available. Another process that fills
-    a shared ancestor cgroup lowers it.
+    It is the smallest of `limit - (usage - cache)` of every cgroup limit, of what `limit` or MEMTOOLS_LIMIT leaves
+    above the resident memory of this process, and of what the machine has available. All inactive and three quarters of
+    the active file cache count, and half of the kernel's own caches, since the kernel drops them before it kills a
+    process. Another process that fills a
+    shared ancestor cgroup lowers it. Never more than a known limit leaves.
 
     Args:
         limit: as for `effective_limit`.

@@ -94,6 +94,20 @@ def virtual_bytes() -> int:
     return _fields()[0]
 
 
+def anonymous_bytes() -> int:
+    """Return the resident memory of this process that belongs to no file and is not shared memory, in bytes.
+
+    Unlike the resident memory it does not grow by what is read from mapped files. Pages that a forked child has not
+    changed count for parent and child. Where the system does not tell them apart, it is the resident memory. Cost on
+    Linux: one system call.
+
+    Raises:
+        ReadingError: when the system does not report it.
+    """
+    _, resident, shared, _ = _fields()
+    return resident - (shared or 0)
+
+
 def peak_bytes() -> int:
     """Return the highest resident memory of this process so far, in bytes.
 

@@ -1,4 +1,4 @@
-"""The figures that psutil reads, where /proc does not have them.
+"""The figures that psutil reads, where /proc does not have them, and those of child processes.
 
 A file of its own because psutil is loaded on first need: on Linux that is rarely.
 """
@@ -33,6 +33,55 @@ def physical_bytes() -> int:
 def available_bytes() -> int:
     """Return the memory that the machine can give without swapping, in bytes."""
     return int(psutil.virtual_memory().available)
+
+
+def unique_bytes(pid: int) -> int | None:
+    """Return the memory that only the process `pid` has, in bytes; None where psutil cannot tell."""
+    try:
+        found = psutil.Process(pid).memory_full_info()
+    except (psutil.Error, OSError):
+        return None
+    unique = getattr(found, "uss", None)
+    return None if unique is None else int(unique)
+
+
+class Child:
+    """A child process.
+
+    Args:
+        process: as psutil has found it.
+
+    Attributes:
+        pid: its process id.
+    """
+
+    __slots__ = ("_process", "pid")
+
+    def __init__(self, process: psutil.Process) -> None:
+        self._process = process
+        self.pid = int(process.pid)
+
+    def name(self) -> str:
+        """Return its name, as the system gives it; `?` if it has ended meanwhile."""
+        try:
+            return str(self._process.name())
+        except (psutil.Error, OSError):
+            return "?"
+
+    def resident_bytes(self) -> int:
+        """Return its resident memory, in bytes; 0 if it has ended."""
+        try:
+            return int(self._process.memory_info().rss)
+        except (psutil.Error, OSError):
+            return 0
+
+
+def children() -> list[Child]:
+    """Return the child processes, and those that they started; none where they cannot be listed."""
+    try:
+        return [Child(process) for process in psutil.Process().children(recursive=True)]
+    except (psutil.Error, OSError):
+        return []
 
 
 def _process() -> psutil.Process:

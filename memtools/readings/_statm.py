@@ -20,6 +20,19 @@ _MAX_LENGTH: Final = 160  # seven numbers of at most 20 digits, and their separa
 _pread = os.pread  # looking up the attribute of a module costs time on every reading
 
 
+class _System:
+    """The functions of `os` as they were when this module was loaded.
+
+    Test tools that put up a fake file system replace `os` in modules that are loaded already; the memory of the process
+    is in the real one.
+    """
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    fstat = staticmethod(os.fstat)
+    pread = staticmethod(os.pread)
+
+
 class ProcessToken(Protocol):
     """`token[0]` is true in the process that made the token, and false in a child that it forked."""
 
@@ -86,7 +99,7 @@ class Statm:
         path: str = "/proc/self/statm",
         *,
         fallback: Callable[[Exception], MemoryFields],
-        open_file: Callable[[str, int], int] = os.open,
+        open_file: Callable[[str, int], int] = _System.open,
     ) -> None:
         self._path = path
         self._fallback = fallback
@@ -151,17 +164,17 @@ class Statm:
 
 def _checked(fd: int) -> _Opened:
     try:
-        code = _split(os.pread(fd, _MAX_LENGTH, 0))[3]
-        status = os.fstat(fd)
+        code = _split(_System.pread(fd, _MAX_LENGTH, 0))[3]
+        status = _System.fstat(fd)
         return fd, code, process_token(), (status.st_dev, status.st_ino)
     except BaseException:
-        os.close(fd)
+        _System.close(fd)
         raise
 
 
 def _read(opened: _Opened) -> MemoryFields:
     fd, code, token, _ = opened
-    fields = _split(os.pread(fd, _MAX_LENGTH, 0))
+    fields = _split(_System.pread(fd, _MAX_LENGTH, 0))
     if fields[3] != code or not token[0]:
         raise ValueError("the descriptor of /proc/self/statm refers to another file")
     virtual, resident, shared = (int(field) * _PAGE_BYTES for field in fields[:3])
@@ -177,6 +190,6 @@ def _split(line: bytes) -> list[bytes]:
 
 def _close(opened: _Opened) -> None:
     with contextlib.suppress(OSError):  # other code has closed it
-        status = os.fstat(opened[0])
+        status = _System.fstat(opened[0])
         if (status.st_dev, status.st_ino) == opened[3]:
-            os.close(opened[0])
+            _System.close(opened[0])

@@ -4,7 +4,7 @@ A file of its own because every other file of the package needs them.
 """
 
 from enum import IntEnum, StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from memtools._records import record
 from memtools.units import format_size
@@ -34,6 +34,9 @@ class LimitSource(StrEnum):
     UNKNOWN = "unknown"
 
 
+_LEAST_SHARE: Final = 0.005  # less is shown as 0%
+
+
 @record
 class Limit:
     """How much memory this process may use, and where that was set.
@@ -54,11 +57,16 @@ class Limit:
     gaps: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        gaps = describe_gaps(self.gaps)
         if self.value_bytes is None:
-            return "no limit known"
+            return f"no limit known{gaps}"
         up = f", {self.level} level{'s' if self.level > 1 else ''} up" if self.level else ""
-        gaps = f"; {len(self.gaps)} file{'s' if len(self.gaps) > 1 else ''} could not be read" if self.gaps else ""
         return f"{format_size(self.value_bytes)} ({self.source}{up}{gaps})"
+
+
+def describe_gaps(gaps: tuple[str, ...]) -> str:
+    """Return how many files could not be read, after a semicolon; nothing where there is none."""
+    return f"; {len(gaps)} file{'s' if len(gaps) > 1 else ''} could not be read" if gaps else ""
 
 
 @record
@@ -90,5 +98,7 @@ class Reading:
     def __str__(self) -> str:
         if self.limit_bytes is None:
             return f"{format_size(self.used_bytes)}, no limit known"
-        share = f" ({self.fraction:.0%})" if self.limit_bytes else ""
+        fraction = self.fraction or 0.0
+        # Of the memory of a whole machine, a share that rounds to nothing says nothing.
+        share = f" ({fraction:.0%})" if self.limit_bytes and fraction >= _LEAST_SHARE else ""
         return f"{format_size(self.used_bytes)} of {format_size(self.limit_bytes)}{share}"

@@ -182,7 +182,7 @@ def test_share_is_of_the_system_limit(machine) -> None:
     assert machine.limit("50%").value_bytes == GIB
 
 
-@pytest.mark.parametrize("text", ["512Mb", "512Mi", "-1", "nan", "101%", "lots", "1e9"])
+@pytest.mark.parametrize("text", ["512Mb", "512m", "-1", "nan", "101%", "lots", "1e-9"])
 def test_invalid_environment_variable_is_refused_by_name(machine, text: str) -> None:
     machine.environ["MEMTOOLS_LIMIT"] = text
 
@@ -296,6 +296,32 @@ def _write_cgroups(root: Path, limits: list[object]) -> None:
         (directory / "memory.max").write_text(f"{limit}\n")
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_limit_stays_known_while_no_descriptor_is_left(machine, number: int) -> None:
+    machine.v2("/a")
+    machine.put("/sys/fs/cgroup/a", memory_max=GIB)
+    known = machine.limit()
+    whole = machine.files.copy()
+    machine.files = dict.fromkeys(whole, OSError(number, os.strerror(number)))
+
+    without = machine.limit()
+    machine.files = whole
+    machine.put("/sys/fs/cgroup/a", memory_max=2 * GIB)
+    machine.now += 1.0
+
+    assert (without.value_bytes, without.source) == (known.value_bytes, known.source)
+    assert without.gaps == ("/proc/self/cgroup",)
+    assert machine.limit(refresh=False) == Limit(2 * GIB, LimitSource.CGROUP2_MAX, "/sys/fs/cgroup/a/memory.max", 0)
+
+
+def test_first_limit_without_a_descriptor_names_the_gap(machine) -> None:
+    machine.v2("/a")
+    machine.put("/sys/fs/cgroup/a", memory_max=GIB)
+    machine.files["/proc/self/cgroup"] = OSError(errno.EMFILE, "Too many open files")
+
+    assert machine.limit() == Limit(64 * GIB, LimitSource.PHYSICAL, gaps=("/proc/self/cgroup",))
+
+
 def test_limit_of_the_real_machine_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEMTOOLS_LIMIT", raising=False)
     physical = physical_bytes()
@@ -318,6 +344,7 @@ def test_real_environment_is_read_at_the_call(monkeypatch: pytest.MonkeyPatch) -
     ("limit", "text"),
     [
         (Limit(None, LimitSource.UNKNOWN), "no limit known"),
+        (Limit(None, LimitSource.UNKNOWN, gaps=("/x", "/y")), "no limit known; 2 files could not be read"),
         (Limit(GIB, LimitSource.USER), "1.0 GiB (user)"),
         (Limit(GIB, LimitSource.CGROUP2_MAX, "/x", 0), "1.0 GiB (cgroup2 memory.max)"),
         (Limit(GIB, LimitSource.CGROUP2_MAX, "/x", 1), "1.0 GiB (cgroup2 memory.max, 1 level up)"),

@@ -33,6 +33,41 @@ def test_inactive_file_cache_counts_as_headroom(machine) -> None:
     assert machine.headroom().value_bytes == 300 * MIB
 
 
+def test_three_quarters_of_active_file_cache_are_headroom(machine) -> None:
+    machine.v2("/a")
+    stat = f"anon {200 * MIB}\ninactive_file 0\nactive_file {800 * MIB}"
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=1000 * MIB, memory_stat=stat)
+
+    found = machine.headroom()
+
+    assert found.value_bytes == 24 * MIB + 600 * MIB
+    assert found.levels[0].active_file_bytes == 800 * MIB
+
+
+def test_v1_counts_the_active_file_cache_of_the_children(machine) -> None:
+    machine.v1("/a")
+    stat = f"active_file 5\ntotal_inactive_file 0\ntotal_active_file {400 * MIB}"
+    machine.put(V1 + "/a", memory_limit_in_bytes=GIB, memory_usage_in_bytes=GIB, memory_stat=stat)
+
+    assert machine.headroom().value_bytes == 300 * MIB
+
+
+def test_half_of_the_caches_of_the_kernel_is_headroom(machine) -> None:
+    machine.v2("/a")
+    stat = f"inactive_file 0\nslab_reclaimable {600 * MIB}\nslab_unreclaimable {100 * MIB}"
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=GIB, memory_stat=stat)
+
+    assert machine.headroom().value_bytes == 300 * MIB
+
+
+def test_anonymous_memory_of_a_full_cgroup_is_no_headroom(machine) -> None:
+    machine.v2("/a")
+    stat = f"anon {GIB}\nshmem {100 * MIB}\ninactive_file 0\nactive_file 0"
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=GIB, memory_stat=stat)
+
+    assert machine.headroom().value_bytes == 0
+
+
 def test_v1_counts_the_file_cache_of_the_children(machine) -> None:
     machine.v1("/a")
     machine.put(
@@ -73,7 +108,8 @@ def test_headroom_beyond_a_limit_is_negative(machine) -> None:
     "broken",
     [{"memory_current": NO_ACCESS}, {"memory_stat": NO_ACCESS}, {"memory_current": "abc"}, {"memory_stat": "anon 5"}],
 )
-def test_level_with_unreadable_usage_has_no_headroom(machine, broken: dict[str, object]) -> None:
+def test_limit_with_unreadable_usage_bounds_the_headroom(machine, broken: dict[str, object]) -> None:
+    machine.resident = MIB
     machine.v2("/a/b")
     whole = {"memory_max": GIB, "memory_current": MIB, "memory_stat": "inactive_file 0"}
     machine.put(V2 + "/a/b", **whole | broken)
@@ -82,7 +118,7 @@ def test_level_with_unreadable_usage_has_no_headroom(machine, broken: dict[str, 
     found = machine.headroom()
 
     assert found.levels[0].headroom_bytes is None
-    assert (found.value_bytes, found.source) == (2 * GIB - MIB, LimitSource.CGROUP2_MAX)
+    assert (found.value_bytes, found.source) == (GIB - MIB, LimitSource.CGROUP2_MAX)
 
 
 def test_usage_without_read_permission_is_a_gap(machine) -> None:
@@ -90,6 +126,7 @@ def test_usage_without_read_permission_is_a_gap(machine) -> None:
     machine.put(V2 + "/a", memory_max=GIB, memory_current=NO_ACCESS, memory_stat="inactive_file 0")
 
     assert machine.headroom().gaps == (V2 + "/a/memory.current",)
+    assert str(machine.headroom()) == "1.0 GiB left (cgroup2 memory.max; 1 file could not be read)"
 
 
 def test_limit_of_an_unmounted_ancestor_has_no_usage(machine) -> None:
@@ -105,6 +142,37 @@ def test_limit_of_an_unmounted_ancestor_has_no_usage(machine) -> None:
 
     assert (hidden.source, hidden.limit_bytes) == (LimitSource.CGROUP1_HIERARCHY, GIB)
     assert (hidden.used_bytes, hidden.headroom_bytes) == (None, None)
+
+
+@pytest.mark.parametrize("own", [{}, {"memory_limit_in_bytes": 4 * GIB}, {"memory_limit_in_bytes": 2**63 - 4096}])
+def test_usage_below_a_hidden_limit_counts_against_it(machine, own: dict[str, object]) -> None:
+    machine.v1("/pods/one", shown="/pods/one")
+    stat = f"total_inactive_file {MIB}\nhierarchical_memory_limit {GIB}"
+    machine.put(V1, memory_usage_in_bytes=900 * MIB, memory_stat=stat, **own)
+
+    found = machine.headroom()
+
+    assert (found.value_bytes, found.source) == (GIB - 899 * MIB, LimitSource.CGROUP1_HIERARCHY)
+
+
+def test_usage_of_the_highest_visible_cgroup_counts(machine) -> None:
+    machine.v1("/pods/one/own", shown="/pods/one")
+    machine.put(
+        V1 + "/own",
+        memory_usage_in_bytes=100 * MIB,
+        memory_stat=f"total_inactive_file 0\nhierarchical_memory_limit {GIB}",
+    )
+    machine.put(V1, memory_usage_in_bytes=700 * MIB, memory_stat="total_inactive_file 0")
+
+    assert machine.headroom().value_bytes == GIB - 700 * MIB
+
+
+@pytest.mark.parametrize("error", [NO_ACCESS, OSError(errno.ENODEV, "gone"), OSError(errno.EMFILE, "no descriptor")])
+def test_headroom_is_never_above_a_known_limit(machine, error: OSError) -> None:
+    machine.v2("/a")
+    machine.put(V2 + "/a", memory_max=GIB, memory_current=error, memory_stat=error)
+
+    assert machine.headroom().value_bytes == GIB
 
 
 def test_usage_is_read_at_every_call_and_limits_are_cached(machine) -> None:

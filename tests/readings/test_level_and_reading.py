@@ -54,3 +54,8 @@ def test_reading_error_survives_pickling() -> None:
 
     assert (copy.errno, copy.strerror, copy.filename) == (24, "no descriptor left", "/proc/self/statm")
     assert str(copy) == str(error)
+
+
+def test_share_that_rounds_to_nothing_is_left_out() -> None:
+    assert str(Reading(100 * 2**20, 24 * 2**30, at=0.0)) == "100.0 MiB of 24.0 GiB"
+    assert str(Reading(130 * 2**20, 24 * 2**30, at=0.0)) == "130.0 MiB of 24.0 GiB (1%)"
