@@ -6,7 +6,9 @@
 The first half of this file is the service, to be copied from. It is configured by the environment:
 
     MEMTOOLS_WARNING, MEMTOOLS_CRITICAL   when memory is short: "500 MB", or "80%" of the container's limit
+    MEMTOOLS_EXHAUSTED_AFTER              seconds at critical after which the process ends, to be started again: 300
     SHOP_WEBHOOK                          where alerts are sent; to the log, where it is not set
+    SHOP_REPORT                           a file for the report of a process that ends, beside the log
 
 The second half is the demonstration: it starts the service in a process of its own, loads it, receives its alerts,
 scrapes its metrics and fetches its report. It needs `pip install 'memtools[prometheus]' uvicorn starlette httpx`.
@@ -37,13 +39,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from memtools import BoundedList, Component, Config, MemoryMonitor, WeakCache
+from memtools import BoundedList, Component, MemoryMonitor, WeakCache
 from memtools.alerts import AlertRule, Alerts, WebhookChannel
 from memtools.exporters.prometheus import MemtoolsCollector
 from memtools.integrations import MemoryMiddleware
+from memtools.integrations.health import HealthApp
 from memtools.readings import resident_bytes
 
-NEVER_REFUSED = ("/health", "/memory", "/metrics/")  # needed most while memory is short
+NEVER_REFUSED = ("/health/ready", "/health/live", "/memory", "/metrics/")  # needed most while memory is short
 
 
 class Shop:
@@ -90,13 +93,11 @@ def make_alerts(monitor: MemoryMonitor) -> Alerts:
 
 def make_app() -> Starlette:
     """Return the application; nothing starts before its lifespan."""
-    monitor = MemoryMonitor(**Config.from_env().monitor(), name="shop")
+    monitor = MemoryMonitor(name="shop")
+    monitor.exit_when_exhausted(report_file=os.environ.get("SHOP_REPORT"))
     alerts = make_alerts(monitor)
     registry = CollectorRegistry()
     shop = Shop()
-
-    async def health(_: Request) -> Response:
-        return JSONResponse({"memory": monitor.level.name})
 
     async def memory(_: Request) -> Response:
         # It visits every object of the process: run it in a thread, and protect this path in a real service.
@@ -115,24 +116,29 @@ def make_app() -> Starlette:
         routes=[
             Route("/search", monitor.watch(shop.search)),
             Route("/orders/{number:int}", monitor.watch(shop.order)),
-            Route("/health", health),
             Route("/memory", memory),
+            Mount("/health", HealthApp(monitor)),
             Mount("/metrics", make_asgi_app(registry)),
         ],
         lifespan=lifespan,
     )
-    # An account for each route; and while memory is critical 503, with Retry-After, instead of more work.
+    # An account for each route; and while memory is critical 503, with Retry-After, but for one request a second.
     app.add_middleware(MemoryMiddleware, warn="50 MiB", monitor=monitor, exempt=NEVER_REFUSED)
     return app
 
 
-def serve(port: int) -> None:
-    """Run the service on loopback until it is interrupted; the first line on stdout is its address."""
-    with socket.create_server(("127.0.0.1", port)) as listener:
+def listen(host: str, port: int, fd: int | None) -> socket.socket:
+    """Return a new listening socket, or the one that a supervisor has left open."""
+    return socket.create_server((host, port)) if fd is None else socket.socket(fileno=fd)
+
+
+def serve(host: str, port: int, fd: int | None = None) -> None:
+    """Run the service until it is interrupted; the first line on stdout is its address."""
+    with listen(host, port, fd) as listener:
         # Its connections inherit it: asyncio sets it only for a socket made with the protocol, and without it a request
         # takes 40 ms longer.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        print(f"http://{host}:{listener.getsockname()[1]}", flush=True)
         server = uvicorn.Server(uvicorn.Config(make_app(), log_level="warning", access_log=False))
         asyncio.run(server.serve(sockets=[listener]))
 
@@ -216,9 +222,9 @@ async def send_requests(client: httpx.AsyncClient, demo: Demonstration, name: st
 
 
 async def watch_health(client: httpx.AsyncClient, demo: Demonstration, seconds: float) -> None:
-    """Record each change of the level, until the demonstration is complete or the time is over."""
+    """Record each change of the level, as a probe sees it, until the demonstration is complete or the time is over."""
     while demo.elapsed < seconds and not demo.is_complete:
-        level = (await client.get("/health")).json()["memory"]
+        level = (await client.get("/health/live")).json()["level"]
         if not demo.levels or demo.levels[-1][1] != level:
             demo.levels.append((demo.elapsed, level))
         await asyncio.sleep(0.05)
@@ -242,7 +248,7 @@ def show(demo: Demonstration, metrics: str, report: str) -> None:
     good, refused = demo.statuses[200], demo.statuses[503]
     failed = demo.statuses.total() - good - refused
     print(f"requests: {good:,} answered, {refused:,} refused while memory was critical, {failed:,} failed")
-    print("\nlevels, as reported by /health")
+    print("\nlevels, as reported by /health/live")
     for at, level in demo.levels:
         print(f"  {at:5.1f} s  {level}")
     print("\nalerts that reached the webhook")
@@ -259,11 +265,13 @@ def main() -> int:
     """Read the command line; serve, or run the demonstration."""
     parser = argparse.ArgumentParser(description="A service that stays inside its memory limit.")
     parser.add_argument("--serve", action="store_true", help="only serve, until interrupted")
+    parser.add_argument("--host", default="127.0.0.1", help="address of the service; 0.0.0.0 in a container")
+    parser.add_argument("--fd", type=int, help="a listening socket that a supervisor has left open, in place of both")
     parser.add_argument("--port", type=int, default=8000, help="port of the service; 0 for any free port")
     parser.add_argument("--seconds", type=float, default=30.0, help="the longest time of the load")
     options = parser.parse_args()
     if options.serve:
-        serve(options.port)
+        serve(options.host, options.port, options.fd)
         return 0
 
     demo = Demonstration()
