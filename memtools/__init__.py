@@ -2,11 +2,15 @@
 
 Decorators, scopes and data structures are loaded with this module; the other names when they are first used, since
 every command line tool that uses a decorator pays for `import memtools`.
+
+PYTEST_DONT_REWRITE: there are no assertions to rewrite, and pytest would warn that `memtools run -m pytest` has
+imported memtools too early.
 """
 
+from memtools import _search_path as _search_path  # isort: skip  # first: it decides where the others are found
 from typing import TYPE_CHECKING
 
-from memtools.decorators import bounded_history, memory_budget, profile_memory
+from memtools.decorators import bounded_cache, bounded_history, memory_budget, profile_memory
 from memtools.errors import (
     BudgetExceeded,
     ConfigError,
@@ -20,7 +24,7 @@ from memtools.events import subscribe
 from memtools.ledger import Usage, track_tasks
 from memtools.readings import Level, Reading, effective_limit
 from memtools.scopes import memory_scope, task_scope
-from memtools.structures import BoundedList, WeakCache
+from memtools.structures import BoundedDict, BoundedList, WeakCache
 
 if TYPE_CHECKING:
     from memtools.alerts import AlertRule, Alerts
@@ -40,6 +44,7 @@ else:  # a type checker that saw `__getattr__` would accept any name
 __all__ = [
     "AlertRule",
     "Alerts",
+    "BoundedDict",
     "BoundedList",
     "BudgetExceeded",
     "Component",
@@ -59,6 +64,7 @@ __all__ = [
     "WeakParent",
     "__version__",
     "assert_no_leaks",
+    "bounded_cache",
     "bounded_history",
     "collect_metrics",
     "effective_limit",

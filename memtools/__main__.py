@@ -8,4 +8,6 @@ import sys
 from memtools.commands._main import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _code = main(sys.argv[1:])
+    if _code:
+        sys.exit(_code)  # not where it is 0: `python -i` would show a SystemExit

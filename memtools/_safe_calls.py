@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import CodeType, TracebackType
 from typing import Final, Generic, TypeVar
 
+from memtools._threads import OwnThread
+
 T = TypeVar("T")
 
 FAILURES_TO_OPEN: Final = 5
@@ -150,7 +152,7 @@ class AbandonableCall(Generic[T]):
             RuntimeError: when no thread can be started; nothing has run then.
             MemoryError: the same.
         """
-        self.thread = threading.Thread(target=self.run, name=self._name, daemon=True)
+        self.thread = OwnThread(target=self.run, name=self._name, daemon=True)
         self.thread.start()
 
     def run(self) -> None:

@@ -1,20 +1,21 @@
 """Checked settings, from arguments and from the environment.
 
-Nothing is read when this module is imported. memtools itself reads `MEMTOOLS_LIMIT`, `MEMTOOLS_METER`,
-`MEMTOOLS_ENABLED` and `MEMTOOLS_NATIVE` where it needs them; this record lets a program check them at its start, and
-take them from another source.
+Nothing is read when this module is imported. memtools reads the variables where it needs them; this record lets a
+program check them at its start, and take them from another source.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Final, Self, TypedDict, cast
 
 from memtools._records import as_dict, record
-from memtools.errors import ConfigError
-from memtools.units import parse_choice, parse_count, parse_seconds, parse_size
+from memtools.errors import ConfigError, ConfigWarning
+from memtools.units import parse_choice, parse_count, parse_rate, parse_seconds, parse_size
 
 _ON: Final = ("1", "true", "yes", "on")
 _OFF: Final = ("0", "false", "no", "off")
+PREFIX: Final = "MEMTOOLS_"
 METERS: Final = ("native", "tracemalloc", "rss")
 
 
@@ -26,6 +27,8 @@ class MonitorSettings(TypedDict, total=False):
     limit: int | str
     cleanup_interval: float
     sample_every: int
+    exhausted_after: float
+    min_flow: float
 
 
 @record
@@ -47,6 +50,8 @@ class Config:
         critical: the same for its higher level.
         cleanup_interval: seconds between the monitor's minor collections; 0 for none.
         sample_every: operations between two samples of the monitor.
+        exhausted_after: seconds at `CRITICAL` after which memory counts as exhausted.
+        min_flow: how much work begins each second while memory is critical; 0 for none.
 
     Raises:
         ConfigError: at construction, for an invalid value, with the name of the field.
@@ -60,6 +65,8 @@ class Config:
     critical: int | str | None = None
     cleanup_interval: float | None = None
     sample_every: int | None = None
+    exhausted_after: float | None = None
+    min_flow: float | None = None
 
     def __new__(cls, *values: object, **named: object) -> Self:
         """Check the values before the record is made."""
@@ -80,6 +87,8 @@ class Config:
         critical: int | str | None = None,
         cleanup_interval: float | None = None,
         sample_every: int | None = None,
+        exhausted_after: float | None = None,
+        min_flow: float | None = None,
     ) -> "Config":
         """Return the settings: arguments first, then the current environment.
 
@@ -97,6 +106,8 @@ class Config:
             critical: see the class.
             cleanup_interval: see the class.
             sample_every: see the class.
+            exhausted_after: see the class.
+            min_flow: see the class.
 
         Raises:
             ConfigError: for an invalid value, with the name of the argument or variable; and for an unknown variable
@@ -105,6 +116,7 @@ class Config:
         arguments = {
             "enabled": enabled, "meter": meter, "native": native, "limit": limit, "warning": warning,
             "critical": critical, "cleanup_interval": cleanup_interval, "sample_every": sample_every,
+            "exhausted_after": exhausted_after, "min_flow": min_flow,
         }  # fmt: skip
         given = {name: value for name, value in arguments.items() if value is not None}
         found = _from_environ(_parse_prefix(prefix), os.environ if environ is None else environ)
@@ -119,6 +131,44 @@ class Config:
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
         return as_dict(self)
+
+
+def monitor_settings(environ: Mapping[str, str] | None = None) -> MonitorSettings:
+    """Return what the environment says of monitors; warn of each variable with the prefix that is none, once.
+
+    ```python
+    assert monitor_settings({"MEMTOOLS_WARNING": "60%"}) == {"warning": "60%"}
+    ```
+
+    Args:
+        environ: the environment, instead of `os.environ`.
+
+    Raises:
+        ConfigError: for an invalid value, with the name of the variable.
+    """
+    environ = os.environ if environ is None else environ
+    known = {PREFIX + field.upper(): field for field in _PARSERS}
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known and name not in _OF_THE_BUILD:
+            _warn_unknown(name, list(known))
+    ours = {name: environ[name] for name, field in known.items() if field in _OF_MONITORS and name in environ}
+    found = _from_environ(PREFIX, ours)
+    _validate(found, lambda name: PREFIX + name.upper())
+    return cast("MonitorSettings", found)
+
+
+_warned: set[str] = set()
+
+
+def _warn_unknown(name: str, known: list[str]) -> None:
+    if name in _warned:
+        return
+    _warned.add(name)
+    from difflib import get_close_matches  # it takes a millisecond to load
+
+    close = get_close_matches(name, known, 1)
+    meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+    warnings.warn(f"{name} is no setting of memtools and has no effect: {meant}", ConfigWarning, stacklevel=4)
 
 
 def _parse_size_or_share(value: object, *, name: str) -> int:
@@ -144,6 +194,14 @@ def _parse_seconds(value: object, *, name: str) -> float:
     return parse_seconds(value, name=name)
 
 
+def _parse_positive_seconds(value: object, *, name: str) -> float:
+    return parse_seconds(value, name=name, above_zero=True)
+
+
+def _parse_rate(value: object, *, name: str) -> float:
+    return parse_rate(value, name=name)
+
+
 # The parser of each field, in the order of the record.
 _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "enabled": _parse_bool,
@@ -154,7 +212,13 @@ _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "critical": _parse_size_or_share,
     "cleanup_interval": _parse_seconds,
     "sample_every": _parse_count,
+    "exhausted_after": _parse_positive_seconds,
+    "min_flow": _parse_rate,
 }
+
+
+_OF_THE_BUILD: Final = ("MEMTOOLS_SANITIZE", "MEMTOOLS_WERROR")
+_OF_MONITORS: Final = frozenset(MonitorSettings.__annotations__)
 
 
 def _validate(values: Mapping[str, object], title: Callable[[str], str]) -> None:
@@ -196,10 +260,12 @@ def _parse_value(field: str, name: str, text: str) -> object:
         return text.lower() in _ON
     if field == "native":
         return parse_choice(text, ("0", "1"), name=name) == "1"  # memtools itself takes only "0" for off
-    if field == "cleanup_interval":
+    if field in ("cleanup_interval", "exhausted_after"):
         return _parse_number(text, float, name, "seconds as a finite number of at least 0")
     if field == "sample_every":
         return _parse_number(text, int, name, "a whole number of at least 1")
+    if field == "min_flow":
+        return _parse_number(text, float, name, "a finite number of at least 0, which is how many a second")
     return text
 
 

@@ -124,11 +124,65 @@ class ScopeFull(MemtoolsError, RuntimeError):
         return f"{self.scope} takes no more tasks: {self.waiting} are waiting, max_pending={self.max_pending}"
 
 
+class WorkerDied(MemtoolsError, RuntimeError):
+    """The worker process that ran a task has died: that task fails, and the pool goes on.
+
+    The task may have done part of its work, so it is not run again.
+
+    Attributes:
+        pool: the name of the process pool.
+        task: the name of the task's function.
+        pid: the process id of the worker.
+        reason: how it ended: the signal that killed it, or its exit status.
+    """
+
+    def __init__(self, pool: str, task: str, pid: int, reason: str) -> None:
+        super().__init__(pool, task, pid, reason)
+        self.pool = pool
+        self.task = task
+        self.pid = pid
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.task} did not end: its worker process {self.pid} of {self.pool} {self.reason}"
+
+
+class WorkerStartFailed(MemtoolsError, RuntimeError):
+    """A task could not be run, since no worker process could be started for it; the pool goes on.
+
+    Attributes:
+        pool: the name of the process pool.
+        task: the name of the task's function.
+        attempts: how many workers in a row have failed to start.
+        reason: why the last of them did.
+    """
+
+    def __init__(self, pool: str, task: str, attempts: int, reason: str) -> None:
+        super().__init__(pool, task, attempts, reason)
+        self.pool = pool
+        self.task = task
+        self.attempts = attempts
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task} was not run: {self.attempts} workers of {self.pool} in a row have failed to start; "
+            f"the last one: {self.reason}"
+        )
+
+
 class AdmissionReused(MemtoolsError, RuntimeError):
     """One admission was entered a second time; call `admit()` for each block."""
 
     def __str__(self) -> str:
         return "this admission was entered before: call monitor.admit() for each block"
+
+
+class AdmissionRefused(MemtoolsError, RuntimeError):
+    """An admission was entered, or waited for, while the process ends because its memory is exhausted."""
+
+    def __str__(self) -> str:
+        return "no more work is admitted: memory is exhausted, and the process ends"
 
 
 class MonitorAlreadyStarted(MemtoolsError, RuntimeError):
@@ -225,6 +279,10 @@ class LeakError(MemtoolsError, AssertionError):
 
 class MemtoolsWarning(Warning):
     """Base class of all warnings of memtools."""
+
+
+class ConfigWarning(MemtoolsWarning, UserWarning):
+    """A setting that cannot have been meant, such as a misspelt variable of the environment; memtools goes on."""
 
 
 class LeakWarning(MemtoolsWarning, ResourceWarning):

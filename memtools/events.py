@@ -14,7 +14,7 @@ from typing import Self, TypeAlias
 from memtools._forks import register_after_fork
 from memtools._records import record
 from memtools.errors import ConfigError
-from memtools.readings import Level, Reading
+from memtools.readings import Headroom, Level, Reading
 
 __all__ = [
     "BudgetOverrun",
@@ -97,6 +97,7 @@ class BudgetOverrun:
         budget_bytes: its budget.
         measure: `"peak"`, `"retained"` or `"rss"`.
         in_flight: True if this was found before it ended.
+        exact: False where others may have used some of it: by default the budget then only warns.
     """
 
     name: str
@@ -105,6 +106,7 @@ class BudgetOverrun:
     budget_bytes: int
     measure: str
     in_flight: bool
+    exact: bool = True
 
 
 @record
@@ -129,10 +131,14 @@ class MemorySampled:
     Attributes:
         reading: memory in use, and the limit.
         level: how short memory is, by the monitor's thresholds and its hysteresis.
+        monitor: the name of the monitor.
+        headroom: what is left below the nearest limit, where that decides the level (`free=`); None where use does.
     """
 
     reading: Reading
     level: Level
+    monitor: str = ""
+    headroom: Headroom | None = None
 
 
 @record
@@ -144,12 +150,23 @@ class LevelChanged:
         after: the level now.
         reading: the reading that decided.
         threshold_bytes: the threshold that was crossed, as used bytes.
+        monitor: the name of the monitor.
+        headroom: what was left below the nearest limit, where that decided (`free=`); None where use did.
+        free_bytes: the threshold that was crossed, as headroom; None where use decided.
+        rate: how fast use grew over the last minute, in bytes a second; negative where it fell, None where that is not
+            known.
+        largest: on the way up, up to three scopes, calls or tasks with the most live bytes, as (name, bytes).
     """
 
     before: Level
     after: Level
     reading: Reading
     threshold_bytes: int
+    monitor: str = ""
+    headroom: Headroom | None = None
+    free_bytes: int | None = None
+    rate: float | None = None
+    largest: tuple[tuple[str, int], ...] = ()
 
 
 @record
@@ -173,19 +190,27 @@ class CleanupEnded:
 
 @record
 class ReclaimIneffective:
-    """All clean-up steps ran, and usage is still above the target; emitted once, until usage has been below it again.
+    """All clean-up steps ran, and usage is still above the target.
+
+    Emitted once for each level that memory rises to, until the level has fallen.
 
     Attributes:
         level: how short memory is.
         used_bytes: memory in use after the last step.
         target_bytes: usage should be below this.
         largest: up to three scopes, calls or tasks with the most live bytes, as (name, bytes).
+        monitor: the name of the monitor.
+        headroom: what is left below the nearest limit, where that decides the level (`free=`); None where use does.
+        free_bytes: more than this should be left; None where use decides.
     """
 
     level: Level
     used_bytes: int
     target_bytes: int
     largest: tuple[tuple[str, int], ...]
+    monitor: str = ""
+    headroom: Headroom | None = None
+    free_bytes: int | None = None
 
 
 @record

@@ -1,11 +1,13 @@
 """Parse sizes, counts, durations and choices, and format sizes.
 
-`MB` is 10^6 bytes and `MiB` is 2^20 bytes (IEC 80000-13). A bare number is bytes. Output is always in binary units.
+`MB` is 10^6 bytes and `MiB` is 2^20 bytes (IEC 80000-13). A bare number is bytes. Quantities of Kubernetes are sizes
+as well: `512Mi`, `500M`, `1e9`. Output is always in binary units.
 """
 
 import re
 import sys
 from collections.abc import Callable
+from typing import TypeGuard
 
 from memtools.errors import ConfigError
 
@@ -22,8 +24,18 @@ _FACTORS = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity. Not `m`, a thousandth of a byte.
+_QUANTITY_FACTORS = {
+    **{suffix: 1000**power for power, suffix in enumerate("kMGTPE", 1)},
+    **{f"{suffix}i": 1024**power for power, suffix in enumerate("KMGTPE", 1)},
+}
 _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*|%)\s*")
-_SIZE_FORMS = "bytes as a whole number, or text such as '512 MiB', '1.5 GB', '64 KiB' (B, kB, MB, GB, TB, KiB to TiB)"
+_QUANTITY = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)(?:([kMGTPE]|[KMGTPE]i)|[eE]\+?([0-9]{1,2}))\s*")
+_MILLI = re.compile(r"\s*[0-9.]+m\s*")
+_SIZE_FORMS = (
+    "bytes as a whole number, or text such as '512 MiB', '1.5 GB', '64 KiB' (B, kB, MB, GB, TB, KiB to TiB), or as in "
+    "Kubernetes '512Mi', '1G', '1e9'"
+)
 _PERCENT_FORM = ", or a share of the effective limit from '0%' to '100%'"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -32,14 +44,15 @@ def parse_size(value: object, *, name: str = "size", percent_of: Callable[[], in
     """Return `value` in bytes.
 
     Args:
-        value: bytes as an int (or a float without a fraction), or text such as `"512 MiB"`.
+        value: bytes as an int (or a float without a fraction), or text such as `"512 MiB"`, or a quantity of Kubernetes
+            such as `"512Mi"`.
         name: the name of the argument in the error.
         percent_of: returns the bytes that `"100%"` means, or None if they are not known; without it a percentage is
             refused.
 
     Raises:
-        ConfigError: for anything else: negative, not finite, bool, unknown unit (`"512Mb"`, `"512Mi"`), over 100 %,
-            or a percentage when `percent_of` returns None.
+        ConfigError: for anything else: negative, not finite, bool, unknown unit (`"512Mb"`, and `"512m"`, which means
+            thousandths in Kubernetes), over 100 %, or a percentage when `percent_of` returns None.
     """
     forms = _SIZE_FORMS + (_PERCENT_FORM if percent_of else "")
 
@@ -53,6 +66,12 @@ def parse_size(value: object, *, name: str = "size", percent_of: Callable[[], in
 
 
 def _parse_text(value: str, name: str, forms: str, percent_of: Callable[[], int | None] | None) -> int:
+    quantity = _QUANTITY.fullmatch(value)
+    if quantity is not None:
+        digits, suffix, exponent = quantity.groups()
+        return _scaled(digits, _QUANTITY_FACTORS[suffix] if suffix else 10 ** int(exponent))
+    if _MILLI.fullmatch(value):
+        raise ConfigError(name, value, f"{forms}; 'm' is a thousandth there, and 'M' a million")
     match = _SIZE.fullmatch(value)
     if match is None:
         raise ConfigError(name, value, forms)
@@ -88,16 +107,38 @@ def parse_count(value: object, *, name: str, minimum: int = 1) -> int:
     return value
 
 
-def parse_seconds(value: object, *, name: str) -> float:
+def parse_seconds(value: object, *, name: str, above_zero: bool = False) -> float:
     """Return `value` in seconds, finite and not negative.
+
+    Args:
+        value: seconds as a number.
+        name: the name of the argument in the error.
+        above_zero: whether 0 is refused as well.
 
     Raises:
         ConfigError: for anything else.
     """
-    # Not `isfinite`, which cannot take an int beyond the largest float; nan fails every comparison.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
-        raise ConfigError(name, value, "seconds as a finite number of at least 0")
+    if not _is_amount(value) or (above_zero and value == 0):
+        raise ConfigError(
+            name, value, f"seconds as a {'number above' if above_zero else 'finite number of at least'} 0"
+        )
     return float(value)
+
+
+def parse_rate(value: object, *, name: str) -> float:
+    """Return `value`, which is how many a second: a finite number, 0 for none.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not _is_amount(value):
+        raise ConfigError(name, value, "a finite number of at least 0, which is how many a second")
+    return float(value)
+
+
+def _is_amount(value: object) -> TypeGuard[int | float]:
+    # Not `isfinite`, which cannot take an int beyond the largest float; nan fails every comparison.
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
 
 
 def parse_choice(value: object, choices: tuple[str, ...], *, name: str) -> str:

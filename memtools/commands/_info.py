@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, cast
 
+from memtools.commands._installation import extension_states, hidden_installation, how_to_build
 from memtools.commands._run import default_meter
 from memtools.errors import ConfigError, ReadingError
 from memtools.ledger import choose_meter, native_reason
@@ -58,6 +59,7 @@ def collect_facts() -> dict[str, dict[str, object]]:
     sections: dict[str, Callable[[], dict[str, object]]] = {
         "versions": _versions,
         "meters": _meters,
+        "C extensions": _extensions,
         "limit": _limit,
         "memory": _memory,
         "allocator": _allocator,
@@ -92,6 +94,20 @@ def _meters() -> dict[str, object]:
     facts["native"] = native_reason() or "built, and its self-test passed"
     facts["chosen by"] = "MEMTOOLS_METER" if os.environ.get("MEMTOOLS_METER") else "default"
     facts["of memtools run"] = default_meter().name
+    return facts
+
+
+def _extensions() -> dict[str, object]:
+    states = extension_states()
+    facts: dict[str, object] = {name: reason or "built" for name, reason in states.items()}
+    if not any(states.values()):
+        return facts
+    folder = hidden_installation()
+    if folder is None:
+        facts["to build them"] = how_to_build()
+    else:
+        facts["hidden installation"] = f"{folder} has them; this is the source in the current folder"
+        facts["to use it"] = "type memtools info, or python -P -m memtools info"
     return facts
 
 

@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Final
 
 from memtools.commands._info import memtools_version, print_facts
-from memtools.commands._run import RunOptions, default_meter, run
+from memtools.commands._program import Program, ProgramKind, command_name, hint
+from memtools.commands._run import STANDARD_OUTPUT, RunOptions, default_meter, run
 from memtools.errors import ConfigError
 from memtools.ledger import Meter
 
@@ -16,49 +19,75 @@ _LEAKS_HELP: Final = "search for leaks while the program runs; report one line p
 _METER_HELP: Final = "native (default where available), tracemalloc or rss"
 _INFO_HELP: Final = "print what a bug report needs: versions, meters, the effective limit, the allocator"
 _RUN_USAGE: Final = (
-    "python -m memtools run [--leaks] [--json FILE] [--html FILE] [--meter NAME] (-m MODULE | SCRIPT) [ARGUMENT ...]"
+    "run [--leaks] [--json FILE] [--html FILE] [--meter NAME] (-m MODULE | -c CODE | SCRIPT | -) [ARGUMENT ...]"
 )
 _RUN_EPILOG: Final = (
-    "SCRIPT is a file, a folder or a zip file, as for python. Options of memtools stand before it; what follows it is "
-    "passed to the program."
+    "SCRIPT is a file, a folder or a zip file, as for python; - is standard input. Options of memtools stand before "
+    "it; what follows it is passed to the program."
 )
 
 _COMMANDS: Final = ("run", "info")
+_KINDS: Final[dict[str, ProgramKind]] = {"-m": "module", "-c": "code"}
+_MISSING: Final[dict[ProgramKind, str]] = {
+    "module": "-m needs the name of a module",
+    "code": "-c needs the code",
+    "script": "a script, -m MODULE, -c CODE or - is required",
+}
 _OPTIONS_WITH_VALUE: Final = frozenset({"--json", "--html", "--meter"})
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code of every command but `run`, which ends as the program does.
 
     Args:
-        arguments: the command line without the interpreter's own part.
+        arguments: the command line without the interpreter's own part; by default that of this process.
     """
     parser, run_parser = _make_parsers()
-    own, program, is_module = _split(list(arguments))
+    own, words, kind = _split(list(sys.argv[1:] if arguments is None else arguments))
     _check_command(parser, own)
     options, unknown = parser.parse_known_args(own)
     if unknown:
         (run_parser if options.command == "run" else parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command == "info":
-        return print_facts(as_json=options.json)
+        return _print_info(as_json=options.json)
     if options.command == "run":
-        return run(_parse_run(run_parser, options, program, is_module=is_module))
+        return run(_parse_run(run_parser, options, words, kind))
     parser.print_help()
     return 2
 
 
+def _print_info(*, as_json: bool) -> int:
+    try:
+        code = print_facts(as_json=as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `info | head`; what is left in the buffer must not be written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
 def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """Return the parser of the command line, and that of `run`, whose errors show its own usage."""
-    parser = argparse.ArgumentParser(prog="python -m memtools", description=_DESCRIPTION, allow_abbrev=False)
+    prog = command_name()
+    parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
     commands = parser.add_subparsers(dest="command", metavar="{run,info}")
 
     run_parser = commands.add_parser(
-        "run", help=_RUN_HELP, description=_RUN_HELP, allow_abbrev=False, usage=_RUN_USAGE, epilog=_RUN_EPILOG
+        "run",
+        help=_RUN_HELP,
+        description=_RUN_HELP,
+        allow_abbrev=False,
+        usage=f"{prog} {_RUN_USAGE}",
+        epilog=_RUN_EPILOG,
     )
     run_parser.add_argument("--leaks", action="store_true", help=_LEAKS_HELP)
-    run_parser.add_argument("--json", metavar="FILE", help="also write the whole report to FILE as JSON")
-    run_parser.add_argument("--html", metavar="FILE", help="also write the report to FILE as an HTML page")
+    run_parser.add_argument(
+        "--json", metavar="FILE", help="also write the whole report to FILE as JSON; - is standard output"
+    )
+    run_parser.add_argument(
+        "--html", metavar="FILE", help="also write the report to FILE as an HTML page; - is standard output"
+    )
     run_parser.add_argument("--meter", metavar="NAME", help=_METER_HELP)
 
     info_parser = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
@@ -66,38 +95,38 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     return parser, run_parser
 
 
-def _split(words: list[str]) -> tuple[list[str], list[str], bool]:
-    """Return the words for memtools, those for the program, and whether the program is a module."""
+def _split(words: list[str]) -> tuple[list[str], list[str], ProgramKind]:
+    """Return the words for memtools, those for the program, and what the first of these is."""
     # By hand: argparse takes a `--` out of a REMAINDER, drops an empty word (3.13), and takes the `--json` in
     # `-mpkg --json` from the program.
     if words[:1] != ["run"]:
-        return words, [], False
+        return words, [], "script"
     place = 1
-    while place < len(words) and words[place].startswith("-"):
+    while place < len(words) and words[place].startswith("-") and words[place] not in ("-", "--"):
         word = words[place]
-        if word.startswith("-m"):
-            return words[:place], [*filter(None, [word[2:]]), *words[place + 1 :]], True
-        if word == "--":
-            return words[:place], words[place + 1 :], False
+        if word.startswith(("-m", "-c")):
+            return words[:place], [*filter(None, [word[2:]]), *words[place + 1 :]], _KINDS[word[:2]]
         place += 2 if word in _OPTIONS_WITH_VALUE else 1
-    return words[:place], words[place:], False
+    program = words[place + 1 :] if words[place : place + 1] == ["--"] else words[place:]
+    return words[:place], program, "stdin" if program[:1] == ["-"] else "script"
 
 
 def _check_command(parser: argparse.ArgumentParser, words: list[str]) -> None:
     first = words[0] if words else ""
     if first and not first.startswith("-") and first not in _COMMANDS:
-        parser.error(f"unknown command {first!r}; to run a program: python -m memtools run {first}")
+        advice = hint(first, words[1:]) or f"{parser.prog} run {shlex.join(words)}"
+        parser.error(f"unknown command {first!r}; to run a program: {advice}")
 
 
 def _parse_run(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, words: list[str], *, is_module: bool
+    parser: argparse.ArgumentParser, options: argparse.Namespace, words: list[str], kind: ProgramKind
 ) -> RunOptions:
     if not words:
-        parser.error("-m needs the name of a module" if is_module else "a script or -m MODULE is required")
+        parser.error(_MISSING[kind])
+    if options.json == options.html == STANDARD_OUTPUT:
+        parser.error("--json and --html cannot both be written to standard output")
     return RunOptions(
-        program=words[0],
-        is_module=is_module,
-        arguments=tuple(words[1:]),
+        program=Program(words[0], kind, tuple(words[1:])),
         meter=_parse_meter(parser, options.meter),
         json_path=_parse_output_path(parser, "--json", options.json),
         html_path=_parse_output_path(parser, "--html", options.html),
@@ -113,10 +142,13 @@ def _parse_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
 
 
 def _parse_output_path(parser: argparse.ArgumentParser, option: str, path: str | None) -> str | None:
-    if path is None:
-        return None
+    if path is None or path == STANDARD_OUTPUT:
+        return path
     # Absolute, since the program may change its folder; checked now, and not after the program has run for an hour.
-    absolute = os.path.abspath(path)
+    try:
+        absolute = os.path.abspath(path)
+    except OSError as error:
+        parser.error(f"{option}: cannot write {path}: the current folder cannot be read ({error.strerror})")
     if os.path.isdir(absolute):
         parser.error(f"{option}: {path} is a folder; give the path of a file")
     if not os.access(os.path.dirname(absolute), os.W_OK):

@@ -1,17 +1,17 @@
 """Run a program unchanged, and report its memory at its very end.
 
 The report is an `atexit` call that was registered before the program's own, so it runs after all of them, when the
-threads that are no daemons have been joined. A program that dies by SIGTERM, `os._exit` or `exec` dies as it would
-alone, without a report. Children of a fork print none: only the process that was started reports.
+threads that are no daemons have been joined. Where the program kills itself by a signal, as servers do when they have
+handled SIGTERM, the report comes before the signal. A program that a signal from outside, `os._exit` or `exec` ends,
+ends as it would alone, without a report. Children of a fork print none: only the process that was started reports.
 """
 
-import atexit
-import contextlib
 import json
 import os
-import signal
 import sys
 import threading
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Final, NoReturn, TextIO
@@ -20,20 +20,30 @@ from memtools._gc import freeze_existing
 from memtools._records import record
 from memtools._safe_calls import strip_own_frames
 from memtools._text import printable
-from memtools.commands._program import require_readable, run_program
+from memtools.commands._installation import hidden_installation
+from memtools.commands._modules import own_modules
+from memtools.commands._program import (
+    Program,
+    before_death,
+    call_at_bottom,
+    forget_file,
+    register_last,
+    resumed_at_exit,
+)
 from memtools.leaks import Diagnosis
 from memtools.leaks._investigate import BackgroundInvestigation
 from memtools.ledger import Meter, choose_meter, native_reason
 from memtools.ledger._instrument import GlobalTaskTracking, track_all_loops
 from memtools.ledger._ledger import close_owner, open_owner
 from memtools.readings import ProcessMemory, read_process
+from memtools.readings._resident import split_resident_if_known
 from memtools.reports import Report, report
 from memtools.reports._html import html_page
 from memtools.reports._text import can_show_blocks
 
+STANDARD_OUTPUT: Final = "-"
 _METER_VARIABLE: Final = "MEMTOOLS_METER"
 _FOLDER: Final = str(Path(__file__).parent)
-_INTERRUPTED: Final = 128 + signal.SIGINT  # the exit code of a shell, where the interpreter does not kill itself
 
 
 def default_meter(name: str | None = None) -> Meter:
@@ -55,27 +65,18 @@ class RunOptions:
     """What to run, and where the report goes besides stderr.
 
     Attributes:
-        program: path of a script, folder or zip file, or the name of a module.
-        is_module: whether it is a module.
-        arguments: those of the program.
+        program: what is run.
         meter: what counts.
-        json_path: where to write the report as JSON.
-        html_path: where to write it as a page.
+        json_path: where to write the report as JSON; `-` is standard output.
+        html_path: where to write it as a page; `-` is standard output.
         leaks: whether to search for leaks meanwhile.
     """
 
-    program: str
-    is_module: bool
-    arguments: tuple[str, ...]
+    program: Program
     meter: Meter
     json_path: str | None = None
     html_path: str | None = None
     leaks: bool = False
-
-    @property
-    def title(self) -> str:
-        """What the program is called in the report."""
-        return self.program if self.is_module else os.path.basename(self.program.rstrip("/\\")) or self.program
 
 
 def run(options: RunOptions) -> int:
@@ -83,23 +84,25 @@ def run(options: RunOptions) -> int:
 
     Raises:
         SystemExit: as the program exits; 1 after an uncaught exception, whose traceback has been shown.
+        KeyboardInterrupt: when it has left the program and has been shown, so that the interpreter dies by SIGINT.
     """
-    if not options.is_module:
-        require_readable(options.program)
+    execute = options.program.load()
     session = _RunSession(options, sys.stderr)
-    atexit.register(session.finish)
+    register_last(session.finish)
+    before_death(session.finish_before_death)
     if not options.leaks:  # a search for leaks has to see every object
         freeze_existing()
-    error = _run_to_end(session, options)
-    # Here, where no exception is being handled: what a hook of the program raises has no context then, as alone.
-    if error is not None:
-        exit_with(error)
+    with resumed_at_exit():
+        error = _run_to_end(session, execute)
+        # Here, where no exception is being handled: what a hook of the program raises has no context then, as alone.
+        if error is not None:
+            exit_with(error)
     return 0
 
 
-def _run_to_end(session: "_RunSession", options: RunOptions) -> BaseException | None:
+def _run_to_end(session: "_RunSession", execute: Callable[[], None]) -> BaseException | None:
     try:
-        run_program(options.program, options.arguments, is_module=options.is_module)
+        execute()
     except SystemExit as end:
         session.failed = end.code not in (None, 0)
         raise
@@ -117,7 +120,10 @@ class _RunSession:
     def __init__(self, options: RunOptions, stream: TextIO | None) -> None:
         self._options = options
         self._stream = stream
+        self._stdout: TextIO | None = sys.stdout
         self._process = os.getpid()
+        self._finished = False
+        self._is_dying = False
         self.failed = False
         # Scopes and decorators of the program that name no meter shall use this one; child processes inherit it. Only
         # where it is not the default anyway: a child may be another Python, which has no native meter.
@@ -125,9 +131,13 @@ class _RunSession:
             os.environ[_METER_VARIABLE] = options.meter.name
         options.meter.acquire()
         self._tracking: GlobalTaskTracking = track_all_loops(options.meter)
+        self._split_since = split_resident_if_known()
         self._since: ProcessMemory = read_process()
-        self._owner = open_owner(options.title, "scope", meter=options.meter)
+        self._children = _usage_of_children()
+        self._owner = open_owner(options.program.title, "scope", meter=options.meter)
         self._investigation = BackgroundInvestigation() if options.leaks else None
+        if options.leaks:
+            import_module("ctypes")  # the search loads it on first need: the program may have one of that name
         if self._investigation is not None:
             self._investigation.start()
 
@@ -139,17 +149,31 @@ class _RunSession:
             self._investigation.mark_program_end()
 
     def finish(self) -> None:
-        """Report; a failure in here does not change how the program ends."""
-        if os.getpid() != self._process:
+        """Report once; a failure in here does not change how the program ends."""
+        if os.getpid() != self._process or self._finished:
             return
+        self._finished = True
+        with own_modules():
+            self._report()
+        # Python 3.15 flushes what the program's finalisers write at the very end only as it drops the stream.
+        self._stdout = self._stream = None
+
+    def finish_before_death(self) -> None:
+        """Report before the process kills itself: what the program has written and not flushed is lost, as alone."""
+        self._is_dying = True
+        self.finish()
+
+    def _report(self) -> None:
         try:
             diagnosis = self._diagnose()
             write_report(
                 self._close(),
                 self._stream,
+                stdout=self._stdout,
                 json_path=self._options.json_path,
                 html_path=self._options.html_path,
                 diagnosis=diagnosis,
+                flush=not self._is_dying,
             )
         except Exception as error:
             _report_error(self._stream, "report", error)
@@ -165,34 +189,76 @@ class _RunSession:
 
     def _close(self) -> Report:
         close_owner(self._owner, failed=self.failed)
-        found = report(title=self._options.title, since=self._since)
+        found = report(
+            title=self._options.program.title,
+            since=self._since,
+            split_since=self._split_since,
+            caveats=self._caveats(),
+        )
         self._tracking.close()
         self._options.meter.release()
         return found
+
+    def _caveats(self) -> tuple[str, ...]:
+        caveats: list[str] = []
+        if _usage_of_children() != self._children or _has_children():
+            caveats.append("child processes were started, and their memory is not in these figures")
+        if native_reason() and (folder := hidden_installation()) is not None:
+            caveats.append(
+                f"the source of memtools in the current folder hides the one installed in {folder}, and only that one "
+                "has C extensions: type memtools run, or python -P -m memtools run"
+            )
+        return tuple(caveats)
+
+
+def _usage_of_children() -> object:
+    """Return a value that changes when a child process has ended and has been waited for."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def _has_children() -> bool:
+    """Return whether there are child processes that have not been waited for; they are left alone."""
+    if sys.platform == "win32":
+        return False
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there is none
+        return False
+    return True
 
 
 def write_report(
     report: Report,
     stream: TextIO | None,
     *,
+    stdout: TextIO | None = None,
+    flush: bool = True,
     json_path: str | None,
     html_path: str | None,
     diagnosis: Diagnosis | None = None,
 ) -> None:
     """Write the report, and the diagnosis of leaks where there is one, to `stream` and to the files.
 
-    `stream` may be a terminal, a file, a closed pipe, or replaced by the program.
+    `stream` may be a terminal, a file, a closed pipe, or replaced by the program. `stdout` is where the path `-` leads
+    to; `flush` says whether to write out what the program has left in the buffers.
 
     Raises:
         OSError: when a file cannot be written; `stream` has got the report then.
     """
-    _flush(sys.stdout)
+    if flush:
+        _flush(sys.stdout)
+        _flush(stdout)
+        _flush(stream)
     if stream is not None:
         _write(stream, _as_text(report, stream, diagnosis))
     if json_path is not None:
-        _write_file(json_path, _as_json(report, diagnosis))
+        _write_file(json_path, _as_json(report, diagnosis), stdout)
     if html_path is not None:
-        _write_file(html_path, html_page(report))
+        _write_file(html_path, html_page(report), stdout)
 
 
 def _as_json(report: Report, diagnosis: Diagnosis | None) -> str:
@@ -206,7 +272,7 @@ def _as_text(report: Report, stream: TextIO, diagnosis: Diagnosis | None) -> byt
     text = report.to_text(width=_width_of(stream), ascii_only=not can_show_blocks(encoding))
     if diagnosis is not None:
         # Not truncated to the width of the terminal: the end of a line is what to do about the leak.
-        text += "\n\n" + "\n".join(printable(line) for line in diagnosis.lines())
+        text += "\n\n" + "\n".join(printable(line) for line in [*diagnosis.lines(), *report.caveats])
     return f"\n{text}\n".encode(encoding, "backslashreplace")
 
 
@@ -223,7 +289,6 @@ def _write(stream: TextIO, text: bytes) -> None:
     # Not through the stream's buffer: text that cannot be written would stay in it, and change the exit code at the
     # final flush.
     try:
-        stream.flush()
         number = stream.fileno()
         if not os.get_blocking(number):
             os.set_blocking(number, True)  # the program has ended, and the report has to be whole
@@ -241,7 +306,11 @@ def _flush(stream: TextIO | None) -> None:
         return  # the interpreter flushes again, and reports the error as the program's
 
 
-def _write_file(path: str, text: str) -> None:
+def _write_file(path: str, text: str, stdout: TextIO | None) -> None:
+    if path == STANDARD_OUTPUT:
+        if stdout is not None:
+            _write(stdout, text.encode("utf-8"))
+        return
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
 
@@ -258,14 +327,15 @@ def exit_with(error: BaseException) -> NoReturn:
     """Show an uncaught exception as the interpreter does, without the frames of memtools, and exit as it does.
 
     Raises:
-        SystemExit: always.
+        SystemExit: with code 1.
+        KeyboardInterrupt: `error`, where it is one; it is not shown again.
     """
     trace = error.__traceback__ = strip_own_frames(error.__traceback__, _is_own)
     _set_last_error(error)
     _show(error, trace)
+    forget_file()
     if isinstance(error, KeyboardInterrupt):
-        _mark_as_interrupted()
-        sys.exit(_INTERRUPTED)
+        _raise_silently(error)
     sys.exit(1)
 
 
@@ -281,7 +351,7 @@ def _set_last_error(error: BaseException) -> None:
 
 def _show(error: BaseException, trace: TracebackType | None) -> None:
     try:
-        sys.excepthook(type(error), error, trace)
+        call_at_bottom(sys.excepthook, type(error), error, trace)
     except SystemExit:
         raise
     except BaseException as hook_error:
@@ -293,8 +363,15 @@ def _show(error: BaseException, trace: TracebackType | None) -> None:
         sys.__excepthook__(type(error), error, trace)
 
 
-def _mark_as_interrupted() -> None:
-    # The interpreter kills itself by SIGINT, after all clean-up, when a KeyboardInterrupt has left the code that it ran
-    # last (from text, not from a code object). Killing the process here would skip the clean-up.
-    with contextlib.suppress(KeyboardInterrupt):
-        exec("raise KeyboardInterrupt")
+def _raise_silently(error: KeyboardInterrupt) -> NoReturn:
+    # The interpreter kills itself by SIGINT, after all clean-up, when a KeyboardInterrupt has left its main program and
+    # has been shown. Killing the process here would skip the clean-up.
+    trace, hook = error.__traceback__, sys.excepthook
+
+    def restore_hook(*_: object) -> None:
+        sys.excepthook = hook
+        error.__traceback__ = trace
+        _set_last_error(error)
+
+    sys.excepthook = restore_hook
+    raise error

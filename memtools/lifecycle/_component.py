@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import warnings
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -88,6 +89,7 @@ class Component:
         self._name = type(self).__qualname__ if name is None else parse_name(name)
         self._grace_s = parse_seconds(grace, name="grace")
         self._state = _OPEN
+        self._pid = os.getpid()
         self._ended: asyncio.Event | None = None
         self._resources = Resources(self._name)
 
@@ -181,10 +183,11 @@ class Component:
             f"<{type(self).__name__} {self._name!r} {self._state} tasks={tasks} owned={len(self._resources) - tasks}>"
         )
 
-    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        # `_warn` is an argument because the module may be gone before the object at interpreter exit.
+    def __del__(self, _warn: Callable[..., None] = warnings.warn, _getpid: Callable[[], int] = os.getpid) -> None:
+        # These are arguments because the modules may be gone before the object at interpreter exit.
         resources: Resources | None = getattr(self, "_resources", None)
-        if resources and self._state == _OPEN:
+        # The copy in a forked child is the parent's to shut down.
+        if resources and self._state == _OPEN and self._pid == _getpid():
             _warn(
                 f"{self._name} was never shut down: it has {resources.tasks} tasks and "
                 f"{len(resources) - resources.tasks} other resources; use it in an `async with`, or await shutdown()",

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final, TypeGuard, cast
 
+from memtools._threads import call_in_own_thread
 from memtools.errors import ConfigError
 from memtools.scopes._task_set import abandon
 
@@ -131,7 +131,9 @@ def closer_of(resource: object, close: Callable[[Any], object] | None) -> Callab
             raise ConfigError("close", close, "a callable that takes the resource")
         return lambda _: close(resource)
     if isinstance(resource, Executor):
-        return lambda _: shut_down_pool(resource)
+        # A pool of memtools ends its running calls, too, when the deadline cancels its `aclose`.
+        aclose = getattr(resource, "aclose", None)
+        return (lambda _: aclose()) if callable(aclose) else (lambda _: shut_down_pool(resource))
     for name in _CLOSE_METHODS:
         if callable(getattr(resource, name, None)):
             # Looked up again at the end: the method may be replaced until then.
@@ -149,28 +151,7 @@ def shut_down_pool(pool: Executor) -> "asyncio.Future[None]":
     Raises:
         RuntimeError: when no thread can be started.
     """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def set_result(error: BaseException | None) -> None:
-        if ended.done():
-            return
-        if error is None:
-            ended.set_result(None)
-        else:
-            ended.set_exception(error)
-
-    def wait() -> None:
-        error: BaseException | None = None
-        try:
-            pool.shutdown(wait=True, cancel_futures=True)
-        except Exception as failure:
-            error = failure
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(set_result, error)
-
-    threading.Thread(target=wait, name="memtools pool shutdown", daemon=True).start()
-    return ended
+    return call_in_own_thread(lambda: pool.shutdown(wait=True, cancel_futures=True), name="memtools pool shutdown")
 
 
 class Shutdown:

@@ -11,7 +11,7 @@ from typing import Final
 from memtools._charts import html_page as page_around
 from memtools._text import printable
 from memtools.reports._rows import ReportFields, Row, notes_of
-from memtools.reports._text import format_mib, leftover_line, legend, process_lines, row_figures, share_of
+from memtools.reports._text import advice_lines, format_mib, leftover_line, legend, process_lines, row_figures, share_of
 
 _TABLE: Final = "border-collapse:collapse;font:13px/1.5 ui-monospace,monospace;color:inherit;background:transparent"
 _EDGE: Final = "border-bottom:1px solid rgba(128,128,128,.35)"
@@ -34,7 +34,9 @@ def html_table(report: ReportFields) -> str:
             parts += _section(heading, rows, report.peak_bytes, columns)
     parts += _lines(map(leftover_line, report.leftovers), f"font-weight:bold{_ABOVE}")
     parts += _process(report)
+    parts += _lines(advice_lines(report.process))
     parts += _lines(legend(all_rows, shows_retained=True)) + _lines(_notes(report.notes))
+    parts += _lines(report.caveats, "font-weight:bold")
     return "".join([*parts, "</table>"])
 
 

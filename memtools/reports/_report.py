@@ -7,9 +7,10 @@ from memtools._records import record
 from memtools._text import printable, truncate_middle
 from memtools.analysis import Leftover
 from memtools.analysis._growth_by_call import find_leftovers
+from memtools.errors import ReadingError
 from memtools.ledger import Usage, statistics
 from memtools.ledger._ledger import LedgerStatistics
-from memtools.readings import ProcessMemory, read_process
+from memtools.readings import ProcessMemory, ResidentSplit, read_process, split_resident
 from memtools.reports._html import html_rows, html_table
 from memtools.reports._rows import Growth, Row, flat_rows, measure_growth, notes_of, scope_rows
 from memtools.reports._text import text_report, text_rows
@@ -36,6 +37,7 @@ class Report:
         process: the process as a whole.
         leftovers: the functions and tasks whose every call leaves something behind, as far as the meter knows; the
             largest first.
+        caveats: sentences on what these figures do not cover.
 
     Rows are sorted by their live bytes, to a hundredth of a MiB, then by their peaks. A row's peak is that of its
     largest call, its retained bytes and its time are sums. Inexact figures carry a `~`. Names are kept as they were
@@ -48,6 +50,7 @@ class Report:
     functions: tuple[Row, ...]
     process: Growth
     leftovers: tuple[Leftover, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def sections(self) -> tuple[tuple[str, tuple[tuple[int, Row], ...]], ...]:
@@ -94,6 +97,7 @@ class Report:
             "scopes": [row.to_dict() for row in self.scopes],
             "tasks": [row.to_dict() for row in self.tasks],
             "functions": [row.to_dict() for row in self.functions],
+            "caveats": list(self.caveats),
         }
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -118,28 +122,44 @@ class Report:
 
 
 def report(
-    *, title: str = "this process", since: ProcessMemory | None = None, ledger: LedgerStatistics | None = None
+    *,
+    title: str = "this process",
+    since: ProcessMemory | None = None,
+    split_since: ResidentSplit | None = None,
+    ledger: LedgerStatistics | None = None,
+    caveats: tuple[str, ...] = (),
 ) -> Report:
     """Return the memory use of this process up to now.
 
     Args:
         title: what the report is about.
         since: an earlier reading (`memtools.readings.read_process()`), from which growth is counted.
+        split_since: an earlier `memtools.readings.split_resident()`: with it the growth that no scope, task or function
+            explains is split by what it consists of.
         ledger: statistics of the ledger taken earlier; by default those of now.
+        caveats: sentences on what the figures do not cover, which the caller knows.
 
     Raises:
         ReadingError: when the memory of the process cannot be read.
 
-    Threads: safe. Cost: a copy of the accounts, at most 4,096.
+    Threads: safe. Cost: a copy of the accounts, at most 4,096; with `split_since` that of `split_resident()`.
     """
     known = statistics() if ledger is None else ledger
+    now = read_process()  # before the split, which needs memory itself
+    split = None
+    if split_since is not None:
+        try:
+            split = split_resident()
+        except ReadingError as error:
+            caveats = (*caveats, f"what the growth consists of is not known: {error}")
     return Report(
         title=title,
         scopes=scope_rows(known.accounts),
         tasks=flat_rows(known.accounts, "task"),
         functions=flat_rows(known.accounts, "call"),
-        process=measure_growth(known, read_process(), since),
+        process=measure_growth(known, now, since, split, split_since),
         leftovers=find_leftovers(known.accounts),
+        caveats=caveats,
     )
 
 

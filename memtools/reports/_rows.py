@@ -8,7 +8,8 @@ from memtools._records import as_dict, record
 from memtools.analysis import Leftover
 from memtools.ledger import AccountStatistics
 from memtools.ledger._ledger import LedgerStatistics
-from memtools.readings import ProcessMemory
+from memtools.readings import ProcessMemory, ResidentPart, ResidentSplit
+from memtools.readings._resident import MALLOC_BLOCKS, PYTHON_BLOCKS
 
 # What the tables show of a size, hundredths of a MiB. Rows whose sizes look equal are sorted by their peaks.
 _SHOWN: Final = 2**20 / 100
@@ -26,6 +27,8 @@ class Growth:
         untracked_bytes: bytes that were allocated outside any scope, by the same meter.
         meter_bytes: the size of tracemalloc's own tables; None with the native meter, which does not count its own.
         unattributed_bytes: growth that none of these explains: C libraries, fragmentation, interpreter, native meter.
+        parts: what that growth consists of, the largest first, each with its meaning; all growth where there is no
+            meter. Empty without a first `split_resident()`.
     """
 
     resident_bytes: int
@@ -35,26 +38,49 @@ class Growth:
     untracked_bytes: int | None = None
     meter_bytes: int | None = None
     unattributed_bytes: int | None = None
+    parts: tuple[ResidentPart, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields as a dict that JSON can hold."""
-        return as_dict(self)
+        return {**as_dict(self), "parts": [part.to_dict() for part in self.parts]}
 
 
-def measure_growth(ledger: LedgerStatistics, now: ProcessMemory, since: ProcessMemory | None) -> Growth:
-    """Return the figures of the whole process, and the parts that the ledger explains."""
+def measure_growth(
+    ledger: LedgerStatistics,
+    now: ProcessMemory,
+    since: ProcessMemory | None,
+    split: ResidentSplit | None = None,
+    split_since: ResidentSplit | None = None,
+) -> Growth:
+    """Return the figures of the whole process, the parts that the ledger explains, and those that it does not."""
     growth = now.resident_bytes - since.resident_bytes if since is not None else None
     meter = next(
         (name for name in ("native", "tracemalloc") if any(entry.meter == name for entry in ledger.accounts)), None
     )
     if meter is None:
-        return Growth(now.resident_bytes, now.peak_bytes, growth)
+        return Growth(now.resident_bytes, now.peak_bytes, growth, parts=_parts(split, split_since, None))
 
     owned = sum(_held_bytes(entry) for entry in ledger.accounts if entry.meter == meter)
     untracked = ledger.unattributed_bytes.get(meter, 0)
     tables = _tracemalloc_bytes() if meter == "tracemalloc" else None
     unattributed = growth - owned - untracked - (tables or 0) if growth is not None else None
-    return Growth(now.resident_bytes, now.peak_bytes, growth, owned, untracked, tables, unattributed)
+    parts = _parts(split, split_since, owned + untracked + (tables or 0))
+    return Growth(now.resident_bytes, now.peak_bytes, growth, owned, untracked, tables, unattributed, parts)
+
+
+def _parts(
+    split: ResidentSplit | None, since: ResidentSplit | None, explained_bytes: int | None
+) -> tuple[ResidentPart, ...]:
+    if split is None or since is None:
+        return ()
+    parts = split.parts(since)
+    if explained_bytes is None:
+        return parts
+    # The ledger counts what Python has of its own blocks and of malloc: the rest of both is not Python's.
+    in_use = (split.python_bytes or 0) + split.malloc_bytes - (since.python_bytes or 0) - since.malloc_bytes
+    others = ResidentPart("C libraries", in_use - explained_bytes, "blocks of malloc that are no Python objects")
+    kept = [others, *(part for part in parts if part.name not in (PYTHON_BLOCKS, MALLOC_BLOCKS))]
+    return tuple(sorted(kept, key=lambda part: part.size_bytes, reverse=True))
 
 
 def _held_bytes(entry: AccountStatistics) -> int:
@@ -152,6 +178,11 @@ class ReportFields(Protocol):
     @property
     def meters(self) -> tuple[str, ...]:
         """The names of the meters."""
+        ...
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Sentences on what the figures do not cover."""
         ...
 
     @property

@@ -13,6 +13,10 @@ from memtools.analysis import Leftover
 from memtools.reports._rows import Growth, ReportFields, Row, notes_of
 from memtools.units import format_size
 
+_NO_BLOCKS: Final = "no Python blocks: C libraries, fragmentation, interpreter"
+_NO_BLOCKS_SPLIT: Final = "explained by no block of Python; of it:"
+_MIN_PART_BYTES: Final = 1 << 20  # smaller parts are within what can be told
+_MIN_ADVISED_BYTES: Final = 8 << 20
 _PEAK: Final = "peak: the highest live memory of one call, with all that it called"
 _RETAINED: Final = "retained: live when each call ended, added up"
 _LIVE: Final = "live: allocated by these calls, ended or open, and not freed until now"
@@ -41,6 +45,7 @@ def text_report(report: ReportFields, *, width: int | None, ascii_only: bool | N
     page.process(report)
     page.legend([row for _, rows in report.sections for _, row in rows])
     page.notes(report.notes)
+    page.caveats(report.caveats)
     return page.text()
 
 
@@ -90,13 +95,25 @@ def process_lines(process: Growth) -> list[tuple[str, str, str]]:
         ("  owned", process.owned_bytes, "by the scopes, tasks and functions above"),
         ("  untracked", process.untracked_bytes, "allocated outside any scope"),
         ("  meter", process.meter_bytes, "tables of tracemalloc"),
-        ("  unattributed", process.unattributed_bytes, "no Python blocks: C libraries, fragmentation, interpreter"),
+        ("  unattributed", process.unattributed_bytes, _NO_BLOCKS_SPLIT if process.parts else _NO_BLOCKS),
     ]
     lines += [(label, size, explanation) for label, size, explanation in optional if size is not None]
+    indent = "  " if process.owned_bytes is None else "    "
+    lines += [
+        (indent + part.name, part.size_bytes, part.meaning)
+        for part in process.parts
+        if abs(part.size_bytes) >= _MIN_PART_BYTES
+    ]
     if process.resident_growth_bytes is None:
         # Without a first reading there is no growth that these could be parts of.
         return [(label.strip(), format_mib(size), explanation) for label, size, explanation in lines]
     return [(label, format_mib(size), explanation) for label, size, explanation in lines]
+
+
+def advice_lines(process: Growth) -> list[str]:
+    """Return what would lower the parts that explain much of the growth, a line for each."""
+    least = max(_MIN_ADVISED_BYTES, (process.resident_growth_bytes or 0) // 10)
+    return [f"{part.name}: {part.advice}" for part in process.parts if part.advice and part.size_bytes >= least]
 
 
 def row_figures(row: Row) -> list[str]:
@@ -200,6 +217,8 @@ class _Page:
         self.add_line(f"{'process':<{label_width}}{_GAP}{'MiB':>{size_width}}")
         for label, size, explanation in lines:
             self.add_line(f"{label:<{label_width}}{_GAP}{size:>{size_width}}{_GAP}{explanation}")
+        # Not truncated: see `caveats`.
+        self._lines += [self._encodable(f"> {line}") for line in advice_lines(report.process)]
 
     def leftovers(self, report: ReportFields) -> None:
         if not report.leftovers:
@@ -218,6 +237,10 @@ class _Page:
     def notes(self, notes: dict[str, int]) -> None:
         for note, count in notes.items():
             self.add_line(f"~ not exact: {printable(note)} ({count} row{'s' if count > 1 else ''})")
+
+    def caveats(self, caveats: Sequence[str]) -> None:
+        # Not truncated: a sentence that has lost its middle misleads.
+        self._lines += [self._encodable(f"! {printable(caveat)}") for caveat in caveats]
 
     def _add_row(self, name: str, figures: list[str], widths: list[int], name_width: int, bar: str) -> None:
         name = truncate_middle(name, name_width, mark=self._ellipsis)

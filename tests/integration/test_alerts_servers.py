@@ -207,6 +207,7 @@ def mail_to(smtp_server: SmtpServer, cafile: Path | None, **changes: str) -> Ema
         username=USERNAME,
         password=changes.get("password", PASSWORD),
         cafile=None if cafile is None else str(cafile),
+        security=changes.get("security"),
     )
 
 
@@ -241,7 +242,7 @@ def test_501_warnings_and_2_returns_are_4_posts_and_4_mails(
     assert len(smtp_server.mails) == 4
     assert all(body["text"] for body in http_server.bodies)
     assert "499 times since the last message" in json.dumps(http_server.bodies[1])
-    kinds = [mail["Subject"].split("]")[0].lstrip("[") for mail in smtp_server.mails]
+    kinds = [mail["Subject"].split()[0].strip("[]") for mail in smtp_server.mails]
     assert kinds == ["warning", "resolved", "warning", "resolved"]
 
 
@@ -275,7 +276,7 @@ def test_monitor_with_501_high_readings_sends_4_posts_4_mails(
     assert monitor.statistics().level_changes == {Level.NORMAL: 2, Level.WARNING: 2, Level.CRITICAL: 0}
     assert len(http_server.bodies) == len(smtp_server.mails) == 4
     assert "times since the last message" in json.dumps(http_server.bodies[1])
-    kinds = [mail["Subject"].split("]")[0].lstrip("[") for mail in smtp_server.mails]
+    kinds = [mail["Subject"].split()[0].strip("[]") for mail in smtp_server.mails]
     assert kinds == ["warning", "resolved", "warning", "resolved"]
     assert (of(alerts, "slack").lost, of(alerts, "email").lost) == (0, 0)
 
@@ -428,7 +429,7 @@ class ImplicitTlsServer:
                 if line.upper().startswith(b"DATA"):
                     send(b"354 go on")
                     lines = list(iter(stream.readline, b".\r\n"))
-                    self.subjects += [text.decode() for text in lines if text.startswith(b"Subject:")]
+                    self.subjects.append(email.message_from_bytes(b"".join(lines))["Subject"])
                 send(b"221 bye" if line.upper().startswith(b"QUIT") else b"250 ok")
 
 
@@ -449,7 +450,7 @@ def test_mail_is_sent_by_tls_from_the_first_byte(authority: tuple[Path, ssl.SSLC
 
     assert of(alerts, "mail").delivered == 1
     assert len(server.subjects) == 1
-    assert server.subjects[0].startswith("Subject: [warning]")
+    assert server.subjects[0].split()[0] == "[warning]"  # a long host name folds the line
 
 
 def test_dead_endpoint_delays_no_other_and_losses_are_logged(
@@ -570,6 +571,31 @@ def test_mail_server_without_starttls_gets_no_password(
 
     assert smtp_server.mails == []
     assert "does not offer what is needed" in caplog.text
+
+
+def test_mail_server_that_begins_in_the_clear_is_told_apart(
+    smtp_server: SmtpServer, authority: tuple[Path, ssl.SSLContext], caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = mail_to(smtp_server, authority[0], security="tls")
+
+    with Alerts([AlertRule("warning", notify="email")], channels={"email": channel}, drain=0.1) as alerts:
+        emit(level(Level.WARNING))
+        wait_until(lambda: of(alerts, "email").failures == 1)
+
+    assert "the server does not begin with TLS: is it security='starttls'?" in caplog.text
+
+
+def test_mail_server_that_waits_for_tls_is_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # as a server of TLS: the client speaks first
+        channel = EmailChannel(
+            "127.0.0.1", silent.getsockname()[1], sender="memtools@example.org", recipients="ops@example.org"
+        )
+        alerts = Alerts([AlertRule("warning", notify="email")], channels={"email": channel}, timeout=0.5, drain=0.1)
+        with alerts:
+            emit(level(Level.WARNING))
+            wait_until(lambda: of(alerts, "email").failures == 1)
+
+    assert "the server does not greet: does it want security='tls'?" in caplog.text
 
 
 def test_https_certificate_and_name_are_checked(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,10 +44,15 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("words", [
-    ["--json", "x"], ["-m", "y"], ["--", "-x"], ["--meter", "nonsense"], ["--help"], ["--version"], ["a", "--", "b"],
-    ["-mfoo"], ["--js"], ["run"], [""],
-])  # fmt: skip
+# Two are enough for a second Python.
+WORDS = [["--json", "x"], ["--", "-x"]]
+MORE_WORDS = [
+    ["-m", "y"], ["--meter", "nonsense"], ["--help"], ["--version"], ["a", "--", "b"], ["-mfoo"], ["--js"], ["run"],
+    [""],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [*WORDS, *(pytest.param(words, marks=pytest.mark.once) for words in MORE_WORDS)])
 def test_options_after_the_script_belong_to_the_script(words: list[str], program: Path, run: Run) -> None:
     by_path = run("run", str(program), *words)
     after_options = run("run", "--meter", "rss", str(program), *words)
@@ -58,7 +64,7 @@ def test_options_after_the_script_belong_to_the_script(words: list[str], program
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["run"], "a script or -m MODULE"),
+    (["run"], "a script, -m MODULE, -c CODE or -"),
     (["run", "--meter", "precise", "program.py"], "meter='precise' is not accepted"),
     (["run", "--json", "nowhere/x.json", "program.py"], "cannot write nowhere/x.json"),
     (["run", "--html", ".", "program.py"], "--html: . is a folder"),
@@ -207,6 +213,7 @@ def test_missing_native_meter_falls_back_to_tracemalloc(program: Path, run: Run)
 
 LEAKS = """
 import os
+import shutil
 from memtools import profile_memory
 kept = []
 @profile_memory
@@ -275,6 +282,89 @@ def test_example_program_reports_per_package(run: Run, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("60 modules")
-    assert {"asyncio", "single modules"} <= {row["name"] for row in report["tasks"]}
+    # A package that is among the first 60 modules on every Python.
+    assert {"__phello__", "single modules"} <= {row["name"] for row in report["tasks"]}
     assert {"read_facts", "parse", "find_cycles"} <= {row["name"] for row in report["functions"]}
     assert {"index", "cross-reference"} <= {row["name"] for row in report["scopes"][0]["children"]}
+
+
+@pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
+def test_info_says_that_all_extensions_are_built(run: Run) -> None:
+    facts = json.loads(run("info", "--json").stdout)["C extensions"]
+
+    assert facts == {
+        "memtools.ledger._native": "built",
+        "memtools.structures._list_core": "built",
+        "memtools.commands._interpreter": "built",
+    }
+
+
+@pytest.mark.once
+class TestWithoutExtensions:
+    """What `info` says where the package has no C extensions, and what to type."""
+
+    @pytest.fixture
+    def checkout(self, tmp_path: Path) -> Path:
+        """A folder with the Python files of memtools, with a space and an umlaut in its path."""
+        folder = tmp_path / "mein Gerät"
+        package = Path(memtools.__file__).parent
+        shutil.copytree(package, folder / "memtools", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+        return folder
+
+    def facts(self, run: Run, checkout: Path, **env: str) -> dict[str, str]:
+        done = run("info", "--json", env={"PYTHONPATH": str(checkout), "PYTHONUTF8": "1", **env})
+        assert done.returncode == 0, done.stderr
+        found: dict[str, str] = json.loads(done.stdout)["C extensions"]
+        return found
+
+    def test_source_is_to_be_installed(self, run: Run, checkout: Path) -> None:
+        facts = self.facts(run, checkout)
+
+        assert facts["memtools.ledger._native"] == "not built"
+        assert facts["to build them"].endswith(f"pip install '{checkout}'")
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="the names of packages are those of Linux distributions")
+    def test_missing_compiler_is_to_be_installed_first(self, run: Run, checkout: Path, tmp_path: Path) -> None:
+        advice = self.facts(run, checkout, PATH=str(tmp_path))["to build them"]
+
+        first, _, then = advice.partition(", then ")
+        assert "gcc" in first or "C compiler" in first
+        assert then.startswith("pip install ")
+
+    def test_extension_of_another_python_is_named(self, run: Run, checkout: Path) -> None:
+        (checkout / "memtools" / "ledger" / "_native.cpython-39-other.so").touch()
+
+        facts = self.facts(run, checkout)
+
+        assert facts["memtools.ledger._native"] == "built for another Python (_native.cpython-39-other.so)"
+
+    def test_recorded_reason_and_origin_are_used(self, run: Run, checkout: Path, tmp_path: Path) -> None:
+        metadata = checkout / "memtools-9.9.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: memtools\nVersion: 9.9\n")
+        (metadata / "missing_extensions.txt").write_text("memtools.ledger._native: the C compiler 'x' was not found\n")
+        origin = {"url": (tmp_path / "a source").as_uri(), "dir_info": {}}
+
+        from_index = self.facts(run, checkout)
+        (metadata / "direct_url.json").write_text(json.dumps(origin))
+        from_folder = self.facts(run, checkout)
+
+        assert from_index["memtools.ledger._native"] == "not built: the C compiler 'x' was not found"
+        again = "pip install --force-reinstall --no-deps --no-cache-dir"
+        assert from_index["to build them"].endswith(f"{again} --no-binary memtools memtools")
+        assert from_folder["to build them"].endswith(f"{again} '{tmp_path / 'a source'}'")
+
+    @pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
+    def test_installed_package_that_has_them_is_named(self, run: Run, checkout: Path) -> None:
+        installed = Path(memtools.__file__).parents[1]
+
+        done = subprocess.run(
+            [sys.executable, "-m", "memtools", "info", "--json"],
+            cwd=checkout, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True,
+            timeout=TIMEOUT_S, check=False,
+        )  # fmt: skip
+
+        facts = json.loads(done.stdout)["C extensions"]
+        assert facts["hidden installation"].startswith(f"{installed} has them")
+        assert "python -P -m memtools" in facts["to use it"]
+        assert "to build them" not in facts

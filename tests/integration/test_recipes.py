@@ -67,7 +67,7 @@ def worker(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     for name in ("queue", "results", "control"):
         (tmp_path / name).mkdir()
     (recipe,) = _blocks("Celery")
-    recipe = recipe.replace("200 MiB", "20 MiB")
+    recipe = recipe.replace('warn="200 MiB"', 'warn="20 MiB"')
     (tmp_path / "tasks.py").write_text((PROGRAMS / "celery_app.py").read_text() + recipe)
     command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--concurrency=1", "--loglevel=INFO"]
     yield from _started(command, tmp_path)

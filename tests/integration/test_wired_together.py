@@ -59,7 +59,14 @@ class Machine:
     def monitor(self, warning: str = "60%", critical: str = "80%") -> MemoryMonitor:
         reclaimer = Reclaimer([], read=self.source.used)
         return MemoryMonitor(
-            warning, critical, source=self.source, reclaimer=reclaimer, pressure=False, cleanup_interval=0, name="wired"
+            warning,
+            critical,
+            source=self.source,
+            reclaimer=reclaimer,
+            pressure=False,
+            cleanup_interval=0,
+            min_flow=0,
+            name="wired",
         )
 
 
@@ -177,6 +184,7 @@ async def test_all_parts_start_work_and_end_together(machine: Machine) -> None:
     assert (len(service.cache), len(service.visits)) == (0, 0)
 
 
+@pytest.mark.once
 def test_a_thousand_starts_and_stops_leave_nothing(machine: Machine) -> None:
     monitor = machine.monitor()
     alerts = Alerts([AlertRule("warning", notify="log", action=lambda alert: None)], monitor=monitor)
@@ -221,6 +229,7 @@ def test_a_hundred_forks_under_load_hang_no_process() -> None:
     assert done.stdout.split() == ["100", "1"], done.stderr
 
 
+@pytest.mark.once
 def test_environment_alone_sets_up_monitor_and_alerts(machine: Machine) -> None:
     environ = {"MEMTOOLS_WARNING": "30%", "MEMTOOLS_CRITICAL": "40%", "MEMTOOLS_SAMPLE_EVERY": "1"}
     pager = Pager()
@@ -239,6 +248,7 @@ def test_environment_alone_sets_up_monitor_and_alerts(machine: Machine) -> None:
     assert monitor.level is Level.CRITICAL
 
 
+@pytest.mark.once
 def test_service_in_trouble_shows_no_secret(machine: Machine, refuser: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     caplog.handler.addFilter(MemoryFilter())
@@ -269,6 +279,7 @@ def test_service_in_trouble_shows_no_secret(machine: Machine, refuser: str, capl
     assert [secret for secret in SECRETS for text in shown if secret in text] == []
 
 
+@pytest.mark.once
 def test_names_from_requests_are_cut_and_escaped_everywhere(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
     monitor = machine.monitor()

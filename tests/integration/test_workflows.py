@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,18 @@ def test_workflow_file_matches_the_schema_of_github(path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_release_runs_only_actions_and_tools_that_are_pinned() -> None:
+    workflow = (_ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    tools = (_ROOT / ".ci" / "release.txt").read_text(encoding="utf-8")
+
+    actions = re.findall(r"uses: (\S+)(.*)", workflow)
+    assert actions
+    assert [name for name, _ in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name)] == []
+    assert [name for name, version in actions if not re.fullmatch(r" # v\d+\.\d+\.\d+", version)] == []
+    assert re.findall(r"pip install (?!--require-hashes -r \.ci/release\.txt)", workflow) == []
+    assert tools.count("--hash=sha256:") >= tools.count("==") > 0
 
 
 def _steps() -> dict[str, str]:

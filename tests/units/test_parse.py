@@ -45,14 +45,49 @@ def test_common_spellings_of_sizes_are_parsed(text: str, size_bytes: int) -> Non
     assert parse_size(text) == size_bytes
 
 
+# The pairs that Kubernetes documents for its quantities, and the ends of the two scales.
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("128974848", 128974848),
+        ("129e6", 129_000_000),
+        ("129E6", 129_000_000),
+        ("129M", 129_000_000),
+        ("123Mi", 123 * 2**20),
+        ("512Mi", 512 * 2**20),
+        ("1Gi", 2**30),
+        ("1.5Gi", 3 * 2**29),
+        ("500k", 500_000),
+        ("1Ki", 2**10),
+        ("2E", 2 * 10**18),
+        ("2Ei", 2**61),
+        ("1e+9", 10**9),
+        (" 1Gi ", 2**30),
+    ],
+)
+def test_quantities_of_kubernetes_are_sizes(text: str, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
+
+
+def test_thousandths_are_refused_with_what_they_mean() -> None:
+    with pytest.raises(ConfigError, match="'m' is a thousandth there"):
+        parse_size("500m")
+
+
 @pytest.mark.parametrize(
     "value",
     [
         "512Mb",
-        "512Mi",
         "512 mb",
         "512 M",
-        "1e3",
+        "512 Mi",
+        "512m",
+        "512K",
+        "512mi",
+        "1e-3",
+        "1e100",
+        "1e3Mi",
+        "Mi",
         "-1 MiB",
         "+1 MiB",
         ".5 MiB",

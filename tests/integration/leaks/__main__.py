@@ -118,7 +118,7 @@ def watch(program: Program, seconds: float, meter: str | None) -> Outcome:
         command += ["--meter", meter] if meter else []
         command += [str(PROGRAMS / f"{program.name}.py"), str(seconds), program.form]
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds * 3 + 60, check=False)
-        lines = tuple(re.findall(r"^(?:LEAK |no leak: |cannot tell: ).*", done.stderr, re.MULTILINE))
+        lines = tuple(re.findall(r"^(?:LEAK |no leak seen |cannot tell: ).*", done.stderr, re.MULTILINE))
         if done.returncode or not page.exists():
             return Outcome(program, "failed", tuple(done.stderr.splitlines()[-3:]))
         answer = json.loads(page.read_text("utf-8")).get("leaks")
