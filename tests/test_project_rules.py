@@ -212,6 +212,12 @@ class TestFiles:
 
         assert _count_lines_of_code(source) == 4
 
+    # The frames of all threads in one variable are a cycle, for the frame that has the variable is among them.
+    def test_frames_of_threads_are_asked_for_where_that_is_safe(self) -> None:
+        asking = [_name_of(path) for path in FILES if "_current_frames(" in path.read_text(encoding="utf-8")]
+
+        assert asking == ["memtools/_threads.py", "memtools/heap/_referrers.py"]  # which deletes the variable
+
     @pytest.mark.parametrize("path", FILES, ids=_name_of)
     def test_function_has_at_most_sixty_lines(self, path: Path) -> None:
         functions = (
@@ -284,17 +290,18 @@ class TestPublicNames:
 
         assert [name for name in public if f".. automodule:: {name}\n" not in reference] == []
 
-    def test_packages_export_at_most_150_names(self) -> None:
+    # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers.
+    def test_packages_export_at_most_180_names(self) -> None:
         names = [
             name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())
         ]
 
-        assert len(names) <= 150
+        assert len(names) <= 180
 
     def test_top_level_namespace_holds_few_names(self) -> None:
         names = getattr(memtools, "__all__", [])
 
-        assert len(names) <= 32
+        assert len(names) <= 34
         assert all(inspect.getmodule(getattr(memtools, name)) is not memtools for name in names)
 
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import memtools.config
 from memtools import Config, ConfigError
-from memtools.config import METERS
+from memtools.config import METERS, monitor_settings
+from memtools.errors import ConfigWarning
 from memtools.ledger import choose_meter, native_reason
 from memtools.monitor import MemoryMonitor
 from memtools.units import parse_size
@@ -188,3 +190,76 @@ def test_any_environment_is_a_config_or_a_config_error(environ: dict[str, str]) 
     if config.limit is not None:
         parse_size(config.limit, percent_of=lambda: 1)
     assert Config(**config.to_dict()) == config
+
+
+class TestMonitorSettings:
+    """The environment as every monitor reads it."""
+
+    def test_monitor_takes_its_settings_from_the_environment(self, monkeypatch) -> None:
+        monkeypatch.setenv("MEMTOOLS_LIMIT", "1Gi")
+        monkeypatch.setenv("MEMTOOLS_WARNING", "512Mi")
+        monkeypatch.setenv("MEMTOOLS_CRITICAL", "75%")
+
+        seen = MemoryMonitor().statistics()
+
+        assert (seen.warning_bytes, seen.critical_bytes) == (512 * 2**20, 768 * 2**20)
+
+    def test_argument_of_a_monitor_wins(self, monkeypatch) -> None:
+        monkeypatch.setenv("MEMTOOLS_WARNING", "10%")
+        monkeypatch.setenv("MEMTOOLS_CRITICAL", "50%")
+
+        seen = MemoryMonitor(warning="20%", limit="1 GiB").statistics()
+
+        assert (seen.warning_bytes, seen.critical_bytes) == (2**30 // 5, 2**29)
+
+    def test_other_settings_are_honoured(self, monkeypatch) -> None:
+        monkeypatch.setenv("MEMTOOLS_EXHAUSTED_AFTER", "7")
+        monkeypatch.setenv("MEMTOOLS_MIN_FLOW", "0.5")
+        monkeypatch.setenv("MEMTOOLS_SAMPLE_EVERY", "3")
+        monkeypatch.setenv("MEMTOOLS_CLEANUP_INTERVAL", "0")
+
+        assert monitor_settings() == {
+            "exhausted_after": 7.0,
+            "min_flow": 0.5,
+            "sample_every": 3,
+            "cleanup_interval": 0.0,
+        }
+        assert MemoryMonitor()._engine._exhausted_after_s == 7.0
+        assert MemoryMonitor(exhausted_after=9)._engine._exhausted_after_s == 9.0
+
+    def test_misspelt_variable_warns_once_with_what_was_meant(self, monkeypatch) -> None:
+        monkeypatch.setattr(memtools.config, "_warned", set())
+        monkeypatch.setenv("MEMTOOLS_WARNNIG", "a secret")
+
+        with pytest.warns(ConfigWarning, match="MEMTOOLS_WARNNIG .* did you mean MEMTOOLS_WARNING?") as caught:
+            MemoryMonitor()
+        MemoryMonitor()  # a second warning would be an error
+
+        assert len(caught) == 1
+        assert "a secret" not in str(caught[0].message)
+        assert caught[0].filename == __file__
+
+    def test_variables_of_the_build_are_no_mistake(self, monkeypatch) -> None:
+        monkeypatch.setattr(memtools.config, "_warned", set())
+        monkeypatch.setenv("MEMTOOLS_SANITIZE", "1")
+
+        MemoryMonitor()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("MEMTOOLS_WARNING", "60x"),
+            ("MEMTOOLS_CRITICAL", "500m"),
+            ("MEMTOOLS_EXHAUSTED_AFTER", "0"),
+            ("MEMTOOLS_MIN_FLOW", "-1"),
+            ("MEMTOOLS_MIN_FLOW", "many"),
+            ("MEMTOOLS_SAMPLE_EVERY", "0"),
+        ],
+    )
+    def test_invalid_variable_is_named(self, monkeypatch, name, value) -> None:
+        monkeypatch.setenv(name, value)
+
+        with pytest.raises(ConfigError) as caught:
+            MemoryMonitor()
+
+        assert caught.value.name == name

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from memtools.decorators import memory_budget
 from memtools.errors import BudgetExceeded
 from memtools.ledger import Owner, bind_to_current, choose_meter, statistics
 from memtools.ledger._ledger import close_owner, current_usage, open_owner
-from memtools.scopes import memory_scope, task_scope
+from memtools.scopes import _budgets, memory_scope, task_scope
 
 try:
     import numpy
@@ -108,7 +109,8 @@ def nested_scopes(rng: Random, kept_objects: KeptObjects) -> None:
                 kept_objects.keep(opened.owner, *made[-1])
             del made
         usage = opened.usage
-        assert usage.exact, usage.note
+        # Another program's call in a pool has no owner if its owner ends before it begins.
+        assert usage.exact or "threads of a pool" in usage.note, usage.note
         assert usage.peak_bytes >= usage.retained_bytes
         assert usage.allocated_bytes is not None
         assert usage.allocated_bytes >= usage.peak_bytes
@@ -171,13 +173,16 @@ def runaway(rng: Random, kept_objects: KeptObjects) -> None:
 
 
 def denied(rng: Random, kept_objects: KeptObjects) -> None:
-    """Ask for a block that is too large and is refused; small blocks are not."""
+    """Ask for a block that is far too large and is refused; small blocks are not."""
+    if sys.version_info[:2] in _budgets._HARMED_BY_REFUSALS:
+        return  # no block is refused on a Python that does not survive it
     limit = rng.choice([200, 2_000]) * KIB
+    too_large = 2 * max(limit, 1024 * KIB)  # no block below 1 MiB is refused
     with memory_scope("denied", meter="native", budget=limit, on_exceed="deny") as opened:
         kept = [bytes(1000) for _ in range(rng.randrange(50))]
         for make in (bytes, bytearray, lambda size: [None] * (size // 8)):
             try:
-                kept.append(make(limit * 2))
+                kept.append(make(too_large))
             except MemoryError:
                 continue
             raise AssertionError("a block beyond the budget was made")

@@ -29,18 +29,23 @@ class ByteBounded(BoundedList[Any]):
         super().__init__(iterable, LARGE, keep=LARGE // 2, max_bytes="8 GiB")
 
 
+# The suite for `list` contains the suites for any sequence and for any list: one Python is enough for these alone.
+@pytest.mark.once
 class TestSequenceItemBounded(seq_tests.CommonTest):  # type: ignore[misc]  # typeshed knows no `test`
     type2test = ItemBounded
 
 
+@pytest.mark.once
 class TestSequenceByteBounded(seq_tests.CommonTest):  # type: ignore[misc]
     type2test = ByteBounded
 
 
+@pytest.mark.once
 class TestListCommonItemBounded(list_tests.CommonTest):  # type: ignore[misc]
     type2test = ItemBounded
 
 
+@pytest.mark.once
 class TestListCommonByteBounded(list_tests.CommonTest):  # type: ignore[misc]
     type2test = ByteBounded
 

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -456,6 +458,28 @@ def test_component_without_resources_does_not_warn(recwarn) -> None:
     del unmade
 
     assert len(recwarn) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_copy_in_a_forked_child_does_not_warn() -> None:
+    component = Component("shop")
+    component.own([1])
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                del component
+            status = len(caught)
+        finally:
+            os._exit(status)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with pytest.warns(ResourceWarning, match="shop was never shut down"):
+        del component
 
 
 async def test_component_with_running_tasks_is_freed_and_warns() -> None:

@@ -47,6 +47,17 @@ def test_text_lines_fit_the_terminal(taken: Report, width: int, ascii_only: bool
     assert text.isascii() == ascii_only
 
 
+def test_caveats_are_whole_in_every_form(ledger: Ledger) -> None:
+    caveat = f"child processes <1> {'were started ' * 20}\x1b[31m"
+
+    found = report(ledger=ledger(), caveats=(caveat,))
+
+    assert found.to_text(width=80).splitlines()[-1] == f"! {printable(caveat)}"
+    assert json.loads(found.to_json())["caveats"] == [caveat]
+    assert "child processes &lt;1&gt;" in html_page(found)
+    assert json.loads(report(ledger=ledger()).to_json())["caveats"] == []
+
+
 def test_text_figures_are_aligned_in_columns(taken: Report) -> None:
     lines = taken.to_text(width=100, ascii_only=False).splitlines()
     heading = next(line for line in lines if line.startswith("function"))

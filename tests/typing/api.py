@@ -4,11 +4,13 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import Any, assert_type
 
 from memtools import (
+    BoundedDict,
     BoundedList,
     Level,
     Reading,
     Usage,
     WeakCache,
+    bounded_cache,
     bounded_history,
     effective_limit,
     memory_budget,
@@ -16,7 +18,7 @@ from memtools import (
     profile_memory,
     subscribe,
 )
-from memtools.decorators import FunctionMemory, History, HistorySummary
+from memtools.decorators import CacheInfo, CallCacheStatistics, FunctionMemory, History, HistorySummary
 from memtools.events import Subscription
 
 
@@ -72,7 +74,25 @@ def scoped(first: int) -> str:
     return str(first)
 
 
+@bounded_cache
+def cached(first: int, *, second: str = "") -> float:
+    return first + len(second)
+
+
+@bounded_cache(max_bytes="1 MiB", ttl=60)
+async def cached_later(first: int) -> str:
+    return str(first)
+
+
 class Service:
+    @bounded_cache(100)
+    def cached(self, first: int) -> str:
+        return str(first)
+
+    @bounded_cache
+    async def cached_later(self, first: int) -> str:
+        return str(first)
+
     @profile_memory
     def method(self, first: int) -> str:
         return str(first)
@@ -107,6 +127,14 @@ async def use(service: Service) -> None:
     assert_type(items_later(3), AsyncGenerator[int, None])
     assert_type(scoped(1), str)
 
+    assert_type(cached(1, second="x"), float)
+    assert_type(await cached_later(1), str)
+    assert_type(cached.cache_info(), CacheInfo)
+    assert_type(service.cached(1), str)
+    assert_type(await service.cached_later(1), str)
+    assert_type(Service.cached(service, 1), str)
+    assert_type(service.cached.cache_statistics(), CallCacheStatistics)
+
     assert_type(plain.memory, FunctionMemory)
     assert_type(plain.memory.last, Usage | None)
     assert_type(remembered.history, History)
@@ -126,6 +154,8 @@ def wrong_arguments_are_errors() -> None:
     plain("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     budgeted()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     profile_memory(samples=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    cached("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    BoundedDict[str, int](drop="newest")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     BoundedList[int](maxlen="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -143,6 +173,17 @@ def structures() -> None:
     assert_type(recent[0], int)
     assert_type(recent[:1], list[int])
     assert_type(recent.copy(), BoundedList[int])
+
+    entries = BoundedDict({"a": 1}, maxlen=1000, ttl=60, drop="least_recent")
+    assert_type(entries, BoundedDict[str, int])
+    assert_type(entries["a"], int)
+    assert_type(entries.get("a"), int | None)
+    assert_type(entries.pop("a", None), int | None)
+    assert_type(entries.copy(), BoundedDict[str, int])
+    entries.update({"b": 2}, c=3)
+    entries |= {"d": 4}
+    as_dict: dict[str, int] = entries
+    as_dict["b"] = 2
 
     cache: WeakCache[str, Service] = WeakCache(strong=0)
     assert_type(cache.get("x"), Service | None)

@@ -4,10 +4,14 @@ import asyncio
 import logging
 from typing import assert_type
 
+from aiohttp import web
 from starlette.applications import Starlette
 
 from memtools import Component, Level, WeakCache, WeakParent
 from memtools.integrations import MemoryFilter, MemoryMiddleware, MiddlewareStatistics, add_memory
+from memtools.integrations.aiohttp import MemoryMiddleware as AiohttpMemoryMiddleware
+from memtools.integrations.gunicorn import recycle_workers
+from memtools.integrations.uvicorn import RecyclingMiddleware
 from memtools.lifecycle import ComponentStatistics
 
 
@@ -51,6 +55,12 @@ def middleware_accepts_an_application() -> None:
     assert_type(app.statistics(), MiddlewareStatistics)
     MemoryMiddleware(app, label=lambda scope: scope.get("template"))
     Starlette().add_middleware(MemoryMiddleware, warn="50 MiB")
+
+
+def workers_are_recycled_by_one_line() -> None:
+    recycle_workers(growth="200 MiB", monitor=CriticalMonitor())
+    Starlette().add_middleware(RecyclingMiddleware, growth="200 MiB", limit="1 GiB", warm_up=10, jitter=0)
+    web.Application(middlewares=[AiohttpMemoryMiddleware(warn="50 MiB")])
 
 
 def logging_filter_and_structlog_processor(handler: logging.Handler) -> None:

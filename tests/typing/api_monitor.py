@@ -1,10 +1,15 @@
 """Types of the monitor; checked by mypy and pyright, never run."""
 
+from pathlib import Path
 from typing import assert_type
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from memtools import Level, MemoryMonitor, Reading
 from memtools.events import LevelChanged
-from memtools.monitor import Admission, MonitorStatistics, Recommendation, monitors
+from memtools.integrations.health import HealthApp, HealthResponse, health_response
+from memtools.monitor import Admission, Health, MonitorStatistics, Recommendation, monitors
 from memtools.scopes import task_scope
 
 monitor = MemoryMonitor("60%", "80%", free=("200 MiB", "100 MiB"))
@@ -33,6 +38,11 @@ async def uses() -> None:
     assert_type(monitor.statistics(), MonitorStatistics)
     assert_type(monitor.recommendations(), tuple[Recommendation, ...])
     assert_type(monitors(), tuple[MemoryMonitor, ...])
+    assert_type(monitor.health(), Health)
+    assert_type(monitor.try_admit(), bool)
+    monitor.exit_when_exhausted(grace=10, code=75, report_file=Path("/tmp/report"))
+    Starlette(routes=[Mount("/health", HealthApp(monitor))])
+    assert_type(health_response(monitor, "ready"), HealthResponse)
     async with monitor as started, monitor.admit("1 MiB") as admission, task_scope(admit=monitor):
         assert_type(started, MemoryMonitor)
         assert_type(admission, Admission)
