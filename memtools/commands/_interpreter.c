@@ -1,14 +1,14 @@
-/* What only C can do so that a program meets the interpreter as it would alone: `call_at_bottom`, `call_untraced` and
-   `before_death`.
+/* What only C can do so that a program meets the interpreter as it would alone: `call_at_bottom`, `call_untraced`,
+   `before_death`, `before_exit` and `around_starts`.
 
    `call_at_bottom` hides the frames of memtools from the code that it calls, as greenlet does for a new greenlet: the
    thread state forgets its current frame for the time of the call. Nothing but the thread state knows the hidden frames;
    their evaluation loops have them in their own variables, and go on when the call has returned.
 
-   `before_death` puts functions of the same names in the place of `os.kill` and its relatives. They call back where the
-   process is about to kill itself by a signal that it does not handle, and then do what the replaced functions do. They
+   The last three put functions of the same names in the place of functions of the interpreter: `os.kill` and its
+   relatives, `os._exit`, and those that start a program. They call back, and then do what the replaced functions do. They
    are functions in C because a function in Python would be the frame that handlers of signals get, and would be seen in
-   tracebacks.
+   tracebacks. An audit hook would see the same calls, and make others slower: `id()` took four times as long.
 
    Locking: every function is called under the GIL. The static variables belong to the one
    program that the command line runs, and are written in its main thread. */
@@ -17,6 +17,12 @@
 #include <Python.h>
 
 #include <signal.h>
+#ifdef __APPLE__
+#include <crt_externs.h>
+#define environ (*_NSGetEnviron())
+#elif !defined(MS_WINDOWS)
+extern char **environ;
+#endif
 
 /* Where the thread state keeps the innermost frame. */
 static struct _PyInterpreterFrame **interpreter_current_frame(PyThreadState *thread)
@@ -243,11 +249,49 @@ static PyObject *interpreter_call_at_bottom(PyObject *Py_UNUSED(module), PyObjec
 
 #ifndef MS_WINDOWS
 
-static PyObject *observer = NULL; /* called before the process kills itself */
+enum function { KILL, KILLPG, PTHREAD_KILL, RAISE_SIGNAL, EXIT, FORK_EXEC, POSIX_SPAWN, POSIX_SPAWNP, FUNCTIONS };
 
-enum sender { KILL, KILLPG, PTHREAD_KILL, RAISE_SIGNAL, SENDERS };
+static PyObject *replaced[FUNCTIONS]; /* the functions of the interpreter */
 
-static PyObject *replaced[SENDERS]; /* the functions of the interpreter */
+static PyObject *death_observer = NULL; /* called before the process kills itself */
+static PyObject *exit_observer = NULL;  /* called before `os._exit` */
+static PyObject *start_preparer = NULL; /* gives the arguments with which a program is started */
+static PyObject *start_observer = NULL; /* called when a program has been started */
+
+/* Call `observer`, unseen by the trace and profile functions of this thread; return what it returned, or NULL without an
+   error: what it raises is reported. Unlike `call_untraced` it may run in several threads at once. */
+static PyObject *interpreter_observe(PyObject *observer, PyObject *args)
+{
+    PyThreadState *thread = PyThreadState_Get();
+    Py_tracefunc trace = thread->c_tracefunc, profile = thread->c_profilefunc;
+    PyObject *trace_argument = Py_XNewRef(thread->c_traceobj), *profile_argument = Py_XNewRef(thread->c_profileobj);
+    if (trace != NULL) {
+        PyEval_SetTrace(NULL, NULL);
+    }
+    if (profile != NULL) {
+        PyEval_SetProfile(NULL, NULL);
+    }
+    PyObject *result = PyObject_Call(observer, args, NULL);
+    if (result == NULL) {
+        PyErr_WriteUnraisable(observer);
+    }
+    if (profile != NULL) {
+        PyEval_SetProfile(profile, profile_argument);
+    }
+    if (trace != NULL) {
+        PyEval_SetTrace(trace, trace_argument);
+    }
+    Py_XDECREF(trace_argument);
+    Py_XDECREF(profile_argument);
+    return result;
+}
+
+static void interpreter_notify(PyObject *observer)
+{
+    PyObject *none = PyTuple_New(0); /* there is one such object, so this cannot fail */
+    Py_XDECREF(interpreter_observe(observer, none));
+    Py_DECREF(none);
+}
 
 /* The signals whose default is to end the process, and which a program sends to itself at its end. */
 static int interpreter_is_deadly(long number)
@@ -263,9 +307,9 @@ static int interpreter_is_deadly(long number)
 }
 
 /* Whether the arguments name this process, or its group. */
-static int interpreter_is_to_itself(enum sender sender, long target)
+static int interpreter_is_to_itself(enum function function, long target)
 {
-    switch (sender) {
+    switch (function) {
     case KILL:
         return target == (long)getpid() || target == 0 || target == -(long)getpgrp();
     case KILLPG:
@@ -275,9 +319,9 @@ static int interpreter_is_to_itself(enum sender sender, long target)
     }
 }
 
-static int interpreter_kills_itself(enum sender sender, PyObject *args)
+static int interpreter_kills_itself(enum function function, PyObject *args)
 {
-    Py_ssize_t expected = sender == RAISE_SIGNAL ? 1 : 2;
+    Py_ssize_t expected = function == RAISE_SIGNAL ? 1 : 2;
     if (PyTuple_GET_SIZE(args) != expected) {
         return 0;
     }
@@ -291,19 +335,15 @@ static int interpreter_kills_itself(enum sender sender, PyObject *args)
         return 0;
     }
     long number = PyLong_AsLongAndOverflow(target, &overflow);
-    return interpreter_is_to_itself(sender, number);
+    return interpreter_is_to_itself(function, number);
 }
 
-static PyObject *interpreter_send(enum sender sender, PyObject *args, PyObject *keywords)
+static PyObject *interpreter_send(enum function function, PyObject *args, PyObject *keywords)
 {
-    if (interpreter_kills_itself(sender, args)) {
-        PyObject *done = PyObject_CallNoArgs(observer);
-        if (done == NULL) {
-            PyErr_WriteUnraisable(observer);
-        }
-        Py_XDECREF(done);
+    if (interpreter_kills_itself(function, args)) {
+        interpreter_notify(death_observer);
     }
-    return PyObject_Call(replaced[sender], args, keywords);
+    return PyObject_Call(replaced[function], args, keywords);
 }
 
 static PyObject *interpreter_kill(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
@@ -326,62 +366,153 @@ static PyObject *interpreter_raise_signal(PyObject *Py_UNUSED(module), PyObject 
     return interpreter_send(RAISE_SIGNAL, args, keywords);
 }
 
-/* Two modules have each function: the one in C, and the one in Python that has imported its names. */
+static PyObject *interpreter_exit(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    interpreter_notify(exit_observer);
+    return PyObject_Call(replaced[EXIT], args, keywords);
+}
+
+/* Call `observer` with signals held back, and after the handlers of those that have come already: what these raise belongs
+   into the program, not into the observer, where it would be lost. Takes the reference to `args`; returns what the observer
+   returned, or NULL, with an error only if a handler has raised it. */
+static PyObject *interpreter_observe_undisturbed(PyObject *observer, PyObject *args)
+{
+    if (args == NULL) {
+        PyErr_Clear();
+        return NULL;
+    }
+    sigset_t all, before;
+    sigfillset(&all);
+    int is_held = pthread_sigmask(SIG_SETMASK, &all, &before) == 0;
+    PyObject *kind = NULL, *error = NULL, *trace = NULL;
+    if (PyErr_CheckSignals() < 0) {
+        PyErr_Fetch(&kind, &error, &trace);
+    }
+    PyObject *result = interpreter_observe(observer, args);
+    if (is_held) {
+        (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    Py_DECREF(args);
+    if (kind != NULL) {
+        Py_CLEAR(result);
+        PyErr_Restore(kind, error, trace);
+    }
+    return result;
+}
+
+/* Start a program with the arguments that the preparer gives, and tell the observer what was started. */
+static PyObject *interpreter_start(enum function function, const char *name, PyObject *args, PyObject *keywords)
+{
+    PyObject *changed = interpreter_observe_undisturbed(start_preparer, Py_BuildValue("(sO)", name, args));
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    int is_changed = changed != NULL && PyTuple_CheckExact(changed);
+    PyObject *result = PyObject_Call(replaced[function], is_changed ? changed : args, keywords);
+    Py_XDECREF(changed);
+    if (result == NULL) {
+        return NULL;
+    }
+    Py_XDECREF(interpreter_observe_undisturbed(start_observer, Py_BuildValue("(sOO)", name, args, result)));
+    if (PyErr_Occurred()) {
+        Py_CLEAR(result); /* as alone: the interpreter calls handlers between a call and the use of its result */
+    }
+    return result;
+}
+
+static PyObject *interpreter_fork_exec(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    return interpreter_start(FORK_EXEC, "fork_exec", args, keywords);
+}
+
+static PyObject *interpreter_posix_spawn(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    return interpreter_start(POSIX_SPAWN, "posix_spawn", args, keywords);
+}
+
+static PyObject *interpreter_posix_spawnp(PyObject *Py_UNUSED(module), PyObject *args, PyObject *keywords)
+{
+    return interpreter_start(POSIX_SPAWNP, "posix_spawnp", args, keywords);
+}
+
+#define FUNCTION(module, importer, name, alias, wrapper)                                                               \
+    {                                                                                                                  \
+        module, importer, alias, {name, (PyCFunction)(void (*)(void))wrapper, METH_VARARGS | METH_KEYWORDS, NULL}      \
+    }
+
+/* Two modules have each function: the one in C, and the one in Python that has imported it, perhaps by another name. */
 static struct {
     const char *module;
     const char *importer;
+    const char *alias;
     PyMethodDef method;
-} senders[SENDERS] = {
-    [KILL] = {"posix", "os", {"kill", (PyCFunction)(void (*)(void))interpreter_kill, METH_VARARGS | METH_KEYWORDS, NULL}},
-    [KILLPG] = {"posix",
-                "os",
-                {"killpg", (PyCFunction)(void (*)(void))interpreter_killpg, METH_VARARGS | METH_KEYWORDS, NULL}},
-    [PTHREAD_KILL] = {"_signal",
-                      "signal",
-                      {"pthread_kill", (PyCFunction)(void (*)(void))interpreter_pthread_kill,
-                       METH_VARARGS | METH_KEYWORDS, NULL}},
-    [RAISE_SIGNAL] = {"_signal",
-                      "signal",
-                      {"raise_signal", (PyCFunction)(void (*)(void))interpreter_raise_signal,
-                       METH_VARARGS | METH_KEYWORDS, NULL}},
+} functions[FUNCTIONS] = {
+    [KILL] = FUNCTION("posix", "os", "kill", "kill", interpreter_kill),
+    [KILLPG] = FUNCTION("posix", "os", "killpg", "killpg", interpreter_killpg),
+    [PTHREAD_KILL] = FUNCTION("_signal", "signal", "pthread_kill", "pthread_kill", interpreter_pthread_kill),
+    [RAISE_SIGNAL] = FUNCTION("_signal", "signal", "raise_signal", "raise_signal", interpreter_raise_signal),
+    [EXIT] = FUNCTION("posix", "os", "_exit", "_exit", interpreter_exit),
+    [FORK_EXEC] = FUNCTION("_posixsubprocess", "subprocess", "fork_exec", "_fork_exec", interpreter_fork_exec),
+    [POSIX_SPAWN] = FUNCTION("posix", "os", "posix_spawn", "posix_spawn", interpreter_posix_spawn),
+    [POSIX_SPAWNP] = FUNCTION("posix", "os", "posix_spawnp", "posix_spawnp", interpreter_posix_spawnp),
 };
 
-static int interpreter_replace(enum sender sender)
+#undef FUNCTION
+
+/* Put the wrapper into the module that has imported the function, where that is loaded; later imports find it anyway. */
+static int interpreter_replace_import(const char *importer, const char *alias, PyObject *original, PyObject *wrapper)
 {
-    PyMethodDef *method = &senders[sender].method;
-    PyObject *module = PyImport_ImportModule(senders[sender].module);
-    PyObject *importer = PyImport_ImportModule(senders[sender].importer);
-    PyObject *name = PyUnicode_FromString(senders[sender].module);
-    PyObject *wrapper = NULL;
+    PyObject *name = PyUnicode_FromString(importer);
+    PyObject *module = name == NULL ? NULL : PyImport_GetModule(name);
+    Py_XDECREF(name);
+    if (module == NULL) {
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    int done = 0;
+    PyObject *imported = PyObject_GetAttrString(module, alias);
+    if (imported == NULL) {
+        PyErr_Clear();
+    }
+    else if (imported == original) {
+        done = PyObject_SetAttrString(module, alias, wrapper);
+    }
+    Py_XDECREF(imported);
+    Py_DECREF(module);
+    return done;
+}
+
+/* Put the wrapper where the function is; nothing happens where it does not exist, or another tool has replaced it. */
+static int interpreter_replace(enum function function)
+{
+    PyMethodDef *method = &functions[function].method;
+    PyObject *module = PyImport_ImportModule(functions[function].module);
+    PyObject *name = PyUnicode_FromString(functions[function].module);
+    PyObject *original = NULL, *wrapper = NULL;
     int done = -1;
-    if (module == NULL || importer == NULL || name == NULL) {
+    if (module == NULL || name == NULL) {
         goto end;
     }
-    PyObject *original = PyObject_GetAttrString(module, method->ml_name);
+    original = PyObject_GetAttrString(module, method->ml_name);
     if (original == NULL) {
-        goto end;
-    }
-    if (!PyCFunction_CheckExact(original)) { /* another tool has replaced it */
-        Py_DECREF(original);
+        PyErr_Clear();
         done = 0;
         goto end;
     }
-    replaced[sender] = original;
+    if (!PyCFunction_CheckExact(original)) {
+        done = 0;
+        goto end;
+    }
+    replaced[function] = Py_NewRef(original);
     method->ml_doc = ((PyCFunctionObject *)original)->m_ml->ml_doc; /* its signature, too */
     wrapper = PyCFunction_NewEx(method, module, name);
     if (wrapper == NULL || PyObject_SetAttrString(module, method->ml_name, wrapper) < 0) {
         goto end;
     }
-    PyObject *imported = PyObject_GetAttrString(importer, method->ml_name);
-    if (imported == NULL) {
-        goto end;
-    }
-    done = imported == original ? PyObject_SetAttrString(importer, method->ml_name, wrapper) : 0;
-    Py_DECREF(imported);
+    done = interpreter_replace_import(functions[function].importer, functions[function].alias, original, wrapper);
 end:
     Py_XDECREF(wrapper);
+    Py_XDECREF(original);
     Py_XDECREF(name);
-    Py_XDECREF(importer);
     Py_XDECREF(module);
     return done;
 }
@@ -392,19 +523,76 @@ PyDoc_STRVAR(before_death_doc,
              "That is, before `os.kill`, `os.killpg`, `signal.raise_signal` or `signal.pthread_kill` send it. The\n"
              "callback is called in the thread that calls them. Raises RuntimeError at the second call.");
 
-static PyObject *interpreter_before_death(PyObject *Py_UNUSED(module), PyObject *callback)
+/* Replace the functions from `first` to `last`; return None, or NULL with an error. */
+static PyObject *interpreter_replace_all(enum function first, enum function last)
 {
-    if (observer != NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "before_death() has been called already");
-        return NULL;
-    }
-    observer = Py_NewRef(callback);
-    for (int sender = 0; sender < SENDERS; sender++) {
-        if (interpreter_replace((enum sender)sender) < 0) {
+    for (int function = (int)first; function <= (int)last; function++) {
+        if (interpreter_replace((enum function)function) < 0) {
             return NULL;
         }
     }
     Py_RETURN_NONE;
+}
+
+static PyObject *interpreter_before_death(PyObject *Py_UNUSED(module), PyObject *callback)
+{
+    if (death_observer != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "before_death() has been called already");
+        return NULL;
+    }
+    death_observer = Py_NewRef(callback);
+    return interpreter_replace_all(KILL, RAISE_SIGNAL);
+}
+
+PyDoc_STRVAR(before_exit_doc, "before_exit(callback, /)\n--\n\n"
+                              "Call back before `os._exit` ends the process, in the thread that calls it.\n\n"
+                              "Raises RuntimeError at the second call.");
+
+static PyObject *interpreter_before_exit(PyObject *Py_UNUSED(module), PyObject *callback)
+{
+    if (exit_observer != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "before_exit() has been called already");
+        return NULL;
+    }
+    exit_observer = Py_NewRef(callback);
+    return interpreter_replace_all(EXIT, EXIT);
+}
+
+PyDoc_STRVAR(around_starts_doc,
+             "around_starts(prepare, started, /)\n--\n\n"
+             "Call back before and after `_posixsubprocess.fork_exec`, `os.posix_spawn` and `os.posix_spawnp`.\n\n"
+             "`prepare(name, arguments)` returns the tuple of arguments to use; `started(name, arguments, pid)` gets the\n"
+             "original ones. What they raise is reported as unraisable. Raises RuntimeError at the second call.");
+
+static PyObject *interpreter_around_starts(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *prepare, *started;
+    if (!PyArg_ParseTuple(args, "OO:around_starts", &prepare, &started)) {
+        return NULL;
+    }
+    if (start_preparer != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "around_starts() has been called already");
+        return NULL;
+    }
+    start_preparer = Py_NewRef(prepare);
+    start_observer = Py_NewRef(started);
+    return interpreter_replace_all(FORK_EXEC, POSIX_SPAWNP);
+}
+
+PyDoc_STRVAR(environment_doc, "environment()\n--\n\n"
+                              "Return the environment that a program inherits, `NAME=value` each, as bytes.");
+
+static PyObject *interpreter_environment(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(arguments))
+{
+    PyObject *lines = PyList_New(0);
+    for (char **line = environ; lines != NULL && line != NULL && *line != NULL; line++) {
+        PyObject *text = PyBytes_FromString(*line);
+        if (text == NULL || PyList_Append(lines, text) < 0) {
+            Py_CLEAR(lines);
+        }
+        Py_XDECREF(text);
+    }
+    return lines;
 }
 
 #endif
@@ -416,6 +604,9 @@ static PyMethodDef interpreter_functions[] = {
     {"resume_tracing", interpreter_resume, METH_NOARGS, resume_tracing_doc},
 #ifndef MS_WINDOWS
     {"before_death", interpreter_before_death, METH_O, before_death_doc},
+    {"before_exit", interpreter_before_exit, METH_O, before_exit_doc},
+    {"environment", interpreter_environment, METH_NOARGS, environment_doc},
+    {"around_starts", interpreter_around_starts, METH_VARARGS, around_starts_doc},
 #endif
     {NULL, NULL, 0, NULL},
 };

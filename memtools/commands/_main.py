@@ -16,10 +16,12 @@ from memtools.ledger import Meter
 _DESCRIPTION: Final = "Measure the memory of any Python program, or print what a bug report needs."
 _RUN_HELP: Final = "run a program unchanged, and report its memory per scope, task and function on stderr"
 _LEAKS_HELP: Final = "search for leaks while the program runs; report one line per leak, with what holds it"
+_CHILDREN_HELP: Final = "leave the processes that the program starts alone, instead of a report and a line for each"
 _METER_HELP: Final = "native (default where available), tracemalloc or rss"
 _INFO_HELP: Final = "print what a bug report needs: versions, meters, the effective limit, the allocator"
 _RUN_USAGE: Final = (
-    "run [--leaks] [--json FILE] [--html FILE] [--meter NAME] (-m MODULE | -c CODE | SCRIPT | -) [ARGUMENT ...]"
+    "run [--leaks] [--no-children] [--json FILE] [--html FILE] [--meter NAME] "
+    "(-m MODULE | -c CODE | SCRIPT | -) [ARGUMENT ...]"
 )
 _RUN_EPILOG: Final = (
     "SCRIPT is a file, a folder or a zip file, as for python; - is standard input. Options of memtools stand before "
@@ -82,6 +84,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         epilog=_RUN_EPILOG,
     )
     run_parser.add_argument("--leaks", action="store_true", help=_LEAKS_HELP)
+    run_parser.add_argument("--no-children", dest="children", action="store_false", help=_CHILDREN_HELP)
     run_parser.add_argument(
         "--json", metavar="FILE", help="also write the whole report to FILE as JSON; - is standard output"
     )
@@ -131,6 +134,7 @@ def _parse_run(
         json_path=_parse_output_path(parser, "--json", options.json),
         html_path=_parse_output_path(parser, "--html", options.html),
         leaks=options.leaks,
+        children=options.children,
     )
 
 

@@ -9,7 +9,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Final
@@ -45,21 +45,35 @@ def leave_out_first_folder() -> None:
         del sys.path[0]
 
 
-def hide_shadowed_modules() -> None:
+def hide_shadowed_modules(
+    *, at_start: Collection[str] | None = None, first: str | None = None, also: Collection[str] = ()
+) -> None:
     """Hide each module that memtools has imported and that the program's search path has another one for.
 
     A module that the interpreter had loaded at its start stays, since the program alone would meet it, too. So does
     memtools, which must not exist twice.
+
+    Args:
+        at_start: the modules that the interpreter had loaded at its start; by default those before `memtools`.
+        first: a folder that is going to be in front of the search path.
+        also: further modules to hide.
     """
     known_folders = set(sys.path_importer_cache)
-    names = {name.partition(".")[0] for name in sys.modules} - _names_at_start() - {_PACKAGE, "__main__"}
-    shadowed = {name for name in names if _is_shadowed(name)}
+    kept = {*(_names_at_start() if at_start is None else at_start), _PACKAGE, "__main__"}
+    names = {name.partition(".")[0] for name in sys.modules} - kept
+    path = sys.path if first is None else [first, *sys.path]
+    shadowed = {name for name in names if name in also or _is_shadowed(name, path)}
     for name in list(sys.modules):
         if name.partition(".")[0] in shadowed:
             _hidden[name] = sys.modules.pop(name)
     # The finders remember the files of the folders: a file that the program writes at once would not be found.
     for folder in set(sys.path_importer_cache) - known_folders:
         sys.path_importer_cache.pop(folder, None)
+
+
+def hidden_modules() -> tuple[str, ...]:
+    """Return the names of the top-level modules that are hidden."""
+    return tuple(sorted({name.partition(".")[0] for name in _hidden}))
 
 
 @contextmanager
@@ -92,11 +106,11 @@ def _names_at_start() -> set[str]:
     return set(names[: names.index("site") + 1]) if "site" in names else {"encodings"}
 
 
-def _is_shadowed(name: str) -> bool:
+def _is_shadowed(name: str, path: list[str]) -> bool:
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None or spec.origin is None or not spec.has_location:
         return False  # built in or frozen: found before any folder is looked at
-    found = importlib.machinery.PathFinder.find_spec(name)
+    found = importlib.machinery.PathFinder.find_spec(name, path)
     if found is None or found.loader is None or found.origin is None:
         return False  # nothing, or a folder without code, which hides no module
     return found.origin != spec.origin and not _is_same(found.origin, spec.origin)

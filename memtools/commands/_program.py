@@ -188,8 +188,34 @@ def register_last(function: Callable[[], object]) -> None:
 
 def before_death(callback: Callable[[], object]) -> None:
     """Call back before the process kills itself by a signal; never where the extension was not built, or on Windows."""
-    if _interpreter is not None and sys.platform != "win32":
-        _interpreter.before_death(untraced(callback))
+    if can_follow():
+        _interpreter.before_death(callback)
+
+
+def before_exit(callback: Callable[[], object]) -> None:
+    """Call back before `os._exit` ends the process; never where the extension was not built, or on Windows."""
+    if can_follow():
+        _interpreter.before_exit(callback)
+
+
+def around_starts(
+    prepare: Callable[[str, tuple[Any, ...]], tuple[Any, ...]],  # Any: the arguments of the functions
+    started: Callable[[str, tuple[Any, ...], int], object],
+) -> None:
+    """Call back before and after another program is started; never where the extension was not built, or on Windows."""
+    if can_follow():
+        _interpreter.around_starts(prepare, started)
+
+
+def can_follow() -> bool:
+    """Return whether this process can notice its own end and the programs that it starts."""
+    return _interpreter is not None and sys.platform != "win32"
+
+
+def environment_lines() -> list[bytes]:
+    """Return the environment of this process as the system has it, `NAME=value` each."""
+    found: list[bytes] = _interpreter.environment()
+    return found
 
 
 def command_name() -> str:

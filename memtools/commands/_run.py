@@ -2,8 +2,9 @@
 
 The report is an `atexit` call that was registered before the program's own, so it runs after all of them, when the
 threads that are no daemons have been joined. Where the program kills itself by a signal, as servers do when they have
-handled SIGTERM, the report comes before the signal. A program that a signal from outside, `os._exit` or `exec` ends,
-ends as it would alone, without a report. Children of a fork print none: only the process that was started reports.
+handled SIGTERM, or calls `os._exit`, the report comes before that. A program that a signal from outside or `exec` ends,
+ends as it would alone, without a report. Only the process that was started prints: what its child processes leave when
+they end comes behind its own report.
 """
 
 import json
@@ -11,7 +12,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Final, NoReturn, TextIO
@@ -20,29 +20,28 @@ from memtools._gc import freeze_existing
 from memtools._records import record
 from memtools._safe_calls import strip_own_frames
 from memtools._text import printable
+from memtools.commands._children import METER_VARIABLE, Family, FamilyOptions, finish_child, follow_children
+from memtools.commands._family_report import NO_CHILDREN, FamilyReport, collect
 from memtools.commands._installation import hidden_installation
-from memtools.commands._modules import own_modules
+from memtools.commands._measurement import Measurement
+from memtools.commands._modules import hidden_modules, own_modules
 from memtools.commands._program import (
     Program,
     before_death,
+    before_exit,
     call_at_bottom,
+    can_follow,
     forget_file,
     register_last,
     resumed_at_exit,
 )
 from memtools.leaks import Diagnosis
-from memtools.leaks._investigate import BackgroundInvestigation
 from memtools.ledger import Meter, choose_meter, native_reason
-from memtools.ledger._instrument import GlobalTaskTracking, track_all_loops
-from memtools.ledger._ledger import close_owner, open_owner
-from memtools.readings import ProcessMemory, read_process
-from memtools.readings._resident import split_resident_if_known
-from memtools.reports import Report, report
+from memtools.reports import Report
 from memtools.reports._html import html_page
 from memtools.reports._text import can_show_blocks
 
 STANDARD_OUTPUT: Final = "-"
-_METER_VARIABLE: Final = "MEMTOOLS_METER"
 _FOLDER: Final = str(Path(__file__).parent)
 
 
@@ -55,7 +54,7 @@ def default_meter(name: str | None = None) -> Meter:
     Raises:
         ConfigError: for a name that no meter has, and for `native` where it is not available.
     """
-    if name or os.environ.get(_METER_VARIABLE):
+    if name or os.environ.get(METER_VARIABLE):
         return choose_meter(name)
     return choose_meter("tracemalloc" if native_reason() else "native")
 
@@ -70,6 +69,7 @@ class RunOptions:
         json_path: where to write the report as JSON; `-` is standard output.
         html_path: where to write it as a page; `-` is standard output.
         leaks: whether to search for leaks meanwhile.
+        children: whether to follow the processes that the program starts.
     """
 
     program: Program
@@ -77,6 +77,7 @@ class RunOptions:
     json_path: str | None = None
     html_path: str | None = None
     leaks: bool = False
+    children: bool = True
 
 
 def run(options: RunOptions) -> int:
@@ -90,6 +91,7 @@ def run(options: RunOptions) -> int:
     session = _RunSession(options, sys.stderr)
     register_last(session.finish)
     before_death(session.finish_before_death)
+    before_exit(session.finish_before_death)
     if not options.leaks:  # a search for leaks has to see every object
         freeze_existing()
     with resumed_at_exit():
@@ -104,10 +106,10 @@ def _run_to_end(session: "_RunSession", execute: Callable[[], None]) -> BaseExce
     try:
         execute()
     except SystemExit as end:
-        session.failed = end.code not in (None, 0)
+        session.measurement.failed = end.code not in (None, 0)
         raise
     except BaseException as error:
-        session.failed = True
+        session.measurement.failed = True
         return error
     finally:
         session.note_end()
@@ -115,7 +117,7 @@ def _run_to_end(session: "_RunSession", execute: Callable[[], None]) -> BaseExce
 
 
 class _RunSession:
-    """The owner of the whole program, from its start to its report."""
+    """The measurement of the program from its start to its report."""
 
     def __init__(self, options: RunOptions, stream: TextIO | None) -> None:
         self._options = options
@@ -124,33 +126,28 @@ class _RunSession:
         self._process = os.getpid()
         self._finished = False
         self._is_dying = False
-        self.failed = False
         # Scopes and decorators of the program that name no meter shall use this one; child processes inherit it. Only
         # where it is not the default anyway: a child may be another Python, which has no native meter.
         if choose_meter() is not options.meter:
-            os.environ[_METER_VARIABLE] = options.meter.name
-        options.meter.acquire()
-        self._tracking: GlobalTaskTracking = track_all_loops(options.meter)
-        self._split_since = split_resident_if_known()
-        self._since: ProcessMemory = read_process()
-        self._children = _usage_of_children()
-        self._owner = open_owner(options.program.title, "scope", meter=options.meter)
-        self._investigation = BackgroundInvestigation() if options.leaks else None
-        if options.leaks:
-            import_module("ctypes")  # the search loads it on first need: the program may have one of that name
-        if self._investigation is not None:
-            self._investigation.start()
+            os.environ[METER_VARIABLE] = options.meter.name
+        self._usage_of_children = _usage_of_children()
+        self._family = self._begin_family() if options.children and can_follow() else None
+        self.measurement = Measurement(options.program.title, options.meter, leaks=options.leaks)
+        if self._family is not None:
+            follow_children(self._family)
 
     def note_end(self) -> None:
         """Note the end of the main module, where no thread goes on: what it held is given back from now on."""
         main = threading.main_thread()
-        has_threads = any(thread is not main and not thread.daemon for thread in threading.enumerate())
-        if self._investigation is not None and not has_threads:
-            self._investigation.mark_program_end()
+        if not any(thread is not main and not thread.daemon for thread in threading.enumerate()):
+            self.measurement.mark_program_end()
 
     def finish(self) -> None:
         """Report once; a failure in here does not change how the program ends."""
-        if os.getpid() != self._process or self._finished:
+        if os.getpid() != self._process:
+            finish_child()
+            return
+        if self._finished:
             return
         self._finished = True
         with own_modules():
@@ -159,49 +156,56 @@ class _RunSession:
         self._stdout = self._stream = None
 
     def finish_before_death(self) -> None:
-        """Report before the process kills itself: what the program has written and not flushed is lost, as alone."""
+        """Report before the process ends at once: what the program has written and not flushed is lost, as alone."""
         self._is_dying = True
         self.finish()
 
+    def _begin_family(self) -> Family | None:
+        encoding = getattr(self._stream, "encoding", None) or "ascii"
+        options = FamilyOptions(
+            title=self._options.program.title,
+            meter=self._options.meter.name,
+            leaks=self._options.leaks,
+            width=None if self._stream is None else _width_of(self._stream),
+            ascii_only=not can_show_blocks(encoding),
+            hidden=hidden_modules(),
+        )
+        try:
+            return Family.found(options)
+        except OSError as error:
+            _report_error(self._stream, "reports of child processes", error)
+            return None
+
     def _report(self) -> None:
         try:
-            diagnosis = self._diagnose()
+            family = NO_CHILDREN if self._family is None else collect(self._family)
+            diagnosis = self._diagnose(family)
             write_report(
-                self._close(),
+                self.measurement.report(caveats=self._caveats(family), is_end=True),
                 self._stream,
                 stdout=self._stdout,
                 json_path=self._options.json_path,
                 html_path=self._options.html_path,
                 diagnosis=diagnosis,
+                family=family,
                 flush=not self._is_dying,
             )
         except Exception as error:
             _report_error(self._stream, "report", error)
+        finally:
+            if self._family is not None:
+                self._family.remove()
 
-    def _diagnose(self) -> Diagnosis | None:
-        if self._investigation is None:
-            return None
+    def _diagnose(self, family: FamilyReport) -> Diagnosis | None:
         try:
-            return self._investigation.finish()
+            return self.measurement.find_leaks(apart_from=family.searched())
         except Exception as error:
             _report_error(self._stream, "search for leaks", error)
             return None
 
-    def _close(self) -> Report:
-        close_owner(self._owner, failed=self.failed)
-        found = report(
-            title=self._options.program.title,
-            since=self._since,
-            split_since=self._split_since,
-            caveats=self._caveats(),
-        )
-        self._tracking.close()
-        self._options.meter.release()
-        return found
-
-    def _caveats(self) -> tuple[str, ...]:
-        caveats: list[str] = []
-        if _usage_of_children() != self._children or _has_children():
+    def _caveats(self, family: FamilyReport) -> tuple[str, ...]:
+        caveats = list(family.caveats())
+        if not family and (_usage_of_children() != self._usage_of_children or _has_children()):
             caveats.append("child processes were started, and their memory is not in these figures")
         if native_reason() and (folder := hidden_installation()) is not None:
             caveats.append(
@@ -240,8 +244,9 @@ def write_report(
     json_path: str | None,
     html_path: str | None,
     diagnosis: Diagnosis | None = None,
+    family: FamilyReport = NO_CHILDREN,
 ) -> None:
-    """Write the report, and the diagnosis of leaks where there is one, to `stream` and to the files.
+    """Write the report, the diagnosis of leaks where there is one, and those of child processes to `stream` and files.
 
     `stream` may be a terminal, a file, a closed pipe, or replaced by the program. `stdout` is where the path `-` leads
     to; `flush` says whether to write out what the program has left in the buffers.
@@ -254,25 +259,31 @@ def write_report(
         _flush(stdout)
         _flush(stream)
     if stream is not None:
-        _write(stream, _as_text(report, stream, diagnosis))
+        _write(stream, _as_text(report, stream, diagnosis, family))
     if json_path is not None:
-        _write_file(json_path, _as_json(report, diagnosis), stdout)
+        _write_file(json_path, _as_json(report, diagnosis, family), stdout)
     if html_path is not None:
-        _write_file(html_path, html_page(report), stdout)
+        _write_file(html_path, html_page(report, family.html()), stdout)
 
 
-def _as_json(report: Report, diagnosis: Diagnosis | None) -> str:
-    if diagnosis is None:
-        return report.to_json() + "\n"
-    return json.dumps({**report.to_dict(), "leaks": diagnosis.to_dict()}, indent=2) + "\n"
+def _as_json(report: Report, diagnosis: Diagnosis | None, family: FamilyReport) -> str:
+    fields = report.to_dict()
+    if diagnosis is not None:
+        fields["leaks"] = diagnosis.to_dict()
+    if family:
+        fields["children"] = family.to_dicts()
+    return json.dumps(fields, indent=2) + "\n"
 
 
-def _as_text(report: Report, stream: TextIO, diagnosis: Diagnosis | None) -> bytes:
+def _as_text(report: Report, stream: TextIO, diagnosis: Diagnosis | None, family: FamilyReport) -> bytes:
     encoding = getattr(stream, "encoding", None) or "ascii"
-    text = report.to_text(width=_width_of(stream), ascii_only=not can_show_blocks(encoding))
+    width, ascii_only = _width_of(stream), not can_show_blocks(encoding)
+    text = report.to_text(width=width, ascii_only=ascii_only)
     if diagnosis is not None:
         # Not truncated to the width of the terminal: the end of a line is what to do about the leak.
         text += "\n\n" + "\n".join(printable(line) for line in [*diagnosis.lines(), *report.caveats])
+    if family:
+        text += "\n\n" + family.to_text(width=width, ascii_only=ascii_only)
     return f"\n{text}\n".encode(encoding, "backslashreplace")
 
 

@@ -5,6 +5,7 @@ Nothing is known of what is in them. An investigation in each of them, such as `
 A file of its own because the diagnosis has what the investigation finds here, and imports none of its steps.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from memtools._records import record
@@ -82,7 +83,7 @@ class ChildSamples:
             else:
                 self._alive.remove(child)
 
-    def processes(self, *, until: float, is_ending: bool) -> tuple[ChildProcess, ...]:
+    def processes(self, *, until: float, is_ending: bool, apart_from: Collection[int] = ()) -> tuple[ChildProcess, ...]:
         """Return each child process with the verdict on it, by process id.
 
         One that ended before there were samples enough is left out: what it held was given back.
@@ -90,11 +91,14 @@ class ChildSamples:
         Args:
             until: samples from then on are left out, in seconds of `time.monotonic()`.
             is_ending: see `judge_leak`.
+            apart_from: the ids of those that are left out.
         """
         alive = {child.pid for child in self._alive}
         found: list[ChildProcess] = []
         for pid, samples in sorted(self._samples.items()):
             kept = samples.until(until)
+            if pid in apart_from:
+                continue
             if pid in alive or len(kept) >= MIN_SAMPLES:
                 found.append(ChildProcess(pid, self._names[pid], judge_leak(kept, is_ending=is_ending)))
         return tuple(found)

@@ -10,7 +10,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
@@ -58,11 +58,12 @@ class BackgroundInvestigation:
         """Record that the program's own code has ended: what it frees from now on says nothing about leaks."""
         self._ended_at = self._clock()
 
-    def finish(self, *, timeout: float = 5.0) -> Diagnosis:
+    def finish(self, *, timeout: float = 5.0, apart_from: Collection[int] = ()) -> Diagnosis:
         """Stop the investigation and return what it found.
 
         Args:
             timeout: seconds to wait for a walk over the heap that is in progress.
+            apart_from: the ids of child processes that are left out.
 
         Raises:
             RuntimeError: when the investigation has failed.
@@ -74,7 +75,7 @@ class BackgroundInvestigation:
         if self._failure:
             raise RuntimeError(self._failure)
         ended = self._ended_at if self._ended_at is not None else self._clock()
-        return self._investigation.diagnosis(until=ended, is_ending=True)
+        return self._investigation.diagnosis(until=ended, is_ending=True, apart_from=apart_from)
 
     def _run(self) -> None:
         disregard_thread()

@@ -5,7 +5,7 @@ constant in number of blocks, so that the counters do not see it as a leak.
 """
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from math import inf
 from typing import Final
 
@@ -153,12 +153,13 @@ class Investigation:
                 break
         self._answers = tuple(found) or self._answers  # an ending program may have dropped what it held
 
-    def diagnosis(self, *, until: float = inf, is_ending: bool = False) -> Diagnosis:
+    def diagnosis(self, *, until: float = inf, is_ending: bool = False, apart_from: Collection[int] = ()) -> Diagnosis:
         """Return what was found.
 
         Args:
             until: samples from then on are left out, in seconds of `time.monotonic()`.
             is_ending: whether the program was ending at that time; see `judge_leak`.
+            apart_from: the ids of child processes that are left out.
         """
         verdict = judge_leak(self._samples.until(until), is_ending=is_ending)
         if verdict.is_leak and verdict.kind is not LeakKind.PYTHON and explain_in_bytes(self._answers, verdict):
@@ -166,7 +167,7 @@ class Investigation:
             reason = "objects of Python take ever more bytes"
             verdict = LeakVerdict(LeakKind.PYTHON, verdict.bytes_per_s, verdict.blocks_per_s, verdict.seconds, reason)
         leftovers = find_leftovers(statistics().accounts) if verdict.is_leak else ()
-        children = self._children.processes(until=until, is_ending=is_ending)
+        children = self._children.processes(until=until, is_ending=is_ending, apart_from=apart_from)
         note = self._note
         if self._children.left_out:
             note = f"{note}; " * bool(note) + f"{self._children.left_out} more child processes were not looked at"

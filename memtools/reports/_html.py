@@ -47,9 +47,9 @@ def html_rows(heading: str, rows: Sequence[Row]) -> str:
     return "".join([f'<table style="{_TABLE}">', *section, *_lines(_notes(notes_of(rows))), "</table>"])
 
 
-def html_page(report: ReportFields) -> str:
-    """Return a report as a whole page, in the reader's light or dark colours."""
-    return page_around(printable(f"memtools: {report.title}"), html_table(report))
+def html_page(report: ReportFields, more: str = "") -> str:
+    """Return a report as a whole page, in the reader's light or dark colours; `more` is HTML that comes behind it."""
+    return page_around(printable(f"memtools: {report.title}"), html_table(report) + more)
 
 
 def _columns(rows: Iterable[Row]) -> list[int]:

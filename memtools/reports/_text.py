@@ -33,8 +33,10 @@ _RETAINED_COLUMN: Final = 4
 _LIVE_COLUMN: Final = 5
 
 
-def text_report(report: ReportFields, *, width: int | None, ascii_only: bool | None, max_rows: int) -> str:
-    """Return `report` as text of at most `width` columns."""
+def text_report(
+    report: ReportFields, *, width: int | None, ascii_only: bool | None, max_rows: int = 20, has_legend: bool = True
+) -> str:
+    """Return `report` as text of at most `width` columns, with what its columns mean where it `has_legend`."""
     page = _page(width, ascii_only, max_rows)
     title, peak = printable(report.title), format_mib(report.peak_bytes)
     page.add_line(f"memtools: {title}, peak {peak} MiB{_meter_suffix(report.meters)}")
@@ -43,7 +45,8 @@ def text_report(report: ReportFields, *, width: int | None, ascii_only: bool | N
             page.table(heading, rows, highest=report.peak_bytes)
     page.leftovers(report)
     page.process(report)
-    page.legend([row for _, rows in report.sections for _, row in rows])
+    if has_legend:
+        page.legend([row for _, rows in report.sections for _, row in rows])
     page.notes(report.notes)
     page.caveats(report.caveats)
     return page.text()

@@ -215,7 +215,7 @@ class TestEnd:
 
     async def test_cancellation_passes_and_leaves_nothing(self, make):
         async def work():
-            async with make(1, grace=0.3) as pool:
+            async with make(1, grace=30) as pool:
                 pools.append(pool)
                 await pool.run(time.sleep, 0.05)
                 await pool.run(time.sleep, 0.3)
