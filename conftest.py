@@ -5,6 +5,8 @@ empty.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,9 +32,10 @@ pytest_collect_file = Sybil(
 # These prove nothing about a version of Python, and have no place for a marker of their own.
 _ONCE = ("README.md", "docs/", "tests/exporters/test_dashboard_and_rules.py")
 
-# These look at all objects of the process. They come first, while there are few: at the end of the run, when the
-# libraries have been loaded that other tests need, the search for the holders of one leak takes four seconds.
-_WALK_THE_HEAP = ("tests/heap/", "tests/leaks/", "tests/testing/", "tests/monitor/")
+# These look at all objects of the process. They have a process of their own, with few objects: beside all other tests, and
+# the libraries that those load, they take three to four times as long.
+_WALK_THE_HEAP = ("tests/heap", "tests/leaks", "tests/testing", "tests/monitor")
+_failed_before = pytest.StashKey[int]()
 
 for name in [name for name in os.environ if name.startswith("MEMTOOLS_")]:
     del os.environ[name]
@@ -49,13 +52,31 @@ def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     os.chdir(before)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Where no tests are named, that is all are meant, run those that walk the heap first, in a process of their own."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
+        return
+    # Without the current folder on the search path (-P), as for `pytest`: the package that was installed is tested.
+    command = [sys.executable, "-P", "-m", "pytest", *config.invocation_params.args, *_WALK_THE_HEAP]
+    code = subprocess.run(command, cwd=config.rootpath, check=False).returncode
+    config.stash[_failed_before] = 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code
+    config.option.ignore = [*(config.option.ignore or ()), *_WALK_THE_HEAP]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail where the process before this one has failed."""
+    if exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = session.config.stash.get(_failed_before, 0)
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the examples of the README and of the docs, so that `-m 'not once'` leaves them out; order the tests."""
+    """Mark the examples of the README and of the docs, so that `-m 'not once'` leaves them out."""
     for item in items:
         if item.nodeid.startswith(_ONCE):
             item.add_marker("once")
-    items.sort(key=lambda item: not item.nodeid.startswith(_WALK_THE_HEAP))
 
 
 def pytest_report_header() -> list[str]:
