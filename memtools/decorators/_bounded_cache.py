@@ -1,6 +1,5 @@
 """`bounded_cache`: remember the results of a function, within a bound."""
 
-import asyncio
 import functools
 import inspect
 import sys
@@ -402,7 +401,7 @@ class _CallCache:
         self._make_recent: Callable[[Hashable], None] = cast("Any", self._results)._order.move_to_end
         self._hits = self._misses = 0
         self._lock = threading.RLock()
-        self._calls: CallsInProgress[Hashable, Any] = CallsInProgress()
+        self._calls: CallsInProgress[Hashable, Any] = CallsInProgress(self._lock)
         self._instances: dict[int, _InstanceRef] = {}
         self._dead: deque[_InstanceRef] = deque()
         register_object_after_fork(self, _CallCache._renew_after_fork)
@@ -449,7 +448,8 @@ class _CallCache:
         self, key: Hashable, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Return the result of the run for `key` of this event loop, which is started where there is none."""
-        return await self._call_for(key, partial(function, *args, **kwargs)).wait(key)
+        create = partial(self._create, key, partial(function, *args, **kwargs))
+        return await self._calls.join_in_loop(key, create, name="bounded_cache call").wait(key)
 
     def cache_info(self) -> CacheInfo:
         """Return hits, misses, maximum and current size, as `functools.lru_cache` does."""
@@ -538,22 +538,6 @@ class _CallCache:
             finally:
                 _dict_bounds.lock.release()
 
-    def _call_for(self, key: Hashable, create: Callable[[], Any]) -> TaskCall[Any]:
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            table = self._calls.for_loop(loop)
-            running = table.get(key)
-            if running is not None:
-                return running
-            call: TaskCall[Any] = TaskCall(loop, partial(self._discard_call, key, table))
-            table[key] = call
-        try:
-            call.start(partial(self._create, key, create, table, call), name="bounded_cache call")
-        except BaseException:
-            self._discard_call(key, table, call)
-            raise
-        return call
-
     async def _create(
         self, key: Hashable, create: Callable[[], Any], table: dict[Hashable, TaskCall[Any]], call: TaskCall[Any]
     ) -> Any:
@@ -562,11 +546,6 @@ class _CallCache:
             self.add(key, result)
         return result
 
-    def _discard_call(self, key: Hashable, table: dict[Hashable, TaskCall[Any]], call: TaskCall[Any]) -> None:
-        with self._lock:
-            if table.get(key) is call:
-                del table[key]
-
     def _renew_after_fork(self) -> None:
         self._lock = threading.RLock()
-        self._calls = CallsInProgress()
+        self._calls.renew_after_fork(self._lock)

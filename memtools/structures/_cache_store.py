@@ -381,7 +381,7 @@ class CacheStore(Generic[K, V]):
         self._hook: EvictionHook[dict[K, V]] | None = None
         if settings.on_evict is not None:
             self._hook = EvictionHook(settings.on_evict, arguments=lambda entries: entries.items())
-        self._calls: CallsInProgress[K, V] = CallsInProgress()
+        self._calls: CallsInProgress[K, V] = CallsInProgress(self._lock)
         self._hits = 0
         self._misses = 0
         self._evictions = 0

@@ -7,9 +7,10 @@ the process.
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, MutableMapping
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 from weakref import ref
@@ -19,6 +20,7 @@ from memtools.errors import RecursiveFactory
 
 K = TypeVar("K")
 V = TypeVar("V")
+C = TypeVar("C")
 
 
 class _Missing(Enum):
@@ -122,7 +124,7 @@ class TaskCall(Generic[V]):
         self._task: asyncio.Task[V] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def start(self, create: Callable[[], Coroutine[Any, Any, V]], *, name: str = "WeakCache factory") -> None:
+    def start(self, create: Callable[[], Coroutine[Any, Any, V]], *, name: str) -> None:
         """Start the task, of this name, in a copy of the current context."""
         coroutine = self._run(create)
         try:
@@ -198,32 +200,60 @@ class TaskCall(Generic[V]):
 
 
 class CallsInProgress(Generic[K, V]):
-    """The calls that run now, by key: one table for the threads and one for each event loop.
+    """The calls of one cache that run now, by key: one table for the threads and one for each event loop.
 
     Neither a thread nor a task of another loop waits for the task of a loop: a loop may stop for good at any moment,
-    and such a wait would never end. The caller of each method holds the lock of the cache.
+    and such a wait would never end.
+
+    Threads: `join_in_loop` and `discard` take the lock; the caller of each other method holds it.
+
+    Args:
+        lock: the lock of the cache, which is re-entrant; the cache passes a new one after a fork.
 
     Attributes:
         in_threads: the calls of plain factories.
     """
 
-    __slots__ = ("_in_loops", "in_threads")
+    __slots__ = ("_in_loops", "_lock", "in_threads")
 
-    def __init__(self) -> None:
-        self.in_threads: dict[K, ThreadCall[V]] = {}
-        self._in_loops: dict[asyncio.AbstractEventLoop, dict[K, TaskCall[V]]] = {}
+    def __init__(self, lock: threading.RLock) -> None:
+        self.renew_after_fork(lock)
 
     def __len__(self) -> int:
         return len(self.in_threads) + sum(map(len, self._in_loops.values()))
 
-    def for_loop(self, loop: asyncio.AbstractEventLoop) -> dict[K, TaskCall[V]]:
-        """Return the table of `loop`; when it is new, the tables of closed loops are removed."""
-        table = self._in_loops.get(loop)
-        if table is None:
-            for other in [other for other in self._in_loops if other.is_closed()]:
-                del self._in_loops[other]
-            table = self._in_loops[loop] = {}
-        return table
+    def join_in_loop(
+        self, key: K, create: Callable[[dict[K, TaskCall[V]], TaskCall[V]], Coroutine[Any, Any, V]], *, name: str
+    ) -> TaskCall[V]:
+        """Return the call for `key` of the running event loop, which is started where there is none.
+
+        Args:
+            key: the key.
+            create: called with the table of the loop and the new call; returns the coroutine that makes the value. The
+                call is in the table until it ends or its key is forgotten.
+            name: the name of a new task.
+        """
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            table = self._table_of(loop)
+            running = table.get(key)
+            if running is not None:
+                return running
+            call: TaskCall[V] = TaskCall(loop, partial(self.discard, key, table))
+            table[key] = call
+
+        try:
+            call.start(partial(create, table, call), name=name)
+        except BaseException:
+            self.discard(key, table, call)
+            raise
+        return call
+
+    def discard(self, key: K, table: MutableMapping[K, C], call: C) -> None:
+        """Take a call that has ended out of its table, where it has not been forgotten before."""
+        with self._lock:
+            if table.get(key) is call:
+                del table[key]
 
     def forget(self, key: K) -> None:
         """Forget the calls for `key`, which was just removed: no further waiters, and their values are not stored."""
@@ -236,6 +266,21 @@ class CallsInProgress(Generic[K, V]):
         self.in_threads.clear()
         for table in self._in_loops.values():
             table.clear()
+
+    def renew_after_fork(self, lock: threading.RLock) -> None:
+        """Use `lock` from now on, and forget all calls; their tables stay with those that run in this process."""
+        self._lock = lock
+        self.in_threads: dict[K, ThreadCall[V]] = {}
+        self._in_loops: dict[asyncio.AbstractEventLoop, dict[K, TaskCall[V]]] = {}
+
+    def _table_of(self, loop: asyncio.AbstractEventLoop) -> dict[K, TaskCall[V]]:
+        """Return the table of `loop`; when it is new, the tables of closed loops are removed."""
+        table = self._in_loops.get(loop)
+        if table is None:
+            for other in [other for other in self._in_loops if other.is_closed()]:
+                del self._in_loops[other]
+            table = self._in_loops[loop] = {}
+        return table
 
 
 _lock = threading.RLock()  # re-entrant: a finaliser may use a cache while this thread holds it

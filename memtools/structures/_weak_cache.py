@@ -1,6 +1,5 @@
 """`WeakCache`: a mapping that holds values weakly, and the last used ones strongly."""
 
-import asyncio
 import sys
 import threading
 import time
@@ -21,13 +20,12 @@ from memtools.structures._cache_store import (
     parse_settings,
     value_of,
 )
-from memtools.structures._single_flight import MISSING, CallsInProgress, Missing, TaskCall, ThreadCall
+from memtools.structures._single_flight import MISSING, Missing, TaskCall, ThreadCall
 from memtools.structures._subclass_state import added_state, restore_state
 
 K = TypeVar("K")
 V = TypeVar("V")
 D = TypeVar("D")
-C = TypeVar("C")
 
 # The slots that a copy fills by itself: what is left of the state was added by a subclass.
 OWN_SLOTS: Final = frozenset(CacheStore.__slots__)
@@ -215,7 +213,8 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
         found = self._lookup(key)
         if found is not MISSING:
             return found
-        return await self._call_for(key, factory).wait(key)
+        create = partial(self._create, key, factory)
+        return await self._calls.join_in_loop(key, create, name="WeakCache factory").wait(key)
 
     def values(self) -> "CacheValues[V]":
         """Return a view of the values; each iteration is over a snapshot and skips values that have died meanwhile."""
@@ -353,7 +352,7 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
     def _renew_after_fork(self) -> None:
         was_free = self._lock.acquire(blocking=False)
         self._lock = threading.RLock()
-        self._calls = CallsInProgress()
+        self._calls.renew_after_fork(self._lock)
         if not was_free:
             # Another thread, which does not exist in the child, was in the middle of a change: start empty.
             self._reset()
@@ -402,32 +401,15 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
         except BaseException as error:
             # The call is discarded before the waiting threads wake up: a thread that comes later must not get this
             # error.
-            self._discard_call(key, table, call)
+            self._calls.discard(key, table, call)
             call.set_exception(error)
             raise
         else:
-            self._discard_call(key, table, call)
+            self._calls.discard(key, table, call)
             call.set_result(value)
             return value
         finally:
             del call  # the traceback of a failure holds this frame, and the call may hold the failure
-
-    def _call_for(self, key: K, factory: Callable[[], Awaitable[V]]) -> TaskCall[V]:
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            table = self._calls.for_loop(loop)
-            running = table.get(key)
-            if running is not None:
-                return running
-            call: TaskCall[V] = TaskCall(loop, partial(self._discard_call, key, table))
-            table[key] = call
-
-        try:
-            call.start(partial(self._create, key, factory, table, call))
-        except BaseException:
-            self._discard_call(key, table, call)
-            raise
-        return call
 
     async def _create(
         self, key: K, factory: Callable[[], Awaitable[V]], table: Mapping[K, object], call: TaskCall[V]
@@ -446,11 +428,6 @@ class WeakCache(CacheStore[K, V], MutableMapping[K, V]):
         self._notify(evicted)
         del previous
         return value
-
-    def _discard_call(self, key: K, table: MutableMapping[K, C], call: C) -> None:
-        with self._lock:
-            if table.get(key) is call:
-                del table[key]
 
 
 class CacheValues(ValuesView[V]):
