@@ -138,6 +138,21 @@ class PoolScope(Executor):
         parts = self._results(((call_each, fn, chunk) for chunk in chunks), window, end_at)
         return (result for part in parts for result in part)
 
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept no more tasks, and end the workers after the last one.
+
+        Args:
+            wait: whether to return only when the workers have ended. This blocks: in a coroutine use `async with`.
+            cancel_futures: whether tasks that have not started are cancelled.
+        """
+        self._close(cancel_futures=cancel_futures)
+        if wait:
+            try:
+                self._wait_ended()
+            except BaseException:
+                self._abort()
+                raise
+
     async def aclose(self) -> None:
         """End the pool: tasks that wait are cancelled, running ones are waited for, off the event loop.
 

@@ -238,21 +238,6 @@ class process_pool_scope(PoolScope):  # noqa: N801  # a context manager that rea
         if self._pid == os.getpid():
             self._manager.recycle()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more tasks, and end the workers after the last one.
-
-        Args:
-            wait: whether to return only when the workers have ended. This blocks: in a coroutine use `async with`.
-            cancel_futures: whether tasks that have not started are cancelled.
-        """
-        self._close(cancel_futures=cancel_futures)
-        if wait:
-            try:
-                self._wait_ended()
-            except BaseException:
-                self._abort()
-                raise
-
     def __repr__(self) -> str:
         found = self.statistics()
         return (

@@ -189,21 +189,6 @@ class thread_pool_scope(PoolScope, ThreadPoolExecutor):  # noqa: N801  # a conte
             abandoned=self._abandoned,
         )
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more tasks, and end the threads after the last one.
-
-        Args:
-            wait: whether to return only when the threads have ended. This blocks: in a coroutine use `async with`.
-            cancel_futures: whether tasks that have not started are cancelled.
-        """
-        self._close(cancel_futures=cancel_futures)
-        if wait and self._pid == os.getpid():
-            try:
-                self._wait_ended()
-            except BaseException:
-                self._abort()
-                raise
-
     def __repr__(self) -> str:
         found = self.statistics()
         return f"<thread_pool_scope {self._name!r} {found.state} running={found.running} waiting={found.waiting}>"
@@ -240,6 +225,8 @@ class thread_pool_scope(PoolScope, ThreadPoolExecutor):  # noqa: N801  # a conte
         self._close(cancel_futures=True)
 
     def _wait_ended(self) -> None:
+        if self._pid != os.getpid():
+            return  # a forked child has none of the threads
         for thread in tuple(self._threads):
             while thread is not threading.current_thread() and thread.is_alive():
                 if self._end_at is not None and time.monotonic() >= self._end_at:
