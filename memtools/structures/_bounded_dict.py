@@ -187,27 +187,14 @@ class BoundedDict(BoundedDictBase[K, V]):
 
     def statistics(self) -> BoundedDictStatistics:
         """Return how full the dict is, and how many entries it evicted."""
-        bounds = self._bounds
-        return BoundedDictStatistics(
-            length=len(self),
-            maxlen=bounds.maxlen,
-            keep=bounds.keep,
-            size_bytes=None if bounds.max_bytes is None else self._size_bytes,
-            max_bytes=bounds.max_bytes,
-            evicted=self._evicted,
-            expired=self._expired,
-            hook_failures=0 if self._hook is None else self._hook.failures,
-        )
+        return self._statistics_as(BoundedDictStatistics, expired=self._expired)
 
     def check(self) -> int:
         """Drop what has expired, and restore the bounds after a call that bypassed them; return how many were evicted.
 
         With `max_bytes`, the sizes of all entries are taken anew.
         """
-        before = self._evicted
-        self._recompute()
-        self._enforce_bounds()
-        return self._evicted - before
+        return self._restore_bounds()
 
     @property
     def is_shrinking(self) -> bool:

@@ -144,26 +144,14 @@ class BoundedList(BoundedListBase[T]):
 
     def statistics(self) -> BoundedListStatistics:
         """Return how full the list is, and how many items it evicted."""
-        bounds = self._bounds
-        return BoundedListStatistics(
-            length=len(self),
-            maxlen=bounds.maxlen,
-            keep=bounds.keep,
-            size_bytes=None if bounds.max_bytes is None else self._size_bytes,
-            max_bytes=bounds.max_bytes,
-            evicted=self._evicted,
-            hook_failures=0 if self._hook is None else self._hook.failures,
-        )
+        return self._statistics_as(BoundedListStatistics)
 
     def check(self) -> int:
         """Restore the bounds after a call that bypassed them; return how many items were evicted.
 
         With `max_bytes`, the sizes of all items are taken anew.
         """
-        before = self._evicted
-        self._recompute_sizes()
-        self._enforce_bounds()
-        return self._evicted - before
+        return self._restore_bounds()
 
     @property
     def is_shrinking(self) -> bool:

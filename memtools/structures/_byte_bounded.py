@@ -128,9 +128,9 @@ class ByteBoundedMixin(BoundedListBase[T]):
     def _sync_sizes(self) -> None:
         # `list.append(x, item)`, `heapq.heappush` and the like bypass these methods.
         if len(self._sizes) != len(self):
-            self._recompute_sizes()
+            self._recompute()
 
-    def _recompute_sizes(self) -> None:
+    def _recompute(self) -> None:
         self._sizes = list(map(self._size_of, self))
         self._size_bytes = sum(self._sizes)
 

@@ -18,7 +18,7 @@ from memtools.errors import ConfigError
 from memtools.structures._cache_store import HITS_NEED_LOCK, parse_ttl
 from memtools.structures._eviction import EvictionHook
 from memtools.structures._single_flight import MISSING
-from memtools.structures._window import Sizeof, check_hook, parse_bounds
+from memtools.structures._window import BoundsMixin, Sizeof, check_hook, parse_bounds
 from memtools.units import parse_choice
 
 K = TypeVar("K")
@@ -121,7 +121,7 @@ def parse_dict_bounds(
     )
 
 
-class BoundedDictBase(dict[K, V]):
+class BoundedDictBase(dict[K, V], BoundsMixin):
     """A dictionary of at most `_limit` entries; an overflow leaves the newest `_keep` of them."""
 
     # Half of them are used by dictionaries with more bookkeeping, whose class must have the very same layout.

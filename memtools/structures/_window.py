@@ -22,6 +22,7 @@ from memtools.structures._eviction import EvictionHook
 from memtools.units import parse_count, parse_size
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 # Items may be of any type: the list that owns the function knows which.
 Sizeof = Callable[[Any], int]
@@ -126,6 +127,43 @@ def check_hook(on_evict: Callable[..., object] | None, arguments: str) -> None:
         raise ConfigError("on_evict", on_evict, f"a function that takes {arguments}, or None")
     if inspect.iscoroutinefunction(on_evict):
         raise ConfigError("on_evict", on_evict, "a plain function: a coroutine would not be awaited")
+
+
+class BoundsMixin:
+    """What a list and a dictionary within bounds say of themselves, and how both restore their bounds."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:  # provided by `BoundedListBase` and `BoundedDictBase`
+        _bounds: Any  # those of a list or of a dictionary
+        _evicted: int
+        _hook: EvictionHook[Any] | None  # which takes the items of a list or the entries of a dictionary
+        _size_bytes: int
+
+        def __len__(self) -> int: ...
+        def _recompute(self) -> None: ...
+        def _enforce_bounds(self) -> None: ...
+
+    def _statistics_as(self, kind: Callable[..., S], **more: int) -> S:
+        """Return the record `kind` of what lists and dictionaries have in common, and of `more`."""
+        bounds = self._bounds
+        return kind(
+            length=len(self),
+            maxlen=bounds.maxlen,
+            keep=bounds.keep,
+            size_bytes=None if bounds.max_bytes is None else self._size_bytes,
+            max_bytes=bounds.max_bytes,
+            evicted=self._evicted,
+            hook_failures=0 if self._hook is None else self._hook.failures,
+            **more,
+        )
+
+    def _restore_bounds(self) -> int:
+        """Restore the bounds after a call that bypassed them; return how much was evicted."""
+        before = self._evicted
+        self._recompute()
+        self._enforce_bounds()
+        return self._evicted - before
 
 
 class PyBoundedListCore(list[T]):
@@ -309,7 +347,7 @@ else:
     BoundedListCore = choose_core()
 
 
-class BoundedListBase(BoundedListCore[T]):
+class BoundedListBase(BoundedListCore[T], BoundsMixin):
     """A list within its bounds, but for the bound in bytes."""
 
     # Those from `_max_bytes` on are used by lists with `max_bytes`, whose class must have the very same layout.
@@ -395,7 +433,7 @@ class BoundedListBase(BoundedListCore[T]):
         """Add the items of a list with the same bounds."""
         self._list_extend(other[:])
 
-    def _recompute_sizes(self) -> None:
+    def _recompute(self) -> None:
         """Do nothing: without `max_bytes` there are no sizes."""
 
     def _enforce_bounds(self) -> None:
