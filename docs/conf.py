@@ -16,6 +16,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+suppress_warnings = ["ref.python"]  # some errors are public in two packages: a link may lead to either
 default_role = "code"  # docstrings are written with single backticks
 
 autodoc_member_order = "bysource"
