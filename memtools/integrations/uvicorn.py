@@ -70,12 +70,7 @@ class RecyclingMiddleware:
 
     Args:
         app: the application.
-        growth: over its size when it was warm; a size or a share of the limit.
-        limit: a worker of this size is replaced whatever it has grown; None for no limit.
-        monitor: while its level is `CRITICAL`, a quarter of the growth suffices; a `MemoryMonitor`, or another object
-            with a `level`.
-        warm_up: requests after which a worker is warm; five minutes suffice, too.
-        jitter: up to this share is added to the growth, different for each worker, so that they do not go together.
+        growth, limit, monitor, warm_up, jitter: as in `memtools.integrations.gunicorn.recycle_workers`.
 
     Raises:
         ConfigError: for an argument that makes no sense.
