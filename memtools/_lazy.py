@@ -1,8 +1,8 @@
-"""Names of the top-level namespace that are loaded when they are first used (PEP 562).
+"""Names of packages that are loaded when they are first used (PEP 562).
 
 A third of the modules is about monitors, leak tests, alerts and metrics, which most command line tools never use.
 
-A name that people guess and that does not exist gets an error that names the right one.
+A name that people guess and that the top-level namespace does not have gets an error that names the right one.
 """
 
 import sys
@@ -22,6 +22,9 @@ _PACKAGES: Final = {
     "find_leaks": "testing",
     "report": "reports",
 }
+
+# What only reports need, of a package that every program loads.
+_READINGS: Final = dict.fromkeys(("ResidentPart", "ResidentSplit", "split_resident"), "memtools.readings._resident")
 
 # What people type who have not read the docs yet: names of other tools, and the obvious short forms.
 _GUESSES: Final = {
@@ -73,9 +76,7 @@ def __getattr__(name: str) -> object:
     """Return the object that a name of the top-level namespace stands for, or the package of that name."""
     namespace = sys.modules["memtools"]
     if name in _PACKAGES:
-        found = getattr(import_module(f"memtools.{_PACKAGES[name]}"), name)
-        setattr(namespace, name, found)
-        return found
+        return _load("memtools", name, f"memtools.{_PACKAGES[name]}")
     if name in _PACKAGES.values():
         return import_module(f"memtools.{name}")
     if name == "__version__":
@@ -90,6 +91,25 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*vars(sys.modules["memtools"]), *_PACKAGES, "__version__"})
+
+
+def getattr_of_readings(name: str) -> object:
+    """Return the object that a name of `memtools.readings` stands for; it is that package's `__getattr__`."""
+    if name in _READINGS:
+        return _load("memtools.readings", name, _READINGS[name])
+    message = f"module 'memtools.readings' has no attribute {name!r}"
+    raise AttributeError(message, name=name, obj=sys.modules["memtools.readings"])
+
+
+def dir_of_readings() -> list[str]:
+    """Return the names of `memtools.readings`; it is that package's `__dir__`."""
+    return sorted({*vars(sys.modules["memtools.readings"]), *_READINGS})
+
+
+def _load(package: str, name: str, module: str) -> object:
+    found: object = getattr(import_module(module), name)
+    setattr(sys.modules[package], name, found)
+    return found
 
 
 def _is_import_statement() -> bool:

@@ -3,6 +3,8 @@
 No other package reads psutil, /proc or cgroups.
 """
 
+from typing import TYPE_CHECKING
+
 from memtools.readings._counters import trim_heap
 from memtools.readings._limits import (
     Headroom,
@@ -14,8 +16,13 @@ from memtools.readings._limits import (
     take_reading,
 )
 from memtools.readings._process import ProcessMemory, peak_bytes, read_process, resident_bytes, virtual_bytes
-from memtools.readings._resident import ResidentPart, ResidentSplit, split_resident
 from memtools.readings._types import Level, Limit, LimitSource, Reading
+
+if TYPE_CHECKING:
+    from memtools.readings._resident import ResidentPart, ResidentSplit, split_resident
+else:  # a type checker that saw `__getattr__` would accept any name
+    from memtools._lazy import dir_of_readings as __dir__  # noqa: F401  # by PEP 562
+    from memtools._lazy import getattr_of_readings as __getattr__  # noqa: F401
 
 __all__ = [
     "Headroom",
