@@ -279,6 +279,8 @@ class MultiprocessMetrics:
         running = MultiprocessMetrics._open
         if running is not None:
             running._ended = threading.Event()
+            # At once, also in a child that may be about to call exec: nothing but a thread or a signal can begin later,
+            # and a child in which no scope ends emits no event, but has figures, such as its resident memory.
             running._start(running._publish_in_child if in_child else running._publish_often)
 
     if sys.platform != "win32":
