@@ -70,6 +70,14 @@ class TestPrograms:
         assert next(iter(grown)) == part
         assert grown[part] >= least * MIB
 
+    @pytest.mark.parametrize("words", [(), ("scope",)], ids=["alone", "in a scope"])
+    @pytest.mark.parametrize(("kind", "touched"), [("untouched", 0), ("half touched", 100)])
+    def test_untouched_part_of_a_block_is_not_in_use(self, kind: str, touched: int, words: tuple[str, ...]) -> None:
+        grown = hold(kind, *words)["grown"]
+
+        assert grown["in use of malloc"] == pytest.approx(touched * MIB, abs=4 * MIB)
+        assert grown["other mappings"] == pytest.approx(50 * MIB, abs=4 * MIB)
+
     def test_advice_on_malloc_says_what_a_trim_gives_back(self) -> None:
         found = hold("malloc free")
 
@@ -162,9 +170,10 @@ Rss:                  64 kB
 7ffd00000000-7ffd00021000 rw-p 00000000 00:00 0                          [stack]
 Rss:                 100 kB
 """
-    by_kind, arenas, allocator = _resident._sum_mappings(smaps, [])
+    by_kind, arenas, allocator, anonymous = _resident._sum_mappings(smaps, [])
 
     assert {kind: size >> 10 for kind, size in by_kind.items() if size} == {
         "anonymous": 20480, "file": 512, "stack": 164,
     }  # fmt: skip
     assert (arenas, allocator) == (1, "jemalloc")
+    assert anonymous == [(0x7F0001000000, 0x7F0003000000, 20480 << 10)]

@@ -32,6 +32,12 @@ def leak_in_c() -> None:
         ctypes.memset(library.malloc(10_000), 1, 10_000)
 
 
+def hold_block(size: int, touched: int) -> None:
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    ctypes.memset(library.malloc(size) + 20 * MIB, 1, touched)
+
+
 def map_memory() -> None:
     mapping = mmap.mmap(-1, 50 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.write(bytes(50 * MIB).replace(b"\0", b"x"))
@@ -73,11 +79,13 @@ def hold_objects() -> None:
     kept.extend(bytes(SMALL) for _ in range(50 * MIB // SMALL))
 
 
-KINDS: dict[str, Callable[[], None]] = {
+KINDS: dict[str, Callable[[], object]] = {
     "python free": lambda: fragment(SMALL, 100 * MIB),
     "malloc free": lambda: fragment(LARGE, 100 * MIB),
     "c library": leak_in_c,
     "mmap": map_memory,
+    "untouched": lambda: (hold_block(200 * MIB, 0), map_memory()),
+    "half touched": lambda: (hold_block(200 * MIB, 100 * MIB), map_memory(), hold_objects()),
     "shared": share_memory,
     "threads": start_threads,
     "page cache": read_mapped_file,
