@@ -24,7 +24,7 @@ _MIN_BLOCK_BYTES: Final = 64 << 10  # malloc's threshold is 128 KiB where it was
 _MIN_UNTOUCHED_BYTES: Final = 1 << 20  # less makes no difference that is shown
 _MAX_PAGES: Final = 4096  # of one step
 _MAX_READ: Final = 256  # pages that one call reads
-_MAX_S: Final = 0.5
+_MAX_S: Final = 0.1  # the report of a monitor may be asked for in a loop
 
 
 def resident_of_blocks(mappings: Iterable[tuple[int, int, int]], mallinfo: Callable[[], Any]) -> int:
@@ -36,7 +36,7 @@ def resident_of_blocks(mappings: Iterable[tuple[int, int, int]], mallinfo: Calla
         mappings: the anonymous mappings of this process: start, end and resident bytes of each.
         mallinfo: returns the statistics of malloc. Any: a structure of `ctypes`.
 
-    Cost: 0.3 s for each GiB of other memory in mappings of which a part was not touched; about 0.5 s at most.
+    Cost: 0.3 s for each GiB of other memory in mappings of which a part was not touched; about 0.1 s at most.
     """
     said = mallinfo()
     size_bytes = int(said.hblkhd)

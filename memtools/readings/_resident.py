@@ -180,7 +180,7 @@ def split_resident() -> ResidentSplit:
 
     Cost: some 6 ms for a small process, 20 ms and more for each GiB, because the kernel walks all pages, while other
     threads run; Python's arenas are walked under the GIL. With large blocks of malloc that were touched in part 0.3 s
-    more for each GiB of other memory, and about 0.5 s at most. So it is for a report, not for a loop.
+    more for each GiB of other memory, and about 0.1 s at most. So it is for a report, not for a loop.
 
     Raises:
         ReadingError: if this system has no /proc/self/smaps, as every system but Linux, or it cannot be read.
