@@ -118,7 +118,7 @@ class TestForks:
         """)
 
         assert (child["title"], child["end"]) == ("program.py (fork)", "ended")
-        assert _live(child) == pytest.approx(10, abs=0.5)
+        assert _live(child) == pytest.approx(10, abs=1)
         assert [row["name"] for row in child["report"]["scopes"]] == ["program.py (fork)"]
 
     @pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os.execv('/bin/true', ['true'])", "os.abort()"])
@@ -230,7 +230,7 @@ class TestPrograms:
 
         alone, under = run("program.py", **variables), run(*MODULE, "program.py", **variables)
 
-        assert "sitecustomize" in alone[1]
+        assert alone[1].count("sys.flags") == 3
         assert under[:2] == alone[:2]
 
     def test_sitecustomize_of_the_user_is_run_once(self, run: Run, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ class TestMultiprocessing:
         children = [child for child in run_children(source, method, "0.7") if "Worker" in child["title"]]
 
         assert [child["end"] in ("killed", "ended") for child in children] == [True, True]
-        assert [_live(child) for child in children] == pytest.approx([20, 20], abs=2)
+        assert [_live(child) for child in children] == pytest.approx([20, 20], abs=4)  # with what the worker itself imports
 
     @needs_native
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -344,7 +344,7 @@ class TestMultiprocessing:
         (child,) = [child for child in run_children(source, method, "0") if child["title"] == "reader"]
 
         assert child["end"] == "ended"
-        assert _live(child) == pytest.approx(30, abs=2)
+        assert _live(child) == pytest.approx(30, abs=4)
 
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     def test_pool_and_its_threads_are_as_alone(self, method: str, run: Run, tmp_path: Path) -> None:
