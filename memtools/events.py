@@ -156,6 +156,8 @@ class LevelChanged:
         rate: how fast use grew over the last minute, in bytes a second; negative where it fell, None where that is not
             known.
         largest: on the way up, up to three scopes, calls or tasks with the most live bytes, as (name, bytes).
+        growing: on the way up, up to three of those whose every call leaves something behind, as (name, bytes per
+            call); empty where the meter does not know it.
     """
 
     before: Level
@@ -167,6 +169,7 @@ class LevelChanged:
     free_bytes: int | None = None
     rate: float | None = None
     largest: tuple[tuple[str, int], ...] = ()
+    growing: tuple[tuple[str, int], ...] = ()
 
 
 @record

@@ -170,6 +170,9 @@ def _describe_change(event: LevelChanged) -> Description:
         details.append((grows, f"by {format_size(abs(event.rate) * 60)} a minute"))
     if event.largest:
         details.append(("largest owners", format_owners(event.largest)))
+    if event.growing:
+        left = (f"{one_line(name)} leaves {format_size(size)}" for name, size in event.growing)
+        details.append(("behind per call", ", ".join(left)))
     return _describe_memory(event.reading, event.headroom), tuple(details)
 
 

@@ -18,7 +18,7 @@ from typing import Final
 from memtools._records import record
 from memtools.errors import ConfigError, MemtoolsError, ReadingError
 from memtools.integrations._requests import HasLevel
-from memtools.monitor._report import largest_owners
+from memtools.monitor._report import notable_owners
 from memtools.readings import Level, read_process
 from memtools.scopes._budgets import parse_budget
 from memtools.units import format_size, parse_count
@@ -154,7 +154,7 @@ class WorkerSize:
         grown = (
             "" if self._warm_bytes is None else f", {format_size(size - self._warm_bytes)} more than when it was warm"
         )
-        owners = ", ".join(f"{name} {format_size(live)}" for name, live in largest_owners(_LOGGED_OWNERS))
+        owners = ", ".join(f"{name} {format_size(live)}" for name, live in notable_owners(_LOGGED_OWNERS)[0])
         return (
             f"worker {os.getpid()} is to be replaced: it holds {format_size(size)}{grown} ({limit}) "
             f"after {served:,} {self._unit}; largest owners: {owners or 'unknown'}"

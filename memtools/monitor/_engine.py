@@ -28,7 +28,7 @@ from memtools.monitor._callbacks import Callback, CallbackRunner, Callbacks, Tri
 from memtools.monitor._exhaustion import Health, ProcessEnd, assess_health
 from memtools.monitor._levels import LevelBounds
 from memtools.monitor._loops import AsyncioLoop, PressureWatch, ThreadLoop, open_watch
-from memtools.monitor._report import format_report, largest_owners, recommendations
+from memtools.monitor._report import format_report, notable_owners, recommendations
 from memtools.monitor._sampler import MemorySource, Sample, Sampler
 from memtools.monitor._statistics import GcPauseMeter, MonitorStatistics, OperationCounters
 from memtools.readings import Level, Reading
@@ -177,6 +177,7 @@ class ReclaimPolicy:
         self._unhelped_since = None
 
     def _on_level_change(self, sample: Sample) -> Actions:
+        largest, growing = notable_owners(_LOGGED_OWNERS) if sample.after > sample.before else ((), ())
         free_bytes = None if sample.headroom is None else sample.entry_free_bytes
         change = LevelChanged(
             sample.before,
@@ -187,7 +188,8 @@ class ReclaimPolicy:
             sample.headroom,
             free_bytes,
             self._sampler.growth.bytes_per_s(sample.reading.used_bytes, sample.reading.at),
-            largest_owners(_LOGGED_OWNERS) if sample.after > sample.before else (),
+            largest,
+            growing,
         )
         self._log_again_at = self._clock() + REPEAT_LOG_S
         if sample.after < sample.before:
@@ -222,7 +224,7 @@ class ReclaimPolicy:
             return  # an overload may last, and reading all accounts takes a tenth of a second where there are thousands
         used = sample.reading.used_bytes
         free_bytes = None if sample.headroom is None else sample.exit_free_bytes
-        largest = largest_owners(_LOGGED_OWNERS)
+        largest, _ = notable_owners(_LOGGED_OWNERS)
         event = ReclaimIneffective(
             sample.after, used, sample.exit_bytes, largest, self.name, sample.headroom, free_bytes
         )

@@ -4,11 +4,13 @@ import os
 import re
 import sys
 from collections import Counter, deque
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from memtools._identity import identity
 from memtools._records import record
+from memtools.analysis._growth_by_call import find_leftovers
 from memtools.cleanup import registered
 from memtools.heap import ReferrerPath
 from memtools.heap._describe import source_line
@@ -232,21 +234,25 @@ def _for_monitor(seen: MonitorStatistics) -> list[Recommendation]:
     return found
 
 
-def largest_owners(count: int) -> tuple[tuple[str, int], ...]:
-    """Return up to `count` owners with the most live bytes, as (name, bytes).
+def notable_owners(count: int) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]:
+    """Return up to `count` owners with the most live bytes, and up to `count` whose every call leaves something behind.
 
-    An owner's bytes include those of the owners below it.
+    They are pairs of name and bytes: those of the former include what the owners below hold, those of the latter are
+    bytes per call. The accounts are read once: that takes a tenth of a second where there are thousands.
     """
-    return tuple((owner.name, owner.live_bytes) for owner in owner_sizes()[:count] if owner.live_bytes > 0)
+    accounts = statistics().accounts
+    largest = [(owner.name, owner.live_bytes) for owner in owner_sizes(accounts)[:count] if owner.live_bytes > 0]
+    left = [(leftover.name, round(leftover.per_call_bytes)) for leftover in find_leftovers(accounts)[:count]]
+    return tuple(largest), tuple(left)
 
 
-def owner_sizes() -> tuple[OwnerSize, ...]:
-    """Return all accounts of the process that hold or retained anything, the largest first."""
+def owner_sizes(accounts: Iterable[AccountStatistics] | None = None) -> tuple[OwnerSize, ...]:
+    """Return those of the accounts, by default all of the process, that hold or retained anything, the largest first."""
     live: dict[tuple[str, ...], int] = {}
     for owner in open_owners():
         live[owner.path] = live.get(owner.path, 0) + max(0, owner.live_bytes)
     found: list[OwnerSize] = []
-    for account in statistics().accounts:
+    for account in statistics().accounts if accounts is None else accounts:
         _collect(account, (), live, found)
     return tuple(sorted(found, key=lambda owner: (owner.live_bytes, owner.retained_bytes), reverse=True))
 

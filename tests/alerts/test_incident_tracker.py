@@ -342,7 +342,7 @@ class TestSeverity:
         assert scripted.observe(read(900, CRITICAL)) == ["slack opened warning"]
 
 
-def test_change_tells_threshold_rate_and_largest_owners() -> None:
+def test_change_tells_threshold_rate_owners_and_what_grows() -> None:
     event = LevelChanged(
         NORMAL,
         WARNING,
@@ -350,6 +350,7 @@ def test_change_tells_threshold_rate_and_largest_owners() -> None:
         800 * MIB,
         rate=-0.5 * MIB,
         largest=(("/search", 60 * MIB),),
+        growing=(("/orders", 2 * MIB),),
     )
     (observation,) = observations(event)
 
@@ -360,6 +361,7 @@ def test_change_tells_threshold_rate_and_largest_owners() -> None:
         ("change", "normal to warning, threshold 800.0 MiB"),
         ("falling", "by 30.0 MiB a minute"),
         ("largest owners", "/search 60.0 MiB"),
+        ("behind per call", "/orders leaves 2.0 MiB"),
     )
 
 

@@ -331,7 +331,9 @@ class TestMultiprocessing:
         children = [child for child in run_children(source, method, "0.7") if "Worker" in child["title"]]
 
         assert [child["end"] in ("killed", "ended") for child in children] == [True, True]
-        assert [_live(child) for child in children] == pytest.approx([20, 20], abs=4)  # with what the worker itself imports
+        assert [_live(child) for child in children] == pytest.approx(
+            [20, 20], abs=4
+        )  # with what the worker itself imports
 
     @needs_native
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

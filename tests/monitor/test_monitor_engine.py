@@ -11,6 +11,7 @@ from memtools import Level
 from memtools.cleanup import Reclaimer, ReclaimResult
 from memtools.errors import ReadingError
 from memtools.events import CleanupEnded, LevelChanged, MemorySampled, ReclaimIneffective
+from memtools.ledger import native_reason
 from memtools.monitor import _engine
 from memtools.pools import process_pool_scope
 from memtools.scopes import memory_scope
@@ -118,7 +119,7 @@ def test_lasting_overload_is_reported_once_a_level_with_owners(machine, make, re
 
 def test_lasting_overload_reads_the_accounts_twice_a_level(machine, make, reclaimer, monkeypatch):
     readings = []
-    monkeypatch.setattr(_engine, "largest_owners", lambda count: readings.append(count) or ())
+    monkeypatch.setattr(_engine, "notable_owners", lambda count: readings.append(count) or ((), ()))
     monitor = make(reclaimer=reclaimer(Free(machine)))
     for used in (700, 900):
         for _ in range(600):
@@ -263,6 +264,20 @@ def test_change_of_level_tells_rate_and_largest_owners(machine, make, events):
     assert change.rate is not None
     assert 9 * MIB <= change.rate <= 10.5 * MIB
     assert dict(change.largest)["hoard"] >= len(hoard)
+
+
+@pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
+def test_change_of_level_tells_what_each_call_leaves(machine, make, events):
+    monitor = make()
+    kept = []
+    for _ in range(200):
+        with memory_scope("keeps"):
+            kept.append(bytearray(100_000))
+
+    machine.set(monitor, 900)
+
+    (change,) = (event for event in events if isinstance(event, LevelChanged))
+    assert dict(change.growing)["keeps"] == pytest.approx(100_000, rel=0.02)
 
 
 def test_rate_is_not_known_in_the_first_second(machine, make, events):
