@@ -30,7 +30,13 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 # These prove nothing about a version of Python, and have no place for a marker of their own.
-_ONCE = ("README.md", "docs/", "tests/exporters/test_dashboard_and_rules.py")
+_ONCE = (
+    "README.md",
+    "docs/",
+    "tests/exporters/test_dashboard_and_rules.py",
+    "tests/conformance/test_cpython_mapping.py::TestValueHalf::test_threaded_",
+    "tests/conformance/test_cpython_mapping.py::TestValueHalf::test_weak_values_destroy_while_iterating",
+)
 
 # These look at all objects of the process. They have a process of their own, with few objects: beside all other tests, and
 # the libraries that those load, they take three to four times as long.

@@ -46,10 +46,15 @@ import sitecustomize
 METHODS = """
 import multiprocessing, sys, time
 kept = []
+def begin(all_of_them):
+    global barrier
+    barrier = all_of_them
+def keep_each(size):
+    barrier.wait()
+    keep(size)
+    time.sleep(2)  # and be written down
 def keep(size):
     kept.append(bytearray(size << 20))
-    time.sleep(float(sys.argv[2]))
-    return multiprocessing.current_process().name
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
 """
@@ -325,10 +330,11 @@ class TestMultiprocessing:
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     def test_workers_of_a_pool_have_their_figures(self, method: str, run_children: RunChildren) -> None:
         source = METHODS + (
-            "    with multiprocessing.Pool(2) as pool:\n        print(pool.map(keep, [20, 20], chunksize=1))\n"
+            "    with multiprocessing.Pool(2, begin, [multiprocessing.Barrier(2)]) as pool:\n"
+            "        pool.map(keep_each, [20, 20], chunksize=1)\n"
         )
 
-        children = [child for child in run_children(source, method, "0.7") if "Worker" in child["title"]]
+        children = [child for child in run_children(source, method) if "Worker" in child["title"]]
 
         assert [child["end"] in ("killed", "ended") for child in children] == [True, True]
         assert [_live(child) for child in children] == pytest.approx(
@@ -343,7 +349,7 @@ class TestMultiprocessing:
             "    process.start()\n    process.join()\n    sys.exit(process.exitcode)\n"
         )
 
-        (child,) = [child for child in run_children(source, method, "0") if child["title"] == "reader"]
+        (child,) = [child for child in run_children(source, method) if child["title"] == "reader"]
 
         assert child["end"] == "ended"
         assert _live(child) == pytest.approx(30, abs=4)
