@@ -20,6 +20,7 @@ _MEMORY: Final = "/proc/self/mem"
 _PRESENT: Final = 1 << 63  # in an entry of the page map
 _IS_MMAPPED: Final = 2
 _FLAGS: Final = 7
+_PADDINGS: Final = (0, 16)  # of the size to whole pages: since glibc 2.43 the header is not part of it
 _MIN_BLOCK_BYTES: Final = 64 << 10  # malloc's threshold is 128 KiB where it was not lowered
 _MIN_UNTOUCHED_BYTES: Final = 1 << 20  # less makes no difference that is shown
 _MAX_PAGES: Final = 4096  # of one step
@@ -109,7 +110,7 @@ class _Search:
                 others += bisect_left(present, address)
                 found += 1
                 found_bytes += size_bytes
-                start, pages = address + size_bytes, 1
+                start, pages = address + size_bytes + -size_bytes % self._page_bytes, 1
         self.found += found
         self.found_bytes += found_bytes
         self.resident_bytes += min(max(resident - others * self._page_bytes, 0), found_bytes)
@@ -138,7 +139,8 @@ class _Search:
             for address, before, size in zip(pages[first : first + count], *starts, strict=False):
                 if before == 0 and size & _FLAGS == _IS_MMAPPED:
                     size_bytes = size - _IS_MMAPPED
-                    is_whole = size_bytes % self._page_bytes == 0 and address + size_bytes <= end
+                    padding = -size_bytes % self._page_bytes
+                    is_whole = padding in _PADDINGS and address + size_bytes + padding <= end
                     if is_whole and size_bytes >= _MIN_BLOCK_BYTES:
                         return address, size_bytes
             first += count
