@@ -145,9 +145,9 @@ class Carrier(Protocol):
     def acquire(self, request: LeaseRequest) -> str | None:
         """Grant a lease, and return its fence, or None where it has to wait.
 
-        Requests are served in the order in which they have come: one that does not fit holds up those behind it, so that
-        a large one is not starved. A request in the queue must be asked again within two seconds, or it loses its place.
-        The same id is granted once.
+        Requests are served in the order in which they have come: one that does not fit holds up those behind it, so
+        that a large one is not starved. A request in the queue must be asked again within two seconds, or it loses its
+        place. The same id is granted once.
         """
         ...
 

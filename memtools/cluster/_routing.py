@@ -1,8 +1,8 @@
 """Where to put work: the process with most room, without a herd.
 
-Of the processes that fit, two are drawn at random and the one with more room is taken ("power of two choices", Mitzenmacher,
-2001): all callers taking the best one would overload it until it tells again. What a caller has just sent there counts
-against it, by this caller's own book, until it has told again.
+Of the processes that fit, two are drawn at random and the one with more room is taken ("power of two choices",
+Mitzenmacher, 2001): all callers taking the best one would overload it until it tells again. What a caller has just sent
+there counts against it, by this caller's own book, until it has told again.
 """
 
 import random
@@ -39,16 +39,16 @@ class Router:
         """Return a process that has room for so many bytes, and count them against it; None where there is none."""
         now = self._clock()
         known = list(nodes)
-        rooms = {node.id: self._room(node, now) for node in known}
-        fitting = [node for node in known if rooms[node.id] >= needs_bytes and not self._is_held(node, now)]
+        left = {node.id: self._left_bytes(node, now) for node in known}
+        fitting = [node for node in known if left[node.id] >= needs_bytes and not self._is_held(node, now)]
         if not fitting:
             return None
         drawn = self._draw(fitting, 2) if len(fitting) > 2 else fitting
-        best = max(drawn, key=lambda node: self._score(node, rooms[node.id]))
+        best = max(drawn, key=lambda node: self._score(node, left[node.id]))
         self._debits.setdefault(best.id, []).append((now, needs_bytes))
         return best
 
-    def _room(self, node: Node, now: float) -> int:
+    def _left_bytes(self, node: Node, now: float) -> int:
         """Return the headroom of a process, less what is under way to it and does not show in it yet."""
         if node.headroom_bytes is None:
             return 0
@@ -70,5 +70,5 @@ class Router:
         return True
 
     @staticmethod
-    def _score(node: Node, room: int) -> float:
-        return room / node.limit_bytes if node.limit_bytes else float(room)
+    def _score(node: Node, left_bytes: int) -> float:
+        return left_bytes / node.limit_bytes if node.limit_bytes else float(left_bytes)

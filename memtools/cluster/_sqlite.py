@@ -27,8 +27,8 @@ _TABLES: Final = """
 CREATE TABLE pool (name TEXT PRIMARY KEY, budget INTEGER NOT NULL, boot TEXT NOT NULL, counter INTEGER NOT NULL);
 CREATE TABLE node (
     pool TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, host TEXT NOT NULL, place TEXT NOT NULL,
-    pid INTEGER NOT NULL, born TEXT NOT NULL, used INTEGER NOT NULL, most INTEGER, headroom INTEGER, level INTEGER NOT NULL,
-    interval REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (pool, id)
+    pid INTEGER NOT NULL, born TEXT NOT NULL, used INTEGER NOT NULL, most INTEGER, headroom INTEGER,
+    level INTEGER NOT NULL, interval REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (pool, id)
 ) WITHOUT ROWID;
 CREATE TABLE lease (
     pool TEXT NOT NULL, id TEXT NOT NULL, node TEXT NOT NULL, bytes INTEGER NOT NULL, fence TEXT NOT NULL,
@@ -84,7 +84,7 @@ class SqliteCarrier:
                 return
             if row[1] != self._boot:
                 for table in ("node", "lease", "waiter"):
-                    run(f"DELETE FROM {table} WHERE pool = ?", self._pool)  # noqa: S608  # names of this file
+                    run(f"DELETE FROM {table} WHERE pool = ?", self._pool)  # names of this file
                 run("UPDATE pool SET boot = ?, counter = counter + 1 WHERE name = ?", self._boot, self._pool)
             self._expire(run)
             self._remove_dead(run)
@@ -125,13 +125,10 @@ class SqliteCarrier:
             if row is not None:
                 return str(row[0])
             first = run("SELECT id FROM waiter WHERE pool = ? ORDER BY number LIMIT 1", self._pool).fetchone()
-            if first is None or first[0] == request.id:
-                if self._fits(run, request.size_bytes) or (
-                    self._remove_dead(run) and self._fits(run, request.size_bytes)
-                ):
-                    if first is not None:
-                        run("DELETE FROM waiter WHERE pool = ? AND id = ?", self._pool, request.id)
-                    return self._insert(run, request.id, request.node, request.size_bytes)
+            if (first is None or first[0] == request.id) and self._fits(run, request.size_bytes):
+                if first is not None:
+                    run("DELETE FROM waiter WHERE pool = ? AND id = ?", self._pool, request.id)
+                return self._insert(run, request.id, request.node, request.size_bytes)
             if request.waits:
                 run(
                     "INSERT INTO waiter (pool, id, node, until) VALUES (?, ?, ?, ?) "
@@ -208,7 +205,10 @@ class SqliteCarrier:
         return fence
 
     def _fits(self, run: "_Run", size_bytes: int) -> bool:
+        """Return whether there is room, if need be after those have been removed that have died."""
         used, usable = self._used_and_usable(run)
+        if used + size_bytes > usable and self._remove_dead(run):
+            used, usable = self._used_and_usable(run)
         return used + size_bytes <= usable
 
     def _used_and_usable(self, run: "_Run") -> tuple[int, int]:
@@ -221,7 +221,7 @@ class SqliteCarrier:
         run("DELETE FROM waiter WHERE pool = ? AND until <= ?", self._pool, now)
 
     def _remove_dead(self, run: "_Run") -> bool:
-        """Remove processes that have ended, or have told nothing for the time of a lease; return whether there were some."""
+        """Remove processes that have ended, or told nothing for the time of a lease; return whether there were some."""
         old = _now() - self._ttl_s
         rows = run("SELECT id, pid, born, place, at FROM node WHERE pool = ?", self._pool).fetchall()
         here = _place()
@@ -232,7 +232,7 @@ class SqliteCarrier:
 
     def _remove(self, run: "_Run", node_id: str) -> None:
         for table, column in (("lease", "node"), ("waiter", "node"), ("node", "id")):
-            run(f"DELETE FROM {table} WHERE pool = ? AND {column} = ?", self._pool, node_id)  # noqa: S608  # see above
+            run(f"DELETE FROM {table} WHERE pool = ? AND {column} = ?", self._pool, node_id)  # see above
 
     @contextlib.contextmanager
     def _transaction(self) -> Generator["_Run"]:
@@ -257,7 +257,7 @@ class SqliteCarrier:
             raise
 
     def _forget(self, error: Exception) -> None:
-        """Connect anew for the next call, unless only another process held the lock: the file may have been replaced."""
+        """Connect anew for the next call, unless only the lock was not free: the file may have been replaced."""
         if "locked" not in str(error):
             with contextlib.suppress(sqlite3.Error):
                 self.close()

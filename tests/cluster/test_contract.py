@@ -1,0 +1,263 @@
+"""What every carrier of a cluster holds, between real processes: each lease is counted, and comes back however it ends."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).parent / "programs" / "member.py"
+UNIT = 20 * 2**20  # what each process uses by itself is little beside it
+BUDGET = 100 * UNIT  # 95 of them can be leased
+TTL_S = 2.0
+
+
+class Member:
+    """A process that has joined, or is about to at its first command."""
+
+    def __init__(self, url: str, budget: int = BUDGET, ttl_s: float = TTL_S, name: str = "member") -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), url, str(budget), str(ttl_s), name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def begin(self, *command: object) -> None:
+        """Send a command, without waiting for its answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """Wait for the answer to the command that was sent first."""
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def do(self, *command: object) -> Any:
+        """Send a command, and return its answer."""
+        self.begin(*command)
+        return self.answer()
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+MakeMember = Callable[..., Member]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The address of a pool that nobody has joined."""
+    return f"sqlite:///{tmp_path / 'memory.db'}"
+
+
+@pytest.fixture
+def member(url: str) -> Iterator[MakeMember]:
+    """Start a process that joins the pool; all are killed at the end."""
+    members: list[Member] = []
+
+    def start(budget: int = BUDGET, ttl_s: float = TTL_S, name: str = "member") -> Member:
+        members.append(Member(url, budget, ttl_s, name))
+        return members[-1]
+
+    yield start
+
+    for each in members:
+        each.process.send_signal(signal.SIGCONT)
+        if each.process.poll() is None:
+            each.kill()
+
+
+def _waits_until(holds: Callable[[], object], *, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+class TestBudget:
+    """No more is leased than the budget without its reserve."""
+
+    def test_what_does_not_fit_waits_for_what_is_given_back(self, member: MakeMember) -> None:
+        first, second = member(), member()
+
+        assert first.do("take", "a", 60 * UNIT, 1)["fence"]
+        assert "the pool uses" in second.do("take", "b", 60 * UNIT, 0)["refused"]
+        second.begin("take", "b", 60 * UNIT, 20)
+        time.sleep(0.2)
+        first.do("give", "a")
+
+        assert second.answer()["fence"]
+        assert first.do("statistics")["leased_bytes"] == 60 * UNIT
+
+    def test_memory_in_use_counts_where_it_is_more_than_the_lease(self, member: MakeMember) -> None:
+        first = member()
+        first.do("take", "a", 1000, 1)
+        (node,) = first.do("nodes")
+
+        found = first.do("statistics")
+
+        assert node["used_bytes"] > 10 * 2**20
+        assert found["used_bytes"] == pytest.approx(node["used_bytes"], rel=0.2)
+
+    def test_other_budget_is_refused_while_the_pool_is_in_use(self, member: MakeMember) -> None:
+        first, second = member(), member(budget=2 * BUDGET)
+        first.do("statistics")
+
+        refused = second.do("take", "a", UNIT, 1)["error"]
+        first.do("close")
+
+        assert refused.startswith("ConfigError")
+        assert str(BUDGET) in refused
+        assert str(2 * BUDGET) in refused
+        assert second.do("take", "a", UNIT, 1)["fence"]
+
+    def test_fences_rise(self, member: MakeMember) -> None:
+        first, second = member(), member()
+
+        fences = [each.do("take", str(number), UNIT, 1)["fence"] for number in range(4) for each in (first, second)]
+
+        numbers = [int(fence.rpartition(":")[2]) for fence in fences]
+        assert numbers == sorted(set(numbers))
+
+    @pytest.mark.parametrize("operations", [150, pytest.param(10_000, marks=pytest.mark.skipif(
+        "CLUSTER_OPERATIONS" not in os.environ, reason="takes minutes: set CLUSTER_OPERATIONS"))])  # fmt: skip
+    def test_never_more_is_leased_under_random_work_and_kills(
+        self, operations: int, member: MakeMember, tmp_path: Path
+    ) -> None:
+        first = member()
+        first.do("statistics")
+        with sqlite3.connect(tmp_path / "memory.db") as watch:  # sees every grant, from outside
+            watch.executescript(
+                "CREATE TABLE too_much (bytes INTEGER); CREATE TRIGGER see AFTER INSERT ON lease "
+                f"WHEN (SELECT sum(bytes) FROM lease) > {BUDGET * 95 // 100} "
+                "BEGIN INSERT INTO too_much SELECT sum(bytes) FROM lease; END"
+            )
+        members = [member(name=str(number)) for number in range(8)]
+        for each in members:
+            each.begin("work", operations, 40 * UNIT)
+        for each in members[:3]:
+            time.sleep(0.3)
+            each.kill()
+
+        done = [each.answer() for each in members[3:]]
+        watch.close()
+
+        assert all(each["granted"] > 0 for each in done), done
+        assert _waits_until(lambda: first.do("statistics")["leased_bytes"] == 0, seconds=TTL_S + 1)
+        with sqlite3.connect(tmp_path / "memory.db") as after:
+            assert after.execute("SELECT * FROM too_much").fetchall() == []
+        after.close()
+
+
+class TestQueue:
+    """Requests are served in the order in which they have come."""
+
+    def test_large_request_is_not_starved_by_small_ones(self, member: MakeMember) -> None:
+        holder, large, small = member(), member(), member()
+        holder.do("take", "a", 60 * UNIT, 1)
+        small.do("statistics")
+        large.begin("take", "b", 90 * UNIT, 20)
+        assert _waits_until(lambda: holder.do("statistics")["waiting"] == 1, seconds=10)
+
+        assert "refused" in small.do("take", "c", UNIT, 0)
+        small.begin("take", "c", 10 * UNIT, 20)
+        assert _waits_until(lambda: holder.do("statistics")["waiting"] == 2, seconds=10)
+        holder.do("give", "a")
+
+        assert large.answer()["fence"]
+        assert holder.do("statistics")["waiting"] == 1  # the small one does not fit beside it
+        large.do("give", "b")
+        assert small.answer()["fence"]
+
+    def test_request_of_a_process_that_dies_holds_up_nobody(self, member: MakeMember) -> None:
+        holder, large, small = member(), member(), member()
+        holder.do("take", "a", 60 * UNIT, 1)
+        large.begin("take", "b", 90 * UNIT, 20)
+        assert _waits_until(lambda: holder.do("statistics")["waiting"] == 1, seconds=10)
+        large.kill()
+
+        began = time.monotonic()
+        assert small.do("take", "c", UNIT, 20)["fence"]
+
+        assert time.monotonic() - began < 2 * TTL_S + 2
+
+    def test_request_that_was_refused_has_left_the_queue(self, member: MakeMember) -> None:
+        holder, other = member(), member()
+        holder.do("take", "a", 90 * UNIT, 1)
+
+        assert "refused" in other.do("take", "b", 90 * UNIT, 0.1)
+
+        assert _waits_until(lambda: holder.do("statistics")["waiting"] == 0, seconds=1)
+
+
+class TestHolders:
+    """A lease outlives its holder by no more than its time."""
+
+    def test_lease_of_a_killed_process_comes_back(self, member: MakeMember) -> None:
+        holder, other = member(), member()
+        other.do("statistics")
+        holder.do("take", "a", 90 * UNIT, 1)
+        holder.kill()
+
+        began = time.monotonic()
+        assert other.do("take", "b", 90 * UNIT, 20)["fence"]
+
+        assert time.monotonic() - began < TTL_S + 1
+
+    def test_stopped_process_loses_its_lease_and_frees_no_other(self, member: MakeMember) -> None:
+        holder, other = member(), member()
+        holder.do("take", "a", 90 * UNIT, 1)
+        holder.process.send_signal(signal.SIGSTOP)
+        assert other.do("take", "b", 90 * UNIT, 20)["fence"]
+        holder.process.send_signal(signal.SIGCONT)
+
+        assert holder.do("give", "a") == {"lost": True}
+
+        assert other.do("statistics")["leased_bytes"] == 90 * UNIT
+        assert other.do("give", "b") == {"lost": False}
+
+    def test_holder_is_told_of_a_lost_lease(self, member: MakeMember) -> None:
+        holder = member()
+        holder.do("take", "a", UNIT, 1)
+        holder.process.send_signal(signal.SIGSTOP)
+        time.sleep(TTL_S + 0.5)
+        holder.process.send_signal(signal.SIGCONT)
+
+        assert _waits_until(lambda: holder.do("told_lost") == 1, seconds=TTL_S)
+        assert holder.do("statistics")["lost"] == 1
+
+    def test_blocked_loop_keeps_its_lease(self, member: MakeMember) -> None:
+        assert member().do("block_loop", 2.5 * TTL_S, UNIT) == {"lost": False}
+
+    def test_forked_child_is_a_process_of_its_own(self, member: MakeMember) -> None:
+        parent = member()
+        parent.do("take", "a", 50 * UNIT, 1)
+
+        found = parent.do("fork", 40 * UNIT)
+
+        assert found["pids"] == sorted([parent.process.pid, found["child"]])
+        assert parent.do("statistics")["leased_bytes"] == 50 * UNIT
+        assert parent.do("give", "a") == {"lost": False}
+
+    def test_closing_gives_everything_back(self, member: MakeMember) -> None:
+        holder, other = member(), member()
+        holder.do("take", "a", 60 * UNIT, 1)
+
+        holder.do("close")
+
+        assert other.do("take", "b", 90 * UNIT, 0)["fence"]
+        assert [node["pid"] for node in other.do("nodes")] == [other.process.pid]
