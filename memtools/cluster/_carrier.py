@@ -130,7 +130,7 @@ class Carrier(Protocol):
     """
 
     def open(self, budget_bytes: int) -> None:
-        """Join the pool, and make it where there is none, or where nobody is in it.
+        """Join the pool, and make it where there is none, or where no process is in it.
 
         Raises:
             ConfigError: when the pool has another budget, or the carrier cannot hold one.
@@ -160,11 +160,14 @@ class Carrier(Protocol):
         ...
 
     def nodes(self) -> tuple[Node, ...]:
-        """Return the processes of the pool; those that have told nothing for the time of a lease are left out."""
+        """Return the processes of the pool; those that have told nothing for the time of a lease are left out.
+
+        Also without `open`.
+        """
         ...
 
     def figures(self) -> PoolFigures:
-        """Return the figures of the pool."""
+        """Return the figures of the pool; a budget of 0 where there is no such pool. Also without `open`."""
         ...
 
     def leave(self, node_id: str) -> None:

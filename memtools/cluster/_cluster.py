@@ -14,7 +14,7 @@ from memtools._records import record
 from memtools._text import printable
 from memtools._threads import call_in_own_thread
 from memtools.cluster._carrier import Carrier, CarrierError, LeaseRequest, Node, PoolFigures, usable_bytes
-from memtools.cluster._membership import CALL_S, PATIENCE_S, LeaseState, Membership
+from memtools.cluster._membership import ANSWER_S, CALL_S, LeaseState, Membership
 from memtools.cluster._routing import Router
 from memtools.cluster._sqlite import SqliteCarrier
 from memtools.errors import ConfigError, MemtoolsError
@@ -147,12 +147,29 @@ def join(
     return Cluster(member, pool, on_lease_lost)
 
 
-def _make_carrier(url: object, pool: str, ttl_s: float) -> Carrier:
+def look(url: str, *, pool: str = "default") -> tuple[PoolFigures, tuple[Node, ...]]:
+    """Return the figures of a pool and its processes, without joining it; for a command, since it blocks.
+
+    Raises:
+        ConfigError: for an address that is none.
+        CarrierError: when the carrier does not answer, or has no such pool.
+    """
+    carrier = _make_carrier(url, pool, _TTL_S, is_observer=True)
+    try:
+        figures = carrier.figures()
+        if not figures.budget_bytes:
+            raise CarrierError(f"no process has ever joined a pool {pool!r} there")
+        return figures, carrier.nodes()
+    finally:
+        carrier.close()
+
+
+def _make_carrier(url: object, pool: str, ttl_s: float, *, is_observer: bool = False) -> Carrier:
     if not isinstance(url, str):
         raise ConfigError("url", url, _SCHEMES)
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite" and rest.startswith("///") and len(rest) > len("///"):
-        return SqliteCarrier(rest[3:], pool, ttl_s=ttl_s, timeout_s=CALL_S)
+        return SqliteCarrier(rest[3:], pool, ttl_s=ttl_s, timeout_s=CALL_S, is_observer=is_observer)
     raise ConfigError("url", url, _SCHEMES)
 
 
@@ -187,7 +204,7 @@ class Lease:
         return self._state.is_lost
 
     def check(self) -> None:
-        """Raise if it is lost, as before something that nobody else must do at the same time.
+        """Raise if it is lost, as before something that no other process must do at the same time.
 
         Raises:
             LeaseLost: when it has expired.
@@ -198,7 +215,7 @@ class Lease:
     def __enter__(self) -> Self:
         attempt = self._begin()
         try:
-            while not attempt.is_granted(attempt.ask().result(PATIENCE_S)):
+            while not attempt.is_granted(attempt.ask().result(ANSWER_S)):
                 time.sleep(attempt.pause_s())
         except BaseException as error:
             raise attempt.end(error) from error.__cause__
@@ -208,7 +225,7 @@ class Lease:
         attempt = self._begin()
         try:
             while not attempt.is_granted(  # noqa: ASYNC110  # another process gives it back
-                await asyncio.wait_for(asyncio.wrap_future(attempt.ask()), PATIENCE_S)
+                await asyncio.wait_for(asyncio.wrap_future(attempt.ask()), ANSWER_S)
             ):
                 await asyncio.sleep(attempt.pause_s())
         except BaseException as error:
@@ -275,9 +292,9 @@ class _Attempt:
 
     def end(self, error: BaseException) -> BaseException:
         """Leave the queue, or give back what was granted unnoticed; return the error to raise."""
-        self._membership.withdraw(self._state.id, is_refused=isinstance(error, LeaseTimeout))
         if isinstance(error, TimeoutError) and not isinstance(error, MemtoolsError):
-            return CarrierError("the carrier does not answer")
+            error = LeaseTimeout(self._state.size_bytes, self._timeout_s, "the carrier does not answer")
+        self._membership.withdraw(self._state.id, is_refused=isinstance(error, LeaseTimeout))
         return error
 
 

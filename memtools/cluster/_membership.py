@@ -23,8 +23,7 @@ T = TypeVar("T")
 _log = logging.getLogger("memtools.cluster")
 
 CALL_S: Final = 1.0  # after which the carrier gives up
-_GIVE_UP_S: Final = 0.5  # beyond which nobody waits for a call that should have ended
-PATIENCE_S: Final = CALL_S + _GIVE_UP_S
+ANSWER_S: Final = 2 * CALL_S + 0.5  # after which no caller waits any longer; there may be one call before it
 _INTERVAL_S: Final = 2.0
 _LOCAL: Final = "local:"
 
@@ -108,7 +107,7 @@ class Membership:
         if thread is not None:
             node = self._id
             with contextlib.suppress(CarrierError, TimeoutError):
-                thread.call(lambda: self.carrier.leave(node)).result(PATIENCE_S)
+                thread.call(lambda: self.carrier.leave(node)).result(ANSWER_S)
             thread.stop(self.carrier.close)
 
     def call(self, function: Callable[[], T]) -> T:
@@ -118,7 +117,7 @@ class Membership:
             CarrierError: when it does not answer.
         """
         try:
-            return self._running_thread().call(function).result(PATIENCE_S)
+            return self._running_thread().call(function).result(ANSWER_S)
         except TimeoutError as error:
             raise CarrierError("the carrier does not answer") from error
 
@@ -128,8 +127,16 @@ class Membership:
         return self._id
 
     def ask(self, request: LeaseRequest) -> "Future[str | None]":
-        """Ask for a lease; the result is its fence, or None where it has to wait."""
-        return self._running_thread().call(lambda: self._ask_in_thread(request))
+        """Ask for a lease; the result is its fence, or None where it has to wait.
+
+        While the carrier is away the answer comes from here, at once; the thread finds out when it is back.
+        """
+        thread = self._running_thread()
+        if self._is_connected:
+            return thread.call(lambda: self._ask_in_thread(request))
+        future: Future[str | None] = Future()
+        future.set_result(self._grant_locally(request))
+        return future
 
     def take(self, state: LeaseState, fence: str, asked_at: float) -> None:
         """Hold what was granted to a question that was asked at that time."""
@@ -186,7 +193,7 @@ class Membership:
         self._id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         thread = _CarrierThread(self._tick, self._interval_s)
         try:
-            thread.call(self._open).result(CALL_S + PATIENCE_S)
+            thread.call(self._open).result(ANSWER_S)
         except TimeoutError as error:
             thread.stop(self.carrier.close)
             raise CarrierError("the carrier does not answer") from error

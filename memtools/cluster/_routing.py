@@ -3,6 +3,8 @@
 Of the processes that fit, two are drawn at random and the one with more room is taken ("power of two choices",
 Mitzenmacher, 2001): all callers taking the best one would overload it until it tells again. What a caller has just sent
 there counts against it, by this caller's own book, until it has told again.
+
+A file of its own because other schedulers than a `Cluster` place work by it, too.
 """
 
 import random

@@ -60,13 +60,15 @@ class SqliteCarrier:
         pool: the name of the pool.
         ttl_s: seconds for which a lease is valid without being renewed.
         timeout_s: seconds after which a call gives up.
+        is_observer: whether the file is only looked at: it is not made where there is none.
 
     Raises:
         ConfigError: when the folder does not exist, or is on a network.
     """
 
-    def __init__(self, path: str, pool: str, *, ttl_s: float, timeout_s: float) -> None:
+    def __init__(self, path: str, pool: str, *, ttl_s: float, timeout_s: float, is_observer: bool = False) -> None:
         self._path = _checked_path(path)
+        self._flags = os.O_RDWR | os.O_CLOEXEC | (0 if is_observer else os.O_CREAT)
         self._pool = pool
         self._ttl_s = ttl_s
         self._timeout_s = timeout_s
@@ -173,12 +175,14 @@ class SqliteCarrier:
         """See `Carrier`."""
         with self._transaction() as run:
             self._expire(run)
+            row = run("SELECT budget FROM pool WHERE name = ?", self._pool).fetchone()
+            budget = self._budget_bytes = int(row[0]) if row is not None else 0
             used, usable = self._used_and_usable(run)
             leases, leased = run(
                 "SELECT count(*), coalesce(sum(bytes), 0) FROM lease WHERE pool = ?", self._pool
             ).fetchone()
             waiting = run("SELECT count(*) FROM waiter WHERE pool = ?", self._pool).fetchone()[0]
-        return PoolFigures(self._budget_bytes, usable, used, leased, leases, waiting)
+        return PoolFigures(budget, usable, used, leased, leases, waiting)
 
     def leave(self, node_id: str) -> None:
         """See `Carrier`."""
@@ -263,7 +267,7 @@ class SqliteCarrier:
                 self.close()
 
     def _connect(self) -> sqlite3.Connection:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(self._path, self._flags, 0o600))
         connection = sqlite3.connect(
             self._path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False, cached_statements=64
         )

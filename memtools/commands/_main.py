@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from memtools.commands._info import memtools_version, print_facts
@@ -28,7 +28,9 @@ _RUN_EPILOG: Final = (
     "it; what follows it is passed to the program."
 )
 
-_COMMANDS: Final = ("run", "info")
+_NODES_HELP: Final = "show the processes of a pool that share a budget (memtools.cluster), refreshing on a terminal"
+
+_COMMANDS: Final = ("run", "info", "nodes")
 _KINDS: Final[dict[str, ProgramKind]] = {"-m": "module", "-c": "code"}
 _MISSING: Final[dict[ProgramKind, str]] = {
     "module": "-m needs the name of a module",
@@ -51,16 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         (run_parser if options.command == "run" else parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command == "info":
-        return _print_info(as_json=options.json)
+        return _while_it_is_read(lambda: print_facts(as_json=options.json))
+    if options.command == "nodes":
+        from memtools.commands._nodes import print_nodes  # it loads sqlite3, which no program of `run` shall meet
+
+        return _while_it_is_read(lambda: print_nodes(options.url, pool=options.pool, as_json=options.json))
     if options.command == "run":
         return run(_parse_run(run_parser, options, words, kind))
     parser.print_help()
     return 2
 
 
-def _print_info(*, as_json: bool) -> int:
+def _while_it_is_read(command: Callable[[], int]) -> int:
     try:
-        code = print_facts(as_json=as_json)
+        code = command()
         sys.stdout.flush()
     except BrokenPipeError:  # of `info | head`; what is left in the buffer must not be written at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,7 +79,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     prog = command_name()
     parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="{run,info}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,info,nodes}")
 
     run_parser = commands.add_parser(
         "run",
@@ -95,6 +101,11 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
 
     info_parser = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
     info_parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+    nodes_parser = commands.add_parser("nodes", help=_NODES_HELP, description=_NODES_HELP, allow_abbrev=False)
+    nodes_parser.add_argument("url", metavar="URL", help="as for memtools.cluster.join: sqlite:///PATH")
+    nodes_parser.add_argument("--pool", default="default", metavar="NAME", help="the name of the pool")
+    nodes_parser.add_argument("--json", action="store_true", help="print it once, as JSON")
     return parser, run_parser
 
 

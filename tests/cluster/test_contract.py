@@ -1,4 +1,4 @@
-"""What every carrier of a cluster holds, between real processes: each lease is counted, and comes back however it ends."""
+"""What every carrier holds, between real processes: each lease is counted, and comes back however it ends."""
 
 import json
 import os
@@ -58,7 +58,7 @@ MakeMember = Callable[..., Member]
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """The address of a pool that nobody has joined."""
+    """The address of a pool that no process has joined."""
     return f"sqlite:///{tmp_path / 'memory.db'}"
 
 
@@ -183,7 +183,7 @@ class TestQueue:
         large.do("give", "b")
         assert small.answer()["fence"]
 
-    def test_request_of_a_process_that_dies_holds_up_nobody(self, member: MakeMember) -> None:
+    def test_request_of_a_process_that_dies_holds_up_no_other(self, member: MakeMember) -> None:
         holder, large, small = member(), member(), member()
         holder.do("take", "a", 60 * UNIT, 1)
         large.begin("take", "b", 90 * UNIT, 20)
@@ -261,3 +261,64 @@ class TestHolders:
 
         assert other.do("take", "b", 90 * UNIT, 0)["fence"]
         assert [node["pid"] for node in other.do("nodes")] == [other.process.pid]
+
+
+class TestNodesCommand:
+    """`python -m memtools nodes` shows a pool without joining it."""
+
+    @staticmethod
+    def _run(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "memtools", "nodes", *words], capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def test_table_has_a_line_for_each_process(self, url: str, member: MakeMember) -> None:
+        first, second = member(name="first"), member(name="second")
+        first.do("take", "a", 30 * UNIT, 1)
+        second.do("statistics")
+
+        code, out, _ = self._run(url)
+
+        lines = out.splitlines()
+        assert code == 0
+        assert lines[0].split() == ["node", "host", "pid", "used", "limit", "headroom", "leased", "level", "told"]
+        assert [line.split()[0] for line in lines[1:3]] == ["first", "second"]
+        assert "600.0 MiB" in lines[1]
+        assert lines[-1].startswith("2 processes use")
+
+    def test_json_has_the_figures(self, url: str, member: MakeMember) -> None:
+        process = member(name="first")
+        process.do("take", "a", 30 * UNIT, 1)
+
+        code, out, _ = self._run(url, "--json")
+
+        found = json.loads(out)
+        assert code == 0
+        assert found["pool"]["leased_bytes"] == 30 * UNIT
+        assert [node["pid"] for node in found["nodes"]] == [process.process.pid]
+
+    def test_what_is_not_there_is_an_error_in_one_line(self, url: str, member: MakeMember, tmp_path: Path) -> None:
+        member().do("statistics")
+
+        missing = self._run(f"sqlite:///{tmp_path}/none.db")
+        other_pool = self._run(url, "--pool", "other")
+        no_address = self._run("memory.db")
+
+        assert (missing[0], other_pool[0], no_address[0]) == (1, 1, 2)
+        assert "No such file" in missing[2]
+        assert "no process has ever joined a pool 'other'" in other_pool[2]
+        assert all(each[2].count("\n") == 1 for each in (missing, other_pool, no_address))
+        assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.once
+def test_example_of_a_fleet_runs(tmp_path: Path) -> None:
+    path = Path(__file__).parent.parent.parent / "docs" / "examples" / "fleet.py"
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "120 files" in done.stdout

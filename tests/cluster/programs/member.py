@@ -49,7 +49,7 @@ def work(operations, largest):
 def block_loop(seconds, size):
     async def main():
         async with cluster.lease(size) as lease:
-            time.sleep(seconds)
+            time.sleep(seconds)  # noqa: ASYNC251  # that is the point
             return {"lost": lease.is_lost}
 
     return asyncio.run(main())

@@ -1,0 +1,85 @@
+"""`memtools nodes`: the processes of a pool, once, or refreshing on a terminal."""
+
+import json
+import shutil
+import sys
+import time
+from typing import Final
+
+from memtools._text import display_width, printable, truncate_middle
+from memtools.cluster import CarrierError, Node
+from memtools.cluster._carrier import PoolFigures
+from memtools.cluster._cluster import look
+from memtools.errors import ConfigError, MissingExtraError
+from memtools.units import format_size
+
+_REFRESH_S: Final = 2.0
+_HOME_AND_CLEAR: Final = "\x1b[H\x1b[J"
+_HEADINGS: Final = ("node", "host", "pid", "used", "limit", "headroom", "leased", "level", "told")
+_TEXT_COLUMNS: Final = 2
+_MIN_WIDTH: Final = 80
+_MAX_NAME: Final = 30
+
+
+def print_nodes(url: str, *, pool: str, as_json: bool) -> int:
+    """Print the processes of a pool; on a terminal again every two seconds, until Ctrl-C. Return the exit code.
+
+    Args:
+        url: the address of the carrier.
+        pool: the name of the pool.
+        as_json: whether to print it once, as JSON.
+    """
+    is_repeated = sys.stdout.isatty() and not as_json
+    try:
+        while True:
+            figures, nodes = look(url, pool=pool)
+            text = _as_json(figures, nodes) if as_json else as_table(figures, nodes)
+            print(f"{_HOME_AND_CLEAR}{text}" if is_repeated else text, flush=True)
+            if not is_repeated:
+                return 0
+            time.sleep(_REFRESH_S)
+    except (ConfigError, CarrierError, MissingExtraError) as error:
+        sys.stderr.write(f"memtools nodes: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 0
+
+
+def as_table(figures: PoolFigures, nodes: tuple[Node, ...], *, width: int | None = None) -> str:
+    """Return the processes as lines, and the figures of the pool below."""
+    columns = max(width or shutil.get_terminal_size().columns, _MIN_WIDTH)
+    rows = [list(_HEADINGS), *(_row(node) for node in nodes)]
+    widths = [max(display_width(row[place]) for row in rows) for place in range(len(_HEADINGS))]
+    lines: list[str] = []
+    for row in rows:
+        cells = [
+            text + " " * (size - display_width(text)) if place < _TEXT_COLUMNS else text.rjust(size)
+            for place, (text, size) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(truncate_middle("  ".join(cells).rstrip(), columns))
+    summary = (
+        f"{len(nodes)} processes use {format_size(figures.used_bytes)} of {format_size(figures.usable_bytes)} "
+        f"(a budget of {format_size(figures.budget_bytes)} less the reserve): {figures.leases} leases of "
+        f"{format_size(figures.leased_bytes)}, {figures.waiting} waiting"
+    )
+    return "\n".join([*lines, "", summary])
+
+
+def _row(node: Node) -> list[str]:
+    told = f"{node.age_s:.0f} s ago"
+    return [
+        truncate_middle(printable(node.name), _MAX_NAME),
+        truncate_middle(printable(node.host), _MAX_NAME),
+        str(node.pid),
+        format_size(node.used_bytes),
+        "-" if node.limit_bytes is None else format_size(node.limit_bytes),
+        "-" if node.headroom_bytes is None else format_size(node.headroom_bytes),
+        format_size(node.leased_bytes),
+        node.level.name.lower(),
+        f"{told}, stale" if node.is_stale else told,
+    ]
+
+
+def _as_json(figures: PoolFigures, nodes: tuple[Node, ...]) -> str:
+    pool = {name: getattr(figures, name) for name in figures.__match_args__}
+    return json.dumps({"pool": pool, "nodes": [node.to_dict() for node in nodes]}, indent=2)

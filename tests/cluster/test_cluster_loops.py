@@ -1,0 +1,82 @@
+"""Leases in asyncio: nothing blocks the loop, and cancellation passes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from memtools.cluster import Cluster, LeaseTimeout, join
+
+UNIT = 10 * 2**20  # what this process uses by itself is little beside it
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with join(f"sqlite:///{tmp_path}/memory.db", budget=1000 * UNIT) as made:
+        yield made
+
+
+async def test_tasks_take_turns(cluster: Cluster) -> None:
+    running = most = 0
+
+    async def work() -> None:
+        nonlocal running, most
+        async with cluster.lease(400 * UNIT):
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.02)
+            running -= 1
+
+    await asyncio.gather(*(work() for _ in range(6)))
+
+    assert most == 2
+    assert cluster.statistics().leased_bytes == 0
+    assert cluster.statistics().granted == 6
+
+
+async def test_cancelled_request_leaves_the_queue(cluster: Cluster) -> None:
+    async with cluster.lease(900 * UNIT):
+        waiting = asyncio.ensure_future(cluster.lease(900 * UNIT).__aenter__())
+        while not cluster.statistics().waiting:  # noqa: ASYNC110  # it is the other task's doing
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+        assert cluster.statistics().waiting == 0
+
+
+async def test_error_of_the_block_passes_and_gives_back(cluster: Cluster) -> None:
+    with pytest.raises(KeyError):
+        async with cluster.lease(900 * UNIT):
+            raise KeyError
+
+    assert cluster.statistics().leased_bytes == 0
+
+
+async def test_refusal_says_what_the_pool_uses(cluster: Cluster) -> None:
+    async with cluster.lease(900 * UNIT):
+        with pytest.raises(LeaseTimeout, match=r"no lease of 4\.9 GiB within 0 s: the pool uses"):
+            async with cluster.lease(500 * UNIT, timeout=0):
+                raise AssertionError
+
+
+async def test_loop_runs_on_while_a_lease_is_waited_for(cluster: Cluster) -> None:
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0)
+            longest = max(longest, time.perf_counter() - began)
+
+    watching = asyncio.ensure_future(watch())
+    async with cluster.lease(900 * UNIT):
+        with pytest.raises(LeaseTimeout):
+            await cluster.lease(500 * UNIT, timeout=0.3).__aenter__()
+    watching.cancel()
+
+    assert longest < 0.25  # a call that blocked the loop would take all of the timeout
