@@ -18,6 +18,7 @@ from memtools.cluster._membership import ANSWER_S, CALL_S, LeaseState, Membershi
 from memtools.cluster._routing import Router
 from memtools.cluster._sqlite import SqliteCarrier
 from memtools.errors import ConfigError, MemtoolsError
+from memtools.readings import Level
 from memtools.units import format_size, parse_seconds, parse_size
 
 if TYPE_CHECKING:
@@ -347,6 +348,16 @@ class Cluster:
             raise ConfigError("size", size, f"a size above zero, and at most {format_size(most)}")
         timeout_s = parse_seconds(timeout, name="timeout")
         return Lease(self._membership, size_bytes, timeout_s, self._on_lease_lost)
+
+    def tell_level(self, level: Callable[[], Level]) -> None:
+        """Tell the other processes how short memory is here; `MemoryMonitor(cluster=…)` does.
+
+        While it is critical, less of the budget is leased, and `pick` sends nothing here.
+
+        Args:
+            level: returns it; called in the thread that tells the readings.
+        """
+        self._membership.level = level
 
     def nodes(self) -> tuple[Node, ...]:
         """Return the processes of the pool, by name.

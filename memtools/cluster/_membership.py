@@ -72,6 +72,8 @@ class Membership:
         ttl_s: seconds for which a lease is valid without being renewed.
 
     Attributes:
+        level: returns how short memory is here.
+        known_nodes: how many processes there were when that was last asked.
         granted: how many leases it was granted.
         refused: how many it was not granted in time.
         lost: how many have expired while it held them.
@@ -84,6 +86,7 @@ class Membership:
         self.ttl_s = ttl_s
         self.granted = self.refused = self.lost = 0
         self.known_nodes = 1
+        self.level: Callable[[], Level] = lambda: Level.NORMAL
         self._interval_s = min(_INTERVAL_S, ttl_s / 3)
         self._reset()
         register_object_after_fork(self, Membership._renew_after_fork)
@@ -261,7 +264,7 @@ class Membership:
             used_bytes=reading.used_bytes,
             limit_bytes=reading.limit_bytes,
             headroom_bytes=headroom().value_bytes,
-            level=Level.NORMAL,
+            level=self.level(),
             leased_bytes=self.held_bytes(),
             interval_s=self._interval_s,
         )

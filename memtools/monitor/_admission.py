@@ -7,11 +7,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from memtools.errors import AdmissionRefused, AdmissionReused
 from memtools.monitor._statistics import AdmissionStatistics
 from memtools.units import format_size
+
+if TYPE_CHECKING:
+    from memtools.cluster import Lease
 
 RETRY_AFTER_S: Final = 0.05
 _STALE_AFTER_S: Final = 1.0
@@ -260,6 +263,50 @@ class Admission:
             await woken
         finally:
             timer.cancel()
+
+
+class LeasedAdmission(Admission):
+    """An admission that also waits for a lease of the process's pool, and gives it back."""
+
+    __slots__ = ("_lease",)
+
+    def __init__(self, queue: AdmissionQueue, size_bytes: int, lease: "Lease") -> None:
+        super().__init__(queue, size_bytes)
+        self._lease = lease
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        try:
+            await self._lease.__aenter__()
+        except BaseException:
+            self._queue.release(self)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._lease.__aexit__(kind, error, trace)
+        finally:
+            self._queue.release(self)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self._lease.__enter__()
+        except BaseException:
+            self._queue.release(self)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._lease.__exit__(kind, error, trace)
+        finally:
+            self._queue.release(self)
 
 
 def _do_nothing() -> None:

@@ -9,7 +9,7 @@ from functools import partial, wraps
 from itertools import chain, count
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar, cast, overload
 
 from memtools._forks import register_after_fork
 from memtools._text import printable
@@ -21,7 +21,7 @@ from memtools.config import MonitorSettings, monitor_settings
 from memtools.errors import ConfigError, MonitorAlreadyStarted
 from memtools.events import LevelChanged, ReclaimIneffective
 from memtools.ledger._context import is_failure
-from memtools.monitor._admission import Admission
+from memtools.monitor._admission import Admission, LeasedAdmission
 from memtools.monitor._engine import Engine
 from memtools.monitor._exhaustion import EXIT_CODE, Health, ProcessEnd, handle_sigterm
 from memtools.monitor._levels import LevelMachine, Size, Thresholds
@@ -32,6 +32,9 @@ from memtools.monitor._statistics import MAX_NAME_LENGTH, MonitorStatistics, Ope
 from memtools.readings import Level, Reading
 from memtools.units import parse_count, parse_rate, parse_seconds, parse_size
 
+if TYPE_CHECKING:
+    from memtools.cluster import Cluster
+
 _MonitorsById: TypeAlias = "weakref.WeakValueDictionary[int, MemoryMonitor]"
 
 # A string: classmethod takes no type arguments at run time.
@@ -40,6 +43,7 @@ OnChange = TypeVar("OnChange", bound=Callable[[LevelChanged], object])
 OnExhausted = TypeVar("OnExhausted", bound=Callable[[ReclaimIneffective], object])
 
 _LEAST_BYTES: Final = 1 << 20  # no interpreter is as small
+_NO_TIMEOUT_S: Final = 1e9  # an admission waits as long as it takes
 
 # By id, since a subclass may define an equality of its own.
 _all: Final[_MonitorsById] = weakref.WeakValueDictionary()
@@ -90,6 +94,8 @@ class MemoryMonitor:
         name: what it is called in logs, reports and metrics. While another started monitor has that name, a number
             follows: `"monitor-2"`.
         source: where memory and time are read from; for tests and rehearsals.
+        cluster: the pool of processes that this one has joined (`memtools.cluster.join`): the others are told its
+            level, and `admit(size)` takes a lease as well.
 
     What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
     `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`. Another
@@ -125,7 +131,10 @@ class MemoryMonitor:
         reclaimer: Reclaimer | None = None,
         name: str = "monitor",
         source: MemorySource | None = None,
+        cluster: "Cluster | None" = None,
     ) -> None:
+        if cluster is not None and not callable(getattr(cluster, "tell_level", None)):
+            raise ConfigError("cluster", cluster, "what memtools.cluster.join() returns")
         chosen = _Settings(monitor_settings())
         warning, critical = chosen.get("warning", warning), chosen.get("critical", critical)
         if warning is None and critical is None and free is None:
@@ -153,6 +162,9 @@ class MemoryMonitor:
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
         )
+        self._cluster = cluster
+        if cluster is not None:
+            cluster.tell_level(partial(getattr, self._engine.sampler, "level"))
         _all[id(self)] = self
 
     @property
@@ -212,16 +224,21 @@ class MemoryMonitor:
         Entering waits while the highest level holds, or `size` more would reach its threshold. A block is always
         admitted when none is active, and while the highest level holds `min_flow` of them a second are; the others
         begin in order of arrival. For `async with`, and for `with` in threads. `task_scope(admit=monitor)` uses one for
-        each task. Once the process ends (`exit_when_exhausted`), entering raises `AdmissionRefused`.
+        each task. Once the process ends (`exit_when_exhausted`), entering raises `AdmissionRefused`. With a `cluster`
+        it also waits for a lease of `size`, which ends with the block.
 
         Args:
             size: what the work will need, in bytes or as a size.
 
         Raises:
-            ConfigError: for a value that is no size.
+            ConfigError: for a value that is no size; with a `cluster` for one that its budget can never give.
         """
         size_bytes = parse_size(size, name="size")
         self._engine.attend()
+        if self._cluster is not None and size_bytes:
+            return LeasedAdmission(
+                self._engine.admissions, size_bytes, self._cluster.lease(size_bytes, timeout=_NO_TIMEOUT_S)
+            )
         return Admission(self._engine.admissions, size_bytes)
 
     def try_admit(self) -> bool:
