@@ -16,7 +16,7 @@ import pytest
 PROGRAM = Path(__file__).parent / "programs" / "member.py"
 UNIT = 20 * 2**20  # what each process uses by itself is little beside it
 BUDGET = 100 * UNIT  # 95 of them can be leased
-TTL_S = 2.0
+TTL_S = 3.0
 
 
 class Member:

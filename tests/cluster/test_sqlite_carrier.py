@@ -158,7 +158,7 @@ class TestAway:
 
     @pytest.fixture
     def cluster(self, tmp_path: Path) -> Iterator[Cluster]:
-        with join(f"sqlite:///{tmp_path}/memory.db", budget=BUDGET, ttl=0.6) as made:
+        with join(f"sqlite:///{tmp_path}/memory.db", budget=BUDGET, ttl=2) as made:
             yield made
 
     @pytest.fixture

@@ -17,7 +17,7 @@ EVER = {"warning": 10**15, "critical": 10**15 + 1}
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with join(f"sqlite:///{tmp_path}/memory.db", budget=100 * GIB, ttl=0.6) as made:
+    with join(f"sqlite:///{tmp_path}/memory.db", budget=100 * GIB) as made:
         yield made
 
 
