@@ -3,6 +3,7 @@
 A file of its own because every carrier implements it, and the cluster knows nothing else of them.
 """
 
+import re
 from typing import Protocol
 
 from memtools._records import record
@@ -186,3 +187,8 @@ class Carrier(Protocol):
 def usable_bytes(budget_bytes: int, *, is_critical: bool) -> int:
     """Return the budget without the reserve, which is larger while a process is critical."""
     return int(budget_bytes * (1 - (RESERVE_CRITICAL if is_critical else RESERVE)))
+
+
+def without_password(url: str) -> str:
+    """Return a URL without user and password, also where one of them has been written without its quoting."""
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", re.sub(r"://.*@", "://***@", url, flags=re.DOTALL))

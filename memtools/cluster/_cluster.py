@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Final, Self
 from memtools._records import record
 from memtools._text import printable
 from memtools._threads import call_in_own_thread
-from memtools.cluster._carrier import Carrier, CarrierError, LeaseRequest, Node, PoolFigures, usable_bytes
+from memtools.cluster._carrier import (
+    Carrier,
+    CarrierError,
+    LeaseRequest,
+    Node,
+    PoolFigures,
+    usable_bytes,
+    without_password,
+)
 from memtools.cluster._membership import ANSWER_S, CALL_S, LeaseState, Membership
 from memtools.cluster._routing import Router
 from memtools.cluster._sqlite import SqliteCarrier
@@ -171,7 +179,11 @@ def _make_carrier(url: object, pool: str, ttl_s: float, *, is_observer: bool = F
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite" and rest.startswith("///") and len(rest) > len("///"):
         return SqliteCarrier(rest[3:], pool, ttl_s=ttl_s, timeout_s=CALL_S, is_observer=is_observer)
-    raise ConfigError("url", url, _SCHEMES)
+    if scheme in ("redis", "rediss", "unix") and rest.startswith("//"):
+        from memtools.cluster.redis import RedisCarrier  # an optional library
+
+        return RedisCarrier(url, pool, ttl_s=ttl_s, timeout_s=CALL_S)
+    raise ConfigError("url", without_password(url), _SCHEMES)
 
 
 class Lease:
