@@ -191,4 +191,4 @@ def usable_bytes(budget_bytes: int, *, is_critical: bool) -> int:
 
 def without_password(url: str) -> str:
     """Return a URL without user and password, also where one of them has been written without its quoting."""
-    return re.sub(r"(?i)(password=)[^&]*", r"\1***", re.sub(r"://.*@", "://***@", url, flags=re.DOTALL))
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", re.sub(r"^([^:]*:/*).*@", r"\1***@", url, flags=re.DOTALL))

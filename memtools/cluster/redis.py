@@ -84,7 +84,7 @@ local function restart(ready)
     call('DEL', POOL, TIMES, QUEUE)
     fields = {}
     pool = {budget = budget, used = 0, leased = 0, leases = 0, nodes = 0, waiting = 0, critical = 0, counter = 0,
-        ready = ready, kept = 0, due = math.huge, epoch = now, is_changed = true}
+        ready = ready, kept = now + KEPT_US, due = math.huge, epoch = now, is_changed = true, is_kept = true}
 end
 
 -- What is left means nothing where the server has been emptied, or has dropped a key for want of memory. Members then
@@ -127,10 +127,8 @@ end
 local function schedule(member, ends, is_new)
     call('ZADD', TIMES, ends, member)
     if ends < pool.due then pool.due, pool.is_changed = ends, true end
-    if is_new or ends > pool.kept then
-        pool.kept = max(ends, pool.kept) + KEPT_US
-        pool.is_kept, pool.is_changed = true, true
-    end
+    if ends > pool.kept then pool.kept, pool.is_kept, pool.is_changed = ends + KEPT_US, true, true end
+    if is_new then pool.is_kept = true end
 end
 
 -- It rises also where the server has come back with old counters.
@@ -236,6 +234,7 @@ local function define_others()
     end
 
     function operations.open()
+        pool.kept, pool.is_kept, pool.is_changed = max(pool.kept, now + KEPT_US), true, true
         if pool.budget == budget then return false end
         if pool.nodes + pool.leases > 0 then return format('%.0f', pool.budget) end
         pool.budget, pool.is_changed = budget, true

@@ -1,0 +1,188 @@
+"""A real Redis server, and carriers on it and on sqlite."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memtools.cluster._carrier import Carrier
+from memtools.cluster._sqlite import SqliteCarrier
+
+MISSING = "there is no redis-server on the PATH: apt-get install redis-server, or brew install redis"
+
+
+class RedisServer:
+    """A server on a port of the loopback device, without persistence.
+
+    Args:
+        folder: where it runs, and writes its log.
+        options: more of its options, as on its command line.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self._folder = folder
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = _free_port()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """The address, without a password."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with open(self._folder / "redis.log", "ab") as log:
+            self._process = subprocess.Popen(
+                ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+                 "--dir", str(self._folder), *self._options],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        end = time.monotonic() + 20
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > end:
+                self.stop()
+                pytest.fail(f"redis-server did not start: {(self._folder / 'redis.log').read_text()[-2000:]}")
+            time.sleep(0.01)
+
+    def freeze(self) -> None:
+        """Let it stand still."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it at once, as a machine that fails."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def command(self, *words: object) -> Any:
+        """Send a command, and return its answer."""
+        from redis import Redis
+
+        with Redis(port=self.port, socket_timeout=10) as client:
+            return client.execute_command(*words)
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+            client.sendall(b"PING\r\n")
+            return client.recv(1) in (b"+", b"-")  # the latter where it wants a password
+        return False
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+
+def _free_port() -> int:
+    # Below those that the system gives to clients: one of these could take it while the server is down.
+    while True:
+        port = 10_000 + int.from_bytes(os.urandom(2)) % 20_000
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _needs_redis() -> None:
+    if shutil.which("redis-server") is None:
+        if os.environ.get("REQUIRE_SERVERS") == "1":
+            pytest.fail(f"{MISSING} (REQUIRE_SERVERS is set)", pytrace=False)
+        pytest.skip(MISSING)
+
+
+StartRedis = Callable[..., RedisServer]
+
+
+@pytest.fixture
+def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartRedis]:
+    """Start servers of one test, each with more options if need be; all end with it."""
+    _needs_redis()
+    started: list[RedisServer] = []
+
+    def start(*options: str) -> RedisServer:
+        started.append(RedisServer(tmp_path_factory.mktemp("redis"), *options))
+        return started[-1]
+
+    yield start
+
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def redis_server(start_redis: StartRedis) -> RedisServer:
+    """A server of this test."""
+    return start_redis()
+
+
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server of all tests that do it no harm; each has a pool of its own."""
+    _needs_redis()
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+
+    yield server
+
+    server.stop()
+
+
+MakeCarrier = Callable[..., Carrier]
+
+
+def _make_sqlite(folder: Path, pool: str, ttl_s: float, timeout_s: float) -> Carrier:
+    return SqliteCarrier(str(folder / "memory.db"), pool, ttl_s=ttl_s, timeout_s=timeout_s)
+
+
+def _make_redis(server: RedisServer, pool: str, ttl_s: float, timeout_s: float) -> Carrier:
+    from memtools.cluster.redis import RedisCarrier
+
+    return RedisCarrier(server.url, pool, ttl_s=ttl_s, timeout_s=timeout_s)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def make_carrier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeCarrier]:
+    """Make carriers of one kind, on the same server or file; they are closed at the end."""
+    shared = request.getfixturevalue("shared_redis") if request.param == "redis" else None
+    made: list[Carrier] = []
+    prefix = os.urandom(4).hex()
+
+    def make(*, pool: str = "p", ttl_s: float = 15.0, timeout_s: float = 5.0) -> Carrier:
+        if shared is None:
+            made.append(_make_sqlite(tmp_path, pool, ttl_s, timeout_s))
+        else:
+            made.append(_make_redis(shared, prefix + pool, ttl_s, timeout_s))
+        return made[-1]
+
+    yield make
+
+    for carrier in made:
+        carrier.close()
+
+
+@pytest.fixture
+def make_pair(shared_redis: RedisServer, tmp_path: Path) -> Iterator[Callable[[], tuple[Carrier, Carrier]]]:
+    """Make a carrier of each kind, on a pool of its own; they are closed at the end."""
+    made: list[Carrier] = []
+
+    def make() -> tuple[Carrier, Carrier]:
+        pair = _make_sqlite(tmp_path, "p", 60.0, 5.0), _make_redis(shared_redis, os.urandom(4).hex(), 60.0, 5.0)
+        made.extend(pair)
+        return pair
+
+    yield make
+
+    for carrier in made:
+        carrier.close()
