@@ -57,6 +57,7 @@ local op = ARGV[1]
 -- One argument, since redis-py takes as long for each as this takes for all.
 local budget, ttl, usable, usable_critical, settle = string.match(ARGV[2], '^(%d+) (%d+) (%d+) (%d+) (%d+)$')
 budget, ttl = tonumber(budget), tonumber(ttl)
+local is_member = budget > 0 -- and not a process that only looks at the pool
 local call, format, max = redis.call, string.format, math.max
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -81,10 +82,13 @@ end
 local pool
 
 local function restart(ready)
-    call('DEL', POOL, TIMES, QUEUE)
     fields = {}
     pool = {budget = budget, used = 0, leased = 0, leases = 0, nodes = 0, waiting = 0, critical = 0, counter = 0,
-        ready = ready, kept = now + KEPT_US, due = math.huge, epoch = now, is_changed = true, is_kept = true}
+        ready = ready, kept = now + KEPT_US, due = math.huge, epoch = now}
+    if is_member then
+        call('DEL', POOL, TIMES, QUEUE)
+        pool.is_changed, pool.is_kept = true, true
+    end
 end
 
 -- What is left means nothing where the server has been emptied, or has dropped a key for want of memory. Members then
@@ -265,8 +269,8 @@ local function define_others()
     function operations.nodes()
         local found = {format('%.0f', now)}
         for _, member in ipairs(call('ZRANGE', TIMES, 0, -1)) do
-            if string.sub(member, 1, 2) == 'N:' then
-                local id = string.sub(member, 3)
+            local id = string.sub(member, 3)
+            if string.sub(member, 1, 2) == 'N:' and get('node:' .. id) then
                 local leased = string.match(get('bytes:' .. id) or '0', '^%d+')
                 for _, value in ipairs({id, get('node:' .. id), leased}) do found[#found + 1] = value end
             end
@@ -275,7 +279,8 @@ local function define_others()
     end
 
     function operations.figures()
-        return {usable_now(), format('%.0f', pool.used), format('%.0f', pool.leased), pool.leases, pool.waiting}
+        return {format('%.0f', pool.budget), pool.critical, format('%.0f', pool.used), format('%.0f', pool.leased),
+            pool.leases, pool.waiting}
     end
 
     function operations.leave(node)
@@ -303,7 +308,7 @@ if now >= pool.due then
     end
     pool.due, pool.is_changed = tonumber(call('ZRANGE', TIMES, 0, 0, 'WITHSCORES')[2]) or math.huge, true
 end
-if pool.budget ~= budget and op ~= 'open' then
+if is_member and pool.budget ~= budget and op ~= 'open' then
     save()
     local known = format('%.0f', pool.budget)
     return redis.error_reply('BUDGET the pool was made anew, with a budget of ' .. known .. ' bytes')
@@ -337,8 +342,7 @@ class RedisCarrier:
         self._keys = tuple(f"memtools:{{{tag}}}:{name}".encode() for name in ("pool", "times", "queue"))
         self._ttl_s = ttl_s
         self._timeout_s = timeout_s
-        self._budget_bytes = 0
-        self._numbers = ""
+        self._numbers = "0 0 0 0 0"  # until the pool is opened
         self._server: dict[str, object] = {}  # the one that a cluster has named
         self._connection: Any = None  # redis-py has no types for it
         with _refusing(url):
@@ -348,7 +352,6 @@ class RedisCarrier:
         """See `Carrier`."""
         if budget_bytes > _LARGEST:
             raise ConfigError("budget", budget_bytes, f"at most {_LARGEST} bytes on Redis")
-        self._budget_bytes = budget_bytes
         usable = (usable_bytes(budget_bytes, is_critical=is_critical) for is_critical in (False, True))
         ttl_us, settle_us = int(self._ttl_s * 1e6), int(min(_SETTLE_S, self._ttl_s / 2) * 1e6)
         self._numbers = " ".join(map(str, (budget_bytes, ttl_us, *usable, settle_us)))
@@ -391,8 +394,8 @@ class RedisCarrier:
 
     def figures(self) -> PoolFigures:
         """See `Carrier`."""
-        usable, used, leased, leases, waiting = map(int, self._run("figures"))
-        return PoolFigures(self._budget_bytes, usable, used, leased, leases, waiting)
+        budget, critical, used, leased, leases, waiting = map(int, self._run("figures"))
+        return PoolFigures(budget, usable_bytes(budget, is_critical=critical > 0), used, leased, leases, waiting)
 
     def leave(self, node_id: str) -> None:
         """See `Carrier`."""

@@ -234,6 +234,27 @@ class TestNodes:
         assert [node.id for node in carrier.nodes()] == ["b"]
 
 
+class TestObservers:
+    """A carrier that was not opened looks at a pool."""
+
+    def test_pool_is_seen_without_joining(self, carrier: Carrier, make_carrier: MakeCarrier) -> None:
+        carrier.publish(_node(used=300, level=Level.CRITICAL), ())
+        carrier.acquire(_ask("a", 400))
+        observer = make_carrier()
+
+        assert observer.figures() == carrier.figures()
+        assert [node.id for node in observer.nodes()] == ["n"]
+
+    def test_pool_that_does_not_exist_has_no_budget(self, carrier: Carrier, make_carrier: MakeCarrier) -> None:
+        observer = make_carrier(pool="other")
+
+        assert observer.figures().budget_bytes == 0
+        assert observer.nodes() == ()
+        made = make_carrier(pool="other")
+        made.open(BUDGET)
+        assert made.acquire(_ask("a", 1)) is not None
+
+
 class TestBudgets:
     """A pool has one budget."""
 
