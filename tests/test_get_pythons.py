@@ -26,6 +26,14 @@ def get_pythons(*arguments: str, **options: object) -> "subprocess.CompletedProc
     )  # fmt: skip
 
 
+def _packages() -> str:
+    script = SCRIPT.read_text(encoding="utf-8").splitlines()
+    lines = [line for line in script if line.startswith(("PACKAGES=", "for version in"))]
+    return subprocess.check_output(
+        ["bash", "-c", "\n".join([*lines, 'echo "$PACKAGES"'])], text=True, timeout=60
+    ).strip()
+
+
 def test_missing_folder_is_answered_with_the_usage() -> None:
     done = subprocess.run([SCRIPT], capture_output=True, text=True, timeout=60, check=False)
 
@@ -55,9 +63,28 @@ def test_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root gets that far")
 def test_root_of_an_earlier_run_is_used_again(tmp_path: Path) -> None:
-    (tmp_path / ".get-pythons-complete").touch()
+    (tmp_path / ".get-pythons-complete").write_text(_packages() + "\n")
 
     done = get_pythons(str(tmp_path))
 
     assert done.returncode in (0, CANNOT)  # the latter where mounts are not allowed
     assert [path.name for path in tmp_path.iterdir()] == [".get-pythons-complete"]
+
+
+def test_packages_hold_both_pythons_and_the_server() -> None:
+    packages = _packages().split(",")
+
+    assert {"python3.14-dev", "python3.15-dev", "redis-server"} <= set(packages)
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root gets that far")
+def test_root_that_lacks_a_package_keeps_what_lies_in_it(tmp_path: Path) -> None:
+    (tmp_path / ".get-pythons-complete").write_text("an older list\n")
+    (tmp_path / "usr" / "sbin").mkdir(parents=True)
+    (tmp_path / "thesis.txt").write_text("the only copy")
+
+    done = get_pythons(str(tmp_path))
+
+    assert done.returncode == CANNOT  # there is no Debian in it
+    assert (tmp_path / "thesis.txt").read_text() == "the only copy"
+    assert (tmp_path / ".get-pythons-complete").read_text() == "an older list\n"
