@@ -11,6 +11,7 @@ redis-py repeats a call that has failed, by default for minutes where a server i
 import contextlib
 import hashlib
 import json
+import socket
 import time
 from collections.abc import Generator
 from importlib import import_module
@@ -30,7 +31,7 @@ from memtools.readings import Level
 
 try:
     from redis.backoff import NoBackoff
-    from redis.exceptions import MovedError, NoScriptError, RedisError
+    from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
     from redis.exceptions import TimeoutError as NoAnswerError
     from redis.retry import Retry
 except ImportError as _missing:
@@ -323,8 +324,9 @@ _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 class RedisCarrier:
     """A pool on a Redis server, version 5 or later, or on Valkey.
 
-    A call that fails drops the connection, and the next one makes another: the server may have become a replica, or may
-    have another address now.
+    Leases end by the clock of the server: where that is set back, those of processes that have died last longer by as
+    much. A call that fails drops the connection, and the next one makes another: the server may have become a replica,
+    or may have another address now.
 
     Args:
         url: as redis-py reads it; what it says of timeouts and retries is not used.
@@ -419,12 +421,12 @@ class RedisCarrier:
         try:
             try:
                 return self._evaluate(deadline, arguments)
-            except MovedError as moved:  # by a Redis Cluster
-                if "path" in self._options:
+            except ResponseError as error:
+                server = _moved_to(error)
+                if server is None or "path" in self._options:
                     raise
                 self.close()
-                address: Any = moved  # redis-py has no types for it
-                self._server = {"host": address.host or self._options.get("host"), "port": address.port}
+                self._server = server
                 return self._evaluate(deadline, arguments)
         except (RedisError, OSError, UnicodeError) as error:  # the last for a host name that cannot be one
             words = self._words(error)
@@ -471,11 +473,22 @@ class _Deadline:
         return connection.read_response(*arguments, **options)
 
 
+def _moved_to(error: Exception) -> dict[str, object] | None:
+    """Return the server that has the keys, where this is what a Redis Cluster answers: `MOVED 3999 10.0.0.7:6381`."""
+    words = str(error).split()
+    if not (isinstance(error, MovedError) or words[:1] == ["MOVED"]):  # redis-py 5 has no class for it here
+        return None
+    host, _, port = words[-1].rpartition(":")
+    return {"host": host, "port": int(port)} if host else {"port": int(port)}
+
+
 def _connection_options(url: str, timeout_s: float) -> tuple[Any, dict[str, Any]]:  # Any: redis-py has no types for it
     """Return the class of the connection that a URL asks for, and its arguments."""
     library: Any = import_module("redis.connection")
     with _refusing(url):
         options: dict[str, Any] = library.parse_url(url)
+    if "path" in options and not hasattr(socket, "AF_UNIX"):
+        raise ConfigError("url", without_password(url), "redis:// or rediss://: this system has no Unix sockets")
     kind = options.pop("connection_class", library.Connection)
     for name in ("max_connections", "timeout", "retry_on_error"):
         options.pop(name, None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import select
 import socket
 import subprocess
@@ -279,6 +280,7 @@ class TestAddresses:
 
         assert carrier.acquire(_ask("a", 1)) is not None
 
+    @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
     def test_missing_unix_socket_is_named(self, make: MakeRedisCarrier, tmp_path: Path) -> None:
         assert str(tmp_path / "none.sock") in _words_of(lambda: make(f"unix://{tmp_path}/none.sock").open(BUDGET))
 
@@ -396,6 +398,7 @@ class TestKeys:
 
         assert 0 < redis_server.command("PTTL", "memtools:{p}:times") <= 75_000
 
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
     def test_forked_child_leaves_the_connection_alone(self, carrier: RedisCarrier) -> None:
         child = os.fork()
         if child == 0:
@@ -418,6 +421,45 @@ class TestKeys:
 
         assert (found.leases, found.leased_bytes, found.used_bytes) == (0, 0, 0)
         assert redis_server.command("HKEYS", "memtools:{p}:pool") == [b"state"]
+
+
+class TestManyAtOnce:
+    """Many connections that take and give back at random."""
+
+    def test_no_more_than_the_budget_is_leased(self, redis_server: Any, make: MakeRedisCarrier) -> None:
+        carriers = [make(redis_server.url, timeout_s=10) for _ in range(8)]
+        for each in carriers:
+            each.open(BUDGET)
+        most = [0] * len(carriers)
+
+        threads = [
+            threading.Thread(target=_take_and_give, args=(number, carrier, most))
+            for number, carrier in enumerate(carriers)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert 0 < max(most) <= 950
+        fields = redis_server.command("HGETALL", "memtools:{p}:pool").items()
+        leases = [int(value.split()[0]) for name, value in fields if name.startswith(b"lease:")]
+        sums = [int(value.split()[0]) for name, value in fields if name.startswith(b"bytes:")]
+        found = carriers[0].figures()
+        assert (found.leases, found.leased_bytes) == (len(leases), sum(leases))
+        assert sum(sums) == sum(leases)
+
+
+def _take_and_give(number: int, carrier: RedisCarrier, most: list[int]) -> None:
+    draw = random.Random(number)
+    for turn in range(200):
+        key = f"{number} {draw.randrange(5)}"
+        if draw.random() < 0.5:
+            carrier.release(key)
+        else:
+            carrier.acquire(LeaseRequest(key, f"n{number}", draw.choice((1, 50, 300)), draw.random() < 0.3))
+        if turn % 5 == 0:
+            most[number] = max(most[number], carrier.figures().leased_bytes)
 
 
 class TestRedisCluster:
