@@ -37,8 +37,6 @@ try:
 except ImportError as _missing:
     raise MissingExtraError("redis", "redis") from _missing
 
-__all__ = ["RedisCarrier"]
-
 _LARGEST: Final = 2**53  # the numbers of Lua are exact up to here
 _SETTLE_S: Final = 2.5  # a little more than the time between two readings of a process
 _URL: Final = "redis://USER:PASSWORD@HOST:PORT/NUMBER, rediss://… with TLS, or unix:///PATH?db=NUMBER"
