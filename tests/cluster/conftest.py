@@ -1,6 +1,7 @@
 """A real Redis server, and carriers on it and on sqlite."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -31,8 +32,11 @@ class RedisServer:
         self._folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
-        self.start()
+        for _ in range(5):  # another program may take the port in between, or that of the cluster bus
+            self.port = _free_port()
+            if self._start():
+                return
+        self._fail()
 
     @property
     def url(self) -> str:
@@ -40,7 +44,14 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it again, and wait until it answers."""
+        if not self._start():
+            self._fail()
+
+    def _fail(self) -> None:
+        pytest.fail(f"redis-server did not start: {(self._folder / 'redis.log').read_text()[-2000:]}")
+
+    def _start(self) -> bool:
         with open(self._folder / "redis.log", "ab") as log:
             self._process = subprocess.Popen(
                 ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
@@ -51,8 +62,9 @@ class RedisServer:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:
                 self.stop()
-                pytest.fail(f"redis-server did not start: {(self._folder / 'redis.log').read_text()[-2000:]}")
+                return False
             time.sleep(0.01)
+        return True
 
     def freeze(self) -> None:
         """Let it stand still."""
@@ -173,12 +185,21 @@ def make_carrier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mak
 
 
 @pytest.fixture
-def make_pair(shared_redis: RedisServer, tmp_path: Path) -> Iterator[Callable[[], tuple[Carrier, Carrier]]]:
-    """Make a carrier of each kind, on a pool of its own; they are closed at the end."""
+def make_pair(
+    shared_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], tuple[Carrier, Carrier]]]:
+    """Make a carrier of each kind, on a pool of its own; they are closed at the end. Requests keep their place."""
+    from memtools.cluster import _sqlite, redis
+
+    script = redis._SCRIPT.replace("QUEUE_US, KEPT_US, CHUNK = 2000000", "QUEUE_US, KEPT_US, CHUNK = 3600000000")
+    assert script != redis._SCRIPT
+    monkeypatch.setattr(redis, "_SCRIPT", script)
+    monkeypatch.setattr(redis, "_SHA", hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest())
+    monkeypatch.setattr(_sqlite, "_QUEUE_S", 3600.0)
     made: list[Carrier] = []
 
     def make() -> tuple[Carrier, Carrier]:
-        pair = _make_sqlite(tmp_path, "p", 60.0, 5.0), _make_redis(shared_redis, os.urandom(4).hex(), 60.0, 5.0)
+        pair = _make_sqlite(tmp_path, "p", 3600.0, 5.0), _make_redis(shared_redis, os.urandom(4).hex(), 3600.0, 5.0)
         made.extend(pair)
         return pair
 
