@@ -50,7 +50,7 @@ _MIN_RUNS: Final = 5
 _SHARE_OF_RUNS: Final = 0.95
 _MARGIN: Final = 1.25
 _MAX_NAME: Final = 200
-_HEARD_S: Final = 10.0  # for which what workers have is taken as it was
+_CURRENT_S: Final = 10.0  # for which what workers have is taken as it was
 _LEARNED_S: Final = 1.0  # the same for the peaks of a function
 
 
@@ -84,7 +84,14 @@ class MemoryPlugin(WorkerPlugin):
     """Runs a `MemoryMonitor` on each worker, and makes its memory a resource that tasks are counted against.
 
     ```python
-    client.register_plugin(MemoryPlugin())
+    from distributed import Client
+    from memtools.cluster.dask import MemoryPlugin, nodes
+
+    def main(address: str) -> None:
+        with Client(address) as client:
+            client.register_plugin(MemoryPlugin())
+            for node in nodes(client):
+                print(node.name, node.used_bytes, node.headroom_bytes)
     ```
 
     Register it once per cluster, while the workers are idle; workers that come later, or start again, have it as well.
@@ -163,7 +170,15 @@ def submit(
     """Submit a call to a worker that has room for it; return Dask's own future.
 
     ```python
-    future = submit(client, load, "2026-11.parquet", needs="500 MiB")
+    from distributed import Client
+    from memtools.cluster.dask import submit
+
+    def load(path: str) -> int:
+        with open(path, "rb") as file:
+            return len(file.read())
+
+    def main(client: Client, path: str) -> int:
+        return submit(client, load, path, needs="500 MiB").result()
     ```
 
     Dask's scheduler places the task at once, among the workers that promise at least so much: where it expects to start
@@ -298,17 +313,17 @@ def _name_of(function: Callable[..., Any]) -> str:
     return printable(f"{function.__module__}.{name}" if name else funcname(function), _MAX_NAME)
 
 
-class _Heard:
-    """What a client has last heard of its workers, and of its functions."""
+class _Received:
+    """What a client last received from the scheduler about workers and functions."""
 
     def __init__(self) -> None:
         self.largest_bytes = 0
         self.share_bytes = 0
-        self.at = -_HEARD_S
+        self.at = -_CURRENT_S
         self.needs: dict[str, tuple[float, Needs]] = {}
 
 
-_heard: Final[WeakKeyDictionary[Client, _Heard]] = WeakKeyDictionary()
+_received: Final[WeakKeyDictionary[Client, _Received]] = WeakKeyDictionary()
 
 
 def _sync(client: Client, function: Callable[..., Any], *args: Any) -> Any:
@@ -322,61 +337,61 @@ async def _workers_of(client: Client) -> list[dict[str, Any]]:
     return list(found["workers"].values())
 
 
-async def _hear(client: Client, at_least_bytes: int = 0) -> _Heard:
+async def _receive(client: Client, at_least_bytes: int = 0) -> _Received:
     """Return what the workers promise; asked anew where that is old, or was too little.
 
     Raises:
         ConfigError: where no worker has the plugin.
     """
-    heard = _heard.setdefault(client, _Heard())
+    received = _received.setdefault(client, _Received())
     now = time.monotonic()
-    if now - heard.at < _HEARD_S and heard.largest_bytes >= at_least_bytes:
-        return heard
+    if now - received.at < _CURRENT_S and received.largest_bytes >= at_least_bytes:
+        return received
     found = [worker for worker in await _workers_of(client) if _RESOURCE in worker["resources"]]
     if not found:
         raise ConfigError("client", client, "requires workers with client.register_plugin(MemoryPlugin())")
-    heard.largest_bytes = int(max(worker["resources"][_RESOURCE] for worker in found))
-    heard.share_bytes = int(min(worker["resources"][_RESOURCE] / worker["nthreads"] for worker in found))
-    heard.at = now
-    return heard
+    received.largest_bytes = int(max(worker["resources"][_RESOURCE] for worker in found))
+    received.share_bytes = int(min(worker["resources"][_RESOURCE] / worker["nthreads"] for worker in found))
+    received.at = now
+    return received
 
 
 async def _size_of(client: Client, function: Callable[..., Any], needs: object, size_bytes: int | None) -> int:
     if size_bytes is None:
         return (await _needs_of(client, _name_of(function))).value_bytes
-    largest = (await _hear(client, size_bytes)).largest_bytes
+    largest = (await _receive(client, size_bytes)).largest_bytes
     if size_bytes > largest:
         raise ConfigError("needs", needs, f"at most {format_size(largest)}, which is the most that a worker promises")
     return size_bytes
 
 
 async def _needs_of(client: Client, name: str) -> Needs:
-    heard = await _hear(client)
+    received = await _receive(client)
     now = time.monotonic()
-    at, known = heard.needs.get(name, (-_LEARNED_S, None))
+    at, known = received.needs.get(name, (-_LEARNED_S, None))
     if known is not None and now - at < _LEARNED_S:
         return known
     scheduler: Any = client.scheduler
     told: list[dict[str, Any]] = [event for _, event in await scheduler.events(topic=_topic_of(name)) or ()]
-    found = _learn(name, [event["peak"] for event in told], all(event["exact"] for event in told), heard)
+    found = _learn(name, [event["peak"] for event in told], all(event["exact"] for event in told), received)
     if known is None or known.value_bytes != found.value_bytes:
         _log.info("needs='auto' takes for %s", found)
-    heard.needs[name] = now, found
+    received.needs[name] = now, found
     return found
 
 
-def _learn(name: str, peaks: list[int], exact: bool, heard: _Heard) -> Needs:
+def _learn(name: str, peaks: list[int], exact: bool, received: _Received) -> Needs:
     runs = len(peaks)
     if runs < _MIN_RUNS:
-        return Needs(name, max(heard.share_bytes, 1), runs, None, exact)
+        return Needs(name, max(received.share_bytes, 1), runs, None, exact)
     peak_bytes = sorted(peaks)[ceil(_SHARE_OF_RUNS * runs) - 1]
     value_bytes = ceil(peak_bytes * _MARGIN)
-    if value_bytes > heard.largest_bytes:
+    if value_bytes > received.largest_bytes:
         _log.warning(
             "%s needs %s, more than a worker promises: it runs alone on the largest, of %s",
-            name, format_size(value_bytes), format_size(heard.largest_bytes),
+            name, format_size(value_bytes), format_size(received.largest_bytes),
         )  # fmt: skip
-    return Needs(name, max(min(value_bytes, heard.largest_bytes), 1), runs, peak_bytes, exact)
+    return Needs(name, max(min(value_bytes, received.largest_bytes), 1), runs, peak_bytes, exact)
 
 
 async def _nodes(client: Client) -> tuple[Node, ...]:

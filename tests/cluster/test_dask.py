@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from memtools.readings import Level  # noqa: E402
 MIB = 2**20
 LIMIT = 600 * MIB
 TIMEOUT_S = 30
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "fleet_dask.py"
 
 pytestmark = [
     pytest.mark.once,  # starts a cluster of processes
@@ -290,3 +292,17 @@ def test_missing_library_error_names_the_install_command() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert "pip install 'memtools[dask]'" in done.stdout
+
+
+def test_example_program_learns_a_size_and_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "total 9360" in done.stdout
+    assert "needs='1 GiB' is not accepted" in done.stdout
