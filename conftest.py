@@ -38,8 +38,8 @@ _ONCE = (
     "tests/conformance/test_cpython_mapping.py::TestValueHalf::test_weak_values_destroy_while_iterating",
 )
 
-# These look at all objects of the process. They have a process of their own, with few objects: beside all other tests, and
-# the libraries that those load, they take three to four times as long.
+# These look at all objects of the process. They have a process of their own, with few objects: beside all other tests,
+# and the libraries that those load, they take three to four times as long.
 _WALK_THE_HEAP = ("tests/heap", "tests/leaks", "tests/testing", "tests/monitor")
 _failed_before = pytest.StashKey[int]()
 
@@ -60,7 +60,7 @@ def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Where no tests are named, that is all are meant, run those that walk the heap first, in a process of their own."""
+    """Where no tests are named, so that all are meant, run those that walk the heap first, in a process of their own."""
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
         return
     # Without the current folder on the search path (-P), as for `pytest`: the package that was installed is tested.

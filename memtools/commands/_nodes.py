@@ -34,7 +34,8 @@ def print_nodes(url: str, *, pool: str, as_json: bool) -> int:
         while True:
             figures, nodes = look(url, pool=pool)
             text = _as_json(figures, nodes) if as_json else as_table(figures, nodes)
-            print(f"{_HOME_AND_CLEAR}{text}" if is_repeated else text, flush=True)
+            sys.stdout.write(f"{_HOME_AND_CLEAR if is_repeated else ''}{text}\n")
+            sys.stdout.flush()
             if not is_repeated:
                 return 0
             time.sleep(_REFRESH_S)

@@ -247,7 +247,7 @@ def notable_owners(count: int) -> tuple[tuple[tuple[str, int], ...], tuple[tuple
 
 
 def owner_sizes(accounts: Iterable[AccountStatistics] | None = None) -> tuple[OwnerSize, ...]:
-    """Return those of the accounts, by default all of the process, that hold or retained anything, the largest first."""
+    """Return those of the accounts, by default of all, that hold or retained anything, the largest first."""
     live: dict[tuple[str, ...], int] = {}
     for owner in open_owners():
         live[owner.path] = live.get(owner.path, 0) + max(0, owner.live_bytes)
