@@ -60,7 +60,7 @@ def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Where no tests are named, so that all are meant, run those that walk the heap first, in a process of their own."""
+    """Where no tests are named, so that all are meant, run those that walk the heap first, in their own process."""
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
         return
     # Without the current folder on the search path (-P), as for `pytest`: the package that was installed is tested.
