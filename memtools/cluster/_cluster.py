@@ -131,8 +131,9 @@ def join(
     joins anew, as a process of its own, when it is first used there.
 
     Args:
-        url: `sqlite:///PATH` (an absolute path has four slashes) for the processes of one machine. The file is made
-            where there is none.
+        url: `sqlite:///PATH` (an absolute path has four slashes) for the processes of one machine, whose file is made
+            where there is none; `redis://HOST:PORT/NUMBER`, `rediss://` or `unix://` for those of several machines,
+            with `pip install 'memtools[redis]'`.
         budget: what the pool may use, the same for all of its processes; a size.
         pool: the name of the pool.
         name: what this process is called in the list of nodes; by default the program's name.
