@@ -147,6 +147,32 @@ def test_arrays_are_counted_where_numpy_is_loaded_late() -> None:
     assert done.stdout.split() == ["True", "True", "[]"]
 
 
+SWITCH_BEFORE_HOOKS = """
+import types
+import numpy
+from memtools.ledger import _native
+from memtools.ledger.meters import _native as meters
+
+def install():
+    numpy.empty(1000)  # made and freed, as by another thread that runs here
+    return _native.install()
+
+meters._native = types.SimpleNamespace(**{**vars(_native), "install": install})
+meters.NativeMeter()
+numpy.empty(1000)
+print("alive")
+"""
+
+
+def test_array_freed_before_the_hooks_does_no_harm() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SWITCH_BEFORE_HOOKS],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tempfile.gettempdir(),
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout.split()) == (0, ["alive"]), done.stderr
+
+
 def test_usage_says_that_arrays_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = _native._NumpyDefault()
     monkeypatch.setattr(_native, "_numpy", unknown)

@@ -73,8 +73,8 @@ class NativeMeter:
         self._lock = threading.RLock()  # reentrant: a finaliser that runs in between may open a scope of its own
         on_subinterpreter_import(_native.listen_for_interpreters)
         _native.set_threads_inherit(bool(getattr(sys.flags, "thread_inherit_context", False)))  # 3.14
-        wrap_numpy_default_or_wait()
         _native.install()
+        wrap_numpy_default_or_wait()  # after it: its functions look blocks up in the map that the hooks have made
         _native.set_native_meter(self)
 
     @property
