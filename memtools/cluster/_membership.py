@@ -47,14 +47,14 @@ class LeaseState:
     __slots__ = ("fence", "id", "is_given_back", "is_local", "on_lost", "process", "size_bytes", "valid_until")
 
     def __init__(self, size_bytes: int, on_lost: Callable[[], object]) -> None:
-        self.id = uuid.uuid4().hex
-        self.size_bytes = size_bytes
-        self.on_lost = on_lost
-        self.fence = ""
-        self.is_local = False
-        self.valid_until = 0.0
-        self.is_given_back = False
-        self.process = 0
+        self.id: str = uuid.uuid4().hex
+        self.size_bytes: int = size_bytes
+        self.on_lost: Callable[[], object] = on_lost
+        self.fence: str = ""
+        self.is_local: bool = False
+        self.valid_until: float = 0.0
+        self.is_given_back: bool = False
+        self.process: int = 0
 
     @property
     def is_lost(self) -> bool:
@@ -80,12 +80,14 @@ class Membership:
     """
 
     def __init__(self, carrier: Carrier, budget_bytes: int, *, name: str, ttl_s: float) -> None:
-        self.carrier = carrier
-        self.budget_bytes = budget_bytes
-        self.name = name
-        self.ttl_s = ttl_s
-        self.granted = self.refused = self.lost = 0
-        self.known_nodes = 1
+        self.carrier: Carrier = carrier
+        self.budget_bytes: int = budget_bytes
+        self.name: str = name
+        self.ttl_s: float = ttl_s
+        self.granted: int = 0
+        self.refused: int = 0
+        self.lost: int = 0
+        self.known_nodes: int = 1
         self.level: Callable[[], Level] = lambda: Level.NORMAL
         self._interval_s = min(_INTERVAL_S, ttl_s / 3)
         self._reset()

@@ -119,7 +119,9 @@ class MemoryPlugin(WorkerPlugin):
         promised_at_most = max(critical_bytes - resident_bytes() - int(limit_bytes * _RESERVE), 0)
         self._limit_bytes = limit_bytes
         name = printable(f"dask-{worker.name}", _MAX_NAME)
-        self.monitor = MemoryMonitor(int(critical_bytes * 0.9), critical_bytes, limit=limit_bytes, name=name)
+        self.monitor: MemoryMonitor = MemoryMonitor(
+            int(critical_bytes * 0.9), critical_bytes, limit=limit_bytes, name=name
+        )
         self.monitor.start()
         try:
             await worker.set_resources(**{_RESOURCE: promised_at_most})
