@@ -404,6 +404,7 @@ class TestKeys:
         assert 0 < redis_server.command("PTTL", "memtools:{p}:times") <= 75_000
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
     def test_forked_child_leaves_the_connection_alone(self, carrier: RedisCarrier) -> None:
         child = os.fork()
         if child == 0:
