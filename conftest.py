@@ -38,9 +38,14 @@ _ONCE = (
     "tests/conformance/test_cpython_mapping.py::TestValueHalf::test_weak_values_destroy_while_iterating",
 )
 
-# These look at all objects of the process. They have a process of their own, with few objects: beside all other tests,
-# and the libraries that those load, they take three to four times as long.
-_WALK_THE_HEAP = ("tests/heap", "tests/leaks", "tests/testing", "tests/monitor")
+# Each of these groups has a process of its own.
+_OWN_PROCESSES = (
+    # They look at all objects of the process: beside all other tests, and the libraries that those load, they take
+    # three to four times as long.
+    ("tests/heap", "tests/leaks", "tests/testing", "tests/monitor"),
+    # Dask leaves threads behind, beside which no figure of tracemalloc is exact.
+    ("tests/cluster/test_dask.py", "docs/cluster-dask.md"),
+)
 _failed_before = pytest.StashKey[int]()
 
 for name in [name for name in os.environ if name.startswith("MEMTOOLS_")]:
@@ -60,19 +65,22 @@ def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Where no tests are named, so that all are meant, run those that walk the heap first, in their own process."""
+    """Where no tests are named, so that all are meant, run some first, in processes of their own."""
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
         return
-    # Without the current folder on the search path (-P), as for `pytest`: the package that was installed is tested.
-    command = [sys.executable, "-P", "-m", "pytest", *config.invocation_params.args, *_WALK_THE_HEAP]
-    code = subprocess.run(command, cwd=config.rootpath, check=False).returncode
-    config.stash[_failed_before] = 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code
-    config.option.ignore = [*(config.option.ignore or ()), *_WALK_THE_HEAP]
+    codes = [0]
+    for group in _OWN_PROCESSES:
+        # Without the current folder on the search path (-P), as for `pytest`: the package that was installed is tested.
+        command = [sys.executable, "-P", "-m", "pytest", *config.invocation_params.args, *group]
+        code = subprocess.run(command, cwd=config.rootpath, check=False).returncode
+        codes.append(0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)
+        config.option.ignore = [*(config.option.ignore or ()), *group]
+    config.stash[_failed_before] = max(codes)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail where the process before this one has failed."""
+    """Fail where a process before this one has failed."""
     if exitstatus == pytest.ExitCode.OK:
         session.exitstatus = session.config.stash.get(_failed_before, 0)
 
