@@ -238,9 +238,7 @@ class Lease:
     async def __aenter__(self) -> Self:
         attempt = self._begin()
         try:
-            while not attempt.is_granted(  # noqa: ASYNC110  # another process gives it back
-                await asyncio.wait_for(asyncio.wrap_future(attempt.ask()), ANSWER_S)
-            ):
+            while not attempt.is_granted(await attempt.answer()):  # noqa: ASYNC110  # another process gives it back
                 await asyncio.sleep(attempt.pause_s())
         except BaseException as error:
             raise attempt.end(error) from error.__cause__
@@ -283,6 +281,16 @@ class _Attempt:
         """Ask the carrier; the result is the fence, or None."""
         self._asked_at = time.monotonic()
         return self._membership.ask(self._request)
+
+    async def answer(self) -> str | None:
+        """Ask the carrier and return its answer, without blocking the loop.
+
+        Raises:
+            TimeoutError: when there is none in time.
+        """
+        # Not `wait_for`: on Python 3.11 it loses a cancellation that comes together with the answer.
+        async with asyncio.timeout(ANSWER_S):
+            return await asyncio.wrap_future(self.ask())
 
     def is_granted(self, fence: str | None) -> bool:
         """Take the answer.

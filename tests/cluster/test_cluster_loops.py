@@ -1,6 +1,7 @@
 """Leases in asyncio: nothing blocks the loop, and cancellation passes."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -80,3 +81,18 @@ async def test_loop_runs_on_while_a_lease_is_waited_for(cluster: Cluster) -> Non
     watching.cancel()
 
     assert longest < 0.25  # a call that blocked the loop would take all of the timeout
+
+
+async def test_cancellation_passes_at_any_moment(cluster: Cluster) -> None:
+    draw = random.Random(1)
+    async with cluster.lease(900 * UNIT):
+        for _ in range(150):
+            waiting = asyncio.ensure_future(cluster.lease(900 * UNIT, timeout=600).__aenter__())
+            await asyncio.sleep(draw.uniform(0.0, 0.004))
+            for _ in range(draw.randrange(4)):  # in the middle of what happens when an answer comes
+                await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(asyncio.shield(waiting), 20)
+
+    assert cluster.statistics().leased_bytes == 0
