@@ -40,11 +40,12 @@ async def test_tasks_take_turns(cluster: Cluster) -> None:
 async def test_cancelled_request_leaves_the_queue(cluster: Cluster) -> None:
     async with cluster.lease(900 * UNIT):
         waiting = asyncio.ensure_future(cluster.lease(900 * UNIT).__aenter__())
-        while not cluster.statistics().waiting:  # noqa: ASYNC110  # it is the other task's doing
-            await asyncio.sleep(0.01)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+        async with asyncio.timeout(30):
+            while not cluster.statistics().waiting:  # noqa: ASYNC110  # it is the other task's doing
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
 
         assert cluster.statistics().waiting == 0
 

@@ -53,11 +53,12 @@ async def test_cancelled_wait_for_a_lease_ends_the_admission(cluster: Cluster) -
     monitor = MemoryMonitor(**EVER, cluster=cluster)
     with cluster.lease(90 * GIB):
         waiting = asyncio.ensure_future(monitor.admit(50 * GIB).__aenter__())
-        while not cluster.statistics().waiting:  # noqa: ASYNC110  # it is the other task's doing
-            await asyncio.sleep(0.01)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+        async with asyncio.timeout(30):
+            while not cluster.statistics().waiting:  # noqa: ASYNC110  # it is the other task's doing
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
 
     assert monitor.statistics().admissions.active == 0
     assert cluster.statistics().leased_bytes == 0
