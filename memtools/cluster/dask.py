@@ -30,6 +30,7 @@ from memtools.scopes import memory_scope
 from memtools.units import format_size, parse_size
 
 try:
+    import cloudpickle as _cloudpickle  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
     from dask.utils import funcname  # pyright: ignore[reportUnknownVariableType]  # it has no types
     from distributed import Client, Future, Worker, WorkerPlugin, get_worker
     from distributed.core import Status
@@ -41,6 +42,7 @@ __all__ = ["MemoryPlugin", "Needs", "needs_of", "nodes", "submit"]
 T = TypeVar("T")
 
 _log = logging.getLogger("memtools.cluster")
+_pickle: Final[Any] = _cloudpickle  # Any: it has no types
 
 _NAME: Final = "memtools"  # of the plugin, and of its metric
 _RESOURCE: Final = "memtools-bytes"
@@ -266,6 +268,10 @@ class _Call:
         """Return what makes two pure calls the same one: not their size."""
         return _NAME, self.function
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As Dask pickles a function of its own: by value where its module is registered for it, or is `__main__`.
+        return _unpickle_call, (type(self), _pickle.dumps(self.function), self.size_bytes)
+
     def __call__(self, *args: Any, **options: Any) -> Any:
         worker = get_worker()
         monitor = _monitor_of(worker)
@@ -291,6 +297,10 @@ class _CoroutineCall(_Call):
             result = await self.function(*args, **options)
         _publish(worker, self.name, scope.usage)
         return result
+
+
+def _unpickle_call(kind: type[_Call], pickled: bytes, size_bytes: int) -> _Call:
+    return kind(_pickle.loads(pickled), size_bytes)
 
 
 def _monitor_of(worker: Worker) -> MemoryMonitor | None:
