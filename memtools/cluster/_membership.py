@@ -114,6 +114,7 @@ class Membership:
             with contextlib.suppress(CarrierError, TimeoutError):
                 thread.call(lambda: self.carrier.leave(node)).result(ANSWER_S)
             thread.stop(self.carrier.close)
+            thread.wait(ANSWER_S)  # so that nothing of it runs any more
 
     def call(self, function: Callable[[], T]) -> T:
         """Call something of the carrier in its thread, and return its result.
@@ -299,7 +300,8 @@ class _CarrierThread:
         self._jobs: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
         self._tick = tick
         self._interval_s = interval_s
-        OwnThread(target=self._run, name="memtools-cluster", daemon=True).start()
+        self._thread = OwnThread(target=self._run, name="memtools-cluster", daemon=True)
+        self._thread.start()
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
         """Call a function in the thread; its result comes in the future."""
@@ -317,7 +319,7 @@ class _CarrierThread:
         return future
 
     def stop(self, function: Callable[[], object]) -> None:
-        """Call a last function and end the thread, without waiting for it."""
+        """Call a last function and end the thread; see `wait`."""
 
         def run() -> bool:
             with contextlib.suppress(Exception):
@@ -325,6 +327,11 @@ class _CarrierThread:
             return False
 
         self._jobs.put(run)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the thread has ended, for so many seconds at most; not where it is this one."""
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         next_tick = time.monotonic() + self._interval_s
