@@ -17,6 +17,7 @@ from typing import Any, Final
 from memtools.cluster._carrier import CarrierError, HeldLease, LeaseRequest, Node, PoolFigures, usable_bytes
 from memtools.errors import ConfigError
 from memtools.readings import Level
+from memtools.readings._shares import process_start
 
 _VERSION: Final = 1  # of the tables
 _QUEUE_S: Final = 2.0  # a request that is not asked again loses its place
@@ -86,7 +87,7 @@ class SqliteCarrier:
                 return
             if row[1] != self._boot:
                 for table in ("node", "lease", "waiter"):
-                    run(f"DELETE FROM {table} WHERE pool = ?", self._pool)  # names of this file
+                    run(f"DELETE FROM {table} WHERE pool = ?", self._pool)
                 run("UPDATE pool SET boot = ?, counter = counter + 1 WHERE name = ?", self._boot, self._pool)
             self._expire(run)
             self._remove_dead(run)
@@ -104,7 +105,7 @@ class SqliteCarrier:
         with self._transaction() as run:
             run(
                 "INSERT OR REPLACE INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                self._pool, node.id, node.name, node.host, _place(), node.pid, _born(node.pid), node.used_bytes,
+                self._pool, node.id, node.name, node.host, _place(), node.pid, process_start(node.pid), node.used_bytes,
                 node.limit_bytes, node.headroom_bytes, node.level.value, node.interval_s, now,
             )  # fmt: skip
             self._expire(run)
@@ -229,14 +230,14 @@ class SqliteCarrier:
         old = _now() - self._ttl_s
         rows = run("SELECT id, pid, born, place, at FROM node WHERE pool = ?", self._pool).fetchall()
         here = _place()
-        dead = [key for key, pid, born, place, at in rows if at < old or (place == here and _born(pid) != born)]
+        dead = [key for key, pid, born, place, at in rows if at < old or (place == here and process_start(pid) != born)]
         for key in dead:
             self._remove(run, key)
         return bool(dead)
 
     def _remove(self, run: "_Run", node_id: str) -> None:
         for table, column in (("lease", "node"), ("waiter", "node"), ("node", "id")):
-            run(f"DELETE FROM {table} WHERE pool = ? AND {column} = ?", self._pool, node_id)  # see above
+            run(f"DELETE FROM {table} WHERE pool = ? AND {column} = ?", self._pool, node_id)
 
     @contextlib.contextmanager
     def _transaction(self) -> Generator["_Run"]:
@@ -352,13 +353,3 @@ def _place() -> str:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
-
-
-def _born(pid: int) -> str:
-    """Return when a process has started, by the system's clock; empty where there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            fields = file.read(4096).rpartition(b")")[2].split()
-    except OSError:
-        return "" if os.path.isdir("/proc/self") else str(pid)
-    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()

@@ -25,13 +25,13 @@ from memtools._gc import freeze_existing
 from memtools._records import as_dict, record
 from memtools._text import printable
 from memtools._threads import disregard_thread
-from memtools.commands._measurement import Measurement, is_running
+from memtools.commands._measurement import Measurement
 from memtools.commands._modules import hide_shadowed_modules, own_modules
 from memtools.commands._program import around_starts, before_death, before_exit, environment_lines, register_last
 from memtools.leaks import Diagnosis
 from memtools.ledger import choose_meter
 from memtools.readings import read_process
-from memtools.readings._shares import memory_share
+from memtools.readings._shares import memory_share, process_start
 from memtools.reports._html import html_table
 from memtools.reports._text import text_report
 
@@ -268,7 +268,7 @@ def _remove_left_folders() -> None:
     with contextlib.suppress(OSError):
         for name in os.listdir(parent):
             pid = name.removeprefix(_PREFIX).partition("-")[0]
-            if name.startswith(_PREFIX) and pid.isdigit() and not is_running(int(pid)):
+            if name.startswith(_PREFIX) and pid.isdigit() and not process_start(int(pid)):
                 folder = f"{parent}/{name}"
                 if os.lstat(folder).st_uid == os.getuid():
                     _remove_folder(folder)

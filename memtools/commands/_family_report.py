@@ -8,8 +8,7 @@ from memtools._charts import html_escape
 from memtools._records import record
 from memtools._text import display_width, printable, truncate_middle
 from memtools.commands._children import Family
-from memtools.commands._measurement import is_running
-from memtools.readings._shares import memory_share
+from memtools.readings._shares import memory_share, process_start
 from memtools.reports._text import format_mib, terminal_width
 
 _MAX_TEXTS: Final = 8  # whole reports on a terminal
@@ -194,7 +193,7 @@ def _drop_replaced(sessions: dict[str, dict[str, Any]], name: str | None, saved:
 
 
 def _child_report(entry: dict[str, Any], fields: dict[str, Any]) -> ChildReport:  # Any: JSON
-    end = _ENDED if fields.get("ended") else _RUNNING if is_running(entry["pid"]) else _KILLED
+    end = _ENDED if fields.get("ended") else _RUNNING if process_start(entry["pid"]) else _KILLED
     if end == _RUNNING and not fields:
         fields = {"private_bytes": memory_share(entry["pid"]).private_bytes}
     return ChildReport(entry["pid"], str(fields.get("title", entry["title"])), end, fields)

@@ -3,7 +3,6 @@
 A file of its own because the process that was started and its child processes are measured alike.
 """
 
-import os
 from importlib import import_module
 
 from memtools.leaks import Diagnosis
@@ -112,22 +111,3 @@ def _find(accounts: tuple[AccountStatistics, ...], path: tuple[str, ...]) -> tup
     if not rest:
         return tuple(account for account in found if account.kind == "scope")
     return tuple(below for account in found for below in _find(account.children, tuple(rest)))
-
-
-def is_running(pid: int) -> bool:
-    """Return whether there is a process of that id, and it has not ended."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            return file.read(1024).rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):
-            return False
-    except OSError:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

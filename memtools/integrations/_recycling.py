@@ -20,6 +20,7 @@ from memtools.errors import ConfigError, MemtoolsError, ReadingError
 from memtools.integrations._requests import HasLevel
 from memtools.monitor._report import notable_owners
 from memtools.readings import Level, read_process
+from memtools.readings._shares import process_start
 from memtools.scopes._budgets import parse_budget
 from memtools.units import format_size, parse_count
 
@@ -336,10 +337,9 @@ def _is_file_at(fd: int, path: str) -> bool:
 def path_for_siblings() -> str:
     """Return the path of a file that the processes with this parent, and no others, agree upon."""
     parent = os.getppid()
-    started = namespace = "0"
-    with contextlib.suppress(OSError, IndexError):  # Linux
-        with open(f"/proc/{parent}/stat", encoding="utf-8", errors="replace") as file:
-            started = file.read().rpartition(")")[2].split()[19]
+    started = process_start(parent)
+    namespace = "0"
+    with contextlib.suppress(OSError):  # Linux
         # Containers may share a folder, and in each the parent may have the same number.
         namespace = str(os.stat("/proc/self/ns/pid").st_ino)
     user = os.getuid() if sys.platform != "win32" else 0

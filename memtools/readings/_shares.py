@@ -7,6 +7,7 @@ shares 425 MiB.)
 A file of its own because it reads processes other than this one, and is loaded on first need.
 """
 
+import os
 import sys
 from typing import NamedTuple
 
@@ -41,6 +42,32 @@ def memory_share(pid: int) -> MemoryShare:
             return parse_rollup(file.read(8192))
     except OSError:
         return UNKNOWN
+
+
+def process_start(pid: int) -> str:
+    """Return when a process has started, by the system's clock: the same id with another start is another process.
+
+    Empty where there is no such process, or it has ended and has not been waited for. Where the system does not tell,
+    it is the id of a process that is there.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            fields = file.read(4096).rpartition(b")")[2].split()
+    except OSError:
+        return "" if os.path.isdir("/proc/self") or not _is_there(pid) else str(pid)
+    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
+
+
+def _is_there(pid: int) -> bool:
+    if sys.platform == "win32":
+        return True  # there a signal of 0 would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def parse_rollup(text: bytes) -> MemoryShare:
