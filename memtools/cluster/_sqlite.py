@@ -82,9 +82,6 @@ class SqliteCarrier:
         self._budget_bytes = budget_bytes
         with self._transaction() as run:
             row = run("SELECT budget, boot FROM pool WHERE name = ?", self._pool).fetchone()
-            if row is None:
-                run("INSERT INTO pool VALUES (?, ?, ?, 0)", self._pool, budget_bytes, self._boot)
-                return
             if row[1] != self._boot:
                 for table in ("node", "lease", "waiter"):
                     run(f"DELETE FROM {table} WHERE pool = ?", self._pool)
@@ -276,6 +273,9 @@ class SqliteCarrier:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             _make_tables(connection, self._path)
+            if self._budget_bytes:  # of a member, whether it joins or the file was replaced since
+                values = (self._pool, self._budget_bytes, self._boot)
+                connection.execute("INSERT OR IGNORE INTO pool VALUES (?, ?, ?, 0)", values)
         except BaseException:
             connection.close()
             raise

@@ -152,6 +152,15 @@ class TestFiles:
 
         assert carrier.acquire(_ask("a", MIB)) is not None  # with a connection that has no such limit
 
+    def test_file_that_was_removed_is_made_anew(self, carrier: SqliteCarrier, tmp_path: Path) -> None:
+        carrier.close()
+        for path in tmp_path.glob("memory.db*"):
+            path.unlink()
+
+        assert carrier.acquire(_ask("a", 900 * MIB)) is not None
+        assert carrier.acquire(_ask("b", 900 * MIB)) is None
+        assert carrier.figures().budget_bytes == BUDGET
+
 
 class TestAway:
     """While the carrier does not answer, what is running goes on."""
