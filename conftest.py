@@ -5,6 +5,7 @@ empty.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,11 @@ _failed_before = pytest.StashKey[int]()
 
 for name in [name for name in os.environ if name.startswith("MEMTOOLS_")]:
     del os.environ[name]
+
+# A shell without job control starts what runs in the background with SIGINT ignored, and children inherit that: a test of
+# CPython that waits for a SIGINT would never end, and its mock would record calls until the memory of the machine is full.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
