@@ -37,6 +37,7 @@ _TTL_S: Final = 15.0
 _SHORTEST_WAIT_S: Final = 0.005
 _LONGEST_WAIT_S: Final = 0.1
 _MAX_NAME: Final = 100
+_ROUTED_S: Final = 0.5  # for which `pick` takes what the processes have told as it was; they tell every two seconds
 _SCHEMES: Final = "sqlite:///PATH, or redis://HOST:PORT/NUMBER"
 _SHARE: Final = "80%"  # of the effective limit, where no budget is given
 
@@ -373,6 +374,7 @@ class Cluster:
         self._pool = pool
         self._on_lease_lost = on_lease_lost
         self._router = Router()
+        self._routed_at = -_ROUTED_S
 
     def open(self) -> Self:
         """Join the pool, and begin to tell readings; a second call does nothing.
@@ -430,6 +432,8 @@ class Cluster:
     def pick(self, needs: int | str) -> Node | None:
         """Return a process of the pool with room for so much, where work is to be sent; None where none has it.
 
+        Cost: a few microseconds, and twice a second a call of the carrier, which waits for its answer.
+
         Args:
             needs: a size.
 
@@ -438,7 +442,11 @@ class Cluster:
             CarrierError: when the carrier does not answer.
         """
         needs_bytes = parse_size(needs, name="needs")
-        return self._router.pick(self.nodes(), needs_bytes)
+        now = time.monotonic()
+        if now - self._routed_at > _ROUTED_S:
+            self._router.update(self.nodes())
+            self._routed_at = now
+        return self._router.pick(needs_bytes)
 
     def statistics(self) -> ClusterStatistics:
         """Return what is known of the pool now; where the carrier does not answer, what is known here."""

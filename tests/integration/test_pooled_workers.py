@@ -65,7 +65,9 @@ class Service:
                 start_new_session=True,
             )  # fmt: skip
         if words[0] != "celery":
-            found = self.wait_for(lambda: re.search(r"(?:Listening at|running on):? (http://127\.0\.0\.1:\d+)", self.log))
+            found = self.wait_for(
+                lambda: re.search(r"(?:Listening at|running on):? (http://127\.0\.0\.1:\d+)", self.log)
+            )
             self.address = found[1]
 
     def send(self, path: str, count: int = 1) -> "list[Future[Any]]":
@@ -154,7 +156,6 @@ def service(tmp_path: Path) -> Iterator[Service]:
 GUNICORN = ("gunicorn", "--bind", "127.0.0.1:0", "--workers", str(WORKERS), "--config", "python:pooled_service")
 SERVERS = {
     "gunicorn sync": (*GUNICORN, "pooled_service:wsgi"),
-    "gunicorn gevent": (*GUNICORN, "-k", "gevent", "pooled_service:wsgi"),
     "gunicorn uvicorn": (*GUNICORN, "-k", "uvicorn_worker.UvicornWorker", "pooled_service:asgi"),
     "uvicorn": (
         "uvicorn", "--host", "127.0.0.1", "--port", "0", "--workers", str(WORKERS),
