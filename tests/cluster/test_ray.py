@@ -41,16 +41,16 @@ def said() -> Iterator[dict[str, Any]]:
 
 
 def test_size_that_is_given_holds_tasks_back(said: dict[str, Any]) -> None:
-    assert said["given"] == 2  # of 400 MiB each, in 1 GiB, with four processors
+    assert said["given"] == 2  # of 400 MiB each, in 1 GiB, with three processors
 
 
 def test_size_is_learned_and_holds_tasks_back(said: dict[str, Any]) -> None:
     name, value_bytes, runs, peak_bytes, exact = said["learned"]
 
-    assert said["default"] == 256 * MIB  # a node's memory over its processors
+    assert said["default"] == 1024 * MIB // 3  # a node's memory over its processors
     assert peak_bytes == pytest.approx(300 * MIB, rel=0.01)
     assert value_bytes == pytest.approx(375 * MIB, rel=0.01)
-    assert (name, runs, exact) == ("__main__.take", 6, True)
+    assert (name, runs, exact) == ("__main__.take", 5, True)
     assert said["auto"] == 2
 
 

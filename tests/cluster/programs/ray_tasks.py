@@ -1,4 +1,4 @@
-"""Tasks on a real Ray of four processors and 1 GiB; prints what came of them as JSON.
+"""Tasks on a real Ray of three processors and 1 GiB; prints what came of them as JSON.
 
 Ray is told to keep to the loopback device by the variable that it has for other systems, and to a folder of its own.
 """
@@ -49,19 +49,19 @@ def refused(make):
 
 def main():
     ray.init(
-        num_cpus=4, _memory=1024 * MIB, object_store_memory=80 * MIB, include_dashboard=False,
+        num_cpus=3, _memory=1024 * MIB, object_store_memory=80 * MIB, include_dashboard=False,
         _temp_dir=sys.argv[1], logging_level="ERROR", log_to_driver=False,
     )  # fmt: skip
     said = {"addresses": [node["NodeManagerAddress"] for node in ray.nodes()]}
 
     given = remote(take, needs="400 MiB")
-    said["given"] = most_at_once(ray.get([given.remote(1) for _ in range(6)]))
+    said["given"] = most_at_once(ray.get([given.remote(1) for _ in range(4)]))
 
     task = remote(take)
     said["default"] = task.needs().value_bytes
-    ray.get([task.remote(300) for _ in range(6)])
+    ray.get([task.remote(300) for _ in range(5)])
     deadline = time.monotonic() + 30
-    while task.needs().runs < 6 and time.monotonic() < deadline:
+    while task.needs().runs < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     needs = task.needs()
     said["learned"] = [needs.name, needs.value_bytes, needs.runs, needs.peak_bytes, needs.exact]
