@@ -35,7 +35,7 @@ class _Candidate:
         self.book = book  # when how much was sent there, as far as it does not show in its reading yet
 
     def score(self) -> float:
-        """Return its room, as a share of its limit."""
+        """Return what is left, as a share of its limit."""
         limit = self.node.limit_bytes
         return self.left_bytes / limit if limit else float(self.left_bytes)
 
@@ -60,8 +60,8 @@ class Router:
         self._draw = draw
         self._held_until: dict[str, float] = {}
         self._books: dict[str, list[tuple[float, int]]] = {}
-        self._candidates: list[_Candidate] = []  # with least room first, when they were read
-        self._rooms: list[int] = []  # of each, then
+        self._candidates: list[_Candidate] = []  # with least left first, when they were read
+        self._left_when_read: list[int] = []  # of each, then
         self._too_much_bytes: float = float("inf")  # for which there was no room any more
         self._renew_after_fork()
         register_object_after_fork(self, Router._renew_after_fork)
@@ -93,7 +93,7 @@ class Router:
                     found.append(_Candidate(node, left_bytes, book))
             found.sort(key=lambda candidate: candidate.left_bytes)
             self._held_until, self._books, self._candidates = held, books, found
-            self._rooms = [candidate.left_bytes for candidate in found]
+            self._left_when_read = [candidate.left_bytes for candidate in found]
             self._too_much_bytes = float("inf")
 
     def pick(self, needs_bytes: int) -> Node | None:
@@ -111,7 +111,7 @@ class Router:
         if needs_bytes >= self._too_much_bytes:
             return None  # room becomes less until the next update
         candidates = self._candidates
-        first = bisect_left(self._rooms, needs_bytes)
+        first = bisect_left(self._left_when_read, needs_bytes)
         count = len(candidates) - first
         found: _Candidate | None = None
         if count > 2:

@@ -4,7 +4,7 @@ Processes tell what they use every two seconds, each at its own moment; a task t
 gives it back. Several callers send tasks; each of them knows what all have told, and what itself has sent since. A task
 that finds its process without room for it is an out-of-memory event: it ends there, and does not lower what later tasks
 find. A caller to which no process has room keeps its tasks, in order, and asks again a moment later. In the second row
-the process that gets a task admits it as well, as by `MemoryMonitor.admit`: there it waits for its room. The other
+the process that gets a task admits it as well, as by `MemoryMonitor.admit`: there it waits until it fits. The other
 three ways keep no task waiting. The seeds are fixed, so that each run gives the same figures, but for the times.
 
 The processes are simulated; what picks them is the `Router` of `Cluster.pick`.

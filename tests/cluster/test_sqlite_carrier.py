@@ -237,7 +237,7 @@ class TestArguments:
         with pytest.raises(ConfigError, match="url="):
             join(url, budget="1 GiB")
 
-    @pytest.mark.parametrize("budget", [0, -1, "much", None])
+    @pytest.mark.parametrize("budget", [0, -1, "much", "0%"])
     def test_budget_that_is_none_is_refused(self, budget: Any, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="budget="):
             join(f"sqlite:///{tmp_path}/memory.db", budget=budget)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from memtools import Config, Level, MemoryMonitor
-from memtools.cluster import CarrierError, Cluster, join
+from memtools.cluster import CarrierError, Cluster, Node, join
 from memtools.cluster import _shared as shared_module
 from memtools.cluster._cluster import look
 from memtools.cluster._shared import SharedCluster
@@ -53,11 +53,15 @@ def _wait_for(found: Callable[[], Any]) -> Any:
     pytest.fail("it did not come to pass")
 
 
-def _pids(url: str) -> list[int]:
+def _nodes(url: str) -> tuple[Node, ...]:
     try:
-        return [node.pid for node in look(url)[1]]
+        return look(url)[1]
     except CarrierError:  # the pool was not made yet
-        return []
+        return ()
+
+
+def _pids(url: str) -> list[int]:
+    return [node.pid for node in _nodes(url)]
 
 
 class TestJoining:
@@ -89,7 +93,7 @@ class TestJoining:
     def test_monitors_of_one_process_are_one_member(self, url: str) -> None:
         with MemoryMonitor(**EVER, cluster=url), MemoryMonitor(1 << 20, 2 << 20, cluster=url) as critical:
             critical.check()
-            _wait_for(lambda: [node.level for node in look(url)[1]] == [Level.CRITICAL])  # the highest of the two
+            _wait_for(lambda: [node.level for node in _nodes(url)] == [Level.CRITICAL])  # the highest of the two
             assert _pids(url) == [os.getpid()]
 
         assert _pids(url) == []
