@@ -249,6 +249,26 @@ class TestWithoutAnAnswer:
 
         assert _pids(url) == []
 
+    def test_fork_without_handlers_begins_anew(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        shared = SharedCluster(url)
+        shared.attach(1, lambda: Level.NORMAL, "")
+        _wait_for(lambda: shared.lease(1) is not None)
+        parents = shared._stay
+        assert parents is not None
+        monkeypatch.setattr(shared_module.os, "getpid", lambda: 2**30)  # as a fork by C code
+
+        assert shared.lease(1) is None
+        assert not shared.is_joining
+        shared.detach(1)
+        shared.attach(1, lambda: Level.NORMAL, "")
+        own = shared._stay
+        shared.detach(1)
+        monkeypatch.undo()
+        parents.end()
+        shared_module._inherited.remove(parents)
+
+        assert own not in (None, parents)
+
     def test_stop_while_joining_leaves_nothing(self, url: str, lock: sqlite3.Connection) -> None:
         with MemoryMonitor(**EVER, cluster=url):
             pass
