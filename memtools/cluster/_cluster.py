@@ -204,7 +204,7 @@ def _parse_budget(budget: int | str | None, *, is_shared: bool) -> int:
     """Return the budget; a share only where all processes of the pool share one limit."""
     if not is_shared and (budget is None or str(budget).rstrip().endswith("%")):
         raise ConfigError(
-            "budget", budget, "a size, also as ?budget=SIZE in the URL: each machine of a pool on Redis has its limit"
+            "budget", budget, "a size, also as ?budget=SIZE in the URL: each process of a pool on Redis has a limit"
         )
     budget = _SHARE if budget is None else budget
     percent_of = (lambda: effective_limit().value_bytes) if is_shared else None

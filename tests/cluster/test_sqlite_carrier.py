@@ -262,7 +262,7 @@ class TestArguments:
 
     @pytest.mark.parametrize("budget", ["80%", None])
     def test_share_on_redis_is_refused(self, budget: str | None) -> None:
-        with pytest.raises(ConfigError, match="each machine"):
+        with pytest.raises(ConfigError, match="each process"):
             join("redis://localhost/0", budget=budget)
 
     @pytest.mark.parametrize(
