@@ -156,6 +156,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 GUNICORN = ("gunicorn", "--bind", "127.0.0.1:0", "--workers", str(WORKERS), "--config", "python:pooled_service")
 SERVERS = {
     "gunicorn sync": (*GUNICORN, "pooled_service:wsgi"),
+    "gunicorn gevent": (*GUNICORN, "-k", "gevent", "pooled_service:wsgi"),
     "gunicorn uvicorn": (*GUNICORN, "-k", "uvicorn_worker.UvicornWorker", "pooled_service:asgi"),
     "uvicorn": (
         "uvicorn", "--host", "127.0.0.1", "--port", "0", "--workers", str(WORKERS),
