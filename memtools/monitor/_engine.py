@@ -375,6 +375,7 @@ class Engine:
         exhausted_after_s: float,
         min_flow: float,
         pressure: bool,
+        on_resume: Callable[[], object],
     ) -> None:
         self.name = name
         self.source = source
@@ -399,6 +400,7 @@ class Engine:
         self._executor = _Executor(reclaimer, self.callbacks, self.runner)
         self._warnings = RateLimitedLogger(_log, interval_s=REPEAT_LOG_S, clock=source.clock)
         self._pressure = pressure
+        self._on_resume = on_resume
         self._next_thread_try_at = -inf
         self._starting = threading.Lock()  # never waited for
         self._pid = os.getpid()
@@ -644,6 +646,7 @@ class Engine:
         if self._is_unattended:
             self._is_unattended = False
             self._sample_for_a_look(wait=True)  # the thread that it starts may be sampling before it does so itself
+            self._on_resume()
 
     def _sample_for_a_look(self, *, wait: bool = False) -> None:
         try:

@@ -17,7 +17,7 @@ from memtools.cleanup import Reclaimer, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
 from memtools.cleanup._registry import unregister_recyclable
-from memtools.config import MonitorSettings, monitor_settings
+from memtools.config import PREFIX, MonitorSettings, monitor_settings
 from memtools.errors import ConfigError, MonitorAlreadyStarted
 from memtools.events import LevelChanged, ReclaimIneffective
 from memtools.ledger._context import is_failure
@@ -34,6 +34,7 @@ from memtools.units import parse_count, parse_rate, parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from memtools.cluster import Cluster
+    from memtools.cluster._shared import JoinedCluster, SharedCluster
 
 _MonitorsById: TypeAlias = "weakref.WeakValueDictionary[int, MemoryMonitor]"
 
@@ -42,8 +43,8 @@ F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | static
 OnChange = TypeVar("OnChange", bound=Callable[[LevelChanged], object])
 OnExhausted = TypeVar("OnExhausted", bound=Callable[[ReclaimIneffective], object])
 
+_NAME: Final = "monitor"
 _LEAST_BYTES: Final = 1 << 20  # no interpreter is as small
-_NO_TIMEOUT_S: Final = 1e9  # an admission waits as long as it takes
 
 # By id, since a subclass may define an equality of its own.
 _all: Final[_MonitorsById] = weakref.WeakValueDictionary()
@@ -94,13 +95,15 @@ class MemoryMonitor:
         name: what it is called in logs, reports and metrics. While another started monitor has that name, a number
             follows: `"monitor-2"`.
         source: where memory and time are read from; for tests and rehearsals.
-        cluster: the pool of processes that this one has joined (`memtools.cluster.join`): the others are told its
-            level, and `admit(size)` takes a lease as well.
+        cluster: a pool of processes: the others are told its level, and `admit(size)` takes a lease as well. What
+            `memtools.cluster.join` returns; or a URL as for that, such as
+            `"sqlite:////run/app/memory.db?pool=workers&budget=80%"`, for a pool that is joined while the monitor is
+            started, once for all monitors of the process, in the background.
 
     What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
-    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`. Another
-    variable that begins like these is a `ConfigWarning`. At its start the monitor logs thresholds that are below what
-    is in use, or above the limit.
+    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`; and
+    `MEMTOOLS_CLUSTER`, but with a `source`. Another variable that begins like these is a `ConfigWarning`. At its start
+    the monitor logs thresholds that are below what is in use, or above the limit.
 
     Raises:
         ConfigError: for an argument, or a variable, that makes no sense, naming it; for bare numbers below 1 MiB, too,
@@ -129,12 +132,10 @@ class MemoryMonitor:
         min_flow: float | None = None,
         pressure: bool = True,
         reclaimer: Reclaimer | None = None,
-        name: str = "monitor",
+        name: str = _NAME,
         source: MemorySource | None = None,
-        cluster: "Cluster | None" = None,
+        cluster: "Cluster | str | None" = None,
     ) -> None:
-        if cluster is not None and not callable(getattr(cluster, "tell_level", None)):
-            raise ConfigError("cluster", cluster, "what memtools.cluster.join() returns")
         chosen = _Settings(monitor_settings())
         warning, critical = chosen.get("warning", warning), chosen.get("critical", critical)
         if warning is None and critical is None and free is None:
@@ -142,13 +143,19 @@ class MemoryMonitor:
         if source is None:
             _refuse_small_numbers(warning=warning, critical=critical, free=free)
         self._is_scripted = source is not None
+        pool = self._pool = _pool_of(cluster, None if self._is_scripted else chosen.get("cluster", None))
         source = source or process_source(limit)
         thresholds = Thresholds(warning, critical, free, lambda: source.limit().value_bytes)
         interval = _parse_interval(min_interval, max_interval)
         self._name = _parse_name(name)
+        sampler = Sampler(source, thresholds, LevelMachine(), interval)
+        level: Callable[[], Level] = partial(getattr, sampler, "level")
+        shown_name = "" if self._name == _NAME else self._name  # in the list of nodes that of the program says more
+        # Nothing in here refers to this object: a cycle would keep it until a collection.
+        self._join_pool = partial(pool.attach, id(self), level, shown_name) if pool is not None else _do_nothing
         self._engine = Engine(
             source,
-            Sampler(source, thresholds, LevelMachine(), interval),
+            sampler,
             reclaimer or Reclaimer(default_steps(), read=source.used, clock=source.clock),
             name=self._name,
             sample_every=parse_count(chosen.get("sample_every", sample_every, 10), name="sample_every"),
@@ -161,10 +168,10 @@ class MemoryMonitor:
             ),
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
+            on_resume=self._join_pool,
         )
-        self._cluster = cluster
-        if cluster is not None:
-            cluster.tell_level(partial(getattr, self._engine.sampler, "level"))
+        if cluster is not None and not isinstance(cluster, str):
+            self._join_pool()  # which the program has joined, whether this is started or not
         _all[id(self)] = self
 
     @property
@@ -225,7 +232,8 @@ class MemoryMonitor:
         admitted when none is active, and while the highest level holds `min_flow` of them a second are; the others
         begin in order of arrival. For `async with`, and for `with` in threads. `task_scope(admit=monitor)` uses one for
         each task. Once the process ends (`exit_when_exhausted`), entering raises `AdmissionRefused`. With a `cluster`
-        it also waits for a lease of `size`, which ends with the block.
+        it also waits for a lease of `size`, which ends with the block; with one by its URL there is no lease while the
+        process is not in the pool.
 
         Args:
             size: what the work will need, in bytes or as a size.
@@ -235,10 +243,9 @@ class MemoryMonitor:
         """
         size_bytes = parse_size(size, name="size")
         self._engine.attend()
-        if self._cluster is not None and size_bytes:
-            return LeasedAdmission(
-                self._engine.admissions, size_bytes, self._cluster.lease(size_bytes, timeout=_NO_TIMEOUT_S)
-            )
+        if self._pool is not None and size_bytes:
+            self._pool.lease(size_bytes)  # refuses a size that is never given
+            return LeasedAdmission(self._engine.admissions, size_bytes, self._pool)
         return Admission(self._engine.admissions, size_bytes)
 
     def try_admit(self) -> bool:
@@ -382,17 +389,20 @@ class MemoryMonitor:
         """
         self._begin()
         self._engine.start_thread()
+        self._join_pool()
 
     def stop(self) -> None:
         """Stop the sampling loop; a second call does nothing.
 
-        Waits for its thread, for 10 s at most, but not for a task.
+        Waits for its thread, for 10 s at most, but not for a task; and for some seconds at most to leave a pool.
         """
         loop = self._end()
         if isinstance(loop, ThreadLoop):
             self._engine.stop_thread(loop)
         elif loop is not None:
             loop.request_stop()
+        if self._pool is not None:
+            self._pool.detach(id(self))
 
     def __enter__(self) -> Self:
         self.start()
@@ -406,6 +416,7 @@ class MemoryMonitor:
     async def __aenter__(self) -> Self:
         self._begin()
         self._engine.start_task()
+        self._join_pool()
         return self
 
     async def __aexit__(
@@ -417,6 +428,8 @@ class MemoryMonitor:
         elif loop is not None:
             self._engine.stop_thread(loop)
         await self._engine.runner.cancel_background()
+        if self._pool is not None:
+            await self._pool.detach_async(id(self))
 
     def __repr__(self) -> str:
         return f"<MemoryMonitor {self.name} {self._engine.sampler.level.name} mode={self._engine.mode}>"
@@ -450,6 +463,21 @@ class MemoryMonitor:
 
     def _after_fork(self) -> None:
         self._engine.after_fork()
+
+
+def _do_nothing() -> None:
+    return
+
+
+def _pool_of(argument: object, variable: object) -> "JoinedCluster | SharedCluster | None":
+    """Return the pool that an argument, or else the environment, names; None where neither does."""
+    if argument is None and variable is None:
+        return None
+    from memtools.cluster._shared import cluster_of_monitor  # it loads sqlite3
+
+    if argument is not None:
+        return cluster_of_monitor(argument, title="cluster")
+    return cluster_of_monitor(variable, title=f"{PREFIX}CLUSTER")
 
 
 class _Settings:
