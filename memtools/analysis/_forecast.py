@@ -13,8 +13,8 @@ from math import sqrt
 from typing import Final, Protocol, TypeAlias
 
 from memtools._records import as_dict, record
-from memtools.analysis._trend_detector import in_hours
 from memtools.analysis._robust_statistics import median, noise_of, theil_sen
+from memtools.analysis._trend_detector import in_hours
 from memtools.units import format_size
 
 Points: TypeAlias = list[tuple[int, float]]

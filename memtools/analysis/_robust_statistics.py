@@ -1,7 +1,7 @@
 """Statistics that a few odd figures do not move: the median, Kendall's tau, the slope of Theil and Sen, noise.
 
-A file of its own because the trend detector, the forecast and the anomalies use them. Standard library only: with the 32
-points of a level it is as fast as scipy, which takes 60 MiB to import.
+A file of its own because the trend detector, the forecast and the anomalies use them. Standard library only: for 32
+points it is as fast as scipy, which takes 60 MiB to import.
 """
 
 from collections.abc import Sequence

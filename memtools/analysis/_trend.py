@@ -5,10 +5,10 @@ from typing import Final
 
 from memtools._records import as_dict, record
 from memtools.analysis._anomalies import Anomaly, find_anomalies
-from memtools.analysis._trend_detector import TrendDetector, RisingFloor, Sensitivity, in_hours
 from memtools.analysis._forecast import Forecast, forecast
 from memtools.analysis._headroom_rule import HeadroomRule, SuggestedThresholds
 from memtools.analysis._robust_statistics import kendall_tau, median, theil_sen
+from memtools.analysis._trend_detector import RisingFloor, Sensitivity, TrendDetector, in_hours
 from memtools.timelines import Sample, TimelineEvent
 from memtools.units import format_size
 

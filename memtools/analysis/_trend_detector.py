@@ -57,8 +57,9 @@ K_WITH_OWNERS: Final = (5.0, 0.55)
 _MIN_LEFT_SHARE: Final = 0.5  # of the rise of resident memory
 _MIN_LEFT_SECOND_HALF: Final = 0.9
 
-_FIGURES: Final = 5
-_FLOOR, _PEAK, _BLOCKS, _MALLOC, _LEFT = range(_FIGURES)
+_FIGURES: Final = 6
+_FLOOR, _PEAK, _BLOCKS, _MALLOC, _OWNED, _LEFT = range(_FIGURES)
+_MIN_OWNED_SHARE: Final = 0.5  # of the rise: else the ledger does not see what grows
 
 
 @record
@@ -148,9 +149,9 @@ class LevelFloors:
     def close(self, row: tuple[float, ...]) -> tuple[float, ...] | None:
         """Add a block; return that of the next level if this is the second half of it."""
         for column, figure in zip(self.columns, row, strict=True):
+            if len(column) == KEPT:
+                del column[0]  # before the next one comes: an array that is not outgrown needs no larger buffer
             column.append(figure)
-            if len(column) > KEPT:
-                del column[0]
         self.closed += 1
         self._learn(row[_FLOOR])
         first, self.open_row = self.open_row, row
@@ -163,7 +164,7 @@ class LevelFloors:
         """Return the counters of each block, for `judge_leak`."""
         return [
             Counters(place * self.block_s, int(floor), max(0, int(blocks)), None if malloc < 0 else int(malloc))
-            for place, (floor, _, blocks, malloc, _) in enumerate(zip(*self.columns, strict=True))
+            for place, (floor, _, blocks, malloc, _, _) in enumerate(zip(*self.columns, strict=True))
         ]
 
     def _learn(self, floor: float) -> None:
@@ -229,6 +230,7 @@ class TrendDetector:
         limit_bytes: float | None = None,
         blocks: float | None = None,
         malloc_bytes: float | None = None,
+        owned_bytes: float | None = None,
         left_bytes: float | None = None,
     ) -> bool:
         """Take a reading into account; return whether a block has closed, so that `rising` may have changed.
@@ -240,7 +242,8 @@ class TrendDetector:
             limit_bytes: what the process may use; None where that has not changed. Nothing is judged without a limit.
             blocks: `sys.getallocatedblocks()`.
             malloc_bytes: bytes in use of C's malloc.
-            left_bytes: live bytes that ended calls and scopes have left, by the native ledger.
+            owned_bytes: live bytes of all calls, scopes and tasks, by the native ledger.
+            left_bytes: those of them that ended ones have left.
         """
         if limit_bytes is not None:
             self._limit = limit_bytes
@@ -249,7 +252,8 @@ class TrendDetector:
             used_bytes if highest_bytes is None else highest_bytes,
             _UNKNOWN if blocks is None else blocks,
             _UNKNOWN if malloc_bytes is None else malloc_bytes,
-            _UNKNOWN if left_bytes is None else left_bytes,
+            _UNKNOWN if owned_bytes is None or left_bytes is None else owned_bytes,
+            _UNKNOWN if owned_bytes is None or left_bytes is None else left_bytes,
         )
         block = int(at_s // BLOCK_S)
         if block <= self._block and self._row is not None:
@@ -370,10 +374,10 @@ class TrendDetector:
 
     def _confirm(self, place: int) -> LeakVerdict:
         level = self.levels[place]
-        left = level.columns[_LEFT]
         # The level below has twice the points for the same time.
         verdict = judge_leak(self.levels[max(0, place - 1)].counters(), warm_up=0.0)
-        if left[0] >= 0:
+        owned = level.columns[_OWNED]
+        if owned[0] >= 0 and rise_of(owned) >= _MIN_OWNED_SHARE * rise_of(level.floors):
             if level.closings_with_owners >= _CLOSINGS:
                 kind = verdict.kind if verdict.is_leak else LeakKind.PYTHON
                 return LeakVerdict(kind, 0.0, 0.0, 0.0, "what ended calls have left behind rises with it")
