@@ -26,7 +26,7 @@ from memtools._records import as_dict, record
 from memtools.analysis._leak_kind import LeakKind, LeakVerdict, judge_leak
 from memtools.analysis._robust_statistics import kendall_tau, median, noise_of, theil_sen
 from memtools.readings._counters import Counters
-from memtools.units import format_size, parse_choice
+from memtools.units import format_duration, format_size, parse_choice
 
 Sensitivity: TypeAlias = Literal["low", "balanced", "high"]
 
@@ -357,8 +357,8 @@ class TrendDetector:
         if was is not None and was.is_leak and not confirmed.is_leak:
             confirmed = LeakVerdict(was.kind, 0.0, 0.0, 0.0, "the counters have confirmed it before")
         reason = (
-            f"the lowest use rose by {format_size(rise)} in {in_hours(seconds)}, in nearly all of "
-            f"{len(floors)} blocks of {in_hours(level.block_s)}; {confirmed.reason}"
+            f"the lowest use rose by {format_size(rise)} in {format_duration(seconds)}, in nearly all of "
+            f"{len(floors)} blocks of {format_duration(level.block_s)}; {confirmed.reason}"
         )
         return RisingFloor(
             at_s,
@@ -390,18 +390,6 @@ class TrendDetector:
 def rise_of(floors: "array[float]") -> float:
     """Return how far a floor has risen, from the median of the first three to that of the last three."""
     return median(floors[-3:]) - median(floors[:3])
-
-
-def in_hours(seconds: float) -> str:
-    """Return a time for a sentence: `20 min`, `3 h 40`, `27 h`, `4 d`."""
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    if hours < 10 and rest:
-        return f"{hours} h {rest:02}"
-    hours = round(minutes / 60)
-    return f"{hours} h" if hours < 72 else f"{round(hours / 24)} d"
 
 
 def _goes_on(floors: "array[float]", rise: float) -> bool:
