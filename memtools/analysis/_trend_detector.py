@@ -393,7 +393,7 @@ class TrendDetector:
         owned = level.columns[_OWNED]
         if owned[0] >= 0 and rise_of(owned) >= _MIN_OWNED_SHARE * rise_of(level.floors):
             if level.closings_with_owners >= _CLOSINGS:
-                kind = verdict.kind if verdict.is_leak else LeakKind.PYTHON
+                kind = LeakKind.NATIVE if verdict.kind is LeakKind.NATIVE else LeakKind.PYTHON
                 return LeakVerdict(kind, 0.0, 0.0, 0.0, "what ended calls have left behind rises with it")
             return LeakVerdict(LeakKind.NONE, 0.0, 0.0, 0.0, "what ended calls have left behind does not rise with it")
         if level.columns[_BLOCKS][0] < 0:

@@ -39,9 +39,12 @@ def test_thread_samples_until_its_block_ends() -> None:
 
 async def test_task_samples_until_its_block_ends() -> None:
     async with Timeline().record(interval=0.005) as timeline:
-        async with asyncio.timeout(10):
-            while len(timeline.samples) < 4:
-                await asyncio.sleep(0.005)
+        for _ in range(2000):
+            await asyncio.sleep(0.005)
+            if len(timeline.samples) >= 4:
+                break
+
+    assert len(timeline.samples) >= 4
 
     assert "memtools-timeline" not in {task.get_name() for task in asyncio.all_tasks()}
 
