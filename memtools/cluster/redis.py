@@ -23,6 +23,7 @@ from memtools.cluster._carrier import (
     LeaseRequest,
     Node,
     PoolFigures,
+    settle_s,
     usable_bytes,
     without_password,
 )
@@ -38,7 +39,6 @@ except ImportError as _missing:
     raise MissingExtraError("redis", "redis") from _missing
 
 _LARGEST: Final = 2**53  # the numbers of Lua are exact up to here
-_SETTLE_S: Final = 2.5  # a little more than the time between two readings of a process
 _URL: Final = "redis://USER:PASSWORD@HOST:PORT/NUMBER, rediss://… with TLS, or unix:///PATH?db=NUMBER"
 
 # The hash `pool` has in `state` the sums and counters, and of each thing in it:
@@ -279,7 +279,7 @@ local function define_others()
 
     function operations.figures()
         return {format('%.0f', pool.budget), pool.critical, format('%.0f', pool.used), format('%.0f', pool.leased),
-            pool.leases, pool.waiting}
+            pool.leases, pool.waiting, pool.nodes}
     end
 
     function operations.leave(node)
@@ -353,7 +353,7 @@ class RedisCarrier:
         if budget_bytes > _LARGEST:
             raise ConfigError("budget", budget_bytes, f"at most {_LARGEST} bytes on Redis")
         usable = (usable_bytes(budget_bytes, is_critical=is_critical) for is_critical in (False, True))
-        ttl_us, settle_us = int(self._ttl_s * 1e6), int(min(_SETTLE_S, self._ttl_s / 2) * 1e6)
+        ttl_us, settle_us = int(self._ttl_s * 1e6), int(settle_s(self._ttl_s) * 1e6)
         self._numbers = " ".join(map(str, (budget_bytes, ttl_us, *usable, settle_us)))
         other = self._run("open")
         if other is not None:
@@ -394,8 +394,9 @@ class RedisCarrier:
 
     def figures(self) -> PoolFigures:
         """See `Carrier`."""
-        budget, critical, used, leased, leases, waiting = map(int, self._run("figures"))
-        return PoolFigures(budget, usable_bytes(budget, is_critical=critical > 0), used, leased, leases, waiting)
+        budget, critical, used, leased, leases, waiting, nodes = map(int, self._run("figures"))
+        usable = usable_bytes(budget, is_critical=critical > 0)
+        return PoolFigures(budget, usable, used, leased, leases, waiting, nodes)
 
     def leave(self, node_id: str) -> None:
         """See `Carrier`."""
