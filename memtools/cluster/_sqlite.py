@@ -358,7 +358,11 @@ class SqliteCarrier:
     def _expire(self, run: "_Run", now: float) -> None:
         for table in ("lease", "waiter", "node"):
             run(f"DELETE FROM {table} WHERE pool = ? AND until <= ?", self._pool, now)
-        run("DELETE FROM account WHERE pool = ? AND node <> '' AND leased = 0 AND measured = 0", self._pool)
+        run(
+            "DELETE FROM account WHERE pool = ?1 AND node <> '' AND leased = 0 "
+            "AND node NOT IN (SELECT id FROM node WHERE pool = ?1)",
+            self._pool,
+        )
         run(_DUE, self._pool)
 
     def _look(self, run: "_Run", state: "_State", now: float) -> bool:

@@ -32,7 +32,7 @@ from memtools.readings import Level
 
 try:
     from redis.backoff import NoBackoff
-    from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
+    from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, ResponseError, TryAgainError
     from redis.exceptions import TimeoutError as NoAnswerError
     from redis.retry import Retry
 except ImportError as _missing:
@@ -451,7 +451,7 @@ class RedisCarrier:
     def _words(self, error: Exception) -> str:
         options = {**self._options, **self._server}
         where = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-        words = str(error) or type(error).__name__
+        words = _words_of_cluster(error) or str(error) or type(error).__name__
         for name in ("password", "ssl_password"):
             secret = options.get(name)
             if isinstance(secret, str) and secret:
@@ -470,6 +470,17 @@ class _Deadline:
         if left_s <= 0 or not connection.can_read(left_s):
             raise NoAnswerError("the server does not answer")
         return connection.read_response(*arguments, **options)
+
+
+def _words_of_cluster(error: Exception) -> str:
+    """Return what a Redis Cluster means, where it has not done what it was asked for."""
+    server = _moved_to(error)
+    if server is not None:
+        return f"the Redis Cluster has this pool on {server.get('host', '')}:{server['port']}: give the address of that"
+    # Half of the keys may be on another server, or the next one that is made would be: they are in no one's hands.
+    if isinstance(error, AskError | TryAgainError) or str(error).split()[:1] in (["ASK"], ["TRYAGAIN"]):
+        return "the Redis Cluster is moving this pool to another server: it will answer when that is done"
+    return ""
 
 
 def _moved_to(error: Exception) -> dict[str, object] | None:

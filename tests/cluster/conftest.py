@@ -53,6 +53,18 @@ class RedisServer:
         """The address, without a password."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return self._folder
+
+    def wait_for_cluster(self) -> None:
+        """Wait until it knows of a server for each slot."""
+        end = time.monotonic() + 30
+        while b"cluster_state:ok" not in self.command("CLUSTER", "INFO"):
+            assert time.monotonic() < end, "the cluster did not form"
+            time.sleep(0.05)
+
     def start(self) -> None:
         """Start it again, and wait until it answers."""
         if not self._start():
@@ -159,6 +171,25 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     yield server
 
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RedisServer, RedisServer]]:
+    """Two servers of one Redis Cluster, each with half of the slots; the first one has a Unix socket, too."""
+    _needs_redis()
+    folder = tmp_path_factory.mktemp("redis")
+    first = RedisServer(folder, "--cluster-enabled", "yes", "--unixsocket", str(folder / "redis.sock"))
+    second = RedisServer(tmp_path_factory.mktemp("redis"), "--cluster-enabled", "yes")
+    first.command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+    second.command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+    first.command("CLUSTER", "MEET", "127.0.0.1", second.port)
+    for server in (first, second):
+        server.wait_for_cluster()
+
+    yield first, second
+
+    for server in (first, second):
+        server.stop()
 
 
 MakeCarrier = Callable[..., Carrier]
