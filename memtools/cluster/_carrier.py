@@ -194,7 +194,7 @@ def usable_bytes(budget_bytes: int, *, is_critical: bool) -> int:
 def settle_s(ttl_s: float) -> float:
     """Return how long a pool that was made anew waits for what its processes hold, in seconds.
 
-    A little longer than the time between two readings of a process, which is two seconds, or a third of that of a lease.
+    A little longer than the time between two readings of a process: two seconds, or a third of the time of a lease.
     """
     return min(2.5, ttl_s / 2)
 

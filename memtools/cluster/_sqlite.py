@@ -4,8 +4,8 @@ All writes are in `BEGIN IMMEDIATE` transactions of a database in WAL mode: a pr
 nothing half done. The clock is the machine's monotonic one, which all processes share; after a restart of the machine
 the leases of before are void.
 
-Triggers keep the sums of a pool: adding up a thousand leases takes longer than all the rest of a request. No statement of
-a lease has a RETURNING clause, since sqlite makes a table for its rows, which takes as long as a transaction.
+Triggers keep the sums of a pool: adding up a thousand leases takes longer than all the rest of a request. No statement
+of a lease has a RETURNING clause, since sqlite makes a table for its rows, which takes as long as a transaction.
 """
 
 import contextlib
@@ -348,9 +348,7 @@ class SqliteCarrier:
         first = run("SELECT id FROM waiter WHERE pool = ? ORDER BY number LIMIT 1", self._pool).fetchone()
         return bool(first[0] == request.id)
 
-    def _insert(
-        self, run: "_Run", state: "_State", lease_id: str, node: str, size_bytes: int, until: float
-    ) -> str:
+    def _insert(self, run: "_Run", state: "_State", lease_id: str, node: str, size_bytes: int, until: float) -> str:
         fence = f"{state.epoch}:{state.counter + 1}"
         run("INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?)", self._pool, lease_id, node, size_bytes, fence, until)
         return fence
@@ -491,7 +489,8 @@ def _make_tables(connection: sqlite3.Connection, path: str) -> None:
     if version not in (0, _VERSION):
         raise ConfigError(
             "url", path,
-            f"a file of this version of memtools: version {_VERSION}, and not {version}; remove it once no process uses it",
+            f"a file of this version of memtools: version {_VERSION}, and not {version}; "
+            "remove it once no process uses it",
         )  # fmt: skip
 
 

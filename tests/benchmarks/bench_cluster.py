@@ -1,8 +1,8 @@
 """The price of a lease: taking one and giving it back, against the bare transactions and round trips that it needs.
 
-On sqlite the peer writes a number and the lease in two transactions of a file of its own, with no more in it: no sums, no
-queue, no question; while no other lease is held, and 100 or 1,000. On Redis the peer is the round trip of a script that
-returns at once: by the client of redis-py, which is what a program would use that does it by hand, and on a bare
+On sqlite the peer writes a number and the lease in two transactions of a file of its own, with no more in it: no sums,
+no queue, no question; while no other lease is held, and 100 or 1,000. On Redis the peer is the round trip of a script
+that returns at once: by the client of redis-py, which is what a program would use that does it by hand, and on a bare
 connection, below which nothing in Python goes. The Redis server is one of this benchmark, on a port of the loopback
 device. Meanwhile 8 processes hold 100 leases.
 """

@@ -274,9 +274,7 @@ class TestNodesCommand:
         assert found["pool"]["leased_bytes"] == 30 * UNIT
         assert [node["pid"] for node in found["nodes"]] == [process.process.pid]
 
-    def test_what_is_not_there_is_an_error_in_one_line(
-        self, place: Place, member: MakeMember, tmp_path: Path
-    ) -> None:
+    def test_what_is_not_there_is_an_error_in_one_line(self, place: Place, member: MakeMember, tmp_path: Path) -> None:
         member().do("statistics")
 
         missing = self._run(place.missing_url)

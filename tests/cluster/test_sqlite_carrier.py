@@ -3,7 +3,6 @@
 import os
 import random
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
