@@ -166,7 +166,8 @@ class SqliteCarrier:
 
     def open(self, budget_bytes: int) -> None:
         """See `Carrier`."""
-        self._budget_bytes, self._has_to_tell, self._returned_at = budget_bytes, False, float("-inf")
+        self._budget_bytes, self._epoch = budget_bytes, ""
+        self._has_to_tell, self._returned_at = False, float("-inf")
         with self._transaction() as run:
             now = _now()
             self._make_pool(run, now)
@@ -384,6 +385,10 @@ class SqliteCarrier:
     def _transaction(self) -> Generator["_Run"]:
         try:
             connection = self._begin()
+        except ConfigError as error:
+            if not self._epoch:
+                raise
+            raise CarrierError(str(error)) from error  # another file has taken the place of the one that was opened
         except (sqlite3.Error, OSError) as error:
             self._forget(error)
             raise CarrierError(f"{self._path}: {error}") from error

@@ -20,6 +20,7 @@ UNIT = 32 * 2**20  # what each process uses by itself is little beside it
 BUDGET = 100 * UNIT  # 95 of them can be leased
 TTL_S = 2.0
 WORKERS = 8
+LARGEST = 25 * UNIT  # that a worker leases at once
 PIECE = 50  # operations after which a worker answers
 
 Member = Any  # these are classes of conftest.py, which is not imported
@@ -42,13 +43,14 @@ def _waits_until(holds: Callable[[], object], *, seconds: float) -> bool:
     return True
 
 
-def _work_and_kill(member: MakeMember, operations: int, *, kills: int) -> Counter[str]:
+def _work_and_kill(member: MakeMember, operations: int) -> Counter[str]:
     """Let processes do so many operations each, and kill one of them from time to time: another one goes on."""
+    kills, pauses_s = (3, (0.2, 0.4)) if operations < 1000 else (1_000_000, (1.0, 6.0))
     done: Counter[str] = Counter()
     left = [operations] * WORKERS
     workers = [member(name=str(number)) for number in range(WORKERS)]
     for each in workers:
-        each.begin("work", PIECE, 40 * UNIT)
+        each.begin("work", PIECE, LARGEST)
     end = time.monotonic() + 60 + operations / 5
     next_kill = time.monotonic() + 0.5
     while busy := {workers[number].process.stdout: number for number in range(WORKERS) if left[number]}:
@@ -58,14 +60,14 @@ def _work_and_kill(member: MakeMember, operations: int, *, kills: int) -> Counte
             done.update(workers[number].answer())
             done["operations"] += PIECE
             left[number] -= PIECE
-            workers[number].begin(*(("work", PIECE, 40 * UNIT) if left[number] else ("give_all",)))
+            workers[number].begin(*(("work", PIECE, LARGEST) if left[number] else ("give_all",)))
         if time.monotonic() >= next_kill and done["killed"] < kills and any(left):
             number = random.choice([number for number in range(WORKERS) if left[number]])
             workers[number].kill()
             workers[number] = member(name=str(number))
-            workers[number].begin("work", PIECE, 40 * UNIT)
+            workers[number].begin("work", PIECE, LARGEST)
             done["killed"] += 1
-            next_kill = time.monotonic() + random.uniform(0.2, 2 * TTL_S / 10 if kills < 1000 else TTL_S)
+            next_kill = time.monotonic() + random.uniform(*pauses_s)
     return done
 
 
@@ -124,7 +126,7 @@ class TestBudget:
         audit = place.audit()
         began = time.monotonic()
 
-        done = _work_and_kill(member, operations, kills=3 if operations < 1000 else 1_000_000)
+        done = _work_and_kill(member, operations)
 
         took_s = time.monotonic() - began
         is_all_back = _waits_until(lambda: first.do("statistics")["leased_bytes"] == 0, seconds=TTL_S + 1)

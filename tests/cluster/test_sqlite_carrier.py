@@ -281,6 +281,17 @@ class TestReplacedFiles:
             pair[0].acquire(_ask("a", MIB))
         third.close()
 
+    def test_database_of_something_else_in_its_place_is_an_error(
+        self, pair: tuple[SqliteCarrier, SqliteCarrier], tmp_path: Path
+    ) -> None:
+        self._remove(tmp_path)
+        with sqlite3.connect(tmp_path / "memory.db") as other:
+            other.execute("CREATE TABLE accounts (id)")
+        other.close()
+
+        with pytest.raises(CarrierError, match="a database of something else"):
+            pair[0].publish(_node("0"), ())
+
     def test_file_that_was_removed_while_closed_is_found_out(
         self, pair: tuple[SqliteCarrier, SqliteCarrier], tmp_path: Path
     ) -> None:
@@ -485,6 +496,18 @@ class TestAway:
                 raise AssertionError
 
             assert time.monotonic() - began < 5
+
+    def test_share_is_that_of_the_processes_that_were_known(
+        self, cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
+        with join(f"sqlite:///{tmp_path}/memory.db", budget=BUDGET, ttl=30) as second:
+            lock = request.getfixturevalue("lock")
+
+            with second.lease(400 * MIB, timeout=0) as lease:
+                assert lease.is_local
+                with pytest.raises(LeaseTimeout), second.lease(100 * MIB, timeout=0):  # more than half of the budget
+                    raise AssertionError
+                lock.execute("ROLLBACK")
 
     def test_figures_are_unknown_within_the_time(self, cluster: Cluster, lock: sqlite3.Connection) -> None:
         began = time.monotonic()
