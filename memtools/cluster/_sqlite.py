@@ -116,16 +116,17 @@ END;
 """.replace("{critical}", str(Level.CRITICAL.value))
 _STATE: Final = """
 SELECT budget, epoch, looked, ready, used, leased, leases, nodes, critical, waiting, counter, due,
-    (SELECT fence FROM lease WHERE pool = ?1 AND id = ?2)
-FROM pool JOIN account ON account.pool = name AND node = '' WHERE name = ?1
+    (SELECT fence FROM lease WHERE pool = name AND id = ?)
+FROM pool JOIN account ON account.pool = name AND node = '' WHERE name = ?
 """
 _DUE: Final = """
 UPDATE account SET due = (
     SELECT coalesce(min(until), 9e999) FROM (
-        SELECT min(until) AS until FROM lease WHERE pool = ?1
-        UNION ALL SELECT min(until) FROM waiter WHERE pool = ?1 UNION ALL SELECT min(until) FROM node WHERE pool = ?1
+        SELECT min(until) AS until FROM lease WHERE lease.pool = account.pool
+        UNION ALL SELECT min(until) FROM waiter WHERE waiter.pool = account.pool
+        UNION ALL SELECT min(until) FROM node WHERE node.pool = account.pool
     )
-) WHERE pool = ?1 AND node = ''
+) WHERE pool = ? AND node = ''
 """
 
 # Connections of a parent process: closing one in a child could release what the parent holds.
@@ -328,7 +329,7 @@ class SqliteCarrier:
 
     def _current(self, run: "_Run", now: float, lease_id: str = "") -> "_State | None":
         """Return what is kept of the pool, where there is one, after the removal of what has expired."""
-        row = run(_STATE, self._pool, lease_id).fetchone()
+        row = run(_STATE, lease_id, self._pool).fetchone()
         if row is None:
             return None
         state = _State(*row)
@@ -338,7 +339,7 @@ class SqliteCarrier:
         return self._read(run, lease_id)
 
     def _read(self, run: "_Run", lease_id: str = "") -> "_State":
-        return _State(*run(_STATE, self._pool, lease_id).fetchone())
+        return _State(*run(_STATE, lease_id, self._pool).fetchone())
 
     def _has_turn(self, run: "_Run", state: "_State", request: LeaseRequest, now: float) -> bool:
         """Return whether a request is the first one, and there is room for it."""
@@ -358,8 +359,8 @@ class SqliteCarrier:
         for table in ("lease", "waiter", "node"):
             run(f"DELETE FROM {table} WHERE pool = ? AND until <= ?", self._pool, now)
         run(
-            "DELETE FROM account WHERE pool = ?1 AND node <> '' AND leased = 0 "
-            "AND node NOT IN (SELECT id FROM node WHERE pool = ?1)",
+            "DELETE FROM account WHERE pool = ? AND node <> '' AND leased = 0 "
+            "AND NOT EXISTS (SELECT 1 FROM node WHERE node.pool = account.pool AND id = account.node)",
             self._pool,
         )
         run(_DUE, self._pool)
