@@ -202,7 +202,6 @@ class SqliteCarrier:
                     self._insert(run, self._read(run), lease.id, node.id, lease.size_bytes, until)
                 else:
                     lost.append(lease.id)
-            run("UPDATE account SET due = min(due, ?) WHERE pool = ? AND node = ''", until, self._pool)
         self._has_to_tell = False
         return tuple(lost)
 

@@ -1,8 +1,11 @@
 """The embedded carrier: what goes wrong with a file, and that no call outlasts its time."""
 
+import contextlib
 import os
 import random
+import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -173,21 +176,22 @@ class TestFiles:
         assert (tmp_path / "other.db").exists()
         made.close()
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/locks")
     def test_second_pool_leaves_the_locks_of_the_first(self, carrier: SqliteCarrier, tmp_path: Path) -> None:
-        def locks() -> list[str]:
-            here = f" {os.getpid()} "
-            number = f":{(tmp_path / 'memory.db').stat().st_ino} "
-            return [line for line in Path("/proc/locks").read_text().splitlines() if here in line and number in line]
-
+        # The bytes on which a connection has a shared lock as long as it is open (sqlite's SHARED_FIRST, SHARED_SIZE).
+        program = (
+            "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)"
+        )
+        command = [sys.executable, "-c", program, str(tmp_path / "memory.db")]
         carrier.figures()
-        before = locks()
         other = SqliteCarrier(str(tmp_path / "memory.db"), "q", ttl_s=9, timeout_s=0.2)
-        other.open(BUDGET)
+        with contextlib.closing(other):
+            other.open(BUDGET)
+            locked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        carrier.close()
+        free = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-        assert before
-        assert locks() == before
-        other.close()
+        assert "BlockingIOError" in locked.stderr
+        assert free.returncode == 0, free.stderr
 
 
 class TestReplacedFiles:
@@ -327,6 +331,25 @@ class TestReplacedFiles:
         assert other.do("take", "b", 600 * MIB, 20)["fence"]
         found = holder.do("statistics")
         assert (found["lost"], found["leased_bytes"]) == (0, 600 * MIB)
+
+    @pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+    def test_lease_that_has_expired_is_not_told_there(
+        self, place: Any, member: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        holder, other = member(budget=BUDGET, ttl_s=1.0), member(budget=BUDGET, ttl_s=1.0)
+        other.do("take", "b", 300 * MIB, 1)
+        holder.do("take", "a", 300 * MIB, 1)
+        holder.process.send_signal(signal.SIGSTOP)
+        time.sleep(1.1)
+        self._remove(tmp_path)
+        holder.process.send_signal(signal.SIGCONT)
+
+        end = time.monotonic() + 20
+        while not holder.do("told_lost") or holder.do("statistics")["leased_bytes"] != 300 * MIB:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert holder.do("statistics")["lost"] == 1
+        assert other.do("statistics")["lost"] == 0
 
 
 class TestEndedProcesses:
