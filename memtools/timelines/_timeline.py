@@ -76,8 +76,8 @@ class Timeline:
 
     The last 720 readings are kept whole, older ones as one row a minute for a week, a quarter of an hour for four weeks
     and a quarter of a day for a year; then the oldest rows are merged by pairs. No reading is dropped: counts, minima,
-    maxima and means stay what they were. That takes at most 0.9 MiB, the points of all owners 0.15 MiB, and an event some
-    300 bytes.
+    maxima and means stay what they were. That takes at most 0.9 MiB, the points of all owners 0.15 MiB, and an event
+    some 300 bytes.
 
     Args:
         limit_bytes: what the process may use; None if unknown. `add` may tell another one later.
