@@ -29,6 +29,7 @@ class MonitorSettings(TypedDict, total=False):
     sample_every: int
     exhausted_after: float
     min_flow: float
+    cluster: str
 
 
 @record
@@ -52,6 +53,8 @@ class Config:
         sample_every: operations between two samples of the monitor.
         exhausted_after: seconds at `CRITICAL` after which memory counts as exhausted.
         min_flow: how much work begins each second while memory is critical; 0 for none.
+        cluster: the URL of the pool of processes that monitors join, as for `memtools.cluster.join`. It may hold a
+            password, so it is not shown.
 
     Raises:
         ConfigError: at construction, for an invalid value, with the name of the field.
@@ -67,6 +70,7 @@ class Config:
     sample_every: int | None = None
     exhausted_after: float | None = None
     min_flow: float | None = None
+    cluster: str | None = None
 
     def __new__(cls, *values: object, **named: object) -> Self:
         """Check the values before the record is made."""
@@ -89,6 +93,7 @@ class Config:
         sample_every: int | None = None,
         exhausted_after: float | None = None,
         min_flow: float | None = None,
+        cluster: str | None = None,
     ) -> "Config":
         """Return the settings: arguments first, then the current environment.
 
@@ -108,6 +113,7 @@ class Config:
             sample_every: see the class.
             exhausted_after: see the class.
             min_flow: see the class.
+            cluster: see the class.
 
         Raises:
             ConfigError: for an invalid value, with the name of the argument or variable; and for an unknown variable
@@ -116,7 +122,7 @@ class Config:
         arguments = {
             "enabled": enabled, "meter": meter, "native": native, "limit": limit, "warning": warning,
             "critical": critical, "cleanup_interval": cleanup_interval, "sample_every": sample_every,
-            "exhausted_after": exhausted_after, "min_flow": min_flow,
+            "exhausted_after": exhausted_after, "min_flow": min_flow, "cluster": cluster,
         }  # fmt: skip
         given = {name: value for name, value in arguments.items() if value is not None}
         found = _from_environ(_parse_prefix(prefix), os.environ if environ is None else environ)
@@ -129,8 +135,11 @@ class Config:
         return cast("MonitorSettings", {name: given[name] for name in MonitorSettings.__annotations__ if name in given})
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as a dict that JSON can hold."""
-        return as_dict(self)
+        """Return the fields as a dict that JSON can hold; of `cluster` no more than the scheme."""
+        return as_dict(self) | {"cluster": _shown(self.cluster)}
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
 
 
 def monitor_settings(environ: Mapping[str, str] | None = None) -> MonitorSettings:
@@ -202,6 +211,21 @@ def _parse_rate(value: object, *, name: str) -> float:
     return parse_rate(value, name=name)
 
 
+def _parse_url(value: object, *, name: str) -> str:
+    # Only the form is checked: the cluster, which is above this package, knows the rest.
+    if not isinstance(value, str) or "://" not in value:
+        raise ConfigError(name, _shown(value), "a URL as for memtools.cluster.join(): sqlite:///PATH, or redis://…")
+    return value
+
+
+def _shown(url: object) -> object:
+    """Return what may be shown of a URL, which may hold a password."""
+    if not isinstance(url, str):
+        return url
+    scheme, found, _ = url.partition("://")
+    return f"{scheme}://…" if found else "…"
+
+
 # The parser of each field, in the order of the record.
 _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "enabled": _parse_bool,
@@ -214,6 +238,7 @@ _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "sample_every": _parse_count,
     "exhausted_after": _parse_positive_seconds,
     "min_flow": _parse_rate,
+    "cluster": _parse_url,
 }
 
 

@@ -291,13 +291,14 @@ class TestPublicNames:
         assert [name for name in public if f".. automodule:: {name}\n" not in reference] == []
 
     # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers, and 180 before
-    # timelines and trends (3 names for the timeline, 11 for its judgement, an event).
-    def test_packages_export_at_most_195_names(self) -> None:
+    # sizes that are learned outside of Dask (`Needs`, `needs_of`), the adapter to Ray (`remote`, `MeasuredTask`), and
+    # trends (3 names for the timeline, 11 for its judgement, an event).
+    def test_packages_export_at_most_199_names(self) -> None:
         names = [
             name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())
         ]
 
-        assert len(names) <= 195
+        assert len(names) <= 199
 
     def test_top_level_namespace_holds_few_names(self) -> None:
         names = getattr(memtools, "__all__", [])

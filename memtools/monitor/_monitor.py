@@ -18,14 +18,14 @@ from memtools.cleanup import Reclaimer, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
 from memtools.cleanup._registry import unregister_recyclable
-from memtools.config import MonitorSettings, monitor_settings
+from memtools.config import PREFIX, MonitorSettings, monitor_settings
 from memtools.errors import ConfigError, MonitorAlreadyStarted
 from memtools.events import LevelChanged, ReclaimIneffective
 from memtools.ledger._context import is_failure
 from memtools.monitor._admission import Admission, LeasedAdmission
 from memtools.monitor._engine import Engine
 from memtools.monitor._exhaustion import EXIT_CODE, Health, ProcessEnd, handle_sigterm
-from memtools.monitor._forecast import TrendForecast, parse_forecast
+from memtools.monitor._forecast import make_trend
 from memtools.monitor._levels import LevelMachine, Size, Thresholds
 from memtools.monitor._loops import AsyncioLoop, ThreadLoop
 from memtools.monitor._report import Recommendation, recommendations
@@ -37,6 +37,7 @@ from memtools.units import parse_count, parse_rate, parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from memtools.cluster import Cluster
+    from memtools.cluster._shared import JoinedCluster, SharedCluster
 
 _MonitorsById: TypeAlias = "weakref.WeakValueDictionary[int, MemoryMonitor]"
 
@@ -45,8 +46,8 @@ F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | static
 OnChange = TypeVar("OnChange", bound=Callable[[LevelChanged], object])
 OnExhausted = TypeVar("OnExhausted", bound=Callable[[ReclaimIneffective], object])
 
+_NAME: Final = "monitor"
 _LEAST_BYTES: Final = 1 << 20  # no interpreter is as small
-_NO_TIMEOUT_S: Final = 1e9  # an admission waits as long as it takes
 
 # By id, since a subclass may define an equality of its own.
 _all: Final[_MonitorsById] = weakref.WeakValueDictionary()
@@ -102,13 +103,15 @@ class MemoryMonitor:
         adaptive: whether to apply the thresholds that the forecast suggests instead of those given, from the fourth
             hour on.
         forecast_state: a file, on a local disk, in which what the forecast has learned survives a restart.
-        cluster: the pool of processes that this one has joined (`memtools.cluster.join`): the others are told its
-            level, and `admit(size)` takes a lease as well.
+        cluster: a pool of processes: the others are told its level, and `admit(size)` takes a lease as well. What
+            `memtools.cluster.join` returns; or a URL as for that, such as
+            `"sqlite:////run/app/memory.db?pool=workers&budget=80%"`, for a pool that is joined while the monitor is
+            started, once for all monitors of the process, in the background.
 
     What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
-    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`. Another
-    variable that begins like these is a `ConfigWarning`. At its start the monitor logs thresholds that are below what
-    is in use, or above the limit.
+    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`; and
+    `MEMTOOLS_CLUSTER`, but with a `source`. Another variable that begins like these is a `ConfigWarning`. At its start
+    the monitor logs thresholds that are below what is in use, or above the limit.
 
     Raises:
         ConfigError: for an argument, or a variable, that makes no sense, naming it; for bare numbers below 1 MiB, too,
@@ -137,15 +140,13 @@ class MemoryMonitor:
         min_flow: float | None = None,
         pressure: bool = True,
         reclaimer: Reclaimer | None = None,
-        name: str = "monitor",
+        name: str = _NAME,
         source: MemorySource | None = None,
         forecast: bool | Literal["low", "balanced", "high"] = False,
         adaptive: bool = False,
         forecast_state: str | os.PathLike[str] | None = None,
-        cluster: "Cluster | None" = None,
+        cluster: "Cluster | str | None" = None,
     ) -> None:
-        if cluster is not None and not callable(getattr(cluster, "tell_level", None)):
-            raise ConfigError("cluster", cluster, "what memtools.cluster.join() returns")
         chosen = _Settings(monitor_settings())
         warning, critical = chosen.get("warning", warning), chosen.get("critical", critical)
         if warning is None and critical is None and free is None:
@@ -153,14 +154,19 @@ class MemoryMonitor:
         if source is None:
             _refuse_small_numbers(warning=warning, critical=critical, free=free)
         self._is_scripted = source is not None
+        pool = self._pool = _pool_of(cluster, None if self._is_scripted else chosen.get("cluster", None))
         source = source or process_source(limit)
         thresholds = Thresholds(warning, critical, free, lambda: source.limit().value_bytes)
         interval = _parse_interval(min_interval, max_interval)
         self._name = _parse_name(name)
-        timeline = Timeline(limit_bytes=source.limit().value_bytes)
+        sampler = Sampler(source, thresholds, LevelMachine(), interval)
+        level: Callable[[], Level] = partial(getattr, sampler, "level")
+        shown_name = "" if self._name == _NAME else self._name  # in the list of nodes that of the program says more
+        # Nothing in here refers to this object: a cycle would keep it until a collection.
+        self._join_pool = partial(pool.attach, id(self), level, shown_name) if pool is not None else _do_nothing
         self._engine = Engine(
             source,
-            Sampler(source, thresholds, LevelMachine(), interval),
+            sampler,
             reclaimer or Reclaimer(default_steps(), read=source.used, clock=source.clock),
             name=self._name,
             sample_every=parse_count(chosen.get("sample_every", sample_every, 10), name="sample_every"),
@@ -173,13 +179,11 @@ class MemoryMonitor:
             ),
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
-            timeline=timeline,
-            forecast=_make_forecast(forecast, forecast_state, timeline, source, adaptive=adaptive),
-            is_adaptive=bool(adaptive),
+            trend=make_trend(forecast, source, adaptive=adaptive, state_path=forecast_state),
+            on_resume=self._join_pool,
         )
-        self._cluster = cluster
-        if cluster is not None:
-            cluster.tell_level(partial(getattr, self._engine.sampler, "level"))
+        if cluster is not None and not isinstance(cluster, str):
+            self._join_pool()  # which the program has joined, whether this is started or not
         _all[id(self)] = self
 
     @property
@@ -254,7 +258,8 @@ class MemoryMonitor:
         admitted when none is active, and while the highest level holds `min_flow` of them a second are; the others
         begin in order of arrival. For `async with`, and for `with` in threads. `task_scope(admit=monitor)` uses one for
         each task. Once the process ends (`exit_when_exhausted`), entering raises `AdmissionRefused`. With a `cluster`
-        it also waits for a lease of `size`, which ends with the block.
+        it also waits for a lease of `size`, which ends with the block; with one by its URL there is no lease while the
+        process is not in the pool.
 
         Args:
             size: what the work will need, in bytes or as a size.
@@ -264,10 +269,9 @@ class MemoryMonitor:
         """
         size_bytes = parse_size(size, name="size")
         self._engine.attend()
-        if self._cluster is not None and size_bytes:
-            return LeasedAdmission(
-                self._engine.admissions, size_bytes, self._cluster.lease(size_bytes, timeout=_NO_TIMEOUT_S)
-            )
+        if self._pool is not None and size_bytes:
+            self._pool.lease(size_bytes)  # refuses a size that is never given
+            return LeasedAdmission(self._engine.admissions, size_bytes, self._pool)
         return Admission(self._engine.admissions, size_bytes)
 
     def try_admit(self) -> bool:
@@ -411,17 +415,20 @@ class MemoryMonitor:
         """
         self._begin()
         self._engine.start_thread()
+        self._join_pool()
 
     def stop(self) -> None:
         """Stop the sampling loop; a second call does nothing.
 
-        Waits for its thread, for 10 s at most, but not for a task.
+        Waits for its thread, for 10 s at most, but not for a task; and for some seconds at most to leave a pool.
         """
         loop = self._end()
         if isinstance(loop, ThreadLoop):
             self._engine.stop_thread(loop)
         elif loop is not None:
             loop.request_stop()
+        if self._pool is not None:
+            self._pool.detach(id(self))
 
     def __enter__(self) -> Self:
         self.start()
@@ -435,6 +442,7 @@ class MemoryMonitor:
     async def __aenter__(self) -> Self:
         self._begin()
         self._engine.start_task()
+        self._join_pool()
         return self
 
     async def __aexit__(
@@ -446,6 +454,8 @@ class MemoryMonitor:
         elif loop is not None:
             self._engine.stop_thread(loop)
         await self._engine.runner.cancel_background()
+        if self._pool is not None:
+            await self._pool.detach_async(id(self))
 
     def __repr__(self) -> str:
         return f"<MemoryMonitor {self.name} {self._engine.sampler.level.name} mode={self._engine.mode}>"
@@ -481,16 +491,19 @@ class MemoryMonitor:
         self._engine.after_fork()
 
 
-def _make_forecast(
-    forecast: object, state: str | os.PathLike[str] | None, timeline: Timeline, source: MemorySource, *, adaptive: bool
-) -> TrendForecast | None:
-    sensitivity = parse_forecast(forecast)
-    if sensitivity is not None:
-        return TrendForecast(sensitivity, state_path=state, timeline=timeline, clock=source.clock)
-    for name, value in (("adaptive", adaptive), ("forecast_state", state)):
-        if value:
-            raise ConfigError(name, value, "nothing without forecast=True")
-    return None
+def _do_nothing() -> None:
+    return
+
+
+def _pool_of(argument: object, variable: object) -> "JoinedCluster | SharedCluster | None":
+    """Return the pool that an argument, or else the environment, names; None where neither does."""
+    if argument is None and variable is None:
+        return None
+    from memtools.cluster._shared import cluster_of_monitor  # it loads sqlite3
+
+    if argument is not None:
+        return cluster_of_monitor(argument, title="cluster")
+    return cluster_of_monitor(variable, title=f"{PREFIX}CLUSTER")
 
 
 class _Settings:

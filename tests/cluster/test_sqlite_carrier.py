@@ -12,6 +12,7 @@ import pytest
 from memtools.cluster import CarrierError, Cluster, LeaseTimeout, join
 from memtools.cluster import _sqlite as sqlite_module
 from memtools.cluster._carrier import HeldLease, LeaseRequest, Node
+from memtools.cluster._cluster import look
 from memtools.cluster._sqlite import SqliteCarrier
 from memtools.errors import ConfigError
 from memtools.readings import Level
@@ -237,10 +238,43 @@ class TestArguments:
         with pytest.raises(ConfigError, match="url="):
             join(url, budget="1 GiB")
 
-    @pytest.mark.parametrize("budget", [0, -1, "much", None])
+    @pytest.mark.parametrize("budget", [0, -1, "much", "0%"])
     def test_budget_that_is_none_is_refused(self, budget: Any, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="budget="):
             join(f"sqlite:///{tmp_path}/memory.db", budget=budget)
+
+    def test_address_may_name_pool_and_budget(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path}/memory.db"
+
+        with join(f"{url}?pool=a+b&budget=8%20GiB") as cluster, join(f"{url}?pool=c", pool="d", budget="1 GiB"):
+            assert repr(cluster) == "<Cluster 'a b': 0 B held of a budget of 8.0 GiB>"
+            assert look(f"{url}?pool=a+b")[0].budget_bytes == 8 * 1024 * MIB
+            assert look(f"{url}?pool=a+b", pool="d")[0].budget_bytes == 1024 * MIB
+
+    @pytest.mark.parametrize(("budget", "bytes_"), [("80%", 8000), (None, 8000), ("50%", 5000)])
+    def test_share_is_one_of_the_effective_limit(
+        self, budget: str | None, bytes_: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MEMTOOLS_LIMIT", "10000")
+
+        with join(f"sqlite:///{tmp_path}/memory.db", budget=budget) as cluster:
+            assert cluster.statistics().budget_bytes == bytes_
+
+    @pytest.mark.parametrize("budget", ["80%", None])
+    def test_share_on_redis_is_refused(self, budget: str | None) -> None:
+        with pytest.raises(ConfigError, match="each process"):
+            join("redis://localhost/0", budget=budget)
+
+    @pytest.mark.parametrize(
+        ("path", "name"), [("/a/uvicorn/__main__.py", "uvicorn"), ("/a/b.py", "b.py"), ("", "python")]
+    )
+    def test_process_is_called_by_its_program(
+        self, path: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sys.argv", [path])
+
+        with join(f"sqlite:///{tmp_path}/memory.db") as cluster:
+            assert [node.name for node in cluster.nodes()] == [name]
 
     @pytest.mark.parametrize("size", [0, -1, "2 GiB", 951 * MIB])
     def test_size_that_is_never_granted_is_refused_at_once(self, size: Any, tmp_path: Path) -> None:
