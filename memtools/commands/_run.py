@@ -37,8 +37,7 @@ from memtools.commands._program import (
 )
 from memtools.leaks import Diagnosis
 from memtools.ledger import Meter, choose_meter, native_reason
-from memtools.reports import Report
-from memtools.reports._html import html_page
+from memtools.reports import Report, html_page
 from memtools.reports._text import can_show_blocks
 
 STANDARD_OUTPUT: Final = "-"
@@ -263,7 +262,7 @@ def write_report(
     if json_path is not None:
         _write_file(json_path, _as_json(report, diagnosis, family), stdout)
     if html_path is not None:
-        _write_file(html_path, html_page(report, family.html()), stdout)
+        _write_file(html_path, html_page(report, diagnosis=diagnosis, heap=True, more=family.html()), stdout)
 
 
 def _as_json(report: Report, diagnosis: Diagnosis | None, family: FamilyReport) -> str:

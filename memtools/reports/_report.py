@@ -1,6 +1,7 @@
 """The report as a frozen record, and tables of single usages."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 
 from memtools._records import record
@@ -38,6 +39,9 @@ class Report:
         leftovers: the functions and tasks whose every call leaves something behind, as far as the meter knows; the
             largest first.
         caveats: sentences on what these figures do not cover.
+        at_s: when it was taken, in seconds since the epoch; 0 if unknown.
+        duration_s: from the first reading to the last, in seconds; None without a first one.
+        identity: what program it is, as (label, text): process and host, versions, command line without secrets.
 
     Rows are sorted by their live bytes, to a hundredth of a MiB, then by their peaks. A row's peak is that of its
     largest call, its retained bytes and its time are sums. Inexact figures carry a `~`. Names are kept as they were
@@ -51,6 +55,9 @@ class Report:
     process: Growth
     leftovers: tuple[Leftover, ...] = ()
     caveats: tuple[str, ...] = ()
+    at_s: float = 0.0
+    duration_s: float | None = None
+    identity: tuple[tuple[str, str], ...] = ()
 
     @property
     def sections(self) -> tuple[tuple[str, tuple[tuple[int, Row], ...]], ...]:
@@ -91,6 +98,9 @@ class Report:
         return {
             "schema": _SCHEMA,
             "title": self.title,
+            "at_s": self.at_s,
+            "duration_s": self.duration_s,
+            "identity": dict(self.identity),
             "meters": list(self.meters),
             "process": self.process.to_dict(),
             "leftovers": [leftover.to_dict() for leftover in self.leftovers],
@@ -128,6 +138,7 @@ def report(
     split_since: ResidentSplit | None = None,
     ledger: LedgerStatistics | None = None,
     caveats: tuple[str, ...] = (),
+    with_identity: bool = True,
 ) -> Report:
     """Return the memory use of this process up to now.
 
@@ -138,6 +149,7 @@ def report(
             explains is split by what it consists of.
         ledger: statistics of the ledger taken earlier; by default those of now.
         caveats: sentences on what the figures do not cover, which the caller knows.
+        with_identity: whether to say what program it is: host, versions, and the command line without secrets.
 
     Raises:
         ReadingError: when the memory of the process cannot be read.
@@ -160,7 +172,16 @@ def report(
         process=measure_growth(known, now, since, split, split_since),
         leftovers=find_leftovers(known.accounts),
         caveats=caveats,
+        at_s=time.time(),
+        duration_s=None if since is None else now.at - since.at,
+        identity=_identity() if with_identity else (),
     )
+
+
+def _identity() -> tuple[tuple[str, str], ...]:
+    from memtools._identity import identity  # it loads the metadata of distributions: only where a report is taken
+
+    return identity()
 
 
 @record
