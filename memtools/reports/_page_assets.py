@@ -48,14 +48,16 @@ linear-gradient(var(--peak) 0 0) 0/var(--p,0) 100% no-repeat}
 .tl,.tm{display:block;width:100%}
 button,input{font:inherit;color:inherit;background:var(--card);border:1px solid var(--edge);border-radius:5px;padding:.15em .6em}
 label{display:flex;gap:.5em;align-items:center}input{width:16em;max-width:60vw}
-th button{border:0;background:none;padding:0;font-weight:600;cursor:pointer;text-align:inherit}
-th button:after{content:"\\2195";opacity:.35;padding-left:.2em}
+thead th button{border:0;background:none;padding:0;font-weight:600;cursor:pointer;text-align:inherit}
+thead th button:after{content:"\\2195";opacity:.35;padding-left:.2em}
 [aria-sort=descending] button:after{content:"\\2193";opacity:1}[aria-sort=ascending] button:after{content:"\\2191";opacity:1}
 .fold{position:absolute;left:calc(var(--d,0)*1.1em);top:.1em;border:0;background:none;padding:0 .2em;cursor:pointer;color:var(--faint)}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:3px}
+.tools:empty{display:none}
 .tools{display:flex;flex-wrap:wrap;gap:.5em;align-items:center;margin:.3em 0}
 @media(max-width:760px){main{padding:1em .8em 2em}.o .x,.tl-odd{display:none}th,td{padding-right:.5em}
-.o td:last-child,.o th:last-child{width:18%;min-width:3.5em}}
+.o td:last-child,.o th:last-child{width:20%;min-width:3.5em}
+thead th{white-space:normal}.o tbody th{min-width:7em}}
 @media(prefers-reduced-motion:no-preference){summary{transition:color .1s}}
 @media print{.tools,.fold{display:none}}
 """.replace("\n", "")
@@ -77,7 +79,7 @@ const tools=make('div','',{className:'tools'}),label=make('label',rows.length>8?
 field=make('input','',{type:'search'}),told=make('span','',{className:'note'}),more=make('button','',{type:'button'});
 told.setAttribute('role','status');label.append(field);
 if(rows.length>8)tools.append(label);
-tools.append(more,told);table.parentNode.before(tools);
+if(rows.length>8)tools.append(more,told);table.parentNode.before(tools);
 const key=one=>column?number(one.cells[column].textContent):one.name;
 const sorted=list=>column<0?list:[...list].sort((a,b)=>{const x=key(a),y=key(b);
 if(x!==x||y!==y)return (x!==x)-(y!==y);return (x<y?-1:x>y?1:0)*(up?1:-1)});
