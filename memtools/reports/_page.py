@@ -6,6 +6,7 @@ head. Optional end tags are left out, which HTML allows, because a page of 500 o
 
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from memtools._charts import html_escape
@@ -111,8 +112,6 @@ def page_html(fields: PageFields) -> str:
 
 def whole_page(title: str, body: str) -> str:
     """Return an HTML page that fetches nothing and runs no script but its own; `body` is HTML, `title` is text."""
-    from hashlib import sha256  # OpenSSL: only where a page is written
-
     digest = b64encode(sha256(SCRIPT.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "

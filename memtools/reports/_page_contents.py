@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memtools.monitor._report import Container
 
 _MAX_CONTAINERS: Final = 10
-_MIN_CONTAINER_BYTES: Final = 64 << 10
+_MIN_CONTAINER_BYTES: Final = 1 << 20
 
 
 def html_page(

@@ -138,7 +138,7 @@ def report(
     split_since: ResidentSplit | None = None,
     ledger: LedgerStatistics | None = None,
     caveats: tuple[str, ...] = (),
-    with_identity: bool = True,
+    identity: tuple[tuple[str, str], ...] | None = None,
 ) -> Report:
     """Return the memory use of this process up to now.
 
@@ -149,7 +149,8 @@ def report(
             explains is split by what it consists of.
         ledger: statistics of the ledger taken earlier; by default those of now.
         caveats: sentences on what the figures do not cover, which the caller knows.
-        with_identity: whether to say what program it is: host, versions, and the command line without secrets.
+        identity: what program it is, as (label, text); by default process and host, versions, and the command line
+            without what looks like a secret.
 
     Raises:
         ReadingError: when the memory of the process cannot be read.
@@ -174,7 +175,7 @@ def report(
         caveats=caveats,
         at_s=time.time(),
         duration_s=None if since is None else now.at - since.at,
-        identity=_identity() if with_identity else (),
+        identity=_identity() if identity is None else identity,
     )
 
 
