@@ -24,7 +24,7 @@ _STOP_TIMEOUT_S: Final = 1.0
 
 @record
 class Sample:
-    """One reading, or some readings in a row: the fields are those of `memtools.timelines.Sample` that a chart shows."""
+    """One reading, or some readings in a row, with what a chart shows of them."""
 
     at_s: float
     count: int

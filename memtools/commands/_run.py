@@ -135,9 +135,7 @@ def _run_to_end(session: "_RunSession", execute: Callable[[], None]) -> BaseExce
 class _RunSession:
     """The measurement of the program from its start to its report."""
 
-    def __init__(
-        self, options: RunOptions, stream: TextIO | None, identity: tuple[tuple[str, str], ...] = ()
-    ) -> None:
+    def __init__(self, options: RunOptions, stream: TextIO | None, identity: tuple[tuple[str, str], ...] = ()) -> None:
         self._options = options
         self._identity = identity
         self._stream = stream

@@ -104,7 +104,8 @@ def page_html(fields: PageFields) -> str:
             *_types(fields),
             *_process(fields),
             *_advice(fields),
-            fields.more and f"<details open><summary>Child processes</summary><div class=wide>{fields.more}</div></details>",
+            fields.more
+            and f"<details open><summary>Child processes</summary><div class=wide>{fields.more}</div></details>",
         ]
     )
     return whole_page(f"memtools: {fields.report.title}", body)
@@ -229,7 +230,8 @@ def _owners(report: ReportFields) -> Iterator[str]:
         return
     for heading, rows in report.sections:
         if rows:
-            yield f"<details open><summary>{_SECTIONS.get(heading, text(heading))} <small>{len(rows):,}</small></summary>"
+            name = _SECTIONS.get(heading, text(heading))
+            yield f"<details open><summary>{name} <small>{len(rows):,}</small></summary>"
             yield from _table(heading, rows, report.peak_bytes)
             yield "</details>"
     yield (
@@ -307,9 +309,8 @@ def _process(fields: PageFields) -> Iterator[str]:
     yield "<div class=wide><table><thead><tr><th scope=col class=t>process<th scope=col>MiB<th scope=col><tbody>"
     for label, size, explanation in process_lines(fields.report.process):
         depth = (len(label) - len(label.lstrip())) // 2
-        yield (
-            f"<tr><td class=t style=padding-left:{depth}em>{text(label.strip())}<td>{size}<td class=t>{text(explanation)}"
-        )
+        indented = f"<td class=t style=padding-left:{depth}em>{text(label.strip())}"
+        yield f"<tr>{indented}<td>{size}<td class=t>{text(explanation)}"
     yield "</table></div>"
     yield from (f"<p class=note>{text(line)}" for line in advice_lines(fields.report.process))
     yield "</details>"
@@ -335,5 +336,3 @@ def _advice(fields: PageFields) -> Iterator[str]:
         yield "<details open><summary>What to change</summary><ul>"
         yield from (f"<li>{text(line)}" for line in fields.advice)
         yield "</ul></details>"
-
-

@@ -6,10 +6,12 @@ A file of its own because it is in other languages.
 from typing import Final
 
 STYLE: Final = """
-:root{color-scheme:light dark;--paper:#fff;--text:#24292f;--faint:#57606a;--edge:#d0d7de;--card:#f6f8fa;--peak:#9dbdf2;
+:root{color-scheme:light dark;--paper:#fff;--text:#24292f;--faint:#57606a;--edge:#d0d7de;--card:#f6f8fa;
+--peak:#9dbdf2;
 --live:#1f5bb5;--bad:#c62828;--good:#1a7f37;--doubt:#9a6700;--accent:#0969da;--mean:#2563c9;
 --floor:#0f766e;--event:#8250df;--ahead:#c2410c}
-@media(prefers-color-scheme:dark){:root{--paper:#0d1117;--text:#e6edf3;--faint:#9198a1;--edge:#30363d;--card:#161b22;
+@media(prefers-color-scheme:dark){:root{--paper:#0d1117;--text:#e6edf3;--faint:#9198a1;--edge:#30363d;
+--card:#161b22;
 --peak:#2f5c9f;--live:#6ca4ff;--bad:#ff7b72;--good:#3fb950;--doubt:#d29922;--accent:#6ca4ff;
 --mean:#6ca4ff;--floor:#56d4c4;--event:#bc8cff;--ahead:#ffa657}}
 *{box-sizing:border-box}
@@ -26,8 +28,10 @@ code,.n,.path{font-family:ui-monospace,"SF Mono",Menlo,Consolas,monospace;font-s
 .who dd,.tiles dd{margin:0;overflow-wrap:anywhere}
 .tiles{grid-template-columns:repeat(auto-fit,minmax(8.5em,1fr));gap:.7em}
 .tiles div{background:var(--card);border:1px solid var(--edge);border-radius:6px;padding:.5em .8em}
-.tiles dt{color:var(--faint);font-size:.85em}.tiles dd{font-size:1.25em;font-weight:600;font-variant-numeric:tabular-nums}
-.say{margin:.4em 0;padding:.5em .8em;border-left:4px solid var(--doubt);background:var(--card);overflow-wrap:anywhere}
+.tiles dt{color:var(--faint);font-size:.85em}.tiles dd{font-size:1.25em;font-weight:600;
+font-variant-numeric:tabular-nums}
+.say{margin:.4em 0;padding:.5em .8em;border-left:4px solid var(--doubt);background:var(--card);
+overflow-wrap:anywhere}
 .say p{margin:.25em 0}.say ol{margin:0}
 .bad{border-color:var(--bad)}.good{border-color:var(--good)}
 .path{margin:.3em 0 0;padding-left:1.6em}.hint{color:var(--faint)}
@@ -35,23 +39,29 @@ code,.n,.path{font-family:ui-monospace,"SF Mono",Menlo,Consolas,monospace;font-s
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:var(--faint)}
-th,td{padding:.18em .7em .18em 0;border-bottom:1px solid var(--edge);text-align:right;font-weight:400;white-space:nowrap}
+th,td{padding:.18em .7em .18em 0;border-bottom:1px solid var(--edge);text-align:right;font-weight:400;
+white-space:nowrap}
 thead th{font-weight:600;vertical-align:bottom}
 .o tbody th,.t{text-align:left;white-space:normal;overflow-wrap:anywhere}
-.o tbody th{font-family:ui-monospace,"SF Mono",Menlo,Consolas,monospace;font-size:.93em;padding-left:calc(var(--d,0)*1.1em + 1.3em);position:relative}
+.o tbody th{font-family:ui-monospace,"SF Mono",Menlo,Consolas,monospace;font-size:.93em;
+padding-left:calc(var(--d,0)*1.1em + 1.3em);position:relative}
 thead th:first-child{text-align:left}
 .o td:last-child,.o th:last-child{width:24%;min-width:6em;padding-right:0;text-align:left}
-i{display:block;height:.8em;border-radius:2px;background:linear-gradient(var(--live) 0 0) 0/var(--l,0) 100% no-repeat,
+i{display:block;height:.8em;border-radius:2px;
+background:linear-gradient(var(--live) 0 0) 0/var(--l,0) 100% no-repeat,
 linear-gradient(var(--peak) 0 0) 0/var(--p,0) 100% no-repeat}
 .key{color:var(--faint);margin:.2em 0;display:flex;flex-wrap:wrap;gap:.1em 1.2em}
 .key b{display:inline-block;width:1em;height:.7em;margin-right:.4em;border-radius:2px}
 .tl,.tm{display:block;width:100%}
-button,input{font:inherit;color:inherit;background:var(--card);border:1px solid var(--edge);border-radius:5px;padding:.15em .6em}
+button,input{font:inherit;color:inherit;background:var(--card);border:1px solid var(--edge);border-radius:5px;
+padding:.15em .6em}
 label{display:flex;gap:.5em;align-items:center}input{width:16em;max-width:60vw}
 thead th button{border:0;background:none;padding:0;font-weight:600;cursor:pointer;text-align:inherit}
 thead th button:after{content:"\\2195";opacity:.35;padding-left:.2em}
-[aria-sort=descending] button:after{content:"\\2193";opacity:1}[aria-sort=ascending] button:after{content:"\\2191";opacity:1}
-.fold{position:absolute;left:calc(var(--d,0)*1.1em);top:.1em;border:0;background:none;padding:0 .2em;cursor:pointer;color:var(--faint)}
+[aria-sort=descending] button:after{content:"\\2193";opacity:1}[aria-sort=ascending] button:after{content:"\\2191";
+opacity:1}
+.fold{position:absolute;left:calc(var(--d,0)*1.1em);top:.1em;border:0;background:none;padding:0 .2em;cursor:pointer;
+color:var(--faint)}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:3px}
 .tools:empty{display:none}
 .tools{display:flex;flex-wrap:wrap;gap:.5em;align-items:center;margin:.3em 0}
@@ -76,7 +86,8 @@ for(const one of rows){above.length=one.depth;const parent=above[one.depth-1];
 one.parent=parent;(parent?parent.children:roots).push(one);above[one.depth]=one}
 let column=-1,up=false,query='',all=rows.length<=many;
 const tools=make('div','',{className:'tools'}),label=make('label',rows.length>8?'Find ':''),
-field=make('input','',{type:'search'}),told=make('span','',{className:'note'}),more=make('button','',{type:'button'});
+field=make('input','',{type:'search'}),told=make('span','',{className:'note'}),more=make('button','',{type:'button'}
+);
 told.setAttribute('role','status');label.append(field);
 if(rows.length>8)tools.append(label);
 if(rows.length>8)tools.append(more,told);table.parentNode.before(tools);

@@ -14,8 +14,8 @@ from memtools.units import format_size
 
 if TYPE_CHECKING:
     from memtools.heap import HeapGrowth
-    from memtools.leaks import Diagnosis
     from memtools.heap._type_sizes import TypeSize
+    from memtools.leaks import Diagnosis
     from memtools.monitor import MemoryMonitor, MonitorStatistics
     from memtools.monitor._report import Container
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from memtools._records import record
 from memtools._text import printable, truncate_middle
@@ -119,6 +120,9 @@ class Report:
 
     def _repr_html_(self) -> str:
         return html_table(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # Any: IPython is optional
+        printer.text(repr(self) if cycle else self.to_text())
 
     def __str__(self) -> str:
         return self.to_text()

@@ -7,6 +7,7 @@ chart has any width, and its text keeps its size.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 from memtools._charts import BYTES, html_escape, tick_labels, tick_positions
@@ -203,7 +204,7 @@ def timeline_svg(
     cone = _cone(samples, forecast, timeline.limit_bytes)
     axes = _axes(samples, cone, [size for size in lines.values() if size is not None])
     height = _TOP + _PLOT + _BOTTOM
-    inner = [*_grid_lines(axes), *_curves(_points(samples, axes), axes), *_flat_lines(lines, axes)]
+    inner = [*_grid_lines(axes), *_curves(_points(samples), axes), *_flat_lines(lines, axes)]
     inner += [*_cone_paths(cone, axes), *_event_lines(timeline.events, axes)]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="tl" width="{width}" height="{height}" role="img">',
@@ -251,7 +252,7 @@ def utc_text(at_s: float) -> str:
         return ""
 
 
-def _points(samples: Sequence[SampleFields], axes: _Axes) -> list[_Point]:
+def _points(samples: Sequence[SampleFields]) -> list[_Point]:
     if len(samples) <= _MAX_COLUMNS:
         return [_Point(one.at_s, one.lowest_bytes, one.mean_bytes, one.highest_bytes) for one in samples]
     first_s, width_s = samples[0].at_s, (samples[-1].at_s - samples[0].at_s) / _MAX_COLUMNS or 1.0
@@ -283,7 +284,7 @@ def _axes(samples: Sequence[SampleFields], cone: "_Cone | None", lines: list[int
     lowest, highest = min(one.lowest_bytes for one in samples), max(one.highest_bytes for one in samples)
     shown = [size for size in lines if size <= highest * _MAX_LIMIT_SHARE]
     top = max([highest, *shown])
-    bottom = 0 if (top - lowest) >= _MIN_SWING * top else max(0, lowest - (top - lowest or top * 0.05))
+    bottom: float = 0 if (top - lowest) >= _MIN_SWING * top else max(0, lowest - (top - lowest or top * 0.05))
     highest = max(top + (top - bottom) * _HEADROOM, bottom + 1024)
     first_s = samples[0].at_s
     last_s = max(samples[-1].at_s, first_s + 1.0)
@@ -336,13 +337,17 @@ def _curves(points: Sequence[_Point], axes: _Axes) -> Iterator[str]:
     band, mean = "", ""
     for run in _runs(points):
         if len(run) == 1:
-            run = [run[0], run[0].__replace__(at_s=run[0].at_s + (axes.last_s - axes.first_s) / 200)]  # type: ignore[attr-defined]  # noqa: PLW2901
+            run.append(_Point(run[0].at_s + (axes.last_s - axes.first_s) / 200, *_sizes(run[0])))  # a short dash
         upper = [(axes.x(one.at_s), axes.y(one.highest)) for one in run]
         lower = [(axes.x(one.at_s), axes.y(one.lowest)) for one in reversed(run)]
         band += f"M{_path([*upper, *lower])}Z"
         mean += f"M{_path([(axes.x(one.at_s), axes.y(one.mean)) for one in run])}"
     yield f'<path class="tl-band" d="{band}"/><path class="tl-mean" d="{mean}"/>'
     yield f'<path class="tl-floor" d="{_floor(points, axes)}"/>'
+
+
+def _sizes(point: _Point) -> tuple[float, float, float]:
+    return point.lowest, point.mean, point.highest
 
 
 def _path(points: Sequence[tuple[int, int]]) -> str:
@@ -357,7 +362,7 @@ def _path(points: Sequence[tuple[int, int]]) -> str:
 
 def _runs(points: Sequence[_Point]) -> Iterator[list[_Point]]:
     """Yield the points between two gaps, in which no samples were taken."""
-    distances = sorted(after.at_s - before.at_s for before, after in zip(points, points[1:], strict=False))
+    distances = sorted(after.at_s - before.at_s for before, after in pairwise(points))
     usual = distances[len(distances) // 2] if distances else 0.0
     run: list[_Point] = []
     for point in points:

@@ -67,7 +67,9 @@ def _row_length(areas: Sequence[float], short: float) -> int:
     return len(areas)
 
 
-def treemap_svg(title: str, entries: Sequence[tuple[str, int, str]], *, width: str = "960", has_style: bool = True) -> str:
+def treemap_svg(
+    title: str, entries: Sequence[tuple[str, int, str]], *, width: str = "960", has_style: bool = True
+) -> str:
     """Return the map; empty without entries above 0.
 
     Args:

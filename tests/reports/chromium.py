@@ -51,7 +51,9 @@ class Page:
                 assert "error" not in message, message
                 return message["result"]
 
-    def open(self, path: Path, *, width: int = 1400, height: int = 1000, scheme: str = "light", script: bool = True) -> None:
+    def open(
+        self, path: Path, *, width: int = 1400, height: int = 1000, scheme: str = "light", script: bool = True
+    ) -> None:
         """Open a file, and wait until it is loaded."""
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
