@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from memtools.commands._info import memtools_version, print_facts
 from memtools.commands._program import Program, ProgramKind, command_name, hint
@@ -124,7 +124,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     return parser, run_parser
 
 
-def _add_diff_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_diff_parser(commands: Any) -> None:  # Any: the type of argparse is private
     parser = commands.add_parser(
         "diff", help=_DIFF_HELP, description=_DIFF_HELP, allow_abbrev=False, epilog=_DIFF_EPILOG
     )

@@ -267,7 +267,7 @@ def _rows(report: Mapping[str, Any], name: str) -> dict[tuple[str, str], OwnerFi
 
 def _check(report: Mapping[str, Any], name: str) -> None:
     schema = report.get("schema")
-    if schema != SCHEMA or isinstance(schema, bool):
+    if schema is True or schema != SCHEMA:
         accepted = f"a report of memtools of schema {SCHEMA}, as `memtools run --json` writes it"
         raise ConfigError(name, "no schema" if schema is None else f"schema {schema}", accepted)
     if not isinstance(report.get("title"), str) or not isinstance(report.get("process"), dict):
@@ -359,7 +359,7 @@ def _cautions(owners: list[OwnerChange], before: Mapping[str, Any], after: Mappi
 
 
 def _heads(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    identities = [report.get("identity") or {} for report in (before, after)]
+    identities = [_mapping(report.get("identity", {}), "identity") for report in (before, after)]
     for label in dict.fromkeys(label for identity in identities for label in identity):
         yield str(label), str(identities[0].get(label, "")), str(identities[1].get(label, ""))
 
@@ -381,7 +381,8 @@ def _parse_limit(least: str) -> Callable[[int], float]:
 def _list(value: object, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise ConfigError(name, value, "a list of rows")
-    return cast("list[Any]", value)
+    found: list[Any] = value
+    return found
 
 
 def _mapping(value: object, name: str) -> dict[str, Any]:

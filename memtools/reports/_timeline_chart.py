@@ -284,13 +284,13 @@ def _axes(samples: Sequence[SampleFields], cone: "_Cone | None", lines: list[int
     lowest, highest = min(one.lowest_bytes for one in samples), max(one.highest_bytes for one in samples)
     shown = [size for size in lines if size <= highest * _MAX_LIMIT_SHARE]
     top = max([highest, *shown])
-    bottom: float = 0 if (top - lowest) >= _MIN_SWING * top else max(0, lowest - (top - lowest or top * 0.05))
-    highest = max(top + (top - bottom) * _HEADROOM, bottom + 1024)
+    bottom = 0.0 if (top - lowest) >= _MIN_SWING * top else max(0.0, lowest - (top - lowest or top * 0.05))
+    above = max(top + (top - bottom) * _HEADROOM, bottom + 1024)
     first_s = samples[0].at_s
     last_s = max(samples[-1].at_s, first_s + 1.0)
     if cone is not None:
         last_s += min(cone.latest_s * 1.05, (last_s - first_s) * _MAX_AHEAD)
-    return _Axes(first_s, last_s, bottom, highest)
+    return _Axes(first_s, last_s, bottom, above)
 
 
 @record
