@@ -10,10 +10,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from itertools import compress
+from operator import not_
 from typing import Any, Final
 
 from memtools._records import as_dict, record
-from memtools.heap._inspect import OwnDict, all_objects, is_static, real_type, skip_modules, type_name
+from memtools.heap._inspect import OwnDict, all_objects, is_static, skip_modules, type_name
 from memtools.heap._large_objects import untracked_among
 
 _OBJECTS_PER_SLICE: Final = 10_000
@@ -63,6 +64,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self._classes: dict[int, type] = OwnDict()
+        self._static: dict[int, bool] = OwnDict()
         self._sizes: dict[int, float] = OwnDict()
         self._numbers: dict[int, float] = OwnDict()
 
@@ -75,46 +77,49 @@ class _Walk:
         self._sum_shares(gc.get_referents(*dict(zip(map(id, inner), inner, strict=True)).values()))
 
     def sizes(self) -> Iterable[TypeSize]:
-        for address, cls in self._classes.items():
-            if cls is not OwnDict and self._sizes[address] >= 1:
-                yield TypeSize(type_name(cls), round(self._numbers[address]), round(self._sizes[address]))
+        for address, size in self._sizes.items():
+            cls = self._classes[address]
+            if cls is not OwnDict and size >= 1:
+                yield TypeSize(type_name(cls), round(self._numbers[address]), round(size))
 
     def _sum(self, objects: list[Any]) -> None:
         types = list(map(type, objects))
-        for cls, count in _by_class(types):
-            self._record(cls, count, count * _GC_HEAD + self._bytes_of(cls, objects, types, count))
-
-    def _bytes_of(self, cls: type, objects: list[Any], types: list[type], count: int) -> float:
+        addresses = list(map(id, types))
+        self._record_classes(addresses, types)
+        for address, count in Counter(addresses).items():
+            basic = 0 if self._static[address] else count * (int(_basic_size_of(self._classes[address])) + _GC_HEAD)
+            self._record(address, count, basic)
         # Only C code is called: the `__sizeof__` of a class that is made by C code once and for all.
-        if not is_static(cls):
-            return float(_basic_size_of(cls)) * count
-        found = compress(objects, map(id(cls).__eq__, map(id, types)))
-        size_of: Any = cls.__sizeof__  # Any: it takes an instance, as every method of a class
-        return float(sum(map(size_of, found)))
+        static = compress(zip(addresses, objects, strict=True), map(self._static.__getitem__, addresses))
+        sizes: dict[int, int] = {}
+        for address, one in static:
+            sizes[address] = sizes.get(address, 0) + sys.getsizeof(one, 0)
+        for address, size in sizes.items():
+            self._record(address, 0, size)
 
     def _sum_shares(self, referents: list[Any]) -> None:
-        untracked = [one for one in referents if not gc.is_tracked(one)]
+        untracked = list(compress(referents, map(not_, map(gc.is_tracked, referents))))
+        types = list(map(type, untracked))
+        self._record_classes(list(map(id, types)), types)
         times = Counter(map(id, untracked))
         unique: dict[int, Any] = OwnDict(zip(map(id, untracked), untracked, strict=True))
         del untracked, referents
-        for address in list(unique):
-            one = unique.pop(address)
-            cls = real_type(one)
-            if not is_static(cls):
+        while unique:
+            address, one = unique.popitem()
+            kind = id(type(one))
+            if not self._static[kind]:
                 continue
-            # Without those of the two lists of the caller and the variable here.
+            # Without those of the lists here and of the caller, and of the variable.
             references = max(sys.getrefcount(one) - times[address] - 2, times[address])
             share = times[address] / references
-            self._record(cls, share, share * sys.getsizeof(one))
+            self._record(kind, share, share * sys.getsizeof(one, 0))
 
-    def _record(self, cls: type, count: float, size: float) -> None:
-        address = id(cls)
-        self._classes[address] = cls
+    def _record_classes(self, addresses: list[int], types: list[type]) -> None:
+        for address, cls in dict(zip(addresses, types, strict=True)).items():
+            if address not in self._classes:
+                self._classes[address] = cls
+                self._static[address] = is_static(cls)
+
+    def _record(self, address: int, count: float, size: float) -> None:
         self._numbers[address] = self._numbers.get(address, 0.0) + count
         self._sizes[address] = self._sizes.get(address, 0.0) + size
-
-
-def _by_class(types: list[type]) -> Iterable[tuple[type, int]]:
-    counts = Counter(map(id, types))
-    classes = dict(zip(map(id, types), types, strict=True))
-    return [(classes[address], count) for address, count in counts.items()]

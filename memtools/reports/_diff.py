@@ -381,7 +381,7 @@ def _parse_limit(least: str) -> Callable[[int], float]:
 def _list(value: object, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise ConfigError(name, value, "a list of rows")
-    found: list[Any] = value
+    found: list[Any] = value  # pyright: ignore[reportUnknownVariableType]  # of anything
     return found
 
 
