@@ -13,9 +13,9 @@ import pytest
 from memtools.analysis import LeakKind, LeakVerdict, Leftover
 from memtools.errors import ReadingError
 from memtools.heap import growth_between, heap_census
+from memtools.leaks import Diagnosis, Leak
 from memtools.ledger import AccountStatistics
 from memtools.ledger._ledger import LedgerStatistics
-from memtools.leaks import Diagnosis, Leak
 from memtools.monitor import MemoryMonitor
 from memtools.reports import Report, html_page, report
 from memtools.timelines import Timeline
