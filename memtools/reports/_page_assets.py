@@ -95,12 +95,13 @@ const key=one=>column?number(one.cells[column].textContent):one.name;
 const sorted=list=>column<0?list:[...list].sort((a,b)=>{const x=key(a),y=key(b);
 if(x!==x||y!==y)return (x!==x)-(y!==y);return (x<y?-1:x>y?1:0)*(up?1:-1)});
 const matches=one=>one.name.includes(query)||one.children.some(matches);
-const draw=()=>{const shown=[],walk=(list,seen)=>{for(const one of sorted(list)){
+const draw=()=>{const focused=document.activeElement,shown=[],walk=(list,seen)=>{for(const one of sorted(list)){
 const visible=query?matches(one):seen;if(visible)shown.push(one);one.row.hidden=!visible;
 body.append(one.row);walk(one.children,visible&&one.open)}};walk(roots,true);
 const cut=!all&&!query;shown.forEach((one,at)=>{if(cut&&at>=many)one.row.hidden=true});
 more.hidden=rows.length<=many||!!query;more.textContent=all?`Show ${many}`:`Show all ${rows.length}`;
-told.textContent=query?`${shown.length} of ${rows.length}`:''};
+told.textContent=query?`${shown.length} of ${rows.length}`:'';
+if(document.activeElement!==focused)focused.focus()};
 for(const one of rows)if(one.children.length){
 const fold=make('button','\\u25be',{type:'button',className:'fold'});
 const say=()=>{fold.textContent=one.open?'\\u25be':'\\u25b8';fold.setAttribute('aria-expanded',one.open)};

@@ -8,7 +8,7 @@ import pytest
 from memtools._records import record
 from memtools.ledger import AccountStatistics, Usage
 from memtools.ledger._ledger import LedgerStatistics
-from memtools.reports import Growth, Report, Row
+from memtools.reports import Growth, Report, Row, html_page
 from memtools.timelines import Timeline
 
 MIB = 2**20
@@ -56,7 +56,7 @@ def usage() -> Callable[..., Usage]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def large_report() -> Report:
     """Make a report of 500 owners: a scope with 60 below it, 39 tasks and 400 functions."""
 
@@ -78,6 +78,17 @@ def large_report() -> Report:
 @pytest.fixture
 def week() -> Timeline:
     """Make a timeline of a week of minutes that rises below a daily cycle, with three events."""
+    return _make_week()
+
+
+@pytest.fixture(scope="session")
+def whole_page(large_report: Report) -> str:
+    """Make a page with all that a page can have."""
+    ahead = Forecast(12 * MIB / 3600, 180_000.0, 130_200.0, 300_000.0, 290 * MIB)
+    return html_page(large_report, timeline=_make_week(), forecast=ahead, heap=True)
+
+
+def _make_week() -> Timeline:
     timeline = Timeline(limit_bytes=512 * MIB)
     for minute in range(10_080):
         base = 180 + 110 * minute / 10_080 + 25 * math.sin(minute / 1440 * 2 * math.pi)

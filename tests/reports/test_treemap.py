@@ -24,8 +24,8 @@ def test_rectangles_are_inside_and_do_not_overlap(sizes: list[int]) -> None:
     placed = squarified(sizes)
 
     for left, top, width, height in placed:
-        assert left >= -1e-9 and top >= -1e-9
-        assert left + width <= 1 + 1e-6 and top + height <= 1 + 1e-6
+        assert min(left, top) >= -1e-9
+        assert max(left + width, top + height) <= 1 + 1e-6
     for place, (left, top, width, height) in enumerate(placed):
         for other_left, other_top, other_width, other_height in placed[:place]:
             across = min(left + width, other_left + other_width) - max(left, other_left)
