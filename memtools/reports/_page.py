@@ -30,6 +30,7 @@ from memtools.reports._timeline_chart import (
     TimelineFields,
     duration_text,
     forecast_text,
+    has_floor,
     timeline_svg,
     utc_text,
 )
@@ -98,12 +99,12 @@ def page_html(fields: PageFields) -> str:
         [
             *_head(fields),
             *_leaks(fields),
+            *_advice(fields),
             *_timeline(fields),
             *_owners(fields.report),
             *_containers(fields),
             *_types(fields),
             *_process(fields),
-            *_advice(fields),
             fields.more
             and f"<details open><summary>Child processes</summary><div class=wide>{fields.more}</div></details>",
         ]
@@ -163,7 +164,7 @@ def _figures(fields: PageFields) -> Iterator[tuple[str, str]]:
         yield "resident growth", format_size(process.resident_growth_bytes)
     if process.owned_bytes is not None:
         yield "held by owners", format_size(process.owned_bytes)
-    yield "highest peak of an owner", format_size(fields.report.peak_bytes)
+    yield "highest peak", format_size(fields.report.peak_bytes)
     yield from fields.headline
 
 
@@ -207,7 +208,7 @@ def _timeline(fields: PageFields) -> Iterator[str]:
     yield f"<details open><summary>Resident memory <small>over {lasted}, times in UTC</small></summary>{chart}"
     yield (
         "<p class=key><span><b style=background:var(--mean)></b>mean, with lowest to highest</span>"
-        "<span><b style=background:var(--floor)></b>floor</span>"
+        f"{'<span><b style=background:var(--floor)></b>floor</span>' if has_floor(fields.timeline) else ''}"
     )
     if fields.timeline.events:
         yield "<span><b style=background:var(--event)></b>events</span>"
@@ -228,15 +229,16 @@ def _owners(report: ReportFields) -> Iterator[str]:
     all_rows = [row for _, rows in report.sections for _, row in rows]
     if not all_rows:
         return
+    highest = max(max(row.peak_bytes, row.live_bytes or 0) for row in all_rows)
     for heading, rows in report.sections:
         if rows:
             name = _SECTIONS.get(heading, text(heading))
             yield f"<details open><summary>{name} <small>{len(rows):,}</small></summary>"
-            yield from _table(heading, rows, report.peak_bytes)
+            yield from _table(heading, rows, highest)
             yield "</details>"
     yield (
-        "<p class=key><span><b style=background:var(--peak)></b>share of the highest peak</span>"
-        "<span><b style=background:var(--live)></b>of it alive now</span>"
+        "<p class=key><span><b style=background:var(--peak)></b>peak of one call</span>"
+        "<span><b style=background:var(--live)></b>alive now, of all calls</span>"
     )
     yield from (f"<p class=note>{text(line)}" for line in legend(all_rows, shows_retained=True))
     for note, count in report.notes.items():
@@ -254,7 +256,7 @@ def _table(heading: str, rows: Sequence[tuple[int, Row]], highest: int) -> Itera
     hidden = [" class=x" if column in _FIRST_TO_HIDE else "" for column in columns]
     yield f"<div class=wide><table class=o><thead><tr><th scope=col>{text(heading)}"
     yield from (f"<th scope=col{kind}>{_HEADINGS[column]}" for column, kind in zip(columns, hidden, strict=True))
-    yield "<th scope=col>share of peak<tbody>"
+    yield "<th scope=col>peak and live<tbody>"
     for (depth, row), line in zip(rows, figures, strict=True):
         indented = f" style=--d:{min(depth, _MAX_DEPTH)}" if depth else ""
         cells = "".join(f"<td{kind}>{line[column]}" for column, kind in zip(columns, hidden, strict=True))

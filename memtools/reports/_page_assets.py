@@ -32,6 +32,7 @@ code,.n,.path{font-family:ui-monospace,"SF Mono",Menlo,Consolas,monospace;font-s
 font-variant-numeric:tabular-nums}
 .say{margin:.4em 0;padding:.5em .8em;border-left:4px solid var(--doubt);background:var(--card);
 overflow-wrap:anywhere}
+ul{margin:.4em 0}
 .say p{margin:.25em 0}.say ol{margin:0}
 .bad{border-color:var(--bad)}.good{border-color:var(--good)}
 .path{margin:.3em 0 0;padding-left:1.6em}.hint{color:var(--faint)}

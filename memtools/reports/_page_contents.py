@@ -48,7 +48,7 @@ def html_page(
     Args:
         report: the owners and the process; by default those of this process, now.
         monitor: its level, limit, thresholds and recommendations are shown, too.
-        timeline: resident memory over time, as `memtools.timelines.Timeline`.
+        timeline: resident memory over time, as `memtools.timelines.Timeline`; by default that of the monitor.
         forecast: when the limit will be reached, drawn into the timeline.
         diagnosis: what leaks and what holds it, as `memtools.leaks.investigate()` returns it.
         growing: what grew between two counts of the heap, as `memtools.heap.growth_between()` returns it.
@@ -77,7 +77,7 @@ def html_page(
             duration_s=taken.duration_s,
             headline=() if seen is None else _figures(seen),
             sentences=() if seen is None else _sentences(seen),
-            timeline=timeline,
+            timeline=getattr(monitor, "timeline", None) if timeline is None else timeline,
             forecast=forecast,
             thresholds=None if seen is None else _thresholds(seen),
             diagnosis=diagnosis,
@@ -142,7 +142,9 @@ def _figures(seen: "MonitorStatistics") -> tuple[tuple[str, str], ...]:
 def _sentences(seen: "MonitorStatistics") -> tuple[tuple[str, str], ...]:
     if seen.level is Level.NORMAL:
         return ()
-    ineffective = f"; {seen.ineffective_reclaims:,} clean-ups were not enough" if seen.ineffective_reclaims else ""
+    ineffective = (
+        f"; clean-ups that were not enough: {seen.ineffective_reclaims:,}" if seen.ineffective_reclaims else ""
+    )
     return (("bad", f"memory has been at {seen.level.name} for {seen.level_since_s:.0f} s{ineffective}"),)
 
 

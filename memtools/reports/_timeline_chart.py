@@ -5,6 +5,7 @@ chart has any width, and its text keeps its size.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -19,7 +20,8 @@ _MAX_COLUMNS: Final = 480  # more samples are merged: the lowest, the mean and t
 _FLOOR_BLOCKS: Final = 40
 _UNITS: Final = 1000  # of the inner SVG, each way
 _TOP, _PLOT, _BOTTOM = 22, 230, 24  # pixels: for the labels of the top line, the curves, the times
-_MAX_EVENTS: Final = 60
+_MIN_FLOOR_POINTS: Final = 24  # of fewer the floor is the curve itself
+_MAX_OF_A_KIND: Final = 30  # events; a kind that is more frequent would hide the curve, and is left out
 _MAX_LIMIT_SHARE: Final = 4.0  # a limit that is further above what is used would flatten the curve: it is not drawn
 _MIN_SWING: Final = 0.35  # a curve that moves by less of its height does not begin at 0
 _HEADROOM: Final = 0.06  # of the height, above the highest
@@ -223,6 +225,11 @@ def timeline_svg(
     return "".join(parts)
 
 
+def has_floor(timeline: TimelineFields) -> bool:
+    """Return whether the chart of a timeline has a line for its floor."""
+    return len(timeline.samples) >= _MIN_FLOOR_POINTS
+
+
 def duration_text(seconds: float) -> str:
     """Return a duration in its two largest units: `3 h 40 min`, `12 s`."""
     rest = max(0, round(seconds))
@@ -343,7 +350,8 @@ def _curves(points: Sequence[_Point], axes: _Axes) -> Iterator[str]:
         band += f"M{_path([*upper, *lower])}Z"
         mean += f"M{_path([(axes.x(one.at_s), axes.y(one.mean)) for one in run])}"
     yield f'<path class="tl-band" d="{band}"/><path class="tl-mean" d="{mean}"/>'
-    yield f'<path class="tl-floor" d="{_floor(points, axes)}"/>'
+    if len(points) >= _MIN_FLOOR_POINTS:
+        yield f'<path class="tl-floor" d="{_floor(points, axes)}"/>'
 
 
 def _sizes(point: _Point) -> tuple[float, float, float]:
@@ -375,7 +383,7 @@ def _runs(points: Sequence[_Point]) -> Iterator[list[_Point]]:
 
 
 def _floor(points: Sequence[_Point], axes: _Axes) -> str:
-    size = max(1, math.ceil(len(points) / _FLOOR_BLOCKS))
+    size = max(4, math.ceil(len(points) / _FLOOR_BLOCKS))
     blocks = [points[place : place + size] for place in range(0, len(points), size)]
     text = ""
     for place, block in enumerate(blocks):
@@ -398,8 +406,10 @@ def _flat_lines(lines: Mapping[str, int | None], axes: _Axes) -> Iterator[str]:
 
 
 def _event_lines(events: Sequence[EventFields], axes: _Axes) -> Iterator[str]:
-    seen = [event for event in events if axes.first_s <= event.at_s <= axes.last_s][-_MAX_EVENTS:]
-    for event in seen:
+    frequent = Counter(event.kind for event in events)
+    for event in events:
+        if frequent[event.kind] > _MAX_OF_A_KIND or not axes.first_s <= event.at_s <= axes.last_s:
+            continue
         x = axes.x(event.at_s)
         text = html_escape(printable(f"{event.kind}: {event.text}", 200))
         yield f'<path class="tl-event" d="M{x} 0V{_UNITS}"><title>{utc_text(event.at_s)} {text}</title></path>'
