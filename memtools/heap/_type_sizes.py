@@ -14,7 +14,7 @@ from operator import not_
 from typing import Any, Final
 
 from memtools._records import as_dict, record
-from memtools.heap._inspect import OwnDict, all_objects, is_static, skip_modules, type_name
+from memtools.heap._inspect import OwnDict, all_objects, is_static, real_type, skip_modules, type_name
 from memtools.heap._large_objects import untracked_among
 
 _OBJECTS_PER_SLICE: Final = 10_000
@@ -106,7 +106,7 @@ class _Walk:
         del untracked, referents
         while unique:
             address, one = unique.popitem()
-            kind = id(type(one))
+            kind = id(real_type(one))
             if not self._static[kind]:
                 continue
             # Without those of the lists here and of the caller, and of the variable.

@@ -33,7 +33,7 @@ def load_ipython_extension(ipython: Any) -> None:  # Any: IPython is optional
 
     The magic shows what a cell used: the peak, what it retained, and what is alive per owner.
 
-    ```text
+    ```py
     %load_ext memtools
 
     %%memory import

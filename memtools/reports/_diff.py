@@ -60,7 +60,7 @@ class OwnerChange:
 
     Attributes:
         kind: `"scope"`, `"task"` or `"function"`.
-        name: its name; that of a scope with the scopes above it, joined by ` > `. As it was given: escape it.
+        name: its name; that of a scope with the scopes above it, joined by `>`. As it was given: escape it.
         before: the earlier figures; None where the earlier report does not have it.
         after: the later ones; None where the later report does not have it.
     """
