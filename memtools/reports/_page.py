@@ -38,6 +38,7 @@ from memtools.reports._treemap import TREEMAP_STYLE, treemap_svg
 from memtools.units import format_size
 
 if TYPE_CHECKING:
+    from memtools.analysis import Trend
     from memtools.heap import HeapGrowth
     from memtools.heap._type_sizes import TypeSize
     from memtools.leaks import Diagnosis, Leak
@@ -64,6 +65,7 @@ class PageFields:
         headline: short figures, as (label, text).
         sentences: what has to be said first, as (tone, text); a tone is `"bad"`, `"good"` or empty.
         timeline: resident memory over time.
+        trend: what the timeline says.
         forecast: when the limit will be reached.
         thresholds: sizes by name, drawn into the timeline.
         diagnosis: what leaks, and what holds it.
@@ -82,6 +84,7 @@ class PageFields:
     headline: tuple[tuple[str, str], ...] = ()
     sentences: tuple[tuple[str, str], ...] = ()
     timeline: TimelineFields | None = None
+    trend: "Trend | None" = None
     forecast: ForecastFields | None = None
     thresholds: Mapping[str, int] | None = None
     diagnosis: "Diagnosis | None" = None
@@ -101,6 +104,7 @@ def page_html(fields: PageFields) -> str:
             *_leaks(fields),
             *_advice(fields),
             *_timeline(fields),
+            *_trend(fields.trend),
             *_owners(fields.report),
             *_containers(fields),
             *_types(fields),
@@ -223,6 +227,18 @@ def _timeline(fields: PageFields) -> Iterator[str]:
             yield f"<tr><td class=t>{utc_text(event.at_s)}<td class=t>{text(event.kind)}<td class=t>{text(event.text)}"
         yield "</table></details>"
     yield "</details>"
+
+
+def _trend(trend: "Trend | None") -> Iterator[str]:
+    if trend is None:
+        return
+    lines = [owner.text for owner in trend.owners]
+    lines += [f"{utc_text(anomaly.at_s)}: {anomaly.text}" for anomaly in trend.anomalies]
+    lines += [f"suggested thresholds: {trend.thresholds.reason}"] if trend.thresholds is not None else []
+    if lines:
+        yield "<details open><summary>What the curve says</summary><ul>"
+        yield from (f"<li>{text(line)}" for line in lines)
+        yield "</ul></details>"
 
 
 def _owners(report: ReportFields) -> Iterator[str]:

@@ -13,6 +13,7 @@ from memtools.reports._timeline_chart import ForecastFields, TimelineFields
 from memtools.units import format_size
 
 if TYPE_CHECKING:
+    from memtools.analysis import Trend
     from memtools.heap import HeapGrowth
     from memtools.heap._type_sizes import TypeSize
     from memtools.leaks import Diagnosis
@@ -28,6 +29,7 @@ def html_page(
     *,
     monitor: "MemoryMonitor | None" = None,
     timeline: TimelineFields | None = None,
+    trend: "Trend | None" = None,
     forecast: ForecastFields | None = None,
     diagnosis: "Diagnosis | None" = None,
     growing: "Sequence[HeapGrowth]" = (),
@@ -49,7 +51,9 @@ def html_page(
         report: the owners and the process; by default those of this process, now.
         monitor: its level, limit, thresholds and recommendations are shown, too.
         timeline: resident memory over time, as `memtools.timelines.Timeline`; by default that of the monitor.
-        forecast: when the limit will be reached, drawn into the timeline.
+        trend: what the timeline says, as `memtools.analysis.judge_trend()` returns it: which owners' live bytes rise,
+            what was out of the ordinary, suggested thresholds, and the forecast.
+        forecast: when the limit will be reached, drawn into the timeline; by default that of the trend.
         diagnosis: what leaks and what holds it, as `memtools.leaks.investigate()` returns it.
         growing: what grew between two counts of the heap, as `memtools.heap.growth_between()` returns it.
         heap: whether to look at the heap of this process as well: the largest containers and where they are made, the
@@ -78,7 +82,8 @@ def html_page(
             headline=() if seen is None else _figures(seen),
             sentences=() if seen is None else _sentences(seen),
             timeline=getattr(monitor, "timeline", None) if timeline is None else timeline,
-            forecast=forecast,
+            trend=trend,
+            forecast=trend.forecast if forecast is None and trend is not None else forecast,
             thresholds=None if seen is None else _thresholds(seen),
             diagnosis=diagnosis,
             growing=growing,

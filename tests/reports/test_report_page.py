@@ -11,7 +11,16 @@ from typing import Any
 import html5lib
 import pytest
 
-from memtools.analysis import LeakKind, LeakVerdict, Leftover
+from memtools.analysis import (
+    Anomaly,
+    Forecast,
+    LeakKind,
+    LeakVerdict,
+    Leftover,
+    OwnerTrend,
+    SuggestedThresholds,
+    Trend,
+)
 from memtools.errors import ReadingError
 from memtools.heap import growth_between, heap_census
 from memtools.leaks import Diagnosis, Leak
@@ -67,6 +76,26 @@ def test_page_has_a_section_for_each_kind_of_data(large_report: Report, week: Ti
     assert "held by, the nearest first<ol class=path><li>lru_cache wrapper<li>class " in page
     assert "one walk ended" in page
     assert "python, +1.4 MiB/s" in page
+
+
+def test_trend_tells_what_rises_and_what_was_odd(large_report: Report, week: Timeline) -> None:
+    trend = Trend(
+        None,
+        Forecast(1.0, 7_200.0, None, None, 290 * MIB, "a fit"),
+        SuggestedThresholds(400 * MIB, 450 * MIB, 112 * MIB, 70 * MIB, 168, f"it rises by {NASTY}"),
+        (OwnerTrend(NASTY, 1.0, 5, 3.0, 7, f"{NASTY} grows by 12 MiB/h"),),
+        (Anomaly("burst", week.samples[0].at_s, 3.0, 1, 2, f"a burst of {NASTY}"),),
+    )
+
+    page = html_page(large_report, timeline=week, trend=trend)
+
+    assert "the limit in about 2 h: the floor rises by" in page
+    assert "grows by 12 MiB/h<li>2027-01-15 08:00:00 UTC: a burst of &lt;/script&gt;" in page
+    assert "<li>suggested thresholds: it rises by &lt;" in page
+    assert 'class="tl-cone"' in page
+    assert "What the curve says" in page
+    nothing = Trend(None, trend.forecast, None, (), ())
+    assert "What the curve says" not in html_page(large_report, timeline=week, trend=nothing)
 
 
 def test_section_without_data_is_left_out(ledger: Callable[..., LedgerStatistics]) -> None:
