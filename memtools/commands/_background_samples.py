@@ -5,10 +5,11 @@ end does not wait for it. It ends before each fork and begins again afterwards, 
 other threads.
 """
 
-import _thread
 import os
 import time
+from _thread import allocate_lock, get_native_id, start_new_thread  # the originals: gevent replaces those of the module
 from collections.abc import Sequence
+from time import sleep
 from typing import Final
 
 from memtools._records import record
@@ -60,8 +61,8 @@ class BackgroundSamples:
         self._samples: list[Sample] = []
         self._wanted = False
         self._process = os.getpid()
-        self._wake = _thread.allocate_lock()
-        self._done = _thread.allocate_lock()
+        self._wake = allocate_lock()
+        self._done = allocate_lock()
         self._native_id = 0
 
     def start(self) -> None:
@@ -85,7 +86,7 @@ class BackgroundSamples:
         self._wake.acquire(blocking=False)
         self._done.acquire()
         try:
-            _thread.start_new_thread(self._run, ())
+            start_new_thread(self._run, ())
         except RuntimeError:  # no thread is left
             self._done.release()
 
@@ -100,11 +101,11 @@ class BackgroundSamples:
         # The system counts the thread until it has ended, too.
         path, until = f"/proc/self/task/{self._native_id}", time.monotonic() + _STOP_TIMEOUT_S
         while self._native_id and os.path.exists(path) and time.monotonic() < until:
-            time.sleep(0)
+            sleep(0)
 
     def _run(self) -> None:
         disregard_thread()
-        self._native_id = _thread.get_native_id()
+        self._native_id = get_native_id()
         try:
             while not self._wake.acquire(timeout=self._interval_s):
                 self._sample()

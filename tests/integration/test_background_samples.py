@@ -122,7 +122,7 @@ def test_program_without_threads_left_has_no_thread(no_hooks: object, monkeypatc
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    monkeypatch.setattr("memtools.commands._background_samples.start_new_thread", refuse)
     samples = BackgroundSamples(60.0)
     samples.start()
 
@@ -142,6 +142,33 @@ for _ in range(20):
     time.sleep(0.01)
 print(threading.active_count(), len(keep))
 """
+
+
+GREEN = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import gevent, os, threading
+pid = os.fork()
+if not pid:
+    os._exit(0)
+os.waitpid(pid, 0)
+done = []
+gevent.spawn(lambda: [gevent.sleep(0.01) or done.append(1) for _ in range(20)]).join(timeout=20)
+print(len(done))
+"""
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+def test_greenlets_are_not_held_up_after_a_fork(tmp_path: Path) -> None:
+    pytest.importorskip("gevent")
+    (tmp_path / "program.py").write_text(GREEN)
+    command = [sys.executable, "-m", "memtools", "run", "--html", "page.html", "program.py"]
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False)
+
+    assert done.stdout == "20\n", done.stderr
+    assert "Resident memory" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")

@@ -12,6 +12,8 @@ from memtools.errors import ConfigError
 from memtools.reports import Growth, Report, Row, diff_reports
 from memtools.reports._diff_forms import diff_page, diff_text
 
+pytestmark = pytest.mark.once
+
 MIB = 2**20
 NASTY = "</td><script>alert('x')</script>\x1b[31m\u202e"
 Fields = dict[str, Any]

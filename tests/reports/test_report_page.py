@@ -23,6 +23,7 @@ from memtools.analysis import (
 )
 from memtools.errors import ReadingError
 from memtools.heap import growth_between, heap_census
+from memtools.heap._type_sizes import TypeSize
 from memtools.leaks import Diagnosis, Leak
 from memtools.ledger import AccountStatistics
 from memtools.ledger._ledger import LedgerStatistics
@@ -208,7 +209,14 @@ def test_heap_shows_containers_types_and_split(monkeypatch: pytest.MonkeyPatch) 
     assert gc.isenabled()
 
 
-def test_heap_without_a_split_goes_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the walks over the heap find nothing, at once."""
+    monkeypatch.setattr("memtools.monitor._report.sized_containers", lambda _: ())
+    monkeypatch.setattr("memtools.heap._type_sizes.sizes_by_type", lambda: (TypeSize("Row", 3, 5 * MIB),))
+
+
+def test_heap_without_a_split_goes_without_it(small_heap: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise ReadingError(24, "no descriptor is left")
 
@@ -220,7 +228,7 @@ def test_heap_without_a_split_goes_without_it(monkeypatch: pytest.MonkeyPatch) -
     assert "Objects by type" in page
 
 
-def test_collector_that_was_off_stays_off() -> None:
+def test_collector_that_was_off_stays_off(small_heap: None) -> None:
     gc.disable()
     try:
         html_page(report(), heap=True)

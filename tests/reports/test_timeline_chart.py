@@ -12,6 +12,8 @@ from memtools.reports import timeline_svg
 from memtools.reports._timeline_chart import duration_text, forecast_text, time_ticks, utc_text
 from memtools.timelines import Timeline
 
+pytestmark = pytest.mark.once
+
 MIB = 2**20
 BEGIN = 1_800_000_000.0
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,6 +7,8 @@ from lxml import etree
 
 from memtools.reports._treemap import squarified, treemap_svg
 
+pytestmark = pytest.mark.once
+
 SIZES = st.lists(st.integers(1, 10**12), min_size=1, max_size=60).map(lambda sizes: sorted(sizes, reverse=True))
 
 
