@@ -77,6 +77,7 @@ def _notes(notes: dict[str, int]) -> list[str]:
 
 
 def _lines(lines: Iterable[str], style: str = "") -> list[str]:
+    style = f"text-align:left;{style}"
     return [f'<tbody><tr><td colspan="{_ALL}" style="{style}">{_text(line)}</td></tr></tbody>' for line in lines]
 
 

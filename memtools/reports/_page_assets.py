@@ -46,6 +46,7 @@ thead th{font-weight:600;vertical-align:bottom}
 .o tbody th,.t{text-align:left;white-space:normal;overflow-wrap:anywhere}
 .o tbody th{font-family:ui-monospace,"SF Mono",Menlo,Consolas,monospace;font-size:.93em;
 padding-left:calc(var(--d,0)*1.1em + 1.3em);position:relative}
+.t:first-child{min-width:6em}
 thead th:first-child{text-align:left}
 .o td:last-child,.o th:last-child{width:24%;min-width:6em;padding-right:0;text-align:left}
 i{display:block;height:.8em;border-radius:2px;
