@@ -291,13 +291,13 @@ class TestPublicNames:
         assert [name for name in public if f".. automodule:: {name}\n" not in reference] == []
 
     # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers, and 180 before
-    # timelines, the page of a report, and the difference of two.
-    def test_packages_export_at_most_190_names(self) -> None:
+    # timelines, trends and their events (15 names), the page of a report and the difference of two (5 names).
+    def test_packages_export_at_most_200_names(self) -> None:
         names = [
             name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())
         ]
 
-        assert len(names) <= 190
+        assert len(names) <= 200
 
     def test_top_level_namespace_holds_few_names(self) -> None:
         names = getattr(memtools, "__all__", [])

@@ -47,7 +47,6 @@ from memtools.integrations import MemoryMiddleware
 from memtools.integrations.health import HealthApp
 from memtools.readings import resident_bytes
 from memtools.reports import html_page
-from memtools.timelines import Timeline
 
 NEVER_REFUSED = (
     "/health/ready",
@@ -107,7 +106,6 @@ def make_app() -> Starlette:
     alerts = make_alerts(monitor)
     registry = CollectorRegistry()
     shop = Shop()
-    timeline = Timeline()
 
     async def memory(_: Request) -> Response:
         # It visits every object of the process: run it in a thread, and protect this path in a real service.
@@ -115,7 +113,7 @@ def make_app() -> Starlette:
 
     async def memory_page(_: Request) -> Response:
         # The same for people: the curve, an account for each route, what the heap consists of.
-        return HTMLResponse(await asyncio.to_thread(html_page, monitor=monitor, timeline=timeline, heap=True))
+        return HTMLResponse(await asyncio.to_thread(html_page, monitor=monitor, heap=True))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -123,7 +121,7 @@ def make_app() -> Starlette:
         async with Component("shop") as parts:
             parts.own(shop.orders)
             parts.own(MemtoolsCollector(registry))
-            async with alerts, monitor, timeline.record(interval=0.1):
+            async with alerts, monitor:
                 yield
 
     app = Starlette(

@@ -138,9 +138,10 @@ def _bursts(blocks: Sequence[_Block], scale: float) -> list[Anomaly]:
     place = _SIDE
     while place < len(blocks):
         before = blocks[place - _SIDE : place]
-        usual = median([block.highest for block in before])
-        noise = noise_of([block.highest for block in before])
-        least = usual + max(_MIN_BURST_SHARE * scale, _MIN_NOISE * noise)
+        peaks = [block.highest for block in before]
+        usual = median(peaks)
+        # Above all peaks of the hour before: the teeth of a regular sawtooth are no bursts.
+        least = max(peaks) + max(_MIN_BURST_SHARE * scale, _MIN_NOISE * noise_of(peaks))
         end = place
         while end < len(blocks) and blocks[end].highest >= least:
             end += 1

@@ -14,8 +14,7 @@ from typing import Final, Protocol, TypeAlias
 
 from memtools._records import as_dict, record
 from memtools.analysis._robust_statistics import median, noise_of, theil_sen
-from memtools.analysis._trend_detector import in_hours
-from memtools.units import format_size
+from memtools.units import format_duration, format_size
 
 Points: TypeAlias = list[tuple[int, float]]
 
@@ -64,8 +63,8 @@ class Forecast:
     def __str__(self) -> str:
         if self.seconds_to_limit is None:
             return f"no limit in sight: {self.evidence}"
-        before = "" if self.earliest_s is None else f", probably not before {in_hours(self.earliest_s)}"
-        return f"limit in about {in_hours(self.seconds_to_limit)}{before}"
+        before = "" if self.earliest_s is None else f", probably not before {format_duration(self.earliest_s)}"
+        return f"limit in about {format_duration(self.seconds_to_limit)}{before}"
 
 
 class Level(Protocol):
@@ -289,7 +288,7 @@ def _relative_error(series: _Series) -> float:
 def _to_forecast(series: _Series, fit: _Fit, limit_bytes: int | None) -> Forecast:
     rate, span_s = fit.rate / series.block_s, (len(series.floors) - 1) * series.block_s
     shape = "ever faster" if fit.acceleration else "steadily"
-    evidence = f"the floor rises {shape} by {format_size(rate * 3600)}/h, as seen over {in_hours(span_s)}"
+    evidence = f"the floor rises {shape} by {format_size(rate * 3600)}/h, as seen over {format_duration(span_s)}"
     if limit_bytes is None:
         return Forecast(rate, None, None, None, int(fit.line), f"{evidence}; no limit is known")
     seconds = fit.blocks_to(limit_bytes) * series.block_s

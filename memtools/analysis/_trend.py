@@ -8,9 +8,9 @@ from memtools.analysis._anomalies import Anomaly, find_anomalies
 from memtools.analysis._forecast import Forecast, forecast
 from memtools.analysis._headroom_rule import HeadroomRule, SuggestedThresholds
 from memtools.analysis._robust_statistics import kendall_tau, median, theil_sen
-from memtools.analysis._trend_detector import RisingFloor, Sensitivity, TrendDetector, in_hours
+from memtools.analysis._trend_detector import RisingFloor, Sensitivity, TrendDetector
 from memtools.timelines import Sample, TimelineEvent
-from memtools.units import format_size
+from memtools.units import format_duration, format_size
 
 OwnerPoints = Sequence[tuple[float, int]]
 
@@ -138,5 +138,5 @@ def _owner_trend(name: str, points: OwnerPoints) -> OwnerTrend | None:
     if theil_sen(live[half:]) < _MIN_SECOND_HALF * theil_sen(live[:half]):
         return None
     rate = theil_sen(live) * (len(live) - 1) / seconds
-    text = f"{name} grows by {format_size(rate * 3600)}/h: {format_size(rise)} in {in_hours(seconds)}"
+    text = f"{name} grows by {format_size(rate * 3600)}/h: {format_size(rise)} in {format_duration(seconds)}"
     return OwnerTrend(name, rate, int(rise), seconds, int(live[-1]), text)

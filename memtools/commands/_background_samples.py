@@ -28,6 +28,7 @@ class Sample:
     """One reading, or some readings in a row, with what a chart shows of them."""
 
     at_s: float
+    duration_s: float
     count: int
     lowest_bytes: int
     mean_bytes: int
@@ -117,7 +118,7 @@ class BackgroundSamples:
             used = resident_bytes()
         except ReadingError:  # no descriptor is left
             return
-        self._samples.append(Sample(time.time(), 1, used, used, used))
+        self._samples.append(Sample(time.time(), 0.0, 1, used, used, used))
         if len(self._samples) >= _MAX_SAMPLES:
             self._samples = merged_by_pairs(self._samples)
             self._interval_s *= 2
@@ -133,4 +134,4 @@ def _merged(one: Sample, other: Sample) -> Sample:
     count = one.count + other.count
     mean = (one.mean_bytes * one.count + other.mean_bytes * other.count) // count
     lowest, highest = min(one.lowest_bytes, other.lowest_bytes), max(one.highest_bytes, other.highest_bytes)
-    return Sample(one.at_s, count, lowest, mean, highest)
+    return Sample(one.at_s, other.at_s + other.duration_s - one.at_s, count, lowest, mean, highest)

@@ -9,10 +9,11 @@ from functools import partial, wraps
 from itertools import chain, count
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, cast, overload
 
 from memtools._forks import register_after_fork
 from memtools._text import printable
+from memtools.analysis import Forecast
 from memtools.cleanup import Reclaimer, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
@@ -24,12 +25,14 @@ from memtools.ledger._context import is_failure
 from memtools.monitor._admission import Admission, LeasedAdmission
 from memtools.monitor._engine import Engine
 from memtools.monitor._exhaustion import EXIT_CODE, Health, ProcessEnd, handle_sigterm
+from memtools.monitor._forecast import TrendForecast, parse_forecast
 from memtools.monitor._levels import LevelMachine, Size, Thresholds
 from memtools.monitor._loops import AsyncioLoop, ThreadLoop
 from memtools.monitor._report import Recommendation, recommendations
 from memtools.monitor._sampler import MemorySource, Sampler, SamplingInterval, process_source
 from memtools.monitor._statistics import MAX_NAME_LENGTH, MonitorStatistics, OperationCounter
 from memtools.readings import Level, Reading
+from memtools.timelines import Timeline
 from memtools.units import parse_count, parse_rate, parse_seconds, parse_size
 
 if TYPE_CHECKING:
@@ -94,6 +97,10 @@ class MemoryMonitor:
         name: what it is called in logs, reports and metrics. While another started monitor has that name, a number
             follows: `"monitor-2"`.
         source: where memory and time are read from; for tests and rehearsals.
+        forecast: whether to judge memory over hours and days: whether its floor rises, and when the limit is reached.
+            `"low"`, `"balanced"` (True) or `"high"` is how early that is said, and how often in vain.
+        adaptive: whether to apply the thresholds that the forecast suggests, from the fourth hour on.
+        forecast_state: a file, on a local disk, in which what the forecast has learned survives a restart.
         cluster: the pool of processes that this one has joined (`memtools.cluster.join`): the others are told its
             level, and `admit(size)` takes a lease as well.
 
@@ -131,6 +138,9 @@ class MemoryMonitor:
         reclaimer: Reclaimer | None = None,
         name: str = "monitor",
         source: MemorySource | None = None,
+        forecast: bool | Literal["low", "balanced", "high"] = False,
+        adaptive: bool = False,
+        forecast_state: str | os.PathLike[str] | None = None,
         cluster: "Cluster | None" = None,
     ) -> None:
         if cluster is not None and not callable(getattr(cluster, "tell_level", None)):
@@ -146,6 +156,7 @@ class MemoryMonitor:
         thresholds = Thresholds(warning, critical, free, lambda: source.limit().value_bytes)
         interval = _parse_interval(min_interval, max_interval)
         self._name = _parse_name(name)
+        timeline = Timeline(limit_bytes=source.limit().value_bytes)
         self._engine = Engine(
             source,
             Sampler(source, thresholds, LevelMachine(), interval),
@@ -161,6 +172,9 @@ class MemoryMonitor:
             ),
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
+            timeline=timeline,
+            forecast=_make_forecast(forecast, forecast_state, timeline, source, adaptive=adaptive),
+            is_adaptive=bool(adaptive),
         )
         self._cluster = cluster
         if cluster is not None:
@@ -171,6 +185,20 @@ class MemoryMonitor:
     def name(self) -> str:
         """What it is called in logs, reports and metrics: as it was named, or with a number after it."""
         return self._engine.name
+
+    @property
+    def timeline(self) -> Timeline:
+        """What the sampling loop and `check()` have read, with the changes of level, clean-ups and full collections.
+
+        `monitor.timeline.mark("deploy", "1.4.2")` adds an event. A forked child begins a timeline of its own.
+        """
+        return self._engine.timeline
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """When the limit is reached; None while no floor rises, and without `forecast=True`."""
+        found = self._engine.forecast
+        return None if found is None else found.forecast()
 
     @property
     def level(self) -> Level:
@@ -450,6 +478,18 @@ class MemoryMonitor:
 
     def _after_fork(self) -> None:
         self._engine.after_fork()
+
+
+def _make_forecast(
+    forecast: object, state: str | os.PathLike[str] | None, timeline: Timeline, source: MemorySource, *, adaptive: bool
+) -> TrendForecast | None:
+    sensitivity = parse_forecast(forecast)
+    if sensitivity is not None:
+        return TrendForecast(sensitivity, state_path=state, timeline=timeline, clock=source.clock)
+    for name, value in (("adaptive", adaptive), ("forecast_state", state)):
+        if value:
+            raise ConfigError(name, value, "nothing without forecast=True")
+    return None
 
 
 class _Settings:

@@ -53,7 +53,7 @@ def html_page(
         timeline: resident memory over time, as `memtools.timelines.Timeline`; by default that of the monitor.
         trend: what the timeline says, as `memtools.analysis.judge_trend()` returns it: which owners' live bytes rise,
             what was out of the ordinary, suggested thresholds, and the forecast.
-        forecast: when the limit will be reached, drawn into the timeline; by default that of the trend.
+        forecast: when the limit will be reached, drawn into the timeline; by default that of the monitor or the trend.
         diagnosis: what leaks and what holds it, as `memtools.leaks.investigate()` returns it.
         growing: what grew between two counts of the heap, as `memtools.heap.growth_between()` returns it.
         heap: whether to look at the heap of this process as well: the largest containers and where they are made, the
@@ -71,7 +71,10 @@ def html_page(
     taken = report
     if taken is None:
         taken = take_report(title="this process" if monitor is None else monitor.name)
-    seen = None if monitor is None else monitor.statistics()
+    seen = None
+    if monitor is not None:
+        seen = monitor.statistics()
+        timeline, forecast = timeline or monitor.timeline, forecast or monitor.forecast
     containers, advice, types, split = _heap(seen) if heap else ((), (), (), None)
     return page_html(
         PageFields(
@@ -81,7 +84,7 @@ def html_page(
             duration_s=taken.duration_s,
             headline=() if seen is None else _figures(seen),
             sentences=() if seen is None else _sentences(seen),
-            timeline=getattr(monitor, "timeline", None) if timeline is None else timeline,
+            timeline=timeline,
             trend=trend,
             forecast=trend.forecast if forecast is None and trend is not None else forecast,
             thresholds=None if seen is None else _thresholds(seen),

@@ -26,7 +26,8 @@ _MAX_LIMIT_SHARE: Final = 4.0  # a limit that is further above what is used woul
 _MIN_SWING: Final = 0.35  # a curve that moves by less of its height does not begin at 0
 _HEADROOM: Final = 0.06  # of the height, above the highest
 _MAX_AHEAD: Final = 0.5  # of the time that was seen: as far as a forecast is drawn
-_GAP: Final = 8  # times the usual distance between samples, from which on none were taken
+_GAP: Final = 8  # times the usual distance between samples, from which on none were taken,
+_MIN_GAP_S: Final = 60.0  # and at least so many seconds, because a monitor samples more often when memory is short
 _STEPS_S: Final = (
     1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800,
     1_209_600, 2_592_000, 7_776_000, 31_536_000,
@@ -54,6 +55,11 @@ class SampleFields(Protocol):
     @property
     def at_s(self) -> float:
         """When the first was taken, in seconds since the epoch."""
+        ...
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first to the last."""
         ...
 
     @property
@@ -147,6 +153,7 @@ class ForecastFields(Protocol):
 @record
 class _Point:
     at_s: float
+    end_s: float  # when the last of its readings was taken
     lowest: float
     mean: float
     highest: float
@@ -261,7 +268,10 @@ def utc_text(at_s: float) -> str:
 
 def _points(samples: Sequence[SampleFields]) -> list[_Point]:
     if len(samples) <= _MAX_COLUMNS:
-        return [_Point(one.at_s, one.lowest_bytes, one.mean_bytes, one.highest_bytes) for one in samples]
+        return [
+            _Point(one.at_s, one.at_s + one.duration_s, one.lowest_bytes, one.mean_bytes, one.highest_bytes)
+            for one in samples
+        ]
     first_s, width_s = samples[0].at_s, (samples[-1].at_s - samples[0].at_s) / _MAX_COLUMNS or 1.0
     points: list[_Point] = []
     column: list[SampleFields] = []
@@ -281,6 +291,7 @@ def _merged(at_s: float, column: Sequence[SampleFields]) -> _Point:
     count = sum(one.count for one in column)
     return _Point(
         at_s,
+        column[-1].at_s + column[-1].duration_s,
         min(one.lowest_bytes for one in column),
         sum(one.mean_bytes * one.count for one in column) / max(count, 1),
         max(one.highest_bytes for one in column),
@@ -344,7 +355,8 @@ def _curves(points: Sequence[_Point], axes: _Axes) -> Iterator[str]:
     band, mean = "", ""
     for run in _runs(points):
         if len(run) == 1:
-            run.append(_Point(run[0].at_s + (axes.last_s - axes.first_s) / 200, *_sizes(run[0])))  # a short dash
+            end_s = run[0].at_s + (axes.last_s - axes.first_s) / 200  # a short dash
+            run.append(_Point(end_s, end_s, run[0].lowest, run[0].mean, run[0].highest))
         upper = [(axes.x(one.at_s), axes.y(one.highest)) for one in run]
         lower = [(axes.x(one.at_s), axes.y(one.lowest)) for one in reversed(run)]
         band += f"M{_path([*upper, *lower])}Z"
@@ -352,10 +364,6 @@ def _curves(points: Sequence[_Point], axes: _Axes) -> Iterator[str]:
     yield f'<path class="tl-band" d="{band}"/><path class="tl-mean" d="{mean}"/>'
     if len(points) >= _MIN_FLOOR_POINTS:
         yield f'<path class="tl-floor" d="{_floor(points, axes)}"/>'
-
-
-def _sizes(point: _Point) -> tuple[float, float, float]:
-    return point.lowest, point.mean, point.highest
 
 
 def _path(points: Sequence[tuple[int, int]]) -> str:
@@ -370,11 +378,11 @@ def _path(points: Sequence[tuple[int, int]]) -> str:
 
 def _runs(points: Sequence[_Point]) -> Iterator[list[_Point]]:
     """Yield the points between two gaps, in which no samples were taken."""
-    distances = sorted(after.at_s - before.at_s for before, after in pairwise(points))
-    usual = distances[len(distances) // 2] if distances else 0.0
+    distances = sorted(after.at_s - before.end_s for before, after in pairwise(points))
+    longest = max(_GAP * distances[len(distances) // 2], _MIN_GAP_S) if distances else _MIN_GAP_S
     run: list[_Point] = []
     for point in points:
-        if run and point.at_s - run[-1].at_s > _GAP * max(usual, 1e-3):
+        if run and point.at_s - run[-1].end_s > longest:
             yield run
             run = []
         run.append(point)

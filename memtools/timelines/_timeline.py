@@ -18,7 +18,7 @@ from memtools.timelines._recording import Recording
 from memtools.timelines._samples import UNKNOWN, WIDTH, Row, Sample, SampleSeries, to_sample
 from memtools.units import format_size
 
-PathName: TypeAlias = "str | os.PathLike[str]"
+PathName: TypeAlias = str | os.PathLike[str]
 
 MAX_EVENTS_OF_A_KIND: Final = 128  # a flood of collections must not push out the one deploy
 MAX_KINDS: Final = 16

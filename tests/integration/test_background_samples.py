@@ -102,9 +102,13 @@ def test_samples_stay_bounded_and_keep_their_extremes(no_hooks: object, monkeypa
 
 
 def test_pairs_are_merged_by_their_counts() -> None:
-    one, other, last = Sample(1.0, 3, 5, 10, 20), Sample(2.0, 1, 2, 30, 90), Sample(3.0, 1, 7, 7, 7)
+    one, other, last = (
+        Sample(1.0, 0.5, 3, 5, 10, 20),
+        Sample(2.0, 0.75, 1, 2, 30, 90),
+        Sample(3.0, 0.0, 1, 7, 7, 7),
+    )
 
-    assert merged_by_pairs([one, other, last]) == [Sample(1.0, 4, 2, 15, 90), last]
+    assert merged_by_pairs([one, other, last]) == [Sample(1.0, 1.75, 4, 2, 15, 90), last]
 
 
 def test_refused_reading_is_left_out(no_hooks: object, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,16 @@ def test_gap_interrupts_the_curve() -> None:
     assert _paths(timeline_svg(_timeline(*[50] * 40)))["tl-mean"].count("M") == 1
 
 
+def test_samples_of_changing_density_are_one_curve() -> None:
+    timeline = Timeline()
+    for at_s in (0.0, 2.5, 5.0, *(5.0 + number / 1000 for number in range(1, 100))):
+        timeline.add(50 * MIB, at_s=BEGIN + at_s)
+    for hour in range(1, 200):  # the older ones are merged into rows of a minute
+        timeline.add(60 * MIB, at_s=BEGIN + 100 + hour * 20)
+
+    assert _paths(timeline_svg(timeline))["tl-mean"].count("M") == 1
+
+
 def test_floor_is_the_lowest_of_each_block() -> None:
     timeline = _timeline(*[100 if place % 10 else 40 for place in range(400)])
     floor = _paths(timeline_svg(timeline))["tl-floor"]
