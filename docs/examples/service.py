@@ -101,7 +101,7 @@ def make_alerts(monitor: MemoryMonitor) -> Alerts:
 
 def make_app() -> Starlette:
     """Return the application; nothing starts before its lifespan."""
-    monitor = MemoryMonitor(name="shop")
+    monitor = MemoryMonitor(name="shop", max_interval=0.25)
     monitor.exit_when_exhausted(report_file=os.environ.get("SHOP_REPORT"))
     alerts = make_alerts(monitor)
     registry = CollectorRegistry()

@@ -391,13 +391,19 @@ def _runs(points: Sequence[_Point]) -> Iterator[list[_Point]]:
 
 
 def _floor(points: Sequence[_Point], axes: _Axes) -> str:
-    size = max(4, math.ceil(len(points) / _FLOOR_BLOCKS))
-    blocks = [points[place : place + size] for place in range(0, len(points), size)]
+    """Return a line at the lowest of each block; blocks are of the same length in time, and empty ones interrupt it."""
+    number = max(1, min(_FLOOR_BLOCKS, len(points) // 4))
+    first_s, width_s = points[0].at_s, (points[-1].at_s - points[0].at_s) / number or 1.0
+    blocks: dict[int, list[_Point]] = {}
+    for point in points:
+        blocks.setdefault(min(int((point.at_s - first_s) / width_s), number - 1), []).append(point)
     text = ""
-    for place, block in enumerate(blocks):
-        end = blocks[place + 1][0].at_s if place + 1 < len(blocks) else block[-1].at_s
+    for place, block in blocks.items():
+        after = blocks.get(place + 1)
+        end_s = max(block[-1].at_s, block[-1].end_s) if after is None else after[0].at_s
         y = axes.y(min(one.lowest for one in block))
-        text += f"{'V' if text else f'M{axes.x(block[0].at_s)} '}{y}H{axes.x(end)}"
+        text += f"V{y}" if place - 1 in blocks else f"M{axes.x(block[0].at_s)} {y}"
+        text += f"H{min(axes.x(end_s), _UNITS)}"
     return text
 
 
