@@ -99,7 +99,8 @@ class MemoryMonitor:
         source: where memory and time are read from; for tests and rehearsals.
         forecast: whether to judge memory over hours and days: whether its floor rises, and when the limit is reached.
             `"low"`, `"balanced"` (True) or `"high"` is how early that is said, and how often in vain.
-        adaptive: whether to apply the thresholds that the forecast suggests, from the fourth hour on.
+        adaptive: whether to apply the thresholds that the forecast suggests instead of those given, from the fourth
+            hour on.
         forecast_state: a file, on a local disk, in which what the forecast has learned survives a restart.
         cluster: the pool of processes that this one has joined (`memtools.cluster.join`): the others are told its
             level, and `admit(size)` takes a lease as well.

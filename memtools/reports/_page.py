@@ -26,7 +26,9 @@ from memtools.reports._text import (
 )
 from memtools.reports._timeline_chart import (
     CHART_STYLE,
+    EventFields,
     ForecastFields,
+    SampleFields,
     TimelineFields,
     duration_text,
     forecast_text,
@@ -94,6 +96,15 @@ class PageFields:
     split: ResidentSplit | None = None
     advice: tuple[str, ...] = ()
     more: str = ""
+
+
+@record
+class _Snapshot:
+    """A timeline at one moment: a `Timeline` makes a record for each sample, each time that it is asked for them."""
+
+    samples: "Sequence[SampleFields]"
+    events: "Sequence[EventFields]"
+    limit_bytes: int | None
 
 
 def page_html(fields: PageFields) -> str:
@@ -202,25 +213,24 @@ def _leak(leak: "Leak") -> str:
 def _timeline(fields: PageFields) -> Iterator[str]:
     if fields.timeline is None:
         return
+    timeline = _Snapshot(fields.timeline.samples, fields.timeline.events, fields.timeline.limit_bytes)
     chart = timeline_svg(
-        fields.timeline, forecast=fields.forecast, thresholds=fields.thresholds, width="100%", has_style=False
+        timeline, forecast=fields.forecast, thresholds=fields.thresholds, width="100%", has_style=False
     )
     if not chart:
         return
-    samples = fields.timeline.samples
+    samples, events, limit = timeline.samples, timeline.events, timeline.limit_bytes
     lasted = duration_text(samples[-1].at_s - samples[0].at_s)
     yield f"<details open><summary>Resident memory <small>over {lasted}, times in UTC</small></summary>{chart}"
     yield (
         "<p class=key><span><b style=background:var(--mean)></b>mean, with lowest to highest</span>"
-        f"{'<span><b style=background:var(--floor)></b>floor</span>' if has_floor(fields.timeline) else ''}"
+        f"{'<span><b style=background:var(--floor)></b>floor</span>' if has_floor(samples) else ''}"
     )
-    if fields.timeline.events:
+    if events:
         yield "<span><b style=background:var(--event)></b>events</span>"
     if fields.forecast is not None:
         yield "<span><b style=background:var(--ahead)></b>forecast</span>"
-    limit = fields.timeline.limit_bytes
     yield f"</p><p class=note>limit {format_size(limit)}" if limit is not None else "</p>"
-    events = fields.timeline.events
     if events:
         yield f"<details><summary>{len(events):,} events</summary><table><tbody>"
         for event in events[-_MAX_EVENTS:]:

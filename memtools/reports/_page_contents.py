@@ -63,7 +63,7 @@ def html_page(
     Raises:
         ReadingError: when the memory of the process cannot be read, for a report that is taken now.
 
-    Threads: safe. Cost: some 15 ms for 500 owners and a week of samples. With `heap` it walks all objects under the
+    Threads: safe. Cost: some 20 ms for 500 owners and a week of samples. With `heap` it walks all objects under the
     GIL, some 3 s for each million: in a service call it in a thread (`asyncio.to_thread`), and rarely.
     """
     from memtools.reports._page import PageFields, page_html  # only who writes a page needs it

@@ -232,9 +232,9 @@ def timeline_svg(
     return "".join(parts)
 
 
-def has_floor(timeline: TimelineFields) -> bool:
-    """Return whether the chart of a timeline has a line for its floor."""
-    return len(timeline.samples) >= _MIN_FLOOR_POINTS
+def has_floor(samples: Sequence[SampleFields]) -> bool:
+    """Return whether the chart of these samples has a line for their floor."""
+    return len(samples) >= _MIN_FLOOR_POINTS
 
 
 def duration_text(seconds: float) -> str:
