@@ -11,6 +11,9 @@ from memtools.reports._page import whole_page
 from memtools.reports._text import can_show_blocks, format_mib, share_of, terminal_width
 
 _HEADINGS: Final = ("kept before", "now", "change", "peak before", "now", "change")
+_WORDS: Final = (
+    "calls before", "calls now", "kept before", "kept now", "kept change", "peak before", "peak now", "peak change",
+)  # fmt: skip
 _TITLES: Final = {"function": "functions", "task": "tasks", "scope": "scopes"}
 _GAP: Final = "  "
 _MIN_NAME: Final = 16
@@ -69,7 +72,7 @@ def _page(diff: ReportDiff) -> Iterator[str]:
         if owners:
             yield f"<details open><summary>{heading.title()} <small>{len(owners):,}</small></summary>"
             yield f"<div class=wide><table class=o><thead><tr><th scope=col>{kind}"
-            for place, heading_text in enumerate(("calls before", "calls now", *_HEADINGS)):
+            for place, heading_text in enumerate(_WORDS):
                 hidden = " class=x" if place not in (4, 7) else ""
                 yield f"<th scope=col{hidden}>{heading_text}"
             yield "<th scope=col>change of what is kept<tbody>"
