@@ -44,7 +44,7 @@ _ONCE = (
 _OWN_PROCESSES = (
     # They look at all objects of the process: beside all other tests, and the libraries that those load, they take
     # three to four times as long.
-    ("tests/heap", "tests/leaks", "tests/testing", "tests/monitor"),
+    ("tests/heap", "tests/leaks", "tests/testing", "tests/monitor", "tests/reports/test_report_page.py"),
     # Dask leaves threads behind, beside which no figure of tracemalloc is exact; a pool has one until it is closed.
     ("tests/cluster/test_dask.py", "docs/cluster-dask.md", "docs/cluster.md"),
 )
@@ -76,8 +76,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     Visiting them took half of the time of a test that allocates or collects. Tests that walk the heap need to see them.
     """
-    walks_the_heap = tuple(str(session.config.rootpath / folder) + os.sep for folder in _OWN_PROCESSES[0])
-    if not any(str(item.path).startswith(walks_the_heap) for item in session.items):
+    walking = [session.config.rootpath / path for path in _OWN_PROCESSES[0]]
+    if not any(item.path == path or path in item.path.parents for item in session.items for path in walking):
         gc.collect()
         gc.freeze()
 

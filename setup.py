@@ -1,6 +1,6 @@
-"""Build the C extensions where there is a compiler; everything else is in pyproject.toml.
+"""Build the C extensions where there is a compiler, and read the README; everything else is in pyproject.toml.
 
-The build of the extensions depends on environment variables, which a table in pyproject.toml cannot read:
+Both depend on environment variables, which a table in pyproject.toml cannot read:
 
 - `MEMTOOLS_NATIVE=0` leaves the extensions out. `MEMTOOLS_NATIVE=1` insists on them: a failed compilation fails the
   build. It also tries to build them on Windows, where none has ever been run.
@@ -16,6 +16,7 @@ beside the metadata says why, for `memtools info`.
 import atexit
 import gzip
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -202,6 +203,22 @@ def folders_to_build_in() -> dict[str, dict[str, str]]:
     return {"build": {"build_base": os.path.join(folder, "build")}, "egg_info": {"egg_base": folder}}
 
 
+def read_readme() -> str:
+    """Return the README; in a release on GitHub its links are whole addresses, without which PyPI shows no picture."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    server, repository, ref = (
+        os.environ.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY", "REF_NAME")
+    )
+    if not (server and repository and ref):
+        return text
+
+    def absolute(link: "re.Match[str]") -> str:
+        is_picture, label, path = link.groups()
+        return f"{is_picture}[{label}]({server}/{repository}/{'raw' if is_picture else 'blob'}/{ref}/{path})"
+
+    return re.sub(r"(!?)\[([^\[\]]*)\]\((?![a-z]+:|#)([^()\s]+)\)", absolute, text)
+
+
 # The folder of the ledger must not be an include directory: it has a `limits.h`, like the C library.
 ledger = extension("memtools.ledger._native", sorted(glob(f"{LEDGER}/*.c")), sorted(glob(f"{LEDGER}/*.h")))
 window = extension("memtools.structures._list_core", ["memtools/structures/_list_core.c"], [])
@@ -217,4 +234,6 @@ setup(
         "sdist": SourceArchive,
     },
     options=folders_to_build_in(),
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
 )

@@ -16,6 +16,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+# Pages that stand for themselves, beside the built ones: so their relative links also work where the sources are read.
+html_extra_path = ["report-of-a-program.html", "report-of-a-service.html", "report-of-a-service.png"]
 suppress_warnings = ["ref.python"]  # some errors are public in two packages: a link may lead to either
 default_role = "code"  # docstrings are written with single backticks
 

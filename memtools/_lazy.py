@@ -23,6 +23,9 @@ _PACKAGES: Final = {
     "report": "reports",
 }
 
+# What IPython calls at `%load_ext memtools` and `%unload_ext memtools`.
+_EXTENSION: Final = ("load_ipython_extension", "unload_ipython_extension")
+
 # What only reports need, of a package that every program loads.
 _READINGS: Final = dict.fromkeys(("ResidentPart", "ResidentSplit", "split_resident"), "memtools.readings._resident")
 
@@ -81,6 +84,9 @@ def __getattr__(name: str) -> object:
         return import_module(f"memtools.{name}")
     if name == "__version__":
         return _version()
+    if name in _EXTENSION:
+        found: object = getattr(import_module("memtools.integrations.ipython"), name)
+        return found
 
     hint = f"; use {_GUESSES[name]}" if name in _GUESSES else ""
     if hint and _is_import_statement():

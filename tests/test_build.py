@@ -110,6 +110,39 @@ def _contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+class TestReadme:
+    """What PyPI shows, which resolves no relative link."""
+
+    @staticmethod
+    def _description(checkout: Path, target: Path, **env: str) -> str:
+        words = ["setup.py", "-q", "egg_info", "--egg-base", str(target)]
+        done = _run([sys.executable, *words], checkout, MEMTOOLS_NATIVE="0", **env)
+        assert done.returncode == 0, done.stderr
+        return (target / "memtools.egg-info" / "PKG-INFO").read_text(encoding="utf-8")
+
+    def test_links_of_a_release_are_whole_addresses(self, checkout: Path, tmp_path: Path) -> None:
+        text = self._description(
+            checkout, tmp_path, GITHUB_SERVER_URL="https://github.com", GITHUB_REPOSITORY="o/memtools",
+            GITHUB_REF_NAME="v0.1.0",
+        )  # fmt: skip
+
+        assert "](https://github.com/o/memtools/raw/v0.1.0/docs/report-of-a-service.png)" in text
+        assert "[The command line](https://github.com/o/memtools/blob/v0.1.0/docs/command-line.md)" in text
+        assert not re.search(r"\]\((docs/|[A-Z]+\.md|LICENSE)", text)
+        assert "Description-Content-Type: text/markdown" in text
+
+    def test_links_of_another_build_stay_as_they_are(self, checkout: Path, tmp_path: Path) -> None:
+        text = self._description(checkout, tmp_path, GITHUB_REPOSITORY="")
+
+        assert "](docs/report-of-a-service.png)" in text
+
+    def test_picture_of_the_readme_is_there_and_small(self) -> None:
+        paths = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+        assert paths == ["docs/report-of-a-service.png"]
+        assert (ROOT / paths[0]).stat().st_size <= 60 * 1024
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is compiled on Windows")
 class TestWithoutCompiler:
     """The build where the C compiler is missing or fails."""

@@ -2,6 +2,7 @@
 
     python docs/examples/service.py             # a demonstration: the shop under load, until the leak is found
     python docs/examples/service.py --serve     # the shop alone, as a service, until it is interrupted
+    python docs/examples/service.py --page shop.html    # the demonstration, with the report as a page
 
 The first half of this file is the service, to be copied from. It is configured by the environment:
 
@@ -36,7 +37,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, make_asgi_app
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from memtools import BoundedList, Component, MemoryMonitor, WeakCache
@@ -45,8 +46,15 @@ from memtools.exporters.prometheus import MemtoolsCollector
 from memtools.integrations import MemoryMiddleware
 from memtools.integrations.health import HealthApp
 from memtools.readings import resident_bytes
+from memtools.reports import html_page
 
-NEVER_REFUSED = ("/health/ready", "/health/live", "/memory", "/metrics/")  # needed most while memory is short
+NEVER_REFUSED = (
+    "/health/ready",
+    "/health/live",
+    "/memory",
+    "/memory.html",
+    "/metrics/",
+)  # needed most while memory is short
 
 
 class Shop:
@@ -93,7 +101,7 @@ def make_alerts(monitor: MemoryMonitor) -> Alerts:
 
 def make_app() -> Starlette:
     """Return the application; nothing starts before its lifespan."""
-    monitor = MemoryMonitor(name="shop")
+    monitor = MemoryMonitor(name="shop", max_interval=0.25)
     monitor.exit_when_exhausted(report_file=os.environ.get("SHOP_REPORT"))
     alerts = make_alerts(monitor)
     registry = CollectorRegistry()
@@ -102,6 +110,10 @@ def make_app() -> Starlette:
     async def memory(_: Request) -> Response:
         # It visits every object of the process: run it in a thread, and protect this path in a real service.
         return PlainTextResponse(await asyncio.to_thread(monitor.report))
+
+    async def memory_page(_: Request) -> Response:
+        # The same for people: the curve, an account for each route, what the heap consists of.
+        return HTMLResponse(await asyncio.to_thread(html_page, monitor=monitor, heap=True))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -117,6 +129,7 @@ def make_app() -> Starlette:
             Route("/search", monitor.watch(shop.search)),
             Route("/orders/{number:int}", monitor.watch(shop.order)),
             Route("/memory", memory),
+            Route("/memory.html", memory_page),
             Mount("/health", HealthApp(monitor)),
             Mount("/metrics", make_asgi_app(registry)),
         ],
@@ -230,8 +243,8 @@ async def watch_health(client: httpx.AsyncClient, demo: Demonstration, seconds: 
         await asyncio.sleep(0.05)
 
 
-async def load(address: str, demo: Demonstration, seconds: float) -> tuple[str, str]:
-    """Send requests from eight clients until it is complete; return the metrics and the report of the service."""
+async def load(address: str, demo: Demonstration, seconds: float) -> tuple[str, str, str]:
+    """Send requests from eight clients until it is complete; return the metrics, the report and the page of it."""
     async with httpx.AsyncClient(base_url=address, timeout=30) as client:
         customers = [asyncio.create_task(send_requests(client, demo, f"customer {number}")) for number in range(8)]
         try:
@@ -240,7 +253,8 @@ async def load(address: str, demo: Demonstration, seconds: float) -> tuple[str, 
             for customer in customers:
                 customer.cancel()
             await asyncio.gather(*customers, return_exceptions=True)
-        return (await client.get("/metrics/")).text, (await client.get("/memory")).text
+        metrics, report, page = [await client.get(path) for path in ("/metrics/", "/memory", "/memory.html")]
+        return metrics.text, report.text, page.text
 
 
 def show(demo: Demonstration, metrics: str, report: str) -> None:
@@ -268,6 +282,7 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address of the service; 0.0.0.0 in a container")
     parser.add_argument("--fd", type=int, help="a listening socket that a supervisor has left open, in place of both")
     parser.add_argument("--port", type=int, default=8000, help="port of the service; 0 for any free port")
+    parser.add_argument("--page", metavar="FILE", help="write the report of the demonstration to FILE as a page")
     parser.add_argument("--seconds", type=float, default=30.0, help="the longest time of the load")
     options = parser.parse_args()
     if options.serve:
@@ -276,8 +291,11 @@ def main() -> int:
 
     demo = Demonstration()
     with webhook(demo) as url, service(url) as address:
-        metrics, report = asyncio.run(load(address, demo, options.seconds))
+        metrics, report, page = asyncio.run(load(address, demo, options.seconds))
     show(demo, metrics, report)
+    if options.page:
+        with open(options.page, "w", encoding="utf-8") as file:
+            file.write(page)
     return 0 if demo.is_complete else 1
 
 

@@ -16,8 +16,6 @@ _MAX_LINES: Final = 40
 _MAX_NAMES: Final = 5
 _MIN_NAME_WIDTH: Final = 20
 _HEADINGS: Final = ("pid", "peak MiB", "resident", "private", "growth", "live", "leaks", "end")
-_TABLE: Final = 'style="border-collapse:collapse;font:13px/1.5 ui-monospace,monospace;margin-top:2em"'
-_CELL: Final = 'style="text-align:right;padding:.15em .8em .15em 0;border-bottom:1px solid rgba(128,128,128,.35)"'
 _ENDED: Final = "ended"
 _KILLED: Final = "killed"
 _RUNNING: Final = "running"
@@ -131,14 +129,24 @@ class FamilyReport:
         return "\n".join([*texts, *self._table(terminal_width() if width is None else width, ascii_only=ascii_only)])
 
     def html(self) -> str:
-        """Return the table, and the report of each, as HTML; empty where there were no child processes."""
+        """Return the table, and the report of each, as HTML for the page of the run; empty where there were none."""
         if not self.children:
             return ""
-        rows = [[child.title, *child.figures()] for child in self.children]
-        lines = ["".join(f"<td {_CELL}>{html_escape(text)}</td>" for text in row) for row in rows]
-        head = "".join(f"<th {_CELL}>{html_escape(text)}</th>" for text in ("child processes", *_HEADINGS))
-        table = f"<table {_TABLE}><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-        return "".join([table, *(f"<br>{child.fields['html']}" for child in self.children if "html" in child.fields)])
+        head = "".join(f"<th scope=col>{html_escape(heading)}" for heading in _HEADINGS)
+        lines = [
+            f"<tr><td class=t>{html_escape(printable(child.title))}"
+            + "".join(f"<td>{html_escape(figure)}" for figure in child.figures())
+            for child in self.children
+        ]
+        table = f"<table><thead><tr><th scope=col class=t>child processes{head}<tbody>{''.join(lines)}</table>"
+        reports = [
+            f"<details><summary>{html_escape(printable(child.title))}, process {child.pid}</summary>"
+            f"{child.fields['html']}</details>"
+            for child in self.children
+            if "html" in child.fields
+        ]
+        notes = [f"<p class=note>{html_escape(note)}" for note in (*_LEGEND, _LEGEND_KILLED)]
+        return "".join([table, *notes, *reports])
 
     def _table(self, width: int, *, ascii_only: bool) -> Iterator[str]:
         if not self.children:

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from memtools.commands._info import memtools_version, print_facts
 from memtools.commands._program import Program, ProgramKind, command_name, hint
@@ -28,9 +28,13 @@ _RUN_EPILOG: Final = (
     "it; what follows it is passed to the program."
 )
 
+_DIFF_HELP: Final = "show what changed from one report to another: per owner what is kept and the peak, before and now"
+_DIFF_EPILOG: Final = (
+    "Exit codes: 0; 1 where --fail-above is exceeded; 2 where a file is no report, or nothing can be compared."
+)
 _NODES_HELP: Final = "show the processes of a pool that share a budget (memtools.cluster), refreshing on a terminal"
 
-_COMMANDS: Final = ("run", "info", "nodes")
+_COMMANDS: Final = ("run", "diff", "info", "nodes")
 _KINDS: Final[dict[str, ProgramKind]] = {"-m": "module", "-c": "code"}
 _MISSING: Final[dict[ProgramKind, str]] = {
     "module": "-m needs the name of a module",
@@ -58,10 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from memtools.commands._nodes import print_nodes  # it loads sqlite3, which no program of `run` shall meet
 
         return _while_it_is_read(lambda: print_nodes(options.url, pool=options.pool, as_json=options.json))
+    if options.command == "diff":
+        return _while_it_is_read(lambda: _diff(options))
     if options.command == "run":
         return run(_parse_run(run_parser, options, words, kind))
     parser.print_help()
     return 2
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from memtools.commands._diff import print_diff  # what only pages need
+
+    return print_diff(
+        options.before, options.after, as_json=options.json, html_path=options.html, fail_above=options.fail_above
+    )
 
 
 def _while_it_is_read(command: Callable[[], int]) -> int:
@@ -79,7 +93,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     prog = command_name()
     parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="{run,info,nodes}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,diff,info,nodes}")
 
     run_parser = commands.add_parser(
         "run",
@@ -99,6 +113,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     )
     run_parser.add_argument("--meter", metavar="NAME", help=_METER_HELP)
 
+    _add_diff_parser(commands)
     info_parser = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
     info_parser.add_argument("--json", action="store_true", help="print it as JSON")
 
@@ -109,6 +124,21 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     nodes_parser.add_argument("--pool", metavar="NAME", help="the name of the pool; else that of the URL, or default")
     nodes_parser.add_argument("--json", action="store_true", help="print it once, as JSON")
     return parser, run_parser
+
+
+def _add_diff_parser(commands: Any) -> None:  # Any: the type of argparse is private
+    parser = commands.add_parser(
+        "diff", help=_DIFF_HELP, description=_DIFF_HELP, allow_abbrev=False, epilog=_DIFF_EPILOG
+    )
+    parser.add_argument("before", metavar="A", help="the earlier report, as run --json has written it; - is stdin")
+    parser.add_argument("after", metavar="B", help="the later report")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--html", metavar="FILE", help="also write it to FILE as a page; - is stdout, without the text")
+    parser.add_argument(
+        "--fail-above",
+        metavar="SIZE|PERCENT",
+        help="end with 1 where an owner keeps, or peaks by, that much more than before: 10MiB, or 10%%",
+    )
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str], ProgramKind]:

@@ -68,11 +68,19 @@ class Measurement:
         """
         return None if self._investigation is None else self._investigation.finish(apart_from=apart_from)
 
-    def report(self, *, caveats: tuple[str, ...] = (), title: str = "", is_end: bool = False) -> Report:
+    def report(
+        self,
+        *,
+        caveats: tuple[str, ...] = (),
+        title: str = "",
+        is_end: bool = False,
+        identity: tuple[tuple[str, str], ...] = (),
+    ) -> Report:
         """Return the report up to now.
 
         Args:
             caveats: sentences on what the figures do not cover.
+            identity: what program it is, where the report says so.
             title: what the report is about; by default that of the start.
             is_end: whether this is the end of the program: its owner is closed, and the meter may stop.
         """
@@ -84,6 +92,7 @@ class Measurement:
             split_since=self._split_since,
             ledger=self._statistics(),
             caveats=caveats,
+            identity=identity,
         )
         if is_end and self._tracking is not None:
             self._tracking.close()

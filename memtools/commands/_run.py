@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Final, NoReturn, TextIO
@@ -20,6 +21,7 @@ from memtools._gc import freeze_existing
 from memtools._records import record
 from memtools._safe_calls import strip_own_frames
 from memtools._text import printable
+from memtools.commands._background_samples import BackgroundSamples, ProgramTimeline
 from memtools.commands._children import METER_VARIABLE, Family, FamilyOptions, finish_child, follow_children
 from memtools.commands._family_report import NO_CHILDREN, FamilyReport, collect
 from memtools.commands._installation import hidden_installation
@@ -37,8 +39,7 @@ from memtools.commands._program import (
 )
 from memtools.leaks import Diagnosis
 from memtools.ledger import Meter, choose_meter, native_reason
-from memtools.reports import Report
-from memtools.reports._html import html_page
+from memtools.reports import Report, html_page
 from memtools.reports._text import can_show_blocks
 
 STANDARD_OUTPUT: Final = "-"
@@ -87,8 +88,9 @@ def run(options: RunOptions) -> int:
         SystemExit: as the program exits; 1 after an uncaught exception, whose traceback has been shown.
         KeyboardInterrupt: when it has left the program and has been shown, so that the interpreter dies by SIGINT.
     """
+    identity = _prepare_files(options)
     execute = options.program.load()
-    session = _RunSession(options, sys.stderr)
+    session = _RunSession(options, sys.stderr, identity)
     register_last(session.finish)
     before_death(session.finish_before_death)
     before_exit(session.finish_before_death)
@@ -100,6 +102,20 @@ def run(options: RunOptions) -> int:
         if error is not None:
             exit_with(error)
     return 0
+
+
+def _prepare_files(options: RunOptions) -> tuple[tuple[str, str], ...]:
+    """Return what program it is, where a file will say so.
+
+    What only files need is loaded here, before the program can have other modules of these names.
+    """
+    if options.json_path is None and options.html_path is None:
+        return ()
+    if options.html_path is not None:
+        for name in ("memtools.heap._type_sizes", "memtools.monitor._report", "memtools.reports._page"):
+            import_module(name)
+    found: tuple[tuple[str, str], ...] = import_module("memtools._identity").identity()
+    return found
 
 
 def _run_to_end(session: "_RunSession", execute: Callable[[], None]) -> BaseException | None:
@@ -119,8 +135,9 @@ def _run_to_end(session: "_RunSession", execute: Callable[[], None]) -> BaseExce
 class _RunSession:
     """The measurement of the program from its start to its report."""
 
-    def __init__(self, options: RunOptions, stream: TextIO | None) -> None:
+    def __init__(self, options: RunOptions, stream: TextIO | None, identity: tuple[tuple[str, str], ...] = ()) -> None:
         self._options = options
+        self._identity = identity
         self._stream = stream
         self._stdout: TextIO | None = sys.stdout
         self._process = os.getpid()
@@ -133,6 +150,9 @@ class _RunSession:
         self._usage_of_children = _usage_of_children()
         self._family = self._begin_family() if options.children and can_follow() else None
         self.measurement = Measurement(options.program.title, options.meter, leaks=options.leaks)
+        self._samples = BackgroundSamples() if options.html_path is not None else None
+        if self._samples is not None:
+            self._samples.start()
         if self._family is not None:
             follow_children(self._family)
 
@@ -178,16 +198,18 @@ class _RunSession:
 
     def _report(self) -> None:
         try:
+            timeline = None if self._samples is None else self._samples.stop()
             family = NO_CHILDREN if self._family is None else collect(self._family)
             diagnosis = self._diagnose(family)
             write_report(
-                self.measurement.report(caveats=self._caveats(family), is_end=True),
+                self.measurement.report(caveats=self._caveats(family), is_end=True, identity=self._identity),
                 self._stream,
                 stdout=self._stdout,
                 json_path=self._options.json_path,
                 html_path=self._options.html_path,
                 diagnosis=diagnosis,
                 family=family,
+                timeline=timeline,
                 flush=not self._is_dying,
             )
         except Exception as error:
@@ -245,6 +267,7 @@ def write_report(
     html_path: str | None,
     diagnosis: Diagnosis | None = None,
     family: FamilyReport = NO_CHILDREN,
+    timeline: ProgramTimeline | None = None,
 ) -> None:
     """Write the report, the diagnosis of leaks where there is one, and those of child processes to `stream` and files.
 
@@ -263,7 +286,8 @@ def write_report(
     if json_path is not None:
         _write_file(json_path, _as_json(report, diagnosis, family), stdout)
     if html_path is not None:
-        _write_file(html_path, html_page(report, family.html()), stdout)
+        page = html_page(report, timeline=timeline, diagnosis=diagnosis, heap=True, more=family.html())
+        _write_file(html_path, page, stdout)
 
 
 def _as_json(report: Report, diagnosis: Diagnosis | None, family: FamilyReport) -> str:

@@ -177,9 +177,17 @@ def _activity_lines(seen: MonitorStatistics) -> list[str]:
     ]
 
 
-def recommendations(statistics: MonitorStatistics) -> tuple[Recommendation, ...]:
-    """Return what to change, the largest first."""
-    found = [_for_container(each) for each in sized_containers(_MAX_OF_A_KIND) if each.held_bytes >= _MIN_BYTES]
+def recommendations(
+    statistics: MonitorStatistics, containers: tuple[Container, ...] | None = None
+) -> tuple[Recommendation, ...]:
+    """Return what to change, the largest first.
+
+    Args:
+        statistics: the counts of the monitor.
+        containers: the largest ones, where they have just been looked for.
+    """
+    largest = sized_containers(_MAX_OF_A_KIND) if containers is None else containers[:_MAX_OF_A_KIND]
+    found = [_for_container(each) for each in largest if each.held_bytes >= _MIN_BYTES]
     found += [_for_owner(each) for each in owner_sizes()[:_MAX_OF_A_KIND] if each.held_bytes >= _MIN_BYTES]
     found += [_for_tasks(each) for each in pending_tasks()[:_MAX_OF_A_KIND] if each.tasks >= _MIN_TASKS]
     found.sort(key=lambda recommendation: recommendation.held_bytes, reverse=True)

@@ -1,4 +1,4 @@
-"""A report as one HTML table, for notebooks and mails.
+"""A report as one HTML table, for notebooks, and for the child processes in the page of a run.
 
 One table, inline styles, no script; readable on light and on dark pages, since it takes their colours. Every name is
 escaped: it may come from a request.
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final
 
-from memtools._charts import html_page as page_around
 from memtools._text import printable
 from memtools.reports._rows import ReportFields, Row, notes_of
 from memtools.reports._text import advice_lines, format_mib, leftover_line, legend, process_lines, row_figures, share_of
@@ -47,11 +46,6 @@ def html_rows(heading: str, rows: Sequence[Row]) -> str:
     return "".join([f'<table style="{_TABLE}">', *section, *_lines(_notes(notes_of(rows))), "</table>"])
 
 
-def html_page(report: ReportFields, more: str = "") -> str:
-    """Return a report as a whole page, in the reader's light or dark colours; `more` is HTML that comes behind it."""
-    return page_around(printable(f"memtools: {report.title}"), html_table(report) + more)
-
-
 def _columns(rows: Iterable[Row]) -> list[int]:
     is_known = any(row.live_bytes is not None for row in rows)
     return [column for column in range(len(_HEADINGS)) if is_known or column != _LIVE]
@@ -83,6 +77,7 @@ def _notes(notes: dict[str, int]) -> list[str]:
 
 
 def _lines(lines: Iterable[str], style: str = "") -> list[str]:
+    style = f"text-align:left;{style}"
     return [f'<tbody><tr><td colspan="{_ALL}" style="{style}">{_text(line)}</td></tr></tbody>' for line in lines]
 
 

@@ -1,7 +1,9 @@
 """The report as a frozen record, and tables of single usages."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from memtools._records import record
 from memtools._text import printable, truncate_middle
@@ -38,6 +40,9 @@ class Report:
         leftovers: the functions and tasks whose every call leaves something behind, as far as the meter knows; the
             largest first.
         caveats: sentences on what these figures do not cover.
+        at_s: when it was taken, in seconds since the epoch; 0 if unknown.
+        duration_s: from the first reading to the last, in seconds; None without a first one.
+        identity: what program it is, as (label, text): process and host, versions, command line without secrets.
 
     Rows are sorted by their live bytes, to a hundredth of a MiB, then by their peaks. A row's peak is that of its
     largest call, its retained bytes and its time are sums. Inexact figures carry a `~`. Names are kept as they were
@@ -51,6 +56,9 @@ class Report:
     process: Growth
     leftovers: tuple[Leftover, ...] = ()
     caveats: tuple[str, ...] = ()
+    at_s: float = 0.0
+    duration_s: float | None = None
+    identity: tuple[tuple[str, str], ...] = ()
 
     @property
     def sections(self) -> tuple[tuple[str, tuple[tuple[int, Row], ...]], ...]:
@@ -91,6 +99,9 @@ class Report:
         return {
             "schema": _SCHEMA,
             "title": self.title,
+            "at_s": self.at_s,
+            "duration_s": self.duration_s,
+            "identity": dict(self.identity),
             "meters": list(self.meters),
             "process": self.process.to_dict(),
             "leftovers": [leftover.to_dict() for leftover in self.leftovers],
@@ -110,6 +121,9 @@ class Report:
     def _repr_html_(self) -> str:
         return html_table(self)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # Any: IPython is optional
+        printer.text(repr(self) if cycle else self.to_text())
+
     def __str__(self) -> str:
         return self.to_text()
 
@@ -128,6 +142,7 @@ def report(
     split_since: ResidentSplit | None = None,
     ledger: LedgerStatistics | None = None,
     caveats: tuple[str, ...] = (),
+    identity: tuple[tuple[str, str], ...] | None = None,
 ) -> Report:
     """Return the memory use of this process up to now.
 
@@ -138,6 +153,8 @@ def report(
             explains is split by what it consists of.
         ledger: statistics of the ledger taken earlier; by default those of now.
         caveats: sentences on what the figures do not cover, which the caller knows.
+        identity: what program it is, as (label, text); by default process and host, versions, and the command line
+            without what looks like a secret.
 
     Raises:
         ReadingError: when the memory of the process cannot be read.
@@ -160,7 +177,16 @@ def report(
         process=measure_growth(known, now, since, split, split_since),
         leftovers=find_leftovers(known.accounts),
         caveats=caveats,
+        at_s=time.time(),
+        duration_s=None if since is None else now.at - since.at,
+        identity=_identity() if identity is None else identity,
     )
+
+
+def _identity() -> tuple[tuple[str, str], ...]:
+    from memtools._identity import identity  # it loads the metadata of distributions: only where a report is taken
+
+    return identity()
 
 
 @record

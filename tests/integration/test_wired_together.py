@@ -28,8 +28,7 @@ from memtools.exporters.prometheus import MemtoolsCollector
 from memtools.integrations import MemoryFilter, MemoryMiddleware
 from memtools.monitor import MemorySource, monitors
 from memtools.readings import Headroom, Limit, LimitSource
-from memtools.reports import report
-from memtools.reports._html import html_page
+from memtools.reports import html_page, report
 
 PROGRAMS = Path(__file__).with_name("programs")
 MIB = 2**20

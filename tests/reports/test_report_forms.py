@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from memtools._text import display_width, printable, truncate_middle
 from memtools.ledger import AccountStatistics, Usage
 from memtools.ledger._ledger import LedgerStatistics
-from memtools.reports import Report, Row, UsageTable, report
-from memtools.reports._html import html_page
+from memtools.reports import Report, Row, UsageTable, html_page, report
 from memtools.reports._rows import Growth
 from memtools.reports._text import draw_bar, format_mib, format_seconds, share_of
 

@@ -8,8 +8,7 @@ import pytest
 from memtools.analysis._growth_by_call import per_call
 from memtools.ledger import AccountStatistics
 from memtools.ledger._ledger import LedgerStatistics
-from memtools.reports import report
-from memtools.reports._html import html_page
+from memtools.reports import html_page, report
 
 MIB = 2**20
 KIB = 1024
