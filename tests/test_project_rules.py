@@ -291,8 +291,7 @@ class TestPublicNames:
         assert [name for name in public if f".. automodule:: {name}\n" not in reference] == []
 
     # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers, and 180 before
-    # sizes that are learned outside of Dask (`Needs`, `needs_of`), the adapter to Ray (`remote`, `MeasuredTask`), and
-    # trends (3 names for the timeline, 11 for its judgement, an event).
+    # learned sizes (`Needs`, `needs_of`), the adapter to Ray (2), timelines (3) and trends (12).
     def test_packages_export_at_most_199_names(self) -> None:
         names = [
             name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())

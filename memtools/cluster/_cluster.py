@@ -425,9 +425,7 @@ class Cluster:
         Raises:
             CarrierError: when the carrier does not answer.
         """
-        found = self._membership.call(self._membership.carrier.nodes)
-        self._membership.known_nodes = max(len(found), 1)
-        return found
+        return self._membership.call(self._membership.carrier.nodes)
 
     def pick(self, needs: int | str) -> Node | None:
         """Return a process of the pool with room for so much, where work is to be sent; None where none has it.

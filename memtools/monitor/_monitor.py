@@ -25,7 +25,7 @@ from memtools.ledger._context import is_failure
 from memtools.monitor._admission import Admission, LeasedAdmission
 from memtools.monitor._engine import Engine
 from memtools.monitor._exhaustion import EXIT_CODE, Health, ProcessEnd, handle_sigterm
-from memtools.monitor._forecast import make_trend
+from memtools.monitor._forecast import TrendForecast, parse_forecast
 from memtools.monitor._levels import LevelMachine, Size, Thresholds
 from memtools.monitor._loops import AsyncioLoop, ThreadLoop
 from memtools.monitor._report import Recommendation, recommendations
@@ -98,20 +98,20 @@ class MemoryMonitor:
         name: what it is called in logs, reports and metrics. While another started monitor has that name, a number
             follows: `"monitor-2"`.
         source: where memory and time are read from; for tests and rehearsals.
+        cluster: a pool of processes: the others are told its level, and `admit(size)` takes a lease as well. What
+            `memtools.cluster.join` returns; or a URL as for that, such as
+            `"sqlite:////run/app/memory.db?pool=workers&budget=80%"`, for a pool that is joined while the monitor is
+            started, once for all monitors of the process, in the background.
         forecast: whether to judge memory over hours and days: whether its floor rises, and when the limit is reached.
             `"low"`, `"balanced"` (True) or `"high"` is how early that is said, and how often in vain.
         adaptive: whether to apply the thresholds that the forecast suggests instead of those given, from the fourth
             hour on.
         forecast_state: a file, on a local disk, in which what the forecast has learned survives a restart.
-        cluster: a pool of processes: the others are told its level, and `admit(size)` takes a lease as well. What
-            `memtools.cluster.join` returns; or a URL as for that, such as
-            `"sqlite:////run/app/memory.db?pool=workers&budget=80%"`, for a pool that is joined while the monitor is
-            started, once for all monitors of the process, in the background.
 
     What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
-    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`; and
-    `MEMTOOLS_CLUSTER`, but with a `source`. Another variable that begins like these is a `ConfigWarning`. At its start
-    the monitor logs thresholds that are below what is in use, or above the limit.
+    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`;
+    and, without a `source`, `MEMTOOLS_CLUSTER`. Another variable that begins like these is a `ConfigWarning`. At its
+    start the monitor logs thresholds that are below what is in use, or above the limit.
 
     Raises:
         ConfigError: for an argument, or a variable, that makes no sense, naming it; for bare numbers below 1 MiB, too,
@@ -142,18 +142,16 @@ class MemoryMonitor:
         reclaimer: Reclaimer | None = None,
         name: str = _NAME,
         source: MemorySource | None = None,
+        cluster: "Cluster | str | None" = None,
         forecast: bool | Literal["low", "balanced", "high"] = False,
         adaptive: bool = False,
         forecast_state: str | os.PathLike[str] | None = None,
-        cluster: "Cluster | str | None" = None,
     ) -> None:
         chosen = _Settings(monitor_settings())
-        warning, critical = chosen.get("warning", warning), chosen.get("critical", critical)
-        if warning is None and critical is None and free is None:
-            warning, critical = "80%", "90%"
+        self._is_scripted = source is not None
+        warning, critical = chosen.thresholds(warning, critical, free)
         if source is None:
             _refuse_small_numbers(warning=warning, critical=critical, free=free)
-        self._is_scripted = source is not None
         pool = self._pool = _pool_of(cluster, None if self._is_scripted else chosen.get("cluster", None))
         source = source or process_source(limit)
         thresholds = Thresholds(warning, critical, free, lambda: source.limit().value_bytes)
@@ -164,23 +162,22 @@ class MemoryMonitor:
         shown_name = "" if self._name == _NAME else self._name  # in the list of nodes that of the program says more
         # Nothing in here refers to this object: a cycle would keep it until a collection.
         self._join_pool = partial(pool.attach, id(self), level, shown_name) if pool is not None else _do_nothing
+        timeline = Timeline(limit_bytes=source.limit().value_bytes)
         self._engine = Engine(
             source,
             sampler,
             reclaimer or Reclaimer(default_steps(), read=source.used, clock=source.clock),
             name=self._name,
             sample_every=parse_count(chosen.get("sample_every", sample_every, 10), name="sample_every"),
-            cleanup_interval_s=parse_seconds(
-                chosen.get("cleanup_interval", cleanup_interval, 300.0), name="cleanup_interval"
-            ),
+            cleanup_interval_s=chosen.seconds("cleanup_interval", cleanup_interval, 300.0),
             callback_timeout_s=parse_seconds(callback_timeout, name="callback_timeout", above_zero=True),
-            exhausted_after_s=parse_seconds(
-                chosen.get("exhausted_after", exhausted_after, 300.0), name="exhausted_after", above_zero=True
-            ),
+            exhausted_after_s=chosen.seconds("exhausted_after", exhausted_after, 300.0, above_zero=True),
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
-            trend=make_trend(forecast, source, adaptive=adaptive, state_path=forecast_state),
             on_resume=self._join_pool,
+            timeline=timeline,
+            forecast=_make_forecast(forecast, forecast_state, timeline, source, adaptive=adaptive),
+            is_adaptive=bool(adaptive),
         )
         if cluster is not None and not isinstance(cluster, str):
             self._join_pool()  # which the program has joined, whether this is started or not
@@ -506,6 +503,18 @@ def _pool_of(argument: object, variable: object) -> "JoinedCluster | SharedClust
     return cluster_of_monitor(variable, title=f"{PREFIX}CLUSTER")
 
 
+def _make_forecast(
+    forecast: object, state: str | os.PathLike[str] | None, timeline: Timeline, source: MemorySource, *, adaptive: bool
+) -> TrendForecast | None:
+    sensitivity = parse_forecast(forecast)
+    if sensitivity is not None:
+        return TrendForecast(sensitivity, state_path=state, timeline=timeline, clock=source.clock)
+    for name, value in (("adaptive", adaptive), ("forecast_state", state)):
+        if value:
+            raise ConfigError(name, value, "nothing without forecast=True")
+    return None
+
+
 class _Settings:
     """What the environment says, for the arguments that were not given."""
 
@@ -515,6 +524,21 @@ class _Settings:
     def get(self, name: str, argument: Any, default: Any = None) -> Any:
         """Return the argument, else the variable, else the default."""
         return argument if argument is not None else self._found.get(name, default)
+
+    def seconds(self, name: str, argument: object, default: float, *, above_zero: bool = False) -> float:
+        """Return the same as a time.
+
+        Raises:
+            ConfigError: when it is none.
+        """
+        return parse_seconds(self.get(name, argument, default), name=name, above_zero=above_zero)
+
+    def thresholds(self, warning: Size | None, critical: Size | None, free: object) -> tuple[Size | None, Size | None]:
+        """Return the thresholds in use, by default those in percent where there is none at all."""
+        warning, critical = self.get("warning", warning), self.get("critical", critical)
+        if warning is None and critical is None and free is None:
+            return "80%", "90%"
+        return warning, critical
 
 
 def _refuse_small_numbers(**thresholds: object) -> None:
