@@ -17,6 +17,7 @@ from memtools.errors import ConfigError
 from memtools.readings import Headroom, Level, Reading
 
 __all__ = [
+    "BlackBoxFound",
     "BudgetOverrun",
     "CleanupEnded",
     "DispatchStatistics",
@@ -227,6 +228,21 @@ class PressureSignal:
     source: str
 
 
+@record
+class BlackBoxFound:
+    """At its start, this program has found what an earlier process of the same name left when it was killed.
+
+    Attributes:
+        path: the file, for `memtools.black_box.read_black_box` and `python -m memtools postmortem`.
+        verdict: how it ended; see `memtools.black_box.PostMortem`.
+        summary: what happened and which owner held the most, in one line.
+    """
+
+    path: str
+    verdict: str
+    summary: str
+
+
 Event: TypeAlias = (
     ScopeEnded
     | HighUsage
@@ -237,6 +253,7 @@ Event: TypeAlias = (
     | CleanupEnded
     | ReclaimIneffective
     | PressureSignal
+    | BlackBoxFound
 )
 
 

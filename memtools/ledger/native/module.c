@@ -249,14 +249,17 @@ static PyObject *module_black_box_close(PyObject *Py_UNUSED(module), PyObject *P
 }
 
 PyDoc_STRVAR(box_check_doc, "black_box_check($module, /)\n--\n\n"
-    "Write what was changed without the GIL, and guard against a file that is cut; return whether it was lost.");
+    "Write what was changed without the GIL, and guard against a file that is cut; return whether it was lost, and the\n"
+    "bytes that are counted now.");
 
 static PyObject *module_black_box_check(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
+    long long counted = 0;
     if (counters != NULL) {
         counters_flush();
+        counted = (long long)counters[ROOT].live;
     }
-    return PyBool_FromLong(black_box_check());
+    return Py_BuildValue("NL", PyBool_FromLong(black_box_check()), counted);
 }
 
 PyDoc_STRVAR(box_write_doc, "black_box_write($module, at, data, /)\n--\n\n"
