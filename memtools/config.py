@@ -29,6 +29,7 @@ class MonitorSettings(TypedDict, total=False):
     sample_every: int
     exhausted_after: float
     min_flow: float
+    black_box: str
 
 
 @record
@@ -52,6 +53,7 @@ class Config:
         sample_every: operations between two samples of the monitor.
         exhausted_after: seconds at `CRITICAL` after which memory counts as exhausted.
         min_flow: how much work begins each second while memory is critical; 0 for none.
+        black_box: the folder of the monitor's black box.
 
     Raises:
         ConfigError: at construction, for an invalid value, with the name of the field.
@@ -67,6 +69,7 @@ class Config:
     sample_every: int | None = None
     exhausted_after: float | None = None
     min_flow: float | None = None
+    black_box: str | None = None
 
     def __new__(cls, *values: object, **named: object) -> Self:
         """Check the values before the record is made."""
@@ -89,6 +92,7 @@ class Config:
         sample_every: int | None = None,
         exhausted_after: float | None = None,
         min_flow: float | None = None,
+        black_box: str | None = None,
     ) -> "Config":
         """Return the settings: arguments first, then the current environment.
 
@@ -108,6 +112,7 @@ class Config:
             sample_every: see the class.
             exhausted_after: see the class.
             min_flow: see the class.
+            black_box: see the class.
 
         Raises:
             ConfigError: for an invalid value, with the name of the argument or variable; and for an unknown variable
@@ -116,7 +121,7 @@ class Config:
         arguments = {
             "enabled": enabled, "meter": meter, "native": native, "limit": limit, "warning": warning,
             "critical": critical, "cleanup_interval": cleanup_interval, "sample_every": sample_every,
-            "exhausted_after": exhausted_after, "min_flow": min_flow,
+            "exhausted_after": exhausted_after, "min_flow": min_flow, "black_box": black_box,
         }  # fmt: skip
         given = {name: value for name, value in arguments.items() if value is not None}
         found = _from_environ(_parse_prefix(prefix), os.environ if environ is None else environ)
@@ -202,6 +207,13 @@ def _parse_rate(value: object, *, name: str) -> float:
     return parse_rate(value, name=name)
 
 
+def _parse_folder(value: object, *, name: str) -> str:
+    # Whether it is there is checked by the monitor, on the machine on which it runs.
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(name, value, "the path of a folder")
+    return value
+
+
 # The parser of each field, in the order of the record.
 _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "enabled": _parse_bool,
@@ -214,6 +226,7 @@ _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "sample_every": _parse_count,
     "exhausted_after": _parse_positive_seconds,
     "min_flow": _parse_rate,
+    "black_box": _parse_folder,
 }
 
 

@@ -10,7 +10,15 @@ from typing import Final, TypeAlias
 from memtools._records import record
 from memtools.alerts._message import Alert, AlertKind, format_owners, one_line
 from memtools.alerts._rules import AlertRule, Category, Recipient
-from memtools.events import BudgetOverrun, Event, LevelChanged, MemorySampled, ReclaimIneffective, TaskAbandoned
+from memtools.events import (
+    BlackBoxFound,
+    BudgetOverrun,
+    Event,
+    LevelChanged,
+    MemorySampled,
+    ReclaimIneffective,
+    TaskAbandoned,
+)
 from memtools.readings import Headroom, Level, Reading
 from memtools.units import format_size
 
@@ -21,7 +29,9 @@ _DWELL_S: Final = 10.0
 MAX_OPEN_INCIDENTS: Final = 100  # of one category; as many as a metric has label values
 OTHER: Final = "<other>"
 
-_OBSERVED: Final = frozenset({LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned})
+_OBSERVED: Final = frozenset(
+    {LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned, BlackBoxFound}
+)
 
 # A summary in one line, and more as (label, text).
 Description: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
@@ -140,6 +150,9 @@ def observations(event: Event) -> tuple[Observation, ...]:
         case TaskAbandoned():
             name = f"{one_line(event.scope)}/{one_line(event.task)}"
             return (Observation("task", name, Level.WARNING, False, partial(_describe_task, event)),)
+        case BlackBoxFound():
+            level = Level.CRITICAL if event.verdict.startswith("oom") else Level.WARNING
+            return (Observation("death", "", level, False, partial(_describe_death, event)),)
         case _:
             return ()
 
@@ -200,6 +213,10 @@ def _describe_budget(event: BudgetOverrun) -> Description:
 def _describe_task(event: TaskAbandoned) -> Description:
     task = f"task {one_line(event.task)} of {one_line(event.scope)}"
     return f"{task} still runs {event.grace_s:.1f} s after its cancellation", ()
+
+
+def _describe_death(event: BlackBoxFound) -> Description:
+    return f"the last run was killed: {one_line(event.summary, 500)}", (("black box", one_line(event.path, 1000)),)
 
 
 class Hysteresis:

@@ -147,9 +147,9 @@ LevelName: TypeAlias = Literal["warning", "critical"]
 ActionName: TypeAlias = Literal["immediate_cleanup", "log_warning"]
 # Any: the result of an action is ignored, unless it can be awaited.
 Action: TypeAlias = Callable[[Alert], Any]
-Category: TypeAlias = Literal["memory", "reclaim", "budget", "task"]
+Category: TypeAlias = Literal["memory", "reclaim", "budget", "task", "death"]
 
-CATEGORIES: Final[tuple[Category, ...]] = ("memory", "reclaim", "budget", "task")
+CATEGORIES: Final[tuple[Category, ...]] = ("memory", "reclaim", "budget", "task", "death")
 ACTIONS: Final[tuple[ActionName, ...]] = ("immediate_cleanup", "log_warning")
 _LEVELS: Final = {"warning": Level.WARNING, "critical": Level.CRITICAL}
 _SHARE_SCALE: Final = 10**9
@@ -167,8 +167,9 @@ class AlertRule:
             after each cooldown while it holds.
         notify: names of channels, or apprise URLs; one, or several.
         categories: the events that the rule is for, of `"memory"`, `"reclaim"` (all clean-up steps ran, and memory is
-            still short), `"budget"` (an owner used more than its budget) and `"task"` (a task did not end when it was
-            cancelled). All of them, unless there is a threshold, which is for memory. Budgets and tasks are warnings.
+            still short), `"budget"` (an owner used more than its budget), `"task"` (a task did not end when it was
+            cancelled) and `"death"` (the last run was killed: `memtools.black_box`). All of them, unless there is a
+            threshold, which is for memory. Budgets and tasks are warnings; a death is, unless memory was exhausted.
 
     Raises:
         ConfigError: for a value that makes no sense, a percentage where no limit is known, or a rule without

@@ -149,9 +149,7 @@ class BlackBox:
         finally:
             self._release()
 
-    def write_last_words(
-        self, reading: Reading, level: Level, *, owners: tuple[tuple[str, int], ...] = ()
-    ) -> None:
+    def write_last_words(self, reading: Reading, level: Level, *, owners: tuple[tuple[str, int], ...] = ()) -> None:
         """Write what a reader wants to know of a process that was killed soon after: stacks, owners, what grows.
 
         The monitor does it where the level rises. Nothing is raised. It walks the heap, some 0.3 s for each million of

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final, Self
 
 from memtools.black_box._layout import (
+    HEADER,
     LAST_WORDS,
     LAST_WORDS_BYTES,
     READING,
@@ -28,8 +29,8 @@ from memtools.readings._traces import boot_id
 if sys.platform != "win32":
     import fcntl
 
-# A program that makes a daemon of itself closes the descriptors that it does not know, and opens files of its own, which
-# get low numbers. No such number is this one's.
+# A program that makes a daemon of itself closes the descriptors that it does not know, and opens files of its own,
+# which get low numbers, and so not this one's.
 _LOWEST_DESCRIPTOR: Final = 200
 _UNKNOWN: Final = -1
 
@@ -183,7 +184,21 @@ def read_state(fd: int) -> int:
         OSError: when the file cannot be read.
     """
     found = os.pread(fd, 4, STATE_AT)
-    return int.from_bytes(found, "little") if len(found) == 4 else 0  # noqa: PLR2004  # bytes
+    return int.from_bytes(found, "little") if len(found) == 4 else 0  # bytes
+
+
+def is_running(fd: int) -> bool:
+    """Return whether there is a process of the id and the start that a file has.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    head = os.pread(fd, HEADER.size, 0)
+    if len(head) < HEADER.size:
+        return False
+    fields = HEADER.unpack(head)
+    pid, ticks, boot = fields[4], fields[6], fields[8]
+    return boot == boot_id() and ticks != 0 and process_start(pid) == str(ticks)
 
 
 def _moved_up(fd: int) -> int:

@@ -11,12 +11,12 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from memtools._records import record
-from memtools.black_box._file import read_state, set_state
+from memtools.black_box._file import is_running, read_state, set_state
 from memtools.black_box._layout import ENDED, OPEN, REPORTED
 from memtools.errors import ConfigError
 from memtools.readings._traces import file_system_of
@@ -60,7 +60,7 @@ def default_folder() -> str:
     return _MEMORY if os.access(_MEMORY, os.W_OK) else tempfile.gettempdir()
 
 
-def parse_folder(value: object, *, name: str = "black_box") -> str:
+def parse_folder(value: Any, *, name: str = "black_box") -> str:
     """Return the path of a folder for black boxes; True stands for the default.
 
     Raises:
@@ -68,13 +68,13 @@ def parse_folder(value: object, *, name: str = "black_box") -> str:
     """
     if sys.platform == "win32":
         raise ConfigError(name, value, "nothing on Windows, which has no files of the kind that it takes")
-    if value is True:
-        value = default_folder()
     accepted = f"a folder that exists and can be written, best on a tmpfs such as {_MEMORY}"
-    if isinstance(value, bool) or not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise ConfigError(name, value, accepted)
-    folder = os.path.abspath(os.fsdecode(value))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+    given: Any = default_folder() if value is True else value
+    try:
+        folder = os.path.abspath(os.fsdecode(given))
+    except (TypeError, ValueError):
+        raise ConfigError(name, value, accepted) from None
+    if not given or not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(name, value, accepted)
     kind = file_system_of(folder)
     if _REFUSED.fullmatch(kind):
@@ -136,6 +136,8 @@ def claim_killed(folder: str, name: str) -> list[str]:
                 if fd is None:
                     continue  # its process lives, or another one is reading it
                 state = read_state(fd)
+                if state == OPEN and is_running(fd):
+                    continue  # by `exec` it runs another program, which has no part in the file
                 if state == OPEN:
                     set_state(fd, REPORTED)
                     killed.append(box.path)
@@ -158,7 +160,7 @@ def _remove_parts(folder: str) -> None:
 
 
 @contextmanager
-def _claimed(path: str) -> Iterator[int | None]:
+def _claimed(path: str) -> Generator[int | None]:
     """Yield a descriptor of a file of this user that no other process holds, else None; it is held meanwhile."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

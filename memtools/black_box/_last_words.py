@@ -1,7 +1,7 @@
 """Last words: what a process says of itself while its memory runs short, before it may be killed.
 
-At the first level a census of the heap is taken, at the next one a second: what has grown between the two says more than
-what is largest. A census needs some memory itself, and is left out where too little is left for it.
+At the first level a census of the heap is taken, at the next one a second: what has grown between the two says more
+than what is largest. A census needs some memory itself, and is left out where too little is left for it.
 """
 
 import sys
@@ -26,7 +26,7 @@ _MAX_CENSUS_BLOCKS: Final = 20_000_000  # a longer census would hold up the prog
 
 
 class LastWords:
-    """The words of one climb from the normal level: a short text at once, and a longer one after the census."""
+    """The words of one rise from the normal level: a short text at once, and a longer one after the census."""
 
     def __init__(self) -> None:
         self._census: Census | None = None
@@ -42,10 +42,10 @@ class LastWords:
         if owners:
             held = ", ".join(f"{printable(name, 200)} {format_size(size)}" for name, size in owners[:_MAX_OWNERS])
             lines.append(f"largest owners: {held}")
-        return "\n".join([*lines, *stack_lines(sys._current_frames(), _thread_names())])
+        return "\n".join([*lines, *stack_lines(_frames(), _thread_names())])
 
     def heap(self, reading: Reading) -> str:
-        """Return what has grown in the heap since the first census of this climb, or what is largest; may be empty."""
+        """Return what has grown in the heap since the first census of this rise, or what is largest; may be empty."""
         if not may_count_heap(reading):
             return "heap: not counted, too little memory is left for it"
         counted = heap_census()
@@ -91,6 +91,10 @@ def stack_lines(frames: "dict[int, FrameType]", names: "dict[int, str]") -> list
 
 
 _OWN_FOLDER: Final = __file__.rpartition("black_box")[0]
+
+
+def _frames() -> dict[int, FrameType]:
+    return sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # documented, in spite of its name
 
 
 def _thread_names() -> dict[int, str]:

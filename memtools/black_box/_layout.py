@@ -38,8 +38,8 @@ HOT: Final = struct.Struct("<qIIqIIQII")
 THREAD: Final = struct.Struct("<IIQ")  # id, number of the counter that it charges, unused
 ACCOUNT: Final = struct.Struct("<IIIHH112s")  # checksum of the rest, parent, unused, kind, bytes of the name, name
 COUNTER: Final = struct.Struct("<qqIIII")  # own bytes, peak, parent, account, generation, state
-# Checksum of the rest, number, seconds since the epoch, monotonic seconds, resident bytes, limit (-1 for none), usage of
-# the cgroup (-1), bytes counted (-1), OOM kills plus one (0 for not known), level.
+# Checksum of the rest, number, seconds since the epoch, monotonic seconds, resident bytes, limit, usage of the cgroup,
+# bytes counted (each -1 where it is not known), OOM kills plus one (0 where that is not known), level.
 READING: Final = struct.Struct("<IIddqqqqII")
 LAST_WORDS: Final = struct.Struct("<IIII")  # checksum of the text, number, bytes of the text, unused
 

@@ -35,11 +35,9 @@ class LedgerMirror:
         if meter.name != "native":
             self.why_not = f"the meter is {meter.name}"
             return
-        native, _ = find_native()
+        native: Any = find_native()[0]
         try:
-            native.black_box_open(
-                file.fd, SECTIONS["hot"].at, SECTIONS["threads"].at, SECTIONS["counters"].at, SIZE
-            )
+            native.black_box_open(file.fd, SECTIONS["hot"].at, SECTIONS["threads"].at, SECTIONS["counters"].at, SIZE)
         except OSError as error:
             self.why_not = _OTHER_BOX if error.errno == 16 else str(error)  # EBUSY
             return

@@ -155,7 +155,7 @@ class PostMortem:
                 "container, `memtools.assert_no_leaks` tests for it"
             )
         elif self.counted_bytes is None:
-            found.append("no owner is known without the native ledger: `python -m memtools info` says why it is missing")
+            found.append("no owner is known without the native ledger: `python -m memtools info` says why")
         if self.readings and not self.last_words:
             found.append("MemoryMonitor(black_box=...) with thresholds below the limit writes last words")
         return tuple(found)
@@ -174,7 +174,9 @@ class PostMortem:
             width: columns of the line of readings.
             ascii_only: whether that line has ASCII characters only.
         """
-        lines = [f"process {self.pid}, {printable(self.command or self.name or '?', 300)}, begun {_when(self.began_at)}"]
+        lines = [
+            f"process {self.pid}, {printable(self.command or self.name or '?', 300)}, begun {_when(self.began_at)}"
+        ]
         lines.append(f"  {_WORDS[self.verdict]}: {self.why}")
         lines += self._reading_lines(width, ascii_only)
         lines += self._owner_lines()
@@ -221,9 +223,7 @@ class PostMortem:
         single = self.single_owner
         if single is not None and single.held_bytes > 0:
             peak = f", at least {format_size(single.peak_bytes)} at its peak" if single.peak_bytes else ""
-            lines.append(
-                f"single owner #{single.number} of {single.name}: {format_size(single.held_bytes)}{peak}"
-            )
+            lines.append(f"single owner #{single.number} of {single.name}: {format_size(single.held_bytes)}{peak}")
         lines.append(f"last to allocate: {printable(self.charged, _MAX_NAME)}")
         for ident, name in self.threads[:_MAX_SHOWN]:
             lines.append(f"  thread {ident} was in {printable(name, _MAX_NAME)}")

@@ -72,7 +72,7 @@ def read_black_box(path: str | os.PathLike[str]) -> PostMortem:
     with open(path, "rb", opener=_open_regular) as file:
         content = file.read(_MAX_BYTES)
         is_held = _is_held(file.fileno())
-    return _Parser(os.fspath(path), content).post_mortem(is_held=is_held)
+    return BoxParser(os.fspath(path), content).post_mortem(is_held=is_held)
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -101,8 +101,15 @@ class _Counter:
     state: int
 
 
-class _Parser:
-    """The parts of one file."""
+class BoxParser:
+    """The parts of one file.
+
+    Raises:
+        ValueError: when it is no black box of this version.
+
+    Attributes:
+        notes: what does not hold.
+    """
 
     def __init__(self, path: str, content: bytes) -> None:
         self._path = path
@@ -117,7 +124,7 @@ class _Parser:
             sections, _,
         ) = HEADER.unpack_from(content)  # fmt: skip
         if version != VERSION:
-            raise ValueError(f"{path} has version {version} of the format, and this memtools reads {VERSION}: upgrade it")
+            raise ValueError(f"{path} has version {version} of the format: a later memtools than this one reads it")
         self._has_good_header = struct.unpack_from("<I", content, CHECKSUM_AT)[0] == header_checksum(content)
         if not self._has_good_header:
             self.notes.append("the header is damaged, so what it says may be wrong")
@@ -155,8 +162,13 @@ class _Parser:
         yield from form.iter_unpack(part[: len(part) // form.size * form.size])
 
     def post_mortem(self, *, is_held: bool) -> PostMortem:
-        hot = self._read_hot()
-        counters = {} if hot is None else self._read_counters(hot)
+        """Return all that the file says.
+
+        Args:
+            is_held: whether a process holds the lock of the file.
+        """
+        hot = self.read_hot()
+        counters = {} if hot is None else self.read_counters(hot)
         accounts = self._read_accounts()
         readings = self._read_readings()
         counted = sum(counter.own for counter in counters.values()) if hot is not None else None
@@ -188,7 +200,7 @@ class _Parser:
             counted_bytes=counted,
             native_bytes=evidence.native_bytes(),
             holdings=holdings,
-            single_owner=None if single is None else self._single(*single, accounts),
+            single_owner=None if single is None else self._single(single[1], accounts),
             charged=self._name_of(hot[1], counters, accounts) if hot is not None else "",
             threads=self._read_threads(counters, accounts),
             readings=readings,
@@ -196,7 +208,7 @@ class _Parser:
             facts=tuple((str(key), str(value)) for key, value in self.description.items() if isinstance(value, str)),
         )
 
-    def _read_hot(self) -> tuple[int, ...] | None:
+    def read_hot(self) -> tuple[int, ...] | None:
         """Return the hot record; None where no ledger has written, with the reason noted."""
         found = next(iter(self._records("hot", _HOT_PAGE)), None)
         hot = None if found is None else HOT.unpack_from(found[0])
@@ -211,12 +223,11 @@ class _Parser:
             self.notes.append("the ledger had stopped counting: its figures are older than the death")
         return hot
 
-    def _read_counters(self, hot: tuple[int, ...]) -> dict[int, _Counter]:
+    def read_counters(self, hot: tuple[int, ...]) -> dict[int, _Counter]:
+        """Return what each counter holds, by its number."""
         change, charged, flushing, flushed_own, used = hot[:5]
         found: dict[int, _Counter] = {}
-        for number, (own, peak, _, account, generation, state) in enumerate(
-            self._records("counters", COUNTER, used)
-        ):
+        for number, (own, peak, _, account, generation, state) in enumerate(self._records("counters", COUNTER, used)):
             if not state & IN_USE and own == 0:
                 continue
             if flushing == number + 1:
@@ -278,14 +289,12 @@ class _Parser:
         found.sort(key=lambda holding: (-holding.held_bytes, holding.path))
         return tuple(_without_duplicates(found))
 
-    def _single(self, number: int, counter: _Counter, accounts: dict[int, tuple[str, str, int]]) -> Holding:
+    def _single(self, counter: _Counter, accounts: dict[int, tuple[str, str, int]]) -> Holding:
         known = accounts.get(counter.account)
         path = self._path_of(counter.account, accounts) if known else (f"<account {counter.account}>",)
         return Holding(path, known[1] if known else "", counter.own, 1, counter.generation, counter.peak)
 
-    def _name_of(
-        self, number: int, counters: dict[int, _Counter], accounts: dict[int, tuple[str, str, int]]
-    ) -> str:
+    def _name_of(self, number: int, counters: dict[int, _Counter], accounts: dict[int, tuple[str, str, int]]) -> str:
         counter = counters.get(number)
         if number == 0 or counter is None:
             return _NO_OWNER
@@ -347,7 +356,7 @@ class _Parser:
             return None
         fields = cast("list[object]", found)
         match fields:
-            case [1 | 2 as version, str(directory), int(inode)] if inode:
+            case [int(version), str(directory), int(inode)] if version in (1, 2) and inode:
                 cgroup = MemoryCgroup(version, directory, inode)
                 return cgroup.oom_kills() if cgroup.is_there() else None
             case _:
@@ -370,11 +379,14 @@ def _known(figure: int) -> int | None:
 
 
 def _without_duplicates(holdings: list[Holding]) -> Iterator[Holding]:
-    nobody = [holding for holding in holdings if holding.path == (_NO_OWNER,)]
+    unowned = [holding for holding in holdings if holding.path == (_NO_OWNER,)]
     for holding in holdings:
         if holding.path != (_NO_OWNER,):
             yield holding
-        elif holding is nobody[0]:
-            yield Holding(
-                holding.path, "", sum(one.held_bytes for one in nobody), sum(one.open_owners for one in nobody)
-            )
+        elif holding is unowned[0]:
+            held, open_owners = (sum(figures) for figures in zip(*map(_figures, unowned), strict=True))
+            yield Holding(holding.path, "", held, open_owners)
+
+
+def _figures(holding: Holding) -> tuple[int, int]:
+    return holding.held_bytes, holding.open_owners

@@ -20,7 +20,7 @@ _CHILDREN_HELP: Final = "leave the processes that the program starts alone, inst
 _METER_HELP: Final = "native (default where available), tracemalloc or rss"
 _INFO_HELP: Final = "print what a bug report needs: versions, meters, the effective limit, the allocator"
 _RUN_USAGE: Final = (
-    "run [--leaks] [--no-children] [--json FILE] [--html FILE] [--meter NAME] "
+    "run [--leaks] [--no-children] [--json FILE] [--html FILE] [--meter NAME] [--black-box DIR] "
     "(-m MODULE | -c CODE | SCRIPT | -) [ARGUMENT ...]"
 )
 _RUN_EPILOG: Final = (
@@ -28,16 +28,19 @@ _RUN_EPILOG: Final = (
     "it; what follows it is passed to the program."
 )
 
+_POSTMORTEM_HELP: Final = "show what a process that was killed has left in its black box: who held what"
+_BOX_HELP: Final = "write who holds what to a file in the folder DIR, for `postmortem` after a kill"
+
 _NODES_HELP: Final = "show the processes of a pool that share a budget (memtools.cluster), refreshing on a terminal"
 
-_COMMANDS: Final = ("run", "info", "nodes")
+_COMMANDS: Final = ("run", "info", "nodes", "postmortem")
 _KINDS: Final[dict[str, ProgramKind]] = {"-m": "module", "-c": "code"}
 _MISSING: Final[dict[ProgramKind, str]] = {
     "module": "-m needs the name of a module",
     "code": "-c needs the code",
     "script": "a script, -m MODULE, -c CODE or - is required",
 }
-_OPTIONS_WITH_VALUE: Final = frozenset({"--json", "--html", "--meter"})
+_OPTIONS_WITH_VALUE: Final = frozenset({"--json", "--html", "--meter", "--black-box"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from memtools.commands._nodes import print_nodes  # it loads sqlite3, which no program of `run` shall meet
 
         return _while_it_is_read(lambda: print_nodes(options.url, pool=options.pool, as_json=options.json))
+    if options.command == "postmortem":
+        from memtools.commands._postmortem import print_postmortem  # as above: programs of `run` have no need of it
+
+        return _while_it_is_read(lambda: print_postmortem(options.path, as_json=options.json))
     if options.command == "run":
         return run(_parse_run(run_parser, options, words, kind))
     parser.print_help()
@@ -79,7 +86,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     prog = command_name()
     parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="{run,info,nodes}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,info,nodes,postmortem}")
 
     run_parser = commands.add_parser(
         "run",
@@ -98,6 +105,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "--html", metavar="FILE", help="also write the report to FILE as an HTML page; - is standard output"
     )
     run_parser.add_argument("--meter", metavar="NAME", help=_METER_HELP)
+    run_parser.add_argument("--black-box", metavar="DIR", help=_BOX_HELP)
 
     info_parser = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
     info_parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -106,6 +114,11 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     nodes_parser.add_argument("url", metavar="URL", help="as for memtools.cluster.join: sqlite:///PATH")
     nodes_parser.add_argument("--pool", default="default", metavar="NAME", help="the name of the pool")
     nodes_parser.add_argument("--json", action="store_true", help="print it once, as JSON")
+    post_parser = commands.add_parser(
+        "postmortem", help=_POSTMORTEM_HELP, description=_POSTMORTEM_HELP, allow_abbrev=False
+    )
+    post_parser.add_argument("path", metavar="PATH", help="the file, or the folder of several")
+    post_parser.add_argument("--json", action="store_true", help="print it as JSON")
     return parser, run_parser
 
 
@@ -146,12 +159,24 @@ def _parse_run(
         html_path=_parse_output_path(parser, "--html", options.html),
         leaks=options.leaks,
         children=options.children,
+        black_box=_parse_black_box(parser, options.black_box),
     )
 
 
 def _parse_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
     try:
         return default_meter(name)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def _parse_black_box(parser: argparse.ArgumentParser, folder: str | None) -> str | None:
+    if folder is None:
+        return None
+    from memtools.black_box._folder import parse_folder
+
+    try:
+        return parse_folder(folder, name="--black-box")
     except ConfigError as error:
         parser.error(str(error))
 

@@ -33,6 +33,7 @@ from memtools.readings import Level, Reading
 from memtools.units import parse_count, parse_rate, parse_seconds, parse_size
 
 if TYPE_CHECKING:
+    from memtools.black_box import BlackBox
     from memtools.cluster import Cluster
 
 _MonitorsById: TypeAlias = "weakref.WeakValueDictionary[int, MemoryMonitor]"
@@ -96,11 +97,13 @@ class MemoryMonitor:
         source: where memory and time are read from; for tests and rehearsals.
         cluster: the pool of processes that this one has joined (`memtools.cluster.join`): the others are told its
             level, and `admit(size)` takes a lease as well.
+        black_box: a folder for the file that says who held what when the process was killed (`memtools.black_box`),
+            best on a tmpfs; True for `/dev/shm`. It is written from the start of the monitor to its end.
 
     What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
-    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`. Another
-    variable that begins like these is a `ConfigWarning`. At its start the monitor logs thresholds that are below what
-    is in use, or above the limit.
+    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`,
+    `MEMTOOLS_BLACK_BOX`. Another variable that begins like these is a `ConfigWarning`. At its start the monitor logs
+    thresholds that are below what is in use, or above the limit.
 
     Raises:
         ConfigError: for an argument, or a variable, that makes no sense, naming it; for bare numbers below 1 MiB, too,
@@ -132,6 +135,7 @@ class MemoryMonitor:
         name: str = "monitor",
         source: MemorySource | None = None,
         cluster: "Cluster | None" = None,
+        black_box: str | os.PathLike[str] | bool | None = None,
     ) -> None:
         if cluster is not None and not callable(getattr(cluster, "tell_level", None)):
             raise ConfigError("cluster", cluster, "what memtools.cluster.join() returns")
@@ -162,6 +166,9 @@ class MemoryMonitor:
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
         )
+        folder = chosen.get("black_box", black_box)
+        if folder is not None and folder is not False:
+            self._engine.black_box = _make_black_box(folder)
         self._cluster = cluster
         if cluster is not None:
             cluster.tell_level(partial(getattr, self._engine.sampler, "level"))
@@ -442,6 +449,7 @@ class MemoryMonitor:
         if not self._is_scripted:
             engine.log_thresholds()
         engine.gc_pauses.start()
+        engine.open_black_box()
         _started[id(self)] = self
 
     def _end(self) -> ThreadLoop | AsyncioLoop | None:
@@ -461,6 +469,13 @@ class _Settings:
     def get(self, name: str, argument: Any, default: Any = None) -> Any:
         """Return the argument, else the variable, else the default."""
         return argument if argument is not None else self._found.get(name, default)
+
+
+def _make_black_box(folder: Any) -> "BlackBox":
+    from memtools.black_box import BlackBox  # most monitors have none
+    from memtools.black_box._folder import parse_folder
+
+    return BlackBox(parse_folder(folder, name="black_box"))
 
 
 def _refuse_small_numbers(**thresholds: object) -> None:

@@ -7,7 +7,7 @@ import os
 from typing import Final
 
 from memtools._records import record
-from memtools.readings._cgroups import KernelFiles, find_directories, unescape_mount, under_root
+from memtools.readings._cgroups import KernelFiles, find_directories, under_root, unescape_mount
 
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _MOUNTS: Final = "/proc/self/mountinfo"

@@ -178,7 +178,7 @@ static void black_box_remove_handler(void)
 }
 
 /* Also runs in the child of a fork, before any of Python's code: the file is the parent's. */
-static void black_box_let_go(void)
+static void black_box_release(void)
 {
     unread = (struct black_box_hot){0};
     black_box_hot = &unread;
@@ -201,7 +201,7 @@ static int black_box_reserve(size_t size)
     if (made == NULL) {
         return ENOMEM;
     }
-    int error = pthread_atfork(NULL, NULL, black_box_let_go);
+    int error = pthread_atfork(NULL, NULL, black_box_release);
     if (error != 0) {
         platform_unmap(made, size);
         return error;
@@ -241,7 +241,7 @@ int black_box_open(int fd, const struct black_box_places *places)
 void black_box_close(void)
 {
     if (mapped_size != 0) {
-        black_box_let_go();
+        black_box_release();
         black_box_remove_handler();
     }
 }

@@ -81,7 +81,7 @@ int black_box_open(int fd, const struct black_box_places *places);
 /* Tell that every record has been written. GIL. */
 void black_box_filled(void);
 
-/* Let go of the file, which stays as it is. GIL. */
+/* Release the file, which stays as it is. GIL. */
 void black_box_close(void);
 
 /* Take care, now and then, that a file that is cut does no harm: another handler may have replaced this one. Returns

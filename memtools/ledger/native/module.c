@@ -240,7 +240,7 @@ static PyObject *module_black_box_open(PyObject *Py_UNUSED(module), PyObject *ar
 }
 
 PyDoc_STRVAR(box_close_doc, "black_box_close($module, /)\n--\n\n"
-    "Let go of the file, which stays as it is. Nothing happens where there is none.");
+    "Release the file, which stays as it is. Nothing happens where there is none.");
 
 static PyObject *module_black_box_close(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
