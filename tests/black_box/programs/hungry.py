@@ -95,8 +95,8 @@ def sweep() -> None:
 def counters() -> None:
     """The same by the calls that scopes make, so that there is hardly any instruction in between."""
     text = b"x"
-    first, second, total = _native.Counter(), _native.Counter(), _native.AccountTotals()
     with memory_scope("outer"):
+        first, second, total = _native.Counter(), _native.Counter(), _native.AccountTotals()
         box.open()
         tell()
         while True:
