@@ -70,7 +70,7 @@ def read_black_box(path: str | os.PathLike[str]) -> PostMortem:
         ValueError: when it is no black box, or one of a later version of memtools; the text says which.
     """
     with open(path, "rb", opener=_open_regular) as file:
-        content = file.read(_MAX_BYTES)
+        content = file.read(min(os.fstat(file.fileno()).st_size, _MAX_BYTES))
         is_held = _is_held(file.fileno())
     return BoxParser(os.fspath(path), content).post_mortem(is_held=is_held)
 
