@@ -114,7 +114,7 @@ class BoxParser:
     def __init__(self, path: str, content: bytes) -> None:
         self._path = path
         self._content = content
-        self.notes: list[str] = []
+        self.notes: dict[str, None] = {}  # in order, each once
         if content[: len(MAGIC)] != MAGIC:
             raise ValueError(f"{path} is no black box of memtools" if content else f"{path} is empty")
         if len(content) < PAGE:
@@ -127,11 +127,14 @@ class BoxParser:
             raise ValueError(f"{path} has version {version} of the format: a later memtools than this one reads it")
         self._has_good_header = struct.unpack_from("<I", content, CHECKSUM_AT)[0] == header_checksum(content)
         if not self._has_good_header:
-            self.notes.append("the header is damaged, so what it says may be wrong")
+            self._note("the header is damaged, so what it says may be wrong")
         self._sections = self._read_sections(sections)
         if len(content) < SIZE:
-            self.notes.append(f"the file was cut: {len(content):,} of {SIZE:,} bytes")
+            self._note(f"the file was cut: {len(content):,} of {SIZE:,} bytes")
         self.description = self._read_description(length, checksum)
+
+    def _note(self, note: str) -> None:
+        self.notes[note] = None
 
     def _read_sections(self, count: int) -> dict[str, Section]:
         if not self._has_good_header:
@@ -140,7 +143,7 @@ class BoxParser:
         for number, name in enumerate(SECTION_NAMES[: min(count, len(SECTION_NAMES))]):
             at, size, records = SECTION.unpack_from(self._content, SECTIONS_AT + number * SECTION.size)
             if size != _RECORD_SIZES[name] or records > SECTIONS[name].count or at > _MAX_BYTES:
-                self.notes.append(f"the section {name} is not where it can be")
+                self._note(f"the section {name} is not where it can be")
                 continue
             found[name] = Section(at, size, records)
         return found
@@ -151,7 +154,7 @@ class BoxParser:
             found = json.loads(text)
             if zlib.crc32(text) == checksum and isinstance(found, dict):
                 return cast("dict[str, Any]", found)
-        self.notes.append("the description of the process is damaged")
+        self._note("the description of the process is damaged")
         return {}
 
     def _records(self, name: str, form: struct.Struct, most: int | None = None) -> Iterator[tuple[Any, ...]]:
@@ -213,14 +216,14 @@ class BoxParser:
         found = next(iter(self._records("hot", _HOT_PAGE)), None)
         hot = None if found is None else HOT.unpack_from(found[0])
         if hot is None or not hot[8]:
-            self.notes.append("no ledger has counted: there are readings and last words only")
+            self._note("no ledger has counted: there are readings and last words only")
             return None
         if hot[5]:
-            self.notes.append("several records were being written: figures of owners may be wrong")
+            self._note("several records were being written: figures of owners may be wrong")
         if hot[6]:
-            self.notes.append(f"{hot[6]:,} blocks were not counted, for want of memory")
+            self._note(f"{hot[6]:,} blocks were not counted, for want of memory")
         if hot[7]:
-            self.notes.append("the ledger had stopped counting: its figures are older than the death")
+            self._note("the ledger had stopped counting: its figures are older than the death")
         return hot
 
     def read_counters(self, hot: tuple[int, ...]) -> dict[int, _Counter]:
@@ -236,10 +239,10 @@ class BoxParser:
                 own += change
             found[number] = _Counter(own, max(peak, own), account, generation, state)
         if not flushing and change and charged not in found:
-            self.notes.append("the counter that was charged is not in the file")
+            self._note("the counter that was charged is not in the file")
         negative = sum(counter.own < 0 for counter in found.values())
         if negative:
-            self.notes.append(f"{negative} owners have less than nothing: the file is damaged")
+            self._note(f"{negative} owners have less than nothing: the file is damaged")
         return found
 
     def _read_accounts(self) -> dict[int, tuple[str, str, int]]:
@@ -251,7 +254,7 @@ class BoxParser:
                 continue
             at = section.place(number)
             if zlib.crc32(self._content[at + 4 : at + ACCOUNT.size]) != checksum:
-                self.notes.append(f"the name of account {number} is damaged")
+                self._note(f"the name of account {number} is damaged")
                 continue
             text = name[: min(length, MAX_NAME_BYTES)].decode("utf-8", "replace")
             found[number] = text, KINDS[kind] if kind < len(KINDS) else "", parent
@@ -266,7 +269,7 @@ class BoxParser:
             names.append(name)
             number = parent
         if number in seen:
-            self.notes.append("accounts are their own ancestors: the file is damaged")
+            self._note("accounts are their own ancestors: the file is damaged")
         return tuple(reversed(names))
 
     def _holdings(
@@ -325,7 +328,7 @@ class BoxParser:
             )  # fmt: skip
             found.append((number, reading))
         if damaged:
-            self.notes.append(f"{damaged} readings are damaged")
+            self._note(f"{damaged} readings are damaged")
         return tuple(reading for _, reading in sorted(found, key=lambda pair: pair[0]))
 
     def _read_last_words(self) -> str:

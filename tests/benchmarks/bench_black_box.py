@@ -1,8 +1,8 @@
 """What the black box costs a program that allocates much, in instructions: the file open against closed.
 
-Counted by callgrind (`apt-get install valgrind`), since two per cent are less than the noise of a clock. Of each program
-a run of few rounds is taken from one of more, so that the start of the interpreter counts in neither. Another build of
-the extension, whose path is in `OTHER_BUILD`, is the measure of this one without a file.
+Counted by callgrind (`apt-get install valgrind`), since two per cent are less than the noise of a clock. Of each
+program a run of few rounds is taken from one of more, so that the start of the interpreter counts in neither. Another
+build of the extension, whose path is in `OTHER_BUILD`, is the measure of this one without a file.
 """
 
 import os

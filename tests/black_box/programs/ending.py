@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from memtools import memory_scope
 from memtools.black_box import BlackBox, read_black_box
@@ -64,7 +65,7 @@ def runaway() -> None:
     """One request among fifty."""
     with box, memory_scope("service"):
         kept = []
-        for number in range(50):
+        for _ in range(50):
             with memory_scope("GET /list"):
                 kept.append([str(each) for each in range(100)])
         with memory_scope("POST /report"):
@@ -106,7 +107,7 @@ def native_leak() -> None:
 def forks() -> None:
     """Children that grow beside their parent, until the kernel kills one of them, or the parent."""
     with box, memory_scope("service"):
-        for number in range(20):
+        for _ in range(20):
             if os.fork() == 0:
                 with memory_scope("child"):
                     rows: list[bytes] = []
@@ -172,14 +173,13 @@ def harm() -> None:
             os.write(mine, b"x" * 3_000_000)
         with memory_scope("after"):
             kept = work()
-            expected = sum(sys.getsizeof(each) for rows in kept for each in [rows])
-            print("held", held() > expected)
+            print("held", held() > sum(map(sys.getsizeof, kept)))
         for _ in range(3):
             observe()
             box.write_last_words(Reading(1, 2, time.monotonic()), Level.WARNING)
         print("counts", box.counts_owners)
         if "closed" in what:
-            print("untouched", open(f"{FOLDER}/mine", "rb").read() == b"x" * 3_000_000)
+            print("untouched", Path(FOLDER, "mine").read_bytes() == b"x" * 3_000_000)
     box.close()
     print("lives")
 
