@@ -17,7 +17,7 @@ from memtools.black_box._file import BoxFile
 from memtools.black_box._layout import SECTIONS, SIZE
 from memtools.ledger import _native
 
-_FEW, _MORE = 1, 3
+_FEW, _MORE = 1, 4
 _PROGRAM = """
 import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("memtools.ledger._native", {file!r})
@@ -52,8 +52,8 @@ def instructions(work: str, rounds: int, file: str, fd: int) -> int:
         counters=SECTIONS["counters"].at, size=SIZE, work=work, rounds=rounds,
     )  # fmt: skip
     done = subprocess.run(
-        ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-S", "-E", "-c", program],
-        pass_fds=() if fd < 0 else (fd,), env={**os.environ, "PYTHONHASHSEED": "0"},
+        ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-S", "-c", program],
+        pass_fds=() if fd < 0 else (fd,), env={"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = re.search(r"Collected : (\d+)", done.stderr)

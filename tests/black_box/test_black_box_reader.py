@@ -55,9 +55,7 @@ class Box:
             file.seek(at)
             file.write(packed)
 
-    def hot(
-        self, change: int = 0, counter: int = 0, flushing: int = 0, flushed: int = 0, used: int = 8, **more: int
-    ) -> None:
+    def hot(self, change: int = 0, counter: int = 0, flushing: int = 0, flushed: int = 0, **more: int) -> None:
         unsure, lost, stopped = (more.get(name, 0) for name in ("unsure", "lost", "stopped"))
         packed = HOT.pack(change, counter, flushing, flushed, 8, unsure, lost, stopped, 1)
         self.write(SECTIONS["hot"].at, packed)
@@ -69,10 +67,8 @@ class Box:
     def account(self, number: int, name: str, parent: int = 0, kind: str = "scope") -> None:
         self.write(SECTIONS["accounts"].place(number), pack_account(parent, kind, name))
 
-    def reading(
-        self, resident: int, limit: int | None = 1000 * MIB, counted: int | None = None, level: int = 0
-    ) -> None:
-        self._file.write_reading(resident, limit, None, counted, None, level)
+    def reading(self, resident: int, counted: int | None = None, level: int = 0) -> None:
+        self._file.write_reading(resident, 1000 * MIB, None, counted, None, level)
 
     def words(self, text: str) -> None:
         self._file.write_last_words(text)
@@ -310,17 +306,10 @@ class TestDoubt:
             damaged = bytearray(whole)
             for _ in range(chance.randrange(1, 200)):
                 section = chance.choice(list(SECTIONS.values()))
-                at = chance.choice(
-                    (chance.randrange(8, PAGE), section.at + chance.randrange(4096), chance.randrange(SIZE))
-                )
-                damaged[min(at, SIZE - 1)] = chance.randrange(256)
+                places = chance.randrange(PAGE), section.at + chance.randrange(PAGE), chance.randrange(SIZE)
+                damaged[min(max(chance.choice(places), 12), SIZE - 1)] = chance.randrange(256)
             box.path.write_bytes(damaged)
-            try:
-                found = box.read()
-            except ValueError as error:
-                assert "version" in str(error)
-                continue
-            everything(found)
+            everything(box.read())
 
     def test_file_of_noise_behind_its_mark_never_crashes(self, box: Box) -> None:
         chance = random.Random(2)
