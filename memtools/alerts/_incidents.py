@@ -216,7 +216,9 @@ def _describe_task(event: TaskAbandoned) -> Description:
 
 
 def _describe_death(event: BlackBoxFound) -> Description:
-    return f"the last run was killed: {one_line(event.summary, 500)}", (("black box", one_line(event.path, 1000)),)
+    return f"an earlier run has left no end: {one_line(event.summary, 500)}", (
+        ("black box", one_line(event.path, 1000)),
+    )
 
 
 class Hysteresis:

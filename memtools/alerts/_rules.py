@@ -168,7 +168,7 @@ class AlertRule:
         notify: names of channels, or apprise URLs; one, or several.
         categories: the events that the rule is for, of `"memory"`, `"reclaim"` (all clean-up steps ran, and memory is
             still short), `"budget"` (an owner used more than its budget), `"task"` (a task did not end when it was
-            cancelled) and `"death"` (the last run was killed: `memtools.black_box`). All of them, unless there is a
+            cancelled) and `"death"` (an earlier run was killed: `memtools.black_box`). All of them, unless there is a
             threshold, which is for memory. Budgets and tasks are warnings; a death is, unless memory was exhausted.
 
     Raises:

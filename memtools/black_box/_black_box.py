@@ -236,7 +236,7 @@ class BlackBox:
             found = read_black_box(path)
         except (OSError, ValueError):
             return
-        _log.warning("The last run was killed: %s; python -m memtools postmortem %s", found.summary, path)
+        _log.warning("An earlier run has left no end: %s; python -m memtools postmortem %s", found.summary, path)
         emit(BlackBoxFound(path, found.verdict, found.summary))
 
     def _warn(self, error: Exception) -> None:

@@ -14,9 +14,11 @@ from typing import Final, Self
 
 from memtools.black_box._layout import (
     HEADER,
+    KILLS_AT,
     LAST_WORDS,
     LAST_WORDS_BYTES,
     READING,
+    REPORTED,
     SECTIONS,
     SIZE,
     STATE_AT,
@@ -168,13 +170,18 @@ class BoxFile:
         os.pwrite(self.fd, packed, at)
 
 
-def set_state(fd: int, state: int) -> None:
-    """Write the state of a file that another process has left.
+def set_reported(fd: int, oom_kills: int | None) -> None:
+    """Write into a file that another process has left that its death is told now.
+
+    Args:
+        fd: the file.
+        oom_kills: how many processes of its cgroup the kernel has killed up to now: later ones say nothing of it.
 
     Raises:
         OSError: when the file cannot be written.
     """
-    os.pwrite(fd, struct.pack("<I", state), STATE_AT)
+    os.pwrite(fd, struct.pack("<I", 0 if oom_kills is None else min(oom_kills + 1, 0xFFFFFFFF)), KILLS_AT)
+    os.pwrite(fd, struct.pack("<I", REPORTED), STATE_AT)
 
 
 def read_state(fd: int) -> int:

@@ -16,8 +16,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from memtools._records import record
-from memtools.black_box._file import is_running, read_state, set_state
-from memtools.black_box._layout import ENDED, OPEN, REPORTED
+from memtools.black_box._file import is_running, read_state, set_reported
+from memtools.black_box._layout import ENDED, OPEN
+from memtools.black_box._reader import oom_kills_now
 from memtools.errors import ConfigError
 from memtools.readings._traces import file_system_of
 
@@ -139,7 +140,7 @@ def claim_killed(folder: str, name: str) -> list[str]:
                 if state == OPEN and is_running(fd):
                     continue  # by `exec` it runs another program, which has no part in the file
                 if state == OPEN:
-                    set_state(fd, REPORTED)
+                    set_reported(fd, oom_kills_now(box.path))
                     killed.append(box.path)
                 rest.append((state == ENDED, box))
     rest.sort(key=lambda pair: pair[0])  # stable: within both kinds the newest first

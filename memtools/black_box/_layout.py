@@ -28,6 +28,7 @@ SECTION: Final = struct.Struct("<QII")  # place, bytes of a record, number of re
 SECTION_NAMES: Final = ("hot", "threads", "accounts", "counters", "readings", "last_words", "mailbox")
 SECTIONS_AT: Final = HEADER.size
 CHECKSUM_AT: Final = SECTIONS_AT + len(SECTION_NAMES) * SECTION.size
+KILLS_AT: Final = CHECKSUM_AT + 4  # OOM kills plus one when the next start has told the death; 0 before
 DESCRIPTION_AT: Final = 256
 MAILBOX_AT: Final = 2048
 MAX_DESCRIPTION: Final = MAILBOX_AT - DESCRIPTION_AT

@@ -24,6 +24,7 @@ from memtools.black_box._layout import (
     HOT,
     IN_USE,
     IS_OPEN,
+    KILLS_AT,
     KINDS,
     LAST_WORDS,
     LAST_WORDS_BYTES,
@@ -73,6 +74,17 @@ def read_black_box(path: str | os.PathLike[str]) -> PostMortem:
         content = file.read(min(os.fstat(file.fileno()).st_size, _MAX_BYTES))
         is_held = _is_held(file.fileno())
     return BoxParser(os.fspath(path), content).post_mortem(is_held=is_held)
+
+
+def oom_kills_now(path: str) -> int | None:
+    """Return how many processes of a dead process's cgroup the kernel has killed up to now; None where not known.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    with open(path, "rb", opener=_open_regular) as file, suppress(ValueError):
+        return BoxParser(path, file.read(PAGE)).oom_kills_now()
+    return None
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -187,7 +199,7 @@ class BoxParser:
             is_other_boot=self.boot != boot_id(),
             readings=readings,
             counted_bytes=counted,
-            oom_kills_now=self._oom_kills_now(),
+            oom_kills_now=self.oom_kills_now(),
             resident_at_open=self._number_in_description("resident_at_open"),
         )
         verdict, why = judge(evidence)
@@ -352,8 +364,11 @@ class BoxParser:
             return is_held  # ids of processes mean nothing here
         return process_start(self.pid) == str(self.ticks) if self.ticks else is_held
 
-    def _oom_kills_now(self) -> int | None:
-        """Return the present count of the process's cgroup, where this process sees the same cgroup."""
+    def oom_kills_now(self) -> int | None:
+        """Return the OOM kills of the cgroup when the death was told; else now, where this process sees the cgroup."""
+        told = int.from_bytes(self._content[KILLS_AT : KILLS_AT + 4], "little")
+        if told:
+            return told - 1
         found = self.description.get("cgroup")
         if self.boot != boot_id() or not isinstance(found, list):
             return None

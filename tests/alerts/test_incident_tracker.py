@@ -220,7 +220,7 @@ def test_death_of_the_last_run_is_told_once(verdict: str, level: str) -> None:
 
     assert scripted.observe(found) == [f"slack opened {level}"]
     summary, details = observations(found)[0].describe()
-    assert summary == "the last run was killed: process 1 was killed; POST /import\\x1b held 1.0 GiB"
+    assert summary == "an earlier run has left no end: process 1 was killed; POST /import\\x1b held 1.0 GiB"
     assert details == (("black box", "/dev/shm/x.1.1.box"),)
 
 

@@ -101,14 +101,14 @@ class TestEnds:
         done = end("exec_itself")
 
         assert done.returncode == 0
-        assert "The last run was killed" not in done.stderr
+        assert "An earlier run has left no end" not in done.stderr
 
     def test_next_start_tells_of_the_killed_one_once(self, end: End, tmp_path: Path) -> None:
         end("killed")
 
         first, second = end("ended"), end("ended")
 
-        assert first.stderr.count("The last run was killed: process") == 1
+        assert first.stderr.count("An earlier run has left no end: process") == 1
         assert "python -m memtools postmortem" in first.stderr
         assert second.stderr == ""
 
@@ -168,7 +168,7 @@ class TestProcesses:
             _, log = process.communicate(timeout=30)
 
         assert found == {process.pid: "alive", worker: "killed", second: "alive"}
-        assert log.count(f"The last run was killed: process {worker}") == 1
+        assert log.count(f"An earlier run has left no end: process {worker}") == 1
         verdicts = {each.pid: each.verdict for each in boxes(tmp_path, "*")}
         assert (verdicts[process.pid], verdicts[second]) == ("ended", "ended")
 

@@ -191,14 +191,14 @@ class TestDeadBoxes:
             (event,) = (each for each in received if isinstance(each, BlackBoxFound))
             assert (event.path, event.verdict) == (str(path), "killed")
             assert event.summary.startswith("process 99 was killed")
-            assert f"The last run was killed: {event.summary}" in caplog.text
+            assert f"An earlier run has left no end: {event.summary}" in caplog.text
 
     def test_newest_is_told_and_others_are_not(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         paths = [self.killed(tmp_path, ms=ms) for ms in range(1, 6)]
         other = self.killed(tmp_path, name="other")
         with BlackBox(tmp_path, name="service"):
             pass
-        assert caplog.text.count("The last run was killed") == 1
+        assert caplog.text.count("An earlier run has left no end") == 1
         assert str(paths[-1]) in caplog.text
         assert [path.exists() for path in paths] == [False, False, True, True, True]
         assert other.exists()

@@ -109,14 +109,24 @@ static int black_box_is_cut(void)
    address. */
 static int black_box_owns_fault(const siginfo_t *fault)
 {
-    if (mapped_size == 0 || is_lost) {
-        return 0;
-    }
     if (fault->si_code <= 0) {
-        return fault->si_pid == getpid() && black_box_is_cut();
+        return mapped_size != 0 && !is_lost && fault->si_pid == getpid() && black_box_is_cut();
     }
     const char *at = fault->si_addr;
-    return at >= range && at < range + mapped_size;
+    return range != NULL && at >= range && at < range + range_size;
+}
+
+/* Put memory in the place of the file, and the store is done again. Where another thread was faster, that is all there
+   is to do, too. Returns whether there is memory. */
+static int black_box_lose_file(void)
+{
+    const int flags = PLATFORM_MAP_FLAGS | MAP_FIXED;
+    if (mapped_size != 0 && !is_lost &&
+        mmap(range, range_size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) {
+        return 0;
+    }
+    is_lost = 1;
+    return 1;
 }
 
 static void black_box_pass_fault(int number, const siginfo_t *fault)
@@ -135,11 +145,7 @@ static void black_box_on_fault(int number, siginfo_t *fault, void *context)
 {
     (void)context;
     int error = errno;
-    if (black_box_owns_fault(fault)) {
-        is_lost = 1;
-        platform_clear(range, range_size); /* memory in the place of the file, and the store is done again */
-    }
-    else {
+    if (!black_box_owns_fault(fault) || !black_box_lose_file()) {
         black_box_pass_fault(number, fault);
     }
     errno = error;
@@ -252,7 +258,7 @@ int black_box_check(void)
         black_box_install_handler();
         passed_faults = 0;
     }
-    return is_lost;
+    return mapped_size != 0 && is_lost;
 }
 
 int black_box_write(size_t at, const void *bytes, size_t size)
