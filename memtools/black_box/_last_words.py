@@ -1,39 +1,50 @@
 """Last words: what a process says of itself while its memory runs short, before it may be killed.
 
-At the first level a census of the heap is taken, at the next one a second: what has grown between the two says more
-than what is largest. A census needs some memory itself, and is left out where too little is left for it.
+At the first level the long containers are counted, at the next one again: what has grown between the two says more than
+what is longest. `memtools.heap.heap_census` would see more, but it needs memory itself, some 50 bytes for each object
+of the heap, and here that may be what is left.
 """
 
+import gc
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from heapq import nlargest
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
+from memtools._records import record
 from memtools._text import printable
-from memtools.heap import Census, growth_between, heap_census
+from memtools.heap._inspect import LENGTHS, OwnDict, class_items, container_kind, instance_dict, real_type, type_name
 from memtools.readings import Reading
 from memtools.units import format_size
 
 _MAX_THREADS: Final = 50
 _MAX_FRAMES: Final = 12
 _MAX_OWNERS: Final = 10
-_MAX_LARGEST: Final = 5
-_POINTER_BYTES: Final = 8  # of the list of all objects that a census makes
+_MAX_SHOWN: Final = 5
+_MIN_LENGTH: Final = 1000  # items: the note of a container takes a hundredth of its own bytes
+_MIN_GROWTH: Final = 1000  # items or objects
+_POINTER_BYTES: Final = 8  # of the list of all objects that the collector returns
 _LEAST_FREE_BYTES: Final = 4 << 20
-_MAX_CENSUS_BLOCKS: Final = 20_000_000  # a longer census would hold up the program for more than a second or two
+_MAX_BLOCKS: Final = 20_000_000  # a longer count would hold up the program for more than a second or two
+# Types that grow along with any container or instance, and say nothing by themselves.
+_EVERYDAY: Final = frozenset(
+    ("dict", "list", "tuple", "set", "cell", "function", "frame", "method", "weakref.ReferenceType")
+)
 
 
 class LastWords:
-    """The words of one rise from the normal level: a short text at once, and a longer one after the census."""
+    """The words of one rise from the normal level: a short text at once, and a longer one after the count."""
 
     def __init__(self) -> None:
-        self._census: Census | None = None
+        self._counted: ContainerCount | None = None
 
     def reset(self) -> None:
-        """Forget the census: the level is normal again."""
-        self._census = None
+        """Forget the count: the level is normal again."""
+        self._counted = None
 
     def short(self, level: str, reading: Reading, owners: Sequence[tuple[str, int]]) -> str:
         """Return what is known at once: the figure, the owners, the stacks of all threads."""
@@ -45,28 +56,123 @@ class LastWords:
         return "\n".join([*lines, *stack_lines(_frames(), _thread_names())])
 
     def heap(self, reading: Reading) -> str:
-        """Return what has grown in the heap since the first census of this rise, or what is largest; may be empty."""
-        if not may_count_heap(reading):
-            return "heap: not counted, too little memory is left for it"
-        counted = heap_census()
-        before, self._census = self._census, counted
+        """Return which containers have grown since the first count of this rise, or which are longest."""
+        if not may_count(reading):
+            return "containers: not counted, too little memory is left for it"
+        counted = count_containers()
+        before, self._counted = self._counted, counted
+        longest = nlargest(_MAX_SHOWN, counted.containers.items(), key=lambda item: item[1][1])
+        names = names_of({address for address, _ in longest})
         if before is None:
-            return f"heap: {counted.objects:,} objects; largest containers: {_largest(counted)}"
-        grown = [str(growth) for growth in growth_between(before, counted, limit=_MAX_LARGEST)]
-        return f"heap: growing since the first warning: {', '.join(grown) or 'nothing by itself'}"
+            shown = [f"{_called(names, address, kind)} of {length:,}" for address, (kind, length) in longest]
+            return f"longest containers: {', '.join(shown) or f'none has {_MIN_LENGTH:,} items'}"
+        return f"growing since the first warning: {', '.join(_grown(before, counted)) or 'no container, no type'}"
 
 
-def may_count_heap(reading: Reading) -> bool:
-    """Return whether there is room for a census below the limit.
+@record
+class ContainerCount:
+    """The long containers and the objects by type, at one moment; numbers and names, no objects.
 
-    A list of all objects is made for it; there are no more of these than blocks of Python's small-object allocator.
+    Attributes:
+        containers: the name of the type and the length of each container of at least 1,000 items, by address.
+        types: how many objects there are of each type.
+    """
+
+    containers: dict[int, tuple[str, int]]
+    types: dict[str, int]
+
+
+def may_count(reading: Reading) -> bool:
+    """Return whether there is room for a count below the limit.
+
+    A list of all objects of the collector is made for it; there are no more of these than blocks of Python's
+    small-object allocator.
     """
     blocks = sys.getallocatedblocks()
-    if blocks > _MAX_CENSUS_BLOCKS:
+    if blocks > _MAX_BLOCKS:
         return False
     if reading.limit_bytes is None:
         return True
     return reading.limit_bytes - reading.used_bytes > blocks * _POINTER_BYTES + _LEAST_FREE_BYTES
+
+
+def count_containers() -> ContainerCount:
+    """Return the long containers and the types of the objects that the collector tracks.
+
+    No code of an object runs. Dicts of plain values, which the collector does not track, are seen where they are
+    variables of a module.
+    """
+    types: dict[int, type] = OwnDict()  # by address: a class may have an `__eq__` and a `__hash__` of its own
+    found: dict[int, tuple[str, int]] = OwnDict()
+    objects = gc.get_objects()
+    try:
+        counted = Counter(map(id, map(type, objects)))
+        types.update((id(type(each)), type(each)) for each in objects)
+        kinds = {address: container_kind(cls) for address, cls in types.items() if cls is not OwnDict}
+        for each in objects:
+            _add(each, kinds.get(id(real_type(each))), found)
+    finally:
+        each = None
+        objects.clear()
+    for _, value in _variables():
+        _add(value, dict if real_type(value) is dict else None, found)
+    names = Counter[str]()
+    for address, number in counted.items():
+        if address in types:
+            names[type_name(types[address])] += number
+    return ContainerCount(found, names)
+
+
+def _add(container: Any, kind: type | None, found: dict[int, tuple[str, int]]) -> None:  # Any: any object
+    if kind is None:
+        return
+    length = LENGTHS[kind](container)
+    if length >= _MIN_LENGTH:
+        found[id(container)] = type_name(real_type(container)), length
+
+
+def _grown(before: ContainerCount, after: ContainerCount) -> list[str]:
+    grown = {
+        address: length - before.containers.get(address, ("", 0))[1]
+        for address, (kind, length) in after.containers.items()
+        if before.containers.get(address, (kind, 0))[0] == kind
+    }
+    largest = nlargest(_MAX_SHOWN, (each for each in grown if grown[each] >= _MIN_GROWTH), key=grown.__getitem__)
+    names = names_of(set(largest))
+    shown = [
+        f"{_called(names, address, after.containers[address][0])} +{grown[address]:,} to "
+        f"{after.containers[address][1]:,}"
+        for address in largest
+    ]
+    more = {name: number - before.types.get(name, 0) for name, number in after.types.items() if name not in _EVERYDAY}
+    most = [name for name in nlargest(_MAX_SHOWN, more, key=more.__getitem__) if more[name] >= _MIN_GROWTH]
+    return [*shown, *(f"{name} +{more[name]:,} objects to {after.types[name]:,}" for name in most)]
+
+
+def _called(names: Mapping[int, str], address: int, kind: str) -> str:
+    return f"{kind} {names[address]}" if address in names else kind
+
+
+def names_of(addresses: set[int]) -> dict[int, str]:
+    """Return the names of objects that are variables of modules, or attributes of these or of classes; no code runs."""
+    found: dict[int, str] = {}
+    if not addresses:
+        return found
+    for name, value in _variables():
+        if id(value) in addresses:
+            found.setdefault(id(value), printable(name, 200))
+        inner = class_items(value) if issubclass(real_type(value), type) else instance_dict(value)
+        for attribute, held in list((inner or {}).items()):
+            if id(held) in addresses:
+                found.setdefault(id(held), printable(f"{name}.{attribute}", 200))
+    return found
+
+
+def _variables() -> Iterator[tuple[str, Any]]:  # Any: any object
+    for module_name, module in list(sys.modules.items()):
+        variables = instance_dict(module) or {}
+        for name, value in list(variables.items()):
+            yield f"{module_name}.{name}", value
 
 
 def stack_lines(frames: "dict[int, FrameType]", names: "dict[int, str]") -> list[str]:
@@ -101,8 +207,3 @@ def _thread_names() -> dict[int, str]:
     # Not `threading.enumerate`, whose lock a thread may hold that waits for memory.
     active: dict[int, threading.Thread] = dict(getattr(threading, "_active", {}))
     return {ident: thread.name for ident, thread in active.items()}
-
-
-def _largest(counted: Census) -> str:
-    longest: Iterable[tuple[int, int]] = sorted(counted.containers.values(), key=lambda found: found[1], reverse=True)
-    return ", ".join(f"{counted.names[kind]} of {length:,}" for kind, length in list(longest)[:_MAX_LARGEST])

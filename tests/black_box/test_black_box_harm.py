@@ -1,5 +1,6 @@
 """What may happen to the file while a program runs: the program lives on, with right figures."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,14 +16,15 @@ pytestmark = [
     pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}"),
 ]
 
+LONG = pytest.mark.skipif(os.environ.get("BLACK_BOX_LONG") != "1", reason="BLACK_BOX_LONG=1 runs it")
 End = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.mark.parametrize(
     "what",
     [
-        "cut", "half", "unlink", "garbage", "cut faulthandler-before", "cut faulthandler-after",
-        "cut faulthandler-after seen", "cut unlink",
+        "cut", "garbage", "cut faulthandler-before", "cut faulthandler-after", "cut faulthandler-after seen",
+        *(pytest.param(what, marks=LONG) for what in ("half", "unlink", "cut unlink")),
     ],
 )  # fmt: skip
 def test_program_lives_on_when_its_file_is_harmed(what: str, end: End) -> None:
@@ -43,7 +45,13 @@ def test_descriptors_closed_by_the_program_are_not_written(end: End) -> None:
     assert "untouched True" in done.stdout
 
 
-@pytest.mark.parametrize("what", ["alone", "faulthandler-before", "faulthandler-after", "faulthandler-seen", "sent"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "faulthandler-before", "faulthandler-seen",
+        *(pytest.param(what, marks=LONG) for what in ("alone", "faulthandler-after", "sent")),
+    ],
+)  # fmt: skip
 def test_fault_of_the_program_ends_it_as_alone(what: str, end: End) -> None:
     done = end("bus_error", what)
 

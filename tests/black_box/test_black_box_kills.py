@@ -26,8 +26,9 @@ if native_reason():
 if shutil.which("cc") is None or not (NATIVE / "black_box.h").exists():
     pytest.skip("no compiler, or no C sources", allow_module_level=True)
 
-KILLS = int(os.environ.get("BLACK_BOX_KILLS", "20"))
-STEPS = int(os.environ.get("BLACK_BOX_STEPS", "100000"))
+LONG = pytest.mark.skipif(os.environ.get("BLACK_BOX_LONG") != "1", reason="BLACK_BOX_LONG=1 runs it")
+KILLS = 200 if os.environ.get("BLACK_BOX_LONG") == "1" else 20
+STEPS = 600_000 if os.environ.get("BLACK_BOX_LONG") == "1" else 60_000
 LARGEST_BLOCK = 100_064  # of the program: a bytearray below 100,000 bytes, or what a container grows to
 SMALL_BLOCK = 600  # of the program that only takes turns
 
@@ -83,7 +84,7 @@ def differences(path: str, sums: dict[int, int]) -> tuple[dict[int, int], list[s
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["mixed", "turns", "sweep"])
+@pytest.mark.parametrize("kind", ["mixed", pytest.param("turns", marks=LONG), pytest.param("sweep", marks=LONG)])
 def test_killed_process_left_every_owner_to_the_block(tmp_path: Path, kind: str) -> None:
     program = compiled("sum_blocks.c", tmp_path)
     chance = random.Random(kind)
@@ -121,6 +122,6 @@ def test_box_is_right_after_every_single_instruction(tmp_path: Path) -> None:
     taken, flushes, unsure, changes, largest, jumps = map(int, done.stdout.split())
     assert taken == STEPS
     assert flushes > 0
-    assert changes > 100
+    assert changes > 50
     assert unsure == 0
     assert (jumps, largest <= SMALL_BLOCK) == (0, True)

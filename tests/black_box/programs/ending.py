@@ -55,7 +55,7 @@ def killed() -> None:
 
 def large_list() -> None:
     with box, memory_scope("service"), memory_scope("one large list"):
-        observe()
+        observe(limit_mib=int(sys.argv[4]))
         rows = [0] * int(sys.argv[3])  # charged before its pages are touched, where the kernel kills
         die()
         print(rows)
