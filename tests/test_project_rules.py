@@ -290,13 +290,14 @@ class TestPublicNames:
 
         assert [name for name in public if f".. automodule:: {name}\n" not in reference] == []
 
-    # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers.
-    def test_packages_export_at_most_180_names(self) -> None:
+    # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers, and 180 before the
+    # black box: its class, its reader, the three records of a post-mortem, and an event.
+    def test_packages_export_at_most_186_names(self) -> None:
         names = [
             name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())
         ]
 
-        assert len(names) <= 180
+        assert len(names) <= 186
 
     def test_top_level_namespace_holds_few_names(self) -> None:
         names = getattr(memtools, "__all__", [])

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import nlargest
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from memtools._records import record
 from memtools._text import printable
@@ -21,12 +21,16 @@ from memtools.heap._inspect import LENGTHS, OwnDict, class_items, container_kind
 from memtools.readings import Reading
 from memtools.units import format_size
 
+K = TypeVar("K")
+
 _MAX_THREADS: Final = 50
 _MAX_FRAMES: Final = 12
 _MAX_OWNERS: Final = 10
 _MAX_SHOWN: Final = 5
 _MIN_LENGTH: Final = 1000  # items: the note of a container takes a hundredth of its own bytes
 _MIN_GROWTH: Final = 1000  # items or objects
+_MIN_NAMED_LENGTH: Final = 64  # items of a container that is found by its name
+_MIN_NAMED_GROWTH: Final = 16  # any program grows by fewer meanwhile
 _POINTER_BYTES: Final = 8  # of the list of all objects that the collector returns
 _LEAST_FREE_BYTES: Final = 4 << 20
 _MAX_BLOCKS: Final = 20_000_000  # a longer count would hold up the program for more than a second or two
@@ -61,12 +65,21 @@ class LastWords:
             return "containers: not counted, too little memory is left for it"
         counted = count_containers()
         before, self._counted = self._counted, counted
-        longest = nlargest(_MAX_SHOWN, counted.containers.items(), key=lambda item: item[1][1])
-        names = names_of({address for address, _ in longest})
         if before is None:
-            shown = [f"{_called(names, address, kind)} of {length:,}" for address, (kind, length) in longest]
-            return f"longest containers: {', '.join(shown) or f'none has {_MIN_LENGTH:,} items'}"
+            return f"longest containers: {', '.join(_longest(counted)) or f'none has {_MIN_LENGTH:,} items'}"
         return f"growing since the first warning: {', '.join(_grown(before, counted)) or 'no container, no type'}"
+
+
+def _longest(counted: "ContainerCount") -> list[str]:
+    longest = nlargest(_MAX_SHOWN, counted.containers.items(), key=lambda item: item[1][1])
+    names = names_of({address for address, _ in longest})
+    found = [(length, f"{_called(names, address, kind)} of {length:,}") for address, (kind, length) in longest]
+    found += [
+        (length, f"{kind} {printable(name, 200)} of {length:,}")
+        for name, (kind, length) in counted.variables.items()
+        if length >= _MIN_LENGTH
+    ]
+    return [text for _, text in nlargest(_MAX_SHOWN, found)]
 
 
 @record
@@ -75,10 +88,12 @@ class ContainerCount:
 
     Attributes:
         containers: the name of the type and the length of each container of at least 1,000 items, by address.
+        variables: the same of each container of at least 64 items that is a variable of a module, by its name.
         types: how many objects there are of each type.
     """
 
     containers: dict[int, tuple[str, int]]
+    variables: dict[str, tuple[str, int]]
     types: dict[str, int]
 
 
@@ -102,25 +117,30 @@ def count_containers() -> ContainerCount:
     No code of an object runs. Dicts of plain values, which the collector does not track, are seen where they are
     variables of a module.
     """
-    types: dict[int, type] = OwnDict()  # by address: a class may have an `__eq__` and a `__hash__` of its own
+    types: dict[int, Any] = OwnDict()  # by address: a class may have an `__eq__` and a `__hash__` of its own
     found: dict[int, tuple[str, int]] = OwnDict()
     objects = gc.get_objects()
     try:
         counted = Counter(map(id, map(type, objects)))
-        types.update((id(type(each)), type(each)) for each in objects)
+        types.update((id(real_type(each)), real_type(each)) for each in objects)
         kinds = {address: container_kind(cls) for address, cls in types.items() if cls is not OwnDict}
         for each in objects:
             _add(each, kinds.get(id(real_type(each))), found)
     finally:
         each = None
         objects.clear()
-    for _, value in _variables():
-        _add(value, dict if real_type(value) is dict else None, found)
+    variables: dict[str, tuple[str, int]] = {}
+    for name, value in _variables():
+        kind = container_kind(real_type(value))
+        length = 0 if kind is None else LENGTHS[kind](value)
+        if length >= _MIN_NAMED_LENGTH:
+            variables[name] = type_name(real_type(value)), length
+            found.pop(id(value), None)
     names = Counter[str]()
     for address, number in counted.items():
         if address in types:
             names[type_name(types[address])] += number
-    return ContainerCount(found, names)
+    return ContainerCount(found, variables, names)
 
 
 def _add(container: Any, kind: type | None, found: dict[int, tuple[str, int]]) -> None:  # Any: any object
@@ -132,21 +152,46 @@ def _add(container: Any, kind: type | None, found: dict[int, tuple[str, int]]) -
 
 
 def _grown(before: ContainerCount, after: ContainerCount) -> list[str]:
-    grown = {
-        address: length - before.containers.get(address, ("", 0))[1]
+    return [*_grown_variables(before, after), *_grown_containers(before, after), *_grown_types(before, after)]
+
+
+def _grown_variables(before: ContainerCount, after: ContainerCount) -> list[str]:
+    more = {name: length - before.variables.get(name, ("", 0))[1] for name, (_, length) in after.variables.items()}
+    return [
+        f"{after.variables[name][0]} {printable(name, 200)} +{more[name]:,} to {after.variables[name][1]:,}"
+        for name in _most(more, _MIN_NAMED_GROWTH)
+    ]
+
+
+def _grown_containers(before: ContainerCount, after: ContainerCount) -> list[str]:
+    known = {address: found for address, found in before.containers.items() if address in after.containers}
+    more = {
+        address: length - known[address][1]
         for address, (kind, length) in after.containers.items()
-        if before.containers.get(address, (kind, 0))[0] == kind
+        if address in known and known[address][0] == kind
     }
-    largest = nlargest(_MAX_SHOWN, (each for each in grown if grown[each] >= _MIN_GROWTH), key=grown.__getitem__)
+    largest = _most(more, _MIN_GROWTH)
     names = names_of(set(largest))
     shown = [
-        f"{_called(names, address, after.containers[address][0])} +{grown[address]:,} to "
+        f"{_called(names, address, after.containers[address][0])} +{more[address]:,} to "
         f"{after.containers[address][1]:,}"
         for address in largest
     ]
+    # Those that are new have hardly ever a name, and there may be thousands of them.
+    new = [found for address, found in after.containers.items() if address not in known]
+    numbers, items = Counter(kind for kind, _ in new), Counter[str]()
+    for kind, length in new:
+        items[kind] += length
+    return shown + [f"{numbers[kind]:,} new {kind} of {items[kind]:,} items together" for kind in _most(items, 1)]
+
+
+def _grown_types(before: ContainerCount, after: ContainerCount) -> list[str]:
     more = {name: number - before.types.get(name, 0) for name, number in after.types.items() if name not in _EVERYDAY}
-    most = [name for name in nlargest(_MAX_SHOWN, more, key=more.__getitem__) if more[name] >= _MIN_GROWTH]
-    return [*shown, *(f"{name} +{more[name]:,} objects to {after.types[name]:,}" for name in most)]
+    return [f"{name} +{more[name]:,} objects to {after.types[name]:,}" for name in _most(more, _MIN_GROWTH)]
+
+
+def _most(growth: Mapping[K, int], minimum: int) -> list[K]:
+    return nlargest(_MAX_SHOWN, (key for key in growth if growth[key] >= minimum), key=growth.__getitem__)
 
 
 def _called(names: Mapping[int, str], address: int, kind: str) -> str:
@@ -185,13 +230,15 @@ def stack_lines(frames: "dict[int, FrameType]", names: "dict[int, str]") -> list
     lines: list[str] = []
     for thread, frame in list(frames.items())[:_MAX_THREADS]:
         calls: list[str] = []
+        is_of_program = False
         found: FrameType | None = frame
         while found is not None and len(calls) < _MAX_FRAMES:
             code = found.f_code
             if not code.co_filename.startswith(_OWN_FOLDER):
                 calls.append(f"{code.co_qualname} ({code.co_filename}:{found.f_lineno})")
+                is_of_program = is_of_program or code.co_filename != threading.__file__
             found = found.f_back
-        if calls:
+        if is_of_program:  # not the monitor's own thread
             lines.append(f"thread {printable(names.get(thread, str(thread)), 60)}: " + " <- ".join(calls))
     return lines
 
