@@ -290,8 +290,8 @@ class TestPublicNames:
 
         assert [name for name in public if f".. automodule:: {name}\n" not in reference] == []
 
-    # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers, and 180 before the
-    # black box: its class, its reader, the three records of a post-mortem, and an event.
+    # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers, and 180 before
+    # the black box: its class, its reader, the three records of a post-mortem, and an event.
     def test_packages_export_at_most_186_names(self) -> None:
         names = [
             name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 from memtools._records import record
 from memtools._text import printable
+from memtools._threads import frame_of_thread, running_threads
 from memtools.heap._inspect import LENGTHS, OwnDict, class_items, container_kind, instance_dict, real_type, type_name
 from memtools.readings import Reading
 from memtools.units import format_size
@@ -57,7 +58,7 @@ class LastWords:
         if owners:
             held = ", ".join(f"{printable(name, 200)} {format_size(size)}" for name, size in owners[:_MAX_OWNERS])
             lines.append(f"largest owners: {held}")
-        return "\n".join([*lines, *stack_lines(_frames(), _thread_names())])
+        return "\n".join([*lines, *stack_lines(_thread_names())])
 
     def heap(self, reading: Reading) -> str:
         """Return which containers have grown since the first count of this rise, or which are longest."""
@@ -220,34 +221,40 @@ def _variables() -> Iterator[tuple[str, Any]]:  # Any: any object
             yield f"{module_name}.{name}", value
 
 
-def stack_lines(frames: "dict[int, FrameType]", names: "dict[int, str]") -> list[str]:
+def stack_lines(names: Mapping[int, str]) -> list[str]:
     """Return a line for each thread, the innermost call first; no code of the program is called for it.
 
     Args:
-        frames: the innermost frame of each thread, by its number.
-        names: the names of the threads.
+        names: the names of the threads, by their numbers.
     """
     lines: list[str] = []
-    for thread, frame in list(frames.items())[:_MAX_THREADS]:
-        calls: list[str] = []
-        is_of_program = False
-        found: FrameType | None = frame
-        while found is not None and len(calls) < _MAX_FRAMES:
-            code = found.f_code
-            if not code.co_filename.startswith(_OWN_FOLDER):
-                calls.append(f"{code.co_qualname} ({code.co_filename}:{found.f_lineno})")
-                is_of_program = is_of_program or code.co_filename != threading.__file__
-            found = found.f_back
-        if is_of_program:  # not the monitor's own thread
+    for thread in sorted(running_threads())[:_MAX_THREADS]:
+        calls = _calls_of(thread)
+        if calls:
             lines.append(f"thread {printable(names.get(thread, str(thread)), 60)}: " + " <- ".join(calls))
     return lines
 
 
+def _calls_of(thread: int) -> list[str]:
+    """Return the calls of a thread without those of memtools; none for the monitor's own thread."""
+    calls: list[str] = []
+    is_of_program = False
+    frame = _own_frame() if thread == threading.get_ident() else frame_of_thread(thread)
+    while frame is not None and len(calls) < _MAX_FRAMES:
+        code = frame.f_code
+        if not code.co_filename.startswith(_OWN_FOLDER):
+            calls.append(f"{code.co_qualname} ({code.co_filename}:{frame.f_lineno})")
+            is_of_program = is_of_program or code.co_filename != threading.__file__
+        frame = frame.f_back  # no frame is held at the end: it would keep the variables of its function alive
+    frame = None
+    return calls if is_of_program else []
+
+
+def _own_frame() -> FrameType | None:
+    return sys._getframe()  # pyright: ignore[reportPrivateUsage]  # documented, in spite of its name
+
+
 _OWN_FOLDER: Final = __file__.rpartition("black_box")[0]
-
-
-def _frames() -> dict[int, FrameType]:
-    return sys._current_frames()  # pyright: ignore[reportPrivateUsage]  # documented, in spite of its name
 
 
 def _thread_names() -> dict[int, str]:

@@ -1,4 +1,7 @@
-"""How a process has ended, and how that is known."""
+"""How a process has ended, and how that is known.
+
+A file of its own because it decides by facts alone, whichever way they were read.
+"""
 
 from typing import Final
 

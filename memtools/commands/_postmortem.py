@@ -1,4 +1,7 @@
-"""`memtools postmortem`: what a black box says of a process that was killed; all boxes of a folder."""
+"""`memtools postmortem`: what a black box says of a process that was killed; all boxes of a folder.
+
+A file of its own because each command is one.
+"""
 
 import json
 import os

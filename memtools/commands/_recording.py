@@ -1,6 +1,8 @@
 """The black box of a run: the file, and a thread that writes readings and last words into it.
 
 A monitor would do more than that: it collects garbage, and the program shall run as it does alone.
+
+A file of its own because the process that was started and the Pythons that it starts record alike.
 """
 
 import _thread

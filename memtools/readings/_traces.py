@@ -1,6 +1,8 @@
 """What tells one process, cgroup and folder from another after the process has died.
 
 All of it is Linux's; elsewhere each answer is "not known".
+
+A file of its own because only the black box asks for it.
 """
 
 import os
