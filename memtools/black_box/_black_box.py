@@ -141,7 +141,7 @@ class BlackBox:
                 self._last_words.reset()
             counted = self._mirror.check()
             cgroup = self._cgroup
-            usage, kills = (None, None) if cgroup is None else (cgroup.usage_bytes(), cgroup.oom_kills())
+            usage, kills = (None, None) if cgroup is None else (cgroup.held_bytes(), cgroup.oom_kills())
             file.write_reading(reading.used_bytes, reading.limit_bytes, usage, counted, kills, level)
         except Exception as error:
             self._is_wanted_in_child = self._file is not None
@@ -205,6 +205,7 @@ class BlackBox:
             "pid_namespace": pid_namespace(),
             "resident_at_open": _resident_or_none(),
             "cgroup": None if cgroup is None else [cgroup.version, cgroup.directory, cgroup.inode],
+            "cgroup_limit": None if cgroup is None else cgroup.limit_bytes(),
             "python": platform.python_version(),
         }
         found.update((label, text) for label, text in identity() if label != "command")

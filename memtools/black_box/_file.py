@@ -108,7 +108,7 @@ class BoxFile:
         Args:
             resident: resident bytes of the process.
             limit: its limit in bytes.
-            usage: bytes that its cgroup uses.
+            usage: bytes that its cgroup uses, without caches.
             counted: bytes that the ledger has counted.
             kills: how many processes of the cgroup were killed for want of memory.
             level: how short memory is.

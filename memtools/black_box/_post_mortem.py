@@ -61,7 +61,7 @@ class PastReading:
         monotonic_s: when, in seconds of `time.monotonic()`.
         resident_bytes: memory in use.
         limit_bytes: the limit; None where none was known.
-        usage_bytes: what its cgroup used; None where it had none.
+        usage_bytes: what all processes of its cgroup used, without caches; None where it had none.
         counted_bytes: what the ledger had counted; None without one.
         oom_kills: how many processes of the cgroup had been killed for want of memory; None where that is not told.
         level: 0 for normal, 1 for warning, 2 for critical.

@@ -200,6 +200,7 @@ class BoxParser:
             readings=readings,
             counted_bytes=counted,
             oom_kills_now=self.oom_kills_now(),
+            cgroup_limit=self._number_in_description("cgroup_limit"),
             resident_at_open=self._number_in_description("resident_at_open"),
         )
         verdict, why = judge(evidence)

@@ -24,6 +24,7 @@ class Evidence:
         readings: the readings, the last one last.
         counted_bytes: what the ledger had counted at the end; None without one.
         oom_kills_now: how many processes of its cgroup the kernel has killed up to now; None where that is not known.
+        cgroup_limit: the limit of its own cgroup; None where it had none.
         resident_at_open: resident bytes when the file was made.
     """
 
@@ -33,6 +34,7 @@ class Evidence:
     readings: tuple[PastReading, ...]
     counted_bytes: int | None
     oom_kills_now: int | None
+    cgroup_limit: int | None
     resident_at_open: int | None
 
     def estimated_bytes(self) -> int | None:
@@ -78,10 +80,12 @@ def judge(evidence: Evidence) -> tuple[Verdict, str]:
                 f"no end was written, and about {format_size(estimate)} were in use or asked for, of a limit of "
                 f"{format_size(limit)}{restarted}"
             )
-        if last.usage_bytes is not None and last.usage_bytes >= _NEAR * limit:
+        # Where the limit is another one, the use of the cgroup says nothing of it.
+        is_of_cgroup = limit == evidence.cgroup_limit
+        if is_of_cgroup and last.usage_bytes is not None and last.usage_bytes >= _NEAR * limit:
             return "oom-likely", (
-                f"no end was written, and its cgroup used {format_size(last.usage_bytes)} of {format_size(limit)}: "
-                f"caches, or other processes{restarted}"
+                f"no end was written, and all processes of its cgroup used {format_size(last.usage_bytes)} of "
+                f"{format_size(limit)}{restarted}"
             )
     return "killed", (
         "no end was written, and memory was not short: another SIGKILL, a crash, SIGTERM without a handler, or "

@@ -9,11 +9,18 @@ import os
 from typing import Final
 
 from memtools._records import record
-from memtools.readings._cgroups import KernelFiles, find_directories, under_root, unescape_mount
+from memtools.readings._cgroups import (
+    CgroupDirectory,
+    KernelFiles,
+    find_directories,
+    read_usage,
+    under_root,
+    unescape_mount,
+)
 
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _MOUNTS: Final = "/proc/self/mountinfo"
-_USAGE: Final = {1: "memory.usage_in_bytes", 2: "memory.current"}
+_LIMIT: Final = {1: "memory.limit_in_bytes", 2: "memory.max"}
 # v2 counts the processes of the cgroups below, too; v1 those of this one only.
 _KILLS: Final = {1: "memory.oom_control", 2: "memory.events"}
 _OOM_KILL: Final = b"oom_kill"
@@ -38,9 +45,13 @@ class MemoryCgroup:
         """Return whether this process sees the same cgroup at that path."""
         return _inode(self.directory) == self.inode
 
-    def usage_bytes(self) -> int | None:
-        """Return the memory that the cgroup uses, caches included; None where that cannot be read."""
-        return KernelFiles(under_root("/")).read_number(f"{self.directory}/{_USAGE[self.version]}")
+    def held_bytes(self) -> int | None:
+        """Return what its processes use, without caches that the kernel takes first; None where that is not known."""
+        return read_usage(CgroupDirectory(self.version, self.directory, 0), KernelFiles(under_root("/"))).held_bytes
+
+    def limit_bytes(self) -> int | None:
+        """Return its own limit; None for none, and where that cannot be read."""
+        return KernelFiles(under_root("/")).read_number(f"{self.directory}/{_LIMIT[self.version]}")
 
     def oom_kills(self) -> int | None:
         """Return how many of its processes the kernel has killed for want of memory; None where it does not tell."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from memtools.black_box import PostMortem, read_black_box
-from memtools.black_box._file import BoxFile
+from memtools.black_box._file import BoxFile, set_reported
 from memtools.black_box._layout import (
     CHECKSUM_AT,
     COUNTER,
@@ -44,9 +44,13 @@ ESCAPES = "POST \x1b[2J\x1b]0;title\x07\u202e\n\r/import"
 class Box:
     """A file as a process would have left it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limit: int | None = None, cgroup: object = None) -> None:
         self.path = folder / "service.1.1.box"
-        file = BoxFile.create(str(self.path), {"name": "service", "command": ESCAPES, "resident_at_open": 10 * MIB})
+        description = {
+            "name": "service", "command": ESCAPES, "resident_at_open": 10 * MIB, "cgroup_limit": limit,
+            "cgroup": cgroup,
+        }  # fmt: skip
+        file = BoxFile.create(str(self.path), description)
         file.publish(str(self.path))
         self._file = file
 
@@ -67,8 +71,8 @@ class Box:
     def account(self, number: int, name: str, parent: int = 0, kind: str = "scope") -> None:
         self.write(SECTIONS["accounts"].place(number), pack_account(parent, kind, name))
 
-    def reading(self, resident: int, counted: int | None = None, level: int = 0) -> None:
-        self._file.write_reading(resident, 1000 * MIB, None, counted, None, level)
+    def reading(self, resident: int, counted: int | None = None, level: int = 0, usage: int | None = None) -> None:
+        self._file.write_reading(resident, 1000 * MIB, usage, counted, 3, level)
 
     def words(self, text: str) -> None:
         self._file.write_last_words(text)
@@ -193,6 +197,37 @@ class TestVerdicts:
     def test_bytes_counted_since_the_last_reading_add_up(self, box: Box) -> None:
         box.counter(2, 950 * MIB, account=2)
         assert box.read().verdict == "oom-likely"
+
+    @pytest.mark.parametrize(("limit", "verdict"), [(1000 * MIB, "oom-likely"), (2000 * MIB, "killed")])
+    def test_use_of_the_cgroup_counts_for_its_own_limit(self, tmp_path: Path, limit: int, verdict: str) -> None:
+        box = Box(tmp_path, limit=limit)
+        box.reading(200 * MIB, usage=970 * MIB)
+        box.die()
+        assert box.read().verdict == verdict
+
+    @pytest.mark.parametrize(("kills", "verdict"), [(3, "killed"), (4, "oom-killed")])
+    def test_kills_of_the_cgroup_make_it_certain(self, tmp_path: Path, kills: int, verdict: str) -> None:
+        folder = tmp_path / "cgroup"
+        folder.mkdir()
+        (folder / "memory.events").write_text(f"oom 9\noom_kill {kills}\n")
+        box = Box(tmp_path, cgroup=[2, str(folder), folder.stat().st_ino])
+        box.reading(200 * MIB)
+        box.die()
+        found = box.read()
+        assert found.verdict == verdict
+        everything(found)
+
+        # What the next start has found counts, and not what has come later.
+        with open(box.path, "r+b") as file:
+            set_reported(file.fileno(), 3)
+        assert box.read().verdict == "killed"
+
+    @pytest.mark.parametrize("cgroup", [None, [], [3, "/", 1], [2, 3, 4], [2, "/none", 5], [2, "/\0", 5], {"a": 1}])
+    def test_description_of_the_cgroup_is_not_trusted(self, tmp_path: Path, cgroup: object) -> None:
+        box = Box(tmp_path, cgroup=cgroup)
+        box.reading(200 * MIB)
+        box.die()
+        assert box.read().verdict == "killed"
 
     def test_native_memory_is_told_from_owners(self, empty: Box) -> None:
         box = empty
