@@ -163,7 +163,7 @@ class BlackBox:
         if self._file is None or not self._lock.acquire(blocking=False):
             return
         try:
-            text = self._last_words.short(level.name.lower(), reading, owners)
+            text = self._last_words.short(level.name.lower(), reading, owners if self._names else ())
             self._file.write_last_words(text)
             self._file.write_last_words(f"{text}\n{self._last_words.heap(reading)}")
         except Exception as error:  # MemoryError among them
@@ -235,7 +235,7 @@ class BlackBox:
     def _tell_of(self, path: str) -> None:
         try:
             found = read_black_box(path)
-        except (OSError, ValueError):
+        except Exception:  # it may be anything: this one could not even be read
             return
         _log.warning("An earlier run has left no end: %s; python -m memtools postmortem %s", found.summary, path)
         emit(BlackBoxFound(path, found.verdict, found.summary))

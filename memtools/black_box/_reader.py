@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from math import isfinite
 from typing import Any, Final, cast
 
 from memtools._records import record
@@ -211,7 +212,7 @@ class BoxParser:
             pid=self.pid,
             name=self._text_in_description("name"),
             command=self._text_in_description("command"),
-            began_at=self.began,
+            began_at=_finite(self.began),
             notes=tuple(self.notes),
             counted_bytes=counted,
             native_bytes=evidence.native_bytes(),
@@ -336,9 +337,15 @@ class BoxParser:
                 damaged += 1
                 continue
             reading = PastReading(
-                unix, monotonic, resident, _known(limit), _known(usage), _known(counted), kills - 1 if kills else None,
-                min(level, 2),
-            )  # fmt: skip
+                at=_finite(unix),
+                monotonic_s=_finite(monotonic),
+                resident_bytes=resident,
+                limit_bytes=_known(limit),
+                usage_bytes=_known(usage),
+                counted_bytes=_known(counted),
+                oom_kills=kills - 1 if kills else None,
+                level=min(level, 2),
+            )
             found.append((number, reading))
         if damaged:
             self._note(f"{damaged} readings are damaged")
@@ -391,6 +398,10 @@ class BoxParser:
 
 
 _HOT_PAGE: Final = struct.Struct(f"{PAGE}s")
+
+
+def _finite(seconds: float) -> float:
+    return seconds if isfinite(seconds) else 0.0
 
 
 def _known(figure: int) -> int | None:

@@ -19,6 +19,7 @@ from memtools.readings import Level, Reading, take_reading
 _INTERVAL_S: Final = 0.25
 _WARNING: Final = 0.8  # of the limit, as a monitor has it by default
 _CRITICAL: Final = 0.9
+_NORMAL: Final = 0.7  # below it a rise has ended
 
 
 class Recording:
@@ -53,7 +54,7 @@ class Recording:
         while not self._is_closed:
             with suppress(OSError):
                 reading = take_reading()
-                level = _level_of(reading)
+                level = _level_of(reading, before)
                 self._box.observe(reading, level)
                 if level > before:
                     self._box.write_last_words(reading, level)
@@ -76,8 +77,9 @@ def begin_recording(folder: str | None, name: str) -> Recording | None:
         return None
 
 
-def _level_of(reading: Reading) -> Level:
+def _level_of(reading: Reading, before: Level) -> Level:
     fraction = reading.fraction or 0.0
-    if fraction >= _CRITICAL:
-        return Level.CRITICAL
-    return Level.WARNING if fraction >= _WARNING else Level.NORMAL
+    if fraction < _NORMAL:
+        return Level.NORMAL
+    reached = Level.CRITICAL if fraction >= _CRITICAL else Level.WARNING if fraction >= _WARNING else Level.NORMAL
+    return max(reached, before)  # so that the last words are written once for each rise

@@ -428,7 +428,7 @@ class Engine:
             return
         try:
             self.black_box.open()
-        except OSError as error:
+        except Exception as error:  # the program works without
             self._warnings.warning("black box", "%s: there is no black box: %s", self.name, error)
 
     def rename(self, name: str) -> None:

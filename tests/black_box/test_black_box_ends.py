@@ -84,6 +84,12 @@ class TestEnds:
 
         assert box_of(tmp_path).verdict == "oom-likely"
 
+    @needs_native
+    def test_ledger_that_had_stopped_is_noted(self, end: End, tmp_path: Path) -> None:
+        end("subinterpreter")
+
+        assert "the ledger had stopped counting: its figures are older than the death" in box_of(tmp_path).notes
+
     def test_without_the_native_ledger_readings_are_left(self, end: End, tmp_path: Path) -> None:
         end("killed", MEMTOOLS_NATIVE="0")
 

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
 from itertools import pairwise
@@ -127,6 +128,30 @@ class TestFile:
     @needs_native
     def test_names_can_be_left_out(self, tmp_path: Path) -> None:
         with memory_scope("secret"), BlackBox(tmp_path, names=False) as box, memory_scope("another secret"):
+            assert b"secret" not in Path(box.path).read_bytes()
+
+    @needs_native
+    def test_threads_are_told_while_they_live(self, tmp_path: Path) -> None:
+        def work() -> None:
+            with memory_scope("in the thread"):
+                told.wait(60)
+
+        told, looked = threading.Event(), threading.Thread(target=work)
+        with BlackBox(tmp_path) as box, memory_scope("main"):
+            rows = [str(number) for number in range(1000)]
+            looked.start()
+            while not any(name == "in the thread" for _, name in read_black_box(box.path).threads):
+                assert looked.is_alive()
+            assert (os.getpid(), "main") in read_black_box(box.path).threads
+            told.set()
+            looked.join()
+            assert [name for _, name in read_black_box(box.path).threads if name == "in the thread"] == []
+        del rows
+
+    @needs_native
+    def test_names_stay_out_of_last_words(self, tmp_path: Path) -> None:
+        with BlackBox(tmp_path, names=False) as box:
+            box.write_last_words(READING, Level.WARNING, owners=(("POST /secret", 3 * MIB),))
             assert b"secret" not in Path(box.path).read_bytes()
 
     @needs_native

@@ -129,6 +129,21 @@ def reading_of_this_process() -> Reading:
     return Reading(resident_bytes(), int(sys.argv[3]) * MIB, time.monotonic())
 
 
+def subinterpreter() -> None:
+    import importlib
+
+    with box, memory_scope("service"):
+        for name in ("_interpreters", "_xxsubinterpreters"):
+            try:
+                module = importlib.import_module(name)
+            except ImportError:
+                continue
+            module.create()
+            break
+        work()
+        die()
+
+
 def ended() -> None:
     box.open()
     work()
