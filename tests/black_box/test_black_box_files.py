@@ -241,6 +241,15 @@ class TestDeadBoxes:
         with BlackBox(tmp_path, name="service"):
             assert all((tmp_path / name).read_text() == "mine" for name in names)
 
+    def test_killed_one_that_cannot_be_read_is_passed_over(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = self.killed(tmp_path)
+        os.truncate(path, 100)
+        with BlackBox(tmp_path, name="service") as box:
+            assert read_black_box(box.path).verdict == "alive"
+        assert caplog.text == ""
+
     def test_half_made_file_of_a_dead_process_is_removed(self, tmp_path: Path) -> None:
         old, new = tmp_path / ".service.1.1.box.part", tmp_path / ".service.1.2.box.part"
         for path in (old, new):

@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from memtools.black_box import BlackBox, read_black_box
+from memtools.commands import _recording
 from memtools.commands._main import main
 from memtools.ledger import native_reason
+from memtools.readings import Level, Reading
 
 pytestmark = [
     pytest.mark.once,
@@ -100,3 +104,40 @@ def test_folder_that_will_not_do_is_an_error_of_the_command(run: Run) -> None:
 def test_program_sees_no_thread_of_the_recording(run: Run, tmp_path: Path) -> None:
     code = "import threading; print(len(threading.enumerate()), threading.active_count())"
     assert run("run", "--black-box", str(tmp_path), "-c", code).stdout == "1 1\n"
+
+
+def test_last_words_come_once_for_each_rise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rise = (10, 81, 79, 81, 91, 85, 60, 81)
+    figures = iter(rise)
+    spoken: list[Level] = []
+    ended = threading.Event()
+
+    def take() -> Reading:
+        used = next(figures, None)
+        if used is None:
+            ended.set()
+            raise OSError
+        return Reading(used, 100, 0.0)
+
+    monkeypatch.setattr(_recording, "take_reading", take)
+    monkeypatch.setattr(_recording, "_INTERVAL_S", 0.001)
+    monkeypatch.setattr(BlackBox, "write_last_words", lambda _box, _reading, level: spoken.append(level))
+    recording = _recording.Recording(str(tmp_path), "program")
+    assert ended.wait(TIMEOUT_S)
+    recording.close()
+
+    assert spoken == [Level.WARNING, Level.CRITICAL, Level.WARNING]
+    (path,) = tmp_path.glob("program.*.box")
+    assert [reading.resident_bytes for reading in read_black_box(path).readings] == list(rise)
+
+
+def test_run_without_room_for_a_box_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    assert _recording.begin_recording(str(tmp_path), "program") is None
+    assert _recording.begin_recording(None, "program") is None
+    assert capsys.readouterr().err == "memtools: there is no black box: [Errno 28] No space left on device\n"

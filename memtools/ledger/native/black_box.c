@@ -7,7 +7,7 @@
 
 #include "platform.h"
 
-static struct black_box_hot unread; /* written while there is no file */
+static _Alignas(64) struct black_box_hot unread; /* written while there is no file; in a cache line of its own */
 
 struct black_box_hot *black_box_hot = &unread;
 struct black_box_counter *black_box_counters;
