@@ -68,7 +68,8 @@ class BlackBox:
         self.folder = parse_folder(True if folder is None else folder, name="folder")
         self._name = parse_program_name(name)
         self._names = bool(names)
-        self._lock = threading.Lock()  # never waited for, so a signal handler or a fork in between does no harm
+        # Never waited for for long, so a signal handler, a finaliser or a fork in between does no harm.
+        self._lock = threading.Lock()
         self._file: BoxFile | None = None
         self._mirror = LedgerMirror(names=self._names)
         self._cgroup: MemoryCgroup | None = None
@@ -104,11 +105,12 @@ class BlackBox:
     def close(self) -> None:
         """Write that this is a regular end, and let go of the file; a second call does nothing."""
         self._is_wanted_in_child = False
-        self._lock.acquire(timeout=_WRITE_S)  # a reading that is just being written
+        has_lock = self._lock.acquire(timeout=_WRITE_S)  # a reading that is just being written
         try:
             self._end()
         finally:
-            self._release()
+            if has_lock:
+                self._release()
 
     def __enter__(self) -> Self:
         self.open()
@@ -160,12 +162,16 @@ class BlackBox:
             level: how short memory is.
             owners: the largest owners, as (name, bytes), the largest first.
         """
-        if self._file is None or not self._lock.acquire(blocking=False):
+        # Not given up for a reading that another thread is just writing: these words come once.
+        if not self.path or not self._lock.acquire(timeout=_WRITE_S):
             return
         try:
+            file = self._file
+            if file is None:
+                return
             text = self._last_words.short(level.name.lower(), reading, owners if self._names else ())
-            self._file.write_last_words(text)
-            self._file.write_last_words(f"{text}\n{self._last_words.heap(reading)}")
+            file.write_last_words(text)
+            file.write_last_words(f"{text}\n{self._last_words.heap(reading)}")
         except Exception as error:  # MemoryError among them
             self._warn(error)
         finally:

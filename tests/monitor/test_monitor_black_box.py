@@ -3,15 +3,18 @@
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from memtools.black_box import PostMortem, read_black_box
+from memtools.black_box import BlackBox, PostMortem, read_black_box
 from memtools.config import Config
 from memtools.errors import ConfigError
 from memtools.monitor import MemoryMonitor
+from memtools.readings import Level, Reading
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no black boxes on Windows")
 
@@ -48,22 +51,33 @@ def test_box_of_a_task_ends_with_it(make: Make, tmp_path: Path) -> None:
     assert box_in(tmp_path).verdict == "ended"
 
 
-def test_last_words_are_written_once_for_each_level_up(make: Make, machine, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    monitor = make(black_box=tmp_path, max_interval=60.0, min_interval=50.0)
-    with monitor:
-        machine.set(monitor, 100)
-        assert box_in(tmp_path).last_words == ""
-        machine.raise_to(monitor, 700)
-        warning = box_in(tmp_path).last_words
-        machine.raise_to(monitor, 710)
-        assert box_in(tmp_path).last_words == warning
-        machine.raise_to(monitor, 900)
-        critical = box_in(tmp_path).last_words
+def test_last_words_are_written_once_for_each_level_up(
+    make: Make, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Level] = []
+    write = BlackBox.write_last_words
 
-    assert "warning: 700.0 MiB of 1000.0 MiB" in warning
-    assert "critical: 900.0 MiB of 1000.0 MiB" in critical
-    assert "growing since the first warning" in critical
-    assert [reading.level for reading in box_in(tmp_path).readings][-1] == 2
+    def write_and_note(box: BlackBox, reading: Reading, level: Level, **more: Any) -> None:
+        write(box, reading, level, **more)
+        written.append(level)
+
+    monkeypatch.setattr(BlackBox, "write_last_words", write_and_note)
+    words: list[str] = []
+    with make(black_box=tmp_path, max_interval=60.0, min_interval=50.0) as monitor:
+        for used, levels in ((100, 0), (700, 1), (710, 1), (900, 2)):
+            machine.raise_to(monitor, used)
+            deadline = time.monotonic() + 30  # the sampling loop may be the one that acts
+            while len(written) < levels and time.monotonic() < deadline:
+                time.sleep(0.01)
+            words.append(box_in(tmp_path).last_words)
+
+    assert written == [Level.WARNING, Level.CRITICAL]
+    assert words[0] == ""
+    assert "warning: 700.0 MiB of 1000.0 MiB" in words[1]
+    assert words[2] == words[1]
+    assert "critical: 900.0 MiB of 1000.0 MiB" in words[3]
+    assert "growing since the first warning" in words[3]
+    assert box_in(tmp_path).readings[-1].level == Level.CRITICAL
 
 
 def test_environment_names_the_folder(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
