@@ -22,7 +22,19 @@ class OwnThread(threading.Thread):
     def run(self) -> None:
         """Run the target in an empty context, as new threads had before they could inherit that of their starter."""
         disregard_thread()
-        contextvars.Context().run(super().run)
+        try:
+            contextvars.Context().run(super().run)
+        finally:
+            self._release_for_gevent()
+
+    def _release_for_gevent(self) -> None:
+        # Before Python 3.13 `join` waits for a lock that gevent releases when a greenlet ends: in a class of its own,
+        # which it puts in the place of `Thread`. A thread whose class was made before would be waited for in vain, as
+        # under gunicorn, whose workers patch late.
+        replaced: type = vars(threading)["Thread"]
+        lock: Any = getattr(self, "_tstate_lock", None)
+        if not isinstance(self, replaced) and type(lock).__module__ == "gevent.thread":
+            lock.release()
 
 
 def call_in_own_thread(function: Callable[[], object], *, name: str) -> "asyncio.Future[None]":

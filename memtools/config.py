@@ -29,6 +29,7 @@ class MonitorSettings(TypedDict, total=False):
     sample_every: int
     exhausted_after: float
     min_flow: float
+    cluster: str
     black_box: str
 
 
@@ -53,6 +54,8 @@ class Config:
         sample_every: operations between two samples of the monitor.
         exhausted_after: seconds at `CRITICAL` after which memory counts as exhausted.
         min_flow: how much work begins each second while memory is critical; 0 for none.
+        cluster: the URL of the pool of processes that monitors join, as for `memtools.cluster.join`. It may hold a
+            password, so it is not shown.
         black_box: the folder of the monitor's black box.
 
     Raises:
@@ -69,6 +72,7 @@ class Config:
     sample_every: int | None = None
     exhausted_after: float | None = None
     min_flow: float | None = None
+    cluster: str | None = None
     black_box: str | None = None
 
     def __new__(cls, *values: object, **named: object) -> Self:
@@ -92,6 +96,7 @@ class Config:
         sample_every: int | None = None,
         exhausted_after: float | None = None,
         min_flow: float | None = None,
+        cluster: str | None = None,
         black_box: str | None = None,
     ) -> "Config":
         """Return the settings: arguments first, then the current environment.
@@ -112,6 +117,7 @@ class Config:
             sample_every: see the class.
             exhausted_after: see the class.
             min_flow: see the class.
+            cluster: see the class.
             black_box: see the class.
 
         Raises:
@@ -121,7 +127,7 @@ class Config:
         arguments = {
             "enabled": enabled, "meter": meter, "native": native, "limit": limit, "warning": warning,
             "critical": critical, "cleanup_interval": cleanup_interval, "sample_every": sample_every,
-            "exhausted_after": exhausted_after, "min_flow": min_flow, "black_box": black_box,
+            "exhausted_after": exhausted_after, "min_flow": min_flow, "cluster": cluster, "black_box": black_box,
         }  # fmt: skip
         given = {name: value for name, value in arguments.items() if value is not None}
         found = _from_environ(_parse_prefix(prefix), os.environ if environ is None else environ)
@@ -134,8 +140,11 @@ class Config:
         return cast("MonitorSettings", {name: given[name] for name in MonitorSettings.__annotations__ if name in given})
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as a dict that JSON can hold."""
-        return as_dict(self)
+        """Return the fields as a dict that JSON can hold; of `cluster` no more than the scheme."""
+        return as_dict(self) | {"cluster": _shown(self.cluster)}
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
 
 
 def monitor_settings(environ: Mapping[str, str] | None = None) -> MonitorSettings:
@@ -207,6 +216,21 @@ def _parse_rate(value: object, *, name: str) -> float:
     return parse_rate(value, name=name)
 
 
+def _parse_url(value: object, *, name: str) -> str:
+    # Only the form is checked: the cluster, which is above this package, knows the rest.
+    if not isinstance(value, str) or "://" not in value:
+        raise ConfigError(name, _shown(value), "a URL as for memtools.cluster.join(): sqlite:///PATH, or redis://…")
+    return value
+
+
+def _shown(url: object) -> object:
+    """Return what may be shown of a URL, which may hold a password."""
+    if not isinstance(url, str):
+        return url
+    scheme, found, _ = url.partition("://")
+    return f"{scheme}://…" if found else "…"
+
+
 def _parse_folder(value: object, *, name: str) -> str:
     # Whether it is there is checked by the monitor, on the machine on which it runs.
     if not isinstance(value, str) or not value.strip():
@@ -226,6 +250,7 @@ _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "sample_every": _parse_count,
     "exhausted_after": _parse_positive_seconds,
     "min_flow": _parse_rate,
+    "cluster": _parse_url,
     "black_box": _parse_folder,
 }
 

@@ -13,8 +13,10 @@ from typing import Self, TypeAlias
 
 from memtools._forks import register_after_fork
 from memtools._records import record
+from memtools._text import printable
 from memtools.errors import ConfigError
 from memtools.readings import Headroom, Level, Reading
+from memtools.units import format_duration, format_size
 
 __all__ = [
     "BlackBoxFound",
@@ -24,6 +26,7 @@ __all__ = [
     "Event",
     "HighUsage",
     "LevelChanged",
+    "LimitForecast",
     "MemorySampled",
     "PressureSignal",
     "ReclaimIneffective",
@@ -218,6 +221,50 @@ class ReclaimIneffective:
 
 
 @record
+class LimitForecast:
+    """The lowest use of memory rises, and is going to reach the limit; or it does not rise any more.
+
+    Emitted by a monitor with `forecast=True` when that begins, when the counters confirm a leak, once an hour while it
+    goes on, and when it is over.
+
+    Attributes:
+        monitor: the name of the monitor.
+        reading: memory in use, and the limit.
+        kind: what leaks, where the counters confirm a leak: `"python"`, `"native"` or `"fragmentation"`; else empty.
+        rate_bytes_per_s: how fast the floor rises.
+        seconds_to_limit: seconds until the limit is reached; None where that cannot be told.
+        earliest_s: probably not before; None as above.
+        latest_s: probably before; None as above.
+        reason: the evidence, as a sentence.
+        growing: up to three accounts whose live bytes rise, as (name, bytes per hour), the fastest first.
+        is_over: whether it does not rise any more; the other figures are then the last ones.
+    """
+
+    monitor: str
+    reading: Reading
+    kind: str
+    rate_bytes_per_s: float
+    seconds_to_limit: float | None
+    earliest_s: float | None
+    latest_s: float | None
+    reason: str
+    growing: tuple[tuple[str, int], ...] = ()
+    is_over: bool = False
+
+    def __str__(self) -> str:
+        if self.is_over:
+            return "memory does not rise towards its limit any more"
+        parts = [] if self.seconds_to_limit is None else [f"limit in about {format_duration(self.seconds_to_limit)}"]
+        if self.earliest_s is not None:
+            parts = [f"{parts[0]}, probably not before {format_duration(self.earliest_s)}"]
+        word = "leaks" if self.kind else "grows by"
+        for name, rate in self.growing[:1] or (("memory", round(self.rate_bytes_per_s * 3600)),):
+            verb = word if name == "memory" else "grows by"
+            parts.append(f"{printable(name, 200)} {verb} {format_size(rate)}/h")
+        return "; ".join(parts)
+
+
+@record
 class PressureSignal:
     """The kernel reports memory pressure, or a program wrote to `$MEMORY_PRESSURE_WATCH`.
 
@@ -250,6 +297,7 @@ Event: TypeAlias = (
     | TaskAbandoned
     | MemorySampled
     | LevelChanged
+    | LimitForecast
     | CleanupEnded
     | ReclaimIneffective
     | PressureSignal

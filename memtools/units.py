@@ -1,4 +1,4 @@
-"""Parse sizes, counts, durations and choices, and format sizes.
+"""Parse sizes, counts, durations and choices, and format sizes and durations.
 
 `MB` is 10^6 bytes and `MiB` is 2^20 bytes (IEC 80000-13). A bare number is bytes. Quantities of Kubernetes are sizes
 as well: `512Mi`, `500M`, `1e9`. Output is always in binary units.
@@ -161,3 +161,17 @@ def format_size(size_bytes: float) -> str:
         amount /= 1024
         unit += 1
     return f"{amount:.1f} {_UNITS[unit]}" if unit else f"{amount:.0f} B"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time in words for a sentence: `45 s`, `20 min`, `3 h 40`, `27 h`, `4 d`."""
+    if round(seconds) < 90:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours < 10 and rest:
+        return f"{hours} h {rest:02}"
+    hours = round(minutes / 60)
+    return f"{hours} h" if hours < 72 else f"{round(hours / 24)} d"

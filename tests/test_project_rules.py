@@ -291,13 +291,14 @@ class TestPublicNames:
         assert [name for name in public if f".. automodule:: {name}\n" not in reference] == []
 
     # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers, and 180 before
-    # the black box: its class, its reader, the three records of a post-mortem, and an event.
-    def test_packages_export_at_most_186_names(self) -> None:
+    # learned sizes (`Needs`, `needs_of`), the adapter to Ray (2), timelines (3), trends (12), and the black box (6):
+    # its class, its reader, the three records of a post-mortem, and an event.
+    def test_packages_export_at_most_205_names(self) -> None:
         names = [
             name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())
         ]
 
-        assert len(names) <= 186
+        assert len(names) <= 205
 
     def test_top_level_namespace_holds_few_names(self) -> None:
         names = getattr(memtools, "__all__", [])

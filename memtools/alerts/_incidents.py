@@ -15,6 +15,7 @@ from memtools.events import (
     BudgetOverrun,
     Event,
     LevelChanged,
+    LimitForecast,
     MemorySampled,
     ReclaimIneffective,
     TaskAbandoned,
@@ -28,9 +29,11 @@ _DWELL_S: Final = 10.0
 
 MAX_OPEN_INCIDENTS: Final = 100  # of one category; as many as a metric has label values
 OTHER: Final = "<other>"
+SOON_S: Final = 3_600.0  # a forecast below this is critical
+_MAX_SUMMARY: Final = 500
 
 _OBSERVED: Final = frozenset(
-    {LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned, BlackBoxFound}
+    {LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned, LimitForecast, BlackBoxFound}
 )
 
 # A summary in one line, and more as (label, text).
@@ -150,6 +153,9 @@ def observations(event: Event) -> tuple[Observation, ...]:
         case TaskAbandoned():
             name = f"{one_line(event.scope)}/{one_line(event.task)}"
             return (Observation("task", name, Level.WARNING, False, partial(_describe_task, event)),)
+        case LimitForecast():
+            describe = partial(_describe_forecast, event)
+            return (Observation("forecast", "", _forecast_level(event), True, describe, monitor=event.monitor),)
         case BlackBoxFound():
             level = Level.CRITICAL if event.verdict.startswith("oom") else Level.WARNING
             return (Observation("death", "", level, False, partial(_describe_death, event)),)
@@ -213,6 +219,23 @@ def _describe_budget(event: BudgetOverrun) -> Description:
 def _describe_task(event: TaskAbandoned) -> Description:
     task = f"task {one_line(event.task)} of {one_line(event.scope)}"
     return f"{task} still runs {event.grace_s:.1f} s after its cancellation", ()
+
+
+def _forecast_level(event: LimitForecast) -> Level:
+    if event.is_over:
+        return Level.NORMAL
+    is_soon = event.seconds_to_limit is not None and event.seconds_to_limit < SOON_S
+    return Level.CRITICAL if is_soon else Level.WARNING
+
+
+def _describe_forecast(event: LimitForecast) -> Description:
+    details = [("in use", str(event.reading))]
+    if event.kind:
+        details.append(("leak", f"of kind {event.kind}, confirmed by the counters"))
+    if event.growing:
+        rates = (f"{one_line(name)} {format_size(rate)}/h" for name, rate in event.growing)
+        details.append(("growing", ", ".join(rates)))
+    return one_line(str(event), _MAX_SUMMARY), (*details, ("evidence", event.reason))
 
 
 def _describe_death(event: BlackBoxFound) -> Description:

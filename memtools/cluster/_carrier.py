@@ -113,6 +113,7 @@ class PoolFigures:
         leased_bytes: the sum of all leases.
         leases: how many there are.
         waiting: how many requests are in the queue.
+        nodes: how many processes there are.
     """
 
     budget_bytes: int
@@ -121,6 +122,7 @@ class PoolFigures:
     leased_bytes: int
     leases: int
     waiting: int
+    nodes: int
 
 
 class Carrier(Protocol):
@@ -187,6 +189,14 @@ class Carrier(Protocol):
 def usable_bytes(budget_bytes: int, *, is_critical: bool) -> int:
     """Return the budget without the reserve, which is larger while a process is critical."""
     return int(budget_bytes * (1 - (RESERVE_CRITICAL if is_critical else RESERVE)))
+
+
+def settle_s(ttl_s: float) -> float:
+    """Return how long a pool that was made anew waits for what its processes hold, in seconds.
+
+    A little longer than the time between two readings of a process: two seconds, or a third of the time of a lease.
+    """
+    return min(2.5, ttl_s / 2)
 
 
 def without_password(url: str) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import unquote_plus
 
 from memtools._records import record
 from memtools._text import printable
@@ -26,7 +27,7 @@ from memtools.cluster._membership import ANSWER_S, CALL_S, LeaseState, Membershi
 from memtools.cluster._routing import Router
 from memtools.cluster._sqlite import SqliteCarrier
 from memtools.errors import ConfigError, MemtoolsError
-from memtools.readings import Level
+from memtools.readings import Level, effective_limit
 from memtools.units import format_size, parse_seconds, parse_size
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ _TTL_S: Final = 15.0
 _SHORTEST_WAIT_S: Final = 0.005
 _LONGEST_WAIT_S: Final = 0.1
 _MAX_NAME: Final = 100
+_ROUTED_S: Final = 0.5  # for which `pick` takes what the processes have told as it was; they tell every two seconds
 _SCHEMES: Final = "sqlite:///PATH, or redis://HOST:PORT/NUMBER"
+_SHARE: Final = "80%"  # of the effective limit, where no budget is given
 
 
 class LeaseTimeout(MemtoolsError, TimeoutError):
@@ -108,8 +111,8 @@ class ClusterStatistics:
 def join(
     url: str,
     *,
-    budget: int | str,
-    pool: str = "default",
+    budget: int | str | None = None,
+    pool: str | None = None,
     name: str = "",
     ttl: float = _TTL_S,
     on_lease_lost: "Callable[[Lease], object] | None" = None,
@@ -133,9 +136,10 @@ def join(
     Args:
         url: `sqlite:///PATH` (an absolute path has four slashes) for the processes of one machine, whose file is made
             where there is none; `redis://HOST:PORT/NUMBER`, `rediss://` or `unix://` for those of several machines,
-            with `pip install 'memtools[redis]'`.
-        budget: what the pool may use, the same for all of its processes; a size.
-        pool: the name of the pool.
+            with `pip install 'memtools[redis]'`. It may name the pool and the budget: `?pool=NAME&budget=SIZE`.
+        budget: what the pool may use, the same for all of its processes; a size, or with sqlite a share of the
+            effective limit such as `"80%"`. By default what the URL says; else with sqlite 80 %.
+        pool: the name of the pool; by default what the URL says, else `"default"`.
         name: what this process is called in the list of nodes; by default the program's name.
         ttl: seconds for which a lease is valid without being renewed. Each process renews its leases, and tells its
             readings, every two seconds, or three times in that time.
@@ -145,9 +149,9 @@ def join(
         ConfigError: for an address, a budget or a time that is none.
     """
     ttl_s = parse_seconds(ttl, name="ttl", above_zero=True)
-    budget_bytes = parse_size(budget, name="budget")
-    if budget_bytes <= 0:
-        raise ConfigError("budget", budget, "a size above zero")
+    url, given = _split(url)
+    pool = given.get("pool", "default") if pool is None else pool
+    budget_bytes = _parse_budget(given.get("budget") if budget is None else budget, is_shared=url.startswith("sqlite:"))
     if not (pool and pool.isprintable()):
         raise ConfigError("pool", pool, "a name")
     if on_lease_lost is not None and not callable(on_lease_lost):
@@ -157,13 +161,15 @@ def join(
     return Cluster(member, pool, on_lease_lost)
 
 
-def look(url: str, *, pool: str = "default") -> tuple[PoolFigures, tuple[Node, ...]]:
+def look(url: str, *, pool: str | None = None) -> tuple[PoolFigures, tuple[Node, ...]]:
     """Return the figures of a pool and its processes, without joining it; for a command, since it blocks.
 
     Raises:
         ConfigError: for an address that is none.
         CarrierError: when the carrier does not answer, or has no such pool.
     """
+    url, given = _split(url)
+    pool = given.get("pool", "default") if pool is None else pool
     carrier = _make_carrier(url, pool, _TTL_S, is_observer=True)
     try:
         figures = carrier.figures()
@@ -174,13 +180,45 @@ def look(url: str, *, pool: str = "default") -> tuple[PoolFigures, tuple[Node, .
         carrier.close()
 
 
-def _make_carrier(url: object, pool: str, ttl_s: float, *, is_observer: bool = False) -> Carrier:
+def _split(url: object) -> tuple[str, dict[str, str]]:
+    """Return a URL without `pool` and `budget` in its query, and those two as far as they are there."""
     if not isinstance(url, str):
         raise ConfigError("url", url, _SCHEMES)
+    place, _, query = url.partition("?")
+    if place.partition(":")[0] not in ("sqlite", "redis", "rediss", "unix"):
+        raise ConfigError("url", without_password(url), _SCHEMES)
+    given: dict[str, str] = {}
+    others: list[str] = []
+    for part in filter(None, query.split("&")):
+        name, _, value = part.partition("=")
+        if name in ("pool", "budget"):
+            given[name] = unquote_plus(value)  # a bare `80%` stays as it is
+        else:
+            others.append(part)
+    if others and place.startswith("sqlite:"):
+        raise ConfigError("url", url, "sqlite:///PATH, with ?pool=NAME&budget=SIZE and nothing else in its query")
+    return f"{place}?{'&'.join(others)}" if others else place, given
+
+
+def _parse_budget(budget: int | str | None, *, is_shared: bool) -> int:
+    """Return the budget; a share only where all processes of the pool share one limit."""
+    if not is_shared and (budget is None or str(budget).rstrip().endswith("%")):
+        raise ConfigError(
+            "budget", budget, "a size, also as ?budget=SIZE in the URL: each process of a pool on Redis has a limit"
+        )
+    budget = _SHARE if budget is None else budget
+    percent_of = (lambda: effective_limit().value_bytes) if is_shared else None
+    budget_bytes = parse_size(budget, name="budget", percent_of=percent_of)
+    if budget_bytes <= 0:
+        raise ConfigError("budget", budget, "a size above zero")
+    return budget_bytes
+
+
+def _make_carrier(url: str, pool: str, ttl_s: float, *, is_observer: bool = False) -> Carrier:
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite" and rest.startswith("///") and len(rest) > len("///"):
         return SqliteCarrier(rest[3:], pool, ttl_s=ttl_s, timeout_s=CALL_S, is_observer=is_observer)
-    if scheme in ("redis", "rediss", "unix") and rest.startswith("//"):
+    if scheme != "sqlite" and rest.startswith("//"):
         from memtools.cluster.redis import RedisCarrier  # an optional library
 
         return RedisCarrier(url, pool, ttl_s=ttl_s, timeout_s=CALL_S)
@@ -336,6 +374,7 @@ class Cluster:
         self._pool = pool
         self._on_lease_lost = on_lease_lost
         self._router = Router()
+        self._routed_at = -_ROUTED_S
 
     def open(self) -> Self:
         """Join the pool, and begin to tell readings; a second call does nothing.
@@ -386,12 +425,12 @@ class Cluster:
         Raises:
             CarrierError: when the carrier does not answer.
         """
-        found = self._membership.call(self._membership.carrier.nodes)
-        self._membership.known_nodes = max(len(found), 1)
-        return found
+        return self._membership.call(self._membership.carrier.nodes)
 
     def pick(self, needs: int | str) -> Node | None:
         """Return a process of the pool with room for so much, where work is to be sent; None where none has it.
+
+        Cost: a few microseconds, and twice a second a call of the carrier, which waits for its answer.
 
         Args:
             needs: a size.
@@ -401,7 +440,11 @@ class Cluster:
             CarrierError: when the carrier does not answer.
         """
         needs_bytes = parse_size(needs, name="needs")
-        return self._router.pick(self.nodes(), needs_bytes)
+        now = time.monotonic()
+        if now - self._routed_at > _ROUTED_S:
+            self._router.update(self.nodes())
+            self._routed_at = now
+        return self._router.pick(needs_bytes)
 
     def statistics(self) -> ClusterStatistics:
         """Return what is known of the pool now; where the carrier does not answer, what is known here."""
@@ -447,4 +490,6 @@ class Cluster:
 
 
 def _program_name() -> str:
-    return os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python"
+    path = sys.argv[0] if sys.argv and sys.argv[0] else "python"
+    folder, file = os.path.split(path)
+    return os.path.basename(folder) if folder and file == "__main__.py" else file  # `python -m uvicorn`: uvicorn

@@ -235,22 +235,24 @@ class Membership:
         began = time.monotonic()
         with self._lock:
             held = tuple(self._held.values())
-        lost: tuple[str, ...] = ()
+        # One that has expired here is not told: the carrier would have to take it where it knows nothing of it.
+        valid = [state for state in held if not state.is_lost]
         try:
-            told = tuple(HeldLease(state.id, state.size_bytes, state.is_local) for state in held)
+            told = tuple(HeldLease(state.id, state.size_bytes, state.is_local) for state in valid)
             lost = self.carrier.publish(self._describe(), told)
-            self._figures = self.carrier.figures()
+            self._figures = figures = self.carrier.figures()
+            self.known_nodes = max(figures.nodes, 1)
         except CarrierError as error:
             self._note_connection(error)
         else:
             self._note_connection(None)
-            for state in held:
-                if state.id not in lost:
+            for state in valid:
+                if state.id in lost:
+                    state.valid_until = 0.0
+                else:
                     state.is_local = False
                     state.valid_until = began + self.ttl_s
         for state in held:
-            if state.id in lost:
-                state.valid_until = 0.0
             if state.is_lost:
                 with self._lock:
                     is_held = self._held.pop(state.id, None) is not None

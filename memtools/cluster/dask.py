@@ -15,13 +15,12 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from math import ceil
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from memtools._records import record
 from memtools._text import printable
 from memtools.cluster._carrier import Node
+from memtools.cluster._needs import Needs, learn
 from memtools.errors import ConfigError, MissingExtraError
 from memtools.ledger import Usage
 from memtools.monitor import MemoryMonitor
@@ -48,38 +47,9 @@ _NAME: Final = "memtools"  # of the plugin, and of its metric
 _RESOURCE: Final = "memtools-bytes"
 _PAUSE: Final = 0.8  # Dask's own, where it is told never to pause a worker
 _RESERVE: Final = 0.05  # of a worker's limit, which is not promised: its own modules, and gaps in its heap
-_MIN_RUNS: Final = 5
-_SHARE_OF_RUNS: Final = 0.95
-_MARGIN: Final = 1.25
 _MAX_NAME: Final = 200
 _CURRENT_S: Final = 10.0  # for which what workers have is taken as it was
 _LEARNED_S: Final = 1.0  # the same for the peaks of a function
-
-
-@record
-class Needs:
-    """What `needs="auto"` takes for a function.
-
-    Attributes:
-        name: the function's module and qualified name; functions of the same name are taken for one.
-        value_bytes: what a call is counted for.
-        runs: of how many calls the peak is known; the last ones, as far as Dask keeps them.
-        peak_bytes: the 95th percentile of their peaks; None before the fifth, where `value_bytes` is the default.
-        exact: whether the account of each of them was exact.
-    """
-
-    name: str
-    value_bytes: int
-    runs: int
-    peak_bytes: int | None
-    exact: bool
-
-    def __str__(self) -> str:
-        value = format_size(self.value_bytes)
-        if self.peak_bytes is None:
-            return f"{self.name}: {value}, the share of a worker's thread, after {self.runs} runs"
-        doubt = "" if self.exact else ", not exact"
-        return f"{self.name}: {value}, from a peak of {format_size(self.peak_bytes)} in {self.runs} runs{doubt}"
 
 
 class MemoryPlugin(WorkerPlugin):
@@ -385,25 +355,22 @@ async def _needs_of(client: Client, name: str) -> Needs:
         return known
     scheduler: Any = client.scheduler
     told: list[dict[str, Any]] = [event for _, event in await scheduler.events(topic=_topic_of(name)) or ()]
-    found = _learn(name, [event["peak"] for event in told], all(event["exact"] for event in told), received)
+    found = _learn(name, [(event["peak"], event["exact"]) for event in told], received)
     if known is None or known.value_bytes != found.value_bytes:
         _log.info("needs='auto' takes for %s", found)
     received.needs[name] = now, found
     return found
 
 
-def _learn(name: str, peaks: list[int], exact: bool, received: _Received) -> Needs:
-    runs = len(peaks)
-    if runs < _MIN_RUNS:
-        return Needs(name, max(received.share_bytes, 1), runs, None, exact)
-    peak_bytes = sorted(peaks)[ceil(_SHARE_OF_RUNS * runs) - 1]
-    value_bytes = ceil(peak_bytes * _MARGIN)
-    if value_bytes > received.largest_bytes:
-        _log.warning(
-            "%s needs %s, more than a worker promises: it runs alone on the largest, of %s",
-            name, format_size(value_bytes), format_size(received.largest_bytes),
-        )  # fmt: skip
-    return Needs(name, max(min(value_bytes, received.largest_bytes), 1), runs, peak_bytes, exact)
+def _learn(name: str, peaks: list[tuple[int, bool]], received: _Received) -> Needs:
+    found = learn(name, peaks, max(received.share_bytes, 1))
+    if found.value_bytes <= received.largest_bytes or found.peak_bytes is None:
+        return found
+    _log.warning(
+        "%s needs %s, more than a worker promises: it runs alone on the largest, of %s",
+        name, format_size(found.value_bytes), format_size(received.largest_bytes),
+    )  # fmt: skip
+    return Needs(name, max(received.largest_bytes, 1), found.runs, found.peak_bytes, found.exact)
 
 
 async def _nodes(client: Client) -> tuple[Node, ...]:

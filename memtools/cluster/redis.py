@@ -23,6 +23,7 @@ from memtools.cluster._carrier import (
     LeaseRequest,
     Node,
     PoolFigures,
+    settle_s,
     usable_bytes,
     without_password,
 )
@@ -31,14 +32,13 @@ from memtools.readings import Level
 
 try:
     from redis.backoff import NoBackoff
-    from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
+    from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, ResponseError, TryAgainError
     from redis.exceptions import TimeoutError as NoAnswerError
     from redis.retry import Retry
 except ImportError as _missing:
     raise MissingExtraError("redis", "redis") from _missing
 
 _LARGEST: Final = 2**53  # the numbers of Lua are exact up to here
-_SETTLE_S: Final = 2.5  # a little more than the time between two readings of a process
 _URL: Final = "redis://USER:PASSWORD@HOST:PORT/NUMBER, rediss://… with TLS, or unix:///PATH?db=NUMBER"
 
 # The hash `pool` has in `state` the sums and counters, and of each thing in it:
@@ -279,7 +279,7 @@ local function define_others()
 
     function operations.figures()
         return {format('%.0f', pool.budget), pool.critical, format('%.0f', pool.used), format('%.0f', pool.leased),
-            pool.leases, pool.waiting}
+            pool.leases, pool.waiting, pool.nodes}
     end
 
     function operations.leave(node)
@@ -353,7 +353,7 @@ class RedisCarrier:
         if budget_bytes > _LARGEST:
             raise ConfigError("budget", budget_bytes, f"at most {_LARGEST} bytes on Redis")
         usable = (usable_bytes(budget_bytes, is_critical=is_critical) for is_critical in (False, True))
-        ttl_us, settle_us = int(self._ttl_s * 1e6), int(min(_SETTLE_S, self._ttl_s / 2) * 1e6)
+        ttl_us, settle_us = int(self._ttl_s * 1e6), int(settle_s(self._ttl_s) * 1e6)
         self._numbers = " ".join(map(str, (budget_bytes, ttl_us, *usable, settle_us)))
         other = self._run("open")
         if other is not None:
@@ -394,8 +394,9 @@ class RedisCarrier:
 
     def figures(self) -> PoolFigures:
         """See `Carrier`."""
-        budget, critical, used, leased, leases, waiting = map(int, self._run("figures"))
-        return PoolFigures(budget, usable_bytes(budget, is_critical=critical > 0), used, leased, leases, waiting)
+        budget, critical, used, leased, leases, waiting, nodes = map(int, self._run("figures"))
+        usable = usable_bytes(budget, is_critical=critical > 0)
+        return PoolFigures(budget, usable, used, leased, leases, waiting, nodes)
 
     def leave(self, node_id: str) -> None:
         """See `Carrier`."""
@@ -450,7 +451,7 @@ class RedisCarrier:
     def _words(self, error: Exception) -> str:
         options = {**self._options, **self._server}
         where = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-        words = str(error) or type(error).__name__
+        words = _words_of_cluster(error) or str(error) or type(error).__name__
         for name in ("password", "ssl_password"):
             secret = options.get(name)
             if isinstance(secret, str) and secret:
@@ -469,6 +470,17 @@ class _Deadline:
         if left_s <= 0 or not connection.can_read(left_s):
             raise NoAnswerError("the server does not answer")
         return connection.read_response(*arguments, **options)
+
+
+def _words_of_cluster(error: Exception) -> str:
+    """Return what a Redis Cluster means, where it has not done what it was asked for."""
+    server = _moved_to(error)
+    if server is not None:
+        return f"the Redis Cluster has this pool on {server.get('host', '')}:{server['port']}: give the address of that"
+    # Half of the keys may be on another server, or the next one that is made would be: they are in no one's hands.
+    if isinstance(error, AskError | TryAgainError) or str(error).split()[:1] in (["ASK"], ["TRYAGAIN"]):
+        return "the Redis Cluster is moving this pool to another server: it will answer when that is done"
+    return ""
 
 
 def _moved_to(error: Exception) -> dict[str, object] | None:

@@ -167,7 +167,12 @@ def _interpreter() -> dict[str, object]:
 
 
 def _environment() -> dict[str, object]:
-    return {name: value for name, value in sorted(os.environ.items()) if _VARIABLES.fullmatch(name)}
+    found = {name: value for name, value in sorted(os.environ.items()) if _VARIABLES.fullmatch(name)}
+    if "MEMTOOLS_CLUSTER" in found:
+        from memtools.cluster._carrier import without_password  # it loads sqlite3
+
+        found["MEMTOOLS_CLUSTER"] = without_password(found["MEMTOOLS_CLUSTER"])
+    return dict(found)
 
 
 def _is_free_threaded() -> bool:

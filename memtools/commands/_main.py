@@ -111,8 +111,10 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     info_parser.add_argument("--json", action="store_true", help="print it as JSON")
 
     nodes_parser = commands.add_parser("nodes", help=_NODES_HELP, description=_NODES_HELP, allow_abbrev=False)
-    nodes_parser.add_argument("url", metavar="URL", help="as for memtools.cluster.join: sqlite:///PATH")
-    nodes_parser.add_argument("--pool", default="default", metavar="NAME", help="the name of the pool")
+    nodes_parser.add_argument(
+        "url", nargs="?", metavar="URL", help="as for memtools.cluster.join: sqlite:///PATH; else $MEMTOOLS_CLUSTER"
+    )
+    nodes_parser.add_argument("--pool", metavar="NAME", help="the name of the pool; else that of the URL, or default")
     nodes_parser.add_argument("--json", action="store_true", help="print it once, as JSON")
     post_parser = commands.add_parser(
         "postmortem", help=_POSTMORTEM_HELP, description=_POSTMORTEM_HELP, allow_abbrev=False

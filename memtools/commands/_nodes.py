@@ -1,6 +1,7 @@
 """`memtools nodes`: the processes of a pool, once, or refreshing on a terminal."""
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -21,14 +22,18 @@ _MIN_WIDTH: Final = 80
 _MAX_NAME: Final = 30
 
 
-def print_nodes(url: str, *, pool: str, as_json: bool) -> int:
+def print_nodes(url: str | None, *, pool: str | None, as_json: bool) -> int:
     """Print the processes of a pool; on a terminal again every two seconds, until Ctrl-C. Return the exit code.
 
     Args:
-        url: the address of the carrier.
-        pool: the name of the pool.
+        url: the address of the carrier; None for that of the environment.
+        pool: the name of the pool; None for that of the address.
         as_json: whether to print it once, as JSON.
     """
+    url = url or os.environ.get("MEMTOOLS_CLUSTER")
+    if not url:
+        sys.stderr.write("memtools nodes: give the URL of a pool, or set MEMTOOLS_CLUSTER\n")
+        return 2
     is_repeated = sys.stdout.isatty() and not as_json
     try:
         while True:

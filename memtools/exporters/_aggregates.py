@@ -404,6 +404,8 @@ def monitor_samples() -> Samples:
     for monitor in found:
         for family, value in _monitor_figures(monitor).items():
             samples.setdefault(family, {})[monitor.name,] = value
+        if monitor.seconds_to_limit is not None:
+            samples.setdefault("seconds.to.limit", {})[monitor.name,] = monitor.seconds_to_limit
         for level in Level:
             changes = samples.setdefault("monitor.changes", {})
             changes[monitor.name, level.name.lower()] = monitor.level_changes.get(level, 0)

@@ -59,6 +59,9 @@ FAMILIES: Final = (
     Family("monitor.changes", "counter", "", (*_MONITOR, "to"), "How often each level was entered."),
     Family("monitor.operations", "counter", "", _MONITOR, "Operations that were watched or recorded."),
     Family("monitor.failures", "counter", "", _MONITOR, "Operations that ended with an exception."),
+    Family(
+        "seconds.to.limit", "gauge", "", _MONITOR, "Seconds until the limit, by the forecast; absent if none is near."
+    ),
     Family("pressure.signals", "counter", "", _MONITOR, "How often the kernel signalled memory pressure."),
     Family("effective.limit", "gauge", "bytes", (), "What this process may use."),
     Family("headroom", "gauge", "bytes", (), "What is left to the nearest limit; negative beyond it."),

@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
+from time import sleep
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from memtools.errors import AdmissionRefused, AdmissionReused
 from memtools.monitor._statistics import AdmissionStatistics
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_S: Final = 0.05
 _STALE_AFTER_S: Final = 1.0
+_JOINING_POLL_S: Final = 0.005
 
 
 class MinimumFlow:
@@ -265,19 +267,43 @@ class Admission:
             timer.cancel()
 
 
+class LeaseSource(Protocol):
+    """The pool of processes that a monitor is in."""
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether it is still being joined; for some seconds at most."""
+        ...
+
+    def lease(self, size_bytes: int) -> "Lease | None":
+        """Return a lease to enter, which waits as long as it takes; None where this process is not in the pool."""
+        ...
+
+
 class LeasedAdmission(Admission):
-    """An admission that also waits for a lease of the process's pool, and gives it back."""
+    """An admission that also waits for a lease of the process's pool, and gives it back.
 
-    __slots__ = ("_lease",)
+    Where the carrier of the pool does not answer in time, it asks again: the pool knows by then, and the process grants
+    its share by itself.
+    """
 
-    def __init__(self, queue: AdmissionQueue, size_bytes: int, lease: "Lease") -> None:
+    __slots__ = ("_lease", "_source")
+
+    def __init__(self, queue: AdmissionQueue, size_bytes: int, source: LeaseSource) -> None:
         super().__init__(queue, size_bytes)
-        self._lease = lease
+        self._source = source
+        self._lease: Lease | None = None
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
         try:
-            await self._lease.__aenter__()
+            while self._source.is_joining:  # noqa: ASYNC110  # a thread does it, for some seconds at most
+                await asyncio.sleep(_JOINING_POLL_S)
+            while (lease := self._source.lease(self.size_bytes)) is not None:
+                with suppress(TimeoutError):
+                    await lease.__aenter__()
+                    self._lease = lease
+                    break
         except BaseException:
             self._queue.release(self)
             raise
@@ -287,14 +313,21 @@ class LeasedAdmission(Admission):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            await self._lease.__aexit__(kind, error, trace)
+            if self._lease is not None:
+                await self._lease.__aexit__(kind, error, trace)
         finally:
             self._queue.release(self)
 
     def __enter__(self) -> Self:
         super().__enter__()
         try:
-            self._lease.__enter__()
+            while self._source.is_joining:
+                sleep(_JOINING_POLL_S)
+            while (lease := self._source.lease(self.size_bytes)) is not None:
+                with suppress(TimeoutError):
+                    lease.__enter__()
+                    self._lease = lease
+                    break
         except BaseException:
             self._queue.release(self)
             raise
@@ -304,7 +337,8 @@ class LeasedAdmission(Admission):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._lease.__exit__(kind, error, trace)
+            if self._lease is not None:
+                self._lease.__exit__(kind, error, trace)
         finally:
             self._queue.release(self)
 

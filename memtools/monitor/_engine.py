@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from memtools._records import record
 from memtools._safe_calls import RateLimitedLogger
+from memtools._text import printable
+from memtools.analysis import Forecast
 from memtools.cleanup import Reclaimer, ReclaimResult
 from memtools.cleanup._registry import recyclables
 from memtools.events import (
@@ -26,13 +29,16 @@ from memtools.events import (
 from memtools.monitor._admission import AdmissionQueue, MinimumFlow
 from memtools.monitor._callbacks import Callback, CallbackRunner, Callbacks, Trigger
 from memtools.monitor._exhaustion import Health, ProcessEnd, assess_health
-from memtools.monitor._levels import LevelBounds
+from memtools.monitor._forecast import TrendForecast
+from memtools.monitor._levels import LevelBounds, Thresholds
 from memtools.monitor._loops import AsyncioLoop, PressureWatch, ThreadLoop, open_watch
 from memtools.monitor._report import format_report, notable_owners, recommendations
 from memtools.monitor._sampler import MemorySource, Sample, Sampler
 from memtools.monitor._statistics import GcPauseMeter, MonitorStatistics, OperationCounters
 from memtools.readings import Level, Reading
 from memtools.readings._resident import split_resident_if_known
+from memtools.timelines import Timeline
+from memtools.timelines._recording import allocated_blocks, describe_event
 from memtools.units import format_size
 
 if TYPE_CHECKING:
@@ -45,6 +51,7 @@ _RETRY_TICK_S: Final = 1.0  # after a tick that failed
 _LATE_S: Final = 1.0  # a look samples where the sampling loop is later
 _WARN_LATE_S: Final = 10.0
 _LOGGED_OWNERS: Final = 3
+_LEAST_CHANGE: Final = 0.01  # of the limit, for adapted thresholds
 _TRIGGERS: Final[dict[Level, Trigger]] = {
     Level.NORMAL: "normal",
     Level.WARNING: "warning",
@@ -95,6 +102,7 @@ class ReclaimPolicy:
         used: returns the bytes in use.
         clock: monotonic seconds.
         cleanup_interval_s: seconds between minor collections; 0 for none.
+        timeline: gets the changes of level and the reclaim passes.
         name: the monitor's name, for the log.
     """
 
@@ -105,8 +113,10 @@ class ReclaimPolicy:
         clock: Callable[[], float],
         *,
         cleanup_interval_s: float,
+        timeline: Timeline,
         name: str,
     ) -> None:
+        self.timeline = timeline
         self._sampler = sampler
         self._used = used
         self._clock = clock
@@ -203,6 +213,7 @@ class ReclaimPolicy:
         _log_change(change)
         if self.black_box is not None and sample.after > sample.before:
             self.black_box.write_last_words(sample.reading, sample.after, owners=largest)
+        self.timeline.mark(*(describe_event(change) or ("alarm", "")))
         emit(change)
         yield RunCallbacks(_TRIGGERS[sample.after], change)
 
@@ -225,6 +236,8 @@ class ReclaimPolicy:
         self.cleanups += 1
         self.cleanup_s += result.duration_s
         self.freed_bytes += max(0, result.before_bytes - result.after_bytes)
+
+        self.timeline.mark("cleanup", f"{format_size(result.before_bytes - result.after_bytes)} given back")
 
     def _on_exhausted(self, sample: Sample) -> Actions:
         is_first_exhausted = sample.after is Level.CRITICAL and not self._exhausted_reported
@@ -383,6 +396,10 @@ class Engine:
         exhausted_after_s: float,
         min_flow: float,
         pressure: bool,
+        on_resume: Callable[[], object],
+        timeline: Timeline,
+        forecast: TrendForecast | None,
+        is_adaptive: bool,
     ) -> None:
         self.name = name
         self.source = source
@@ -397,16 +414,23 @@ class Engine:
         )
         self.end: ProcessEnd | None = None
         self._exhausted_after_s = exhausted_after_s
-        self.gc_pauses = GcPauseMeter()
+        self.timeline = timeline
+        self.forecast = forecast
+        self._is_adaptive = is_adaptive
+        self._wall_offset_s = time.time() - source.clock()
+        self._recording = threading.Lock()  # never waited for
+        self._applied: tuple[int, int] | None = None
+        self.gc_pauses = GcPauseMeter(on_full=lambda: self.timeline.mark("collection", "full collection"))
         self.loop: ThreadLoop | AsyncioLoop | None = None
         self.wants_thread = False
         self.started_in = 0  # the process whose program started it, by its number
         self._policy = ReclaimPolicy(
-            sampler, source.used, source.clock, cleanup_interval_s=cleanup_interval_s, name=name
+            sampler, source.used, source.clock, cleanup_interval_s=cleanup_interval_s, timeline=timeline, name=name
         )
         self._executor = _Executor(reclaimer, self.callbacks, self.runner)
         self._warnings = RateLimitedLogger(_log, interval_s=REPEAT_LOG_S, clock=source.clock)
         self._pressure = pressure
+        self._on_resume = on_resume
         self._next_thread_try_at = -inf
         self._starting = threading.Lock()  # never waited for
         self._pid = os.getpid()
@@ -464,6 +488,7 @@ class Engine:
         if sample is None:  # called in the middle of a sample, by a finaliser or a signal handler
             return Reading(self.source.used(), self.sampler.limit.value_bytes, self.source.clock())
         self._policy.observe(sample)
+        self._record(sample.reading)
         self._executor.run(self._policy.actions(sample))
         return sample.reading
 
@@ -486,13 +511,31 @@ class Engine:
             is_ending=self.end is not None and self.end.has_begun,
             exhausted_s=self._policy.unhelped_s(),
             bound_s=self._exhausted_after_s,
+            forecast=self._forecast_now(),
         )
 
     def report(self) -> str:
         """Return the report, by a reading taken now; where that is refused, by the last one."""
         self._sample_for_a_look()
         statistics = self.statistics()
-        return format_report(statistics, recommendations(statistics), split_resident_if_known())
+        lines = self._trend_lines(statistics)
+        return format_report(statistics, recommendations(statistics), split_resident_if_known(), lines)
+
+    def _trend_lines(self, seen: MonitorStatistics) -> tuple[str, ...]:
+        if self.forecast is None:
+            return ()
+        limit = None if seen.limit is None else seen.limit.value_bytes
+        rising, found = self.forecast.rising, self.forecast.forecast()
+        lines = [] if rising is None or found is None else [f"{found}: {rising.reason}"]
+        lines += [printable(owner.text, 300) for owner in self.forecast.owners()]
+        suggested = self.forecast.suggestion(limit, seen.warning_bytes)
+        if suggested is not None:
+            sizes = f"warning={format_size(suggested.warning_bytes)}, critical={format_size(suggested.critical_bytes)}"
+            lines.append(f"suggested: {sizes}: {suggested.reason}")
+        return tuple(lines)
+
+    def _forecast_now(self) -> Forecast | None:
+        return None if self.forecast is None else self.forecast.forecast()
 
     def log_thresholds(self) -> None:
         """Log thresholds that cannot have been meant: below what is in use at the start, or above the limit."""
@@ -597,6 +640,8 @@ class Engine:
         if self.black_box is not None:
             self.black_box.close()
         self.gc_pauses.stop()
+        if self.forecast is not None and loop is not None:
+            self.forecast.save()
         return loop
 
     def open_watch(self) -> PressureWatch | None:
@@ -613,6 +658,10 @@ class Engine:
         """Make what a forked child needs: new locks, and no sampling loop yet."""
         self._pid = os.getpid()
         self._starting = threading.Lock()
+        self._recording = threading.Lock()
+        self.timeline = self._policy.timeline = Timeline(limit_bytes=self.sampler.limit.value_bytes)
+        if self.forecast is not None:
+            self.forecast.after_fork(self.timeline)
         self.sampler.after_fork()
         self._policy.after_fork()
         self.operations.after_fork()
@@ -633,6 +682,7 @@ class Engine:
     def statistics(self) -> MonitorStatistics:
         """Return the counts of all parts; each part is copied by itself, so they may be a moment apart."""
         sampler, policy, now = self.sampler, self._policy, self.source.clock()
+        found = self._forecast_now()
         operations = self.operations.statistics()
         callbacks = tuple(callback.statistics() for callback in self.callbacks.alive())
         return MonitorStatistics(
@@ -665,6 +715,7 @@ class Engine:
             callbacks=callbacks,
             warning_free_bytes=sampler.bounds.free_bytes(Level.WARNING)[0] or None,
             critical_free_bytes=sampler.bounds.free_bytes(Level.CRITICAL)[0] or None,
+            seconds_to_limit=None if found is None else found.seconds_to_limit,
         )
 
     def _resume(self) -> None:
@@ -672,6 +723,7 @@ class Engine:
         if self._is_unattended:
             self._is_unattended = False
             self._sample_for_a_look(wait=True)  # the thread that it starts may be sampling before it does so itself
+            self._on_resume()
 
     def _sample_for_a_look(self, *, wait: bool = False) -> None:
         try:
@@ -689,7 +741,50 @@ class Engine:
         sample = self.sampler.sample(with_headroom=True)
         if sample is not None:
             self._policy.observe(sample)
+            self._record(sample.reading)
         return sample
+
+    def _record(self, reading: Reading) -> None:
+        """Add a reading to the timeline and the forecast; a failure is logged, and the reclaim goes on."""
+        if not self._recording.acquire(blocking=False):
+            return  # another thread does, or the code that a finaliser has interrupted
+        try:
+            self.timeline.add(
+                reading.used_bytes,
+                blocks=allocated_blocks(),
+                at_s=reading.at + self._wall_offset_s,
+                limit_bytes=reading.limit_bytes,
+            )
+            event = None if self.forecast is None else self.forecast.observe(reading, self.name)
+            if event is not None:
+                self.timeline.mark("forecast", str(event), at_s=reading.at + self._wall_offset_s)
+                _log.log(
+                    logging.INFO if event.is_over else logging.WARNING, "%s: %s (%s)", self.name, event, event.reason
+                )
+                emit(event)
+            if self._is_adaptive:
+                self._adapt(reading.limit_bytes)
+        except Exception as error:
+            self._log_fault(error)
+        finally:
+            with suppress(RuntimeError):  # a new lock, if this process was forked in the middle
+                self._recording.release()
+
+    def _adapt(self, limit_bytes: int | None) -> None:
+        suggested = None if self.forecast is None else self.forecast.suggestion(limit_bytes, None)
+        if suggested is None or limit_bytes is None:
+            return
+        thresholds = suggested.warning_bytes, suggested.critical_bytes
+        applied = self._applied
+        if (
+            applied is not None
+            and max(abs(new - old) for new, old in zip(thresholds, applied, strict=True)) < _LEAST_CHANGE * limit_bytes
+        ):
+            return
+        self._applied = thresholds
+        self.sampler.change_thresholds(Thresholds(*thresholds, None, lambda: limit_bytes))
+        sizes = ", critical=".join(map(format_size, thresholds))
+        _log.info("%s: thresholds adapted: warning=%s (%s)", self.name, sizes, suggested.reason)
 
     def _end_if_exhausted(self) -> None:
         # Only the sampling loop does it: an operation or a look is in the middle of the work of the program.

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeAlias
 from memtools._records import record
 from memtools._safe_calls import RateLimitedLogger
 from memtools._threads import OwnThread
+from memtools.analysis import Forecast
 from memtools.errors import ConfigError
 from memtools.monitor._admission import AdmissionQueue
 from memtools.monitor._sampler import Sampler
@@ -47,6 +48,8 @@ class Health:
         headroom_bytes: what was left below the nearest limit, when that was read last; None where it is not known.
         age_s: how old the last reading is, in seconds; None before the first.
         monitor: the monitor's name.
+        seconds_to_limit: when the limit is reached, by the forecast (`MemoryMonitor(forecast=True)`); None while no
+            floor rises, and without a forecast.
     """
 
     status: Status
@@ -57,6 +60,7 @@ class Health:
     headroom_bytes: int | None
     age_s: float | None
     monitor: str
+    seconds_to_limit: float | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -70,7 +74,15 @@ class Health:
 
 
 def assess_health(
-    sampler: Sampler, now: float, *, name: str, is_running: bool, is_ending: bool, exhausted_s: float, bound_s: float
+    sampler: Sampler,
+    now: float,
+    *,
+    name: str,
+    is_running: bool,
+    is_ending: bool,
+    exhausted_s: float,
+    bound_s: float,
+    forecast: Forecast | None = None,
 ) -> Health:
     """Return the health; it reads nothing and waits for nothing.
 
@@ -82,6 +94,7 @@ def assess_health(
         is_ending: whether the process is being ended.
         exhausted_s: for how long nothing has helped, in seconds; 0.0 if something did.
         bound_s: for how long that may be.
+        forecast: when the limit is reached; None while no floor rises.
     """
     reading, level, found = sampler.reading, sampler.level, sampler.headroom
     age_s = None if reading is None else max(0.0, now - reading.at)
@@ -101,6 +114,8 @@ def assess_health(
         status, reason = "critical" if level is Level.CRITICAL else "ready", _figure(level, reading)
     if sampler.is_blind:
         reason += "; the headroom, which decides, cannot be read"
+    if forecast is not None and forecast.seconds_to_limit is not None:
+        reason += f"; {forecast}"
     return Health(
         status=status,
         reason=reason,
@@ -110,6 +125,7 @@ def assess_health(
         headroom_bytes=None if found is None else found.value_bytes,
         age_s=age_s,
         monitor=name,
+        seconds_to_limit=None if forecast is None else forecast.seconds_to_limit,
     )
 
 

@@ -9,32 +9,36 @@ from functools import partial, wraps
 from itertools import chain, count
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar, cast, overload
 
 from memtools._forks import register_after_fork
 from memtools._text import printable
+from memtools.analysis import Forecast
 from memtools.cleanup import Reclaimer, Shrinkable, default_steps
 from memtools.cleanup import register as register_shrinkable
 from memtools.cleanup import unregister as unregister_shrinkable
 from memtools.cleanup._registry import unregister_recyclable
-from memtools.config import MonitorSettings, monitor_settings
+from memtools.config import PREFIX, MonitorSettings, monitor_settings
 from memtools.errors import ConfigError, MonitorAlreadyStarted
 from memtools.events import LevelChanged, ReclaimIneffective
 from memtools.ledger._context import is_failure
 from memtools.monitor._admission import Admission, LeasedAdmission
 from memtools.monitor._engine import Engine
 from memtools.monitor._exhaustion import EXIT_CODE, Health, ProcessEnd, handle_sigterm
+from memtools.monitor._forecast import TrendForecast, parse_forecast
 from memtools.monitor._levels import LevelMachine, Size, Thresholds
 from memtools.monitor._loops import AsyncioLoop, ThreadLoop
 from memtools.monitor._report import Recommendation, recommendations
 from memtools.monitor._sampler import MemorySource, Sampler, SamplingInterval, process_source
 from memtools.monitor._statistics import MAX_NAME_LENGTH, MonitorStatistics, OperationCounter
 from memtools.readings import Level, Reading
+from memtools.timelines import Timeline
 from memtools.units import parse_count, parse_rate, parse_seconds, parse_size
 
 if TYPE_CHECKING:
     from memtools.black_box import BlackBox
     from memtools.cluster import Cluster
+    from memtools.cluster._shared import JoinedCluster, SharedCluster
 
 _MonitorsById: TypeAlias = "weakref.WeakValueDictionary[int, MemoryMonitor]"
 
@@ -43,8 +47,8 @@ F = TypeVar("F", bound="Callable[..., Any] | classmethod[Any, Any, Any] | static
 OnChange = TypeVar("OnChange", bound=Callable[[LevelChanged], object])
 OnExhausted = TypeVar("OnExhausted", bound=Callable[[ReclaimIneffective], object])
 
+_NAME: Final = "monitor"
 _LEAST_BYTES: Final = 1 << 20  # no interpreter is as small
-_NO_TIMEOUT_S: Final = 1e9  # an admission waits as long as it takes
 
 # By id, since a subclass may define an equality of its own.
 _all: Final[_MonitorsById] = weakref.WeakValueDictionary()
@@ -95,15 +99,21 @@ class MemoryMonitor:
         name: what it is called in logs, reports and metrics. While another started monitor has that name, a number
             follows: `"monitor-2"`.
         source: where memory and time are read from; for tests and rehearsals.
-        cluster: the pool of processes that this one has joined (`memtools.cluster.join`): the others are told its
-            level, and `admit(size)` takes a lease as well.
+        cluster: a pool of processes: the others are told its level, and `admit(size)` takes a lease as well. What
+            `memtools.cluster.join` returns; or a URL as for that, such as
+            `"sqlite:////run/app/memory.db?pool=workers&budget=80%"`, for a pool that is joined while the monitor is
+            started, once for all monitors of the process, in the background.
+        forecast: whether to judge memory over hours and days: whether its floor rises, and when the limit is reached.
+            `"low"`, `"balanced"` (True) or `"high"` is how early that is said, and how often in vain.
+        adaptive: whether to apply the thresholds that the forecast suggests, from the fourth hour on.
+        forecast_state: a file, on a local disk, in which what the forecast has learned survives a restart.
         black_box: a folder for the file that says who held what when the process was killed (`memtools.black_box`),
             best on a tmpfs; True for `/dev/shm`. It is written from the start of the monitor to its end.
 
     What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
     `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`,
-    `MEMTOOLS_BLACK_BOX`. Another variable that begins like these is a `ConfigWarning`. At its start the monitor logs
-    thresholds that are below what is in use, or above the limit.
+    `MEMTOOLS_BLACK_BOX`; and, without a `source`, `MEMTOOLS_CLUSTER`. Another variable that begins like these is a
+    `ConfigWarning`. At its start the monitor logs thresholds that are below what is in use, or above the limit.
 
     Raises:
         ConfigError: for an argument, or a variable, that makes no sense, naming it; for bare numbers below 1 MiB, too,
@@ -132,52 +142,69 @@ class MemoryMonitor:
         min_flow: float | None = None,
         pressure: bool = True,
         reclaimer: Reclaimer | None = None,
-        name: str = "monitor",
+        name: str = _NAME,
         source: MemorySource | None = None,
-        cluster: "Cluster | None" = None,
+        cluster: "Cluster | str | None" = None,
+        forecast: bool | Literal["low", "balanced", "high"] = False,
+        adaptive: bool = False,
+        forecast_state: str | os.PathLike[str] | None = None,
         black_box: str | os.PathLike[str] | bool | None = None,
     ) -> None:
-        if cluster is not None and not callable(getattr(cluster, "tell_level", None)):
-            raise ConfigError("cluster", cluster, "what memtools.cluster.join() returns")
         chosen = _Settings(monitor_settings())
-        warning, critical = chosen.get("warning", warning), chosen.get("critical", critical)
-        if warning is None and critical is None and free is None:
-            warning, critical = "80%", "90%"
+        self._is_scripted = source is not None
+        warning, critical = chosen.thresholds(warning, critical, free)
         if source is None:
             _refuse_small_numbers(warning=warning, critical=critical, free=free)
-        self._is_scripted = source is not None
+        pool = self._pool = _pool_of(cluster, None if self._is_scripted else chosen.get("cluster", None))
         source = source or process_source(limit)
         thresholds = Thresholds(warning, critical, free, lambda: source.limit().value_bytes)
         interval = _parse_interval(min_interval, max_interval)
         self._name = _parse_name(name)
+        sampler = Sampler(source, thresholds, LevelMachine(), interval)
+        level: Callable[[], Level] = partial(getattr, sampler, "level")
+        shown_name = "" if self._name == _NAME else self._name  # in the list of nodes that of the program says more
+        # Nothing in here refers to this object: a cycle would keep it until a collection.
+        self._join_pool = partial(pool.attach, id(self), level, shown_name) if pool is not None else _do_nothing
+        timeline = Timeline(limit_bytes=source.limit().value_bytes)
         self._engine = Engine(
             source,
-            Sampler(source, thresholds, LevelMachine(), interval),
+            sampler,
             reclaimer or Reclaimer(default_steps(), read=source.used, clock=source.clock),
             name=self._name,
             sample_every=parse_count(chosen.get("sample_every", sample_every, 10), name="sample_every"),
-            cleanup_interval_s=parse_seconds(
-                chosen.get("cleanup_interval", cleanup_interval, 300.0), name="cleanup_interval"
-            ),
+            cleanup_interval_s=chosen.seconds("cleanup_interval", cleanup_interval, 300.0),
             callback_timeout_s=parse_seconds(callback_timeout, name="callback_timeout", above_zero=True),
-            exhausted_after_s=parse_seconds(
-                chosen.get("exhausted_after", exhausted_after, 300.0), name="exhausted_after", above_zero=True
-            ),
+            exhausted_after_s=chosen.seconds("exhausted_after", exhausted_after, 300.0, above_zero=True),
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
+            on_resume=self._join_pool,
+            timeline=timeline,
+            forecast=_make_forecast(forecast, forecast_state, timeline, source, adaptive=adaptive),
+            is_adaptive=bool(adaptive),
         )
-        folder = chosen.get("black_box", black_box)
-        if folder is not None and folder is not False:
-            self._engine.black_box = _make_black_box(folder)
-        self._cluster = cluster
-        if cluster is not None:
-            cluster.tell_level(partial(getattr, self._engine.sampler, "level"))
+        if cluster is not None and not isinstance(cluster, str):
+            self._join_pool()  # which the program has joined, whether this is started or not
+        self._engine.black_box = _make_black_box(chosen.get("black_box", black_box))
         _all[id(self)] = self
 
     @property
     def name(self) -> str:
         """What it is called in logs, reports and metrics: as it was named, or with a number after it."""
         return self._engine.name
+
+    @property
+    def timeline(self) -> Timeline:
+        """What the sampling loop and `check()` have read, with the changes of level, clean-ups and full collections.
+
+        `monitor.timeline.mark("deploy", "1.4.2")` adds an event. A forked child begins a timeline of its own.
+        """
+        return self._engine.timeline
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """When the limit is reached; None while no floor rises, and without `forecast=True`."""
+        found = self._engine.forecast
+        return None if found is None else found.forecast()
 
     @property
     def level(self) -> Level:
@@ -232,7 +259,8 @@ class MemoryMonitor:
         admitted when none is active, and while the highest level holds `min_flow` of them a second are; the others
         begin in order of arrival. For `async with`, and for `with` in threads. `task_scope(admit=monitor)` uses one for
         each task. Once the process ends (`exit_when_exhausted`), entering raises `AdmissionRefused`. With a `cluster`
-        it also waits for a lease of `size`, which ends with the block.
+        it also waits for a lease of `size`, which ends with the block; with one by its URL there is no lease while the
+        process is not in the pool.
 
         Args:
             size: what the work will need, in bytes or as a size.
@@ -242,10 +270,9 @@ class MemoryMonitor:
         """
         size_bytes = parse_size(size, name="size")
         self._engine.attend()
-        if self._cluster is not None and size_bytes:
-            return LeasedAdmission(
-                self._engine.admissions, size_bytes, self._cluster.lease(size_bytes, timeout=_NO_TIMEOUT_S)
-            )
+        if self._pool is not None and size_bytes:
+            self._pool.lease(size_bytes)  # refuses a size that is never given
+            return LeasedAdmission(self._engine.admissions, size_bytes, self._pool)
         return Admission(self._engine.admissions, size_bytes)
 
     def try_admit(self) -> bool:
@@ -389,17 +416,20 @@ class MemoryMonitor:
         """
         self._begin()
         self._engine.start_thread()
+        self._join_pool()
 
     def stop(self) -> None:
         """Stop the sampling loop; a second call does nothing.
 
-        Waits for its thread, for 10 s at most, but not for a task.
+        Waits for its thread, for 10 s at most, but not for a task; and for some seconds at most to leave a pool.
         """
         loop = self._end()
         if isinstance(loop, ThreadLoop):
             self._engine.stop_thread(loop)
         elif loop is not None:
             loop.request_stop()
+        if self._pool is not None:
+            self._pool.detach(id(self))
 
     def __enter__(self) -> Self:
         self.start()
@@ -413,6 +443,7 @@ class MemoryMonitor:
     async def __aenter__(self) -> Self:
         self._begin()
         self._engine.start_task()
+        self._join_pool()
         return self
 
     async def __aexit__(
@@ -424,6 +455,8 @@ class MemoryMonitor:
         elif loop is not None:
             self._engine.stop_thread(loop)
         await self._engine.runner.cancel_background()
+        if self._pool is not None:
+            await self._pool.detach_async(id(self))
 
     def __repr__(self) -> str:
         return f"<MemoryMonitor {self.name} {self._engine.sampler.level.name} mode={self._engine.mode}>"
@@ -460,6 +493,33 @@ class MemoryMonitor:
         self._engine.after_fork()
 
 
+def _do_nothing() -> None:
+    return
+
+
+def _pool_of(argument: object, variable: object) -> "JoinedCluster | SharedCluster | None":
+    """Return the pool that an argument, or else the environment, names; None where neither does."""
+    if argument is None and variable is None:
+        return None
+    from memtools.cluster._shared import cluster_of_monitor  # it loads sqlite3
+
+    if argument is not None:
+        return cluster_of_monitor(argument, title="cluster")
+    return cluster_of_monitor(variable, title=f"{PREFIX}CLUSTER")
+
+
+def _make_forecast(
+    forecast: object, state: str | os.PathLike[str] | None, timeline: Timeline, source: MemorySource, *, adaptive: bool
+) -> TrendForecast | None:
+    sensitivity = parse_forecast(forecast)
+    if sensitivity is not None:
+        return TrendForecast(sensitivity, state_path=state, timeline=timeline, clock=source.clock)
+    for name, value in (("adaptive", adaptive), ("forecast_state", state)):
+        if value:
+            raise ConfigError(name, value, "nothing without forecast=True")
+    return None
+
+
 class _Settings:
     """What the environment says, for the arguments that were not given."""
 
@@ -470,8 +530,25 @@ class _Settings:
         """Return the argument, else the variable, else the default."""
         return argument if argument is not None else self._found.get(name, default)
 
+    def seconds(self, name: str, argument: object, default: float, *, above_zero: bool = False) -> float:
+        """Return the same as a time.
 
-def _make_black_box(folder: Any) -> "BlackBox":
+        Raises:
+            ConfigError: when it is none.
+        """
+        return parse_seconds(self.get(name, argument, default), name=name, above_zero=above_zero)
+
+    def thresholds(self, warning: Size | None, critical: Size | None, free: object) -> tuple[Size | None, Size | None]:
+        """Return the thresholds in use, by default those in percent where there is none at all."""
+        warning, critical = self.get("warning", warning), self.get("critical", critical)
+        if warning is None and critical is None and free is None:
+            return "80%", "90%"
+        return warning, critical
+
+
+def _make_black_box(folder: Any) -> "BlackBox | None":
+    if folder is None or folder is False:
+        return None
     from memtools.black_box import BlackBox  # most monitors have none
     from memtools.black_box._folder import parse_folder
 

@@ -123,14 +123,18 @@ class PendingTasks:
 
 
 def format_report(
-    statistics: MonitorStatistics, advice: tuple[Recommendation, ...], split: ResidentSplit | None = None
+    statistics: MonitorStatistics,
+    advice: tuple[Recommendation, ...],
+    split: ResidentSplit | None = None,
+    trend: tuple[str, ...] = (),
 ) -> str:
-    """Return the report: the counts, then the operations, then what memory consists of, then what to change."""
+    """Return the report: the counts, the trend, the operations, what memory consists of, what to change."""
     seen = statistics
     now = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
     lines = [f"{seen.name}: {seen.level.name} for {seen.level_since_s:.0f} s", f"  at         {now}"]
     lines += [f"  {label:<10} {text}" for label, text in identity()]
     lines += [*_memory_lines(seen), *_activity_lines(seen)]
+    lines += ["", "trend:", *(f"  {line}" for line in trend)] if trend else []
     if seen.by_operation:
         lines += ["", "operations (calls, failed, mean, longest):"]
         lines += [

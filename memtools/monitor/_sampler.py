@@ -197,6 +197,12 @@ class Sampler:
         """The shortest time between two samples of the sampling loop, in seconds."""
         return self._interval.min_s
 
+    def change_thresholds(self, thresholds: Thresholds) -> None:
+        """Use other thresholds from the next sample on."""
+        self._thresholds = thresholds
+        self.bounds = thresholds.bounds(self.limit.value_bytes)
+        self.ignore_below = -inf
+
     @property
     def is_pending(self) -> bool:
         """Whether one sample waits to be confirmed by a second one."""

@@ -15,6 +15,7 @@ from memtools.readings import Headroom, Level, Limit, Reading
 MAX_NAMES: Final = 256
 MAX_NAME_LENGTH: Final = 200
 OTHER: Final = "<other>"
+_FULL_COLLECTION: Final = 2  # the oldest generation
 
 
 @record
@@ -131,6 +132,7 @@ class MonitorStatistics:
         callbacks: the callbacks, in order of registration.
         warning_free_bytes: the headroom below which `WARNING` is entered; None where only use decides.
         critical_free_bytes: the same for `CRITICAL`.
+        seconds_to_limit: when the limit is reached, by the forecast; None while no floor rises, and without a forecast.
     """
 
     name: str
@@ -162,6 +164,7 @@ class MonitorStatistics:
     callbacks: tuple[CallbackStatistics, ...]
     warning_free_bytes: int | None = None
     critical_free_bytes: int | None = None
+    seconds_to_limit: float | None = None
 
 
 class OperationCounter:
@@ -246,9 +249,13 @@ class GcPauseMeter:
 
     The hook runs inside the collection, in the thread that triggered it. One collection runs at a time, so there is no
     lock.
+
+    Args:
+        on_full: called at the end of each full collection.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_full: Callable[[], object] | None = None) -> None:
+        self._on_full = on_full
         self._started_at: float | None = None
         self._pauses = 0
         self._total_s = 0.0
@@ -269,7 +276,7 @@ class GcPauseMeter:
         """Return the figures so far."""
         return CollectorPauses(self._pauses, self._total_s, self._longest_s)
 
-    def _on_gc(self, phase: str, _: dict[str, int]) -> None:
+    def _on_gc(self, phase: str, details: dict[str, int]) -> None:
         now = perf_counter()
         if phase == "start":
             self._started_at = now
@@ -281,3 +288,5 @@ class GcPauseMeter:
         self._pauses += 1
         self._total_s += duration_s
         self._longest_s = max(self._longest_s, duration_s)
+        if self._on_full is not None and details.get("generation") == _FULL_COLLECTION:
+            self._on_full()

@@ -1,22 +1,32 @@
-"""A real Redis server, and carriers on it and on sqlite."""
+"""A real Redis server, carriers on it and on sqlite, and processes that share a pool there."""
 
 import contextlib
 import hashlib
+import json
 import os
+import re
+import select
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from memtools.cluster._carrier import Carrier
 from memtools.cluster._sqlite import SqliteCarrier
 
+PROGRAM = Path(__file__).parent / "programs" / "member.py"
+ANSWER_S = 120.0  # by which a member has to answer, however busy the machine is
+ON_REDIS = pytest.param("redis", marks=pytest.mark.once)  # the answers of a server do not depend on this Python
 MISSING = "there is no redis-server on the PATH: apt-get install redis-server, or brew install redis"
 
 
@@ -42,6 +52,18 @@ class RedisServer:
     def url(self) -> str:
         """The address, without a password."""
         return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs."""
+        return self._folder
+
+    def wait_for_cluster(self) -> None:
+        """Wait until it knows of a server for each slot."""
+        end = time.monotonic() + 30
+        while b"cluster_state:ok" not in self.command("CLUSTER", "INFO"):
+            assert time.monotonic() < end, "the cluster did not form"
+            time.sleep(0.05)
 
     def start(self) -> None:
         """Start it again, and wait until it answers."""
@@ -151,6 +173,25 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RedisServer, RedisServer]]:
+    """Two servers of one Redis Cluster, each with half of the slots; the first one has a Unix socket, too."""
+    _needs_redis()
+    folder = tmp_path_factory.mktemp("redis")
+    first = RedisServer(folder, "--cluster-enabled", "yes", "--unixsocket", str(folder / "redis.sock"))
+    second = RedisServer(tmp_path_factory.mktemp("redis"), "--cluster-enabled", "yes")
+    first.command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+    second.command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+    first.command("CLUSTER", "MEET", "127.0.0.1", second.port)
+    for server in (first, second):
+        server.wait_for_cluster()
+
+    yield first, second
+
+    for server in (first, second):
+        server.stop()
+
+
 MakeCarrier = Callable[..., Carrier]
 
 
@@ -164,7 +205,7 @@ def _make_redis(server: RedisServer, pool: str, ttl_s: float, timeout_s: float) 
     return RedisCarrier(server.url, pool, ttl_s=ttl_s, timeout_s=timeout_s)
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", ON_REDIS])
 def make_carrier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeCarrier]:
     """Make carriers of one kind, on the same server or file; they are closed at the end."""
     shared = request.getfixturevalue("shared_redis") if request.param == "redis" else None
@@ -207,3 +248,173 @@ def make_pair(
 
     for carrier in made:
         carrier.close()
+
+
+class Member:
+    """A process that has joined, or is about to at its first command.
+
+    Args:
+        place: the pool that it joins.
+        budget: of the pool, in bytes.
+        ttl_s: for which its leases are valid.
+        name: what it is called.
+    """
+
+    def __init__(self, place: "Place", budget: int, ttl_s: float, name: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), place.url, place.pool, str(budget), str(ttl_s), name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def begin(self, *command: object) -> None:
+        """Send a command, without waiting for its answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """Wait for the answer to the command that was sent first."""
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], ANSWER_S)[0], "the member does not answer"
+        return json.loads(self.process.stdout.readline())
+
+    def do(self, *command: object) -> Any:
+        """Send a command, and return its answer."""
+        self.begin(*command)
+        return self.answer()
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+class Audit(Protocol):
+    """Looks at the leases of a pool after each operation, without the carrier."""
+
+    def end(self) -> tuple[int, int]:
+        """Return how many leases came and went, and the most bytes that were leased at once."""
+        ...
+
+
+class SqliteAudit:
+    """Adds up the rows of the leases, in the transactions that change them.
+
+    Args:
+        path: of the file of the pool.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, timeout=30)
+        self._connection.executescript(
+            "CREATE TABLE audit (changes INTEGER, most INTEGER); INSERT INTO audit VALUES (0, 0);"
+            "CREATE TRIGGER audit_added AFTER INSERT ON lease BEGIN UPDATE audit SET changes = changes + 1, "
+            "most = max(most, (SELECT sum(bytes) FROM lease)); END;"
+            "CREATE TRIGGER audit_removed AFTER DELETE ON lease BEGIN UPDATE audit SET changes = changes + 1; END;"
+        )
+
+    def end(self) -> tuple[int, int]:
+        """See `Audit`."""
+        found = self._connection.execute("SELECT changes, most FROM audit").fetchone()
+        self._connection.close()
+        return int(found[0]), int(found[1])
+
+
+class RedisAudit:
+    """Adds up the leases that the server says it writes and removes (MONITOR), command by command.
+
+    Args:
+        server: that has the pool.
+        pool: its name.
+    """
+
+    _ADDED = re.compile(r'"lease:(\w+)" "(\d+) ')
+    _REMOVED = re.compile(r'"lease:(\w+)"')
+
+    def __init__(self, server: RedisServer, pool: str) -> None:
+        self._server = server
+        self._key = f'"memtools:{{{pool}}}:pool"'
+        self._mark = os.urandom(8).hex()
+        self._leases: dict[str, int] = {}
+        self._changes = self._most = 0
+        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=ANSWER_S)
+        self._socket.sendall(b"MONITOR\r\n")
+        self._lines = self._socket.makefile("r", encoding="latin-1")
+        assert self._lines.readline() == "+OK\n"
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+
+    def end(self) -> tuple[int, int]:
+        """See `Audit`."""
+        self._server.command("ECHO", self._mark)
+        self._thread.join(ANSWER_S)
+        self._lines.close()
+        self._socket.close()
+        return self._changes, self._most
+
+    def _follow(self) -> None:
+        for line in self._lines:
+            if self._mark in line:
+                return
+            _, _, command = line.partition("] ")
+            if not command.startswith(('"HSET" ' + self._key, '"HDEL" ' + self._key)):
+                continue
+            if command.startswith('"HSET"'):
+                found = {key: int(size) for key, size in self._ADDED.findall(command)}
+                self._changes += len(found.keys() - self._leases.keys())
+                self._leases |= found
+                self._most = max(self._most, sum(self._leases.values()))
+            else:
+                for key in self._REMOVED.findall(command):
+                    self._changes += self._leases.pop(key, None) is not None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where processes share a pool.
+
+    Attributes:
+        url: its address.
+        pool: its name.
+        missing_url: an address like it where there is nothing.
+        missing_words: what is said of that.
+        audit: begins to look at the pool, which has to be there.
+    """
+
+    url: str
+    pool: str
+    missing_url: str
+    missing_words: str
+    audit: Callable[[], Audit]
+
+
+@pytest.fixture(params=["sqlite", ON_REDIS])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A pool that no process has joined, on each carrier."""
+    pool = f"pool {os.urandom(4).hex()}"
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("shared_redis")
+        return Place(server.url, pool, "redis://127.0.0.1:1/0", "refused", lambda: RedisAudit(server, pool))
+    path = tmp_path / "memory.db"
+    missing = f"sqlite:///{tmp_path}/none.db"
+    return Place(f"sqlite:///{path}", pool, missing, "No such file", lambda: SqliteAudit(path))
+
+
+@pytest.fixture
+def member(place: Place) -> Iterator[Callable[..., Member]]:
+    """Start a process that joins the pool; all are killed at the end."""
+    members: list[Member] = []
+
+    def start(*, budget: int, ttl_s: float, name: str = "member") -> Member:
+        members.append(Member(place, budget, ttl_s, name))
+        return members[-1]
+
+    yield start
+
+    for each in members:
+        each.process.send_signal(signal.SIGCONT)
+        each.kill()

@@ -75,6 +75,13 @@ def _calls(carrier: RedisCarrier) -> dict[str, Callable[[], object]]:
     }
 
 
+def _answers(carrier: RedisCarrier) -> bool:
+    with contextlib.suppress(CarrierError):
+        carrier.figures()
+        return True
+    return False
+
+
 def _words_of(call: Callable[[], object]) -> str:
     with pytest.raises(CarrierError) as caught:
         call()
@@ -178,6 +185,25 @@ class TestServerThatFails:
 
         assert "read only replica" in words
         assert carrier.acquire(_ask("a", 1)) is not None
+
+    def test_server_that_loads_its_data_says_so_and_comes_back(self, start_redis: Any, make: MakeRedisCarrier) -> None:
+        # It pauses after each key for so many µs, and answers now and then: options for Redis's own tests.
+        server = start_redis("--key-load-delay", "500", "--loading-process-events-interval-bytes", "1024")
+        carrier = make(server.url)
+        carrier.open(BUDGET)
+        held = carrier.acquire(_ask("a", 500))
+        server.command("EVAL", "for n = 1, 3000 do redis.call('SET', n, string.rep('x', 100)) end", 0)
+        server.command("SAVE")
+        server.stop()
+        carrier.close()
+        server.start()
+
+        for name in ("publish", "acquire", "figures"):
+            assert "loading the dataset" in _words_of(_calls(carrier)[name]), name
+
+        assert _becomes(lambda: _answers(carrier))
+        assert carrier.acquire(_ask("a", 500)) == held
+        assert carrier.figures().leased_bytes == 500
 
     def test_full_server_says_so_and_takes_back(self, redis_server: Any, carrier: RedisCarrier) -> None:
         carrier.acquire(_ask("a", 500))
@@ -468,32 +494,78 @@ def _take_and_give(number: int, carrier: RedisCarrier, most: list[int]) -> None:
             most[number] = max(most[number], carrier.figures().leased_bytes)
 
 
+@pytest.mark.once
 class TestRedisCluster:
     """Two servers that share the keys."""
 
-    def test_pool_is_found_on_the_other_server(self, start_redis: Any, make: MakeRedisCarrier) -> None:
-        first, second = (start_redis("--cluster-enabled", "yes") for _ in range(2))
-        first.command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
-        second.command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
-        first.command("CLUSTER", "MEET", "127.0.0.1", second.port)
-        _wait_for_cluster(first, second)
-
-        for server in (first, second):
+    def test_pool_is_found_on_the_other_server(self, redis_cluster: tuple[Any, Any], make: MakeRedisCarrier) -> None:
+        for server in redis_cluster:
             for pool in ("a", "b", "c", "d"):
                 carrier = make(server.url, pool=pool, timeout_s=5)
                 carrier.open(BUDGET)
                 carrier.publish(_node(), ())
                 assert carrier.nodes()[0].id == "n"
 
-        assert first.command("DBSIZE") > 0
-        assert second.command("DBSIZE") > 0
+        assert all(server.command("DBSIZE") > 0 for server in redis_cluster)
+
+    def test_pool_that_is_moved_is_away_meanwhile(self, redis_cluster: tuple[Any, Any], make: MakeRedisCarrier) -> None:
+        source, target = redis_cluster
+        pool = _pool_of(source)
+        slot = source.command("CLUSTER", "KEYSLOT", pool)
+        keys = [f"memtools:{{{pool}}}:{name}" for name in ("pool", "times", "queue")]
+        carrier = make(source.url, pool=pool, timeout_s=5)
+        carrier.open(BUDGET)
+        carrier.publish(_node(), ())
+        held = carrier.acquire(_ask("a", 500))
+        names = [server.command("CLUSTER", "MYID").decode() for server in redis_cluster]
+
+        target.command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+        source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+        source.command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", keys[0])
+        half = _words_of(lambda: carrier.acquire(_ask("b", 100)))
+        source.command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys[1:])
+        whole = _words_of(lambda: carrier.acquire(_ask("b", 100)))
+        for server in (target, source):
+            server.command("CLUSTER", "SETSLOT", slot, "NODE", names[1])
+
+        assert "the Redis Cluster is moving this pool" in half
+        assert "the Redis Cluster is moving this pool" in whole
+        assert carrier.acquire(_ask("a", 500)) == held
+        assert carrier.publish(_node(), (HeldLease("a", 500),)) == ()
+
+    def test_pool_on_another_server_than_that_of_the_socket(
+        self, redis_cluster: tuple[Any, Any], make: MakeRedisCarrier
+    ) -> None:
+        first, second = redis_cluster
+        carrier = make(f"unix://{first.folder}/redis.sock", pool=_pool_of(second), timeout_s=5)
+
+        assert f"the Redis Cluster has this pool on 127.0.0.1:{second.port}" in _words_of(lambda: carrier.open(BUDGET))
+
+    def test_server_that_is_named_and_gone_is_asked_no_more(
+        self, redis_cluster: tuple[Any, Any], make: MakeRedisCarrier
+    ) -> None:
+        first, second = redis_cluster
+        carrier = make(first.url, pool=_pool_of(second), timeout_s=5)
+        carrier.open(BUDGET)
+        second.stop()
+
+        assert f":{second.port}" in _words_of(carrier.figures)
+        second.start()
+        for server in redis_cluster:
+            server.wait_for_cluster()
+
+        carrier.open(BUDGET)
+        assert carrier.acquire(_ask("a", 1)) is not None
 
 
-def _wait_for_cluster(*servers: Any) -> None:
-    end = time.monotonic() + 30
-    while any(b"cluster_state:ok" not in server.command("CLUSTER", "INFO") for server in servers):
-        assert time.monotonic() < end, "the cluster did not form"
-        time.sleep(0.1)
+def _pool_of(server: Any) -> str:
+    """Return the name of a pool whose keys lie there."""
+    own = next(line for line in server.command("CLUSTER", "NODES").decode().splitlines() if "myself" in line)
+    first, last = map(int, own.split()[-1].split("-"))
+    while True:
+        pool = os.urandom(4).hex()
+        if first <= server.command("CLUSTER", "KEYSLOT", pool) <= last:
+            return pool
 
 
 class TestMembers:

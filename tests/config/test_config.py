@@ -26,6 +26,7 @@ EVERYTHING = {
     "MEMTOOLS_CRITICAL": "80%",
     "MEMTOOLS_CLEANUP_INTERVAL": "12.5",
     "MEMTOOLS_SAMPLE_EVERY": "7",
+    "MEMTOOLS_CLUSTER": "redis://user:s3cret@host/0?budget=8GiB",
 }
 
 
@@ -40,7 +41,25 @@ def test_config_of_an_empty_environment_is_empty() -> None:
 def test_every_setting_can_come_from_the_environment() -> None:
     config = Config.from_env(environ=EVERYTHING)
 
-    assert config == Config(False, "tracemalloc", False, "2 GiB", "60%", "80%", 12.5, 7)
+    url = EVERYTHING["MEMTOOLS_CLUSTER"]
+    assert config == Config(False, "tracemalloc", False, "2 GiB", "60%", "80%", 12.5, 7, cluster=url)
+
+
+@pytest.mark.parametrize("show", [str, repr, lambda config: json.dumps(config.to_dict())])
+def test_password_of_the_cluster_is_not_shown(show) -> None:
+    config = Config.from_env(environ=EVERYTHING)
+
+    assert "redis://" in show(config)
+    assert "s3cret" not in show(config)
+    assert config.monitor()["cluster"] == EVERYTHING["MEMTOOLS_CLUSTER"]
+
+
+@pytest.mark.parametrize("wrong", ["user:s3cret@host", "/run/app/memory.db", 3])
+def test_cluster_that_is_no_url_is_refused(wrong) -> None:
+    with pytest.raises(ConfigError, match="cluster=") as caught:
+        Config(cluster=wrong)
+
+    assert "s3cret" not in str(caught.value)
 
 
 def test_environment_is_read_at_the_call(monkeypatch) -> None:
@@ -155,7 +174,7 @@ def test_monitor_takes_the_settings_and_keeps_its_defaults() -> None:
 
     monitor = MemoryMonitor(**config.monitor())
 
-    assert set(config.monitor()) == {"warning", "critical", "limit", "cleanup_interval", "sample_every"}
+    assert set(config.monitor()) == {"warning", "critical", "limit", "cleanup_interval", "sample_every", "cluster"}
     assert monitor.statistics().operations == 0
     assert MemoryMonitor(**Config().monitor()).level == 0
 
@@ -189,7 +208,7 @@ def test_any_environment_is_a_config_or_a_config_error(environ: dict[str, str]) 
 
     if config.limit is not None:
         parse_size(config.limit, percent_of=lambda: 1)
-    assert Config(**config.to_dict()) == config
+    assert Config(**config.to_dict() | {"cluster": config.cluster}) == config
 
 
 class TestMonitorSettings:

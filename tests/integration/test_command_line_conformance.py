@@ -46,6 +46,13 @@ def _alone(name: str) -> tuple[str, list[str]]:
     return _suite(name)
 
 
+def _size(name: str) -> str:
+    load = f"unittest.defaultTestLoader.loadTestsFromName('test.test_asyncio.{name}')"
+    code = f"import unittest; print({load}.countTestCases())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    return done.stdout.strip()
+
+
 @pytest.mark.parametrize("meter", METERS)
 @pytest.mark.parametrize("name", SUITES)
 def test_asyncio_suite_under_memtools_run_passes_as_alone(name: str, meter: str) -> None:
@@ -59,4 +66,5 @@ def test_asyncio_suite_under_memtools_run_passes_as_alone(name: str, meter: str)
     if KNOWN is not None:
         failed = [test for test in failed if not test.startswith(KNOWN)]
 
-    assert (count, failed) == _alone(name)
+    # Where each test of the suite was run and none failed, there is nothing that could be better without memtools.
+    assert (count, failed) == (_size(name), []) or (count, failed) == _alone(name)

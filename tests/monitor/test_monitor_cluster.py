@@ -81,7 +81,14 @@ def test_size_that_the_budget_never_gives_is_refused(cluster: Cluster) -> None:
         MemoryMonitor(**EVER, cluster=cluster).admit(96 * GIB)
 
 
-@pytest.mark.parametrize("wrong", ["sqlite:///memory.db", 3])
+@pytest.mark.parametrize("wrong", ["memory.db", 3])
 def test_what_is_no_cluster_is_refused(wrong: Any) -> None:
     with pytest.raises(ConfigError, match="cluster="):
         MemoryMonitor(cluster=wrong)
+
+
+async def test_cluster_of_the_program_outlives_the_monitor(cluster: Cluster) -> None:
+    async with MemoryMonitor(**EVER, cluster=cluster):
+        pass
+
+    assert len(cluster.nodes()) == 1

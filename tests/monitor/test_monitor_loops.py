@@ -3,8 +3,11 @@
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -291,3 +294,26 @@ class TestCleanUpThatHangs:
 
         assert "stopped while a clean-up step or callback did not return" in caplog.text
         assert not thread.is_alive()
+
+
+GEVENT_COMES_LATE = """
+import memtools.monitor
+from gevent import monkey
+monkey.patch_all()  # as a worker of gunicorn does
+import time
+monitor = memtools.MemoryMonitor()
+monitor.start()
+time.sleep(0.1)
+monitor.stop()
+"""
+
+
+@pytest.mark.skipif(find_spec("gevent") is None, reason="gevent is not installed here")
+def test_thread_ends_where_gevent_came_late() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", GEVENT_COMES_LATE],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (0, "")  # no "its thread was abandoned"

@@ -27,7 +27,7 @@ class TestLeftovers:
         assert len(result.outcomes) >= 24, result.text
 
     @ON_LINUX
-    def test_similar_things_of_the_test_are_found(self, run_suite: Suite) -> None:
+    def test_things_of_the_test_are_found_and_named(self, run_suite: Suite) -> None:
         result = run_suite(SUITES / "of_the_test.py", ini=AUTO, own_process=True)
 
         assert [name for name, outcome in result.outcomes.items() if outcome == "PASSED"] == ["test_release"]
@@ -35,10 +35,6 @@ class TestLeftovers:
         assert "thread 'in a global_0'" in result.text
         assert "descriptor anon_inode:[eventpoll]" in result.text
         assert "own.log" in result.text
-
-    def test_task_is_named_by_where_it_was_created(self, run_suite: Suite) -> None:
-        result = run_suite(SUITES / "of_the_test.py", ini=AUTO, own_process=True)
-
         waiting = next(line for line in result.text.splitlines() if line.lstrip().startswith("task 'feed'"))
         assert "it waits in Client.run, line " in waiting
         assert "; created in connect, test_suite.py:" in waiting

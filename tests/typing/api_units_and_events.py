@@ -11,6 +11,7 @@ from memtools.events import (
     Event,
     HighUsage,
     LevelChanged,
+    LimitForecast,
     MemorySampled,
     PressureSignal,
     ReclaimIneffective,
@@ -82,6 +83,9 @@ def events_are_distinguished_by_their_class(event: Event) -> str:
             return event.level.name
         case PressureSignal():
             return event.source
+        case LimitForecast():
+            assert_type(event.seconds_to_limit, float | None)
+            return event.reason
         case TaskAbandoned():  # the last class: type checkers report a match that is not exhaustive
             return event.task
 

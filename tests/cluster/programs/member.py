@@ -9,10 +9,10 @@ import time
 
 from memtools.cluster import LeaseTimeout, join
 
-url, budget, ttl = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+url, pool, budget, ttl, name = sys.argv[1:]
 lost = []
 leases = {}
-cluster = join(url, budget=budget, ttl=ttl, name=sys.argv[4], on_lease_lost=lost.append)
+cluster = join(url, pool=pool, budget=int(budget), ttl=float(ttl), name=name, on_lease_lost=lost.append)
 
 
 def take(name, size, timeout):
@@ -33,17 +33,24 @@ def give(name):
 
 
 def work(operations, largest):
-    done = refused = 0
-    for _ in range(operations):
+    done = {"granted": 0, "refused": 0, "local": 0, "given": 0, "lost": 0}
+    while operations:
         if leases and random.random() < 0.5:
-            give(random.choice(list(leases)))
-        elif "fence" in take(str(random.random()), random.randint(1, largest), random.choice((0, 0.02))):
-            done += 1
+            done["lost"] += give(random.choice(list(leases)))["lost"]
+            done["given"] += 1
         else:
-            refused += 1
+            answer = take(str(random.random()), random.randint(1, largest), random.choice((0, 0.02)))
+            done["granted"] += "fence" in answer
+            done["refused"] += "refused" in answer
+            done["local"] += answer.get("local", False)
+        operations -= 1
+    return done
+
+
+def give_all():
     for name in list(leases):
         give(name)
-    return {"granted": done, "refused": refused}
+    return {}
 
 
 def block_loop(seconds, size):
