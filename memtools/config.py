@@ -30,6 +30,7 @@ class MonitorSettings(TypedDict, total=False):
     exhausted_after: float
     min_flow: float
     cluster: str
+    black_box: str
 
 
 @record
@@ -55,6 +56,7 @@ class Config:
         min_flow: how much work begins each second while memory is critical; 0 for none.
         cluster: the URL of the pool of processes that monitors join, as for `memtools.cluster.join`. It may hold a
             password, so it is not shown.
+        black_box: the folder of the monitor's black box.
 
     Raises:
         ConfigError: at construction, for an invalid value, with the name of the field.
@@ -71,6 +73,7 @@ class Config:
     exhausted_after: float | None = None
     min_flow: float | None = None
     cluster: str | None = None
+    black_box: str | None = None
 
     def __new__(cls, *values: object, **named: object) -> Self:
         """Check the values before the record is made."""
@@ -94,6 +97,7 @@ class Config:
         exhausted_after: float | None = None,
         min_flow: float | None = None,
         cluster: str | None = None,
+        black_box: str | None = None,
     ) -> "Config":
         """Return the settings: arguments first, then the current environment.
 
@@ -114,6 +118,7 @@ class Config:
             exhausted_after: see the class.
             min_flow: see the class.
             cluster: see the class.
+            black_box: see the class.
 
         Raises:
             ConfigError: for an invalid value, with the name of the argument or variable; and for an unknown variable
@@ -122,7 +127,7 @@ class Config:
         arguments = {
             "enabled": enabled, "meter": meter, "native": native, "limit": limit, "warning": warning,
             "critical": critical, "cleanup_interval": cleanup_interval, "sample_every": sample_every,
-            "exhausted_after": exhausted_after, "min_flow": min_flow, "cluster": cluster,
+            "exhausted_after": exhausted_after, "min_flow": min_flow, "cluster": cluster, "black_box": black_box,
         }  # fmt: skip
         given = {name: value for name, value in arguments.items() if value is not None}
         found = _from_environ(_parse_prefix(prefix), os.environ if environ is None else environ)
@@ -226,6 +231,13 @@ def _shown(url: object) -> object:
     return f"{scheme}://…" if found else "…"
 
 
+def _parse_folder(value: object, *, name: str) -> str:
+    # Whether it is there is checked by the monitor, on the machine on which it runs.
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(name, value, "the path of a folder")
+    return value
+
+
 # The parser of each field, in the order of the record.
 _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "enabled": _parse_bool,
@@ -239,6 +251,7 @@ _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "exhausted_after": _parse_positive_seconds,
     "min_flow": _parse_rate,
     "cluster": _parse_url,
+    "black_box": _parse_folder,
 }
 
 

@@ -19,6 +19,7 @@ from memtools.readings import Headroom, Level, Reading
 from memtools.units import format_duration, format_size
 
 __all__ = [
+    "BlackBoxFound",
     "BudgetOverrun",
     "CleanupEnded",
     "DispatchStatistics",
@@ -274,6 +275,21 @@ class PressureSignal:
     source: str
 
 
+@record
+class BlackBoxFound:
+    """At its start, this program has found what an earlier process of the same name left when it was killed.
+
+    Attributes:
+        path: the file, for `memtools.black_box.read_black_box` and `python -m memtools postmortem`.
+        verdict: how it ended; see `memtools.black_box.PostMortem`.
+        summary: what happened and which owner held the most, in one line.
+    """
+
+    path: str
+    verdict: str
+    summary: str
+
+
 Event: TypeAlias = (
     ScopeEnded
     | HighUsage
@@ -285,6 +301,7 @@ Event: TypeAlias = (
     | CleanupEnded
     | ReclaimIneffective
     | PressureSignal
+    | BlackBoxFound
 )
 
 

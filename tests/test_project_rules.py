@@ -292,13 +292,13 @@ class TestPublicNames:
 
     # More are too many to learn. It was 150 before pools, bounded mappings and the adapters of servers, and 180 before
     # learned sizes (`Needs`, `needs_of`), the adapter to Ray (2), timelines (3), trends (12), pages and their
-    # differences (5).
-    def test_packages_export_at_most_204_names(self) -> None:
+    # differences (5), and the black box (6).
+    def test_packages_export_at_most_210_names(self) -> None:
         names = [
             name for module in _public_modules() if module is not memtools for name in getattr(module, "__all__", ())
         ]
 
-        assert len(names) <= 204
+        assert len(names) <= 210
 
     def test_top_level_namespace_holds_few_names(self) -> None:
         names = getattr(memtools, "__all__", [])

@@ -11,6 +11,7 @@ from memtools._records import record
 from memtools.alerts._message import Alert, AlertKind, format_owners, one_line
 from memtools.alerts._rules import AlertRule, Category, Recipient
 from memtools.events import (
+    BlackBoxFound,
     BudgetOverrun,
     Event,
     LevelChanged,
@@ -32,7 +33,7 @@ SOON_S: Final = 3_600.0  # a forecast below this is critical
 _MAX_SUMMARY: Final = 500
 
 _OBSERVED: Final = frozenset(
-    {LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned, LimitForecast}
+    {LevelChanged, MemorySampled, ReclaimIneffective, BudgetOverrun, TaskAbandoned, LimitForecast, BlackBoxFound}
 )
 
 # A summary in one line, and more as (label, text).
@@ -155,6 +156,9 @@ def observations(event: Event) -> tuple[Observation, ...]:
         case LimitForecast():
             describe = partial(_describe_forecast, event)
             return (Observation("forecast", "", _forecast_level(event), True, describe, monitor=event.monitor),)
+        case BlackBoxFound():
+            level = Level.CRITICAL if event.verdict.startswith("oom") else Level.WARNING
+            return (Observation("death", "", level, False, partial(_describe_death, event)),)
         case _:
             return ()
 
@@ -232,6 +236,12 @@ def _describe_forecast(event: LimitForecast) -> Description:
         rates = (f"{one_line(name)} {format_size(rate)}/h" for name, rate in event.growing)
         details.append(("growing", ", ".join(rates)))
     return one_line(str(event), _MAX_SUMMARY), (*details, ("evidence", event.reason))
+
+
+def _describe_death(event: BlackBoxFound) -> Description:
+    return f"an earlier run has left no end: {one_line(event.summary, 500)}", (
+        ("black box", one_line(event.path, 1000)),
+    )
 
 
 class Hysteresis:

@@ -36,7 +36,7 @@ class Alert:
     Attributes:
         kind: opened, escalated, repeated or resolved.
         level: how serious it is; of a resolved one, the level of the message before.
-        category: `"memory"`, `"reclaim"`, `"budget"`, `"task"` or `"forecast"`.
+        category: `"memory"`, `"reclaim"`, `"budget"`, `"task"`, `"forecast"` or `"death"`.
         name: the owner or task that it is about, cut and free of control characters; empty for the whole process.
         summary: what happened, in one line.
         details: more, as (label, text).

@@ -147,9 +147,9 @@ LevelName: TypeAlias = Literal["warning", "critical"]
 ActionName: TypeAlias = Literal["immediate_cleanup", "log_warning"]
 # Any: the result of an action is ignored, unless it can be awaited.
 Action: TypeAlias = Callable[[Alert], Any]
-Category: TypeAlias = Literal["memory", "reclaim", "budget", "task", "forecast"]
+Category: TypeAlias = Literal["memory", "reclaim", "budget", "task", "forecast", "death"]
 
-CATEGORIES: Final[tuple[Category, ...]] = ("memory", "reclaim", "budget", "task", "forecast")
+CATEGORIES: Final[tuple[Category, ...]] = ("memory", "reclaim", "budget", "task", "forecast", "death")
 ACTIONS: Final[tuple[ActionName, ...]] = ("immediate_cleanup", "log_warning")
 _LEVELS: Final = {"warning": Level.WARNING, "critical": Level.CRITICAL}
 _SHARE_SCALE: Final = 10**9
@@ -168,9 +168,10 @@ class AlertRule:
         notify: names of channels, or apprise URLs; one, or several.
         categories: the events that the rule is for, of `"memory"`, `"reclaim"` (all clean-up steps ran, and memory is
             still short), `"budget"` (an owner used more than its budget), `"task"` (a task did not end when it was
-            cancelled) and `"forecast"` (memory rises towards its limit, with `MemoryMonitor(forecast=True)`). All of
-            them, unless there is a threshold, which is for memory. Budgets, tasks and forecasts are warnings, except
-            that a forecast of less than an hour is critical.
+            cancelled), `"forecast"` (memory rises towards its limit, with `MemoryMonitor(forecast=True)`) and `"death"`
+            (an earlier run was killed: `memtools.black_box`). All of them, unless there is a threshold, which is for
+            memory. Budgets, tasks and forecasts are warnings, except that a forecast of less than an hour is critical;
+            a death is a warning, and critical where memory was exhausted.
 
     Raises:
         ConfigError: for a value that makes no sense, a percentage where no limit is known, or a rule without

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import memtools
 from memtools._forks import register_after_fork
@@ -34,6 +34,9 @@ from memtools.readings import read_process
 from memtools.readings._shares import memory_share, process_start
 from memtools.reports._html import html_table
 from memtools.reports._text import text_report
+
+if TYPE_CHECKING:
+    from memtools.commands._recording import Recording
 
 VARIABLE: Final = "MEMTOOLS_RUN_CHILD"
 METER_VARIABLE: Final = "MEMTOOLS_METER"
@@ -57,6 +60,7 @@ class FamilyOptions:
         width: columns of the texts; None for the default.
         ascii_only: whether the texts have ASCII characters only.
         hidden: modules of memtools that the program must not meet, since it has others of these names.
+        black_box: the folder of the black boxes of the Pythons that the program starts; None for none.
     """
 
     title: str
@@ -65,6 +69,7 @@ class FamilyOptions:
     width: int | None
     ascii_only: bool
     hidden: tuple[str, ...]
+    black_box: str | None = None
 
 
 class Family:
@@ -293,6 +298,9 @@ class ChildSession:
         family.log(event="session", pid=self.pid, parent=os.getppid(), name=self._name, title=self._title())
         meter = choose_meter(options.meter)
         self._measurement = Measurement(self._title(), meter, leaks=options.leaks, is_fork=is_fork)
+        # Not after a fork: a thread there would have the program warned of its own forks, and a forked process may be
+        # one of thousands, each with a file of 2 MB.
+        self._recording = None if is_fork else self._begin_recording()
         self._when_bootstrapped()
 
     def finish(self) -> None:
@@ -304,6 +312,16 @@ class ChildSession:
         with own_modules(), contextlib.suppress(Exception):
             diagnosis = self._measurement.find_leaks()
             self._save(diagnosis, is_end=True)
+        if self._recording is not None:
+            self._recording.close()
+
+    def _begin_recording(self) -> "Recording | None":
+        folder = self._family.options.black_box
+        if folder is None:
+            return None
+        from memtools.commands._recording import begin_recording  # most runs have none
+
+        return begin_recording(folder, self._title())
 
     def _title(self) -> str:
         process: Any = sys.modules.get("multiprocessing.process")  # Any: a module

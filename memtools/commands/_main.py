@@ -20,7 +20,7 @@ _CHILDREN_HELP: Final = "leave the processes that the program starts alone, inst
 _METER_HELP: Final = "native (default where available), tracemalloc or rss"
 _INFO_HELP: Final = "print what a bug report needs: versions, meters, the effective limit, the allocator"
 _RUN_USAGE: Final = (
-    "run [--leaks] [--no-children] [--json FILE] [--html FILE] [--meter NAME] "
+    "run [--leaks] [--no-children] [--json FILE] [--html FILE] [--meter NAME] [--black-box DIR] "
     "(-m MODULE | -c CODE | SCRIPT | -) [ARGUMENT ...]"
 )
 _RUN_EPILOG: Final = (
@@ -32,16 +32,18 @@ _DIFF_HELP: Final = "show what changed from one report to another: per owner wha
 _DIFF_EPILOG: Final = (
     "Exit codes: 0; 1 where --fail-above is exceeded; 2 where a file is no report, or nothing can be compared."
 )
+_POSTMORTEM_HELP: Final = "show what a process that was killed has left in its black box: who held what"
+_BOX_HELP: Final = "write who holds what to a file in the folder DIR, for `postmortem` after a kill"
 _NODES_HELP: Final = "show the processes of a pool that share a budget (memtools.cluster), refreshing on a terminal"
 
-_COMMANDS: Final = ("run", "diff", "info", "nodes")
+_COMMANDS: Final = ("run", "diff", "info", "nodes", "postmortem")
 _KINDS: Final[dict[str, ProgramKind]] = {"-m": "module", "-c": "code"}
 _MISSING: Final[dict[ProgramKind, str]] = {
     "module": "-m needs the name of a module",
     "code": "-c needs the code",
     "script": "a script, -m MODULE, -c CODE or - is required",
 }
-_OPTIONS_WITH_VALUE: Final = frozenset({"--json", "--html", "--meter"})
+_OPTIONS_WITH_VALUE: Final = frozenset({"--json", "--html", "--meter", "--black-box"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _while_it_is_read(lambda: print_nodes(options.url, pool=options.pool, as_json=options.json))
     if options.command == "diff":
         return _while_it_is_read(lambda: _diff(options))
+    if options.command == "postmortem":
+        from memtools.commands._postmortem import print_postmortem  # as above: programs of `run` have no need of it
+
+        return _while_it_is_read(lambda: print_postmortem(options.path, as_json=options.json))
     if options.command == "run":
         return run(_parse_run(run_parser, options, words, kind))
     parser.print_help()
@@ -93,7 +99,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     prog = command_name()
     parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="{run,diff,info,nodes}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,diff,info,nodes,postmortem}")
 
     run_parser = commands.add_parser(
         "run",
@@ -112,6 +118,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "--html", metavar="FILE", help="also write the report to FILE as an HTML page; - is standard output"
     )
     run_parser.add_argument("--meter", metavar="NAME", help=_METER_HELP)
+    run_parser.add_argument("--black-box", metavar="DIR", help=_BOX_HELP)
 
     _add_diff_parser(commands)
     info_parser = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
@@ -123,6 +130,11 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     )
     nodes_parser.add_argument("--pool", metavar="NAME", help="the name of the pool; else that of the URL, or default")
     nodes_parser.add_argument("--json", action="store_true", help="print it once, as JSON")
+    post_parser = commands.add_parser(
+        "postmortem", help=_POSTMORTEM_HELP, description=_POSTMORTEM_HELP, allow_abbrev=False
+    )
+    post_parser.add_argument("path", metavar="PATH", help="the file, or the folder of several")
+    post_parser.add_argument("--json", action="store_true", help="print it as JSON")
     return parser, run_parser
 
 
@@ -178,12 +190,24 @@ def _parse_run(
         html_path=_parse_output_path(parser, "--html", options.html),
         leaks=options.leaks,
         children=options.children,
+        black_box=_parse_black_box(parser, options.black_box),
     )
 
 
 def _parse_meter(parser: argparse.ArgumentParser, name: str | None) -> Meter:
     try:
         return default_meter(name)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def _parse_black_box(parser: argparse.ArgumentParser, folder: str | None) -> str | None:
+    if folder is None:
+        return None
+    from memtools.black_box._folder import parse_folder
+
+    try:
+        return parse_folder(folder, name="--black-box")
     except ConfigError as error:
         parser.error(str(error))
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import CodeType, TracebackType
-from typing import Final, NoReturn, TextIO
+from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from memtools._gc import freeze_existing
 from memtools._records import record
@@ -41,6 +41,9 @@ from memtools.leaks import Diagnosis
 from memtools.ledger import Meter, choose_meter, native_reason
 from memtools.reports import Report, html_page
 from memtools.reports._text import can_show_blocks
+
+if TYPE_CHECKING:
+    from memtools.commands._recording import Recording
 
 STANDARD_OUTPUT: Final = "-"
 _FOLDER: Final = str(Path(__file__).parent)
@@ -71,6 +74,7 @@ class RunOptions:
         html_path: where to write it as a page; `-` is standard output.
         leaks: whether to search for leaks meanwhile.
         children: whether to follow the processes that the program starts.
+        black_box: the folder of a file that says who held what, for after a kill; None for none.
     """
 
     program: Program
@@ -79,6 +83,7 @@ class RunOptions:
     html_path: str | None = None
     leaks: bool = False
     children: bool = True
+    black_box: str | None = None
 
 
 def run(options: RunOptions) -> int:
@@ -155,6 +160,7 @@ class _RunSession:
             self._samples.start()
         if self._family is not None:
             follow_children(self._family)
+        self._recording = self._begin_recording()
 
     def note_end(self) -> None:
         """Note the end of the main module, where no thread goes on: what it held is given back from now on."""
@@ -172,6 +178,8 @@ class _RunSession:
         self._finished = True
         with own_modules():
             self._report()
+            if self._recording is not None:
+                self._recording.close()
         # Python 3.15 flushes what the program's finalisers write at the very end only as it drops the stream.
         self._stdout = self._stream = None
 
@@ -179,6 +187,13 @@ class _RunSession:
         """Report before the process ends at once: what the program has written and not flushed is lost, as alone."""
         self._is_dying = True
         self.finish()
+
+    def _begin_recording(self) -> "Recording | None":
+        if self._options.black_box is None:
+            return None
+        from memtools.commands._recording import begin_recording  # most runs have none
+
+        return begin_recording(self._options.black_box, self._options.program.title)
 
     def _begin_family(self) -> Family | None:
         encoding = getattr(self._stream, "encoding", None) or "ascii"
@@ -189,6 +204,7 @@ class _RunSession:
             width=None if self._stream is None else _width_of(self._stream),
             ascii_only=not can_show_blocks(encoding),
             hidden=hidden_modules(),
+            black_box=self._options.black_box,
         )
         try:
             return Family.found(options)

@@ -342,6 +342,15 @@ def statistics() -> LedgerStatistics:
         )
 
 
+def all_accounts() -> tuple[Account, ...]:
+    """Return every account there is, each after the one above it."""
+    with _lock:
+        found = [_root]
+        for account in found:  # it grows meanwhile
+            found.extend(account.children.values())
+        return tuple(found)
+
+
 def forget_accounts() -> None:
     """Drop what ended owners have left in the accounts; open owners begin new ones."""
     global _root

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from math import inf
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from memtools._records import record
 from memtools._safe_calls import RateLimitedLogger
@@ -40,6 +40,9 @@ from memtools.readings._resident import split_resident_if_known
 from memtools.timelines import Timeline
 from memtools.timelines._recording import allocated_blocks, describe_event
 from memtools.units import format_size
+
+if TYPE_CHECKING:
+    from memtools.black_box import BlackBox
 
 REPEAT_LOG_S: Final = 300.0
 PRESSURE_GC_INTERVAL_S: Final = 15.0  # between minor collections that answer signals of pressure
@@ -119,6 +122,7 @@ class ReclaimPolicy:
         self._clock = clock
         self._cleanup_interval_s = cleanup_interval_s
         self.name = name
+        self.black_box: BlackBox | None = None
         self._pending_changes: deque[Sample] = deque(maxlen=64)
         self._acting = threading.Lock()  # never waited for
         self._next_minor_gc_at = clock() + cleanup_interval_s if cleanup_interval_s else inf
@@ -142,6 +146,8 @@ class ReclaimPolicy:
         if sample.is_blind:
             message = "%s: free= decides, but the headroom is not known; the level stays %s until it is (in use: %s)"
             self._warnings.warning("blind", message, self.name, sample.after.name, sample.reading)
+        if self.black_box is not None:
+            self.black_box.observe(sample.reading, sample.after)
         if has_listeners():
             emit(MemorySampled(sample.reading, sample.after, self.name, sample.headroom))
         return bool(self._pending_changes) or sample.is_short
@@ -205,6 +211,8 @@ class ReclaimPolicy:
         if sample.after < sample.before:
             self._ineffective_reported = self._exhausted_reported = False
         _log_change(change)
+        if self.black_box is not None and sample.after > sample.before:
+            self.black_box.write_last_words(sample.reading, sample.after, owners=largest)
         self.timeline.mark(*(describe_event(change) or ("alarm", "")))
         emit(change)
         yield RunCallbacks(_TRIGGERS[sample.after], change)
@@ -430,6 +438,24 @@ class Engine:
         self._is_unattended = False  # since a fork: nothing samples yet
         self._is_orphaned = False  # since a fork: its loop is the parent's, so nothing samples by itself
 
+    @property
+    def black_box(self) -> "BlackBox | None":
+        """The file that is written for after a kill; None for none."""
+        return self._policy.black_box
+
+    @black_box.setter
+    def black_box(self, box: "BlackBox | None") -> None:
+        self._policy.black_box = box
+
+    def open_black_box(self) -> None:
+        """Make the file, if one is wanted; where that fails it is logged, and the program goes on without."""
+        if self.black_box is None:
+            return
+        try:
+            self.black_box.open()
+        except Exception as error:  # the program works without
+            self._warnings.warning("black box", "%s: there is no black box: %s", self.name, error)
+
     def rename(self, name: str) -> None:
         """Change what it is called in logs, events and statistics."""
         self.name = self._policy.name = name
@@ -612,6 +638,8 @@ class Engine:
         """Return the sampling loop, which the caller ends; the engine has none from here on."""
         loop, self.loop = self.loop, None
         self.wants_thread = self._is_unattended = self._is_orphaned = False
+        if self.black_box is not None:
+            self.black_box.close()
         self.gc_pauses.stop()
         if self.forecast is not None and loop is not None:
             self.forecast.save()

@@ -36,6 +36,7 @@ from memtools.timelines import Timeline
 from memtools.units import parse_count, parse_rate, parse_seconds, parse_size
 
 if TYPE_CHECKING:
+    from memtools.black_box import BlackBox
     from memtools.cluster import Cluster
     from memtools.cluster._shared import JoinedCluster, SharedCluster
 
@@ -107,11 +108,13 @@ class MemoryMonitor:
             `memtools.cluster.join` returns; or a URL as for that, such as
             `"sqlite:////run/app/memory.db?pool=workers&budget=80%"`, for a pool that is joined while the monitor is
             started, once for all monitors of the process, in the background.
+        black_box: a folder for the file that says who held what when the process was killed (`memtools.black_box`),
+            best on a tmpfs; True for `/dev/shm`. It is written from the start of the monitor to its end.
 
     What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
-    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`;
-    and, without a `source`, `MEMTOOLS_CLUSTER`. Another variable that begins like these is a `ConfigWarning`. At its
-    start the monitor logs thresholds that are below what is in use, or above the limit.
+    `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`,
+    `MEMTOOLS_BLACK_BOX`; and, without a `source`, `MEMTOOLS_CLUSTER`. Another variable that begins like these is a
+    `ConfigWarning`. At its start the monitor logs thresholds that are below what is in use, or above the limit.
 
     Raises:
         ConfigError: for an argument, or a variable, that makes no sense, naming it; for bare numbers below 1 MiB, too,
@@ -146,6 +149,7 @@ class MemoryMonitor:
         adaptive: bool = False,
         forecast_state: str | os.PathLike[str] | None = None,
         cluster: "Cluster | str | None" = None,
+        black_box: str | os.PathLike[str] | bool | None = None,
     ) -> None:
         chosen = _Settings(monitor_settings())
         self._is_scripted = source is not None
@@ -176,6 +180,7 @@ class MemoryMonitor:
             trend=make_trend(forecast, source, adaptive=adaptive, state_path=forecast_state),
             on_resume=self._join_pool,
         )
+        self._engine.black_box = _make_black_box(chosen.get("black_box", black_box))
         if cluster is not None and not isinstance(cluster, str):
             self._join_pool()  # which the program has joined, whether this is started or not
         _all[id(self)] = self
@@ -475,6 +480,7 @@ class MemoryMonitor:
         if not self._is_scripted:
             engine.log_thresholds()
         engine.gc_pauses.start()
+        engine.open_black_box()
         _started[id(self)] = self
 
     def _end(self) -> ThreadLoop | AsyncioLoop | None:
@@ -524,6 +530,15 @@ class _Settings:
         if warning is None and critical is None and free is None:
             return "80%", "90%"
         return warning, critical
+
+
+def _make_black_box(folder: Any) -> "BlackBox | None":
+    if folder is None or folder is False:
+        return None
+    from memtools.black_box import BlackBox  # most monitors have none
+    from memtools.black_box._folder import parse_folder
+
+    return BlackBox(parse_folder(folder, name="black_box"))
 
 
 def _refuse_small_numbers(**thresholds: object) -> None:

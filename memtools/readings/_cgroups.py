@@ -249,7 +249,7 @@ def _mount(line: bytes) -> _Mount | None:
     if len(fields) < 6 or len(kinds) < 3:
         return None
 
-    shown, point = _split_path(_unescape(fields[3])), os.fsdecode(_unescape(fields[4]))
+    shown, point = _split_path(unescape_mount(fields[3])), os.fsdecode(unescape_mount(fields[4]))
     if kinds[0] == b"cgroup2":
         return _Mount(2, shown, point)
     if kinds[0] == b"cgroup" and b"memory" in kinds[-1].split(b","):
@@ -282,7 +282,8 @@ def _split_path(path: bytes) -> tuple[str, ...]:
     return tuple(part for part in os.fsdecode(path).split("/") if part)
 
 
-def _unescape(field: bytes) -> bytes:
+def unescape_mount(field: bytes) -> bytes:
+    """Return a field of a table of mounts without the kernel's escapes."""
     return _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
 
 

@@ -29,7 +29,8 @@ def test_threshold_as_share_follows_the_limit() -> None:
 
 def test_categories_are_all_without_a_threshold() -> None:
     assert AlertRule("warning", "50%", notify="log").categories == ("memory",)
-    assert AlertRule("warning", notify="log").categories == ("memory", "reclaim", "budget", "task", "forecast")
+    every = ("memory", "reclaim", "budget", "task", "forecast", "death")
+    assert AlertRule("warning", notify="log").categories == every
     assert AlertRule("warning", notify="log", categories=("task", "budget")).categories == ("budget", "task")
 
 

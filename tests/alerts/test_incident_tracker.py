@@ -18,6 +18,7 @@ from memtools.alerts._incidents import (
     observations,
 )
 from memtools.events import (
+    BlackBoxFound,
     BudgetOverrun,
     CleanupEnded,
     Event,
@@ -210,6 +211,17 @@ def test_owners_and_tasks_have_separate_incidents() -> None:
 
     assert decisions == [["slack opened warning"]] * 3 + [[]]
     assert scripted.tracker.open_incidents == 3
+
+
+@pytest.mark.parametrize(("verdict", "level"), [("oom-killed", "critical"), ("killed", "warning")])
+def test_death_of_the_last_run_is_told_once(verdict: str, level: str) -> None:
+    scripted = ScriptedTracker(AlertRule("warning", notify="slack"))
+    found = BlackBoxFound("/dev/shm/x.1.1.box", verdict, "process 1 was killed; POST /import\x1b held 1.0 GiB")
+
+    assert scripted.observe(found) == [f"slack opened {level}"]
+    summary, details = observations(found)[0].describe()
+    assert summary == "an earlier run has left no end: process 1 was killed; POST /import\\x1b held 1.0 GiB"
+    assert details == (("black box", "/dev/shm/x.1.1.box"),)
 
 
 def test_rule_gets_only_its_categories() -> None:

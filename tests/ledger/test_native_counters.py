@@ -260,7 +260,7 @@ def test_cost_of_nesting_grows_in_proportion_to_depth(names: int) -> None:
 def test_parts_without_an_interpreter_pass_their_own_check(tmp_path: Path) -> None:
     program = tmp_path / "check"
     check = Path(__file__).with_name("programs") / "native_self_check.c"
-    sources = [check, NATIVE / "block_map.c", NATIVE / "counters.c"]
+    sources = [check, *(NATIVE / name for name in ("black_box.c", "block_map.c", "counters.c"))]
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-pthread"]
     subprocess.run(["cc", *flags, *map(str, sources), "-o", str(program)], check=True, timeout=120)
 

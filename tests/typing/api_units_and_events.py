@@ -4,6 +4,7 @@ from typing import assert_type
 
 from memtools.errors import BudgetExceeded, ConfigError, MemtoolsError, ScopeClosed
 from memtools.events import (
+    BlackBoxFound,
     BudgetOverrun,
     CleanupEnded,
     DispatchStatistics,
@@ -58,6 +59,8 @@ def emitting_another_object_is_an_error() -> None:
 
 def events_are_distinguished_by_their_class(event: Event) -> str:
     match event:
+        case BlackBoxFound():
+            return event.verdict
         case ScopeEnded():
             assert_type(event.path, tuple[str, ...])
             return event.meter

@@ -29,7 +29,7 @@ from typing import Final, cast
 from memtools.errors import ConfigError, MissingExtraError
 from memtools.ledger import _native
 from memtools.ledger._enforcement import BudgetEnforcer, ignored_stops
-from memtools.ledger._owner import Owner, ThreadSlot
+from memtools.ledger._owner import Account, Owner, ThreadSlot
 from memtools.units import format_size
 
 # Where numpy publishes its C functions: since 2.0, and before.
@@ -209,6 +209,8 @@ class NativeMeter:
         account = owner.account
         if account.totals is None:
             account.totals = _native.AccountTotals()
+            if _on_account is not None:
+                _on_account(account)
         account.excludes_children = not owner.include_children
         _counter(owner).attach_account(account.totals)  # type: ignore[arg-type]  # checked in C; a cast costs
 
@@ -216,6 +218,24 @@ class NativeMeter:
         """Renew the lock: a thread that is gone may have held it."""
         self._lock = threading.RLock()
         _native.after_fork()
+
+
+_on_account: Callable[[Account], object] | None = None
+
+
+def set_account_listener(listener: Callable[[Account], object] | None) -> None:
+    """Call back with each account that gets a number from now on, before an owner is counted in it; None for no more.
+
+    The listener is called while an owner is opened: it must neither wait nor raise.
+    """
+    global _on_account
+    _on_account = listener
+
+
+def account_number(account: Account) -> int:
+    """Return the number under which the C code knows an account; 0 where it has none."""
+    totals = account.totals
+    return totals.number() if isinstance(totals, _native.AccountTotals) else 0
 
 
 def _counter(owner: Owner) -> _native.Counter:

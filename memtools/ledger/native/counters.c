@@ -44,7 +44,57 @@ int counters_start(void)
     struct counter *root = &counters[ROOT];
     root->limit = root->ask_at = root->hard_limit = NO_LIMIT;
     root->is_in_use = root->is_open = root->is_referenced = 1;
+    if (black_box_counters != NULL) {
+        counters_fill_black_box();
+    }
     return 0;
+}
+
+/* The black box: what is written there of each counter. */
+
+static uint32_t counters_black_box_state(const struct counter *counter)
+{
+    return (counter->is_in_use ? BLACK_BOX_IN_USE : 0) | (counter->is_open ? BLACK_BOX_OPEN : 0) |
+           (counter->is_referenced ? BLACK_BOX_REFERENCED : 0) |
+           (counter->is_process_wide ? BLACK_BOX_PROCESS_WIDE : 0);
+}
+
+static NOINLINE void counters_write_record(uint32_t number)
+{
+    const struct counter *counter = &counters[number];
+    black_box_write_counter(number, &(struct black_box_counter){
+        .own = counter->own,
+        .peak = counter->peak,
+        .parent = counter->parent,
+        .account = counter->account,
+        .generation = counter->generation,
+        .state = counters_black_box_state(counter),
+    });
+}
+
+/* Write the state of a counter, and its links to others, none of which concern its bytes. */
+static inline void counters_write_state(uint32_t number)
+{
+    if (UNLIKELY(black_box_counters != NULL)) {
+        struct black_box_counter *record = &black_box_counters[number];
+        BLACK_BOX_STORE(record->parent, counters[number].parent);
+        BLACK_BOX_STORE(record->account, counters[number].account);
+        BLACK_BOX_STORE(record->state, counters_black_box_state(&counters[number]));
+    }
+}
+
+void counters_fill_black_box(void)
+{
+    if (counters == NULL) {
+        return; /* no hook was installed so far: `counters_start` calls again */
+    }
+    counters_flush();
+    for (uint32_t number = 0; number < ever_used; number++) {
+        counters_write_record(number);
+    }
+    black_box_switch(segment.counter);
+    BLACK_BOX_STORE(black_box_hot->change, 0);
+    black_box_filled();
 }
 
 int counters_have_limits(void)
@@ -75,6 +125,9 @@ static inline void counters_apply(struct counter *counter, struct change change)
 {
     if (counter->live + change.peak > counter->peak) {
         counter->peak = counter->live + change.peak;
+        if (UNLIKELY(black_box_counters != NULL)) {
+            BLACK_BOX_STORE(black_box_counters[counter - counters].peak, counter->peak);
+        }
     }
     counter->live += change.net;
     counter->allocated += change.allocated;
@@ -212,6 +265,7 @@ static void counters_update_limit_headroom_from(uint32_t before)
 static void counters_add_own(uint32_t number, int64_t change)
 {
     counters[number].own += change;
+    black_box_own(number, counters[number].own);
     counters_add_to_account(counters[number].account, change);
 }
 
@@ -221,7 +275,12 @@ static void counters_flush_segment(void)
     if (UNLIKELY(first_process_wide != ROOT)) {
         counters_raise_process_peak(segment.peak);
     }
-    counters_add_own(segment.counter, segment.net + segment.borrowed);
+    int64_t change = segment.net + segment.borrowed;
+    if (change != 0) {
+        counters[segment.counter].own += change;
+        black_box_flush(segment.counter, counters[segment.counter].own);
+        counters_add_to_account(counters[segment.counter].account, change);
+    }
     counters_add_up(segment.counter, (struct change){segment.net, segment.peak, segment.allocated});
     if (UNLIKELY(segment.limit_headroom != NO_LIMIT)) {
         segment.limit_headroom -= segment.net;
@@ -273,9 +332,11 @@ void counters_flush(void)
 void counters_flush_before(int64_t size)
 {
     segment.net -= size;
+    black_box_change(-size);
     segment.allocated -= size;
     counters_flush();
     segment.net = segment.allocated = size;
+    black_box_change(size);
 }
 
 void counters_switch(uint32_t number)
@@ -286,6 +347,7 @@ void counters_switch(uint32_t number)
         counters_flush_no_gil();
     }
     segment.counter = number;
+    black_box_switch(number);
     if (UNLIKELY(counters_have_limits())) {
         counters_update_limit_headroom_from(before);
     }
@@ -407,6 +469,9 @@ uint32_t counters_open(uint32_t parent)
     counters[parent].child_count++;
     counters_link_open(number, parent);
     in_use++;
+    if (UNLIKELY(black_box_counters != NULL)) {
+        counters_write_record(number);
+    }
     return number;
 }
 
@@ -420,6 +485,7 @@ static void counters_reparent_open_children(uint32_t number)
     while ((child = counter->first_open_child) != ROOT) {
         counters_unlink_open(child);
         counters[child].parent = counter->parent;
+        counters_write_state(child);
         counters_link_open(child, counter->parent);
         counter->live -= counters[child].live;
         counter->child_count--;
@@ -457,6 +523,7 @@ void counters_close(uint32_t number)
     }
     counters_reparent_open_children(number);
     counters_unlink_open(number);
+    counters_write_state(number);
 }
 
 void counters_make_process_wide(uint32_t number)
@@ -470,6 +537,7 @@ void counters_make_process_wide(uint32_t number)
     counters_settle(number);
     counters_store_process_peaks();
     counter->is_process_wide = 1;
+    counters_write_state(number);
     counter->process_wide_peak = counter->peak;
     counter->next_process_wide = first_process_wide;
     first_process_wide = number;
@@ -482,6 +550,7 @@ void counters_release(uint32_t number)
     }
     counters_flush();
     counters[number].is_referenced = 0;
+    counters_write_state(number);
     released_alive++;
     counters_recycle_if_done(number);
 }
@@ -502,6 +571,7 @@ static void counters_recycle_if_done(uint32_t number)
         counters[parent].child_count--;
         counters_leave_account(number);
         counter->is_in_use = 0;
+        counters_write_state(number);
         released_alive--;
         counter->parent = free_number;
         free_number = number;
@@ -521,9 +591,12 @@ void counters_reset(void)
 {
     counters_flush();
     counters_settle_all();
+    black_box_set_unsure(1);
     for (uint32_t number = 0; number < ever_used; number++) {
         counters[number].own = counters[number].live = 0;
+        black_box_own(number, 0);
     }
+    black_box_set_unsure(0);
     counters_reset_accounts();
     for (uint32_t number = 1; number < ever_used; number++) {
         counters_recycle_if_done(number);
@@ -620,12 +693,14 @@ void counters_join_account(uint32_t counter, uint32_t number)
         accounts[number].own += counters[counter].own;
     }
     counters[counter].account = number;
+    counters_write_state(counter);
 }
 
 void counters_leave_account(uint32_t counter)
 {
     uint32_t number = counters[counter].account;
     counters[counter].account = NO_ACCOUNT;
+    counters_write_state(counter);
     if (number != NO_ACCOUNT) {
         accounts[number].own -= counters[counter].own;
         accounts[number].counters--;
@@ -705,6 +780,7 @@ static void counters_merge_one(uint32_t number, uint32_t target, uint32_t anchor
     if (counter->parent != anchor) {
         counters[counter->parent].child_count--;
         counter->parent = anchor;
+        counters_write_state(number);
         counters[anchor].child_count++;
     }
     if (target != number) {
@@ -712,6 +788,8 @@ static void counters_merge_one(uint32_t number, uint32_t target, uint32_t anchor
         counters[target].live += counter->own;
         counter->live -= counter->own;
         counter->own = 0;
+        black_box_own(target, counters[target].own);
+        black_box_own(number, 0);
     }
 }
 
@@ -783,11 +861,13 @@ static void counters_merge_released(void)
     int is_safe_to_recycle = counters_wait_for_busy_threads();
     counters_flush();
     counters_settle_all();
+    black_box_set_unsure(1);
     for (uint32_t number = 1; number < ever_used; number++) {
         if (counters[number].is_in_use) {
             counters_merge_one(number, plan->targets[number], plan->anchors[number]);
         }
     }
+    black_box_set_unsure(0);
     for (uint32_t number = 1; is_safe_to_recycle && number < ever_used; number++) {
         counters_recycle_if_done(number);
     }

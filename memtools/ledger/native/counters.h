@@ -31,6 +31,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "black_box.h"
 #include "block_map.h"
 #include "compiler.h"
 
@@ -52,6 +53,8 @@ struct thread_state {
     struct thread_record *record;
     uint32_t fallback;        /* charged in contexts without an owner; see `threads_charge_unowned` */
     uint32_t fallback_generation;
+    uint32_t black_box_place; /* of this thread among the threads of the black box */
+    uint32_t native_id;       /* as the system calls the thread */
 };
 
 #define SELF_TEST 2
@@ -163,6 +166,9 @@ int64_t counters_process_wide_peak(uint32_t number);
 /* Set all live bytes to zero, for when the block map was cleared. GIL. */
 void counters_reset(void);
 
+/* Write every counter into the black box, which has just been opened. GIL. */
+void counters_fill_black_box(void);
+
 /* Return how many numbers are in use, the process not counted. GIL. */
 uint32_t counters_in_use(void);
 
@@ -192,6 +198,7 @@ static inline void counters_charge(uint32_t number, size_t size)
     }
     segment.allocated += (int64_t)size;
     segment.net += (int64_t)size;
+    black_box_change((int64_t)size);
     if (segment.net > segment.peak) {
         if (UNLIKELY(atomic_load_explicit(&counters_queue, memory_order_relaxed) != QUEUE_END)) {
             counters_flush_before((int64_t)size); /* else blocks freed without the GIL would count into the peak */
@@ -208,6 +215,7 @@ static inline void counters_credit(uint32_t number, size_t size)
 {
     if (LIKELY(number == segment.counter)) {
         segment.net -= (int64_t)size;
+        black_box_change(-(int64_t)size);
     }
     else {
         counters_credit_slow(number, (int64_t)size);

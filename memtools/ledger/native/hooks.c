@@ -47,7 +47,7 @@ static inline map_entry *hooks_entry_for(void *block)
 {
     map_entry *at = block_map_find_or_add(block);
     if (UNLIKELY(at == NULL)) {
-        atomic_fetch_add(&lost_blocks, 1);
+        black_box_lost_blocks(atomic_fetch_add(&lost_blocks, 1) + 1);
     }
     return at;
 }
@@ -195,6 +195,7 @@ static void hooks_gil_free(void *ctx, void *block)
             at[1] = 0;
         }
         segment.net -= size;
+        black_box_change(-size);
     }
     inner->free(inner->ctx, block);
 }
@@ -523,6 +524,7 @@ void hooks_stop(const char *why)
     atomic_store(&is_counting, 0);
     if (installation_count > 0) {
         has_stopped = 1;
+        black_box_stopped();
         block_map_clear(); /* so that blocks freed from now on change no figure */
     }
 }

@@ -8,6 +8,9 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <errno.h>
+
+#include "black_box.h"
 #include "coroutine.h"
 #include "counters.h"
 #include "hooks.h"
@@ -204,6 +207,76 @@ static PyObject *module_suspend_enforcement(PyObject *Py_UNUSED(module), PyObjec
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(box_open_doc, "black_box_open($module, fd, hot, threads, counters, size, /)\n--\n\n"
+    "Write what each counter holds into a file from now on, whose parts begin at these places. The file is as large as\n"
+    "`size` says, with its blocks, and the descriptor stays open until `black_box_close`.");
+
+static PyObject *module_black_box_open(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int fd;
+    Py_ssize_t hot, threads, table, size;
+    if (!PyArg_ParseTuple(args, "innnn:black_box_open", &fd, &hot, &threads, &table, &size)) {
+        return NULL;
+    }
+    const Py_ssize_t ends[] = {hot + (Py_ssize_t)sizeof(struct black_box_hot),
+                               threads + (Py_ssize_t)(BLACK_BOX_THREADS * sizeof(struct black_box_thread)),
+                               table + (Py_ssize_t)((MAX_COUNTERS + 1) * sizeof(struct black_box_counter))};
+    if (hot < 0 || threads < 0 || table < 0 || ends[0] > size || ends[1] > size || ends[2] > size ||
+        (hot | threads | table) % 64 != 0) {
+        PyErr_Format(PyExc_ValueError, "places=(%zd, %zd, %zd) are not accepted: they must be inside of %zd bytes", hot,
+                     threads, table, size);
+        return NULL;
+    }
+    int error = ENOSYS;
+    if (!*UNSUPPORTED) {
+        error = black_box_open(fd, &(struct black_box_places){(size_t)hot, (size_t)threads, (size_t)table, (size_t)size});
+    }
+    if (error != 0) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    counters_fill_black_box();
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(box_close_doc, "black_box_close($module, /)\n--\n\n"
+    "Release the file, which stays as it is. Nothing happens where there is none.");
+
+static PyObject *module_black_box_close(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    black_box_close();
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(box_check_doc, "black_box_check($module, /)\n--\n\n"
+    "Write what was changed without the GIL, and guard against a file that is cut; return whether it was lost, and the\n"
+    "bytes that are counted now.");
+
+static PyObject *module_black_box_check(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    long long counted = 0;
+    if (counters != NULL) {
+        counters_flush();
+        counted = (long long)counters[ROOT].live;
+    }
+    return Py_BuildValue("NL", PyBool_FromLong(black_box_check()), counted);
+}
+
+PyDoc_STRVAR(box_write_doc, "black_box_write($module, at, data, /)\n--\n\n"
+    "Write bytes at a place of the file; return whether there is one.");
+
+static PyObject *module_black_box_write(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_ssize_t at;
+    Py_buffer bytes;
+    if (!PyArg_ParseTuple(args, "ny*:black_box_write", &at, &bytes)) {
+        return NULL;
+    }
+    int has_written = at >= 0 && black_box_write((size_t)at, bytes.buf, (size_t)bytes.len) == 0;
+    PyBuffer_Release(&bytes);
+    return PyBool_FromLong(has_written);
+}
+
 PyDoc_STRVAR(refused_doc, "refused_blocks($module, /)\n--\n\nReturn how many blocks of all owners were refused.");
 
 static PyObject *module_refused_blocks(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
@@ -277,6 +350,10 @@ static PyObject *module_close_fast(PyObject *Py_UNUSED(module), PyObject *const 
 
 static PyMethodDef module_functions[] = {
     {"after_fork", module_after_fork, METH_NOARGS, fork_doc},
+    {"black_box_check", module_black_box_check, METH_NOARGS, box_check_doc},
+    {"black_box_close", module_black_box_close, METH_NOARGS, box_close_doc},
+    {"black_box_open", module_black_box_open, METH_VARARGS, box_open_doc},
+    {"black_box_write", module_black_box_write, METH_VARARGS, box_write_doc},
     {"call_unhooked", module_call_unhooked, METH_VARARGS, unhooked_doc},
     {"close_fast", (PyCFunction)(void (*)(void))module_close_fast, METH_FASTCALL, close_doc},
     {"count_arrays", module_count_arrays, METH_O, arrays_doc},

@@ -605,8 +605,17 @@ static PyObject *objects_totals_live_bytes(AccountTotalsObject *self, PyObject *
     return PyLong_FromLongLong((long long)counters_account_live(self->number));
 }
 
+PyDoc_STRVAR(number_doc, "number($self, /)\n--\n\n"
+    "Return the account's number, which another account may get after its end; 0 where none was left.");
+
+static PyObject *objects_totals_number(AccountTotalsObject *self, PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromUnsignedLong(self->number);
+}
+
 static PyMethodDef totals_methods[] = {
     {"live_bytes", (PyCFunction)objects_totals_live_bytes, METH_NOARGS, live_doc},
+    {"number", (PyCFunction)objects_totals_number, METH_NOARGS, number_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -90,6 +90,8 @@ static inline void *platform_find_exported(const void *variable, const char *nam
 #include <sys/mman.h>
 #include <time.h>
 
+#define PLATFORM_MAPS_FILES /* with the calls of POSIX */
+
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
 #endif

@@ -17,6 +17,11 @@
 #define MIN_UNCARRIED ((int64_t)16 << 10)
 #define MAIN_STATE 1     /* the number of the first thread state, that of the main thread */
 
+/* Places among the threads of the black box. */
+#define NO_PLACE 0
+#define MAIN_PLACE 1
+#define FIRST_PLACE 2
+
 enum record_state { FREE, IN_USE, ENDED };
 enum record_kind { UNKNOWN, POOL, OTHER, NONE };
 
@@ -42,9 +47,17 @@ static platform_key key; /* its destructor tells that a thread has ended */
 static int has_key;
 static int threads_inherit; /* whether a new thread begins in a copy of its starter's context */
 
+static uint32_t threads_place(const struct thread_record *record)
+{
+    size_t place = FIRST_PLACE + (size_t)(record - records);
+    return place < BLACK_BOX_THREADS ? (uint32_t)place : NO_PLACE;
+}
+
 /* Runs in the thread that ends, without the GIL. */
 PLATFORM_AT_END(threads_end_record, record)
 {
+    /* Should the file be closed meanwhile, its addresses lead to memory that nothing reads. */
+    black_box_thread(threads_place(record), 0, ROOT);
     atomic_store(&((struct thread_record *)record)->state, ENDED);
 }
 
@@ -103,7 +116,11 @@ static uint32_t threads_begun_in(struct thread_record *record)
 /* This thread has a state that it had not when it was last here. */
 static void threads_enter(const PyThreadState *state)
 {
+#ifdef PY_HAVE_THREAD_NATIVE_ID
+    thread_state.native_id = (uint32_t)PyThread_get_thread_native_id();
+#endif
     if (!has_key || state->id == MAIN_STATE) {
+        thread_state.black_box_place = state->id == MAIN_STATE ? MAIN_PLACE : NO_PLACE;
         return;
     }
     struct thread_record *record = platform_get(key);
@@ -121,6 +138,7 @@ static void threads_enter(const PyThreadState *state)
     const map_entry *at = block_map_find(state);
     threads_set_begun_in(record, at == NULL || *at == 0 || record->kind == NONE ? ROOT : (uint32_t)(*at >> 1) - 1);
     thread_state.record = record;
+    thread_state.black_box_place = threads_place(record);
 }
 
 /* Return whether this thread may work for other owners than the one that its context names: for none, or where threads
@@ -183,6 +201,7 @@ void threads_follow(const PyThreadState *state, size_t size)
     uint32_t number;
     if (threads_find_counter != NULL && threads_find_counter(state, &number) == 0) {
         thread_state.counter = number == ROOT ? threads_fallback() : number;
+        black_box_thread(thread_state.black_box_place, thread_state.native_id, thread_state.counter);
         threads_mark_seen(state);
         thread_state.is_watched = threads_is_uncarried(thread_state.counter);
         if (thread_state.is_watched) {
@@ -227,6 +246,7 @@ void threads_charge(uint32_t number)
         threads_enter(state);
         threads_mark_seen(state);
     }
+    black_box_thread(thread_state.black_box_place, thread_state.native_id, number);
 }
 
 void threads_forget(void)
@@ -247,6 +267,10 @@ void threads_after_fork(void)
         (void)platform_set(key, NULL);
     }
     thread_state.record = NULL;
+    thread_state.black_box_place = MAIN_PLACE;
+#ifdef PY_HAVE_THREAD_NATIVE_ID
+    thread_state.native_id = (uint32_t)PyThread_get_thread_native_id();
+#endif
     thread_state.is_watched = 0;
     threads_forget();
 }

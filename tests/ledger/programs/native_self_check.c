@@ -1,6 +1,6 @@
 /* Check the parts of the ledger that need no interpreter: the platform's calls, the block map, the counters.
 
-   Compiled with `block_map.c` and `counters.c`; prints "checked" and returns 0, or names the line that does not hold. */
+   Compiled with `black_box.c`, `block_map.c` and `counters.c`; prints "checked" and returns 0, or names the line that does not hold. */
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,0 +1,117 @@
+"""A monitor's black box: when it is there, what is written, and what a monitor does that cannot have one."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memtools.black_box import BlackBox, PostMortem, read_black_box
+from memtools.config import Config
+from memtools.errors import ConfigError
+from memtools.monitor import MemoryMonitor
+from memtools.readings import Level, Reading
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no black boxes on Windows")
+
+MIB = 2**20
+
+Make = Callable[..., MemoryMonitor]
+
+
+def box_in(folder: Path) -> PostMortem:
+    (path,) = folder.glob("*.box")
+    return read_black_box(path)
+
+
+def test_box_lasts_from_start_to_stop_of_the_monitor(make: Make, tmp_path: Path) -> None:
+    monitor = make(black_box=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+    with monitor:
+        monitor.check()
+        assert box_in(tmp_path).verdict == "alive"
+
+    found = box_in(tmp_path)
+    assert found.verdict == "ended"
+    assert found.readings[-1].resident_bytes == 100 * MIB
+    assert found.readings[-1].limit_bytes == 1000 * MIB
+
+
+def test_box_of_a_task_ends_with_it(make: Make, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with make(black_box=str(tmp_path)):
+            assert box_in(tmp_path).verdict == "alive"
+
+    asyncio.run(main())
+    assert box_in(tmp_path).verdict == "ended"
+
+
+def test_last_words_are_written_once_for_each_level_up(
+    make: Make, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Level] = []
+    write = BlackBox.write_last_words
+
+    def write_and_note(box: BlackBox, reading: Reading, level: Level, **more: Any) -> None:
+        write(box, reading, level, **more)
+        written.append(level)
+
+    monkeypatch.setattr(BlackBox, "write_last_words", write_and_note)
+    words: list[str] = []
+    with make(black_box=tmp_path, max_interval=60.0, min_interval=50.0) as monitor:
+        for used, levels in ((100, 0), (700, 1), (710, 1), (900, 2)):
+            machine.raise_to(monitor, used)
+            deadline = time.monotonic() + 30  # the sampling loop may be the one that acts
+            while len(written) < levels and time.monotonic() < deadline:
+                time.sleep(0.01)
+            words.append(box_in(tmp_path).last_words)
+
+    assert written == [Level.WARNING, Level.CRITICAL]
+    assert words[0] == ""
+    assert "warning: 700.0 MiB of 1000.0 MiB" in words[1]
+    assert words[2] == words[1]
+    assert "critical: 900.0 MiB of 1000.0 MiB" in words[3]
+    assert "growing since the first warning" in words[3]
+    assert box_in(tmp_path).readings[-1].level == Level.CRITICAL
+
+
+def test_environment_names_the_folder(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMTOOLS_BLACK_BOX", str(tmp_path))
+    with make():
+        assert box_in(tmp_path).verdict == "alive"
+    assert Config.from_env().monitor() == {"black_box": str(tmp_path)}
+
+
+def test_argument_is_stronger_than_the_environment(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMTOOLS_BLACK_BOX", str(tmp_path))
+    with make(black_box=False):
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["/no/such/folder", 3, ""])
+def test_folder_that_will_not_do_is_refused_at_once(make: Make, value: object) -> None:
+    with pytest.raises(ConfigError, match="black_box="):
+        make(black_box=value)
+
+
+@pytest.mark.parametrize("value", ["", " ", 3])
+def test_config_refuses_what_is_no_path(value: object) -> None:
+    with pytest.raises(ConfigError, match="black_box="):
+        Config(black_box=value)  # type: ignore[arg-type]
+
+
+def test_monitor_runs_without_a_box_that_cannot_be_made(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with make(black_box=tmp_path) as monitor:
+        assert monitor.check().used_bytes == 100 * MIB
+    assert "there is no black box: [Errno 28] No space left on device" in caplog.text
