@@ -213,7 +213,7 @@ class TrendDetector:
 
     def __init__(self, sensitivity: Sensitivity = "balanced") -> None:
         self._k = K[parse_choice(sensitivity, tuple(K), name="sensitivity")]
-        self.levels = tuple(LevelFloors(BLOCK_S * 2**level) for level in range(LEVELS))
+        self.levels: tuple[LevelFloors, ...] = tuple(LevelFloors(BLOCK_S * 2**level) for level in range(LEVELS))
         self.rising: RisingFloor | None = None
         self._active: tuple[int, float] | None = None  # the level that rose, and the floor below which that is over
         self._age = 0  # blocks, those of former processes included

@@ -29,7 +29,7 @@ from memtools.events import (
 from memtools.monitor._admission import AdmissionQueue, MinimumFlow
 from memtools.monitor._callbacks import Callback, CallbackRunner, Callbacks, Trigger
 from memtools.monitor._exhaustion import Health, ProcessEnd, assess_health
-from memtools.monitor._forecast import TrendForecast
+from memtools.monitor._forecast import Trend
 from memtools.monitor._levels import LevelBounds, Thresholds
 from memtools.monitor._loops import AsyncioLoop, PressureWatch, ThreadLoop, open_watch
 from memtools.monitor._report import format_report, notable_owners, recommendations
@@ -396,10 +396,8 @@ class Engine:
         exhausted_after_s: float,
         min_flow: float,
         pressure: bool,
+        trend: Trend,
         on_resume: Callable[[], object],
-        timeline: Timeline,
-        forecast: TrendForecast | None,
-        is_adaptive: bool,
     ) -> None:
         self.name = name
         self.source = source
@@ -414,9 +412,7 @@ class Engine:
         )
         self.end: ProcessEnd | None = None
         self._exhausted_after_s = exhausted_after_s
-        self.timeline = timeline
-        self.forecast = forecast
-        self._is_adaptive = is_adaptive
+        self.timeline, self.forecast, self._is_adaptive = trend.timeline, trend.forecast, trend.is_adaptive
         self._wall_offset_s = time.time() - source.clock()
         self._recording = threading.Lock()  # never waited for
         self._applied: tuple[int, int] | None = None
@@ -425,7 +421,12 @@ class Engine:
         self.wants_thread = False
         self.started_in = 0  # the process whose program started it, by its number
         self._policy = ReclaimPolicy(
-            sampler, source.used, source.clock, cleanup_interval_s=cleanup_interval_s, timeline=timeline, name=name
+            sampler,
+            source.used,
+            source.clock,
+            cleanup_interval_s=cleanup_interval_s,
+            timeline=trend.timeline,
+            name=name,
         )
         self._executor = _Executor(reclaimer, self.callbacks, self.runner)
         self._warnings = RateLimitedLogger(_log, interval_s=REPEAT_LOG_S, clock=source.clock)

@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
+from memtools._records import record
 from memtools._safe_calls import RateLimitedLogger
 from memtools.analysis import Forecast, HeadroomRule, OwnerTrend, RisingFloor, SuggestedThresholds, TrendDetector
 from memtools.analysis import forecast as forecast_limit
@@ -18,6 +19,7 @@ from memtools.analysis._trend_detector import Sensitivity
 from memtools.errors import ConfigError
 from memtools.events import LimitForecast
 from memtools.ledger import AccountStatistics, statistics
+from memtools.monitor._sampler import MemorySource
 from memtools.readings import Reading
 from memtools.readings._counters import malloc_bytes
 from memtools.timelines import Timeline
@@ -52,6 +54,38 @@ def parse_forecast(value: object) -> Sensitivity | None:
     if not isinstance(value, str):
         raise ConfigError("forecast", value, "True, False, 'low', 'balanced' or 'high'")
     return cast("Sensitivity", parse_choice(value, SENSITIVITIES, name="forecast"))
+
+
+@record
+class Trend:
+    """The parts of a monitor that look at hours and days.
+
+    Attributes:
+        timeline: the readings and the events.
+        forecast: judges them; None where no forecast is wanted.
+        is_adaptive: whether the suggested thresholds are applied.
+    """
+
+    timeline: Timeline
+    forecast: "TrendForecast | None"
+    is_adaptive: bool
+
+
+def make_trend(forecast: object, source: MemorySource, *, adaptive: bool, state_path: PathName | None) -> Trend:
+    """Return the parts for the arguments of a monitor.
+
+    Raises:
+        ConfigError: for a sensitivity that there is not, and for what makes no sense without a forecast.
+    """
+    sensitivity = parse_forecast(forecast)
+    timeline = Timeline(limit_bytes=source.limit().value_bytes)
+    if sensitivity is not None:
+        found = TrendForecast(sensitivity, state_path=state_path, timeline=timeline, clock=source.clock)
+        return Trend(timeline, found, bool(adaptive))
+    for name, value in (("adaptive", adaptive), ("forecast_state", state_path)):
+        if value:
+            raise ConfigError(name, value, "nothing without forecast=True")
+    return Trend(timeline, None, is_adaptive=False)
 
 
 class TrendForecast:

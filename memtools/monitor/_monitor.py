@@ -25,7 +25,7 @@ from memtools.ledger._context import is_failure
 from memtools.monitor._admission import Admission, LeasedAdmission
 from memtools.monitor._engine import Engine
 from memtools.monitor._exhaustion import EXIT_CODE, Health, ProcessEnd, handle_sigterm
-from memtools.monitor._forecast import TrendForecast, parse_forecast
+from memtools.monitor._forecast import make_trend
 from memtools.monitor._levels import LevelMachine, Size, Thresholds
 from memtools.monitor._loops import AsyncioLoop, ThreadLoop
 from memtools.monitor._report import Recommendation, recommendations
@@ -99,14 +99,15 @@ class MemoryMonitor:
         name: what it is called in logs, reports and metrics. While another started monitor has that name, a number
             follows: `"monitor-2"`.
         source: where memory and time are read from; for tests and rehearsals.
+        forecast: whether to judge memory over hours and days: whether its floor rises, and when the limit is reached.
+            `"low"`, `"balanced"` (True) or `"high"` is how early that is said, and how often in vain.
+        adaptive: whether to apply the thresholds that the forecast suggests instead of those given, from the fourth
+            hour on.
+        forecast_state: a file, on a local disk, in which what the forecast has learned survives a restart.
         cluster: a pool of processes: the others are told its level, and `admit(size)` takes a lease as well. What
             `memtools.cluster.join` returns; or a URL as for that, such as
             `"sqlite:////run/app/memory.db?pool=workers&budget=80%"`, for a pool that is joined while the monitor is
             started, once for all monitors of the process, in the background.
-        forecast: whether to judge memory over hours and days: whether its floor rises, and when the limit is reached.
-            `"low"`, `"balanced"` (True) or `"high"` is how early that is said, and how often in vain.
-        adaptive: whether to apply the thresholds that the forecast suggests, from the fourth hour on.
-        forecast_state: a file, on a local disk, in which what the forecast has learned survives a restart.
         black_box: a folder for the file that says who held what when the process was killed (`memtools.black_box`),
             best on a tmpfs; True for `/dev/shm`. It is written from the start of the monitor to its end.
 
@@ -144,10 +145,10 @@ class MemoryMonitor:
         reclaimer: Reclaimer | None = None,
         name: str = _NAME,
         source: MemorySource | None = None,
-        cluster: "Cluster | str | None" = None,
         forecast: bool | Literal["low", "balanced", "high"] = False,
         adaptive: bool = False,
         forecast_state: str | os.PathLike[str] | None = None,
+        cluster: "Cluster | str | None" = None,
         black_box: str | os.PathLike[str] | bool | None = None,
     ) -> None:
         chosen = _Settings(monitor_settings())
@@ -165,7 +166,6 @@ class MemoryMonitor:
         shown_name = "" if self._name == _NAME else self._name  # in the list of nodes that of the program says more
         # Nothing in here refers to this object: a cycle would keep it until a collection.
         self._join_pool = partial(pool.attach, id(self), level, shown_name) if pool is not None else _do_nothing
-        timeline = Timeline(limit_bytes=source.limit().value_bytes)
         self._engine = Engine(
             source,
             sampler,
@@ -177,10 +177,8 @@ class MemoryMonitor:
             exhausted_after_s=chosen.seconds("exhausted_after", exhausted_after, 300.0, above_zero=True),
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
+            trend=make_trend(forecast, source, adaptive=adaptive, state_path=forecast_state),
             on_resume=self._join_pool,
-            timeline=timeline,
-            forecast=_make_forecast(forecast, forecast_state, timeline, source, adaptive=adaptive),
-            is_adaptive=bool(adaptive),
         )
         if cluster is not None and not isinstance(cluster, str):
             self._join_pool()  # which the program has joined, whether this is started or not
@@ -506,18 +504,6 @@ def _pool_of(argument: object, variable: object) -> "JoinedCluster | SharedClust
     if argument is not None:
         return cluster_of_monitor(argument, title="cluster")
     return cluster_of_monitor(variable, title=f"{PREFIX}CLUSTER")
-
-
-def _make_forecast(
-    forecast: object, state: str | os.PathLike[str] | None, timeline: Timeline, source: MemorySource, *, adaptive: bool
-) -> TrendForecast | None:
-    sensitivity = parse_forecast(forecast)
-    if sensitivity is not None:
-        return TrendForecast(sensitivity, state_path=state, timeline=timeline, clock=source.clock)
-    for name, value in (("adaptive", adaptive), ("forecast_state", state)):
-        if value:
-            raise ConfigError(name, value, "nothing without forecast=True")
-    return None
 
 
 class _Settings:

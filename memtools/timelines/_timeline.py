@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
@@ -53,7 +54,7 @@ class TimelineEvent:
 
 
 class Timeline:
-    """What a process used over hours, days and weeks, in at most 1 MiB.
+    """What a process used over hours, days and weeks, in constant memory.
 
     ```python
     from memtools.timelines import Timeline
@@ -75,7 +76,8 @@ class Timeline:
 
     The last 720 readings are kept whole, older ones as one row a minute for a week, a quarter of an hour for four weeks
     and a quarter of a day for a year; then the oldest rows are merged by pairs. No reading is dropped: counts, minima,
-    maxima and means stay what they were.
+    maxima and means stay what they were. That takes at most 0.9 MiB, the points of all owners 0.15 MiB, and an event
+    some 300 bytes.
 
     Args:
         limit_bytes: what the process may use; None if unknown. `add` may tell another one later.
@@ -331,8 +333,8 @@ class OwnerPoints:
     __slots__ = ("_at", "_live", "_width_s")
 
     def __init__(self) -> None:
-        self._at: list[float] = []
-        self._live: list[int] = []
+        self._at = array("d")
+        self._live = array("q")
         self._width_s = 0.0
 
     @property
@@ -346,7 +348,7 @@ class OwnerPoints:
             self._live[-1] = min(self._live[-1], live_bytes)
             return
         self._at.append(max(at_s, self._at[-1]) if self._at else at_s)
-        self._live.append(live_bytes)
+        self._live.append(int(live_bytes))
         if len(self._at) > MAX_POINTS:
             self._halve()
 
@@ -355,7 +357,7 @@ class OwnerPoints:
         return tuple(zip(self._at, self._live, strict=True))
 
     def _halve(self) -> None:
-        self._live = [min(self._live[place : place + 2]) for place in range(0, len(self._live), 2)]
+        self._live = array("q", [min(self._live[place : place + 2]) for place in range(0, len(self._live), 2)])
         self._at = self._at[::2]
         self._width_s = 2 * (self._at[-1] - self._at[0]) / MAX_POINTS
 
