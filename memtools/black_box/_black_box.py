@@ -65,7 +65,7 @@ class BlackBox:
     def __init__(
         self, folder: str | os.PathLike[str] | None = None, *, name: str | None = None, names: bool = True
     ) -> None:
-        self.folder = parse_folder(True if folder is None else folder, name="folder")
+        self.folder: str = parse_folder(True if folder is None else folder, name="folder")
         self._name = parse_program_name(name)
         self._names = bool(names)
         # Never waited for for long, so a signal handler, a finaliser or a fork in between does no harm.
