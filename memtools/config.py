@@ -17,6 +17,7 @@ _ON: Final = ("1", "true", "yes", "on")
 _OFF: Final = ("0", "false", "no", "off")
 PREFIX: Final = "MEMTOOLS_"
 METERS: Final = ("native", "tracemalloc", "rss")
+SENSITIVITIES: Final = ("low", "balanced", "high")  # of forecasts
 
 
 class MonitorSettings(TypedDict, total=False):
@@ -31,6 +32,7 @@ class MonitorSettings(TypedDict, total=False):
     min_flow: float
     cluster: str
     black_box: str
+    forecast: str
 
 
 @record
@@ -57,6 +59,7 @@ class Config:
         cluster: the URL of the pool of processes that monitors join, as for `memtools.cluster.join`. It may hold a
             password, so it is not shown.
         black_box: the folder of the monitor's black box.
+        forecast: `"low"`, `"balanced"` or `"high"`: how early the monitor forecasts when the limit is reached.
 
     Raises:
         ConfigError: at construction, for an invalid value, with the name of the field.
@@ -74,6 +77,7 @@ class Config:
     min_flow: float | None = None
     cluster: str | None = None
     black_box: str | None = None
+    forecast: str | None = None
 
     def __new__(cls, *values: object, **named: object) -> Self:
         """Check the values before the record is made."""
@@ -98,6 +102,7 @@ class Config:
         min_flow: float | None = None,
         cluster: str | None = None,
         black_box: str | None = None,
+        forecast: str | None = None,
     ) -> "Config":
         """Return the settings: arguments first, then the current environment.
 
@@ -119,6 +124,7 @@ class Config:
             min_flow: see the class.
             cluster: see the class.
             black_box: see the class.
+            forecast: see the class.
 
         Raises:
             ConfigError: for an invalid value, with the name of the argument or variable; and for an unknown variable
@@ -128,6 +134,7 @@ class Config:
             "enabled": enabled, "meter": meter, "native": native, "limit": limit, "warning": warning,
             "critical": critical, "cleanup_interval": cleanup_interval, "sample_every": sample_every,
             "exhausted_after": exhausted_after, "min_flow": min_flow, "cluster": cluster, "black_box": black_box,
+            "forecast": forecast,
         }  # fmt: skip
         given = {name: value for name, value in arguments.items() if value is not None}
         found = _from_environ(_parse_prefix(prefix), os.environ if environ is None else environ)
@@ -238,6 +245,10 @@ def _parse_folder(value: object, *, name: str) -> str:
     return value
 
 
+def _parse_sensitivity(value: object, *, name: str) -> str:
+    return parse_choice(value, SENSITIVITIES, name=name)
+
+
 # The parser of each field, in the order of the record.
 _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "enabled": _parse_bool,
@@ -252,6 +263,7 @@ _PARSERS: Final[dict[str, Callable[..., object]]] = {
     "min_flow": _parse_rate,
     "cluster": _parse_url,
     "black_box": _parse_folder,
+    "forecast": _parse_sensitivity,
 }
 
 

@@ -16,6 +16,7 @@ from memtools.analysis import Forecast, HeadroomRule, OwnerTrend, RisingFloor, S
 from memtools.analysis import forecast as forecast_limit
 from memtools.analysis._trend import rising_owners
 from memtools.analysis._trend_detector import Sensitivity
+from memtools.config import SENSITIVITIES
 from memtools.errors import ConfigError
 from memtools.events import LimitForecast
 from memtools.ledger import AccountStatistics, statistics
@@ -28,7 +29,6 @@ from memtools.units import parse_choice
 
 PathName: TypeAlias = str | os.PathLike[str]
 
-SENSITIVITIES: Final = ("low", "balanced", "high")
 COUNTERS_EVERY_S: Final = 60.0
 SAVE_EVERY_S: Final = 3_600.0
 _MAX_COST: Final = 0.001  # of the time, for the accounts of the ledger

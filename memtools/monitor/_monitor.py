@@ -113,8 +113,9 @@ class MemoryMonitor:
 
     What is not given here, the environment may give: `MEMTOOLS_WARNING`, `MEMTOOLS_CRITICAL`, `MEMTOOLS_LIMIT`,
     `MEMTOOLS_CLEANUP_INTERVAL`, `MEMTOOLS_SAMPLE_EVERY`, `MEMTOOLS_EXHAUSTED_AFTER`, `MEMTOOLS_MIN_FLOW`,
-    `MEMTOOLS_BLACK_BOX`; and, without a `source`, `MEMTOOLS_CLUSTER`. Another variable that begins like these is a
-    `ConfigWarning`. At its start the monitor logs thresholds that are below what is in use, or above the limit.
+    `MEMTOOLS_BLACK_BOX`, `MEMTOOLS_FORECAST`; and, without a `source`, `MEMTOOLS_CLUSTER`. Another variable that begins
+    like these is a `ConfigWarning`. At its start the monitor logs thresholds that are below what is in use, or above
+    the limit.
 
     Raises:
         ConfigError: for an argument, or a variable, that makes no sense, naming it; for bare numbers below 1 MiB, too,
@@ -145,7 +146,7 @@ class MemoryMonitor:
         reclaimer: Reclaimer | None = None,
         name: str = _NAME,
         source: MemorySource | None = None,
-        forecast: bool | Literal["low", "balanced", "high"] = False,
+        forecast: bool | Literal["low", "balanced", "high"] | None = None,
         adaptive: bool = False,
         forecast_state: str | os.PathLike[str] | None = None,
         cluster: "Cluster | str | None" = None,
@@ -177,7 +178,7 @@ class MemoryMonitor:
             exhausted_after_s=chosen.seconds("exhausted_after", exhausted_after, 300.0, above_zero=True),
             min_flow=parse_rate(chosen.get("min_flow", min_flow, 1.0), name="min_flow"),
             pressure=bool(pressure),
-            trend=make_trend(forecast, source, adaptive=adaptive, state_path=forecast_state),
+            trend=make_trend(chosen.get("forecast", forecast), source, adaptive=adaptive, state_path=forecast_state),
             on_resume=self._join_pool,
         )
         self._engine.black_box = _make_black_box(chosen.get("black_box", black_box))

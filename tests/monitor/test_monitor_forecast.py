@@ -264,6 +264,28 @@ class TestState:
 
 
 class TestArguments:
+    def test_environment_asks_for_a_forecast(
+        self, machine: Machine, make: Make, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MEMTOOLS_FORECAST", "high")
+        _rise(machine, make("95%", "98%"), 400)
+
+        assert _forecasts(events)
+
+    def test_argument_wins_over_the_environment(
+        self, machine: Machine, make: Make, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MEMTOOLS_FORECAST", "high")
+        _rise(machine, make("95%", "98%", forecast=False), 400)
+
+        assert _forecasts(events) == []
+
+    def test_wrong_variable_is_refused_by_its_name(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MEMTOOLS_FORECAST", "soon")
+
+        with pytest.raises(ConfigError, match="MEMTOOLS_FORECAST"):
+            make()
+
     @pytest.mark.parametrize("wrong", ["extreme", 1, 0.5, []])
     def test_forecast_that_makes_no_sense_is_refused(self, make: Make, wrong: object) -> None:
         with pytest.raises(ConfigError, match="forecast"):
