@@ -7,7 +7,7 @@ program check them at its start, and take them from another source.
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Final, Self, TypedDict, cast
+from typing import Final, Literal, Self, TypedDict, cast
 
 from memtools._records import as_dict, record
 from memtools.errors import ConfigError, ConfigWarning
@@ -32,7 +32,7 @@ class MonitorSettings(TypedDict, total=False):
     min_flow: float
     cluster: str
     black_box: str
-    forecast: str
+    forecast: Literal["low", "balanced", "high"]
 
 
 @record
