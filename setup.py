@@ -62,7 +62,7 @@ if SANITIZERS:
     compile_flags += [f"-fsanitize={SANITIZERS}", "-fno-omit-frame-pointer", "-g", "-O1"]
     link_flags += [f"-fsanitize={SANITIZERS}"]
 elif sys.platform == "linux":
-    # Without what only a debugger reads, two thirds of the ledger; profiles and crash reports need the names, which stay.
+    # Without what only a debugger reads, two thirds of the ledger. The names stay, for profiles and crash reports.
     link_flags += ["-Wl,--strip-debug"]
 
 
