@@ -46,7 +46,8 @@ _OWN_PROCESSES = (
     # three to four times as long.
     ("tests/heap", "tests/leaks", "tests/testing", "tests/monitor", "tests/reports/test_report_page.py"),
     # Dask leaves threads behind, beside which no figure of tracemalloc is exact; a pool has one until it is closed.
-    ("tests/cluster/test_dask.py", "docs/cluster-dask.md", "docs/cluster.md"),
+    # And where all tests have run, a full collection may take more time than a clean-up has.
+    ("tests/cluster/test_dask.py", "docs/cluster-dask.md", "docs/cluster.md", "docs/cleanup.md"),
 )
 _failed_before = pytest.StashKey[int]()
 
