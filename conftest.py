@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings, strategies
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
@@ -79,8 +79,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     walking = [session.config.rootpath / path for path in _OWN_PROCESSES[0]]
     if not any(item.path == path or path in item.path.parents for item in session.items for path in walking):
+        _run_one_property()
         gc.collect()
         gc.freeze()
+
+
+@settings(max_examples=1)
+@given(strategies.none())
+def _run_one_property(_: None) -> None:
+    """Have Hypothesis register its random numbers: on 3.14 it looks for referrers, and sees none that are frozen."""
 
 
 @pytest.hookimpl(tryfirst=True)
