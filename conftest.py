@@ -35,7 +35,11 @@ pytest_collect_file = Sybil(
 _ONCE = (
     "README.md",
     "docs/",
+    "tests/cluster/test_contract.py",
+    "tests/cluster/test_monitor_on_redis.py",
+    "tests/cluster/test_redis_carrier.py",
     "tests/exporters/test_dashboard_and_rules.py",
+    "tests/testing/test_stress_test.py::test_many_rounds_fit_into_the_report",
     "tests/conformance/test_cpython_mapping.py::TestValueHalf::test_threaded_",
     "tests/conformance/test_cpython_mapping.py::TestValueHalf::test_weak_values_destroy_while_iterating",
 )
