@@ -5,13 +5,12 @@ names that are asked for. Nothing is written, and the process notices nothing.
 """
 
 import os
-from collections import Counter, deque
-from itertools import compress
+from collections import deque
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
 from memtools._records import record
-from memtools.black_box._layout import ACCOUNT, ENDED, IS_OPEN, PAGE, READING, SIZE, STATE_AT
+from memtools.black_box._layout import ACCOUNT, COUNTER, ENDED, IS_OPEN, PAGE, READING, SIZE, STATE_AT
 from memtools.black_box._post_mortem import PastReading
 from memtools.black_box._reader import (
     NO_OWNER,
@@ -27,8 +26,7 @@ from memtools.black_box._reader import (
 State: TypeAlias = Literal["alive", "ended", "killed"]
 
 _KEPT: Final = 900  # readings: a quarter of an hour of one in a second
-_OWN, _OWN_STEP = 0, 4  # places of the fields among the words of 8 bytes, and of 4 bytes, of a counter's record
-_ACCOUNT_PLACE, _STATE_PLACE, _STEP = 5, 7, 8
+_PART: Final = 32 * COUNTER.size  # of the counters, that is compared at once
 
 
 @record
@@ -80,7 +78,7 @@ class LiveBox:
         self.name = self._parser.text_in_description("name")
         self.readings: deque[PastReading] = deque(maxlen=_KEPT)
         self._next_reading: int | None = None
-        self._last_look: tuple[bytes, Look] | None = None
+        self._sums = _Sums()
         self._names: dict[int, tuple[bytes, tuple[str, str, int]]] = {}
 
     def close(self) -> None:
@@ -118,12 +116,10 @@ class LiveBox:
         counters = read_live_counters(self._fd, self._sections)
         if counters is None:
             return Look({}, {}, None, ("no ledger counts its owners",))
-        seen = bytes(counters.table) + repr((counters.is_sure, counters.hot[6:8])).encode()
-        if self._last_look is not None and self._last_look[0] == seen:
-            return self._last_look[1]
-        found = _look(counters.table, _notes(counters.hot, is_sure=counters.is_sure))
-        self._last_look = seen, found
-        return found
+        self._sums.update(bytes(counters.table))
+        held = self._sums.held()
+        notes = _notes(counters.hot, is_sure=counters.is_sure)
+        return Look(held, self._sums.open_owners(), sum(held.values()), notes)
 
     def path_of(self, account: int) -> tuple[str, ...]:
         """Return the names from the outermost owner to this one.
@@ -177,20 +173,45 @@ class LiveBox:
         return found
 
 
-def _look(table: bytearray, notes: tuple[str, ...]) -> Look:
-    words, halves = memoryview(table).cast("q"), memoryview(table).cast("I")
-    own = words[_OWN::_OWN_STEP].tolist()
-    accounts = halves[_ACCOUNT_PLACE::_STEP].tolist()
-    states = halves[_STATE_PLACE::_STEP].tolist()
-    held: dict[int, int] = {}
-    for account, size in zip(accounts, own, strict=True):
-        if size:
-            held[account] = held.get(account, 0) + size
-    # What a thread has allocated without the GIL is added by the next flush; freed with it, it is subtracted at once.
-    for account in [account for account, size in held.items() if size < 0]:
-        held[account] = 0
-    is_open = [state & IS_OPEN for state in states[1:]]  # the first stands for no owner
-    return Look(held, Counter(compress(accounts[1:], is_open)), sum(held.values()), notes)
+class _Sums:
+    """The sums by account over the counters, kept up to date by the parts of the table that have changed."""
+
+    def __init__(self) -> None:
+        self._table = b""
+        self._held: dict[int, int] = {}
+        self._open: dict[int, int] = {}
+
+    def update(self, table: bytes) -> None:
+        """Take the counters as they are now."""
+        before = self._table
+        for at in range(0, max(len(table), len(before)), _PART):
+            part, former = table[at : at + _PART], before[at : at + _PART]
+            if part != former:
+                self._add(former, -1, is_first=at == 0)
+                self._add(part, 1, is_first=at == 0)
+        self._table = table
+
+    def held(self) -> dict[int, int]:
+        """Return the bytes that each account holds."""
+        found = self._held.copy()
+        if min(found.values(), default=0) < 0:
+            # A block that a thread has allocated without the GIL is added by the next flush; one that is freed with the
+            # GIL is subtracted at once.
+            found = {account: max(size, 0) for account, size in found.items()}
+        return found
+
+    def open_owners(self) -> dict[int, int]:
+        """Return how many owners of each account are open."""
+        return self._open.copy()
+
+    def _add(self, part: bytes, sign: int, *, is_first: bool) -> None:
+        held, opened = self._held, self._open
+        for own, _, _, account, _, state in COUNTER.iter_unpack(part):
+            if own:
+                held[account] = held.get(account, 0) + sign * own
+            if state & IS_OPEN and not is_first:
+                opened[account] = opened.get(account, 0) + sign
+            is_first = False  # the first of all counters stands for no owner
 
 
 def _notes(hot: tuple[int, ...], *, is_sure: bool) -> tuple[str, ...]:
