@@ -24,6 +24,7 @@ _MIN_WIDTH, _MAX_WIDTH = 80, 200
 _ONCE_OWNERS: Final = 20  # that are printed once, or to a pipe
 _MAX_PROCESS_NAME: Final = 24
 _KEYS: Final[dict[str, Order]] = {"l": "live", "r": "rate", "n": "name"}
+_KEYS_HELP: Final = "  (l live, r rate, n name, q quit)"
 _LEVELS: Final = ("normal", "warning", "critical")
 _LEVEL_STYLES: Final = {"warning": "doubt", "critical": "bad", "killed": "bad", "ended": "faint"}
 _NONE: Final = "-"
@@ -204,9 +205,11 @@ def top_lines(
     running = [each for each in processes if each.state == "alive"]
     resident = sum(each.resident_bytes or 0 for each in running)
     clock = time.strftime("%H:%M:%S")
-    title = f"memtools top  {clock}  {len(running)} processes, resident {format_size(resident)}, owners by {order}"
-    keys = "" if height is None else "  (l live, r rate, n name, q quit)"
-    lines: list[Line] = [(truncate_middle(title + keys, width, mark=ellipsis()), "heading")]
+    number = f"{len(running)} process{'' if len(running) == 1 else 'es'}"
+    title = f"memtools top  {clock}  {number}, resident {format_size(resident)}, owners by {order}"
+    if height is not None and len(title) + len(_KEYS_HELP) <= width:
+        title += _KEYS_HELP
+    lines: list[Line] = [(title, "heading")]
     notes = _notes(processes)
     shown = processes
     if height is not None:
