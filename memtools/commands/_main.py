@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from memtools.commands._postmortem import print_postmortem  # as above: programs of `run` have no need of it
 
         return _while_it_is_read(
-            lambda: print_postmortem(options.path, as_json=options.json)
+            lambda: print_postmortem(options.path, as_json=options.json, html_path=options.html)
         )
     if options.command == "top":
         return _while_it_is_read(lambda: _top(options))

@@ -156,25 +156,22 @@ class WatchedProcess:
             notes=self._look.notes,
         )
 
-    def owners(self, order: Order, most: int) -> list[OwnerFigures]:
-        """Return the first owners in an order: those that hold most, that grow most, or by name."""
+    def first(self, order: Order, most: int) -> list[tuple[int, int]]:
+        """Return the first accounts in an order, with what they hold: the most, the fastest growing, or by name."""
         held = [(account, size) for account, size in self._look.held.items() if size]
         if order == "live":
-            found = nlargest(most, held, key=itemgetter(1))
-        elif order == "rate":
-            found = nlargest(most, held, key=lambda pair: (self._rate(*pair) or 0.0, pair[1]))
-        else:
-            found = nsmallest(most, held, key=lambda pair: self.box.path_of(pair[0]))
-        return [
-            OwnerFigures(
-                self.box.pid,
-                Holding(self.box.path_of(account), "", size, self._look.open_owners.get(account, 0)),
-                self._rate(account, size),
-            )
-            for account, size in found
-        ]
+            return nlargest(most, held, key=itemgetter(1))
+        if order == "rate":
+            return nlargest(most, held, key=lambda pair: (self.rate(*pair) or 0.0, pair[1]))
+        return nsmallest(most, held, key=lambda pair: self.box.path_of(pair[0]))
 
-    def _rate(self, account: int, size: int) -> float | None:
+    def owner(self, account: int, size: int) -> OwnerFigures:
+        """Return the figures of the owners of an account, which hold so many bytes."""
+        holding = Holding(self.box.path_of(account), "", size, self._look.open_owners.get(account, 0))
+        return OwnerFigures(self.box.pid, holding, self.rate(account, size))
+
+    def rate(self, account: int, size: int) -> float | None:
+        """Return how fast what the owners of an account hold has changed; None at the first look."""
         since, before = self._older
         passed = self._looked_at - since
         return (size - before.get(account, 0)) / passed if passed > 0 else None
@@ -220,13 +217,15 @@ class BoxWatcher:
         return sorted(found, key=lambda each: (each.state != "alive", -(each.resident_bytes or 0), each.pid))
 
     def owners(self, order: Order, most: int) -> list[OwnerFigures]:
-        """Return the first owners of all processes that run, in an order."""
-        found = [owner for process in self._watched.values() for owner in process.owners(order, most)]
+        """Return the first owners of all processes, in an order."""
+        found = [(process, *pair) for process in self._watched.values() for pair in process.first(order, most)]
         if order == "live":
-            return nlargest(most, found, key=lambda owner: owner.holding.held_bytes)
-        if order == "rate":
-            return nlargest(most, found, key=lambda owner: (owner.rate_bytes_per_s or 0.0, owner.holding.held_bytes))
-        return nsmallest(most, found, key=lambda owner: (owner.holding.path, owner.pid))
+            found = nlargest(most, found, key=itemgetter(2))
+        elif order == "rate":
+            found = nlargest(most, found, key=lambda each: (each[0].rate(*each[1:]) or 0.0, each[2]))
+        else:
+            found = nsmallest(most, found, key=lambda each: (each[0].box.path_of(each[1]), each[0].box.pid))
+        return [process.owner(account, size) for process, account, size in found]
 
     def close(self) -> None:
         """Close the files."""
