@@ -21,6 +21,7 @@ _STANDARD: Final = "-"
 _MAX_OWNERS: Final = 1_000  # on a page; the rest is one row
 _MAX_PATH: Final = 300  # characters of an owner's names
 _LEVELS: Final = ("normal", "warning", "critical")
+_SHOWN_FACTS: Final = frozenset({"command", "name", "python"})  # in the heading, and in `versions`
 _LOG: Final = "class=n style=white-space:pre-wrap;overflow-wrap:anywhere"
 
 
@@ -117,10 +118,8 @@ def postmortem_page(found: PostMortem, others: Sequence[PostMortem] = ()) -> str
 
 def _head(found: PostMortem) -> Iterator[str]:
     yield f"<h1>{escaped(found.command or found.name or '?')}</h1><dl class=who>"
-    who = [("process", str(found.pid)), ("begun", utc_text(found.began_at)), ("black box", found.path), *found.facts]
-    yield from (
-        f"<dt>{escaped(label)}<dd>{escaped(words)}" for label, words in who if words and label != "command"
-    )
+    who = {"process": str(found.pid), "begun": utc_text(found.began_at), "black box": found.path} | dict(found.facts)
+    yield from (f"<dt>{escaped(label)}<dd>{escaped(words)}" for label, words in who.items() if label not in _SHOWN_FACTS)
     yield "</dl><dl class=tiles>"
     yield from (f"<div><dt>{escaped(label)}<dd>{escaped(words)}</div>" for label, words in _figures(found))
     tone = "good" if found.verdict in ("alive", "ended") else "bad"

@@ -4,6 +4,7 @@ The second word says how many owners of their own name there are beside them, wh
 """
 
 import asyncio
+import random
 import sys
 import threading
 import time
@@ -15,20 +16,26 @@ from memtools.readings import Reading
 FOLDER, OTHERS = sys.argv[1], int(sys.argv[2])
 BASE, SWING = 1 << 20, 1 << 18
 kept: list[object] = []
+chance = random.Random(1)
+
+
+def swing() -> int:
+    return chance.randrange(SWING // 4, SWING)
 
 
 async def work(number: int) -> None:
     with memory_scope(f"worker-{number}"):
         base = bytes(BASE)
         while True:
-            block = bytes(SWING)  # all at once, and in small parts: a flush comes in between
+            block = bytes(swing())  # all at once, and in small parts: a flush comes in between
             await asyncio.sleep(0)
             del block
             with memory_scope("call"):
                 parts = [str(each) for each in range(20)]
             await asyncio.sleep(0)
             del parts
-            blocks = [bytes(SWING // 64 - 64) for _ in range(64)]
+            size = swing() // 64 - 64
+            blocks = [bytes(size) for _ in range(64)]
             await asyncio.sleep(0)
             blocks.clear()
             kept[:] = [base]
@@ -38,7 +45,8 @@ def work_in_thread(number: int) -> None:
     with memory_scope(f"worker-{number}"):
         base = bytes(BASE)
         while base:
-            blocks = [bytes(SWING // 64 - 64) for _ in range(64)]
+            size = swing() // 64 - 64
+            blocks = [bytes(size) for _ in range(64)]
             del blocks
             time.sleep(0)
 
