@@ -75,9 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "postmortem":
         from memtools.commands._postmortem import print_postmortem  # as above: programs of `run` have no need of it
 
-        return _while_it_is_read(
-            lambda: print_postmortem(options.path, as_json=options.json, html_path=options.html)
-        )
+        return _while_it_is_read(lambda: print_postmortem(options.path, as_json=options.json, html_path=options.html))
     if options.command == "top":
         return _while_it_is_read(lambda: _top(options))
     if options.command == "run":
@@ -155,9 +153,7 @@ def _add_black_box_parsers(commands: Any) -> None:  # Any: the type of argparse 
     post.add_argument("path", metavar="PATH", help="the file, or the folder of several")
     post.add_argument("--json", action="store_true", help="print it as JSON")
     post.add_argument("--html", metavar="FILE", help="also write it to FILE as a page; - is stdout, without the text")
-    top = commands.add_parser(
-        "top", help=_TOP_HELP, description=_TOP_HELP, allow_abbrev=False, epilog=_TOP_EPILOG
-    )
+    top = commands.add_parser("top", help=_TOP_HELP, description=_TOP_HELP, allow_abbrev=False, epilog=_TOP_EPILOG)
     top.add_argument(
         "target",
         nargs="?",

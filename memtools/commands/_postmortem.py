@@ -119,7 +119,9 @@ def postmortem_page(found: PostMortem, others: Sequence[PostMortem] = ()) -> str
 def _head(found: PostMortem) -> Iterator[str]:
     yield f"<h1>{escaped(found.command or found.name or '?')}</h1><dl class=who>"
     who = {"process": str(found.pid), "begun": utc_text(found.began_at), "black box": found.path} | dict(found.facts)
-    yield from (f"<dt>{escaped(label)}<dd>{escaped(words)}" for label, words in who.items() if label not in _SHOWN_FACTS)
+    yield from (
+        f"<dt>{escaped(label)}<dd>{escaped(words)}" for label, words in who.items() if label not in _SHOWN_FACTS
+    )
     yield "</dl><dl class=tiles>"
     yield from (f"<div><dt>{escaped(label)}<dd>{escaped(words)}</div>" for label, words in _figures(found))
     tone = "good" if found.verdict in ("alive", "ended") else "bad"

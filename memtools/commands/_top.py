@@ -117,7 +117,9 @@ def _boxes(folders: Iterable[str], pid: int | None = None) -> list[str]:
 
 
 def _why_none(target: str | None) -> str:
-    start = "start the program with MEMTOOLS_BLACK_BOX=/dev/shm and a MemoryMonitor, or by `memtools run --black-box DIR`"
+    start = (
+        "start the program with MEMTOOLS_BLACK_BOX=/dev/shm and a MemoryMonitor, or by `memtools run --black-box DIR`"
+    )
     if target is not None and target.isdecimal():
         places = " and ".join(_folders())
         if not process_start(int(target)):
