@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 from memtools._records import record
@@ -119,9 +120,8 @@ def postmortem_page(found: PostMortem, others: Sequence[PostMortem] = ()) -> str
 def _head(found: PostMortem) -> Iterator[str]:
     yield f"<h1>{escaped(found.command or found.name or '?')}</h1><dl class=who>"
     who = {"process": str(found.pid), "begun": utc_text(found.began_at), "black box": found.path} | dict(found.facts)
-    yield from (
-        f"<dt>{escaped(label)}<dd>{escaped(words)}" for label, words in who.items() if label not in _SHOWN_FACTS
-    )
+    shown = [(label, words) for label, words in who.items() if label not in _SHOWN_FACTS]
+    yield from (f"<dt>{escaped(label)}<dd>{escaped(words)}" for label, words in shown)
     yield "</dl><dl class=tiles>"
     yield from (f"<div><dt>{escaped(label)}<dd>{escaped(words)}</div>" for label, words in _figures(found))
     tone = "good" if found.verdict in ("alive", "ended") else "bad"
@@ -185,7 +185,7 @@ def _timeline(readings: Sequence[PastReading]) -> _Timeline:
     known = sorted((reading for reading in readings if reading.at > 0), key=lambda reading: reading.at)
     samples = [_Sample(one.at, 0.0, 1, *[max(one.resident_bytes, 0)] * 3) for one in known]
     events: list[_Event] = []
-    for before, after in zip(known, known[1:], strict=False):
+    for before, after in pairwise(known):
         if before.level != after.level:
             events.append(_Event(after.at, _level(after), f"from {_level(before)} to {_level(after)}"))
     return _Timeline(samples, events, known[-1].limit_bytes if known else None)

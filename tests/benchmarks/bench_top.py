@@ -77,10 +77,8 @@ def run(rounds: int = 3) -> list[Result]:
     programs: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         try:
-            for _ in range(_PROCESSES):
-                programs.append(
-                    subprocess.Popen([sys.executable, "-c", _PROGRAM, folder], stdout=subprocess.PIPE, text=True)
-                )
+            command = [sys.executable, "-c", _PROGRAM, folder]
+            programs += [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(_PROCESSES)]
             for program in programs:
                 assert program.stdout is not None
                 program.stdout.readline()

@@ -351,7 +351,7 @@ class TestLines:
     def test_columns_go_where_there_is_too_little_room(self) -> None:
         wide, narrow = (top_lines([process(1)], [], "live", width=width)[1][0].split() for width in (200, 80))
 
-        assert wide == "pid process resident limit used per min limit in counted read level".split()
+        assert " ".join(wide) == "pid process resident limit used per min limit in counted read level"
         assert narrow[-1] == "level"
         assert "read" not in narrow
 
