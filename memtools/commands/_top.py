@@ -25,6 +25,10 @@ _ONCE_OWNERS: Final = 20  # that are printed once, or to a pipe
 _MAX_PROCESS_NAME: Final = 24
 _KEYS: Final[dict[str, Order]] = {"l": "live", "r": "rate", "n": "name"}
 _KEYS_HELP: Final = "  (l live, r rate, n name, q quit)"
+_HEADINGS: tuple[str, ...] = (
+    "pid", "process", "resident", "limit", "used", "per min", "limit in", "counted", "read", "level",
+)  # fmt: skip
+_FIRST_TO_GO: Final = ("read", "counted", "per min", "limit")  # where the terminal is narrow
 _LEVELS: Final = ("normal", "warning", "critical")
 _LEVEL_STYLES: Final = {"warning": "doubt", "critical": "bad", "killed": "bad", "ended": "faint"}
 _NONE: Final = "-"
@@ -237,13 +241,11 @@ def _notes(processes: Sequence[ProcessFigures]) -> list[str]:
 
 
 def _process_lines(processes: Sequence[ProcessFigures], width: int) -> list[Line]:
-    headings = ("pid", "process", "resident", "limit", "used", "per min", "limit in", "counted", "read", "level")
-    first_to_go = ("read", "counted", "per min", "limit")
-    rows = [dict(zip(headings, _process_cells(each), strict=True)) for each in processes]
-    columns = [*headings]
-    for heading in first_to_go:
-        needed = sum(max(display_width(row[each]) for row in (*rows, {each: each})) + 2 for each in columns) - 2
-        if needed > width:
+    rows: list[dict[str, str]] = [dict(zip(_HEADINGS, _process_cells(each), strict=True)) for each in processes]
+    columns: list[str] = [*_HEADINGS]
+    for heading in _FIRST_TO_GO:
+        sizes = [max(map(display_width, (column, *(row[column] for row in rows)))) for column in columns]
+        if sum(sizes) + 2 * (len(sizes) - 1) > width:
             columns.remove(heading)
     cells = [columns, *([row[column] for column in columns] for row in rows)]
     texts = aligned(cells, width=width, left=frozenset({1, len(columns) - 1}))
