@@ -170,39 +170,39 @@ def read_live_counters(fd: int, sections: Mapping[str, Section]) -> LiveCounters
     def read_own(number: int) -> int:
         return int.from_bytes(os.pread(fd, _OWN_BYTES, section.place(number)), "little", signed=True)
 
-    for _ in range(_LOOKS):
+    looks = 0
+    while True:
+        looks += 1
         began = time.perf_counter_ns()
         first = read_hot()
         if not first[8]:
             return None
         table = bytearray(os.pread(fd, min(first[4], section.count) * section.size, section.at))
-        del table[len(table) // COUNTER.size * COUNTER.size :]
         is_unsure = bool(first[5] or read_hot()[5])
-        if not is_unsure and time.perf_counter_ns() - began < _LOOK_NS + 2 * len(table):
+        is_one_look = time.perf_counter_ns() - began < _LOOK_NS + 2 * len(table)
+        if looks == _LOOKS or (is_one_look and not is_unsure):
             break
         time.sleep(_PAUSE_S if is_unsure else 0)
-    settled = _settle(first[1], read_hot, read_own)
-    for number, own in settled.items():
-        if 0 <= number < len(table) // COUNTER.size:
-            table[number * COUNTER.size : number * COUNTER.size + _OWN_BYTES] = own.to_bytes(
-                _OWN_BYTES, "little", signed=True
-            )
+    del table[len(table) // COUNTER.size * COUNTER.size :]
+    for number, own in _settle(first[1], read_hot, read_own).items():
+        at = number * COUNTER.size
+        if at < len(table):
+            table[at : at + _OWN_BYTES] = own.to_bytes(_OWN_BYTES, "little", signed=True)
     return LiveCounters(first, table, not is_unsure)
 
 
 def _settle(charged: int, read_hot: Callable[[], tuple[int, ...]], read_own: Callable[[int], int]) -> dict[int, int]:
     """Return what the counter that is charged now holds, and the one that was charged before, by their numbers."""
-    number, own = charged, read_own(charged)
+    number = charged
     for _ in range(_LOOKS):
         began = time.perf_counter_ns()
-        hot = read_hot()
-        after = read_own(number)
-        is_one_moment = time.perf_counter_ns() - began < _CHARGED_NS and own == after and not hot[2]
+        before, hot, after = read_own(number), read_hot(), read_own(number)
+        # Of a longer time, in which the process may have turned to others and come back, the two say nothing.
+        is_one_moment = time.perf_counter_ns() - began < _CHARGED_NS and before == after and not hot[2]
         if is_one_moment and hot[1] == number and after + hot[0] >= 0:
             return {charged: read_own(charged), number: after + hot[0]}
         number = hot[1] if hot[1] <= _MAX_NUMBER else charged
-        own = read_own(number)
-    return {charged: read_own(charged), number: own}  # as the last flush has left them
+    return {each: read_own(each) for each in (charged, number)}  # as the last flush has left them
 
 
 @record
@@ -503,8 +503,9 @@ def decode_account(packed: bytes) -> tuple[str, str, int] | None:
     checksum, parent, _, kind, length, name = ACCOUNT.unpack(packed)
     if not length or zlib.crc32(packed[4:]) != checksum:
         return None
-    text = name[: min(length, MAX_NAME_BYTES)].decode("utf-8", "replace")
-    return text, KINDS[kind] if kind < len(KINDS) else "", parent
+    text: str = name[: min(length, MAX_NAME_BYTES)].decode("utf-8", "replace")
+    word = KINDS[int(kind)] if kind < len(KINDS) else ""
+    return text, word, parent
 
 
 def decode_reading(packed: bytes) -> tuple[int, PastReading] | None:
