@@ -297,7 +297,7 @@ def _level(readings: Sequence[PastReading]) -> _Level | None:
     usual_s = median([later - earlier for earlier, later in pairwise(times)]) if len(times) > 1 else 0.0
     if span_s < _MIN_FORECAST_S or usual_s <= 0:
         return None
-    number = min(_MAX_FLOORS, int(span_s / usual_s / 2))
+    number = min(_MAX_FLOORS, round(span_s / usual_s))
     if number < _MIN_FLOORS:
         return None
     block_s = span_s / number
