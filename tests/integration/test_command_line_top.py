@@ -276,6 +276,22 @@ class TestWatching:
         assert len(watcher.processes()) == 1
         watcher.close()
 
+    def test_file_that_goes_before_it_is_read_is_left_out(
+        self, box: BlackBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watcher = BoxWatcher(lambda: [str(tmp_path / "gone.1.1.box")])
+        watcher.update()
+        assert watcher.processes() == []
+
+        def fail(_: LiveBox) -> str:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(LiveBox, "state", fail)
+        watcher = BoxWatcher(lambda: [box.path])
+        watcher.update()
+        assert watcher.processes() == []
+        watcher.close()
+
     def test_looking_takes_no_lock_of_the_file(self, box: BlackBox, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("memtools.black_box._live.is_held", lambda _: pytest.fail("locked"))
         with LiveBox(box.path) as live:
