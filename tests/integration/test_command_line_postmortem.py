@@ -177,7 +177,9 @@ class TestPage:
         assert "limit 100.0 MiB" in found
         assert "warning: from normal to warning" in found
         assert "thread MainThread: " in found
-        assert re.search(r"<tr><th scope=row>service &gt; &lt;script&gt;[^<]*<td>1<td>\d+\.\d\d<td><i style=--l:", found)
+        assert re.search(
+            r"<tr><th scope=row>service &gt; &lt;script&gt;[^<]*<td>1<td>\d+\.\d\d<td><i style=--l:", found
+        )
         assert found.count("<script>") == 1  # its own
         assert "default-src 'none'" in found
 
