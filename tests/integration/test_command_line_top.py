@@ -242,8 +242,11 @@ class TestWatching:
             clock.now += 2.0
             watcher.update()
 
-            first = {order: watcher.owners(order, 1)[0] for order in ("live", "rate", "name")}
-            assert [each.holding.path for each in first.values()] == [("b-large",), ("a-small",), ("<no owner>",)]
+            first = {order: watcher.owners(order, 1)[0] for order in ("live", "rate")}
+            assert [each.holding.path for each in first.values()] == [("b-large",), ("a-small",)]
+            by_name = [each.holding.path for each in watcher.owners("name", 1000)]
+            assert by_name == sorted(by_name)
+            assert {("b-large",), ("a-small",), ("<no owner>",)} <= set(by_name)
             assert first["rate"].rate_bytes_per_s == pytest.approx(MIB, rel=0.1)
             assert [len(watcher.owners("live", most)) for most in (0, 2)] == [0, 2]
             watcher.close()
