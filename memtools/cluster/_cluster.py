@@ -274,6 +274,8 @@ class Lease:
         return self
 
     async def __aenter__(self) -> Self:
+        if not self._membership.has_joined:  # in a forked child, say: joining waits for the carrier
+            await call_in_own_thread(self._membership.node_id, name="memtools-cluster-open")
         attempt = self._begin()
         try:
             while not attempt.is_granted(await attempt.answer()):  # noqa: ASYNC110  # another process gives it back

@@ -127,6 +127,11 @@ class Membership:
         except TimeoutError as error:
             raise CarrierError("the carrier does not answer") from error
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether this process has joined; not before `open`, and not in a forked child."""
+        return self._thread is not None
+
     def node_id(self) -> str:
         """Join where that has not happened, and return the id of this process in the pool."""
         self._running_thread()

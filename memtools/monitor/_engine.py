@@ -8,12 +8,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from memtools._records import record
 from memtools._safe_calls import RateLimitedLogger
 from memtools._text import printable
+from memtools._threads import OwnThread, call_in_own_thread
 from memtools.analysis import Forecast
 from memtools.cleanup import Reclaimer, ReclaimResult
 from memtools.cleanup._registry import recyclables
@@ -87,7 +89,24 @@ class Reclaim:
     stop_below: int
 
 
-Action: TypeAlias = RunCallbacks | Reclaim
+@record
+class WriteLastWords:
+    """An action: write into the black box what a reader wants to know of a process that is killed soon.
+
+    Attributes:
+        box: the file.
+        reading: memory in use, and the limit.
+        level: how short memory is.
+        owners: the largest owners, as (name, bytes).
+    """
+
+    box: "BlackBox"
+    reading: Reading
+    level: Level
+    owners: tuple[tuple[str, int], ...]
+
+
+Action: TypeAlias = RunCallbacks | Reclaim | WriteLastWords
 Actions: TypeAlias = Generator[Action, ReclaimResult | None, None]
 
 
@@ -212,7 +231,7 @@ class ReclaimPolicy:
             self._ineffective_reported = self._exhausted_reported = False
         _log_change(change)
         if self.black_box is not None and sample.after > sample.before:
-            self.black_box.write_last_words(sample.reading, sample.after, owners=largest)
+            yield WriteLastWords(self.black_box, sample.reading, sample.after, largest)
         self.timeline.mark(*(describe_event(change) or ("alarm", "")))
         emit(change)
         yield RunCallbacks(_TRIGGERS[sample.after], change)
@@ -327,6 +346,9 @@ class _Executor:
         try:
             while (action := _next(actions, result)) is not None:
                 result = None
+                if isinstance(action, WriteLastWords):
+                    _write_last_words(action, in_thread=in_thread)
+                    continue
                 if isinstance(action, Reclaim):
                     result = self._reclaim(action)
                     continue
@@ -341,6 +363,9 @@ class _Executor:
         try:
             while (action := _next(actions, result)) is not None:
                 result = None
+                if isinstance(action, WriteLastWords):
+                    await _write_last_words_async(action)
+                    continue
                 if isinstance(action, Reclaim):
                     result = await self._reclaim_async(action)
                     continue
@@ -368,6 +393,25 @@ class _Executor:
             return await self._reclaimer.reclaim_async(action.level, action.stop_below)
         except OSError:
             return None
+
+
+# The walk over the heap takes a third of a second for each million of objects. It is done before anything else, since a
+# kill may be near, but not at the cost of the program's own thread or loop.
+
+
+def _write_last_words(action: WriteLastWords, *, in_thread: bool) -> None:
+    write = partial(action.box.write_last_words, action.reading, action.level, owners=action.owners)
+    if in_thread:  # that of the sampling loop
+        write()
+        return
+    with suppress(RuntimeError):  # no thread can be started; readings and owners are in the file all the same
+        OwnThread(target=write, name="memtools-last-words", daemon=True).start()
+
+
+async def _write_last_words_async(action: WriteLastWords) -> None:
+    write = partial(action.box.write_last_words, action.reading, action.level, owners=action.owners)
+    with suppress(RuntimeError):  # the same
+        await call_in_own_thread(write, name="memtools-last-words")
 
 
 def _next(actions: Actions, result: ReclaimResult | None) -> Action | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from memtools.cluster import Cluster, LeaseTimeout, join
+from memtools.cluster._sqlite import SqliteCarrier
 
 UNIT = 10 * 2**20  # what this process uses by itself is little beside it
 
@@ -82,6 +84,27 @@ async def test_loop_runs_on_while_a_lease_is_waited_for(cluster: Cluster) -> Non
     watching.cancel()
 
     assert longest < 0.25  # a call that blocked the loop would take all of the timeout
+
+
+async def test_loop_runs_on_while_a_lease_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_open = threading.Event()
+    opened = SqliteCarrier.open
+
+    def open_late(carrier: SqliteCarrier, budget_bytes: int) -> None:
+        assert may_open.wait(20)
+        opened(carrier, budget_bytes)
+
+    monkeypatch.setattr(SqliteCarrier, "open", open_late)
+    cluster = join(f"sqlite:///{tmp_path}/memory.db", budget=1000 * UNIT)  # as a forked child has it: not joined
+    waiting = asyncio.ensure_future(cluster.lease(UNIT).__aenter__())
+    await asyncio.sleep(0.05)
+    may_open.set()  # by the loop, which is not blocked
+    lease = await waiting
+
+    assert cluster.statistics().held_bytes == UNIT
+    await lease.__aexit__(None, None, None)
+    async with cluster:
+        pass  # which closes it
 
 
 async def test_cancellation_passes_at_any_moment(cluster: Cluster) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,42 @@ def test_last_words_are_written_once_for_each_level_up(
     assert "critical: 900.0 MiB of 1000.0 MiB" in words[3]
     assert "growing since the first warning" in words[3]
     assert box_in(tmp_path).readings[-1].level == Level.CRITICAL
+
+
+async def test_loop_runs_on_while_last_words_are_written(
+    make: Make, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    has_begun = threading.Event()
+
+    def write(_box: BlackBox, _reading: Reading, _level: Level, **_more: Any) -> None:
+        has_begun.set()
+        assert may_end.wait(20)
+
+    monkeypatch.setattr(BlackBox, "write_last_words", write)
+    async with make(black_box=tmp_path, min_interval=0.01, max_interval=0.01):
+        machine.used = 700 * MIB
+        async with asyncio.timeout(20):
+            while not has_begun.is_set():  # noqa: ASYNC110  # a thread sets it
+                await asyncio.sleep(0.01)
+        may_end.set()  # by the loop, which would else be held up
+
+
+def test_check_does_not_wait_for_last_words(
+    make: Make, machine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    has_ended = threading.Event()
+
+    def write(_box: BlackBox, _reading: Reading, _level: Level, **_more: Any) -> None:
+        assert may_end.wait(20)
+        has_ended.set()
+
+    monkeypatch.setattr(BlackBox, "write_last_words", write)
+    with make(black_box=tmp_path, min_interval=50.0, max_interval=60.0) as monitor:
+        machine.raise_to(monitor, 700)
+        may_end.set()
+        assert has_ended.wait(20)
 
 
 def test_environment_names_the_folder(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
