@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from memtools._records import as_dict, record
 from memtools.analysis._growth_by_call import find_leftovers
-from memtools.black_box._last_words import count_containers, grown_containers, longest_containers, may_count
+from memtools.black_box._last_words import count_containers, grown_containers, longest_containers, may_count, names_of
 from memtools.heap._inspect import length_of, real_type, type_name
 from memtools.heap._largest import sized_largest
 from memtools.heap._why_alive import paths_to
@@ -84,15 +84,16 @@ def _has_room_for_census(reading: Reading) -> bool:
 
 
 def _largest() -> Iterator[tuple[str, int, int]]:
-    """Yield what the containers that hold most are held by, their lengths, and the bytes of each with its items."""
+    """Yield the names or holders of the containers that hold most, their lengths, and bytes, items included."""
     sized = sized_largest(_MAX_CONTAINERS)
-    largest: list[Any] = [container for container, _ in sized]  # Any: foreign objects
-    figures = [(type_name(real_type(each)), length_of(each), size) for each, size in sized]
+    names = names_of({id(each) for each, _ in sized})
+    figures = [(type_name(real_type(each)), names.get(id(each), ""), length_of(each), size) for each, size in sized]
+    unnamed: list[Any] = [each for each, _ in sized if id(each) not in names]  # Any: foreign objects
     sized.clear()  # or it would be among the holders
-    paths = paths_to(largest, timeout=_NAMING_TIMEOUT_S)
-    largest.clear()
-    for (kind, items, size), path in zip(figures, paths, strict=True):
-        yield f"{kind} <- {path}", items, size
+    paths = iter(paths_to(unnamed, timeout=_NAMING_TIMEOUT_S))
+    unnamed.clear()
+    for kind, name, items, size in figures:
+        yield f"{kind} {name}" if name else f"{kind} <- {next(paths)}", items, size
 
 
 def _named(largest: Iterable[dict[str, Any]]) -> Iterator[tuple[str, int, int]]:

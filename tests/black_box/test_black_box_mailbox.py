@@ -87,8 +87,8 @@ class TestAnswers:
 
         name = f"{__name__}.KEPT"
         assert any(f"list {name} +" in text for text in answer["found"]["growing"])
-        assert any(name in each["name"] and each["items"] >= 5000 for each in answer["found"]["largest"])
-        assert any(line.startswith("largest: list <- ") for line in answer["lines"])
+        assert any(each["name"] == f"list {name}" and each["items"] >= 5000 for each in answer["found"]["largest"])
+        assert any(line.startswith(f"largest: list {name}, ") for line in answer["lines"])
 
     @pytest.mark.skipif(bool(native_reason()), reason=f"no native ledger: {native_reason()}")
     def test_owners_tell_what_each_call_has_left(self, box: BlackBox) -> None:
