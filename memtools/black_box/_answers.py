@@ -28,7 +28,9 @@ _NAMING_TIMEOUT_S: Final = 2.0
 _CENSUS_BYTES: Final = 80  # of a census, for each object
 
 
-def answer(word: str, seconds: float, *, report: Callable[[], str] | None, wait: Wait) -> dict[str, object]:
+def answer(
+    word: str, seconds: float, *, report: Callable[[], str] | None, wait: Wait
+) -> dict[str, Any]:  # Any: what JSON can hold
     """Return the answer to a question: `lines` for a reader, `found` for a program, or `refused`.
 
     Args:

@@ -218,7 +218,12 @@ def names_of(addresses: set[int]) -> dict[int, str]:
 
 
 def _variables() -> Iterator[tuple[str, Any]]:  # Any: any object
-    for module_name, module in list(sys.modules.items()):
+    modules = list(sys.modules.items())
+    # `multiprocessing` gives the main module a second name.
+    first = {id(module): name for name, module in reversed(modules)}
+    for module_name, module in modules:
+        if first[id(module)] != module_name:
+            continue
         variables = instance_dict(module) or {}
         for name, value in list(variables.items()):
             yield f"{module_name}.{name}", value

@@ -45,10 +45,9 @@ class AttachOptions:
     timeout_s: float
     as_json: bool
 
-    @property
-    def observed_s(self) -> float:
-        """For how long it is observed, in seconds: a report takes none, and leaks need six."""
-        if self.word == "report":
+    def observed_s(self, *, has_box: bool) -> float:
+        """Return for how long it is observed, in seconds: the report of a monitor takes none, and leaks need six."""
+        if self.word == "report" and has_box:
             return 0.0
         if self.word == "leaks":
             return max(DEFAULT_SECONDS_OF_LEAKS if self.seconds is None else self.seconds, MIN_DURATION_S)
@@ -90,7 +89,7 @@ def _ask(options: AttachOptions) -> dict[str, Any]:  # Any: what another process
             return ask(
                 box,
                 options.word,
-                options.observed_s,
+                options.observed_s(has_box=True),
                 timeout_s=options.timeout_s,
                 is_alive=lambda: process_start(pid) == started,
             )
@@ -98,7 +97,20 @@ def _ask(options: AttachOptions) -> dict[str, Any]:  # Any: what another process
             raise CannotBeAsked("it runs no Python, as far as its mapped files tell")
     except PermissionError as error:
         raise CannotBeAsked(_why_not_permitted(pid)) from error
-    raise CannotBeAsked(_WITHOUT_BOX)
+    if not hasattr(sys, "remote_exec"):
+        raise CannotBeAsked(_WITHOUT_BOX)
+    from memtools.commands._injection import CannotInject, inject  # what only Python 3.14 and later can do
+
+    try:
+        return inject(
+            pid,
+            options.word,
+            options.observed_s(has_box=False),
+            timeout_s=options.timeout_s,
+            is_alive=lambda: process_start(pid) == started,
+        )
+    except CannotInject as error:
+        raise CannotBeAsked(f"{error}. Or: {_WITHOUT_BOX}") from error
 
 
 def _why_not_permitted(pid: int) -> str:

@@ -498,6 +498,7 @@ class Engine:
             return
         try:
             self.black_box.open()
+            self.look()  # so that the file tells that it is looked at
         except Exception as error:  # the program works without
             self._warnings.warning("black box", "%s: there is no black box: %s", self.name, error)
 

@@ -5,11 +5,25 @@ nothing is known.
 """
 
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
+# The system calls in which main threads wait; the numbers are those of the machine.
+_CALLS: Final = {
+    "x86_64": {
+        0: "read", 7: "poll", 23: "select", 34: "pause", 35: "nanosleep", 42: "connect", 43: "accept", 45: "recvfrom",
+        47: "recvmsg", 61: "wait4", 128: "rt_sigtimedwait", 202: "futex", 230: "clock_nanosleep", 232: "epoll_wait",
+        247: "waitid", 270: "pselect6", 271: "ppoll", 281: "epoll_pwait", 288: "accept4", 441: "epoll_pwait2",
+    },
+    "aarch64": {
+        22: "epoll_pwait", 63: "read", 72: "pselect6", 73: "ppoll", 95: "waitid", 98: "futex", 101: "nanosleep",
+        115: "clock_nanosleep", 202: "accept", 203: "connect", 207: "recvfrom", 212: "recvmsg", 242: "accept4",
+        260: "wait4", 441: "epoll_pwait2",
+    },
+}  # fmt: skip
 _PYTHON: Final = re.compile(rb"^(libpython|python|pypy)[0-9.]*[a-z]*(\.so[0-9.]*)?$")
 
 
@@ -58,3 +72,16 @@ def user_name(number: int) -> str:
         return f"{pwd.getpwuid(number).pw_name} ({number})"
     except (ImportError, KeyError):
         return f"user {number}"
+
+
+def waiting_call(pid: int) -> str:
+    """Return the system call in which the main thread of a process waits; `running`, or empty where not known."""
+    try:
+        with open(f"/proc/{pid}/syscall", "rb", buffering=0) as file:
+            first = file.read(256).split(b" ")[0].strip().decode("ascii", "replace")
+    except OSError:
+        return ""
+    if not first.isdigit():
+        return first
+    names = _CALLS.get(platform.machine(), {})
+    return names.get(int(first), f"number {first}")
