@@ -20,7 +20,7 @@ from memtools.black_box._file import is_running, read_state, set_reported
 from memtools.black_box._layout import ENDED, OPEN, PAGE
 from memtools.black_box._reader import BoxParser, oom_kills_now
 from memtools.errors import ConfigError
-from memtools.readings._other_processes import open_files
+from memtools.readings._other_processes import open_files, root_of
 from memtools.readings._traces import file_system_of, pid_namespace
 
 if sys.platform != "win32":
@@ -169,7 +169,7 @@ def box_of_process(pid: int) -> str | None:
     for descriptor, target in open_files(pid):
         if not target.endswith(_SUFFIX):
             continue
-        for path in (target, f"/proc/{pid}/root{target}"):
+        for path in (target, f"{root_of(pid)}{target}"):
             with suppress(OSError):
                 if os.path.samefile(path, descriptor) and _is_of_process(path, pid):
                     return path

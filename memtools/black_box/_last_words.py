@@ -226,7 +226,8 @@ def _variables() -> Iterator[tuple[str, Any]]:  # Any: any object
             continue
         variables = instance_dict(module) or {}
         for name, value in list(variables.items()):
-            yield f"{module_name}.{name}", value
+            if name != "__builtins__":  # of every module
+                yield f"{module_name}.{name}", value
 
 
 def stack_lines(names: Mapping[int, str]) -> list[str]:

@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from math import isfinite
 from typing import Any, Final, cast
@@ -77,7 +77,7 @@ class Mailbox:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last = 0  # the number of the newest question that was taken
+        self._last: int = 0  # the number of the newest question that was taken
         self._interval_s = -1.0
         self._is_busy = False
         self._next_at = 0.0
@@ -147,6 +147,10 @@ def answer_path(box: str, number: int) -> str:
 def _parse_question(packed: bytes) -> Question | None:
     if len(packed) < QUESTION.size or not any(packed):
         return None
+    checksum: int
+    seconds: float
+    number: int
+    word: bytes
     checksum, seconds, number, word = QUESTION.unpack(packed)
     if zlib.crc32(packed[4:]) != checksum or not number:
         return None  # half of it may be written so far
@@ -225,7 +229,7 @@ def ask(
 
 
 @contextmanager
-def _open_mailbox(path: str) -> Iterator[int]:
+def _open_mailbox(path: str) -> Generator[int]:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         head = os.pread(fd, HEADER.size, 0)

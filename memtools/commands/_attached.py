@@ -21,7 +21,7 @@ from memtools.ledger._ledger import look_up_name, name_late
 _SERVERS: Final = ("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.http.httptools_impl")
 
 
-def observe(word: str, seconds: float) -> dict[str, object]:
+def observe(word: str, seconds: float) -> dict[str, Any]:  # Any: what JSON can hold
     """Observe this process, and return the answer to a question.
 
     Args:
@@ -29,6 +29,7 @@ def observe(word: str, seconds: float) -> dict[str, object]:
         seconds: for how long.
     """
     disregard_thread()
+    choose_meter()  # now, or its modules would count as growth
     if word == "owners":
         return _owners(seconds)
     if word != "report":

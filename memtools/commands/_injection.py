@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, cast
 
 from memtools.black_box._mailbox import NoAnswer
-from memtools.readings._other_processes import process_user, waiting_call
+from memtools.readings._other_processes import has_same_root, process_user, root_of, waiting_call
 from memtools.readings._shares import process_start
 
 _FOLDER: Final = re.compile(r"memtools-attach-(\d{1,10})-(\d{1,20})-\w+")
@@ -252,8 +252,8 @@ def _meeting_place(pid: int) -> Generator[tuple[str, str]]:
     """
     inside = tempfile.gettempdir()
     outside = inside
-    if not _has_same_root(pid):
-        inside, outside = "/tmp", f"/proc/{pid}/root/tmp"
+    if not has_same_root(pid):
+        inside, outside = "/tmp", f"{root_of(pid)}/tmp"
     prefix = f"memtools-attach-{pid}-{process_start(pid)}-"
     try:
         _remove_left_folders(outside)
@@ -298,13 +298,6 @@ def _give_to(path: str, pid: int) -> None:
     user = process_user(pid)
     if os.geteuid() == 0 and user:
         os.chown(path, user, -1)
-
-
-def _has_same_root(pid: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(f"/proc/{pid}/root"), os.stat("/"))
-    except OSError:
-        return False
 
 
 def _root_of_memtools() -> str:

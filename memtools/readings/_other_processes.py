@@ -51,6 +51,19 @@ def open_files(pid: int) -> Iterator[tuple[str, str]]:
             yield f"{folder}/{name}", os.readlink(f"{folder}/{name}")
 
 
+def has_same_root(pid: int) -> bool:
+    """Return whether a process sees the same files at the same paths as this one, as one in a container does not."""
+    try:
+        return os.path.samestat(os.stat(root_of(pid)), os.stat("/"))
+    except OSError:
+        return False
+
+
+def root_of(pid: int) -> str:
+    """Return the path that leads to the root of a process's files."""
+    return f"/proc/{pid}/root"
+
+
 def is_python(pid: int) -> bool:
     """Return whether a process has an interpreter of Python in it, by the names of the files that it has mapped.
 
