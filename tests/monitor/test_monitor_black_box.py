@@ -132,7 +132,7 @@ class TestQuestions:
         async with make(black_box=tmp_path, min_interval=50.0, max_interval=60.0):
             answer = await asyncio.to_thread(ask, box_in(tmp_path).path, "report", 0, timeout_s=20)
         assert answer["lines"][0].startswith("monitor: NORMAL for")
-        assert [path.suffix for path in tmp_path.iterdir()] == [".box"]
+        assert len(os.listdir(tmp_path)) == 1
 
     async def test_loop_runs_on_while_the_answer_is_made(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
