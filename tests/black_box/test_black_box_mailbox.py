@@ -80,7 +80,7 @@ class TestAnswers:
 
         def look_and_grow(pause_s: float) -> None:
             box.look_for_question()
-            KEPT.extend(object() for _ in range(50))
+            KEPT.extend(bytes(4000) for _ in range(50))
             time.sleep(pause_s)
 
         answer = ask_box(box, "heap", 0.3, sleep=look_and_grow)

@@ -140,6 +140,24 @@ def test_process_that_is_killed_meanwhile_is_told_at_once(ask: Ask) -> None:
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.parametrize("word", ["report", "leaks"])
+def test_program_that_ends_meanwhile_ends_as_it_would_alone(ask: Ask, folder: Path, word: str) -> None:
+    code = "import sys, time; print('ready', flush=True); until = time.time() + 1.5\n"
+    code += "while time.time() < until: time.sleep(0.01)\nprint('done'); sys.exit(7)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        result, _, err = ask(process, word, "--seconds", "60")
+        output = process.communicate(timeout=TIMEOUT_S)
+
+    assert result == 1
+    assert "it has ended, or its thread did" in err
+    assert (process.returncode, *output) == (7, "done\n", "")
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "env"), [(("-X", "disable-remote-debug"), {}), ((), {"PYTHON_DISABLE_REMOTE_DEBUG": "1"})]
 )
