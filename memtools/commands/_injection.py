@@ -118,7 +118,8 @@ def inject(
         CannotInject: where it takes no script.
         NoAnswer: where no answer comes.
     """
-    with _meeting_place(pid) as (folder, inside):
+    with _meeting_place(pid) as place:
+        folder, inside = place.folder, place.inside
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
             server.bind(os.path.join(folder, "s"))
             server.listen(1)
@@ -129,7 +130,9 @@ def inject(
             )
             _write_script(folder, text, pid)
             _send(pid, os.path.join(inside, "attach.py"))
+            place.is_pending = True
             connection = _accept(server, pid, is_alive)
+            place.is_pending = False
         with connection:
             return _receive(connection, seconds + timeout_s)
 
@@ -244,12 +247,24 @@ def _stack(parts: list[bytes]) -> str:
     return f"; its main thread is in {parts[0].decode('utf-8', 'replace')}" if len(parts) > 1 else ""
 
 
-@contextmanager
-def _meeting_place(pid: int) -> Generator[tuple[str, str]]:
-    """Make a folder that this process and the other one can use; yield its path for either.
+class _MeetingPlace:
+    """A folder that this process and another one can use.
 
-    It is removed, unless the request may still be pending: then an empty script stays in it.
+    Attributes:
+        folder: its path for this process.
+        inside: its path for the other one.
+        is_pending: whether the other one may still read the script.
     """
+
+    def __init__(self, folder: str, inside: str) -> None:
+        self.folder = folder
+        self.inside = inside
+        self.is_pending = False
+
+
+@contextmanager
+def _meeting_place(pid: int) -> Generator[_MeetingPlace]:
+    """Make the folder; in the end it is removed, or while a request is pending, an empty script stays in it."""
     inside = tempfile.gettempdir()
     outside = inside
     if not has_same_root(pid):
@@ -260,16 +275,12 @@ def _meeting_place(pid: int) -> Generator[tuple[str, str]]:
         folder = tempfile.mkdtemp(prefix=prefix, dir=outside)
     except OSError as error:
         raise CannotInject(f"its folder for temporary files cannot be written: {error}") from error
-    is_pending = True
+    place = _MeetingPlace(folder, os.path.join(inside, os.path.basename(folder)))
     try:
         _give_to(folder, pid)
-        yield folder, os.path.join(inside, os.path.basename(folder))
-        is_pending = False
-    except CannotInject:
-        is_pending = False
-        raise
+        yield place
     finally:
-        if is_pending and process_user(pid) is not None:
+        if place.is_pending and process_user(pid) is not None:
             with suppress(OSError):
                 _write_script(folder, "", pid)
             with suppress(OSError):
