@@ -129,8 +129,12 @@ def inject(
                 path=os.path.join(inside, "s"), root=root, word=word, seconds=seconds, timeout=timeout_s
             )
             _write_script(folder, text, pid)
-            _send(pid, os.path.join(inside, "attach.py"))
             place.is_pending = True
+            try:
+                _send(pid, os.path.join(inside, "attach.py"))
+            except CannotInject:
+                place.is_pending = False
+                raise
             connection = _accept(server, pid, is_alive)
             place.is_pending = False
         with connection:
