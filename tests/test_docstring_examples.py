@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import memtools
+from memtools.errors import MissingExtraError
 
 PACKAGE = Path(memtools.__file__).parent
 FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -33,7 +34,10 @@ def test_a_fenced_example_runs(where: str, block: str) -> None:
     namespace = dict(vars(importlib.import_module(where.partition(":")[0])), __name__="__main__")
     namespace.setdefault("work", lambda: None)  # whatever the reader has to do
 
-    exec(compile(textwrap.dedent(block), where, "exec"), namespace)
+    try:
+        exec(compile(textwrap.dedent(block), where, "exec"), namespace)
+    except MissingExtraError as error:  # the adapter to a library that is not for every Python
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(("where", "text"), PROMPTED, ids=[where for where, _ in PROMPTED])

@@ -121,6 +121,11 @@ class PostMortem:
     facts: tuple[tuple[str, str], ...]
 
     @property
+    def sentence(self) -> str:
+        """What happened, and how that is known."""
+        return f"{_WORDS[self.verdict]}: {self.why}"
+
+    @property
     def summary(self) -> str:
         """What happened and who held the most, in one line."""
         parts = [f"process {self.pid} {_WORDS[self.verdict]}"]
@@ -177,7 +182,7 @@ class PostMortem:
         lines = [
             f"process {self.pid}, {printable(self.command or self.name or '?', 300)}, begun {_when(self.began_at)}"
         ]
-        lines.append(f"  {_WORDS[self.verdict]}: {self.why}")
+        lines.append(f"  {self.sentence}")
         lines += self._reading_lines(width, ascii_only)
         lines += self._owner_lines()
         if self.last_words:

@@ -8,9 +8,11 @@ import json
 import os
 import struct
 import sys
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from math import isfinite
 from typing import Any, Final, cast
 
@@ -58,7 +60,11 @@ _RECORD_SIZES: Final = {
     "hot": PAGE, "threads": THREAD.size, "accounts": ACCOUNT.size, "counters": COUNTER.size, "readings": READING.size,
     "last_words": LAST_WORDS_BYTES, "mailbox": SECTIONS["mailbox"].size,
 }  # fmt: skip
-_NO_OWNER: Final = "<no owner>"
+NO_OWNER: Final = "<no owner>"
+_LOOKS: Final = 8  # at a file that is being written, until one of them shows it between two changes
+_LOOK_NS: Final = 100_000  # a look that took longer was interrupted
+_CHARGED_NS: Final = 20_000
+_PAUSE_S: Final = 0.0002  # changes of several records take about that
 
 
 def read_black_box(path: str | os.PathLike[str]) -> PostMortem:
@@ -71,10 +77,14 @@ def read_black_box(path: str | os.PathLike[str]) -> PostMortem:
         OSError: when the file cannot be read.
         ValueError: when it is no black box, or one of a later version of memtools; the text says which.
     """
-    with open(path, "rb", opener=_open_regular) as file:
+    with open(path, "rb", opener=open_regular) as file:
         content = file.read(min(os.fstat(file.fileno()).st_size, _MAX_BYTES))
-        is_held = _is_held(file.fileno())
-    return BoxParser(os.fspath(path), content).post_mortem(is_held=is_held)
+        parser = BoxParser(os.fspath(path), content)
+        is_alive = parser.is_alive(partial(is_held, file.fileno()))
+        counters = read_live_counters(file.fileno(), parser.sections) if is_alive else None
+        if counters is not None:
+            parser = BoxParser(os.fspath(path), counters.put_into(content, parser.sections))
+    return parser.post_mortem(is_alive=is_alive)
 
 
 def oom_kills_now(path: str) -> int | None:
@@ -83,16 +93,22 @@ def oom_kills_now(path: str) -> int | None:
     Raises:
         OSError: when the file cannot be read.
     """
-    with open(path, "rb", opener=_open_regular) as file, suppress(ValueError):
+    with open(path, "rb", opener=open_regular) as file, suppress(ValueError):
         return BoxParser(path, file.read(PAGE)).oom_kills_now()
     return None
 
 
-def _open_regular(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe must not make the reader wait
+def open_regular(path: str, flags: int) -> int:
+    """Open a file for reading; a pipe does not make the reader wait."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _is_held(fd: int) -> bool:
+def is_held(fd: int) -> bool:
+    """Return whether a process holds the lock of the file.
+
+    For a moment this takes the lock of a file that is free, and then the next start of the program may miss it: it is
+    asked only where there is no other way.
+    """
     if sys.platform == "win32":
         return False
     try:
@@ -103,6 +119,90 @@ def _is_held(fd: int) -> bool:
         return False
     fcntl.flock(fd, fcntl.LOCK_UN)
     return False
+
+
+@record
+class LiveCounters:
+    """The counters of a process that runs, as they would be after a flush.
+
+    Attributes:
+        hot: the fields of the hot record.
+        table: the records of the counters that were given out.
+        is_sure: whether they were not seen in the middle of a change of several records.
+    """
+
+    hot: tuple[int, ...]
+    table: bytearray
+    is_sure: bool
+
+    def put_into(self, content: bytes, sections: Mapping[str, Section]) -> bytes:
+        """Return the content of the file with these figures in their places."""
+        whole = bytearray(content)
+        unsure, lost, stopped = int(not self.is_sure), self.hot[6], self.hot[7]
+        used = len(self.table) // COUNTER.size
+        for at, packed in (
+            (sections["hot"].at, HOT.pack(0, self.hot[1], 0, 0, used, unsure, lost, stopped, 1)),
+            (sections["counters"].at, self.table),
+        ):
+            whole[at : at + len(packed)] = packed
+        return bytes(whole)
+
+
+def read_live_counters(fd: int, sections: Mapping[str, Section]) -> LiveCounters | None:
+    """Return the counters from the file of a process that writes it meanwhile; None where no ledger writes.
+
+    What each counter is said to hold it did hold at some moment of the call. Only the counter that is charged has more
+    or less than its record says, by the `change` of the hot record, which a flush moves into the record: both belong
+    together where the record is the same before and after, and no flush is under way. The counter that was charged
+    when the call began may have been flushed and left since; its record is read again then.
+
+    Cost: 20 us, and 30 us for each 1,000 counters; more while several records are being changed.
+
+    Raises:
+        OSError: when the file cannot be read.
+    """
+    section = sections["counters"]
+
+    def read_hot() -> tuple[int, ...]:
+        found = os.pread(fd, HOT.size, sections["hot"].at)
+        return HOT.unpack(found.ljust(HOT.size, b"\0"))
+
+    def read_own(number: int) -> int:
+        return int.from_bytes(os.pread(fd, _OWN_BYTES, section.place(number)), "little", signed=True)
+
+    looks = 0
+    while True:
+        looks += 1
+        began = time.perf_counter_ns()
+        first = read_hot()
+        if not first[8]:
+            return None
+        table = bytearray(os.pread(fd, min(first[4], section.count) * section.size, section.at))
+        is_unsure = bool(first[5] or read_hot()[5])
+        is_one_look = time.perf_counter_ns() - began < _LOOK_NS + 2 * len(table)
+        if looks == _LOOKS or (is_one_look and not is_unsure):
+            break
+        time.sleep(_PAUSE_S if is_unsure else 0)
+    del table[len(table) // COUNTER.size * COUNTER.size :]
+    for number, own in _settle(first[1], read_hot, read_own).items():
+        at = number * COUNTER.size
+        if at < len(table):
+            table[at : at + _OWN_BYTES] = own.to_bytes(_OWN_BYTES, "little", signed=True)
+    return LiveCounters(first, table, not is_unsure)
+
+
+def _settle(charged: int, read_hot: Callable[[], tuple[int, ...]], read_own: Callable[[int], int]) -> dict[int, int]:
+    """Return what the counter that is charged now holds, and the one that was charged before, by their numbers."""
+    number = charged
+    for _ in range(_LOOKS):
+        began = time.perf_counter_ns()
+        before, hot, after = read_own(number), read_hot(), read_own(number)
+        # Of a longer time, in which the process may have turned to others and come back, the two say nothing.
+        is_one_moment = time.perf_counter_ns() - began < _CHARGED_NS and before == after and not hot[2]
+        if is_one_moment and hot[1] == number and after + hot[0] >= 0:
+            return {charged: read_own(charged), number: after + hot[0]}
+        number = hot[1] if hot[1] <= _MAX_NUMBER else charged
+    return {each: read_own(each) for each in (charged, number)}  # as the last flush has left them
 
 
 @record
@@ -122,6 +222,10 @@ class BoxParser:
 
     Attributes:
         notes: what does not hold.
+        sections: where the parts of the file are.
+        description: what the header tells of the process.
+        pid: the process.
+        state: the state of the file.
     """
 
     def __init__(self, path: str, content: bytes) -> None:
@@ -141,7 +245,7 @@ class BoxParser:
         self._has_good_header = struct.unpack_from("<I", content, CHECKSUM_AT)[0] == header_checksum(content)
         if not self._has_good_header:
             self._note("the header is damaged, so what it says may be wrong")
-        self._sections = self._read_sections(sections)
+        self.sections = self._read_sections(sections)
         if len(content) < SIZE:
             self._note(f"the file was cut: {len(content):,} of {SIZE:,} bytes")
         self.description = self._read_description(length, checksum)
@@ -172,16 +276,16 @@ class BoxParser:
 
     def _records(self, name: str, form: struct.Struct, most: int | None = None) -> Iterator[tuple[Any, ...]]:
         # Of a file that was cut, the records that are whole.
-        section = self._sections[name]
+        section = self.sections[name]
         count = section.count if most is None else min(most, section.count)
         part = self._content[section.at : section.at + count * section.size]
         yield from form.iter_unpack(part[: len(part) // form.size * form.size])
 
-    def post_mortem(self, *, is_held: bool) -> PostMortem:
+    def post_mortem(self, *, is_alive: bool) -> PostMortem:
         """Return all that the file says.
 
         Args:
-            is_held: whether a process holds the lock of the file.
+            is_alive: whether its process runs.
         """
         hot = self.read_hot()
         counters = {} if hot is None else self.read_counters(hot)
@@ -196,7 +300,7 @@ class BoxParser:
         )
         evidence = Evidence(
             state=self.state,
-            is_alive=self._is_alive(is_held),
+            is_alive=is_alive,
             is_other_boot=self.boot != boot_id(),
             readings=readings,
             counted_bytes=counted,
@@ -210,8 +314,8 @@ class BoxParser:
             verdict=verdict,
             why=why,
             pid=self.pid,
-            name=self._text_in_description("name"),
-            command=self._text_in_description("command"),
+            name=self.text_in_description("name"),
+            command=self.text_in_description("command"),
             began_at=_finite(self.began),
             notes=tuple(self.notes),
             counted_bytes=counted,
@@ -261,30 +365,24 @@ class BoxParser:
 
     def _read_accounts(self) -> dict[int, tuple[str, str, int]]:
         """Return the name, kind and parent of each account by its number."""
-        section = self._sections["accounts"]
+        section = self.sections["accounts"]
         found: dict[int, tuple[str, str, int]] = {}
-        for number, (checksum, parent, _, kind, length, name) in enumerate(self._records("accounts", ACCOUNT)):
-            if not length:
+        for number, fields in enumerate(self._records("accounts", ACCOUNT)):
+            if not fields[4]:
                 continue
             at = section.place(number)
-            if zlib.crc32(self._content[at + 4 : at + ACCOUNT.size]) != checksum:
+            account = decode_account(self._content[at : at + ACCOUNT.size])
+            if account is None:
                 self._note(f"the name of account {number} is damaged")
                 continue
-            text = name[: min(length, MAX_NAME_BYTES)].decode("utf-8", "replace")
-            found[number] = text, KINDS[kind] if kind < len(KINDS) else "", parent
+            found[number] = account
         return found
 
     def _path_of(self, number: int, accounts: dict[int, tuple[str, str, int]]) -> tuple[str, ...]:
-        names: list[str] = []
-        seen: set[int] = set()
-        while number in accounts and number not in seen and len(names) < _MAX_DEPTH:
-            seen.add(number)
-            name, _, parent = accounts[number]
-            names.append(name)
-            number = parent
-        if number in seen:
+        path, is_circle = path_of(number, accounts.get)
+        if is_circle:
             self._note("accounts are their own ancestors: the file is damaged")
-        return tuple(reversed(names))
+        return path
 
     def _holdings(
         self, counters: dict[int, _Counter], accounts: dict[int, tuple[str, str, int]]
@@ -300,7 +398,7 @@ class BoxParser:
             if number > 0 and number in accounts:
                 name, kind = self._path_of(number, accounts), accounts[number][1]
             else:
-                name, kind = (_NO_OWNER if number <= 0 else f"<account {number}>",), ""
+                name, kind = (NO_OWNER if number <= 0 else f"<account {number}>",), ""
             found.append(Holding(name, kind, own, open_count))
         # Two kinds of what no account has: what no owner was active for, and owners that had none.
         found.sort(key=lambda holding: (-holding.held_bytes, holding.path))
@@ -314,7 +412,7 @@ class BoxParser:
     def _name_of(self, number: int, counters: dict[int, _Counter], accounts: dict[int, tuple[str, str, int]]) -> str:
         counter = counters.get(number)
         if number == 0 or counter is None:
-            return _NO_OWNER
+            return NO_OWNER
         return accounts[counter.account][0] if counter.account in accounts else f"<account {counter.account}>"
 
     def _read_threads(
@@ -324,36 +422,26 @@ class BoxParser:
         return tuple((ident, self._name_of(number, counters, accounts)) for ident, number, _ in records if ident)
 
     def _read_readings(self) -> tuple[PastReading, ...]:
-        section = self._sections["readings"]
+        section = self.sections["readings"]
         found: list[tuple[int, PastReading]] = []
         damaged = 0
-        for place, fields in enumerate(self._records("readings", READING)):
+        for place, _ in enumerate(self._records("readings", READING)):
             at = section.place(place)
             packed = self._content[at : at + READING.size]
             if not any(packed):
                 continue
-            checksum, number, unix, monotonic, resident, limit, usage, counted, kills, level = fields
-            if zlib.crc32(packed[4:]) != checksum:
+            reading = decode_reading(packed)
+            if reading is None:
                 damaged += 1
                 continue
-            reading = PastReading(
-                at=_finite(unix),
-                monotonic_s=_finite(monotonic),
-                resident_bytes=resident,
-                limit_bytes=_known(limit),
-                usage_bytes=_known(usage),
-                counted_bytes=_known(counted),
-                oom_kills=kills - 1 if kills else None,
-                level=min(level, 2),
-            )
-            found.append((number, reading))
+            found.append(reading)
         if damaged:
             self._note(f"{damaged} readings are damaged")
         return tuple(reading for _, reading in sorted(found, key=lambda pair: pair[0]))
 
     def _read_last_words(self) -> str:
         found: list[tuple[int, str]] = []
-        section = self._sections["last_words"]
+        section = self.sections["last_words"]
         for slot in range(section.count):
             at = section.place(slot)
             part = self._content[at : at + section.size]
@@ -365,12 +453,17 @@ class BoxParser:
                 found.append((number, body.decode("utf-8", "replace")))
         return max(found, default=(0, ""))[1]
 
-    def _is_alive(self, is_held: bool) -> bool:
+    def is_alive(self, is_held: Callable[[], bool]) -> bool:
+        """Return whether the process of the file runs.
+
+        Args:
+            is_held: tells whether a process holds the lock of the file; asked where the id of the process does not say.
+        """
         if self.state == ENDED or self.boot != boot_id():
             return False
         if self.description.get("pid_namespace") != pid_namespace():
-            return is_held  # ids of processes mean nothing here
-        return process_start(self.pid) == str(self.ticks) if self.ticks else is_held
+            return is_held()  # ids of processes mean nothing here
+        return process_start(self.pid) == str(self.ticks) if self.ticks else is_held()
 
     def oom_kills_now(self) -> int | None:
         """Return the OOM kills of the cgroup when the death was told; else now, where this process sees the cgroup."""
@@ -392,12 +485,59 @@ class BoxParser:
         value = self.description.get(name)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
-    def _text_in_description(self, name: str) -> str:
+    def text_in_description(self, name: str) -> str:
+        """Return a text of the description; empty where it has none of that name."""
         value = self.description.get(name)
         return value if isinstance(value, str) else ""
 
 
 _HOT_PAGE: Final = struct.Struct(f"{PAGE}s")
+_OWN_BYTES: Final = 8  # the first of a counter's record
+_MAX_NUMBER: Final = SECTIONS["counters"].count - 1
+
+
+def decode_account(packed: bytes) -> tuple[str, str, int] | None:
+    """Return the name, kind and parent of an account; None where there is none, or its record is not whole."""
+    if len(packed) != ACCOUNT.size:
+        return None
+    checksum, parent, _, kind, length, name = ACCOUNT.unpack(packed)
+    if not length or zlib.crc32(packed[4:]) != checksum:
+        return None
+    text: str = name[: min(length, MAX_NAME_BYTES)].decode("utf-8", "replace")
+    word = KINDS[int(kind)] if kind < len(KINDS) else ""
+    return text, word, parent
+
+
+def decode_reading(packed: bytes) -> tuple[int, PastReading] | None:
+    """Return the number of a reading, and what it says; None where its record is not whole."""
+    if len(packed) != READING.size or not any(packed):
+        return None
+    checksum, number, unix, monotonic, resident, limit, usage, counted, kills, level = READING.unpack(packed)
+    if zlib.crc32(packed[4:]) != checksum:
+        return None
+    return number, PastReading(
+        at=_finite(unix),
+        monotonic_s=_finite(monotonic),
+        resident_bytes=resident,
+        limit_bytes=_known(limit),
+        usage_bytes=_known(usage),
+        counted_bytes=_known(counted),
+        oom_kills=kills - 1 if kills else None,
+        level=min(level, 2),
+    )
+
+
+def path_of(number: int, account: Callable[[int], tuple[str, str, int] | None]) -> tuple[tuple[str, ...], bool]:
+    """Return the names from the outermost account to this one, and whether its ancestors are a circle."""
+    names: list[str] = []
+    seen: set[int] = set()
+    found = account(number)
+    while found is not None and number not in seen and len(names) < _MAX_DEPTH:
+        seen.add(number)
+        name, _, number = found
+        names.append(name)
+        found = account(number)
+    return tuple(reversed(names)), number in seen
 
 
 def _finite(seconds: float) -> float:
@@ -409,9 +549,9 @@ def _known(figure: int) -> int | None:
 
 
 def _without_duplicates(holdings: list[Holding]) -> Iterator[Holding]:
-    unowned = [holding for holding in holdings if holding.path == (_NO_OWNER,)]
+    unowned = [holding for holding in holdings if holding.path == (NO_OWNER,)]
     for holding in holdings:
-        if holding.path != (_NO_OWNER,):
+        if holding.path != (NO_OWNER,):
             yield holding
         elif holding is unowned[0]:
             held, open_owners = (sum(figures) for figures in zip(*map(_figures, unowned), strict=True))

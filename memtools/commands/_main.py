@@ -40,7 +40,13 @@ _ATTACH_EPILOG: Final = (
 )
 _NODES_HELP: Final = "show the processes of a pool that share a budget (memtools.cluster), refreshing on a terminal"
 
-_COMMANDS: Final = ("attach", "run", "diff", "info", "nodes", "postmortem")
+_TOP_HELP: Final = "show processes that have a black box, live: memory against the limit, and who holds what"
+_TOP_EPILOG: Final = (
+    "On a terminal it refreshes until q or Ctrl-C; l, r and n sort the owners by live bytes, rate and name. In colours "
+    "with the extra: pip install memtools[top]"
+)
+
+_COMMANDS: Final = ("run", "attach", "diff", "info", "nodes", "postmortem", "top")
 _KINDS: Final[dict[str, ProgramKind]] = {"-m": "module", "-c": "code"}
 _MISSING: Final[dict[ProgramKind, str]] = {
     "module": "-m needs the name of a module",
@@ -75,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "postmortem":
         from memtools.commands._postmortem import print_postmortem  # as above: programs of `run` have no need of it
 
-        return _while_it_is_read(lambda: print_postmortem(options.path, as_json=options.json))
+        return _while_it_is_read(lambda: print_postmortem(options.path, as_json=options.json, html_path=options.html))
+    if options.command == "top":
+        return _while_it_is_read(lambda: _top(options))
     if options.command == "run":
         return run(_parse_run(run_parser, options, words, kind))
     parser.print_help()
@@ -100,6 +108,12 @@ def _attach(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     return attach(AttachOptions(options.pid, options.question, options.seconds, options.timeout, options.json))
 
 
+def _top(options: argparse.Namespace) -> int:
+    from memtools.commands._top import TopOptions, print_top  # as above
+
+    return print_top(TopOptions(options.target, options.every, options.once, options.json, options.sort))
+
+
 def _while_it_is_read(command: Callable[[], int]) -> int:
     try:
         code = command()
@@ -115,7 +129,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     prog = command_name()
     parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="{run,attach,diff,info,nodes,postmortem}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,attach,diff,info,nodes,postmortem,top}")
 
     run_parser = commands.add_parser(
         "run",
@@ -147,11 +161,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     )
     nodes_parser.add_argument("--pool", metavar="NAME", help="the name of the pool; else that of the URL, or default")
     nodes_parser.add_argument("--json", action="store_true", help="print it once, as JSON")
-    post_parser = commands.add_parser(
-        "postmortem", help=_POSTMORTEM_HELP, description=_POSTMORTEM_HELP, allow_abbrev=False
-    )
-    post_parser.add_argument("path", metavar="PATH", help="the file, or the folder of several")
-    post_parser.add_argument("--json", action="store_true", help="print it as JSON")
+    _add_black_box_parsers(commands)
     return parser, run_parser
 
 
@@ -175,6 +185,24 @@ def _add_attach_parser(commands: Any) -> None:  # Any: the type of argparse is p
         "--timeout", metavar="N", type=float, default=60.0, help="how much longer to wait at most (default: 60)"
     )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def _add_black_box_parsers(commands: Any) -> None:  # Any: the type of argparse is private
+    post = commands.add_parser("postmortem", help=_POSTMORTEM_HELP, description=_POSTMORTEM_HELP, allow_abbrev=False)
+    post.add_argument("path", metavar="PATH", help="the file, or the folder of several")
+    post.add_argument("--json", action="store_true", help="print it as JSON")
+    post.add_argument("--html", metavar="FILE", help="also write it to FILE as a page; - is stdout, without the text")
+    top = commands.add_parser("top", help=_TOP_HELP, description=_TOP_HELP, allow_abbrev=False, epilog=_TOP_EPILOG)
+    top.add_argument(
+        "target",
+        nargs="?",
+        metavar="PID|DIR|FILE",
+        help="a process, a folder of black boxes, or one of them; else the folder $MEMTOOLS_BLACK_BOX or /dev/shm",
+    )
+    top.add_argument("--every", metavar="S", help="seconds between two looks; also repeats where it is piped")
+    top.add_argument("--once", action="store_true", help="print it once")
+    top.add_argument("--json", action="store_true", help="print it once, as JSON")
+    top.add_argument("--sort", choices=("live", "rate", "name"), default="live", help="the order of the owners")
 
 
 def _add_diff_parser(commands: Any) -> None:  # Any: the type of argparse is private

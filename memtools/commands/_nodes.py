@@ -7,17 +7,17 @@ import sys
 import time
 from typing import Final
 
-from memtools._text import display_width, printable, truncate_middle
+from memtools._text import printable, truncate_middle
 from memtools.cluster import CarrierError, Node
 from memtools.cluster._carrier import PoolFigures
 from memtools.cluster._cluster import look
+from memtools.commands._screen import PlainScreen, aligned
 from memtools.errors import ConfigError, MissingExtraError
 from memtools.units import format_size
 
 _REFRESH_S: Final = 2.0
-_HOME_AND_CLEAR: Final = "\x1b[H\x1b[J"
 _HEADINGS: Final = ("node", "host", "pid", "used", "limit", "headroom", "leased", "level", "told")
-_TEXT_COLUMNS: Final = 2
+_TEXT_COLUMNS: Final = frozenset({0, 1})
 _MIN_WIDTH: Final = 80
 _MAX_NAME: Final = 30
 
@@ -35,12 +35,12 @@ def print_nodes(url: str | None, *, pool: str | None, as_json: bool) -> int:
         sys.stderr.write("memtools nodes: give the URL of a pool, or set MEMTOOLS_CLUSTER\n")
         return 2
     is_repeated = sys.stdout.isatty() and not as_json
+    screen = PlainScreen(clears=is_repeated)
     try:
         while True:
             figures, nodes = look(url, pool=pool)
             text = _as_json(figures, nodes) if as_json else as_table(figures, nodes)
-            sys.stdout.write(f"{_HOME_AND_CLEAR if is_repeated else ''}{text}\n")
-            sys.stdout.flush()
+            screen.show([(text, "")])
             if not is_repeated:
                 return 0
             time.sleep(_REFRESH_S)
@@ -54,15 +54,7 @@ def print_nodes(url: str | None, *, pool: str | None, as_json: bool) -> int:
 def as_table(figures: PoolFigures, nodes: tuple[Node, ...], *, width: int | None = None) -> str:
     """Return the processes as lines, and the figures of the pool below."""
     columns = max(width or shutil.get_terminal_size().columns, _MIN_WIDTH)
-    rows = [list(_HEADINGS), *(_row(node) for node in nodes)]
-    widths = [max(display_width(row[place]) for row in rows) for place in range(len(_HEADINGS))]
-    lines: list[str] = []
-    for row in rows:
-        cells = [
-            text + " " * (size - display_width(text)) if place < _TEXT_COLUMNS else text.rjust(size)
-            for place, (text, size) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(truncate_middle("  ".join(cells).rstrip(), columns))
+    lines = aligned([_HEADINGS, *map(_row, nodes)], width=columns, left=_TEXT_COLUMNS)
     summary = (
         f"{len(nodes)} processes use {format_size(figures.used_bytes)} of {format_size(figures.usable_bytes)} "
         f"(a budget of {format_size(figures.budget_bytes)} less the reserve): {figures.leases} leases of "

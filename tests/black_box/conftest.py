@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from memtools.ledger import forget_accounts
+
 PROGRAM = Path(__file__).with_name("programs") / "ending.py"
 TIMEOUT_S = 120
 
 End = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accounts() -> None:
+    """Forget the accounts of earlier tests: after 256 names at the top, further ones are added up as "<other>"."""
+    forget_accounts()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Generator
 from pathlib import Path
 
+import html5lib
 import pytest
 
 from memtools.black_box import PostMortem, read_black_box
@@ -30,6 +31,7 @@ from memtools.black_box._layout import (
     header_checksum,
     pack_account,
 )
+from memtools.commands._postmortem import postmortem_page
 from memtools.readings._shares import process_start
 
 pytestmark = [
@@ -123,6 +125,9 @@ def everything(found: PostMortem) -> str:
     text = found.text() + found.text(ascii_only=True, width=1) + found.summary + repr(found.advice())
     assert text.replace("\n", "").isprintable()
     assert json.loads(json.dumps(found.to_dict()))["pid"] == found.pid
+    page = postmortem_page(found, (found,))
+    assert "".join(page.split("\n")).isprintable()
+    html5lib.HTMLParser(strict=True).parse(page)  # raises for each parse error of the standard
     return text
 
 

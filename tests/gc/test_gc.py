@@ -18,11 +18,14 @@ _holder: dict[str, Any] = {}
 
 @pytest.fixture(autouse=True)
 def unfrozen() -> Iterator[None]:
+    were_frozen = gc.get_freeze_count() > 0  # by conftest.py, to make the tests faster
     gc.unfreeze()
     yield
     unfreeze()
     gc.unfreeze()
     _holder.clear()
+    if were_frozen:
+        gc.freeze()
 
 
 def test_frozen_objects_are_hidden_until_unfrozen() -> None:

@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
+import html5lib
 import pytest
 
-from memtools.black_box import BlackBox, read_black_box
+from memtools import memory_scope
+from memtools.black_box import BlackBox, Holding, PostMortem, read_black_box
 from memtools.commands import _recording
 from memtools.commands._main import main
+from memtools.commands._postmortem import postmortem_page
 from memtools.ledger import native_reason
 from memtools.readings import Level, Reading
 
@@ -21,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there are no black boxes on Windows"),
 ]
 
+MIB = 2**20
 TIMEOUT_S = 90
 KILLED = """
 import os, signal, time
@@ -141,3 +147,72 @@ def test_run_without_room_for_a_box_goes_on(
     assert _recording.begin_recording(str(tmp_path), "program") is None
     assert _recording.begin_recording(None, "program") is None
     assert capsys.readouterr().err == "memtools: there is no black box: [Errno 28] No space left on device\n"
+
+
+class TestPage:
+    @pytest.fixture
+    def box(self, tmp_path: Path) -> Generator[BlackBox]:
+        """The box of this process: memory has become short, and owners have names from requests."""
+        with BlackBox(tmp_path, name="shop") as made:
+            for number in range(40):
+                level = Level.WARNING if number > 30 else Level.NORMAL
+                made.observe(Reading((50 + number) * MIB, 100 * MIB, time.monotonic()), level)
+            made.write_last_words(Reading(90 * MIB, 100 * MIB, 0.0), Level.WARNING)
+            yield made
+
+    @pytest.mark.skipif(bool(native_reason()), reason="only the native ledger writes owners")
+    def test_page_has_every_section(self, box: BlackBox, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        page = tmp_path / "page.html"
+        with memory_scope("service"), memory_scope("<script>alert(1)</script>\x1b[31m"):
+            rows = [bytes(MIB) for _ in range(4)]
+            assert main(["postmortem", box.path, "--html", str(page)]) == 0
+            del rows
+        assert capsys.readouterr().out.startswith(f"process {os.getpid()}")  # the text as well
+
+        found = page.read_text("utf-8")
+        html5lib.HTMLParser(strict=True).parse(found)
+        assert '<p class="say good">the process is alive: its process is there' in found
+        for summary in ("Last readings", "Who held what", "Last words", "Threads"):
+            assert f"<summary>{summary}" in found
+        assert "limit 100.0 MiB" in found
+        assert "warning: from normal to warning" in found
+        assert "thread MainThread: " in found
+        assert re.search(
+            r"<tr><th scope=row>service &gt; &lt;script&gt;[^<]*<td>1<td>\d+\.\d\d<td><i style=--l:", found
+        )
+        assert found.count("<script>") == 1  # its own
+        assert "default-src 'none'" in found
+
+    def test_page_goes_to_standard_output(self, box: BlackBox, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["postmortem", box.path, "--html", "-"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("<!doctype html>")
+        assert out.endswith("</html>\n")
+        html5lib.HTMLParser(strict=True).parse(out)
+
+    def test_page_of_a_folder_names_the_others(self, box: BlackBox, run: Run, tmp_path: Path) -> None:
+        run("run", "--black-box", str(tmp_path), "-c", KILLED)
+        page = tmp_path / "page.html"
+        assert main(["postmortem", str(tmp_path), "--html", str(page)]) == 0
+        found = page.read_text("utf-8")
+        html5lib.HTMLParser(strict=True).parse(found)
+        assert '<p class="say bad">the process was killed' in found
+        assert "<summary>Other boxes in this folder</summary>" in found
+        assert f"{os.path.basename(box.path)}: process {os.getpid()} is alive" in found
+
+    def test_page_that_cannot_be_written_is_an_error(self, box: BlackBox, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["postmortem", box.path, "--html", "/no/such/page"]) == 1
+        assert capsys.readouterr() == (
+            "", "memtools postmortem: cannot write /no/such/page: No such file or directory\n",
+        )  # fmt: skip
+
+    def test_owners_beyond_the_largest_are_summed(self) -> None:
+        holdings = tuple(Holding((f"owner-{number}",), "scope", MIB, 0) for number in range(1_500))
+        found = PostMortem(
+            "box", "killed", "why", 1, "", "", 0.0, (), 1_500 * MIB, 400 * MIB, holdings, None, "", (), (), "", (),
+        )  # fmt: skip
+        page = postmortem_page(found)
+        html5lib.HTMLParser(strict=True).parse(page)
+        assert page.count("<tr><th scope=row>") == 1_000
+        assert "500 more names held 500.0 MiB together" in page
+        assert "no reading was written" in page
