@@ -7,6 +7,7 @@ import platform
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,10 +15,12 @@ from typing import Any, Final, Self
 from memtools._forks import register_object_after_fork
 from memtools._identity import command_line, identity
 from memtools._safe_calls import RateLimitedLogger
+from memtools._threads import OwnThread
 from memtools.black_box._file import BoxFile
 from memtools.black_box._folder import claim_killed, new_path, parse_folder, parse_program_name, warn_of_folder
 from memtools.black_box._last_words import LastWords
 from memtools.black_box._layout import ENDED
+from memtools.black_box._mailbox import Mailbox, Question
 from memtools.black_box._mirror import LedgerMirror
 from memtools.black_box._reader import read_black_box
 from memtools.events import BlackBoxFound, emit
@@ -74,6 +77,8 @@ class BlackBox:
         self._mirror = LedgerMirror(names=self._names)
         self._cgroup: MemoryCgroup | None = None
         self._last_words = LastWords()
+        self._mailbox = Mailbox()
+        self._has_ended = threading.Event()
         self._warnings = RateLimitedLogger(_log, interval_s=_REPEAT_S)
         self._is_wanted_in_child = False
         self._has_finaliser = False
@@ -177,6 +182,33 @@ class BlackBox:
         finally:
             self._release()
 
+    def look_for_question(self, *, report: Callable[[], str] | None = None, interval_s: float = 1.0) -> None:
+        """Answer what another process of this user asks by `memtools attach`, in a thread of its own.
+
+        The monitor does it once a second. Nothing is raised. Where there is no question it takes some microseconds. One
+        question is answered at a time; none is with `names=False`, since an answer is a file with names, too.
+
+        Args:
+            report: returns what is answered to `memtools attach PID report`.
+            interval_s: seconds to the next call, for the process that asks to know.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            file = self._file
+            question = None if file is None else self._mailbox.look(file, interval_s)
+            if file is None or question is None:
+                return
+            arguments = file, self._mailbox, question, report, self._has_ended.wait
+            try:
+                OwnThread(target=self._answer, args=arguments, name="memtools-attach", daemon=True).start()
+            except RuntimeError as error:  # no thread can be started
+                self._mailbox.finish(file, question, {"refused": str(error)})
+        except Exception as error:
+            self._warn(error)
+        finally:
+            self._release()
+
     def __repr__(self) -> str:
         return f"<BlackBox {self.path or 'closed'}>"
 
@@ -200,6 +232,7 @@ class BlackBox:
             file.close()
             raise
         self._file = file
+        self._mailbox, self._has_ended = Mailbox(), threading.Event()
         atexit.register(self._end)
         self._end_with_multiprocessing()
 
@@ -231,12 +264,43 @@ class BlackBox:
         atexit.unregister(self._end)
         if file is None:
             return
+        self._has_ended.set()
+        self._mailbox.close()
         self._mirror.close()
         try:
             file.write_state(ENDED)
         except OSError as error:
             self._warn(error)
         file.close()
+
+    def _answer(
+        self,
+        file: BoxFile,
+        mailbox: Mailbox,
+        question: Question,
+        report: Callable[[], str] | None,
+        wait: Callable[[float], object],
+    ) -> None:
+        answer: dict[str, object]
+        try:
+            if self._names:
+                from memtools.black_box._answers import answer as make_answer  # hardly any process is ever asked
+
+                answer = make_answer(question.word, question.seconds, report=report, wait=wait)
+            else:
+                answer = {"refused": "BlackBox(names=False) keeps the names of owners out of files"}
+        except Exception as error:  # MemoryError among them; the program goes on
+            answer = {"refused": f"it failed: {type(error).__name__}: {error}"}
+        # `finish` sets what `look` reads, so it takes the lock; a reading is written in less time.
+        has_lock = self._lock.acquire(timeout=_WRITE_S)
+        try:
+            mailbox.finish(file, question, answer)
+        except Exception as error:
+            if self._file is file:
+                self._warn(error)
+        finally:
+            if has_lock:
+                self._release()
 
     def _tell_of(self, path: str) -> None:
         try:
@@ -256,6 +320,7 @@ class BlackBox:
     def _after_fork(self) -> None:
         file, self._file = self._file, None
         self._lock = threading.Lock()
+        self._mailbox, self._has_ended = Mailbox(), threading.Event()  # the answers are the parent's
         self._mirror.close()
         self._last_words.reset()
         atexit.unregister(self._end)

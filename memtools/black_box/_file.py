@@ -17,10 +17,14 @@ from memtools.black_box._layout import (
     KILLS_AT,
     LAST_WORDS,
     LAST_WORDS_BYTES,
+    MAILBOX_AT,
+    QUESTION,
     READING,
     REPORTED,
     SECTIONS,
     SIZE,
+    STANDING,
+    STANDING_AT,
     STATE_AT,
     pack_header,
     with_checksum,
@@ -138,6 +142,27 @@ class BoxFile:
         self._buffer[LAST_WORDS.size : end] = body
         with memoryview(self._buffer)[:end] as whole:
             self._write(whole, SECTIONS["last_words"].place(self._last_words % 2))
+
+    def read_question(self) -> bytes:
+        """Return the question in the mailbox as it stands there; empty where the program has closed the descriptor.
+
+        Raises:
+            OSError: when the file cannot be read.
+        """
+        return os.pread(self.fd, QUESTION.size, MAILBOX_AT) if self.is_own else b""
+
+    def write_standing(self, interval_s: float, number: int, standing: int) -> None:
+        """Write what has become of a question.
+
+        Args:
+            interval_s: seconds between two looks at the mailbox.
+            number: the question; 0 for none so far.
+            standing: one of the four standings.
+
+        Raises:
+            OSError: when the file cannot be written.
+        """
+        self._write(with_checksum(STANDING.pack(0, interval_s, number, standing)), STANDING_AT)
 
     def write_state(self, state: int) -> None:
         """Write the state of the file.

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 from memtools._records import record
 from memtools.black_box._file import is_running, read_state, set_reported
-from memtools.black_box._layout import ENDED, OPEN
-from memtools.black_box._reader import oom_kills_now
+from memtools.black_box._layout import ENDED, OPEN, PAGE
+from memtools.black_box._reader import BoxParser, oom_kills_now
 from memtools.errors import ConfigError
-from memtools.readings._traces import file_system_of
+from memtools.readings._other_processes import open_files, root_of
+from memtools.readings._traces import file_system_of, pid_namespace
 
 if sys.platform != "win32":
     import fcntl
@@ -31,7 +32,8 @@ _KEPT: Final = 3  # boxes of dead processes of one name
 _MAX_NAME: Final = 80
 _MAKING_S: Final = 60.0  # a file takes a millisecond
 _FILE_NAME: Final = re.compile(r"(?P<name>.+)\.(?P<pid>\d{1,10})\.(?P<ms>\d{1,16})\.box")
-_PART_NAME: Final = re.compile(r"\.(?P<box>.+\.box)\.part")
+# A box that is being made, and an answer that nothing has fetched.
+_PART_NAME: Final = re.compile(r"\..+\.box\.(part|[0-9a-f]{16}\.answer(\.part)?)")
 # Where a page of a mapped file may be lost, or its store may wait for another machine.
 _REFUSED: Final = re.compile(r"nfs\d?|cifs|smb\d?|smbfs|9p|afs|ceph|glusterfs|lustre|fuse(\..*)?|fuseblk")
 _LOST_AT_RESTART: Final = frozenset({"overlay", "aufs"})
@@ -150,8 +152,41 @@ def claim_killed(folder: str, name: str) -> list[str]:
     return [path for path in killed if os.path.exists(path)]
 
 
+def box_of_process(pid: int) -> str | None:
+    """Return the path of the box of a process; None where it has none.
+
+    It is found among the files that the process has open; a process in a container sees other paths: then it is one
+    through its own root. Where these files cannot be seen, as on other systems than Linux, it is looked for by its name
+    in the default folder.
+
+    Raises:
+        PermissionError: when this user may not look at the process, and has no such file.
+    """
+    with suppress(OSError):
+        for box in boxes_in(default_folder()):
+            if box.pid == pid and os.access(box.path, os.W_OK) and _is_of_process(box.path, pid):
+                return box.path
+    for descriptor, target in open_files(pid):
+        if not target.endswith(_SUFFIX):
+            continue
+        for path in (target, f"{root_of(pid)}{target}"):
+            with suppress(OSError):
+                if os.path.samefile(path, descriptor) and _is_of_process(path, pid):
+                    return path
+    return None
+
+
+def _is_of_process(path: str, pid: int) -> bool:
+    # A descriptor that a process has inherited belongs to its parent's box. In another namespace its id is another one.
+    with open(path, "rb", buffering=0) as file, suppress(ValueError):
+        box = BoxParser(path, file.read(PAGE))
+        is_here = box.description.get("pid_namespace") == pid_namespace()
+        return box.state == OPEN and (not is_here or (box.pid == pid and is_running(file.fileno())))
+    return False
+
+
 def _remove_parts(folder: str) -> None:
-    """Remove the files of processes that died while they made them."""
+    """Remove files of processes that died while they made them, and answers whose askers have died."""
     for entry in os.listdir(folder):
         if _PART_NAME.fullmatch(entry):
             path = os.path.join(folder, entry)

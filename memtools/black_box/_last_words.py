@@ -67,11 +67,13 @@ class LastWords:
         counted = count_containers()
         before, self._counted = self._counted, counted
         if before is None:
-            return f"longest containers: {', '.join(_longest(counted)) or f'none has {_MIN_LENGTH:,} items'}"
-        return f"growing since the first warning: {', '.join(_grown(before, counted)) or 'no container, no type'}"
+            return f"longest containers: {', '.join(longest_containers(counted)) or f'none has {_MIN_LENGTH:,} items'}"
+        grown = ", ".join(grown_containers(before, counted)) or "no container, no type"
+        return f"growing since the first warning: {grown}"
 
 
-def _longest(counted: "ContainerCount") -> list[str]:
+def longest_containers(counted: "ContainerCount") -> list[str]:
+    """Return the containers that were longest at a count, by name where they have one."""
     longest = nlargest(_MAX_SHOWN, counted.containers.items(), key=lambda item: item[1][1])
     names = names_of({address for address, _ in longest})
     found = [(length, f"{_called(names, address, kind)} of {length:,}") for address, (kind, length) in longest]
@@ -152,7 +154,8 @@ def _add(container: Any, kind: type | None, found: dict[int, tuple[str, int]]) -
         found[id(container)] = type_name(real_type(container)), length
 
 
-def _grown(before: ContainerCount, after: ContainerCount) -> list[str]:
+def grown_containers(before: ContainerCount, after: ContainerCount) -> list[str]:
+    """Return what has grown from one count to another: containers by name, others, types of objects."""
     return [*_grown_variables(before, after), *_grown_containers(before, after), *_grown_types(before, after)]
 
 
@@ -215,10 +218,16 @@ def names_of(addresses: set[int]) -> dict[int, str]:
 
 
 def _variables() -> Iterator[tuple[str, Any]]:  # Any: any object
-    for module_name, module in list(sys.modules.items()):
+    modules = list(sys.modules.items())
+    # `multiprocessing` gives the main module a second name.
+    first = {id(module): name for name, module in reversed(modules)}
+    for module_name, module in modules:
+        if first[id(module)] != module_name:
+            continue
         variables = instance_dict(module) or {}
         for name, value in list(variables.items()):
-            yield f"{module_name}.{name}", value
+            if name != "__builtins__":  # of every module
+                yield f"{module_name}.{name}", value
 
 
 def stack_lines(names: Mapping[int, str]) -> list[str]:

@@ -43,6 +43,14 @@ COUNTER: Final = struct.Struct("<qqIIII")  # own bytes, peak, parent, account, g
 # bytes counted (each -1 where it is not known), OOM kills plus one (0 where that is not known), level.
 READING: Final = struct.Struct("<IIddqqqqII")
 LAST_WORDS: Final = struct.Struct("<IIII")  # checksum of the text, number, bytes of the text, unused
+# The mailbox holds a question, which another process writes, and how it stands, which this one writes.
+QUESTION: Final = struct.Struct("<IfQ16s32x")  # checksum of the rest, seconds, number (0 for none), word
+STANDING: Final = struct.Struct("<IfQI44x")  # checksum of the rest, seconds between two looks, number, standing
+STANDING_AT: Final = MAILBOX_AT + QUESTION.size
+LISTENING: Final = 1  # standings: nothing is being answered
+TAKEN: Final = 2
+ANSWERED: Final = 3
+NOT_WRITTEN: Final = 4  # there is no room for the answer, say
 
 IN_USE: Final = 1  # bits of a counter's state
 IS_OPEN: Final = 2

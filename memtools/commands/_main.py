@@ -34,6 +34,10 @@ _DIFF_EPILOG: Final = (
 )
 _POSTMORTEM_HELP: Final = "show what a process that was killed has left in its black box: who held what"
 _BOX_HELP: Final = "write who holds what to a file in the folder DIR, for `postmortem` after a kill"
+_ATTACH_HELP: Final = "ask a process that runs for its report, its leaks, its heap or its owners"
+_ATTACH_EPILOG: Final = (
+    "Exit codes: 0; 1 where the process has not answered; 2 where it cannot be asked: the message says what to do."
+)
 _NODES_HELP: Final = "show the processes of a pool that share a budget (memtools.cluster), refreshing on a terminal"
 
 _TOP_HELP: Final = "show processes that have a black box, live: memory against the limit, and who holds what"
@@ -42,7 +46,7 @@ _TOP_EPILOG: Final = (
     "with the extra: pip install memtools[top]"
 )
 
-_COMMANDS: Final = ("run", "diff", "info", "nodes", "postmortem", "top")
+_COMMANDS: Final = ("run", "attach", "diff", "info", "nodes", "postmortem", "top")
 _KINDS: Final[dict[str, ProgramKind]] = {"-m": "module", "-c": "code"}
 _MISSING: Final[dict[ProgramKind, str]] = {
     "module": "-m needs the name of a module",
@@ -70,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from memtools.commands._nodes import print_nodes  # it loads sqlite3, which no program of `run` shall meet
 
         return _while_it_is_read(lambda: print_nodes(options.url, pool=options.pool, as_json=options.json))
+    if options.command == "attach":
+        return _while_it_is_read(lambda: _attach(parser, options))
     if options.command == "diff":
         return _while_it_is_read(lambda: _diff(options))
     if options.command == "postmortem":
@@ -90,6 +96,16 @@ def _diff(options: argparse.Namespace) -> int:
     return print_diff(
         options.before, options.after, as_json=options.json, html_path=options.html, fail_above=options.fail_above
     )
+
+
+def _attach(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from memtools.black_box._mailbox import MAX_SECONDS
+    from memtools.commands._attach import AttachOptions, attach  # as for `postmortem`
+
+    for option, seconds in (("--seconds", options.seconds), ("--timeout", options.timeout)):
+        if seconds is not None and not 0 <= seconds <= MAX_SECONDS:
+            parser.error(f"{option}: {seconds} is not between 0 and {MAX_SECONDS:.0f} seconds")
+    return attach(AttachOptions(options.pid, options.question, options.seconds, options.timeout, options.json))
 
 
 def _top(options: argparse.Namespace) -> int:
@@ -113,7 +129,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     prog = command_name()
     parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"memtools {memtools_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="{run,diff,info,nodes,postmortem,top}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,attach,diff,info,nodes,postmortem,top}")
 
     run_parser = commands.add_parser(
         "run",
@@ -134,6 +150,7 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     run_parser.add_argument("--meter", metavar="NAME", help=_METER_HELP)
     run_parser.add_argument("--black-box", metavar="DIR", help=_BOX_HELP)
 
+    _add_attach_parser(commands)
     _add_diff_parser(commands)
     info_parser = commands.add_parser("info", help=_INFO_HELP, description=_INFO_HELP, allow_abbrev=False)
     info_parser.add_argument("--json", action="store_true", help="print it as JSON")
@@ -146,6 +163,28 @@ def _make_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     nodes_parser.add_argument("--json", action="store_true", help="print it once, as JSON")
     _add_black_box_parsers(commands)
     return parser, run_parser
+
+
+def _add_attach_parser(commands: Any) -> None:  # Any: the type of argparse is private
+    parser = commands.add_parser(
+        "attach", help=_ATTACH_HELP, description=_ATTACH_HELP, allow_abbrev=False, epilog=_ATTACH_EPILOG
+    )
+    parser.add_argument("pid", metavar="PID", type=int, help="the process, which has a black box")
+    parser.add_argument(
+        "question",
+        nargs="?",
+        default="report",
+        choices=("report", "leaks", "heap", "owners"),
+        help="report: what its monitor says; leaks: what leaks, and what holds it; heap: what grows, and the largest "
+        "containers; owners: what each scope, task and call holds, and what its calls leave behind (default: report)",
+    )
+    parser.add_argument(
+        "--seconds", metavar="N", type=float, help="for how long to observe it (default: 10; for leaks 20, at least 6)"
+    )
+    parser.add_argument(
+        "--timeout", metavar="N", type=float, default=60.0, help="how much longer to wait at most (default: 60)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
 
 
 def _add_black_box_parsers(commands: Any) -> None:  # Any: the type of argparse is private

@@ -37,6 +37,9 @@ class Recording:
     def __init__(self, folder: str, name: str) -> None:
         self._box = BlackBox(folder, name=name)
         self._box.open()
+        self._box.look_for_question(
+            report=_report, interval_s=_INTERVAL_S
+        )  # so that the file tells that it is looked at
         self._pid = os.getpid()
         self._is_closed = False
         # Unknown to `threading`: the program's own counts and lists of threads do not change.
@@ -59,6 +62,7 @@ class Recording:
                 if level > before:
                     self._box.write_last_words(reading, level)
                 before = level
+                self._box.look_for_question(report=_report, interval_s=_INTERVAL_S)
             time.sleep(_INTERVAL_S)
 
 
@@ -75,6 +79,12 @@ def begin_recording(folder: str | None, name: str) -> Recording | None:
         with suppress(Exception):
             sys.stderr.write(f"memtools: there is no black box: {error}\n")
         return None
+
+
+def _report() -> str:
+    from memtools.reports import report  # what only a process that is asked needs
+
+    return report(title="the program, up to now").to_text()
 
 
 def _level_of(reading: Reading, before: Level) -> Level:

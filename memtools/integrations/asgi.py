@@ -39,7 +39,7 @@ def route_template(scope: Mapping[str, Any]) -> str | None:
     return _prefix(scope, route).rstrip("/") + path if isinstance(path, str) else None
 
 
-def _is_routed(scope: Mapping[str, Any]) -> bool:
+def is_routed(scope: Mapping[str, Any]) -> bool:
     """Return whether no router will write another route into the scope."""
     route = scope.get("route")
     return route is not None and not _is_mount(route)
@@ -211,7 +211,7 @@ class MemoryMiddleware(RequestMiddleware):
         owner = active_owner()
         if owner is not None:
             # The scope is the server's, and what stands outside reads it afterwards: the router writes into it unseen.
-            name_late(owner, lambda: (self._find_name(scope), _is_routed(scope)))
+            name_late(owner, lambda: (self._find_name(scope), is_routed(scope)))
             if not self._inherited:
                 owner.home_context = current_context()
         before, tracks = _in_request.get(), self._tracks_tasks

@@ -50,6 +50,7 @@ REPEAT_LOG_S: Final = 300.0
 PRESSURE_GC_INTERVAL_S: Final = 15.0  # between minor collections that answer signals of pressure
 _RETRY_THREAD_S: Final = 30.0  # after the system gave none
 _RETRY_TICK_S: Final = 1.0  # after a tick that failed
+_LOOK_S: Final = 1.0  # between two looks at the mailbox of the black box
 _LATE_S: Final = 1.0  # a look samples where the sampling loop is later
 _WARN_LATE_S: Final = 10.0
 _LOGGED_OWNERS: Final = 3
@@ -497,6 +498,7 @@ class Engine:
             return
         try:
             self.black_box.open()
+            self.look()  # so that the file tells that it is looked at
         except Exception as error:  # the program works without
             self._warnings.warning("black box", "%s: there is no black box: %s", self.name, error)
 
@@ -646,6 +648,13 @@ class Engine:
             self._log_fault(error)
             return _RETRY_TICK_S
         return self._seconds_to_next_tick()
+
+    def look(self) -> float:
+        """Look whether another process has a question; return the seconds to the next look, infinite without a box."""
+        if self.black_box is None:
+            return inf
+        self.black_box.look_for_question(report=self.report, interval_s=_LOOK_S)
+        return _LOOK_S
 
     def on_pressure(self, source: str) -> None:
         """Take a signal of pressure into account; the sampling loop ticks next."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from math import inf
 from typing import Final, Protocol
 
 from memtools._records import record
@@ -223,6 +224,10 @@ class Ticker(Protocol):
         """Do the same on the running loop."""
         ...
 
+    def look(self) -> float:
+        """Look for a question from outside; return the seconds to the next look, infinite for none."""
+        ...
+
     def on_pressure(self, source: str) -> None:
         """Take a signal of pressure into account."""
         ...
@@ -306,12 +311,21 @@ class ThreadLoop:
                 watch.close()
 
     def _wait(self, watch: PressureWatch | None, seconds: float) -> None:
-        # `wake` sets the event first and writes to the eventfd then; so the event is looked at first here.
-        if watch is None or self._woken.is_set():
-            self._woken.wait(seconds)
-        elif watch.wait(seconds):
-            self._ticker.on_pressure(watch.path)
-            self._woken.wait(_PAUSE_S)
+        end = time.monotonic() + seconds
+        while True:
+            before = time.monotonic()
+            part = min(end - before, self._ticker.look())
+            # `wake` sets the event first and writes to the eventfd then; so the event is looked at first here.
+            if watch is None or self._woken.is_set():
+                self._woken.wait(part)
+            elif watch.wait(part):
+                self._ticker.on_pressure(watch.path)
+                self._woken.wait(_PAUSE_S)
+                break
+            now = time.monotonic()
+            # Where the program has closed all descriptors, the watch does not wait.
+            if self._woken.is_set() or now >= end or now - before < part / 2:
+                break
         self._woken.clear()
 
 
@@ -334,6 +348,7 @@ class AsyncioLoop:
         self._woken = asyncio.Event()
         self._watch: PressureWatch | None = None
         self._resume_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
         self._is_forked = False
         self._task: asyncio.Task[None] | None = None
 
@@ -381,6 +396,7 @@ class AsyncioLoop:
     async def _run(self) -> None:
         self._watch = self._open_watch()
         self._add_reader()
+        self._look()
         try:
             while not self._is_forked:
                 seconds = await self._ticker.tick_async()
@@ -395,6 +411,11 @@ class AsyncioLoop:
         finally:
             timer.cancel()
         self._woken.clear()
+
+    def _look(self) -> None:
+        # A timer of its own: the time to the next tick may be longer.
+        seconds = inf if self._is_forked else self._ticker.look()
+        self._look_timer = None if seconds == inf else self._loop.call_later(seconds, self._look)
 
     def _add_reader(self) -> None:
         self._resume_timer = None
@@ -418,8 +439,9 @@ class AsyncioLoop:
             self._woken.set()
 
     def _close(self) -> None:
-        if self._resume_timer is not None:
-            self._resume_timer.cancel()
+        for timer in (self._resume_timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
         watch, self._watch = self._watch, None
         if watch is not None:
             with suppress(RuntimeError, OSError, ValueError, NotImplementedError):  # the loop is closed already

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from memtools.black_box import BlackBox, PostMortem, read_black_box
+from memtools.black_box._mailbox import ask
 from memtools.config import Config
 from memtools.errors import ConfigError
 from memtools.monitor import MemoryMonitor
@@ -115,6 +116,47 @@ def test_check_does_not_wait_for_last_words(
         machine.raise_to(monitor, 700)
         may_end.set()
         assert has_ended.wait(20)
+
+
+class TestQuestions:
+    """The monitor looks at the mailbox once a second, however far apart its samples are."""
+
+    def test_thread_answers_between_two_samples(self, make: Make, machine: Any, tmp_path: Path) -> None:
+        with make(black_box=tmp_path, min_interval=50.0, max_interval=60.0) as monitor:
+            samples = monitor.statistics().samples
+            answer = ask(box_in(tmp_path).path, "report", 0, timeout_s=20)
+            assert answer["lines"][0].startswith("monitor: NORMAL for")
+            assert monitor.statistics().samples <= samples + 1  # that of the report itself
+
+    async def test_task_answers_between_two_samples(self, make: Make, tmp_path: Path) -> None:
+        async with make(black_box=tmp_path, min_interval=50.0, max_interval=60.0):
+            answer = await asyncio.to_thread(ask, box_in(tmp_path).path, "report", 0, timeout_s=20)
+        assert answer["lines"][0].startswith("monitor: NORMAL for")
+        assert len(os.listdir(tmp_path)) == 1
+
+    async def test_loop_runs_on_while_the_answer_is_made(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        has_begun, may_end = threading.Event(), threading.Event()
+
+        async with make(black_box=tmp_path, min_interval=50.0, max_interval=60.0) as monitor:
+
+            def report() -> str:
+                has_begun.set()
+                assert may_end.wait(20)
+                return "done"
+
+            monkeypatch.setattr(monitor._engine, "report", report)
+            asked = asyncio.create_task(asyncio.to_thread(ask, box_in(tmp_path).path, "report", 0, timeout_s=20))
+            async with asyncio.timeout(20):
+                while not has_begun.is_set():  # noqa: ASYNC110  # a thread sets it
+                    await asyncio.sleep(0.01)
+            may_end.set()  # by the loop, which would else be held up
+            assert (await asked)["lines"] == ["done"]
+
+    def test_monitor_without_a_box_looks_at_nothing(self, make: Make) -> None:
+        with make() as monitor:
+            assert monitor._engine.look() == float("inf")
 
 
 def test_environment_names_the_folder(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
