@@ -16,9 +16,8 @@ from memtools.errors import ConfigError
 from memtools.events import Event, LevelChanged, LimitForecast
 from memtools.exporters._aggregates import monitor_samples
 from memtools.ledger import AccountStatistics
-from memtools.monitor import MemorySource, _forecast
+from memtools.monitor import _forecast
 from memtools.monitor._forecast import owned_and_left
-from memtools.readings import Headroom, Limit, LimitSource, resident_bytes
 
 from .conftest import MIB, Machine
 
