@@ -17,6 +17,8 @@ DEFAULT_SECONDS: Final = 10.0
 DEFAULT_SECONDS_OF_LEAKS: Final = 20.0
 DEFAULT_TIMEOUT_S: Final = 60.0
 
+_HAS_PROC: Final = os.path.isdir("/proc/self/fd")  # without it only a box can be found
+
 ANSWERED: Final = 0  # exit codes
 NOT_ANSWERED: Final = 1  # it could be asked, and has not answered, or refuses
 CANNOT_BE_ASKED: Final = 2
@@ -93,11 +95,11 @@ def _ask(options: AttachOptions) -> dict[str, Any]:  # Any: what another process
                 timeout_s=options.timeout_s,
                 is_alive=lambda: process_start(pid) == started,
             )
-        if not is_python(pid):
+        if _HAS_PROC and not is_python(pid):
             raise CannotBeAsked("it runs no Python, as far as its mapped files tell")
     except PermissionError as error:
         raise CannotBeAsked(_why_not_permitted(pid)) from error
-    if not hasattr(sys, "remote_exec"):
+    if not _HAS_PROC or not hasattr(sys, "remote_exec"):
         raise CannotBeAsked(_WITHOUT_BOX)
     from memtools.commands._injection import CannotInject, inject  # what only Python 3.14 and later can do
 

@@ -169,7 +169,9 @@ def _add_attach_parser(commands: Any) -> None:  # Any: the type of argparse is p
     parser = commands.add_parser(
         "attach", help=_ATTACH_HELP, description=_ATTACH_HELP, allow_abbrev=False, epilog=_ATTACH_EPILOG
     )
-    parser.add_argument("pid", metavar="PID", type=int, help="the process, which has a black box")
+    parser.add_argument(
+        "pid", metavar="PID", type=int, help="the process: one with a black box, or of Python 3.14 and later"
+    )
     parser.add_argument(
         "question",
         nargs="?",

@@ -127,6 +127,55 @@ class TestMailbox:
         assert "its monitor did not look: does its event loop hang, is it stopped" in err
 
 
+class TestPrinting:
+    def test_control_characters_of_an_answer_are_escaped(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_attach, "box_of_process", lambda _: "x.box")
+        monkeypatch.setattr(_attach, "ask", lambda *_, **__: {"lines": ["\x1b[31mred", 7], "word": "report"})
+        code, out, _ = ask(os.getppid())
+        assert code == 0
+        assert out == "\\x1b[31mred\n7\n"
+        assert json.loads(ask(os.getppid(), "--json")[1])["lines"][0] == "\x1b[31mred"
+
+    def test_answer_without_lines_prints_nothing(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_attach, "box_of_process", lambda _: "x.box")
+        monkeypatch.setattr(_attach, "ask", lambda *_, **__: {"lines": 3})
+        assert ask(os.getppid()) == (0, "", "")
+
+    def test_control_c_ends_the_asking_only(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupt(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(_attach, "box_of_process", lambda _: "x.box")
+        monkeypatch.setattr(_attach, "ask", interrupt)
+        assert ask(os.getppid()) == (1, "", "memtools attach: interrupted; the process goes on\n")
+
+    @pytest.mark.parametrize(
+        ("words", "seconds"),
+        [((), 0.0), (("owners",), 10.0), (("heap", "--seconds", "3"), 3.0), (("leaks",), 20.0),
+         (("leaks", "--seconds", "1"), 6.0)],
+    )  # fmt: skip
+    def test_each_question_has_its_own_time(
+        self, ask: Ask, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], seconds: float
+    ) -> None:
+        asked: list[float] = []
+
+        def note(_box: str, _word: str, observed_s: float, **_: object) -> dict[str, object]:
+            asked.append(observed_s)
+            return {}
+
+        monkeypatch.setattr(_attach, "box_of_process", lambda _: "x.box")
+        monkeypatch.setattr(_attach, "ask", note)
+        ask(os.getppid(), *words)
+        assert asked == [seconds]
+
+    def test_system_without_proc_knows_boxes_only(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_attach, "_HAS_PROC", False)
+        monkeypatch.setattr(_attach, "box_of_process", lambda _: None)
+        code, _, err = ask(os.getppid())
+        assert code == 2
+        assert "it has no black box" in err
+
+
 class TestRefusals:
     def test_process_that_is_not_there_is_an_error(self, ask: Ask) -> None:
         pid = 2**22 + 1
