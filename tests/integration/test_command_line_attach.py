@@ -57,7 +57,10 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 
 
 class TestMailbox:
-    @pytest.mark.parametrize("kind", ["busy", "idle", "threads", "event", "blocked"])
+    @pytest.mark.parametrize(
+        "kind",
+        ["busy", "event", *(pytest.param(kind, marks=pytest.mark.once) for kind in ("idle", "threads", "blocked"))],
+    )
     def test_program_of_any_kind_answers(self, ask: Ask, tmp_path: Path, kind: str) -> None:
         with running(str(PROGRAM), kind, str(tmp_path)) as process:
             code, out, err = ask(process, "report")
