@@ -565,7 +565,7 @@ class Engine:
         """Return the report, by a reading taken now; where that is refused, by the last one."""
         self._sample_for_a_look()
         statistics = self.statistics()
-        lines = self._trend_lines(statistics)
+        lines = (*self._trend_lines(statistics), *self._black_box_lines())
         return format_report(statistics, recommendations(statistics), split_resident_if_known(), lines)
 
     def _trend_lines(self, seen: MonitorStatistics) -> tuple[str, ...]:
@@ -580,6 +580,15 @@ class Engine:
             sizes = f"warning={format_size(suggested.warning_bytes)}, critical={format_size(suggested.critical_bytes)}"
             lines.append(f"suggested: {sizes}: {suggested.reason}")
         return tuple(lines)
+
+    def _black_box_lines(self) -> tuple[str, ...]:
+        box = self.black_box
+        if box is None or not self.is_started:
+            return ()
+        if not box.path:
+            return (f"black box: there is none, it could not be made in {box.folder}",)
+        content = "who holds what" if box.counts_owners else "readings and last words only, without the native ledger"
+        return (f"black box: {box.path} ({content})",)
 
     def _forecast_now(self) -> Forecast | None:
         return None if self.forecast is None else self.forecast.forecast()

@@ -159,6 +159,19 @@ class TestQuestions:
             assert monitor._engine.look() == float("inf")
 
 
+def test_report_names_the_box_while_there_is_one(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = make(black_box=tmp_path)
+    assert "black box" not in monitor.report()
+    with monitor:
+        (path,) = tmp_path.glob("*.box")
+        assert f"black box: {path} (" in monitor.report()
+    monkeypatch.setattr(BlackBox, "counts_owners", False)
+    with monitor:
+        assert "readings and last words only" in monitor.report()
+        monkeypatch.setattr(BlackBox, "path", "")
+        assert f"black box: there is none, it could not be made in {tmp_path}" in monitor.report()
+
+
 def test_environment_names_the_folder(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMTOOLS_BLACK_BOX", str(tmp_path))
     with make():
