@@ -31,13 +31,13 @@ PROMPTED = [(where, text) for where, text in _docstrings() if ">>>" in text]
 
 @pytest.mark.parametrize(("where", "block"), FENCED, ids=[where for where, _ in FENCED])
 def test_a_fenced_example_runs(where: str, block: str) -> None:
-    namespace = dict(vars(importlib.import_module(where.partition(":")[0])), __name__="__main__")
-    namespace.setdefault("work", lambda: None)  # whatever the reader has to do
-
     try:
-        exec(compile(textwrap.dedent(block), where, "exec"), namespace)
+        namespace = dict(vars(importlib.import_module(where.partition(":")[0])), __name__="__main__")
     except MissingExtraError as error:  # the adapter to a library that is not for every Python
         pytest.skip(str(error))
+    namespace.setdefault("work", lambda: None)  # whatever the reader has to do
+
+    exec(compile(textwrap.dedent(block), where, "exec"), namespace)
 
 
 @pytest.mark.parametrize(("where", "text"), PROMPTED, ids=[where for where, _ in PROMPTED])

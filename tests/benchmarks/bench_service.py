@@ -1,7 +1,7 @@
 """Requests that an asyncio JSON service serves per second of processor time, with and without a ledger.
 
 A service on loopback, in its own process, with a client in another: off, the ledger counting for the
-process as a whole, each request an owner, tracemalloc.
+process as a whole, each request an owner, the same with a black box, tracemalloc.
 
 A ratio is processor time per request, divided by that of the same round without a ledger: 1.075 is 0.93 of the
 requests per second. The service reads HTTP requests of some orders (60 bytes of JSON each), sums them up, and answers
@@ -12,6 +12,7 @@ tracemalloc leaves it an eighth of its requests. The target goes by services to 
 
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from _compare import Result, print_results
 REQUESTS = 2_000  # per figure, over all connections
 CONNECTIONS = 8
 SERVICES = {"bare, 4 orders": 4, "bare, 50 orders": 50, "starlette, 4 orders": 4}
-WAYS = ("off", "ledger", "owners", "tracemalloc")
+WAYS = ("off", "ledger", "owners", "box", "tracemalloc")
 
 Answer = Callable[[bytes], Awaitable[bytes]]
 
@@ -49,6 +50,13 @@ def _compared(service: str, rounds: int) -> list[Result]:
     return [
         _result(f"{service}, each request an owner", figures["owners"], figures["off"], 0.93, words),
         _result(f"{service}, the ledger alone", figures["ledger"], figures["off"], 0.97, words),
+        Result(
+            f"asyncio JSON service: {service}, each request an owner, with a black box",
+            "the same without a box",
+            _ratio(figures["box"], figures["owners"]),
+            1 / 0.98,
+            "processor time per request",
+        ),
     ]
 
 
@@ -181,12 +189,18 @@ def _main(way: str, kind: str) -> None:
         from memtools.ledger._ledger import open_owner
 
         open_owner("service", "scope", meter=choose_meter("native"), activate=False)
-    elif way == "owners":
+    elif way in ("owners", "box"):
         from memtools.decorators import profile_memory
         from memtools.integrations import MemoryMiddleware
 
         answer = profile_memory(meter="native")(_orders)
         middleware = MemoryMiddleware
+    if way == "box":
+        from memtools.black_box import BlackBox
+
+        box = BlackBox(name="bench-service")
+        box.open()
+        os.unlink(box.path)  # it is mapped; a service that is killed in the end would leave it
     asyncio.run(_serve(answer) if kind == "bare" else _serve_framework(middleware))
 
 
