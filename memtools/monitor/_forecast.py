@@ -25,6 +25,7 @@ from memtools.readings import Reading
 from memtools.readings._counters import malloc_bytes
 from memtools.timelines import Timeline
 from memtools.timelines._recording import allocated_blocks, live_by_owner
+from memtools.timelines._timeline import replace_file
 from memtools.units import parse_choice
 
 PathName: TypeAlias = str | os.PathLike[str]
@@ -187,10 +188,8 @@ class TrendForecast:
             "detector": self._detector.state(),
             "headroom": self._rule.state(),
         }
-        new = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
         try:
-            new.write_text(json.dumps(state), encoding="utf-8")
-            os.replace(new, self._path)
+            replace_file(self._path, [json.dumps(state)], waits_for_disk=False)  # this may be an event loop
         except OSError as error:
             self._warnings.warning("save", "what the forecast has learned could not be saved: %s", error)
 

@@ -53,6 +53,30 @@ class TimelineEvent:
         return as_dict(self)
 
 
+def replace_file(target: Path, lines: Iterable[str], *, waits_for_disk: bool) -> None:
+    """Write lines into a file, which is replaced as a whole, or not at all.
+
+    Args:
+        target: the file.
+        lines: what it holds from then on.
+        waits_for_disk: whether the lines are on the disk before it is replaced, which may take long.
+
+    Raises:
+        OSError: when it cannot be written; what it held before stays.
+    """
+    new = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.new")
+    try:
+        with open(new, "x", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            if waits_for_disk:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(new, target)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
 class Timeline:
     """What a process used over hours, days and weeks, in constant memory.
 
@@ -208,17 +232,8 @@ class Timeline:
         Raises:
             OSError: when it cannot be written; what it held before stays.
         """
-        target = Path(path)
-        new = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.new")
-        try:
-            with open(new, "x", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(line, separators=(',', ':'))}\n" for line in self._lines())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, target)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
+        lines = (json.dumps(line, separators=(",", ":")) for line in self._lines())
+        replace_file(Path(path), lines, waits_for_disk=True)
 
     @classmethod
     def load(cls, path: PathName) -> Self:

@@ -262,6 +262,18 @@ class TestState:
 
         assert "could not be saved" in caplog.text
 
+    def test_file_that_cannot_be_replaced_leaves_no_half_one(
+        self, machine: Machine, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monitor = make(forecast=True, forecast_state=tmp_path / "trend.json")
+        monkeypatch.setattr(os, "replace", refuse)
+        _rise(machine, monitor, 130, step=0)
+
+        assert list(tmp_path.iterdir()) == []
+
 
 class TestArguments:
     def test_environment_asks_for_a_forecast(
