@@ -15,6 +15,7 @@ from memtools.reports._page import text as escaped
 from memtools.reports._page import whole_page
 from memtools.reports._text import can_show_blocks, format_mib, share_of
 from memtools.reports._timeline_chart import duration_text, has_floor, timeline_svg, utc_text
+from memtools.timelines import Sample, TimelineEvent
 from memtools.units import format_size
 
 _MAX_LISTED: Final = 20
@@ -154,40 +155,20 @@ def _level(reading: PastReading) -> str:
 
 
 @record
-class _Sample:
-    """A reading as the chart takes it."""
-
-    at_s: float
-    duration_s: float
-    count: int
-    lowest_bytes: int
-    mean_bytes: int
-    highest_bytes: int
-
-
-@record
-class _Event:
-    """A change of the level."""
-
-    at_s: float
-    kind: str
-    text: str
-
-
-@record
 class _Timeline:
-    samples: list[_Sample]
-    events: list[_Event]
+    samples: list[Sample]
+    events: list[TimelineEvent]
     limit_bytes: int | None
 
 
 def _timeline(readings: Sequence[PastReading]) -> _Timeline:
     known = sorted((reading for reading in readings if reading.at > 0), key=lambda reading: reading.at)
-    samples = [_Sample(one.at, 0.0, 1, *[max(one.resident_bytes, 0)] * 3) for one in known]
-    events: list[_Event] = []
+    sizes = [(one.at, max(one.resident_bytes, 0)) for one in known]
+    samples = [Sample(at, 0.0, 1, size, size, size, None) for at, size in sizes]
+    events: list[TimelineEvent] = []
     for before, after in pairwise(known):
         if before.level != after.level:
-            events.append(_Event(after.at, _level(after), f"from {_level(before)} to {_level(after)}"))
+            events.append(TimelineEvent(after.at, _level(after), f"from {_level(before)} to {_level(after)}"))
     return _Timeline(samples, events, known[-1].limit_bytes if known else None)
 
 

@@ -37,9 +37,7 @@ class Recording:
     def __init__(self, folder: str, name: str) -> None:
         self._box = BlackBox(folder, name=name)
         self._box.open()
-        self._box.look_for_question(
-            report=_report, interval_s=_INTERVAL_S
-        )  # so that the file tells that it is looked at
+        self._box.look_for_question(report=_report, interval_s=_INTERVAL_S)  # the file tells that it is looked at
         self._pid = os.getpid()
         self._is_closed = False
         # Unknown to `threading`: the program's own counts and lists of threads do not change.

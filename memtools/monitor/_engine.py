@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -105,6 +104,10 @@ class WriteLastWords:
     reading: Reading
     level: Level
     owners: tuple[tuple[str, int], ...]
+
+    def write(self) -> None:
+        """Do it, which takes a third of a second for each million of objects."""
+        self.box.write_last_words(self.reading, self.level, owners=self.owners)
 
 
 Action: TypeAlias = RunCallbacks | Reclaim | WriteLastWords
@@ -396,23 +399,20 @@ class _Executor:
             return None
 
 
-# The walk over the heap takes a third of a second for each million of objects. It is done before anything else, since a
-# kill may be near, but not at the cost of the program's own thread or loop.
+# Last words come before all else, since a kill may be near, but not at the cost of the program's own thread or loop.
 
 
 def _write_last_words(action: WriteLastWords, *, in_thread: bool) -> None:
-    write = partial(action.box.write_last_words, action.reading, action.level, owners=action.owners)
     if in_thread:  # that of the sampling loop
-        write()
+        action.write()
         return
     with suppress(RuntimeError):  # no thread can be started; readings and owners are in the file all the same
-        OwnThread(target=write, name="memtools-last-words", daemon=True).start()
+        OwnThread(target=action.write, name="memtools-last-words", daemon=True).start()
 
 
 async def _write_last_words_async(action: WriteLastWords) -> None:
-    write = partial(action.box.write_last_words, action.reading, action.level, owners=action.owners)
     with suppress(RuntimeError):  # the same
-        await call_in_own_thread(write, name="memtools-last-words")
+        await call_in_own_thread(action.write, name="memtools-last-words")
 
 
 def _next(actions: Actions, result: ReclaimResult | None) -> Action | None:
